@@ -1,0 +1,56 @@
+"""Engines: the programs that back a view up. One module each; a new one is a file and a line in :func:`create`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Sets
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What an engine is asked to back up."""
+
+    run_id: str
+    plan: Plan
+    sets: Sets
+    mounted: Sequence[str]
+    """The places (absolute, below the root) that really are mounted in the view."""
+    filled: Sequence[str]
+    """Those of them whose top directory is not empty."""
+
+
+class Engine(Protocol):
+    """What the run needs of a backup program.
+
+    Order of the calls: ``check``, ``command``, ``feed`` for each piece of output, ``judge`` when it has ended, ``finish``
+    when the snapshots are gone. None of them changes anything but through the program itself.
+    """
+
+    @property
+    def name(self) -> str:
+        """The engine's name in words and JSON."""
+
+    @property
+    def version(self) -> str | None:
+        """Its version, known after ``check``; None where it was not asked."""
+
+    def check(self, plan: Plan) -> list[str]:
+        """Make sure that it can work, before anything is made. Returns warnings; raises KopiatomicError."""
+
+    def command(self, job: Job) -> Command:
+        """The command that backs the view up."""
+
+    def describe(self, plan: Plan) -> Sequence[str]:
+        """The argv that a run of this plan would start, for ``-n``: no secrets, what is not known yet in words."""
+
+    def feed(self, stream: str, data: bytes) -> list[str | Progress]:
+        """Take output (``stream`` is "stdout" or "stderr"); returns lines to pass through and progress found in it."""
+
+    def judge(self, job: Job, end: EngineEnd) -> EngineResult:
+        """What came of it, from the engine's own words. Called while nothing is removed yet only for its messages."""
+
+    def finish(self) -> list[str]:
+        """What was put off until the snapshots are gone (maintenance). Returns warnings."""

@@ -1,0 +1,63 @@
+"""What can go wrong, as exceptions: each says what failed, on what, why, and what to do about it."""
+
+from __future__ import annotations
+
+import signal
+
+SAVED = 0
+FAILED = 1
+USAGE = 2
+INCOMPLETE = 3
+UNCLEAN = 4
+LOCKED = 75
+SIGNAL_BASE = 128
+
+
+class KopiatomicError(Exception):
+    """A failure with a message for a person.
+
+    ``kind`` is a short stable word for programs (JSON output), ``hint`` says what to do.
+    """
+
+    exit_code = FAILED
+
+    def __init__(self, message: str, *, kind: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.kind = kind
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive the way from keeper or launcher to the main process."""
+        return _rebuild, (type(self), self.message, self.kind, self.hint)
+
+
+def _rebuild(cls: type[KopiatomicError], message: str, kind: str, hint: str | None) -> KopiatomicError:
+    return cls(message, kind=kind, hint=hint)
+
+
+class UsageError(KopiatomicError):
+    """The command line does not make sense."""
+
+    exit_code = USAGE
+
+
+class LockedError(KopiatomicError):
+    """Another run holds the view root."""
+
+    exit_code = LOCKED
+
+
+class Interrupted(KopiatomicError):
+    """A signal asked this run to end."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name}", kind="interrupted")
+        self.signum = signum
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return SIGNAL_BASE + self.signum
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Interrupted, (self.signum,)

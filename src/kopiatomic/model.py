@@ -1,0 +1,164 @@
+"""The words of the project as plain data: dataset, plan, set, result. No behaviour beyond small derivations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A ZFS filesystem or a Btrfs subvolume: what is snapshotted as a unit.
+
+    ``name`` is the ZFS name, or for Btrfs the path the subvolume is seen at. ``pool`` is the ZFS pool, or the UUID of
+    the Btrfs filesystem. ``mountpoint`` is where it is really mounted (file name decoded with ``os.fsdecode``).
+    """
+
+    filesystem: str
+    name: str
+    pool: str
+    mountpoint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A dataset that the run takes, and the place in the view (absolute, below the view's root) where it appears."""
+
+    dataset: Dataset
+    place: str
+    named: bool
+    """Whether the user named it; otherwise ``-r`` or ``-a`` brought it in."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A dataset that ``-r`` or ``-a`` reached and that is not taken, with the reason in words."""
+
+    name: str
+    reason: str
+    incomplete: bool
+    """Whether a user would believe it to be in the backup: then the run ends with exit code 3."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run takes and where it appears. ``taken`` is in mount order: parents before children."""
+
+    root: str
+    taken: tuple[Taken, ...]
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One snapshot of a set. ``source`` is what is mounted: ``pool/ds@snap``, or the Btrfs subvolume's id."""
+
+    dataset: str
+    source: str
+    transaction: int
+    """ZFS: ``createtxg``. Btrfs: ``otransid``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Instant:
+    """The clocks right before and right after the snapshot call: the instant lies between the two. Nanoseconds."""
+
+    wall_before: int
+    wall_after: int
+    monotonic_before: int
+    monotonic_after: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotSet:
+    """The snapshots of one pool or one Btrfs filesystem, with what proves or disproves their one instant."""
+
+    filesystem: str
+    pool: str
+    snapshots: tuple[Snapshot, ...]
+    instant: Instant
+
+    @property
+    def one_instant(self) -> bool:
+        """Equal transactions are the proof: a TXG (ZFS) or a commit (Btrfs) is one state of the whole filesystem."""
+        return len({snapshot.transaction for snapshot in self.snapshots}) == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Sets:
+    """All the sets of a run."""
+
+    sets: tuple[SnapshotSet, ...]
+
+    @property
+    def atomic(self) -> bool:
+        """Whether everything in the view shares one proven instant."""
+        return len(self.sets) == 1 and self.sets[0].one_instant
+
+    @property
+    def started_ns(self) -> int:
+        """Wall clock (ns since the epoch) right before the first snapshot call: the instant that is printed and used."""
+        return min(s.instant.wall_before for s in self.sets)
+
+    @property
+    def skew_ns(self) -> int:
+        """Upper bound of the time between any two snapshots (ns, monotonic); 0 where one instant is proven."""
+        if self.atomic:
+            return 0
+        first = min(s.instant.monotonic_before for s in self.sets)
+        return max(s.instant.monotonic_after for s in self.sets) - first
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What the launcher starts: an argv list, and what it needs in its environment besides ours."""
+
+    argv: Sequence[str]
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEnd:
+    """How the engine ended: ``status`` as ``os.waitstatus_to_exitcode`` gives it (negative: died by that signal)."""
+
+    status: int
+    stopped: bool
+    """Whether this run stopped it (signal, time limit)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileProblem:
+    """A file that the engine could not save."""
+
+    path: str
+    message: str
+
+
+@dataclass(slots=True)
+class EngineResult:
+    """What came of the backup, read from what the engine wrote and not from its exit status alone.
+
+    ``saved``: there is a snapshot in the repository (or nothing had changed). ``complete``: all of the view is in it.
+    """
+
+    saved: bool
+    complete: bool
+    message: str
+    """Why it is not saved or not complete; else empty."""
+    snapshot_id: str | None = None
+    root_object: str | None = None
+    statistics: dict[str, int] = field(default_factory=dict)
+    problems: list[FileProblem] = field(default_factory=list)
+    """The first 20."""
+    problem_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the engine is; None where it does not say. Sizes in bytes."""
+
+    files: int | None = None
+    bytes_done: int | None = None
+    bytes_total: int | None = None
+    text: str = ""

@@ -1,0 +1,122 @@
+"""Starting other programs: argv lists only, stdin from /dev/null, bounded in time, never left behind."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from kopiatomic.errors import KopiatomicError
+
+KEEP = 4 << 20
+"""How much of a program's output is kept (bytes) where the caller does not say."""
+
+started = 0
+"""How many programs this process has started: reported with --json, so that growth is seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A program that has ended. ``status`` is negative where a signal ended it."""
+
+    argv: Sequence[str]
+    status: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def errors(self) -> str:
+        """stderr as text, safe to print."""
+        return self.stderr.decode("utf-8", "backslashreplace").strip()
+
+
+class TimeLimitError(KopiatomicError):
+    """A program took longer than it may."""
+
+
+def _no_interruption() -> None:
+    """Stand in for a check for signals where the caller has none."""
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+    check_signals: Callable[[], None] = _no_interruption,
+    wakeup_fd: int | None = None,
+    keep: int = KEEP,
+) -> Finished:
+    """Run a program to its end and return its output (at most ``keep`` bytes of each stream).
+
+    ``timeout`` is in seconds. ``check_signals`` may raise; it is called whenever ``wakeup_fd`` becomes readable. However
+    this function is left, the program and its process group have ended. Raises FileNotFoundError, PermissionError,
+    OSError as ``subprocess`` does, and TimeLimitError.
+    """
+    global started
+    deadline = time.monotonic() + timeout
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=None if environment is None else dict(environment),
+        process_group=0,
+    )
+    started += 1
+    assert process.stdout is not None and process.stderr is not None
+    output = {process.stdout: bytearray(), process.stderr: bytearray()}
+    try:
+        with selectors.DefaultSelector() as selector:
+            for stream in output:
+                selector.register(stream, selectors.EVENT_READ)
+            if wakeup_fd is not None:
+                selector.register(wakeup_fd, selectors.EVENT_READ)
+            open_streams = len(output)
+            while open_streams:
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    raise TimeLimitError(
+                        f"{os.path.basename(argv[0])} did not end within {timeout:g} s", kind="time-limit"
+                    )
+                for key, _ in selector.select(left):
+                    if key.fd == wakeup_fd:
+                        check_signals()
+                        continue
+                    chunk = os.read(key.fd, 1 << 16)
+                    if not chunk:
+                        selector.unregister(key.fileobj)
+                        open_streams -= 1
+                        continue
+                    kept = output[key.fileobj]  # type: ignore[index]
+                    kept += chunk[: max(0, keep - len(kept))]
+        process.wait(max(0.1, deadline - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        raise TimeLimitError(
+            f"{os.path.basename(argv[0])} closed its output and did not end within {timeout:g} s", kind="time-limit"
+        ) from None
+    finally:
+        _end(process)
+    return Finished(
+        argv=argv,
+        status=process.returncode,
+        stdout=bytes(output[process.stdout]),
+        stderr=bytes(output[process.stderr]),
+    )
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill what is left of the program's process group and reap it."""
+    if process.poll() is None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        process.wait()
+    for stream in (process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()
