@@ -7,10 +7,11 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.system import signals
 
 KEEP = 4 << 20
 """How much of a program's output is kept (bytes) where the caller does not say."""
@@ -38,26 +39,20 @@ class TimeLimitError(KopiatomicError):
     """A program took longer than it may."""
 
 
-def _no_interruption() -> None:
-    """Stand in for a check for signals where the caller has none."""
-
-
 def run(
     argv: Sequence[str],
     *,
     timeout: float,
     environment: Mapping[str, str] | None = None,
-    check_signals: Callable[[], None] = _no_interruption,
-    wakeup_fd: int | None = None,
     keep: int = KEEP,
 ) -> Finished:
     """Run a program to its end and return its output (at most ``keep`` bytes of each stream).
 
-    ``timeout`` is in seconds. ``check_signals`` may raise; it is called whenever ``wakeup_fd`` becomes readable. However
-    this function is left, the program and its process group have ended. Raises FileNotFoundError, PermissionError,
-    OSError as ``subprocess`` does, and TimeLimitError.
+    ``timeout`` is in seconds. However this function is left, the program and its process group have ended. Raises
+    FileNotFoundError, PermissionError, OSError as ``subprocess`` does, TimeLimitError, and Interrupted.
     """
     global started
+    wakeup_fd = signals.fd()
     deadline = time.monotonic() + timeout
     process = subprocess.Popen(
         argv,
@@ -85,7 +80,7 @@ def run(
                     )
                 for key, _ in selector.select(left):
                     if key.fd == wakeup_fd:
-                        check_signals()
+                        signals.check()
                         continue
                     chunk = os.read(key.fd, 1 << 16)
                     if not chunk:
