@@ -12,12 +12,15 @@ class Dataset:
 
     ``name`` is the ZFS name, or for Btrfs the path the subvolume is seen at. ``pool`` is the ZFS pool, or the UUID of
     the Btrfs filesystem. ``mountpoint`` is where it is really mounted (file name decoded with ``os.fsdecode``).
+    ``subvolume`` and ``device`` are Btrfs's: the subvolume's id, and a device to mount its filesystem from.
     """
 
     filesystem: str
     name: str
     pool: str
     mountpoint: str
+    subvolume: int = 0
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,199 @@
+"""The few calls of libzfs_core that kopiatomic makes, through ctypes: no package needed, no process started.
+
+Names and types are those of OpenZFS's libzfs_core.h and libnvpair.h; the nvlist argument of each call was seen in the
+experiments on 2.1.11 and 2.3.9 (docs/architecture.md, "ZFS").
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Self
+
+from kopiatomic.errors import KopiatomicError
+
+DEVICE = "/dev/zfs"
+_LIBRARIES = (("libnvpair.so.3", "libnvpair.so.1", "libnvpair.so"), ("libzfs_core.so.3", "libzfs_core.so.1", "libzfs_core.so"))
+_NV_UNIQUE_NAME = 1
+_DATA_TYPE_INT32 = 5
+
+
+class ZfsCallError(KopiatomicError):
+    """A call failed. ``errno`` is the call's own; ``errors`` has one number for each snapshot that the kernel named."""
+
+    def __init__(self, call: str, errno: int, errors: Mapping[str, int]) -> None:
+        self.call = call
+        self.errno = errno
+        self.errors = dict(errors)
+        details = "; ".join(f"{name}: {os.strerror(number)}" for name, number in sorted(self.errors.items()))
+        super().__init__(f"{call}: {details or os.strerror(errno)}", kind="zfs-call")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ZfsCallError, (self.call, self.errno, self.errors)
+
+
+@cache
+def _nvpair() -> ctypes.CDLL:
+    return _load(_LIBRARIES[0])
+
+
+@cache
+def _core() -> ctypes.CDLL:
+    library = _load(_LIBRARIES[1])
+    for function in ("lzc_snapshot", "lzc_hold", "lzc_destroy_snaps", "lzc_release"):
+        if not hasattr(library, function):
+            raise KopiatomicError(
+                f"{library._name} has no function {function}, which kopiatomic needs",
+                kind="libzfs-core-function",
+                hint="Install OpenZFS 2.1 or later (Debian and Ubuntu: package libzfs4linux or newer).",
+            )
+    number = library.libzfs_core_init()
+    if number != 0:
+        raise device_error(OSError(number, os.strerror(number), DEVICE))
+    return library
+
+
+def _load(names: Iterable[str]) -> ctypes.CDLL:
+    problem = ""
+    for name in names:
+        try:
+            return ctypes.CDLL(name, use_errno=True)
+        except OSError as error:
+            problem = problem or str(error)
+    raise KopiatomicError(
+        f"the library {next(iter(names))} cannot be loaded: {problem}",
+        kind="libzfs-core-missing",
+        hint="Install OpenZFS's user-land (Debian and Ubuntu: zfsutils-linux; Fedora, RHEL: zfs).",
+    )
+
+
+def device_error(error: OSError) -> KopiatomicError:
+    """Say in words why /dev/zfs could not be opened."""
+    if isinstance(error, FileNotFoundError):
+        return KopiatomicError(
+            f"{DEVICE} does not exist: the ZFS kernel module is not loaded",
+            kind="zfs-module",
+            hint="Load it with 'modprobe zfs'. In a container the host must pass the device in.",
+        )
+    if isinstance(error, PermissionError):
+        return KopiatomicError(
+            f"no permission to open {DEVICE}",
+            kind="zfs-permission",
+            hint="Run as root; in a container or a hardened unit allow the device.",
+        )
+    return KopiatomicError(
+        f"{DEVICE} cannot be opened: {error.strerror or error}",
+        kind="zfs-device",
+        hint="Is the ZFS kernel module loaded ('modprobe zfs')?",
+    )
+
+
+def prepare() -> None:
+    """Load the libraries and open their connection to the kernel. Raises KopiatomicError where that is impossible."""
+    _nvpair()
+    _core()
+
+
+def open_cleanup_descriptor() -> int:
+    """Open the descriptor that temporary holds hang on, inheritable: the kernel releases them at its last close."""
+    try:
+        descriptor = os.open(DEVICE, os.O_RDWR | os.O_EXCL)
+    except OSError as error:
+        raise device_error(error) from None
+    os.set_inheritable(descriptor, True)
+    return descriptor
+
+
+class _List:
+    """An nvlist, freed at the end of the block."""
+
+    def __init__(self) -> None:
+        self.pointer = ctypes.c_void_p()
+
+    def __enter__(self) -> Self:
+        _check("nvlist_alloc", _nvpair().nvlist_alloc(ctypes.byref(self.pointer), _NV_UNIQUE_NAME, 0))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _nvpair().nvlist_free(self.pointer)
+
+    def add_boolean(self, name: str) -> None:
+        _check("nvlist_add_boolean", _nvpair().nvlist_add_boolean(self.pointer, os.fsencode(name)))
+
+    def add_string(self, name: str, value: str) -> None:
+        number = _nvpair().nvlist_add_string(self.pointer, os.fsencode(name), os.fsencode(value))
+        _check("nvlist_add_string", number)
+
+
+def _check(call: str, number: int) -> None:
+    if number != 0:
+        raise ZfsCallError(call, number, {})
+
+
+def _finish(call: str, number: int, errors: ctypes.c_void_p) -> None:
+    """Turn a call's number and list of errors into an exception, and free the list."""
+    if not errors:
+        _check(call, number)
+        return
+    try:
+        if number != 0:
+            raise ZfsCallError(call, number, _numbers(errors))
+    finally:
+        _nvpair().nvlist_free(errors)
+
+
+def _numbers(errors: ctypes.c_void_p) -> dict[str, int]:
+    library = _nvpair()
+    library.nvlist_next_nvpair.restype = ctypes.c_void_p
+    library.nvlist_next_nvpair.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    library.nvpair_name.restype = ctypes.c_char_p
+    library.nvpair_name.argtypes = (ctypes.c_void_p,)
+    library.nvpair_type.argtypes = (ctypes.c_void_p,)
+    library.nvpair_value_int32.argtypes = (ctypes.c_void_p, ctypes.c_void_p)
+    found: dict[str, int] = {}
+    pair = library.nvlist_next_nvpair(errors, None)
+    while pair:
+        value = ctypes.c_int32()
+        if library.nvpair_type(pair) == _DATA_TYPE_INT32:
+            library.nvpair_value_int32(pair, ctypes.byref(value))
+            found[os.fsdecode(library.nvpair_name(pair))] = value.value
+        pair = library.nvlist_next_nvpair(errors, pair)
+    return found
+
+
+def snapshot(names: Iterable[str], properties: Mapping[str, str]) -> None:
+    """Make all snapshots in one transaction group, with user properties; all or none. Raises ZfsCallError.
+
+    All names must be of one pool.
+    """
+    errors = ctypes.c_void_p()
+    with _List() as snapshots, _List() as values:
+        for name in names:
+            snapshots.add_boolean(name)
+        for key, value in properties.items():
+            values.add_string(key, value)
+        _finish("snapshot", _core().lzc_snapshot(snapshots.pointer, values.pointer, ctypes.byref(errors)), errors)
+
+
+def hold(names: Iterable[str], tag: str, cleanup_fd: int) -> None:
+    """Hold the snapshots until the last copy of ``cleanup_fd`` is closed. Raises ZfsCallError."""
+    errors = ctypes.c_void_p()
+    with _List() as holds:
+        for name in names:
+            holds.add_string(name, tag)
+        _finish("hold", _core().lzc_hold(holds.pointer, cleanup_fd, ctypes.byref(errors)), errors)
+
+
+def destroy(names: Iterable[str], *, deferred: bool) -> None:
+    """Destroy the snapshots now, or when their last hold goes. Those that do not exist are no error.
+
+    Raises ZfsCallError; up to 2.4 nothing is destroyed then, later versions may have destroyed some.
+    """
+    errors = ctypes.c_void_p()
+    with _List() as snapshots:
+        for name in names:
+            snapshots.add_boolean(name)
+        number = _core().lzc_destroy_snaps(snapshots.pointer, ctypes.c_int(deferred), ctypes.byref(errors))
+        _finish("destroy", number, errors)

@@ -1,0 +1,125 @@
+"""Linux system calls that Python does not offer (mount, unshare, openat2, fsmount), through ctypes.
+
+Numbers of the calls made through syscall(2) are the same on every architecture that Linux added after 5.1 (openat2:
+437, fsopen: 430, fsconfig: 431, fsmount: 432).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from functools import cache
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWPID = 0x20000000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_BIND = 0x1000
+MS_REC = 0x4000
+MS_SLAVE = 1 << 19
+MNT_DETACH = 2
+
+RESOLVE_NO_MAGICLINKS = 0x02
+RESOLVE_NO_SYMLINKS = 0x04
+RESOLVE_BENEATH = 0x08
+
+_PR_SET_PDEATHSIG = 1
+_SYS_FSOPEN = 430
+_SYS_FSCONFIG = 431
+_SYS_FSMOUNT = 432
+_SYS_OPENAT2 = 437
+_FSCONFIG_SET_STRING = 1
+_FSCONFIG_CMD_CREATE = 6
+_CLOEXEC = 1
+_MOUNT_ATTR_NOSUID = 0x02
+_MOUNT_ATTR_NODEV = 0x04
+_MOUNT_ATTR_NOEXEC = 0x08
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _failed(*names: str | bytes) -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number), *(os.fsdecode(n) for n in names))
+
+
+def unshare(flags: int) -> None:
+    """unshare(2). Raises OSError."""
+    if _libc().unshare(flags) != 0:
+        raise _failed()
+
+
+def mount(source: str, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
+    """mount(2); the error names source and target. Raises OSError."""
+    result = _libc().mount(
+        os.fsencode(source),
+        os.fsencode(target),
+        None if fstype is None else fstype.encode(),
+        ctypes.c_ulong(flags),
+        None if data is None else os.fsencode(data),
+    )
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), source, None, target)
+
+
+def detach(target: str) -> None:
+    """Take a mount out of this namespace's tree at once; the kernel frees it when nothing uses it. Raises OSError."""
+    if _libc().umount2(os.fsencode(target), MNT_DETACH) != 0:
+        raise _failed(target)
+
+
+def die_with_parent(signum: int) -> None:
+    """Have the kernel send this process a signal when its parent ends."""
+    if _libc().prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0) != 0:
+        raise _failed()
+
+
+def open_beneath(directory: int, path: str, flags: int) -> int:
+    """Open a path below a directory, following no link and never leaving it (openat2(2)). Raises OSError.
+
+    Mounts are crossed. The directory itself is ``.``.
+    """
+    how = _OpenHow(
+        flags=flags | os.O_CLOEXEC, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+    )
+    result = _libc().syscall(
+        _SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
+    )
+    if result < 0:
+        raise _failed(path)
+    return int(result)
+
+
+def detached_mount(fstype: str, source: str, options: dict[str, str]) -> int:
+    """Mount a filesystem without attaching it anywhere: only the returned descriptor leads to it.
+
+    It is unmounted at the descriptor's last close. Raises OSError.
+    """
+    libc = _libc()
+    context = libc.syscall(_SYS_FSOPEN, fstype.encode(), _CLOEXEC)
+    if context < 0:
+        raise _failed(source)
+    try:
+        for key, value in {"source": source, **options}.items():
+            if libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0) < 0:
+                raise _failed(source)
+        if libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0) < 0:
+            raise _failed(source)
+        attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC
+        descriptor = libc.syscall(_SYS_FSMOUNT, context, _CLOEXEC, attributes)
+        if descriptor < 0:
+            raise _failed(source)
+        return int(descriptor)
+    finally:
+        os.close(context)

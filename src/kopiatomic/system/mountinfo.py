@@ -1,0 +1,132 @@
+"""The mount table, as the kernel gives it in /proc/self/mountinfo: the truth about what is mounted where."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+SELF = "/proc/self/mountinfo"
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One mount. Paths and names are decoded with ``os.fsdecode``. Fields as in proc_pid_mountinfo(5)."""
+
+    id: int
+    parent: int
+    device: str
+    root: str
+    point: str
+    fstype: str
+    source: str
+    options: tuple[str, ...]
+    super_options: tuple[str, ...]
+    propagation: tuple[str, ...]
+
+    @property
+    def read_only(self) -> bool:
+        """Read-only here, or the whole filesystem is."""
+        return "ro" in self.options or "ro" in self.super_options
+
+
+def read(path: str = SELF) -> list[Mount]:
+    """The mounts of a process in the kernel's order (which is not tree order). Raises OSError."""
+    with open(path, "rb") as table:
+        return parse(table.read())
+
+
+def parse(data: bytes) -> list[Mount]:
+    """Read the text of a mountinfo file; a line that does not fit the format raises ValueError."""
+    return [_parse_line(line) for line in data.split(b"\n") if line]
+
+
+def _parse_line(line: bytes) -> Mount:
+    fields = line.split(b" ")
+    end = fields.index(b"-", 6)
+    return Mount(
+        id=int(fields[0]),
+        parent=int(fields[1]),
+        device=fields[2].decode("ascii"),
+        root=_text(fields[3]),
+        point=_text(fields[4]),
+        options=_options(fields[5]),
+        propagation=tuple(os.fsdecode(f) for f in fields[6:end]),
+        fstype=_text(fields[end + 1]),
+        source=_text(fields[end + 2]),
+        super_options=_options(fields[end + 3]),
+    )
+
+
+def _options(field: bytes) -> tuple[str, ...]:
+    return tuple(_text(option) for option in field.split(b","))
+
+
+def _text(field: bytes) -> str:
+    """Undo the kernel's octal escapes (space, tab, newline, backslash, ``#``)."""
+    if b"\\" in field:
+        field = _ESCAPE.sub(lambda m: bytes([int(m.group(1), 8)]), field)
+    return os.fsdecode(field)
+
+
+def visible(mounts: Iterable[Mount]) -> dict[str, Mount]:
+    """For each mount point that a path can reach, the mount that is seen there.
+
+    Of mounts stacked on one point the last in the parent chain is seen; a mount is out of sight where an ancestor was
+    covered by another mount at or above its point.
+    """
+    by_id = {m.id: m for m in mounts}
+    children: dict[int, list[Mount]] = {}
+    roots = []
+    for mount in by_id.values():
+        if mount.parent in by_id and mount.parent != mount.id:
+            children.setdefault(mount.parent, []).append(mount)
+        else:
+            roots.append(mount)
+    seen: dict[str, Mount] = {}
+    waiting = roots
+    while waiting:
+        mount = waiting.pop()
+        below = children.get(mount.id, [])
+        cover = next((m for m in below if m.point == mount.point), None)
+        if cover is not None:
+            # Everything else that was mounted on this mount lies under the cover.
+            waiting.append(cover)
+            continue
+        seen[mount.point] = mount
+        waiting.extend(_uncovered(below))
+    return seen
+
+
+def _uncovered(siblings: list[Mount]) -> list[Mount]:
+    """Those children of one mount that no later sibling hides by standing on a directory above them.
+
+    The kernel appends to its table, so of two children of one mount the later line was attached later; ids are reused
+    and tell nothing.
+    """
+    order = {m.point: position for position, m in enumerate(siblings)}
+    return [
+        m
+        for position, m in enumerate(siblings)
+        if not any(order.get(above, -1) > position for above in parents(m.point))
+    ]
+
+
+def parents(path: str) -> list[str]:
+    """The directories above an absolute path, nearest first: ``/a/b`` gives ``/a`` and ``/``."""
+    result = []
+    while path != "/":
+        path = path.rpartition("/")[0] or "/"
+        result.append(path)
+    return result
+
+
+def holder(path: str, table: dict[str, Mount]) -> Mount:
+    """The visible mount that holds an absolute, resolved path. Raises KeyError where even ``/`` is not in the table."""
+    for candidate in (path, *parents(path)):
+        if candidate in table:
+            return table[candidate]
+    raise KeyError(path)

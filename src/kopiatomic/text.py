@@ -1,0 +1,21 @@
+"""Turning names into text that is safe to print: no control characters, no undecodable bytes."""
+
+from __future__ import annotations
+
+
+def printable(name: str) -> str:
+    """A name as shown to a person: control characters and bytes that are not UTF-8 appear as ``\\xNN``.
+
+    >>> printable("a\\tb")
+    'a\\\\x09b'
+    """
+    if name.isprintable():
+        return name
+    return "".join(c if c.isprintable() else _escaped(c) for c in name)
+
+
+def _escaped(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:
+        return f"\\x{code - 0xDC00:02x}"
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
