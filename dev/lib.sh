@@ -1,0 +1,88 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2034 # tree is for those who source this
+# Shared by the scripts in this folder and by ./test: messages, apt packages, and the cache of built artefacts.
+# Source it after `set -euo pipefail`.
+
+shopt -s inherit_errexit
+
+tree=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd -P)
+cache=${KOPIATOMIC_CACHE:-/var/cache/kopiatomic-dev}
+
+say() { printf '%s\n' "$*" >&2; }
+
+# die MESSAGE WHAT-TO-DO
+die() {
+    printf 'error: %s\n' "$1" >&2
+    printf '  -> %s\n' "${2:?every error says what to do}" >&2
+    exit 1
+}
+
+need_root() {
+    ((EUID == 0)) || die "this needs root (it mounts filesystems and installs packages)" "run it as root: sudo $0"
+}
+
+# packages NAME...: installs those that are missing; FIRST|SECOND means that either will do.
+packages() {
+    local name wanted=()
+    for name; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$name" 2>/dev/null | grep -qx installed || wanted+=("$name")
+    done
+    ((${#wanted[@]})) || return 0
+    command -v apt-get >/dev/null || die "these Debian packages are missing and there is no apt-get: ${wanted[*]}" \
+        "use Debian 12, Debian 13 or Ubuntu 24.04"
+    say "Installing packages: ${wanted[*]}"
+    # Two of our own runs wait for each other here; apt itself waits for any other apt.
+    (
+        flock 9
+        apt_get update || die "apt-get update failed (its output is above)" "check the network and /etc/apt/sources.list*"
+        apt_get install --no-install-recommends "${wanted[@]}" ||
+            die "apt-get could not install: ${wanted[*]}" "its output is above; 'apt-get install ${wanted[*]}' repeats it"
+    ) 9>"$cache/apt.lock"
+}
+
+apt_get() {
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 -y "$@" >&2
+}
+
+make_cache() {
+    mkdir -p -- "$cache"
+    # Programs from here run as root: nobody else may own the folder or write to it.
+    [[ -O $cache && ! -L $cache ]] || die "$cache is not a folder of root's own" "remove it, or set KOPIATOMIC_CACHE"
+    chmod 0700 -- "$cache"
+}
+
+# fingerprint: a short hash of standard input
+fingerprint() { sha256sum | cut -c1-16; }
+
+# artefact NAME KEY COMMAND...: prints the folder that `COMMAND... FOLDER` has filled for this key, running it
+# only if there is none yet. Folders of other keys are removed: their inputs are gone.
+# Call it as a plain command or `x=$(artefact ...)`: within if, && or || bash would run past a build's errors.
+artefact() {
+    local name=$1 building status final=$cache/$1/$2
+    shift 2
+    mkdir -p -- "$cache/$name"
+    (
+        if ! flock -n 9; then
+            say "Waiting for another run that is building $name ..."
+            flock 9
+        fi
+        if [[ ! -d $final ]]; then
+            find "$cache/$name" -mindepth 1 -maxdepth 1 ! -name lock -exec rm -rf -- {} +
+            building=$cache/$name/building
+            mkdir -- "$building"
+            say "Building $name ..."
+            # A build must not keep the lock through a program that it leaves running.
+            set +e
+            (
+                set -e
+                "$@" "$building"
+            ) 9>&- >&2
+            status=$?
+            set -e
+            ((status == 0)) || die "building $name failed (its output is above)" "mend what it names, then run this again"
+            mv -T -- "$building" "$final"
+            say "Built $name in $((SECONDS / 60)) min $((SECONDS % 60)) s."
+        fi
+    ) 9>"$cache/$name/lock"
+    printf '%s\n' "$final"
+}
