@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import btrfs, mountinfo, process
@@ -26,6 +27,14 @@ class ZfsDataset:
     kind: str
     canmount: str
     keystatus: str
+    mountpoint: str = ""
+    """The property, asked for only where ``canmount`` is on and the dataset is not mounted: the mount table is the truth
+    about all others."""
+
+    @property
+    def should_be_mounted(self) -> bool:
+        """Whether it is not mounted although ZFS would mount it by itself at boot."""
+        return self.canmount == "on" and self.mountpoint not in {"", "-", "none", "legacy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +57,8 @@ class BtrfsSubvolume:
     foreign_snapshot: bool
     """A read-only snapshot: somebody's copy of another subvolume (snapper and the like), not live data."""
     above: str | None = None
+    covered: bool = False
+    """Whether something else is mounted over it, so that its path leads elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +93,7 @@ def gather(names: Iterable[str], *, everything: bool, recursive: bool) -> Facts:
     pools: dict[str, ZfsPool] = {}
     if wanted or (everything and (zfs_mounted or _zfs_present())):
         datasets = _zfs_datasets(sorted(wanted), everything=everything, recursive=recursive)
+        datasets |= _unmounted(datasets.values(), {m.source for m in mounts if m.fstype == "zfs"})
         pools = _zfs_pools({name.partition("/")[0] for name in datasets})
     return Facts(
         mounts=mounts,
@@ -170,13 +182,17 @@ def _missing(name: str, result: process.Finished) -> KopiatomicError:
     if os.path.exists(name):
         hint += f" To name the directory, write ./{printable(name)}"
     if "invalid" in result.errors:
-        return KopiatomicError(f"{printable(name)} is not a valid dataset name", kind="no-such-dataset", hint=hint)
+        return KopiatomicError(
+            f"{printable(name)} is not a valid dataset name", kind="no-such-dataset", hint=hint
+        )
     return KopiatomicError(f"no such dataset: {printable(name)}", kind="no-such-dataset", hint=hint)
 
 
 def _no_pools() -> KopiatomicError:
     return KopiatomicError(
-        "there are no ZFS pools", kind="no-pools", hint="'zpool import' shows the pools that could be imported."
+        "there are no ZFS pools",
+        kind="no-pools",
+        hint="'zpool import' shows the pools that could be imported.",
     )
 
 
@@ -210,52 +226,82 @@ def _zfs_pools(names: set[str]) -> dict[str, ZfsPool]:
     return pools
 
 
-def unmounted_places(names: list[str]) -> dict[str, str]:
-    """The ``mountpoint`` property of datasets that are not mounted.
+def _unmounted(datasets: Iterable[ZfsDataset], mounted: set[str]) -> dict[str, ZfsDataset]:
+    """Those that are not mounted although they might be, with their ``mountpoint`` property.
 
     It may hold newlines, which ``zfs list`` prints raw: where the count of lines is off, each is asked for alone.
     """
-    if not names:
+    asked = [d for d in datasets if d.kind == "filesystem" and d.canmount == "on" and d.name not in mounted]
+    if not asked:
         return {}
     argv = ["zfs", "list", "-H", "-o", "mountpoint", "--"]
-    lines = _zfs([*argv, *names]).stdout.decode("utf-8", "surrogateescape").splitlines()
-    if len(lines) == len(names):
-        return dict(zip(names, lines, strict=True))
-    return {name: _zfs([*argv, name]).stdout.decode("utf-8", "surrogateescape")[:-1] for name in names}
+    values = _zfs([*argv, *(d.name for d in asked)]).stdout.decode("utf-8", "surrogateescape").splitlines()
+    if len(values) != len(asked):
+        values = [_zfs([*argv, d.name]).stdout.decode("utf-8", "surrogateescape") for d in asked]
+    return {d.name: replace(d, mountpoint=value) for d, value in zip(asked, values, strict=True)}
 
 
 def _btrfs_subvolumes(
-    seen: Mapping[str, mountinfo.Mount], named: Iterable[str], *, everything: bool
+    seen: dict[str, mountinfo.Mount], named: Iterable[str], *, everything: bool
 ) -> Iterator[BtrfsSubvolume]:
     """The subvolumes at the named paths and, for ``-a``, at all mount points; then all that are nested in them."""
     paths = list(named)
     if everything:
         paths += [m.point for m in seen.values() if m.fstype == "btrfs"]
     known: set[str] = set()
-    waiting: list[tuple[str, str | None]] = [(path, None) for path in paths]
-    while waiting:
-        path, above = waiting.pop()
+    for path in paths:
         mount = mountinfo.holder(path, seen)
-        if path in known or mount.fstype != "btrfs":
-            continue
-        known.add(path)
+        if mount.fstype == "btrfs" and path not in known:
+            for subvolume in _with_nested(path, mount.source):
+                if subvolume.path not in known:
+                    known.add(subvolume.path)
+                    yield subvolume
+
+
+def _with_nested(top: str, device: str) -> Iterator[BtrfsSubvolume]:
+    """The subvolume at ``top``, if one is there, and those nested in it. Raises KopiatomicError."""
+    waiting: list[tuple[str, str | None, int | None]] = [(top, None, None)]
+    while waiting:
+        path, above, expected = waiting.pop()
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            # Not a directory, gone, or not ours to look at: the plan says that it is no subvolume.
+        except (NotADirectoryError, FileNotFoundError):
+            # A file that was named, or a subvolume deleted since: the plan says that no subvolume is there.
             continue
+        except OSError as error:
+            raise _btrfs_failure(path, error) from None
         try:
-            if not btrfs.is_top(fd):
+            if expected is None and not btrfs.is_top(fd):
                 continue
             info = btrfs.subvolume(fd)
+            covered = expected is not None and (info.id != expected or not btrfs.is_top(fd))
             yield BtrfsSubvolume(
                 path=path,
-                id=info.id,
+                id=expected if expected is not None else info.id,
                 filesystem=btrfs.filesystem_uuid(fd),
-                device=mount.source,
-                foreign_snapshot=info.read_only and info.is_snapshot,
+                device=device,
+                foreign_snapshot=not covered and info.read_only and info.is_snapshot,
                 above=above,
+                covered=covered,
             )
-            waiting += [(os.path.join(path, inside), path) for _, inside in btrfs.children(fd)]
+            if not covered:
+                waiting += [(os.path.join(path, inside), path, id_) for id_, inside in btrfs.children(fd)]
+        except OSError as error:
+            if expected is None or error.errno != errno.ENOTTY:
+                raise _btrfs_failure(path, error) from None
+            # Another filesystem is mounted there.
+            yield BtrfsSubvolume(
+                path, expected, "", device, foreign_snapshot=False, above=above, covered=True
+            )
         finally:
             os.close(fd)
+
+
+def _btrfs_failure(path: str, error: OSError) -> KopiatomicError:
+    return KopiatomicError(
+        f"the Btrfs subvolume at {printable(path)} cannot be looked at: {error.strerror}",
+        kind="btrfs-look",
+        hint="Run as root."
+        if isinstance(error, PermissionError)
+        else "See 'dmesg' for what the filesystem says.",
+    )

@@ -41,6 +41,8 @@ class LeftOut:
     reason: str
     incomplete: bool
     """Whether a user would believe it to be in the backup: then the run ends with exit code 3."""
+    hint: str = ""
+    """What to do so that it can be taken."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,10 @@ from typing import Self
 from kopiatomic.errors import KopiatomicError
 
 DEVICE = "/dev/zfs"
-_LIBRARIES = (("libnvpair.so.3", "libnvpair.so.1", "libnvpair.so"), ("libzfs_core.so.3", "libzfs_core.so.1", "libzfs_core.so"))
+_LIBRARIES = (
+    ("libnvpair.so.3", "libnvpair.so.1", "libnvpair.so"),
+    ("libzfs_core.so.3", "libzfs_core.so.1", "libzfs_core.so"),
+)
 _NV_UNIQUE_NAME = 1
 _DATA_TYPE_INT32 = 5
 
@@ -174,7 +177,9 @@ def snapshot(names: Iterable[str], properties: Mapping[str, str]) -> None:
             snapshots.add_boolean(name)
         for key, value in properties.items():
             values.add_string(key, value)
-        _finish("snapshot", _core().lzc_snapshot(snapshots.pointer, values.pointer, ctypes.byref(errors)), errors)
+        _finish(
+            "snapshot", _core().lzc_snapshot(snapshots.pointer, values.pointer, ctypes.byref(errors)), errors
+        )
 
 
 def hold(names: Iterable[str], tag: str, cleanup_fd: int) -> None:

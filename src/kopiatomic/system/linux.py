@@ -112,7 +112,12 @@ def detached_mount(fstype: str, source: str, options: dict[str, str]) -> int:
         raise _failed(source)
     try:
         for key, value in {"source": source, **options}.items():
-            if libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0) < 0:
+            if (
+                libc.syscall(
+                    _SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0
+                )
+                < 0
+            ):
                 raise _failed(source)
         if libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0) < 0:
             raise _failed(source)

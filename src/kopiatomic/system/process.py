@@ -92,7 +92,8 @@ def run(
         process.wait(max(0.1, deadline - time.monotonic()))
     except subprocess.TimeoutExpired:
         raise TimeLimitError(
-            f"{os.path.basename(argv[0])} closed its output and did not end within {timeout:g} s", kind="time-limit"
+            f"{os.path.basename(argv[0])} closed its output and did not end within {timeout:g} s",
+            kind="time-limit",
         ) from None
     finally:
         _end(process)

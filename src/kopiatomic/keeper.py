@@ -1,0 +1,216 @@
+"""The keeper: makes the snapshots, starts the launcher, and outlives it to release and remove what was made.
+
+It is in a session of its own, so that a terminal's Ctrl-C does not reach it. It holds the descriptor that ZFS's holds
+hang on and closes it last, when the kernel has ended everything in the launcher's namespaces (docs/architecture.md,
+"Processes"). If the main process dies, it ends the rest in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kopiatomic import launcher
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Instant, Plan, Sets
+from kopiatomic.snapshots import Maker
+from kopiatomic.system import linux, signals
+from kopiatomic.system.channel import Channel, ClosedError, close_quietly
+from kopiatomic.views import linux as linux_view
+from kopiatomic.views import merged
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """To the keeper: start the launcher."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """To the keeper: the main process has closed its descriptor; let go of the snapshots."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launched:
+    """From the keeper: the launcher's process id, as the main process sees it."""
+
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class NamespaceGone:
+    """From the keeper: no process and no mount of the launcher's namespaces is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """From the keeper, last: what is left in spite of everything, in words."""
+
+    left: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Equipment:
+    """What a keeper is forked with."""
+
+    plan: Plan
+    makers: list[Maker]
+    cleanup_fd: int | None
+    to_main: Channel
+    launcher_to_main: Channel
+    streams: launcher.Streams
+    close_in_child: Callable[[], None]
+    """Closes the main process's own ends."""
+    remove_root: Callable[[], list[str]]
+    """Takes the mount root away; returns what is left."""
+
+
+def main(equipment: Equipment) -> None:
+    """Live as the keeper."""
+    os.setsid()
+    signals.forget()
+    # A closed pipe to a main process that died is told by the channel, not by a signal.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for signum in signals.ENDING:
+        signal.signal(signum, signal.SIG_IGN)
+    equipment.close_in_child()
+    _Keeper(equipment).run()
+
+
+class _Keeper:
+    def __init__(self, equipment: Equipment) -> None:
+        self._equipment = equipment
+        self._channel = equipment.to_main
+        self._sets: Sets | None = None
+        self._launcher: int | None = None
+        self._main_alive = True
+
+    def run(self) -> None:
+        try:
+            self._sets = self._make_sets()
+            self._send(self._sets)
+            if isinstance(self._receive(), Mount):
+                self._launch()
+                self._wait_for_launcher()
+                self._send(NamespaceGone())
+                self._receive()
+        except ClosedError:
+            self._main_alive = False
+        except KopiatomicError as error:
+            self._fail(error)
+        except Exception:
+            self._fail(
+                KopiatomicError(f"internal error in the keeper:\n{traceback.format_exc()}", kind="internal")
+            )
+        self._end()
+
+    def _receive(self) -> object:
+        """The next word of the main process, or the news that there is none. Raises ClosedError."""
+        if not self._main_alive:
+            raise ClosedError
+        return self._channel.receive()
+
+    def _fail(self, error: KopiatomicError) -> None:
+        """Tell the main process, and wait until it has let go of its copy of the descriptor."""
+        self._send(error)
+        try:
+            self._receive()
+        except ClosedError:
+            self._main_alive = False
+
+    def _send(self, message: object) -> None:
+        try:
+            self._channel.send(message)
+        except ClosedError:
+            self._main_alive = False
+
+    def _make_sets(self) -> Sets:
+        """All snapshot calls back to back; then each set tied, then each read back."""
+        makers = self._equipment.makers
+        for maker in makers:
+            maker.prepare()
+        made: list[tuple[Maker, Instant]] = []
+        try:
+            for maker in makers:
+                made.append((maker, maker.make()))
+            for maker, _ in made:
+                maker.tie(self._equipment.cleanup_fd)
+            return Sets(tuple(maker.read_back(instant) for maker, instant in made))
+        except BaseException:
+            for maker in makers:
+                maker.undo()
+            raise
+
+    def _launch(self) -> None:
+        """Fork the launcher as the first process of a new PID namespace."""
+        assert self._sets is not None
+        steps = merged(self._equipment.plan, self._sets)
+        try:
+            linux.unshare(linux.CLONE_NEWPID)
+        except OSError as error:
+            raise linux_view.not_permitted("a PID namespace cannot be made", error) from None
+        pid = os.fork()
+        if pid == 0:
+            self._channel.close()
+            try:
+                launcher.main(
+                    self._equipment.launcher_to_main,
+                    self._equipment.plan.root,
+                    steps,
+                    self._equipment.streams,
+                )
+            except BaseException:
+                self._equipment.launcher_to_main.send(
+                    KopiatomicError(
+                        f"internal error in the launcher:\n{traceback.format_exc()}", kind="internal"
+                    )
+                )
+            finally:
+                os._exit(0)
+        self._launcher = pid
+        self._equipment.launcher_to_main.close()
+        os.close(self._equipment.streams.stdout)
+        os.close(self._equipment.streams.stderr)
+        self._send(Launched(pid))
+
+    def _wait_for_launcher(self) -> None:
+        """Until the kernel has ended all of the namespace; a main process that dies ends it at once."""
+        assert self._launcher is not None
+        pidfd = os.pidfd_open(self._launcher)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        if self._main_alive:
+            poll.register(self._channel.fileno(), select.POLLIN)
+        try:
+            while True:
+                ready = {fd for fd, _ in poll.poll()}
+                if pidfd in ready:
+                    break
+                # Nothing is sent while the launcher lives: the main process has ended, or wants it ended.
+                poll.unregister(self._channel.fileno())
+                self._main_alive = False
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        finally:
+            os.close(pidfd)
+        os.waitpid(self._launcher, 0)
+        self._launcher = None
+
+    def _end(self) -> None:
+        """Last: close the descriptor, which destroys ZFS's snapshots, then remove what no kernel ties."""
+        if self._launcher is not None:
+            os.kill(self._launcher, signal.SIGKILL)
+            self._wait_for_launcher()
+        close_quietly(self._equipment.cleanup_fd)
+        left: list[str] = []
+        for maker in self._equipment.makers:
+            try:
+                left += maker.remove()
+            except KopiatomicError as error:
+                left.append(error.message)
+        if not self._main_alive:
+            self._equipment.remove_root()
+        self._send(Released(tuple(left)))

@@ -1,0 +1,108 @@
+"""The mount root on the host: one empty directory, root's alone, there only while a run needs it.
+
+That we made a directory is noted in the lock directory before it is made, so that a later run may remove what an earlier
+one left, and nothing else. Never a recursive delete: ``rmdir`` of an empty directory is all that happens here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from kopiatomic import locks
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.system.mountinfo import parents
+from kopiatomic.text import printable
+
+
+def resolve(root: str) -> str:
+    """The root as the kernel will see it: absolute, links above it followed. Raises KopiatomicError if itself a link."""
+    path = os.path.normpath(os.path.join(os.getcwd(), root))
+    if path == "/":
+        raise _refused(
+            path, "it is the root of the whole system", "Name a directory of its own, such as /kopia."
+        )
+    path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+    if os.path.islink(path):
+        raise _refused(
+            path, "it is a symbolic link", "Name the directory itself, or choose another with --mount-root."
+        )
+    return path
+
+
+def check(root: str) -> None:
+    """Refuse a root that is no directory, or that holds anything not ours. Raises KopiatomicError."""
+    try:
+        status = os.lstat(root)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _refused(root, error.strerror or str(error), "Choose another with --mount-root.") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise _refused(root, "it is not a directory", "Choose another with --mount-root.")
+    foreign = [name for name in os.listdir(root) if not os.path.exists(_mark(os.path.join(root, name)))]
+    if foreign:
+        raise _refused(
+            root,
+            f"it is not empty ({printable(foreign[0])})",
+            "The view would hide what is in it. Choose an empty or new directory with --mount-root.",
+        )
+
+
+def make(root: str) -> None:
+    """Make the root and what is missing above it. Raises KopiatomicError."""
+    with locks.clean_up():
+        check(root)
+        for directory in (*reversed(parents(root)), root):
+            if os.path.isdir(directory):
+                continue
+            try:
+                with open(_mark(directory), "xb") as mark:
+                    mark.write(os.fsencode(directory))
+            except FileExistsError:
+                pass
+            try:
+                os.mkdir(directory, 0o700)
+            except OSError as error:
+                os.unlink(_mark(directory))
+                raise _refused(
+                    root,
+                    f"{printable(directory)} cannot be made: {error.strerror}",
+                    "Choose another with --mount-root.",
+                ) from None
+
+
+def remove(root: str) -> list[str]:
+    """Remove the root and what was made above it, unless another run needs it. Returns what is left, in words."""
+    left = []
+    with locks.clean_up():
+        for directory in (root, *parents(root)):
+            mark = _mark(directory)
+            if not os.path.exists(mark) or (directory != root and not locks.is_free(directory)):
+                break
+            try:
+                os.rmdir(directory)
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY or directory == root and not _only_ours(directory):
+                    left.append(f"directory {printable(directory)}: {error.strerror} (remove it with: rmdir)")
+                break
+            os.unlink(mark)
+    return left
+
+
+def _only_ours(directory: str) -> bool:
+    """Whether a directory holds only other runs' roots: the last of them removes it."""
+    return all(os.path.exists(_mark(os.path.join(directory, name))) for name in os.listdir(directory))
+
+
+def _mark(directory: str) -> str:
+    return locks.path_of("made", directory)
+
+
+def _refused(root: str, reason: str, hint: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"the mount root {printable(root)} cannot be used: {reason}", kind="mount-root", hint=hint
+    )

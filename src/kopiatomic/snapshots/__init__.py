@@ -1,0 +1,55 @@
+"""Snapshots: one module a filesystem. A new one is a file with a :class:`Maker` and a line in :data:`MAKERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from kopiatomic.model import Instant, Plan, SnapshotSet, Taken
+from kopiatomic.snapshots.btrfs import BtrfsMaker
+from kopiatomic.snapshots.zfs import ZfsMaker
+
+PREFIX = "kopiatomic_"
+"""Every snapshot of ours is named this plus the run's id."""
+
+
+class Maker(Protocol):
+    """Makes and removes the set of one pool or one filesystem.
+
+    Order of the calls: ``prepare`` (before anything is made), ``make`` (the snapshots: nothing else, so that the instants
+    of several sets lie close together), ``tie`` (to the life of the run's processes, where the kernel offers that),
+    ``read_back``; and when no mount of them is left and the run's descriptor is closed, ``remove``.
+    """
+
+    def prepare(self) -> None:
+        """Find out whether the set can be made. Raises KopiatomicError."""
+
+    def make(self) -> Instant:
+        """Make all snapshots; all or none. Raises KopiatomicError."""
+
+    def tie(self, cleanup_fd: int | None) -> None:
+        """Have the kernel remove them when the last copy of the descriptor is closed. Raises KopiatomicError."""
+
+    def read_back(self, instant: Instant) -> SnapshotSet:
+        """The set as the filesystem shows it now, with the transactions that are the proof. Raises KopiatomicError."""
+
+    def undo(self) -> None:
+        """Remove a set that was made and not tied, best effort. Needs no state: another process may call it."""
+
+    def remove(self) -> list[str]:
+        """Make sure that no snapshot of the set is left. Needs no state. Returns what is left, in words."""
+
+    def needs_descriptor(self) -> bool:
+        """Whether ``tie`` wants a descriptor."""
+
+
+MAKERS: dict[str, Callable[[str, str, Sequence[Taken]], Maker]] = {"zfs": ZfsMaker, "btrfs": BtrfsMaker}
+
+
+def makers(plan: Plan, run_id: str) -> list[Maker]:
+    """One maker for each pool and each Btrfs filesystem of the plan, ZFS first."""
+    groups: dict[tuple[str, str], list[Taken]] = {}
+    for taken in plan.taken:
+        groups.setdefault((taken.dataset.filesystem, taken.dataset.pool), []).append(taken)
+    order = sorted(groups, key=lambda key: (list(MAKERS).index(key[0]), key[1]))
+    return [MAKERS[filesystem](PREFIX + run_id, pool, groups[filesystem, pool]) for filesystem, pool in order]

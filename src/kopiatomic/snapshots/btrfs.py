@@ -1,0 +1,288 @@
+"""Btrfs: read-only snapshots of several subvolumes, asked for at once; equal ``otransid`` proves one instant.
+
+They lie in ``.kopiatomic/kopiatomic_RUN`` of the filesystem's top-level subvolume, root's alone, reached through a mount
+that is attached nowhere. There is no atomic snapshot of several subvolumes: two or three are tried a few times until one
+transaction holds them all, more never share one (docs/architecture.md, "Btrfs").
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Instant, Snapshot, SnapshotSet, Taken
+from kopiatomic.system import btrfs, linux
+from kopiatomic.text import printable
+
+DIRECTORY = ".kopiatomic"
+"""Our directory in the top-level subvolume: 0700, there only while a run lives."""
+
+_TRIES = 10
+_TRIED = (2, 3)
+"""How many subvolumes can share a transaction when asked for at once: seen in 40 of 100 tries for two, never for four."""
+
+_THREADS = 16
+_OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@dataclass
+class BtrfsMaker:
+    """The set of one Btrfs filesystem."""
+
+    name: str
+    pool: str
+    taken: Sequence[Taken]
+    _sources: list[int] = field(default_factory=list)
+
+    def needs_descriptor(self) -> bool:
+        """Nothing of Btrfs can be tied to a descriptor."""
+        return False
+
+    def prepare(self) -> None:
+        """Open the subvolumes and see that they are the planned ones."""
+        for taken in self.taken:
+            dataset = taken.dataset
+            try:
+                fd = os.open(dataset.mountpoint, _OPEN_DIRECTORY)
+                self._sources.append(fd)
+                found = btrfs.subvolume(fd).id
+            except OSError as error:
+                raise _failed(f"the subvolume {printable(dataset.name)} cannot be opened", error) from None
+            if found != dataset.subvolume or not btrfs.is_top(fd):
+                raise KopiatomicError(
+                    f"{printable(dataset.name)} is not the subvolume any more that it was a moment ago",
+                    kind="dataset-vanished",
+                    hint="It was mounted over, deleted or replaced just now; run again.",
+                )
+
+    def make(self) -> Instant:
+        """Ask for all snapshots at once; two or three again until they share a transaction, at most ten times."""
+        with self._top() as top:
+            directory = self._make_directory(top)
+            try:
+                return self._make_in(directory)
+            finally:
+                os.close(directory)
+
+    def _make_directory(self, top: int) -> int:
+        """Make the run's directory, root's alone, and open it. Raises KopiatomicError."""
+        path = f"{DIRECTORY}/{self.name}"
+        for _ in range(100):
+            try:
+                with _kept_times(top), suppress(FileExistsError):
+                    os.mkdir(DIRECTORY, 0o700, dir_fd=top)
+                status = os.stat(DIRECTORY, dir_fd=top, follow_symlinks=False)
+                if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o077:
+                    raise KopiatomicError(
+                        f"{DIRECTORY} in the top-level subvolume of {self._where()} is not ours: "
+                        "it is not a directory that only root can enter",
+                        kind="btrfs-directory",
+                        hint=f"Look at it (mount {self._where()} with subvolid=5) and rename it.",
+                    )
+                os.mkdir(path, 0o700, dir_fd=top)
+                return os.open(path, _OPEN_DIRECTORY, dir_fd=top)
+            except FileNotFoundError:
+                # Another run ended and took the directory away between two of these calls.
+                continue
+            except OSError as error:
+                raise _failed(
+                    f"no directory for the snapshots of {self._where()} can be made", error
+                ) from None
+        raise _failed(
+            f"no directory for the snapshots of {self._where()} can be made", OSError(errno.EBUSY, "busy")
+        )
+
+    def _make_in(self, directory: int) -> Instant:
+        tries = _TRIES if len(self.taken) in _TRIED else 1
+        while True:
+            before = time.time_ns(), time.monotonic_ns()
+            self._snapshot_all(directory)
+            monotonic_after, wall_after = time.monotonic_ns(), time.time_ns()
+            born = {self._look(directory, position).born for position in range(len(self.taken))}
+            tries -= 1
+            if len(born) == 1 or tries == 0:
+                break
+            for position in range(len(self.taken)):
+                btrfs.delete(directory, str(position))
+        for position, taken in enumerate(self.taken):
+            if taken.dataset.subvolume == btrfs.TOP_LEVEL:
+                self._hide_ourselves(directory, str(position))
+        return Instant(before[0], wall_after, before[1], monotonic_after)
+
+    def _snapshot_all(self, directory: int) -> None:
+        """One ioctl a subvolume, from several threads, so that they come as close together as they can."""
+        jobs = list(enumerate(self.taken))
+
+        def one(job: tuple[int, Taken]) -> None:
+            position, taken = job
+            # Our own directory lies in the top-level subvolume: it is taken out of that snapshot before it is sealed.
+            read_only = taken.dataset.subvolume != btrfs.TOP_LEVEL
+            try:
+                btrfs.snapshot(self._sources[position], directory, str(position), read_only=read_only)
+            except OSError as error:
+                raise _failed(f"no snapshot was made of {printable(taken.dataset.name)}", error) from None
+
+        if len(jobs) == 1:
+            one(jobs[0])
+            return
+        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - not every run needs threads
+
+        with ThreadPoolExecutor(min(_THREADS, len(jobs))) as pool:
+            for future in [pool.submit(one, job) for job in jobs]:
+                future.result()
+
+    def _hide_ourselves(self, directory: int, name: str) -> None:
+        """Take our directory out of the snapshot of the top-level subvolume, as if it had never been there."""
+        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=directory)
+        try:
+            with _kept_times(fd):
+                ours = os.open(DIRECTORY, _OPEN_DIRECTORY, dir_fd=fd)
+                try:
+                    for run in os.listdir(ours):
+                        inner = os.open(run, _OPEN_DIRECTORY, dir_fd=ours)
+                        try:
+                            for placeholder in os.listdir(inner):
+                                os.rmdir(placeholder, dir_fd=inner)
+                        finally:
+                            os.close(inner)
+                        os.rmdir(run, dir_fd=ours)
+                finally:
+                    os.close(ours)
+                os.rmdir(DIRECTORY, dir_fd=fd)
+            btrfs.make_read_only(fd)
+        except OSError as error:
+            raise _failed(f"the snapshot of {self._where()} could not be finished", error) from None
+        finally:
+            os.close(fd)
+
+    def _look(self, directory: int, position: int) -> btrfs.Subvolume:
+        fd = os.open(str(position), _OPEN_DIRECTORY, dir_fd=directory)
+        try:
+            return btrfs.subvolume(fd)
+        finally:
+            os.close(fd)
+
+    def tie(self, cleanup_fd: int | None) -> None:
+        """Nothing: Btrfs has no hold that ends with a process."""
+
+    def read_back(self, instant: Instant) -> SnapshotSet:
+        """``otransid`` of each, read from the snapshots as they are now."""
+        snapshots = []
+        with self._top() as top:
+            try:
+                directory = os.open(f"{DIRECTORY}/{self.name}", _OPEN_DIRECTORY, dir_fd=top)
+                try:
+                    for position, taken in enumerate(self.taken):
+                        found = self._look(directory, position)
+                        snapshots.append(
+                            Snapshot(taken.dataset.name, source(self.name, position), found.born)
+                        )
+                finally:
+                    os.close(directory)
+            except OSError as error:
+                raise _failed(
+                    f"a snapshot of {self._where()} disappeared right after it was made", error
+                ) from None
+        return SnapshotSet("btrfs", self.pool, tuple(snapshots), instant)
+
+    def undo(self) -> None:
+        """Remove what was made so far."""
+        self.remove()
+
+    def remove(self) -> list[str]:
+        """Delete the run's snapshots and directories, by name and only if they are snapshots of what was planned."""
+        left = []
+        for fd in self._sources:
+            os.close(fd)
+        self._sources.clear()
+        with self._top() as top:
+            try:
+                directory = os.open(f"{DIRECTORY}/{self.name}", _OPEN_DIRECTORY, dir_fd=top)
+            except FileNotFoundError:
+                return []
+            try:
+                for name in os.listdir(directory):
+                    try:
+                        btrfs.delete(directory, name)
+                    except OSError as error:
+                        path = f"{DIRECTORY}/{self.name}/{name}"
+                        left.append(
+                            f"Btrfs snapshot {path} in the top-level subvolume of {self._where()}: {error.strerror} "
+                            f"(mount that with subvolid=5, then: btrfs subvolume delete MOUNT/{path})"
+                        )
+            finally:
+                os.close(directory)
+            if not left:
+                os.rmdir(f"{DIRECTORY}/{self.name}", dir_fd=top)
+                with _kept_times(top):
+                    _remove_if_empty(DIRECTORY, top)
+        return left
+
+    def _where(self) -> str:
+        return printable(self.taken[0].dataset.device)
+
+    @contextmanager
+    def _top(self) -> Iterator[int]:
+        """The top-level subvolume, open as a directory, through a mount that only this block has."""
+        device = self.taken[0].dataset.device
+        try:
+            detached = linux.detached_mount("btrfs", device, {"subvolid": str(btrfs.TOP_LEVEL)})
+        except OSError as error:
+            raise _failed(
+                f"the top-level subvolume of {printable(device)} cannot be mounted", error
+            ) from None
+        try:
+            top = os.open(".", _OPEN_DIRECTORY, dir_fd=detached)
+        finally:
+            os.close(detached)
+        try:
+            yield top
+        finally:
+            os.close(top)
+
+
+def source(name: str, position: int) -> str:
+    """Where a snapshot lies below the top-level subvolume."""
+    return f"{DIRECTORY}/{name}/{position}"
+
+
+@contextmanager
+def _kept_times(directory: int) -> Iterator[None]:
+    """Give a directory its old times back after the block has changed an entry in it."""
+    before = os.fstat(directory)
+    try:
+        yield
+    finally:
+        os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _remove_if_empty(name: str, top: int) -> None:
+    try:
+        os.rmdir(name, dir_fd=top)
+    except OSError as error:
+        # Another run is in it, or has removed it.
+        if error.errno not in {errno.ENOTEMPTY, errno.ENOENT}:
+            raise
+
+
+def _failed(what: str, error: OSError) -> KopiatomicError:
+    reason, hint = _REASONS.get(error.errno or 0, (error.strerror or str(error), "See 'dmesg'."))
+    return KopiatomicError(f"{what}: {reason}", kind="btrfs-snapshot", hint=hint)
+
+
+_REASONS = {
+    errno.ENOSPC: ("the filesystem is full", "Free space ('btrfs filesystem usage'), then run again."),
+    errno.EDQUOT: ("its quota is reached", "Free space, or raise the limit ('btrfs qgroup show')."),
+    errno.EROFS: (
+        "the filesystem is read-only",
+        "Mount it writable; see 'dmesg' if it became read-only by itself.",
+    ),
+    errno.EPERM: ("not permitted", "Run as root, with the capability CAP_SYS_ADMIN."),
+    errno.EACCES: ("not permitted", "Run as root, with the capability CAP_SYS_ADMIN."),
+}

@@ -1,0 +1,189 @@
+"""ZFS: one snapshot call for a pool, held and deferred-destroyed so that the kernel ties it to the run's descriptor."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Sequence
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Instant, Snapshot, SnapshotSet, Taken
+from kopiatomic.system import libzfs_core, process
+from kopiatomic.text import printable
+
+PROPERTY = "kopiatomic:run"
+"""The user property that says which run made a snapshot; only source ``local`` counts."""
+
+TAG = "kopiatomic"
+"""Our hold's tag."""
+
+GONE_TIMEOUT = 60.0
+"""Seconds to wait for the kernel to have destroyed a released set."""
+
+_READ_TIMEOUT = 120.0
+_ARGUMENT_BYTES = 1 << 20
+"""How much goes into one argv; the kernel's limit is 2 MiB at the usual stack size (execve(2))."""
+
+
+class VanishedError(KopiatomicError):
+    """Datasets were destroyed or renamed between the listing and the snapshot call."""
+
+    def __init__(self, datasets: Sequence[str]) -> None:
+        self.datasets = tuple(datasets)
+        names = ", ".join(printable(name) for name in datasets)
+        super().__init__(
+            f"no snapshot was made: {names} vanished between listing and snapshot",
+            kind="dataset-vanished",
+            hint="It was destroyed or renamed just now; run again.",
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return VanishedError, (self.datasets,)
+
+
+class ZfsMaker:
+    """The set of one pool."""
+
+    def __init__(self, name: str, pool: str, taken: Sequence[Taken]) -> None:
+        self._run_id = name.partition("_")[2]
+        self._pool = pool
+        self._names = [f"{t.dataset.name}@{name}" for t in taken]
+
+    def needs_descriptor(self) -> bool:
+        """Temporary holds hang on it."""
+        return True
+
+    def prepare(self) -> None:
+        """Load libzfs_core, so that nothing of that is left for later."""
+        libzfs_core.prepare()
+
+    def make(self) -> Instant:
+        """One call, one transaction group. Raises VanishedError, KopiatomicError."""
+        before = time.time_ns(), time.monotonic_ns()
+        try:
+            libzfs_core.snapshot(self._names, {PROPERTY: self._run_id})
+        except libzfs_core.ZfsCallError as error:
+            raise self._snapshot_error(error) from None
+        monotonic_after, wall_after = time.monotonic_ns(), time.time_ns()
+        return Instant(before[0], wall_after, before[1], monotonic_after)
+
+    def tie(self, cleanup_fd: int | None) -> None:
+        """Temporary holds, then deferred destroy: the kernel destroys the set at the descriptor's last close."""
+        assert cleanup_fd is not None
+        try:
+            libzfs_core.hold(self._names, TAG, cleanup_fd)
+            libzfs_core.destroy(self._names, deferred=True)
+        except libzfs_core.ZfsCallError as error:
+            raise KopiatomicError(
+                f"the snapshots of pool {self._pool} could not be tied to this run: {error.message}",
+                kind="zfs-hold",
+                hint="Was one destroyed or held by somebody else? See 'zpool history -i'.",
+            ) from None
+
+    def read_back(self, instant: Instant) -> SnapshotSet:
+        """``createtxg`` of each: equal within a pool exactly if they are of one transaction group."""
+        found = dict(line.split("\t") for line in _list(self._names, "name,createtxg"))
+        missing = [name for name in self._names if name not in found]
+        if missing:
+            raise KopiatomicError(
+                f"the snapshot {printable(missing[0])} disappeared right after it was made",
+                kind="snapshot-gone",
+                hint="Somebody else destroys snapshots here; run again.",
+            )
+        snapshots = tuple(Snapshot(name.partition("@")[0], name, int(found[name])) for name in self._names)
+        return SnapshotSet("zfs", self._pool, snapshots, instant)
+
+    def undo(self) -> None:
+        """Destroy what was made in this run's gap between snapshot and tie."""
+        ours = _ours(self._names, self._run_id)
+        if ours:
+            libzfs_core.destroy(ours, deferred=True)
+
+    def remove(self) -> list[str]:
+        """Wait until the kernel has destroyed the released set; destroy what nothing tied."""
+        left = _ours(self._names, self._run_id)
+        deadline = time.monotonic() + GONE_TIMEOUT
+        pause = 0.01
+        while left and time.monotonic() < deadline:
+            try:
+                libzfs_core.destroy(left, deferred=False)
+            except libzfs_core.ZfsCallError:
+                # Still held or mounted: the kernel is not done with it yet.
+                time.sleep(pause)
+                pause = min(1.0, pause * 2)
+            left = _ours(left, self._run_id)
+        return [
+            f"snapshot {printable(name)} (remove it with: zfs destroy '{printable(name)}')" for name in left
+        ]
+
+    def _snapshot_error(self, error: libzfs_core.ZfsCallError) -> KopiatomicError:
+        numbers = set(error.errors.values()) or {error.errno}
+        if errno.ENOENT in numbers:
+            gone = [name.partition("@")[0] for name, number in error.errors.items() if number == errno.ENOENT]
+            return VanishedError(gone or [self._pool])
+        number = numbers.pop()
+        reason, hint = _REASONS.get(number, (os.strerror(number), "See 'zpool status' and 'dmesg'."))
+        on = (
+            ", ".join(printable(name.partition("@")[0]) for name in sorted(error.errors)[:3])
+            or f"pool {self._pool}"
+        )
+        return KopiatomicError(f"no snapshot was made of {on}: {reason}", kind="zfs-snapshot", hint=hint)
+
+
+_REASONS = {
+    errno.ENOSPC: ("the pool is full", "Free space in the pool ('zfs list -o space'), then run again."),
+    errno.EDQUOT: (
+        "its quota or snapshot limit is reached",
+        "Look at 'zfs get quota,refquota,snapshot_limit'; free space or raise the limit.",
+    ),
+    errno.EROFS: ("the pool is read-only", "Import it writable ('zpool get readonly')."),
+    errno.EPERM: ("not permitted", "Run as root; in a container the host must allow it."),
+    errno.EACCES: ("not permitted", "Run as root; in a container the host must allow it."),
+    errno.EBUSY: ("it is busy", "Is a receive or rollback under way? Run again."),
+    errno.EIO: ("input/output error", "See 'zpool status -v'."),
+    errno.ENAMETOOLONG: ("its name is too long for a snapshot's", "Rename the dataset."),
+}
+
+
+def _list(names: Sequence[str], columns: str) -> list[str]:
+    """Lines of ``zfs list`` for snapshots asked for by exact name; those that do not exist are left out."""
+    lines: list[str] = []
+    for part in _parts(names):
+        result = process.run(
+            ["zfs", "list", "-Hp", "-t", "snapshot", "-o", columns, "--", *part],
+            timeout=_READ_TIMEOUT,
+            environment={**os.environ, "LC_ALL": "C"},
+            keep=1 << 30,
+        )
+        lines += result.stdout.decode("utf-8", "surrogateescape").splitlines()
+    return lines
+
+
+def _parts(names: Sequence[str]) -> list[list[str]]:
+    parts: list[list[str]] = [[]]
+    size = 0
+    for name in names:
+        size += len(name) + 1
+        if size > _ARGUMENT_BYTES:
+            parts.append([])
+            size = len(name) + 1
+        parts[-1].append(name)
+    return parts
+
+
+def _ours(names: Sequence[str], run_id: str) -> list[str]:
+    """Those of the names that exist and that carry our property, set on the snapshot itself, with this run's id."""
+    ours = []
+    for part in _parts(names):
+        result = process.run(
+            ["zfs", "get", "-Hp", "-t", "snapshot", "-o", "name,value,source", PROPERTY, *part],
+            timeout=_READ_TIMEOUT,
+            environment={**os.environ, "LC_ALL": "C"},
+            keep=1 << 30,
+        )
+        for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
+            fields = line.split("\t")
+            if fields[1:] == [run_id, "local"]:
+                ours.append(fields[0])
+    return ours

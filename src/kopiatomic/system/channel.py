@@ -1,0 +1,105 @@
+"""Messages between kopiatomic's own processes: pickled objects over a socket pair."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import socket
+import struct
+import time
+
+from kopiatomic.system import signals
+
+_LENGTH = struct.Struct("!Q")
+
+
+class ClosedError(Exception):
+    """The other process has ended or closed its side."""
+
+
+class Channel:
+    """One end. Both ends are ours and pass between forks of one process: pickle never sees foreign data."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    def fileno(self) -> int:
+        """The descriptor, for poll."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Close this end; the other side reads its end of file."""
+        self._socket.close()
+
+    def send(self, message: object) -> None:
+        """Send one message. Raises ClosedError."""
+        data = pickle.dumps(message)
+        try:
+            self._socket.sendall(_LENGTH.pack(len(data)) + data)
+        except (BrokenPipeError, ConnectionResetError):
+            raise ClosedError from None
+
+    def receive(self, timeout: float | None = None) -> object:
+        """Wait for one message (seconds; None: for ever). Raises ClosedError, TimeoutError, Interrupted.
+
+        Interrupted only where this process handles signals, and never inside ``signals.deferred``.
+        """
+        wait_readable(self.fileno(), timeout)
+        (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
+        return pickle.loads(self._exactly(length))  # noqa: S301
+
+    def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            try:
+                chunk = self._socket.recv(min(size - len(data), 1 << 20))
+            except ConnectionResetError:
+                chunk = b""
+            if not chunk:
+                raise ClosedError
+            data += chunk
+        return bytes(data)
+
+
+def pair() -> tuple[Channel, Channel]:
+    """Two connected ends; neither is inherited by programs that are started."""
+    one, other = socket.socketpair()
+    return Channel(one), Channel(other)
+
+
+def wait_readable(fd: int, timeout: float | None) -> None:
+    """Wait until a descriptor (channel, pidfd, pipe) is readable. Raises TimeoutError, Interrupted."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    wakeup = signals.fd()
+    if wakeup is not None:
+        poll.register(wakeup, select.POLLIN)
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready = dict(poll.poll(None if left is None else left * 1000))
+        if wakeup in ready:
+            signals.check()
+        if fd in ready:
+            return
+        if left == 0.0:
+            raise TimeoutError
+
+
+def pidfd_ended(fd: int, timeout: float | None) -> bool:
+    """Whether a process has wholly ended, waited for at most ``timeout`` seconds."""
+    try:
+        wait_readable(fd, timeout)
+    except TimeoutError:
+        return False
+    return True
+
+
+def close_quietly(fd: int | None) -> None:
+    """Close a descriptor that may be closed already."""
+    if fd is not None:
+        try:
+            os.close(fd)
+        except OSError:
+            pass

@@ -1,0 +1,293 @@
+"""The view on Linux: a private mount namespace in which snapshots are mounted with mount(2), read-only.
+
+Everything here runs in the launcher, alone in its namespaces. Mount points inside frozen trees are opened beneath the
+view's root without following links: a frozen tree belongs to its users.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.system import btrfs, linux, mountinfo
+from kopiatomic.text import printable
+from kopiatomic.views import Missing, Step, View, missing_text
+
+_FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
+_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+_LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+
+
+def enter() -> None:
+    """Go into a mount namespace of our own, in which the host's later changes arrive and from which none leave."""
+    try:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+        linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
+    except OSError as error:
+        raise not_permitted("a private mount namespace cannot be made", error) from None
+
+
+def not_permitted(what: str, error: OSError) -> KopiatomicError:
+    """The message for a namespace or mount that the kernel refuses."""
+    return KopiatomicError(
+        f"{what}: {error.strerror}",
+        kind="namespace",
+        hint="kopiatomic needs root with CAP_SYS_ADMIN. A container has to be privileged; a systemd unit must not set "
+        "RestrictNamespaces=, SystemCallFilter= without @mount, or a CapabilityBoundingSet= without CAP_SYS_ADMIN.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Print:
+    """What tells one mount from any other: compared before and after the engine."""
+
+    step: Step
+    mount_id: int
+    device: str
+    root: str
+    inode: int
+    subvolume: bytes
+
+
+class LinuxView:
+    """Assembles the view at a root directory, and checks it again after the engine."""
+
+    def __init__(self, root: str, steps: Sequence[Step]) -> None:
+        self._root = root
+        self._steps = list(steps)
+        self._prints: list[_Print] = []
+
+    def assemble(self) -> View:
+        """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
+        scaffolding = _scaffolding(self._steps)
+        try:
+            linux.mount("kopiatomic", self._root, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0700")
+        except OSError as error:
+            raise not_permitted(f"nothing can be mounted on {printable(self._root)}", error) from None
+        base = os.open(self._root, _LOOK | os.O_CLOEXEC)
+        missing = []
+        try:
+            with _tops(base, {s.device for s in self._steps if s.fstype == "btrfs"}) as tops:
+                for step in self._steps:
+                    reason = self._mount(step, tops)
+                    if reason is not None:
+                        missing.append(self._refuse_named(step, Missing(step.dataset, step.place, reason)))
+            _copy_attributes(base, scaffolding)
+        finally:
+            os.close(base)
+        gone = {m.place for m in missing}
+        steps = [s for s in self._steps if s.place not in gone]
+        self._prints = self._take_prints(steps)
+        with self._open_root() as root:
+            filled = tuple(s.place for s in steps if _has_entries(root, s.place))
+        return View(mounted=tuple(s.place for s in steps), filled=filled, missing=tuple(missing))
+
+    def check(self) -> list[str]:
+        """Compare every mount with the one that was made. Returns what is wrong, in words."""
+        try:
+            now = {p.step.place: p for p in self._take_prints([p.step for p in self._prints])}
+        except KopiatomicError as error:
+            return [error.message]
+        return [
+            f"the snapshot of {printable(p.step.dataset)} was taken away or replaced while the engine ran"
+            for p in self._prints
+            if now[p.step.place] != p
+        ]
+
+    def _refuse_named(self, step: Step, missing: Missing) -> Missing:
+        if step.named:
+            raise KopiatomicError(
+                missing_text(missing, self._steps),
+                kind="place-missing",
+                hint="The directory that it is mounted on did not exist at the instant of the snapshot. Leave one of "
+                "the two out, or back them up with two commands and --name.",
+            )
+        return missing
+
+    @contextmanager
+    def _open_root(self) -> Iterator[int]:
+        """The top of the view as it is seen now: our tmpfs, or the snapshot of the dataset at ``/``."""
+        root = os.open(self._root, _LOOK | os.O_CLOEXEC)
+        try:
+            yield root
+        finally:
+            os.close(root)
+
+    def _mount(self, step: Step, tops: dict[str, int]) -> str | None:
+        """Mount one step; returns why its place does not exist, if so."""
+        with self._open_root() as root:
+            try:
+                target = _make_place(root, step.place)
+            except OSError as error:
+                if error.errno in {errno.ENOENT, errno.EROFS}:
+                    return "there is no such directory"
+                if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+                    return "a part of that path is a link or no directory"
+                raise KopiatomicError(
+                    f"the place {printable(step.place)} cannot be opened: {error.strerror}", kind="place"
+                ) from None
+        try:
+            self._mount_on(step, target, tops)
+        except OSError as error:
+            raise _mount_failed(step, error) from None
+        finally:
+            os.close(target)
+        return None
+
+    def _mount_on(self, step: Step, target: int, tops: dict[str, int]) -> None:
+        point = f"/proc/self/fd/{target}"
+        if step.fstype == "zfs":
+            linux.mount(step.source, point, "zfs", _FLAGS)
+            return
+        # A bind of a read-only mount is read-only itself.
+        source = linux.open_beneath(tops[step.device], step.source, _PATH)
+        try:
+            linux.mount(f"/proc/self/fd/{source}", point, None, linux.MS_BIND)
+        finally:
+            os.close(source)
+
+    def _take_prints(self, steps: Sequence[Step]) -> list[_Print]:
+        table = mountinfo.visible(mountinfo.read())
+        prints = []
+        with self._open_root() as root:
+            for step in steps:
+                mount = table.get(_joined(self._root, step.place))
+                try:
+                    fd = linux.open_beneath(root, _relative(step.place), _LOOK)
+                    try:
+                        inode = os.fstat(fd).st_ino
+                        subvolume = btrfs.subvolume(fd).uuid if step.fstype == "btrfs" else b""
+                    finally:
+                        os.close(fd)
+                except OSError as error:
+                    raise KopiatomicError(
+                        f"the snapshot of {printable(step.dataset)} is gone from the view: {error.strerror}",
+                        kind="view-changed",
+                    ) from None
+                if mount is None:
+                    raise KopiatomicError(
+                        f"the snapshot of {printable(step.dataset)} is not mounted in the view any more",
+                        kind="view-changed",
+                    )
+                prints.append(_Print(step, mount.id, mount.device, mount.root, inode, subvolume))
+        return prints
+
+
+def _relative(place: str) -> str:
+    return place.strip("/") or "."
+
+
+def _joined(root: str, place: str) -> str:
+    return root if place == "/" else root.rstrip("/") + place
+
+
+def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
+    """The directories that only hold mount points, with the attributes of the real ones; the top from ``/``."""
+    places = {s.place for s in steps}
+    found: dict[str, os.stat_result] = {}
+    for place in places:
+        for directory in mountinfo.parents(place):
+            if directory not in found and directory not in places:
+                try:
+                    found[directory] = os.stat(directory)
+                except OSError:
+                    # Gone or unreadable: it keeps the attributes it is made with.
+                    continue
+    return found
+
+
+def _make_place(root: int, place: str) -> int:
+    """Open the directory to mount on, making it where it lies on our own tmpfs. Raises OSError."""
+    relative = _relative(place)
+    try:
+        return linux.open_beneath(root, relative, _PATH)
+    except FileNotFoundError:
+        if relative == ".":
+            raise
+    parent = _make_place(root, "/" + relative.rpartition("/")[0])
+    try:
+        name = relative.rpartition("/")[2]
+        # In a frozen tree this fails with EROFS: only our scaffolding can be written.
+        os.mkdir(name, 0o755, dir_fd=parent)
+        return linux.open_beneath(parent, name, _PATH)
+    finally:
+        os.close(parent)
+
+
+def _copy_attributes(base: int, scaffolding: dict[str, os.stat_result]) -> None:
+    """Give our directories the mode, owner and times of the real ones; times last, for making entries changes them."""
+    for times_too in (False, True):
+        for directory, status in scaffolding.items():
+            try:
+                fd = linux.open_beneath(base, _relative(directory), _LOOK)
+            except OSError:
+                # Below a dataset that was left out, or inside a frozen tree, which has its own attributes.
+                continue
+            try:
+                if os.fstat(fd).st_dev != os.fstat(base).st_dev:
+                    continue
+                if times_too:
+                    os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+                else:
+                    os.fchown(fd, status.st_uid, status.st_gid)
+                    os.fchmod(fd, status.st_mode & 0o7777)
+            finally:
+                os.close(fd)
+
+
+@contextmanager
+def _tops(base: int, devices: set[str]) -> Iterator[dict[str, int]]:
+    """The top-level subvolumes of Btrfs filesystems, each open as a directory of a mount that goes with the block."""
+    tops: dict[str, int] = {}
+    name = ".top-level"
+    try:
+        for device in sorted(devices):
+            os.mkdir(name, 0o700, dir_fd=base)
+            point = os.open(name, _PATH | os.O_CLOEXEC, dir_fd=base)
+            try:
+                linux.mount(device, f"/proc/self/fd/{point}", "btrfs", _FLAGS, f"subvolid={btrfs.TOP_LEVEL}")
+                tops[device] = linux.open_beneath(base, name, _PATH)
+            except OSError as error:
+                raise not_permitted(
+                    f"the Btrfs filesystem {printable(device)} cannot be mounted", error
+                ) from None
+            finally:
+                os.close(point)
+            # A detached mount stays usable through its descriptor, but cannot be the source of a bind: keep it attached.
+            name += "-"
+        yield tops
+    finally:
+        for fd in tops.values():
+            linux.detach(f"/proc/self/fd/{fd}")
+            os.close(fd)
+        for position in range(len(tops)):
+            os.rmdir(".top-level" + "-" * position, dir_fd=base)
+
+
+def _has_entries(root: int, place: str) -> bool:
+    fd = linux.open_beneath(root, _relative(place), _LOOK)
+    try:
+        with os.scandir(fd) as entries:
+            return next(entries, None) is not None
+    finally:
+        os.close(fd)
+
+
+def _mount_failed(step: Step, error: OSError) -> KopiatomicError:
+    what = f"the snapshot of {printable(step.dataset)} cannot be mounted"
+    if error.errno == errno.EPERM:
+        return not_permitted(what, error)
+    if error.errno == errno.EACCES and step.fstype == "zfs":
+        return KopiatomicError(
+            f"{what}: its encryption key is not loaded",
+            kind="key-not-loaded",
+            hint=f"zfs load-key {step.dataset}",
+        )
+    return KopiatomicError(
+        f"{what}: {error.strerror}", kind="mount", hint="See 'dmesg' for what the kernel says."
+    )
