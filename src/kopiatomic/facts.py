@@ -73,6 +73,10 @@ class Facts:
     """The paths that were named, links followed."""
 
 
+NONE = Facts((), {}, {}, (), {})
+"""Nothing looked at."""
+
+
 def is_path(name: str) -> bool:
     """Whether a name on the command line is a path and not a ZFS name."""
     return name.startswith(("/", "./", "../")) or name in {".", ".."}
@@ -182,9 +186,7 @@ def _missing(name: str, result: process.Finished) -> KopiatomicError:
     if os.path.exists(name):
         hint += f" To name the directory, write ./{printable(name)}"
     if "invalid" in result.errors:
-        return KopiatomicError(
-            f"{printable(name)} is not a valid dataset name", kind="no-such-dataset", hint=hint
-        )
+        return KopiatomicError(f"{printable(name)} is not a valid dataset name", kind="no-such-dataset", hint=hint)
     return KopiatomicError(f"no such dataset: {printable(name)}", kind="no-such-dataset", hint=hint)
 
 
@@ -290,9 +292,7 @@ def _with_nested(top: str, device: str) -> Iterator[BtrfsSubvolume]:
             if expected is None or error.errno != errno.ENOTTY:
                 raise _btrfs_failure(path, error) from None
             # Another filesystem is mounted there.
-            yield BtrfsSubvolume(
-                path, expected, "", device, foreign_snapshot=False, above=above, covered=True
-            )
+            yield BtrfsSubvolume(path, expected, "", device, foreign_snapshot=False, above=above, covered=True)
         finally:
             os.close(fd)
 
@@ -301,7 +301,5 @@ def _btrfs_failure(path: str, error: OSError) -> KopiatomicError:
     return KopiatomicError(
         f"the Btrfs subvolume at {printable(path)} cannot be looked at: {error.strerror}",
         kind="btrfs-look",
-        hint="Run as root."
-        if isinstance(error, PermissionError)
-        else "See 'dmesg' for what the filesystem says.",
+        hint="Run as root." if isinstance(error, PermissionError) else "See 'dmesg' for what the filesystem says.",
     )

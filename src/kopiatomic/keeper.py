@@ -103,9 +103,7 @@ class _Keeper:
         except KopiatomicError as error:
             self._fail(error)
         except Exception:
-            self._fail(
-                KopiatomicError(f"internal error in the keeper:\n{traceback.format_exc()}", kind="internal")
-            )
+            self._fail(KopiatomicError(f"internal error in the keeper:\n{traceback.format_exc()}", kind="internal"))
         self._end()
 
     def _receive(self) -> object:
@@ -165,9 +163,7 @@ class _Keeper:
                 )
             except BaseException:
                 self._equipment.launcher_to_main.send(
-                    KopiatomicError(
-                        f"internal error in the launcher:\n{traceback.format_exc()}", kind="internal"
-                    )
+                    KopiatomicError(f"internal error in the launcher:\n{traceback.format_exc()}", kind="internal")
                 )
             finally:
                 os._exit(0)

@@ -101,9 +101,7 @@ class _Selection:
                 self._btrfs_implied(found[point])
                 self._btrfs_nested(found[point])
             else:
-                self.notes.append(
-                    f"{printable(point)} shows only a part of a Btrfs subvolume and is not taken for -a"
-                )
+                self.notes.append(f"{printable(point)} shows only a part of a Btrfs subvolume and is not taken for -a")
         if not self.taken:
             raise KopiatomicError(
                 "no mounted ZFS dataset and no mounted Btrfs subvolume was found",
@@ -218,9 +216,7 @@ def _zfs(dataset: ZfsDataset, mountpoint: str) -> Dataset:
 
 
 def _btrfs(subvolume: BtrfsSubvolume) -> Dataset:
-    return Dataset(
-        "btrfs", subvolume.path, subvolume.filesystem, subvolume.path, subvolume.id, subvolume.device
-    )
+    return Dataset("btrfs", subvolume.path, subvolume.filesystem, subvolume.path, subvolume.id, subvolume.device)
 
 
 def _described(mount: Mount) -> str:

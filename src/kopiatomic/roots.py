@@ -20,14 +20,10 @@ def resolve(root: str) -> str:
     """The root as the kernel will see it: absolute, links above it followed. Raises KopiatomicError if itself a link."""
     path = os.path.normpath(os.path.join(os.getcwd(), root))
     if path == "/":
-        raise _refused(
-            path, "it is the root of the whole system", "Name a directory of its own, such as /kopia."
-        )
+        raise _refused(path, "it is the root of the whole system", "Name a directory of its own, such as /kopia.")
     path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     if os.path.islink(path):
-        raise _refused(
-            path, "it is a symbolic link", "Name the directory itself, or choose another with --mount-root."
-        )
+        raise _refused(path, "it is a symbolic link", "Name the directory itself, or choose another with --mount-root.")
     return path
 
 
@@ -86,7 +82,7 @@ def remove(root: str) -> list[str]:
             except FileNotFoundError:
                 pass
             except OSError as error:
-                if error.errno != errno.ENOTEMPTY or directory == root and not _only_ours(directory):
+                if error.errno != errno.ENOTEMPTY or (directory == root and not _only_ours(directory)):
                     left.append(f"directory {printable(directory)}: {error.strerror} (remove it with: rmdir)")
                 break
             os.unlink(mark)
@@ -103,6 +99,4 @@ def _mark(directory: str) -> str:
 
 
 def _refused(root: str, reason: str, hint: str) -> KopiatomicError:
-    return KopiatomicError(
-        f"the mount root {printable(root)} cannot be used: {reason}", kind="mount-root", hint=hint
-    )
+    return KopiatomicError(f"the mount root {printable(root)} cannot be used: {reason}", kind="mount-root", hint=hint)

@@ -204,10 +204,12 @@ class _Stopping:
         if self._deadline is None and signals.count():
             self._deadline = time.monotonic() + self._timeout
             self._send(forcefully=False)
-        elif self._deadline is not None and not self._forced:
-            if signals.count() > 1 or time.monotonic() >= self._deadline:
-                self._forced = True
-                self._send(forcefully=True)
+        elif self._deadline is not None and not self._forced and self._due():
+            self._forced = True
+            self._send(forcefully=True)
+
+    def _due(self) -> bool:
+        return signals.count() > 1 or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     def milliseconds(self) -> float | None:
         """How long may be waited before something is due."""

@@ -91,12 +91,8 @@ class BtrfsMaker:
                 # Another run ended and took the directory away between two of these calls.
                 continue
             except OSError as error:
-                raise _failed(
-                    f"no directory for the snapshots of {self._where()} can be made", error
-                ) from None
-        raise _failed(
-            f"no directory for the snapshots of {self._where()} can be made", OSError(errno.EBUSY, "busy")
-        )
+                raise _failed(f"no directory for the snapshots of {self._where()} can be made", error) from None
+        raise _failed(f"no directory for the snapshots of {self._where()} can be made", OSError(errno.EBUSY, "busy"))
 
     def _make_in(self, directory: int) -> Instant:
         tries = _TRIES if len(self.taken) in _TRIED else 1
@@ -131,7 +127,7 @@ class BtrfsMaker:
         if len(jobs) == 1:
             one(jobs[0])
             return
-        from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - not every run needs threads
+        from concurrent.futures import ThreadPoolExecutor
 
         with ThreadPoolExecutor(min(_THREADS, len(jobs))) as pool:
             for future in [pool.submit(one, job) for job in jobs]:
@@ -180,15 +176,11 @@ class BtrfsMaker:
                 try:
                     for position, taken in enumerate(self.taken):
                         found = self._look(directory, position)
-                        snapshots.append(
-                            Snapshot(taken.dataset.name, source(self.name, position), found.born)
-                        )
+                        snapshots.append(Snapshot(taken.dataset.name, source(self.name, position), found.born))
                 finally:
                     os.close(directory)
             except OSError as error:
-                raise _failed(
-                    f"a snapshot of {self._where()} disappeared right after it was made", error
-                ) from None
+                raise _failed(f"a snapshot of {self._where()} disappeared right after it was made", error) from None
         return SnapshotSet("btrfs", self.pool, tuple(snapshots), instant)
 
     def undo(self) -> None:
@@ -234,9 +226,7 @@ class BtrfsMaker:
         try:
             detached = linux.detached_mount("btrfs", device, {"subvolid": str(btrfs.TOP_LEVEL)})
         except OSError as error:
-            raise _failed(
-                f"the top-level subvolume of {printable(device)} cannot be mounted", error
-            ) from None
+            raise _failed(f"the top-level subvolume of {printable(device)} cannot be mounted", error) from None
         try:
             top = os.open(".", _OPEN_DIRECTORY, dir_fd=detached)
         finally:

@@ -113,9 +113,7 @@ class ZfsMaker:
                 time.sleep(pause)
                 pause = min(1.0, pause * 2)
             left = _ours(left, self._run_id)
-        return [
-            f"snapshot {printable(name)} (remove it with: zfs destroy '{printable(name)}')" for name in left
-        ]
+        return [f"snapshot {printable(name)} (remove it with: zfs destroy '{printable(name)}')" for name in left]
 
     def _snapshot_error(self, error: libzfs_core.ZfsCallError) -> KopiatomicError:
         numbers = set(error.errors.values()) or {error.errno}
@@ -124,10 +122,7 @@ class ZfsMaker:
             return VanishedError(gone or [self._pool])
         number = numbers.pop()
         reason, hint = _REASONS.get(number, (os.strerror(number), "See 'zpool status' and 'dmesg'."))
-        on = (
-            ", ".join(printable(name.partition("@")[0]) for name in sorted(error.errors)[:3])
-            or f"pool {self._pool}"
-        )
+        on = ", ".join(printable(name.partition("@")[0]) for name in sorted(error.errors)[:3]) or f"pool {self._pool}"
         return KopiatomicError(f"no snapshot was made of {on}: {reason}", kind="zfs-snapshot", hint=hint)
 
 

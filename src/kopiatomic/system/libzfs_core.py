@@ -137,7 +137,7 @@ def _check(call: str, number: int) -> None:
 
 def _finish(call: str, number: int, errors: ctypes.c_void_p) -> None:
     """Turn a call's number and list of errors into an exception, and free the list."""
-    if not errors:
+    if errors.value is None:
         _check(call, number)
         return
     try:
@@ -177,9 +177,7 @@ def snapshot(names: Iterable[str], properties: Mapping[str, str]) -> None:
             snapshots.add_boolean(name)
         for key, value in properties.items():
             values.add_string(key, value)
-        _finish(
-            "snapshot", _core().lzc_snapshot(snapshots.pointer, values.pointer, ctypes.byref(errors)), errors
-        )
+        _finish("snapshot", _core().lzc_snapshot(snapshots.pointer, values.pointer, ctypes.byref(errors)), errors)
 
 
 def hold(names: Iterable[str], tag: str, cleanup_fd: int) -> None:

@@ -27,6 +27,7 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
@@ -85,14 +86,18 @@ def die_with_parent(signum: int) -> None:
         raise _failed()
 
 
+def adopt_orphans(*, adopt: bool) -> None:
+    """Whether orphaned descendants become our children instead of the first process's."""
+    if _libc().prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0) != 0:
+        raise _failed()
+
+
 def open_beneath(directory: int, path: str, flags: int) -> int:
     """Open a path below a directory, following no link and never leaving it (openat2(2)). Raises OSError.
 
     Mounts are crossed. The directory itself is ``.``.
     """
-    how = _OpenHow(
-        flags=flags | os.O_CLOEXEC, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
-    )
+    how = _OpenHow(flags=flags | os.O_CLOEXEC, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
     result = _libc().syscall(
         _SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
     )
@@ -112,12 +117,7 @@ def detached_mount(fstype: str, source: str, options: dict[str, str]) -> int:
         raise _failed(source)
     try:
         for key, value in {"source": source, **options}.items():
-            if (
-                libc.syscall(
-                    _SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0
-                )
-                < 0
-            ):
+            if libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0) < 0:
                 raise _failed(source)
         if libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0) < 0:
             raise _failed(source)

@@ -63,7 +63,8 @@ def run(
         process_group=0,
     )
     started += 1
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     output = {process.stdout: bytearray(), process.stderr: bytearray()}
     try:
         with selectors.DefaultSelector() as selector:

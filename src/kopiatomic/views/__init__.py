@@ -45,9 +45,7 @@ class View:
 
 def merged(plan: Plan, sets: Sets) -> list[Step]:
     """The steps of the merged layout: every snapshot at its dataset's own path below the root, parents first."""
-    sources = {
-        (s.filesystem, snapshot.dataset): snapshot.source for s in sets.sets for snapshot in s.snapshots
-    }
+    sources = {(s.filesystem, snapshot.dataset): snapshot.source for s in sets.sets for snapshot in s.snapshots}
     return [
         Step(
             dataset=taken.dataset.name,
@@ -71,6 +69,4 @@ def missing_text(missing: Missing, steps: list[Step]) -> str:
     """Both datasets of a place that does not exist, in words."""
     holder = above(missing.place, steps)
     inside = f" in the snapshot of {printable(holder.dataset)}" if holder else ""
-    return (
-        f"{printable(missing.dataset)} cannot appear at {printable(missing.place)}: {missing.reason}{inside}"
-    )
+    return f"{printable(missing.dataset)} cannot appear at {printable(missing.place)}: {missing.reason}{inside}"

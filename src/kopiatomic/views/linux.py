@@ -253,9 +253,7 @@ def _tops(base: int, devices: set[str]) -> Iterator[dict[str, int]]:
                 linux.mount(device, f"/proc/self/fd/{point}", "btrfs", _FLAGS, f"subvolid={btrfs.TOP_LEVEL}")
                 tops[device] = linux.open_beneath(base, name, _PATH)
             except OSError as error:
-                raise not_permitted(
-                    f"the Btrfs filesystem {printable(device)} cannot be mounted", error
-                ) from None
+                raise not_permitted(f"the Btrfs filesystem {printable(device)} cannot be mounted", error) from None
             finally:
                 os.close(point)
             # A detached mount stays usable through its descriptor, but cannot be the source of a bind: keep it attached.
@@ -288,6 +286,4 @@ def _mount_failed(step: Step, error: OSError) -> KopiatomicError:
             kind="key-not-loaded",
             hint=f"zfs load-key {step.dataset}",
         )
-    return KopiatomicError(
-        f"{what}: {error.strerror}", kind="mount", hint="See 'dmesg' for what the kernel says."
-    )
+    return KopiatomicError(f"{what}: {error.strerror}", kind="mount", hint="See 'dmesg' for what the kernel says.")

@@ -1,0 +1,5 @@
+"""``python -m kopiatomic``."""
+
+from kopiatomic.cli import main
+
+main()

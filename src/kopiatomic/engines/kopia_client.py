@@ -1,0 +1,263 @@
+"""Calling kopia: which program, which configuration, and what its failures mean for a person."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kopiatomic.engines import program
+from kopiatomic.engines.kopia_options import Options
+from kopiatomic.engines.lines import ended
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.system import process
+from kopiatomic.text import printable
+
+OLDEST = (0, 13, 0)
+"""The oldest kopia that the tests of this engine were run against (April 2023).
+
+By its source 0.11.0 (July 2022) is the first with all that is used here: ``--start-time`` and ``--auto-maintenance`` came
+with 0.6.0, ``--tags`` with 0.9.0, ``uniqueIDHex`` in the status and the policy ignore-identical-snapshots with 0.11.0.
+"""
+
+TIME_LIMIT = 120.0
+"""How long (seconds) kopia may take for one question about its repository."""
+
+KEEP = 64 << 20
+"""How much of an answer of kopia's is read (bytes): the list of a folder has some 250 bytes for each entry."""
+
+CONFIG_NAME = "repository.config"
+
+_INSTALL = "Install kopia (https://kopia.io/docs/installation/), or set KOPIATOMIC_KOPIA to where it is."
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The configuration file that kopia will use, and how that was found out, in words."""
+
+    path: str
+    why: str
+
+
+class Client:
+    """kopia as a program that answers questions. Its environment is the caller's, with what kopia lacks filled in."""
+
+    def __init__(self, options: Options, environment: Mapping[str, str], invoking_user: str | None) -> None:
+        self._options = options
+        self._invoking_user = invoking_user
+        self._given = dict(environment)
+        self._program: str | None = None
+        self.version: str | None = None
+        self.additions: dict[str, str] = {
+            "KOPIA_CHECK_FOR_UPDATES": "false",
+            "KOPIA_DISABLE_COLOR": "true",
+            **options.secrets,
+        }
+        self.config = self._find_config()
+
+    def _find_config(self) -> Config:
+        """Follow kopia's own rules (cli/config.go, internal/ospath); where HOME is not set, take it from the users' table.
+
+        A bare file name is looked for in the configuration folder. Without HOME kopia would look, and write its logs, in
+        the current directory: what is there already is used as it is.
+        """
+        given = self._options.value("--config-file")
+        name = given or self._given.get("KOPIA_CONFIG_PATH") or CONFIG_NAME
+        origin = "-o --config-file" if given else "KOPIA_CONFIG_PATH"
+        if os.path.basename(name) != name:
+            return Config(os.path.abspath(name), origin)
+        if name == CONFIG_NAME and not given:
+            origin = ""
+        if folder := self._given.get("XDG_CONFIG_HOME"):
+            why = "XDG_CONFIG_HOME"
+        elif home := self._given.get("HOME"):
+            folder, why = os.path.join(home, ".config"), "HOME"
+        else:
+            folder, why = ".config", "HOME is not set: below the current directory"
+            if not os.path.exists(os.path.join(folder, "kopia", name)):
+                home = pwd.getpwuid(os.geteuid()).pw_dir
+                self.additions["HOME"] = home
+                folder, why = os.path.join(home, ".config"), "HOME is not set: the home directory in the table of users"
+        path = os.path.abspath(os.path.join(folder, "kopia", name))
+        return Config(path, f"{origin}, {why}" if origin else why)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The whole environment of kopia's processes."""
+        return {**self._given, **self.additions}
+
+    @property
+    def named(self) -> str:
+        """The program as the user names it, whether it exists or not."""
+        return self._given.get("KOPIATOMIC_KOPIA") or "kopia"
+
+    @property
+    def program(self) -> str:
+        """The path of the program. Raises KopiatomicError: kopia-missing, kopia-not-executable."""
+        if self._program is None:
+            self._program = program.find(self.named, self.environment, kind="kopia", hint=_INSTALL)
+        return self._program
+
+    def hint_command(self, *words: str) -> str:
+        """A kopia command for the user to type, for the same repository, quoted for a shell."""
+        return printable(shlex.join(["kopia", *words, *self._options.shared]))
+
+    def run(self, *words: str, timeout: float = TIME_LIMIT, keep: int = KEEP) -> process.Finished:
+        """Run one kopia command to its end. Raises KopiatomicError where it cannot be started or takes too long."""
+        argv = [self.program, *words]
+        try:
+            return process.run(argv, timeout=timeout, environment=self.environment, keep=keep)
+        except process.TimeLimitError:
+            raise KopiatomicError(
+                f"kopia {words[0]} gave no answer within {timeout:g} s",
+                kind="kopia-unreachable",
+                hint=f"Is its repository reachable? Try: {self.hint_command('repository', 'status')}",
+            ) from None
+        except OSError as error:
+            raise KopiatomicError(
+                f"cannot start {printable(argv[0])}: {error.strerror}", kind="kopia-not-executable", hint=_INSTALL
+            ) from None
+
+    def ask(self, *words: str) -> Any:
+        """The JSON answer of one kopia command that opens the repository. Raises KopiatomicError."""
+        finished = self.run(*words, *self._options.shared)
+        if finished.status != 0:
+            raise self.failure(finished)
+        try:
+            return json.loads(finished.stdout)
+        except (ValueError, RecursionError):
+            raise KopiatomicError(
+                f"kopia's answer to `{shlex.join(words)}` is no JSON: {_excerpt(finished.stdout)}",
+                kind="kopia-failed",
+                hint=f"Is {printable(self.program)} really kopia?",
+            ) from None
+
+    def show(self, object_path: str, *, keep: int = KEEP) -> process.Finished:
+        """Read an object of the repository, named by an object ID and a path below it."""
+        return self.run("show", object_path, *self._options.shared, keep=keep)
+
+    def has_manifest(self, manifest_id: str) -> bool:
+        """Whether a manifest (a snapshot's, say) is in the repository."""
+        return self.run("manifest", "show", manifest_id, *self._options.shared).status == 0
+
+    def check_version(self) -> list[str]:
+        """Ask kopia for its version. Raises KopiatomicError of kind kopia-too-old; returns warnings."""
+        finished = self.run("--version")
+        said = (finished.stdout + finished.stderr).decode("utf-8", "backslashreplace").strip()
+        found = re.match(r"v?(\d+)\.(\d+)\.(\d+)\S*", said)
+        if finished.status != 0:
+            raise KopiatomicError(
+                f"{printable(self.program)} --version failed ({ended(finished.status)}): {last_error(finished)}",
+                kind="kopia-failed",
+                hint=_INSTALL,
+            )
+        if found is None:
+            self.version = printable(said[:40]) or None
+            return [
+                f"the version of {printable(self.program)} is not known ({printable(said[:80])!r}); going on with it"
+            ]
+        self.version = found.group().removeprefix("v")
+        if tuple(int(part) for part in found.groups()) < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise KopiatomicError(
+                f"{printable(self.program)} is kopia {self.version}: too old, {oldest} is the oldest supported",
+                kind="kopia-too-old",
+                hint=_INSTALL,
+            )
+        return []
+
+    def check_connected(self) -> None:
+        """Make sure that the configuration file exists. Raises KopiatomicError of kind kopia-not-connected."""
+        if not os.path.exists(self.config.path):
+            raise self._not_connected()
+
+    def failure(self, finished: process.Finished) -> KopiatomicError:
+        """What a failed command means. The texts are those of kopia 0.13 to 0.23, each seen."""
+        said = finished.errors
+        last = last_error(finished)
+        status = self.hint_command("repository", "status")
+        if "not connected" in said:
+            return self._not_connected()
+        if "password prompt error" in said:
+            return KopiatomicError(
+                "kopia does not know the password of its repository: none is stored beside "
+                f"{printable(self.config.path)} and KOPIA_PASSWORD is not set",
+                kind="kopia-password-missing",
+                hint="Set KOPIA_PASSWORD, or connect with the password stored (--persist-credentials).",
+            )
+        if "invalid repository password" in said or "access denied" in said:
+            return KopiatomicError(
+                f"kopia's repository refuses the password: {last}",
+                kind="kopia-wrong-password",
+                hint=f"Check {self._password_origin()}, then: {status}",
+            )
+        if re.search(r"cannot open storage|establish\w* session|connection refused|no such host|i/o timeout", said):
+            return KopiatomicError(
+                f"kopia cannot reach its repository: {last}",
+                kind="kopia-unreachable",
+                hint=f"Is its storage there (mounted, switched on, server running)? Try: {status}",
+            )
+        if "config file" in said or "config json" in said:
+            return KopiatomicError(
+                f"kopia cannot read its configuration {printable(self.config.path)}: {last}",
+                kind="kopia-not-connected",
+                hint="Check the file, or connect again: kopia repository connect --help",
+            )
+        return KopiatomicError(
+            f"kopia failed ({ended(finished.status)}): {last}", kind="kopia-failed", hint=f"Try: {status}"
+        )
+
+    def _password_origin(self) -> str:
+        if "KOPIA_PASSWORD" in self._options.secrets:
+            return "the password in -o"
+        return "KOPIA_PASSWORD" if self._given.get("KOPIA_PASSWORD") else "the stored password"
+
+    def _not_connected(self) -> KopiatomicError:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        hint = f"Connect it as {user}: kopia repository connect --help"
+        other = self._invoking_users_config()
+        if other is not None:
+            hint = (
+                f"{self._invoking_user} has a configuration; to use it: "
+                f"-o {shlex.quote('--config-file=' + shlex.quote(other))} or KOPIA_CONFIG_PATH={shlex.quote(other)}. "
+                f"{hint}"
+            )
+        return KopiatomicError(
+            f"kopia is not connected to a repository: there is no {printable(self.config.path)} ({self.config.why})",
+            kind="kopia-not-connected",
+            hint=printable(hint),
+        )
+
+    def _invoking_users_config(self) -> str | None:
+        """The configuration of the user who called sudo, if it is there and not the one that was looked at."""
+        if not self._invoking_user:
+            return None
+        try:
+            home = pwd.getpwnam(self._invoking_user).pw_dir
+        except KeyError:
+            return None
+        path = os.path.join(home, ".config", "kopia", CONFIG_NAME)
+        return path if path != self.config.path and os.path.exists(path) else None
+
+
+def error_lines(text: str) -> Iterator[str]:
+    """kopia's error lines, without what it says of the level and of what it was doing."""
+    for line in text.splitlines():
+        plain = line.strip().removeprefix("ERROR").strip()
+        plain = plain.removeprefix("open repository: unable to open repository: ").removeprefix("open repository: ")
+        if plain:
+            yield printable(plain)
+
+
+def last_error(finished: process.Finished) -> str:
+    """The last line that a failed kopia wrote to its standard error."""
+    return ([*error_lines(finished.errors)] or ["it gave no reason"])[-1]
+
+
+def _excerpt(data: bytes) -> str:
+    return repr(printable(data[:80].decode("utf-8", "backslashreplace"))) if data.strip() else "it is empty"

@@ -1,0 +1,109 @@
+"""What kopia's policies say about a source: computed from all policies of a repository, by kopia's own rules.
+
+The rules (kopia: snapshot/policy/policy_manager.go, policy_merge.go, policy_tree.go; fs/ignorefs/ignorefs.go; each seen running):
+at the root of a snapshot the policies of the path, of the paths above it, of user@host, of the host and the global one are merged
+setting by setting, the nearest one that has it wins, and ``noParent`` ends the search. Below the root only policies of the same
+user and host count, and each replaces everything above it: a setting that it does not have is at its default there.
+"""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What kopia calls a source, and the target of a policy: empty parts mean any."""
+
+    user: str
+    host: str
+    path: str
+
+    def __str__(self) -> str:
+        """As kopia's command line takes it."""
+        if not self.user and not self.host and not self.path:
+            return "--global"
+        return f"{self.user}@{self.host}" + (f":{self.path}" if self.path else "")
+
+
+def parse_source(text: str, default: Source) -> Source:
+    """``user@host:/path`` or a path, as kopia's ``--override-source`` takes it (snapshot/source.go)."""
+    at, colon = text.find("@"), text.find(":")
+    if 0 < at < colon:
+        return Source(text[:at], text[at + 1 : colon], text[colon + 1 :])
+    return Source(default.user, default.host, os.path.abspath(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """The value of a setting and the policy that it comes from (None: nobody set it)."""
+
+    value: Any
+    target: Source | None
+
+
+UNSET = Setting(None, None)
+
+
+class Policies:
+    """The policies of a repository (``kopia policy list --json``), as they apply to one source."""
+
+    def __init__(self, documents: Iterable[Mapping[str, Any]], source: Source) -> None:
+        self.source = source
+        self._by_target: dict[Source, list[Mapping[str, Any]]] = {}
+        for document in documents:
+            target = document.get("target") or {}
+            key = Source(target.get("userName", ""), target.get("host", ""), target.get("path", ""))
+            self._by_target.setdefault(key, []).append(document)
+
+    def at_root(self, section: str, key: str) -> Setting:
+        """A setting in force at the source itself."""
+        for target in self._above():
+            for policy in self._by_target.get(target, []):
+                value = _value(policy, section, key)
+                if value is not None:
+                    return Setting(value, target)
+                if policy.get("noParent"):
+                    return UNSET
+        return UNSET
+
+    def at(self, path: str, section: str, key: str) -> Setting:
+        """A setting in force in a folder at or below the source."""
+        user, host = self.source.user, self.source.host
+        while path != self.source.path and len(path) > len(self.source.path):
+            target = Source(user, host, path)
+            if target in self._by_target:
+                values = [_value(policy, section, key) for policy in self._by_target[target]]
+                # Several manifests for one path (two clients at once): kopia takes any, so the worst is assumed.
+                return Setting(next((v for v in values if v), None), target)
+            path = os.path.dirname(path)
+        return self.at_root(section, key)
+
+    def nested(self) -> Iterator[Source]:
+        """The targets of policies below the source."""
+        prefix = self.source.path.rstrip("/") + "/"
+        for target in self._by_target:
+            same = (target.user, target.host) == (self.source.user, self.source.host)
+            if same and target.path.startswith(prefix) and target != self.source:
+                yield target
+
+    def _above(self) -> Iterator[Source]:
+        """Where kopia looks for a setting of the root, nearest first."""
+        user, host, path = self.source.user, self.source.host, self.source.path
+        while True:
+            yield Source(user, host, path)
+            parent = os.path.dirname(path)
+            if parent == path:
+                break
+            path = parent
+        yield Source(user, host, "")
+        yield Source("", host, "")
+        yield Source("", "", "")
+
+
+def _value(policy: Mapping[str, Any], section: str, key: str) -> Any:
+    settings = policy.get(section)
+    return settings.get(key) if isinstance(settings, dict) else None

@@ -1,0 +1,1 @@
+"""How a run is shown: to a person (console) and to a program (document)."""

@@ -1,0 +1,123 @@
+"""The one JSON document of ``--json``, as kopiatomic/output/run.schema.json describes it."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from kopiatomic import __version__
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Plan, Sets, SnapshotSet
+from kopiatomic.report import EngineReport, Report
+
+FORMAT = "kopiatomic-run-1"
+
+
+def render(report: Report) -> str:
+    """The document as text, ASCII only: bytes of names that are not UTF-8 appear as lone surrogates (``\\udcff``)."""
+    return json.dumps(document(report), indent=2)
+
+
+def document(report: Report) -> dict[str, Any]:
+    """A report as JSON's own types. Times in seconds, instants in UTC."""
+    return {
+        "format": FORMAT,
+        "version": __version__,
+        "run_id": report.run_id,
+        "root": report.root,
+        "dry_run": report.dry_run,
+        "result": report.result,
+        "exit_code": report.exit_code,
+        "error": _error(report.error),
+        "hook_error": _error(report.hook_error),
+        "atomic": report.sets.atomic if report.sets else None,
+        "instant": instant_text(report.sets.started_ns) if report.sets else None,
+        "skew_seconds": report.sets.skew_ns / 1e9 if report.sets else None,
+        "frozen_seconds": report.frozen_seconds,
+        "datasets": _datasets(report.plan) if report.plan else [],
+        "left_out": _left_out(report.plan) if report.plan else [],
+        "sets": [_set(s, _places(report.plan)) for s in report.sets.sets] if report.sets else [],
+        "engine": _engine(report.engine) if report.engine else None,
+        "durations": report.durations,
+        "warnings": report.warnings,
+        "incomplete": report.incomplete,
+        "left_behind": report.left_behind,
+    }
+
+
+def instant_text(nanoseconds: int) -> str:
+    """A wall-clock time in RFC 3339, UTC, to the microsecond."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1000:06d}Z"
+
+
+def _error(error: KopiatomicError | None) -> dict[str, Any] | None:
+    if error is None:
+        return None
+    return {"kind": error.kind, "message": error.message, "hint": error.hint}
+
+
+def _datasets(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {
+            "dataset": t.dataset.name,
+            "filesystem": t.dataset.filesystem,
+            "pool": t.dataset.pool,
+            "mountpoint": t.dataset.mountpoint,
+            "path": t.place,
+            "named": t.named,
+        }
+        for t in plan.taken
+    ]
+
+
+def _left_out(plan: Plan) -> list[dict[str, Any]]:
+    return [{"dataset": o.name, "reason": o.reason, "incomplete": o.incomplete} for o in plan.left_out]
+
+
+def _places(plan: Plan | None) -> dict[tuple[str, str], str]:
+    return {(t.dataset.filesystem, t.dataset.name): t.place for t in plan.taken} if plan else {}
+
+
+def _set(made: SnapshotSet, places: dict[tuple[str, str], str]) -> dict[str, Any]:
+    sets = Sets((made,))
+    return {
+        "filesystem": made.filesystem,
+        "pool": made.pool,
+        "one_instant": made.one_instant,
+        "transaction": made.snapshots[0].transaction if made.one_instant else None,
+        "skew_seconds": sets.skew_ns / 1e9,
+        "wall_before": instant_text(made.instant.wall_before),
+        "wall_after": instant_text(made.instant.wall_after),
+        "monotonic_before": made.instant.monotonic_before / 1e9,
+        "monotonic_after": made.instant.monotonic_after / 1e9,
+        "snapshots": [
+            {
+                "dataset": s.dataset,
+                "snapshot": s.source,
+                "transaction": s.transaction,
+                "path": places.get((made.filesystem, s.dataset)),
+            }
+            for s in made.snapshots
+        ],
+    }
+
+
+def _engine(engine: EngineReport) -> dict[str, Any]:
+    result = engine.result
+    return {
+        "name": engine.name,
+        "version": engine.version,
+        "argv": list(engine.argv),
+        "status": engine.end.status if engine.end else None,
+        "stopped": engine.end.stopped if engine.end else None,
+        "saved": result.saved if result else None,
+        "complete": result.complete if result else None,
+        "message": result.message if result else None,
+        "snapshot_id": result.snapshot_id if result else None,
+        "root_object": result.root_object if result else None,
+        "statistics": result.statistics if result else {},
+        "problems": [{"path": p.path, "message": p.message} for p in result.problems] if result else [],
+        "problem_count": result.problem_count if result else 0,
+    }

@@ -1,0 +1,83 @@
+"""The report of a run: what happened, as data. The console and ``--json`` print it; nothing else says how it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from kopiatomic import errors
+from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.model import EngineEnd, EngineResult, Plan, Sets
+
+
+@dataclass(slots=True)
+class EngineReport:
+    """What the engine was asked and what came of it."""
+
+    name: str
+    version: str | None
+    argv: Sequence[str] = ()
+    end: EngineEnd | None = None
+    result: EngineResult | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """Filled in as the run goes on; complete at its end, however that comes."""
+
+    run_id: str
+    root: str
+    dry_run: bool = False
+    plan: Plan | None = None
+    sets: Sets | None = None
+    engine: EngineReport | None = None
+    frozen_seconds: float | None = None
+    """How long the snapshots existed."""
+    durations: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)
+    """Why a saved backup is not all that was asked for."""
+    left_behind: list[str] = field(default_factory=list)
+    error: KopiatomicError | None = None
+    hook_error: KopiatomicError | None = None
+    """What went wrong in ``-q``, which runs last."""
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Measure a part of the run (seconds)."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self.durations[name] = self.durations.get(name, 0.0) + time.monotonic() - start
+
+    @property
+    def saved(self) -> bool:
+        """Whether a backup is in the repository and can be trusted to be of the frozen view."""
+        return bool(self.error is None and self.engine and self.engine.result and self.engine.result.saved)
+
+    @property
+    def exit_code(self) -> int:
+        """As documented: 0 only if everything that was asked for is true."""
+        if isinstance(self.error, Interrupted):
+            return self.error.exit_code
+        if self.error is not None:
+            return self.error.exit_code
+        if not self.dry_run and not self.saved:
+            return errors.FAILED
+        if self.left_behind or self.hook_error is not None:
+            return errors.UNCLEAN
+        return errors.INCOMPLETE if self.incomplete else errors.SAVED
+
+    @property
+    def result(self) -> str:
+        """The outcome in one word, for hooks and programs."""
+        if isinstance(self.error, Interrupted):
+            return "interrupted"
+        return {
+            errors.SAVED: "planned" if self.dry_run else "saved",
+            errors.INCOMPLETE: "incomplete",
+            errors.UNCLEAN: "unclean",
+        }.get(self.exit_code, "failed")

@@ -1,0 +1,369 @@
+"""The stack of a run: the only place that knows the order of things."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from kopiatomic import engines, facts, hooks, locks, plan, roots, snapshots
+from kopiatomic.engines import Engine, Job
+from kopiatomic.errors import Interrupted, KopiatomicError, UsageError
+from kopiatomic.launcher import Checked
+from kopiatomic.model import EngineEnd, Plan, Progress, Sets
+from kopiatomic.report import EngineReport, Report
+from kopiatomic.snapshots.zfs import VanishedError
+from kopiatomic.supervisor import Supervisor
+from kopiatomic.system import signals
+from kopiatomic.text import printable
+from kopiatomic.views import View, merged, missing_text
+
+_FREEZE_TRIES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the command line says. Times in seconds."""
+
+    names: tuple[str, ...] = ()
+    everything: bool = False
+    recursive: bool = False
+    command: str | None = None
+    options: str = ""
+    pre_hook: str | None = None
+    post_hook: str | None = None
+    hook_timeout: float = 600.0
+    stop_timeout: float = 30.0
+    mount_root: str = "/kopia"
+    name: str | None = None
+    require_atomic: bool = False
+    dry_run: bool = False
+    maintenance: bool = True
+
+
+class Listener(Protocol):
+    """Who is told of a run while it goes on."""
+
+    def phase(self, text: str) -> None:
+        """A new part of the run begins."""
+
+    def warning(self, text: str) -> None:
+        """Something that the user should know and that does not end the run."""
+
+    def engine_line(self, text: str) -> None:
+        """A line of the engine's own output, safe to print."""
+
+    def progress(self, progress: Progress) -> None:
+        """How far the engine is."""
+
+
+def new_run_id() -> str:
+    """A name for a run: its start to the second (UTC), and 32 random bits."""
+    return time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(4)
+
+
+def backup(options: Options, listener: Listener) -> Report:
+    """Do a whole run. Every failure is in the report; only a defect of kopiatomic raises."""
+    report = Report(new_run_id(), options.mount_root, options.dry_run)
+    with signals.handled():
+        try:
+            _Run(options, report, listener).run()
+        except KopiatomicError as error:
+            report.error = error
+        except OSError as error:
+            report.error = _unexpected(error)
+    return report
+
+
+def _unexpected(error: OSError) -> KopiatomicError:
+    """An error of the system that no check foresaw: too many open files, no memory for a process, a full disk."""
+    where = f" ({printable(os.fsdecode(error.filename))})" if error.filename is not None else ""
+    return KopiatomicError(
+        f"the system refused something that kopiatomic needs: {error.strerror}{where}",
+        kind="system",
+        hint="Look at limits (ulimit -a, systemd's TasksMax= and LimitNOFILE=), memory and disk space.",
+    )
+
+
+class _Run:
+    def __init__(self, options: Options, report: Report, listener: Listener) -> None:
+        self._options = options
+        self._report = report
+        self._listener = listener
+
+    def run(self) -> None:
+        options, report = self._options, self._report
+        if options.name is not None:
+            _check_name(options.name)
+        command = None if options.command is None else _words("-c", options.command)
+        extra = _words("-o", options.options)
+        if not options.dry_run and os.geteuid() != 0:
+            raise KopiatomicError(
+                "making and mounting snapshots needs root",
+                kind="not-root",
+                hint=f"sudo {shlex.join(sys.argv)}   (with -n, what would be done is shown without root)",
+            )
+        root = roots.resolve(options.mount_root if options.name is None else f"{options.mount_root}/{options.name}")
+        report.root = root
+        if options.dry_run:
+            report.plan = self._select(root)
+            engine = engines.create(command, extra, maintenance=options.maintenance)
+            report.engine = EngineReport(engine.name, None, engine.describe(report.plan))
+            return
+        with locks.view_root(root, self._holder()):
+            report.plan = self._select(root)
+            with report.phase("check"):
+                roots.check(root)
+                engine = engines.create(command, extra, maintenance=options.maintenance)
+                report.engine = EngineReport(engine.name, None)
+                for warning in engine.check(report.plan):
+                    self._warn(warning)
+                report.engine.version = engine.version
+            with self._hooks():
+                self._backup(engine)
+                if report.saved:
+                    with report.phase("maintenance"):
+                        for warning in engine.finish():
+                            self._warn(warning)
+
+    def _holder(self) -> Mapping[str, object]:
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        return {"run": self._report.run_id, "pid": os.getpid(), "since": since}
+
+    def _warn(self, text: str) -> None:
+        if text not in self._report.warnings:
+            self._report.warnings.append(text)
+            self._listener.warning(text)
+
+    def _select(self, root: str) -> Plan:
+        options = self._options
+        with self._report.phase("plan"):
+            request = plan.Request(
+                names=options.names,
+                everything=options.everything,
+                recursive=options.recursive,
+                root=root,
+                suffix=f"@{snapshots.PREFIX}{self._report.run_id}",
+            )
+            if not options.names and not options.everything:
+                return plan.select(facts.NONE, request)
+            found = facts.gather(options.names, everything=options.everything, recursive=options.recursive)
+            selected = plan.select(found, request)
+        self._report.incomplete = [f"{printable(o.name)}: {o.reason}" for o in selected.left_out if o.incomplete]
+        for note in selected.notes:
+            self._warn(note)
+        return selected
+
+    @contextmanager
+    def _hooks(self) -> Iterator[None]:
+        """``-p`` before anything is made, ``-q`` once and last in every run that came this far."""
+        options, report = self._options, self._report
+        assert report.plan is not None
+        told = hooks.variables(report.run_id, report.plan)
+        try:
+            if options.pre_hook is not None:
+                self._listener.phase("running the hook -p")
+                with report.phase("pre-hook"):
+                    hooks.run(options.pre_hook, "-p", told, options.hook_timeout)
+            yield
+        except KopiatomicError as error:
+            report.error = error
+        except OSError as error:
+            report.error = _unexpected(error)
+        reached = options.pre_hook is not None or "snapshot" in report.durations
+        if options.post_hook is not None and reached:
+            self._post_hook(options.post_hook, told)
+
+    def _post_hook(self, line: str, told: Mapping[str, str]) -> None:
+        report = self._report
+        result = report.engine.result if report.engine else None
+        outcome = {
+            "KOPIATOMIC_RESULT": report.result,
+            "KOPIATOMIC_EXIT_CODE": str(report.exit_code),
+            "KOPIATOMIC_KOPIA_SNAPSHOT_ID": (result.snapshot_id or "") if result else "",
+        }
+        self._listener.phase("running the hook -q")
+        with report.phase("post-hook"), signals.deferred():
+            try:
+                hooks.run(line, "-q", {**told, **outcome}, self._options.hook_timeout)
+            except KopiatomicError as error:
+                report.hook_error = error
+
+    def _backup(self, engine: Engine) -> None:
+        """Freeze, mount, back up, check, and remove everything again; then look at what was saved."""
+        report = self._report
+        assert report.engine is not None
+        roots.make(report.root)
+        try:
+            with self._frozen() as (supervisor, sets):
+                if self._options.require_atomic and not sets.atomic:
+                    raise _not_atomic(sets)
+                self._listener.phase("mounting the snapshots")
+                with report.phase("mount"):
+                    view = supervisor.mount()
+                self._report_missing(view, sets)
+                job = self._job(view, sets)
+                checked = self._run_engine(engine, supervisor, job)
+        finally:
+            with signals.deferred():
+                report.left_behind += roots.remove(report.root)
+        report.engine.end = checked.end
+        with report.phase("verify"), signals.deferred():
+            report.engine.result = engine.judge(job, checked.end)
+        self._conclude(checked)
+
+    @contextmanager
+    def _frozen(self) -> Iterator[tuple[Supervisor, Sets]]:
+        """The sets, made and tied; removed at the end of the block. Datasets that vanish meanwhile are left out."""
+        report = self._report
+        for attempt in range(1, _FREEZE_TRIES + 1):
+            assert report.plan is not None
+            supervisor = Supervisor(
+                report.plan, snapshots.makers(report.plan, report.run_id), lambda: roots.remove(report.root)
+            )
+            self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
+            start = time.monotonic()
+            try:
+                with supervisor:
+                    with report.phase("snapshot"):
+                        report.sets = supervisor.freeze()
+                    self._look_again()
+                    yield supervisor, report.sets
+                    released = time.monotonic()
+            except VanishedError as error:
+                named = {t.dataset.name for t in report.plan.taken if t.named}
+                if attempt == _FREEZE_TRIES or named.intersection(error.datasets):
+                    raise
+                self._warn(f"{', '.join(map(printable, error.datasets))} vanished; the datasets are listed again")
+                report.plan = self._select(report.root)
+                continue
+            finally:
+                report.left_behind += supervisor.left
+            report.frozen_seconds = time.monotonic() - start
+            report.durations["release"] = time.monotonic() - released
+            return
+
+    def _look_again(self) -> None:
+        """What ``-r`` or ``-a`` would take by now and did not when the listing was made."""
+        options, report = self._options, self._report
+        if not (options.recursive or options.everything):
+            return
+        assert report.plan is not None
+        with report.phase("plan"):
+            try:
+                now = facts.gather(options.names, everything=options.everything, recursive=options.recursive)
+                request = plan.Request(options.names, options.everything, options.recursive, report.root, "")
+                taken = plan.select(now, request).taken
+            except Interrupted:
+                raise
+            except KopiatomicError as error:
+                self._warn(f"what was created meanwhile could not be listed: {error.message}")
+                return
+        known = {t.dataset for t in report.plan.taken}
+        for new in taken:
+            if new.dataset not in known:
+                self._warn(f"{printable(new.dataset.name)} appeared after the listing and is not in this backup")
+
+    def _report_missing(self, view: View, sets: Sets) -> None:
+        report = self._report
+        assert report.plan is not None
+        steps = merged(report.plan, sets)
+        for missing in view.missing:
+            text = missing_text(missing, steps)
+            report.incomplete.append(text)
+            self._warn(text)
+
+    def _job(self, view: View, sets: Sets) -> Job:
+        assert self._report.plan is not None
+        return Job(self._report.run_id, self._report.plan, sets, view.mounted, view.filled)
+
+    def _run_engine(self, engine: Engine, supervisor: Supervisor, job: Job) -> Checked:
+        report = self._report
+        assert report.engine is not None
+        command = engine.command(job)
+        report.engine.argv = command.argv
+
+        def take(stream: str, data: bytes) -> None:
+            for found in engine.feed(stream, data):
+                if isinstance(found, Progress):
+                    self._listener.progress(found)
+                else:
+                    self._listener.engine_line(found)
+
+        self._listener.phase(f"{engine.name} is backing up {printable(report.root)}")
+        environment = {**os.environ, **hooks.variables(job.run_id, job.plan)}
+        with report.phase("engine"):
+            return supervisor.run_engine(command, environment, take, self._options.stop_timeout)
+
+    def _conclude(self, checked: Checked) -> None:
+        """What the end of the engine, its own words and the check of the mounts say together."""
+        report = self._report
+        assert report.engine is not None
+        result = report.engine.result
+        assert result is not None
+        if checked.problems:
+            result.saved = False
+            raise KopiatomicError(
+                f"what {report.engine.name} saved is not the frozen view: {'; '.join(checked.problems)}",
+                kind="view-changed",
+                hint="Find out who removed it, delete that kopia snapshot if there is one, and run again."
+                if result.snapshot_id
+                else "Find out who removed it, and run again.",
+            )
+        signum = signals.first()
+        if checked.end.stopped and signum is not None:
+            result.complete = False
+            raise Interrupted(signum)
+        if not result.saved:
+            raise _engine_failed(report.engine.name, result.message, checked.end)
+        if not result.complete:
+            report.incomplete.append(result.message)
+
+
+def _engine_failed(name: str, message: str, end: EngineEnd) -> KopiatomicError:
+    return KopiatomicError(
+        message or f"{name} failed ({hooks.described(end.status)})", kind="engine-failed", hint="Nothing was saved."
+    )
+
+
+def _not_atomic(sets: Sets) -> KopiatomicError:
+    if len(sets.sets) > 1:
+        where = ", ".join(f"{s.filesystem} {printable(s.pool)}" for s in sets.sets)
+        why = f"the datasets lie in {len(sets.sets)} pools or filesystems ({where}), which share no instant"
+    else:
+        why = "Btrfs put the snapshots of the subvolumes into different transactions"
+    return KopiatomicError(
+        f"--require-atomic: {why}",
+        kind="not-atomic",
+        hint="Back them up with one command for each pool, or hold the programs that write to them still.",
+    )
+
+
+def _check_name(name: str) -> None:
+    if name in {"", ".", ".."} or "/" in name or name.startswith("-"):
+        raise UsageError(
+            f"--name {printable(name)}: it has to be one path component, not '.' or '..', without a leading dash",
+            kind="bad-name",
+            hint="For example: --name home",
+        )
+
+
+def _words(flag: str, text: str) -> list[str]:
+    """Split as a shell splits words. Raises UsageError."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{flag}: {str(error)[0].lower()}{str(error)[1:]} in: {printable(text)}",
+            kind="bad-quotes",
+            hint="Quotes have to be in pairs, as in a shell.",
+        ) from None
+    if flag == "-c" and not words:
+        raise UsageError("-c: the command is empty", kind="no-command", hint="For example: -c 'tar -cf /backup.tar'")
+    return words
