@@ -58,7 +58,7 @@ fingerprint() { sha256sum | cut -c1-16; }
 # only if there is none yet. Folders of other keys are removed: their inputs are gone.
 # Call it as a plain command or `x=$(artefact ...)`: within if, && or || bash would run past a build's errors.
 artefact() {
-    local name=$1 building status final=$cache/$1/$2
+    local name=$1 began=$SECONDS building status final=$cache/$1/$2
     shift 2
     mkdir -p -- "$cache/$name"
     (
@@ -81,7 +81,7 @@ artefact() {
             set -e
             ((status == 0)) || die "building $name failed (its output is above)" "mend what it names, then run this again"
             mv -T -- "$building" "$final"
-            say "Built $name in $((SECONDS / 60)) min $((SECONDS % 60)) s."
+            say "Built $name in $(((SECONDS - began) / 60)) min $(((SECONDS - began) % 60)) s."
         fi
     ) 9>"$cache/$name/lock"
     printf '%s\n' "$final"

@@ -216,6 +216,8 @@ def relay(port: Port, child: subprocess.Popen[bytes]) -> None:
         poll.register(fd, select.POLLIN)
     try:
         while True:
+            while (message := port.line()) is not None:
+                obey(message, child)
             ready = {fd for fd, _ in poll.poll()}
             for fd in ready & streams.keys():
                 if data := os.read(fd, 1 << 16):
@@ -225,8 +227,6 @@ def relay(port: Port, child: subprocess.Popen[bytes]) -> None:
                     del streams[fd]
             if port.fd in ready:
                 port.fill()
-                while (message := port.line()) is not None:
-                    obey(message, child)
             # Last, so that all that was written before the end has been passed on.
             if ended in ready and not ready & streams.keys():
                 return
