@@ -66,6 +66,14 @@ def _open(path: str, *, wait: bool) -> int | None:
         os.close(fd)
 
 
+def _let_go(fd: int, path: str) -> None:
+    """Remove the file while it is still locked, so that who comes now makes a new one; then unlock it."""
+    try:
+        os.unlink(path)
+    finally:
+        os.close(fd)
+
+
 @contextmanager
 def view_root(root: str, holder: Mapping[str, object]) -> Iterator[None]:
     """Be the only run on a view root. Raises LockedError, which names the holder, and KopiatomicError."""
@@ -78,10 +86,8 @@ def view_root(root: str, holder: Mapping[str, object]) -> Iterator[None]:
         os.ftruncate(fd, 0)
         os.pwrite(fd, json.dumps(dict(holder)).encode(), 0)
         yield
-        # While still locked: who comes now makes a new file.
-        os.unlink(path)
     finally:
-        os.close(fd)
+        _let_go(fd, path)
 
 
 def is_free(root: str) -> bool:
@@ -100,12 +106,13 @@ def is_free(root: str) -> bool:
 def clean_up() -> Iterator[None]:
     """Be the only process that makes or removes view roots; held for moments."""
     prepare()
-    fd = _open(f"{DIRECTORY}/clean-up", wait=True)
+    path = f"{DIRECTORY}/clean-up"
+    fd = _open(path, wait=True)
     assert fd is not None
     try:
         yield
     finally:
-        os.close(fd)
+        _let_go(fd, path)
 
 
 def _locked(root: str, path: str) -> LockedError:

@@ -99,7 +99,7 @@ class Supervisor:
     ) -> launcher.Checked:
         """Start the engine in the view and wait for its end. Raises KopiatomicError.
 
-        A signal that asks the run to end stops the engine: SIGTERM once, SIGKILL after ``stop_timeout`` seconds or at the
+        ``on_output`` gets each piece of output, and an empty one at a stream's end. A signal that asks the run to end stops the engine: SIGTERM once, SIGKILL after ``stop_timeout`` seconds or at the
         next signal.
         """
         self._launcher.send(launcher.Start(command, environment))
@@ -119,11 +119,10 @@ class Supervisor:
                     signals.drain()
                 elif fd in streams:
                     data = os.read(fd, _READ)
+                    on_output(streams[fd], data)
                     if not data:
                         poll.unregister(fd)
                         del streams[fd]
-                    else:
-                        on_output(streams[fd], data)
                 else:
                     poll.unregister(fd)
                     result = self._from_launcher()

@@ -111,7 +111,8 @@ def _libc() -> ctypes.CDLL:
 
 
 def _ioctl(fd: int, request: int, argument: ctypes.Structure | ctypes.c_uint64) -> None:
-    if _libc().ioctl(fd, ctypes.c_ulong(request), ctypes.byref(argument)) != 0:
+    # BTRFS_IOC_GET_SUBVOL_ROOTREF returns 1 where it has come to the end (seen on 6.18): only below 0 is a failure.
+    if _libc().ioctl(fd, ctypes.c_ulong(request), ctypes.byref(argument)) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
