@@ -24,6 +24,7 @@ SOURCE = Path("/source")
 SOURCE_DIGEST = Path("/run/source.digest")
 ENVIRONMENT = {
     "HOME": "/root",
+    "KOPIATOMIC_IN_VM": "1",
     "LANG": "C.UTF-8",
     "PATH": "/opt/kopia:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "PYTHONPATH": "/source/src",

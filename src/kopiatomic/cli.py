@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from kopiatomic import __version__
 
-_EPILOG = """\
-Exit codes: 0 saved; 1 failed, nothing saved; 2 usage; 3 saved but not complete; 4 saved, but cleaning up or -q failed;
-75 another run has the view root; 128+n ended by signal n.
+if TYPE_CHECKING:
+    from kopiatomic.output.console import Console
+    from kopiatomic.report import Report
 
-A first word that is a command's name is that command: 'kopiatomic backup NAME...' reaches a pool of any name.
+_EPILOG = """\
+Exit codes: 0 saved; 1 failed, nothing saved; 2 usage; 3 saved but not
+complete; 4 saved, but cleaning up or -q failed; 75 another run has the view
+root; 128+n ended by signal n.
+
+A first word that is a command's name is that command: 'kopiatomic backup
+NAME...' reaches a pool of any name.
 """
 
 
@@ -26,8 +32,12 @@ class _Commands(click.Group):
             args = ["backup", *args]
         return super().parse_args(ctx, args)
 
+
+class _Default(click.Command):
+    """The command that need not be named: its help speaks of ``kopiatomic`` alone."""
+
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(ctx.command_path, "[OPTIONS] DATASET_OR_PATH...")
+        formatter.write_usage("kopiatomic", " ".join(self.collect_usage_pieces(ctx)))
 
 
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -61,6 +71,7 @@ def cli() -> None:
 
 
 @cli.command(
+    cls=_Default,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="\b\n" + _EPILOG.replace("\n\n", "\n\n\b\n"),
     options_metavar="[OPTIONS]",
@@ -104,22 +115,22 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
     Snapshots them together, mounts the snapshots read-only below /kopia where only the backup sees them, runs 'kopia
     snapshot create /kopia', and removes everything again.
     """
-    from kopiatomic.output.console import Console, write
+    from kopiatomic.output.console import Console
     from kopiatomic.run import Options
     from kopiatomic.run import backup as run
 
     console = Console(verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
-    report = run(Options(maintenance=not no_maintenance, **options), console)
-    console.end()
+    _finish(run(Options(maintenance=not no_maintenance, **options), console), console, as_json=as_json)
+
+
+def _finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
+    """Print a report and end with its exit code."""
     if as_json:
         from kopiatomic.output.document import render
 
-        write(sys.stdout, render(report))
-        for error in (report.error, report.hook_error):
-            if error is not None:
-                console.error(error)
-    else:
-        console.report(report)
+        console.end()
+        console.result(render(report))
+    console.report(report, summary=not as_json)
     raise SystemExit(report.exit_code)
 
 
@@ -128,13 +139,22 @@ def main() -> None:
     _own_descriptors()
     try:
         cli.main(prog_name="kopiatomic", standalone_mode=False)
-    except click.UsageError as error:
-        error.show()
-        raise SystemExit(2) from None
-    except click.exceptions.Abort:
+    except click.ClickException as error:
+        _refuse(error.format_message())
+    except (click.exceptions.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+
+
+def _refuse(message: str) -> NoReturn:
+    """End because the command line makes no sense."""
+    from kopiatomic.errors import UsageError
+    from kopiatomic.output.console import Console
+    from kopiatomic.report import Report
+
+    report = Report(
+        run_id="", root="", error=UsageError(message, kind="usage", hint="'kopiatomic -h' shows the options.")
+    )
+    _finish(report, Console(), as_json="--json" in sys.argv)
 
 
 def _own_descriptors() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 SAVED = 0
@@ -61,3 +62,18 @@ class Interrupted(KopiatomicError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return Interrupted, (self.signum,)
+
+
+def internal(error: BaseException) -> KopiatomicError:
+    """A defect of ours as a failure in one line: what, and where in the code."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    where = ""
+    if place is not None:
+        where = f" ({os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno})"
+    return KopiatomicError(
+        f"internal error: {type(error).__name__}: {error}{where}",
+        kind="internal",
+        hint="This is a defect of kopiatomic. Please report it with this line and the command.",
+    )

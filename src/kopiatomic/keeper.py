@@ -10,12 +10,11 @@ from __future__ import annotations
 import os
 import select
 import signal
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kopiatomic import launcher
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, internal
 from kopiatomic.model import Instant, Plan, Sets
 from kopiatomic.snapshots import Maker
 from kopiatomic.system import linux, signals
@@ -102,8 +101,8 @@ class _Keeper:
             self._main_alive = False
         except KopiatomicError as error:
             self._fail(error)
-        except Exception:
-            self._fail(KopiatomicError(f"internal error in the keeper:\n{traceback.format_exc()}", kind="internal"))
+        except Exception as error:
+            self._fail(internal(error))
         self._end()
 
     def _receive(self) -> object:
@@ -161,10 +160,8 @@ class _Keeper:
                     steps,
                     self._equipment.streams,
                 )
-            except BaseException:
-                self._equipment.launcher_to_main.send(
-                    KopiatomicError(f"internal error in the launcher:\n{traceback.format_exc()}", kind="internal")
-                )
+            except BaseException as error:
+                self._equipment.launcher_to_main.send(internal(error))
             finally:
                 os._exit(0)
         self._launcher = pid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.facts import BtrfsSubvolume, Facts, ZfsDataset, is_path
@@ -75,16 +75,22 @@ class _Selection:
 
     def _zfs_named(self, name: str) -> None:
         dataset = self.facts.datasets[name]
-        place = self._zfs_place(dataset)
-        if isinstance(place, LeftOut):
-            raise KopiatomicError(
-                f"{printable(name)} cannot be backed up: {place.reason}",
-                kind="cannot-take",
-                hint=place.hint or None,
-            )
-        self._add(_zfs(dataset, place), named=True)
         if self.request.recursive:
             self._zfs_implied(d for d in self.facts.datasets.values() if d.name.startswith(f"{name}/"))
+        place = self._zfs_place(dataset)
+        if not isinstance(place, LeftOut):
+            self._add(_zfs(dataset, place), named=True)
+        elif self._is_container(dataset, place):
+            self.left_out[name] = replace(place, reason=f"{place.reason}; what lies below it is taken")
+        else:
+            raise KopiatomicError(
+                f"{printable(name)} cannot be backed up: {place.reason}", kind="cannot-take", hint=place.hint or None
+            )
+
+    def _is_container(self, dataset: ZfsDataset, place: LeftOut) -> bool:
+        """Whether ``-r NAME`` means what lies below: the dataset itself is, by its properties, not for mounting."""
+        inside = any(key[0] == "zfs" and str(key[1]).startswith(f"{dataset.name}/") for key in self.taken)
+        return self.request.recursive and inside and dataset.kind == "filesystem" and not place.incomplete
 
     def _btrfs_named(self, subvolume: BtrfsSubvolume) -> None:
         self._add(_btrfs(subvolume), named=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shlex
 import sys
 import time
@@ -14,7 +13,7 @@ from typing import Protocol
 
 from kopiatomic import engines, facts, hooks, locks, plan, roots, snapshots
 from kopiatomic.engines import Engine, Job
-from kopiatomic.errors import Interrupted, KopiatomicError, UsageError
+from kopiatomic.errors import Interrupted, KopiatomicError, UsageError, internal
 from kopiatomic.launcher import Checked
 from kopiatomic.model import EngineEnd, Plan, Progress, Sets
 from kopiatomic.report import EngineReport, Report
@@ -65,11 +64,11 @@ class Listener(Protocol):
 
 def new_run_id() -> str:
     """A name for a run: its start to the second (UTC), and 32 random bits."""
-    return time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + secrets.token_hex(4)
+    return time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + os.urandom(4).hex()
 
 
 def backup(options: Options, listener: Listener) -> Report:
-    """Do a whole run. Every failure is in the report; only a defect of kopiatomic raises."""
+    """Do a whole run. Every failure is in the report, defects of kopiatomic included; nothing is raised."""
     report = Report(new_run_id(), options.mount_root, options.dry_run)
     with signals.handled():
         try:
@@ -78,6 +77,8 @@ def backup(options: Options, listener: Listener) -> Report:
             report.error = error
         except OSError as error:
             report.error = _unexpected(error)
+        except Exception as error:
+            report.error = internal(error)
     return report
 
 
@@ -176,6 +177,8 @@ class _Run:
             report.error = error
         except OSError as error:
             report.error = _unexpected(error)
+        except Exception as error:
+            report.error = internal(error)
         reached = options.pre_hook is not None or "snapshot" in report.durations
         if options.post_hook is not None and reached:
             self._post_hook(options.post_hook, told)

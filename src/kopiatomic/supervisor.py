@@ -99,8 +99,8 @@ class Supervisor:
     ) -> launcher.Checked:
         """Start the engine in the view and wait for its end. Raises KopiatomicError.
 
-        ``on_output`` gets each piece of output, and an empty one at a stream's end. A signal that asks the run to end stops the engine: SIGTERM once, SIGKILL after ``stop_timeout`` seconds or at the
-        next signal.
+        ``on_output`` gets each piece of output, and an empty one at a stream's end. A signal that asks the run to end
+        stops the engine: SIGTERM once, SIGKILL after ``stop_timeout`` seconds or at the next signal.
         """
         self._launcher.send(launcher.Start(command, environment))
         poll = select.poll()

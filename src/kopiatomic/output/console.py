@@ -138,12 +138,18 @@ class Console:
 
     # At its end
 
-    def report(self, report: Report) -> None:
+    def result(self, text: str) -> None:
+        """Write a document to stdout as it is."""
+        write(sys.stdout, text)
+
+    def report(self, report: Report, *, summary: bool) -> None:
         """The summary on stdout, unless --quiet; errors on stderr."""
         self.end()
-        if not self._quiet and report.dry_run and report.plan and report.engine and report.error is None:
+        if not summary or self._quiet:
+            pass
+        elif report.dry_run and report.plan and report.engine and report.error is None:
             _styled(sys.stdout, self._plan_lines(report.plan, report.engine))
-        elif not self._quiet and (report.saved or _partial(report)):
+        elif report.saved or _partial(report):
             _styled(sys.stdout, self._summary(report))
         for text in report.incomplete:
             self.error_text("not complete: " + text)
