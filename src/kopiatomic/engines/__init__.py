@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -54,3 +55,25 @@ class Engine(Protocol):
 
     def finish(self) -> list[str]:
         """What was put off until the snapshots are gone (maintenance). Returns warnings."""
+
+
+def create(
+    command: Sequence[str] | None,
+    options: Sequence[str],
+    *,
+    maintenance: bool = True,
+    environment: Mapping[str, str] | None = None,
+    invoking_user: str | None = None,
+) -> Engine:
+    """The engine of a run: the user's command where there is one (``-c``), else kopia.
+
+    ``environment`` is this process's own unless told otherwise, ``invoking_user`` who called sudo. Raises UsageError.
+    """
+    given = os.environ if environment is None else environment
+    if command is not None:
+        from kopiatomic.engines.command import CommandEngine  # noqa: PLC0415
+
+        return CommandEngine(command, options, given)
+    from kopiatomic.engines.kopia import Kopia  # noqa: PLC0415
+
+    return Kopia(options, given, invoking_user or given.get("SUDO_USER"), maintenance=maintenance)

@@ -49,6 +49,8 @@ class Client:
 
     def __init__(self, options: Options, environment: Mapping[str, str], invoking_user: str | None) -> None:
         self._options = options
+        self.shared = options.shared
+        """Words that every command gets: which repository, which logs."""
         self._invoking_user = invoking_user
         self._given = dict(environment)
         self._program: str | None = None
@@ -80,7 +82,7 @@ class Client:
         else:
             folder, why = ".config", "HOME is not set: below the current directory"
             if not os.path.exists(os.path.join(folder, "kopia", name)):
-                home = pwd.getpwuid(os.geteuid()).pw_dir
+                home = _user()[1]
                 self.additions["HOME"] = home
                 folder, why = os.path.join(home, ".config"), "HOME is not set: the home directory in the table of users"
         path = os.path.abspath(os.path.join(folder, "kopia", name))
@@ -105,7 +107,7 @@ class Client:
 
     def hint_command(self, *words: str) -> str:
         """A kopia command for the user to type, for the same repository, quoted for a shell."""
-        return printable(shlex.join(["kopia", *words, *self._options.shared]))
+        return printable(shlex.join(["kopia", *words, *self.shared]))
 
     def run(self, *words: str, timeout: float = TIME_LIMIT, keep: int = KEEP) -> process.Finished:
         """Run one kopia command to its end. Raises KopiatomicError where it cannot be started or takes too long."""
@@ -125,7 +127,7 @@ class Client:
 
     def ask(self, *words: str) -> Any:
         """The JSON answer of one kopia command that opens the repository. Raises KopiatomicError."""
-        finished = self.run(*words, *self._options.shared)
+        finished = self.run(*words, *self.shared)
         if finished.status != 0:
             raise self.failure(finished)
         try:
@@ -139,11 +141,11 @@ class Client:
 
     def show(self, object_path: str, *, keep: int = KEEP) -> process.Finished:
         """Read an object of the repository, named by an object ID and a path below it."""
-        return self.run("show", object_path, *self._options.shared, keep=keep)
+        return self.run("show", object_path, *self.shared, keep=keep)
 
     def has_manifest(self, manifest_id: str) -> bool:
         """Whether a manifest (a snapshot's, say) is in the repository."""
-        return self.run("manifest", "show", manifest_id, *self._options.shared).status == 0
+        return self.run("manifest", "show", manifest_id, *self.shared).status == 0
 
     def check_version(self) -> list[str]:
         """Ask kopia for its version. Raises KopiatomicError of kind kopia-too-old; returns warnings."""
@@ -218,8 +220,7 @@ class Client:
         return "KOPIA_PASSWORD" if self._given.get("KOPIA_PASSWORD") else "the stored password"
 
     def _not_connected(self) -> KopiatomicError:
-        user = pwd.getpwuid(os.geteuid()).pw_name
-        hint = f"Connect it as {user}: kopia repository connect --help"
+        hint = f"Connect it as {_user()[0]}: kopia repository connect --help"
         other = self._invoking_users_config()
         if other is not None:
             hint = (
@@ -243,6 +244,15 @@ class Client:
             return None
         path = os.path.join(home, ".config", "kopia", CONFIG_NAME)
         return path if path != self.config.path and os.path.exists(path) else None
+
+
+def _user() -> tuple[str, str]:
+    """Name and home directory of the user that this program runs as."""
+    try:
+        entry = pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return f"user {os.geteuid()}", "/"
+    return entry.pw_name, entry.pw_dir
 
 
 def error_lines(text: str) -> Iterator[str]:

@@ -1,0 +1,265 @@
+"""The engine kopia: ``kopia snapshot create`` on the view's root, and what came of it by kopia's own words.
+
+kopia's exit status says little: 0 also for a backup that a signal cut short, 1 also for one that is saved (facts about
+0.13.0 to 0.23.1, seen running or read in cli/command_snapshot_create.go). What counts is the manifest that it prints and
+what its repository shows afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from kopiatomic.engines import (
+    Job,
+    kopia_checks,
+    kopia_listing,
+    kopia_location,
+    kopia_maintenance,
+    kopia_options,
+    kopia_policy,
+)
+from kopiatomic.engines.kopia_client import Client
+from kopiatomic.engines.kopia_output import Manifest, Output, count, parse_manifest
+from kopiatomic.engines.lines import ended
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Plan, Progress
+from kopiatomic.text import printable
+
+PROBLEMS = 20
+"""How many of the files that could not be saved are named; the rest are counted."""
+
+_LATEST = 20
+"""Among how many of the latest snapshots of a source a complete one is looked for."""
+
+
+class Kopia:
+    """One backup with kopia. Make a new one for each run.
+
+    ``options`` are the words of ``-o``, ``environment`` is what kopia inherits, ``invoking_user`` who called sudo (None:
+    nobody), ``maintenance`` whether :meth:`finish` does kopia's maintenance where it is due. Raises UsageError for options
+    that do not go with a backup of the view.
+    """
+
+    def __init__(
+        self,
+        options: Sequence[str],
+        environment: Mapping[str, str],
+        invoking_user: str | None,
+        *,
+        maintenance: bool,
+    ) -> None:
+        self._options = kopia_options.parse(options)
+        self._client = Client(self._options, environment, invoking_user)
+        self._maintenance = maintenance and self._options.value("--no-auto-maintenance") is None
+        self._output = Output()
+        self._status: Mapping[str, Any] = {}
+        self._policies: kopia_policy.Policies | None = None
+        self._ended_well = False
+
+    @property
+    def name(self) -> str:
+        """The engine's name in words and JSON."""
+        return "kopia"
+
+    @property
+    def version(self) -> str | None:
+        """kopia's version, known after :meth:`check`."""
+        return self._client.version
+
+    def check(self, plan: Plan) -> list[str]:
+        """Make sure that kopia can back this plan up; three kopia processes, whatever the plan's size.
+
+        Returns warnings. Raises KopiatomicError: kinds kopia-missing, kopia-not-executable, kopia-too-old,
+        kopia-not-connected, kopia-password-missing, kopia-wrong-password, kopia-unreachable, kopia-failed, one-file-system,
+        repository-in-selection, name-not-storable.
+        """
+        kopia_checks.check_names(plan)
+        client = self._client
+        warnings = [*self._options.warnings, *client.check_version()]
+        client.check_connected()
+        self._status = _mapping(client.ask("repository", "status", "--json"))
+        documents = [_mapping(d) for d in client.ask("policy", "list", "--json")]
+        policies = kopia_policy.Policies(documents, self._source(plan.root))
+        self._policies = policies
+        kopia_checks.check_one_file_system(policies, plan, client)
+        warnings += kopia_checks.action_warnings(policies, self._status, self._options)
+        warnings += kopia_location.check_repository(self._status, plan)
+        warnings += kopia_location.notes(client, self._options, plan)
+        return warnings
+
+    def _source(self, root: str) -> kopia_policy.Source:
+        """The source whose history and policies kopia will use."""
+        client_options = _mapping(self._status.get("clientOptions") or {})
+        own = kopia_policy.Source(
+            str(client_options.get("username", "")), str(client_options.get("hostname", "")), root
+        )
+        override = self._options.value("--override-source")
+        return own if override is None else kopia_policy.parse_source(override, own)
+
+    def command(self, job: Job) -> Command:
+        """The command; its start time is the instant right before the earliest set, in UTC to the microsecond."""
+        seconds, nanoseconds = divmod(job.sets.started_ns, 10**9)
+        start = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        argv = self._argv(
+            self._client.program,
+            job.plan.root,
+            start_time=f"{start}.{nanoseconds // 1000:06d} UTC",
+            run_id=job.run_id,
+            atomic="yes" if job.sets.atomic else "no",
+        )
+        return Command(argv=argv, environment=self._client.additions)
+
+    def describe(self, plan: Plan) -> Sequence[str]:
+        """The argv in words; needs neither kopia nor a repository."""
+        return self._argv(
+            self._client.named, plan.root, start_time="TIME-OF-THE-SNAPSHOTS", run_id="RUN-ID", atomic="YES-OR-NO"
+        )
+
+    def _argv(self, program: str, root: str, *, start_time: str, run_id: str, atomic: str) -> list[str]:
+        """kopia takes no flag twice: what ``-o`` has, it decides, but for maintenance, which waits for the release."""
+        argv = [program, "snapshot", "create", root, "--no-auto-maintenance"]
+        for flag in ("--json", "--json-verbose", "--progress"):
+            if not self._options.has(flag):
+                argv.append(flag)
+        if not self._options.has("--progress-update-interval"):
+            argv.append("--progress-update-interval=500ms")
+        if not self._options.has("--start-time"):
+            argv += ["--start-time", start_time]
+        argv += ["--tags", f"kopiatomic-run:{run_id}", "--tags", f"kopiatomic-atomic:{atomic}"]
+        return [*argv, *self._options.words]
+
+    def feed(self, stream: str, data: bytes) -> list[str | Progress]:
+        """Take output; empty ``data`` says that the stream has ended."""
+        return self._output.feed(stream, data)
+
+    def judge(self, job: Job, end: EngineEnd) -> EngineResult:
+        """Read the manifest, then ask the repository whether it shows every mount. Never raises for kopia's failures."""
+        self._output.feed("stderr", b"")
+        self._ended_well = end.status == 0 and not end.stopped
+        path = self._source(job.plan.root).path
+        manifest = next((m for m in self._output.manifests() if m.path == path), None)
+        unchanged = manifest is None and self._may_be_unchanged(end)
+        if unchanged:
+            manifest = self._latest(path)
+        if manifest is None:
+            return _not_saved(self._why_no_result(job, end))
+        if manifest.incomplete:
+            ending = "was stopped" if end.stopped else f"ended early ({printable(manifest.incomplete)})"
+            return _not_saved(f"kopia {ending}: what it saved is only a part, and no backup", manifest)
+        reasons = []
+        if end.status != 0:
+            if not self._is_saved(manifest):
+                return _not_saved(f"kopia did not store its result ({ended(end.status)}): {self._errors()}")
+            if not count(manifest.summary, "numFailed"):
+                reasons.append(f"kopia saved its snapshot and then failed ({ended(end.status)}): {self._errors()}")
+        result = _result(manifest, job.plan.root)
+        if unchanged:
+            result.statistics["unchanged"] = 1
+        reasons += _failures(manifest)
+        reasons += kopia_listing.missing(self._client, manifest, job)
+        result.complete = not reasons
+        result.message = "; ".join(reasons)
+        return result
+
+    def _may_be_unchanged(self, end: EngineEnd) -> bool:
+        """Whether no output means that nothing had changed: the policy ignore-identical-snapshots is in force."""
+        if end.status != 0 or end.stopped or not self._output.empty or self._policies is None:
+            return False
+        return bool(self._policies.at_root("retention", "ignoreIdenticalSnapshots").value)
+
+    def _latest(self, path: str) -> Manifest | None:
+        """The latest complete snapshot of the source: the one that kopia found nothing changed since."""
+        source = self._source(path)
+        try:
+            documents = self._client.ask("snapshot", "list", str(source), "--json", f"--max-results={_LATEST}")
+        except KopiatomicError:
+            return None
+        found = [(str(_mapping(d).get("startTime", "")), parse_manifest(d)) for d in documents]
+        mine = [(start, m) for start, m in found if m is not None and m.path == path and not m.incomplete]
+        return max(mine, key=lambda pair: pair[0], default=("", None))[1]
+
+    def _is_saved(self, manifest: Manifest) -> bool:
+        """Whether the manifest is in the repository: kopia prints it before it writes its last data out."""
+        try:
+            return self._client.has_manifest(manifest.id)
+        except KopiatomicError:
+            return False
+
+    def _why_no_result(self, job: Job, end: EngineEnd) -> str:
+        said = self._output.errors()
+        if end.status != 0:
+            stopped = ", stopped by this run" if end.stopped else ""
+            return f"kopia failed ({ended(end.status)}{stopped}): {said or 'it gave no reason'}"
+        if self._output.empty:
+            return f"kopia ended without an error and without a result{': ' + said if said else ''}"
+        others = [printable(m.path) for m in self._output.manifests()]
+        if others:
+            return f"kopia's result is of {', '.join(others)} and not of {printable(job.plan.root)}"
+        return f"kopia wrote something else than its result: {self._output.excerpt}"
+
+    def _errors(self) -> str:
+        return self._output.errors() or "it gave no reason"
+
+    def finish(self) -> list[str]:
+        """Do the maintenance that kopia would have done at the end of a good ``snapshot create``. Raises Interrupted.
+
+        ``--auto-maintenance`` in ``-o`` changes nothing: it is kopia's default, and comes here instead of while the snapshots
+        are held.
+        """
+        if not self._maintenance or not self._ended_well:
+            return []
+        return kopia_maintenance.run(self._client, self._status)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _not_saved(message: str, manifest: Manifest | None = None) -> EngineResult:
+    result = EngineResult(saved=False, complete=False, message=message)
+    if manifest is not None:
+        result.snapshot_id, result.root_object = manifest.id, manifest.root_object
+    return result
+
+
+def _result(manifest: Manifest, root: str) -> EngineResult:
+    """What a manifest says in numbers and names. Paths of failed files are below the view's root, safe to print."""
+    summary, statistics = manifest.summary, manifest.statistics
+    numbers = {
+        "files_total": count(summary, "files"),
+        "symlinks_total": count(summary, "symlinks"),
+        "directories_total": count(summary, "dirs"),
+        "bytes_total": count(summary, "size"),
+        "errors": count(summary, "numFailed"),
+        "ignored_errors": count(summary, "numIgnoredErrors"),
+    }
+    if "cachedFiles" in statistics:
+        numbers["files_cached"] = count(statistics, "cachedFiles")
+        numbers["files_hashed"] = count(statistics, "nonCachedFiles")
+    failed = [_mapping(f) for f in summary.get("errors") or []][:PROBLEMS]
+    return EngineResult(
+        saved=True,
+        complete=True,
+        message="",
+        snapshot_id=manifest.id,
+        root_object=manifest.root_object,
+        statistics=numbers,
+        problems=[
+            FileProblem(printable(f"{root}/{f.get('path', '?')}"), printable(str(f.get("error", "")))) for f in failed
+        ],
+        problem_count=max(len(failed), numbers["errors"] + numbers["ignored_errors"]),
+    )
+
+
+def _failures(manifest: Manifest) -> list[str]:
+    """Files that are not in the snapshot, by kopia's counts."""
+    failed, ignored = count(manifest.summary, "numFailed"), count(manifest.summary, "numIgnoredErrors")
+    reasons = []
+    if failed:
+        reasons.append(f"{failed} {'entry' if failed == 1 else 'entries'} could not be saved")
+    if ignored:
+        noun = "entry" if ignored == 1 else "entries"
+        reasons.append(f"{ignored} {noun} could not be saved, which kopia's policy ignores")
+    return reasons

@@ -1,0 +1,99 @@
+"""What has to be right about a plan and about kopia's policies before anything is made. Pure: computes and judges."""
+
+from __future__ import annotations
+
+import os.path
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kopiatomic.engines.kopia_client import Client
+from kopiatomic.engines.kopia_options import Options
+from kopiatomic.engines.kopia_policy import Policies, Source
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Plan
+from kopiatomic.text import printable
+
+PLACEHOLDER_SUFFIX = ".kopia-entry"
+"""A folder of that name ends kopia's backup with an error: kopia takes it for a placeholder of its own."""
+
+
+def check_names(plan: Plan) -> None:
+    """Refuse names that kopia cannot store. Raises KopiatomicError of kind name-not-storable.
+
+    kopia keeps names as JSON text: a byte that is not UTF-8 becomes U+FFFD there, and the name is lost.
+    """
+    for taken in plan.taken:
+        appears = (plan.root + taken.place).rstrip("/")
+        bad = next((part for part in appears.split("/") if _unstorable(part)), None)
+        if bad is None:
+            continue
+        why = f"folders named *{PLACEHOLDER_SUFFIX}" if bad.endswith(PLACEHOLDER_SUFFIX) else "names that are not UTF-8"
+        raise KopiatomicError(
+            f"kopia cannot store {why}: {printable(taken.dataset.name)} is mounted at "
+            f"{printable(taken.dataset.mountpoint)} and would appear at {printable(appears)}",
+            kind="name-not-storable",
+            hint="Give it another mount point, leave it out, or back it up with another program (-c).",
+        )
+
+
+def _unstorable(component: str) -> bool:
+    return component.endswith(PLACEHOLDER_SUFFIX) or any("\ud800" <= c <= "\udfff" for c in component)
+
+
+def check_one_file_system(policies: Policies, plan: Plan, client: Client) -> None:
+    """Refuse a policy that would drop mounts of the view. Raises KopiatomicError of kind one-file-system.
+
+    With one-file-system kopia leaves out every entry whose device differs from that of the folder it is in, without a word
+    and with exit status 0 (fs/ignorefs/ignorefs.go, shouldIncludeByDevice): what counts is the folder that holds a mount.
+    """
+    root = policies.source.path.rstrip("/")
+    for taken in plan.taken:
+        if taken.place == "/":
+            continue
+        parent = root + os.path.dirname(taken.place).rstrip("/") or "/"
+        setting = policies.at(parent, "files", "oneFileSystem")
+        if not setting.value:
+            continue
+        # Set where it acts, it cannot be overruled from above and changes nothing for other sources.
+        below = setting.target in set(policies.nested())
+        mend = setting.target if below and setting.target is not None else policies.source
+        raise KopiatomicError(
+            f"kopia's policy {_target(setting.target)} sets one-file-system, in force at {printable(parent)}: kopia would "
+            f"silently leave out {printable(root + taken.place)} ({printable(taken.dataset.name)}) and every other mount there",
+            kind="one-file-system",
+            hint=f"Unset it: {client.hint_command('policy', 'set', str(mend), '--one-file-system=false')}",
+        )
+
+
+def _target(target: Source | None) -> str:
+    if target is None or str(target) == "--global":
+        return "(global)"
+    return printable(str(target))
+
+
+def action_warnings(policies: Policies, status: Mapping[str, Any], options: Options) -> list[str]:
+    """Warn of actions: one that runs before a folder can send kopia to another path than the frozen view.
+
+    They run where the connection allows them (``enableActions``) or ``--force-enable-actions`` is given
+    (kopia: snapshot/upload/upload_actions.go).
+    """
+    enabled = (status.get("clientOptions") or {}).get("enableActions") or options.has("--force-enable-actions")
+    if not enabled or options.has("--force-disable-actions"):
+        return []
+    targets = {_target(t) for t in _with_actions(policies)}
+    return [
+        f"kopia's policy {target} runs an action before it reads: if that names another KOPIA_SNAPSHOT_PATH, kopia does "
+        "not back up the frozen view (-o --force-disable-actions keeps it from running)"
+        for target in sorted(targets)
+    ]
+
+
+def _with_actions(policies: Policies) -> Iterator[Source]:
+    places = [policies.source, *policies.nested()]
+    for place in places:
+        own = policies.at(place.path, "actions", "beforeFolder")
+        if own.value and own.target == place:
+            yield place
+    inherited = policies.at_root("actions", "beforeSnapshotRoot")
+    if inherited.value and inherited.target is not None:
+        yield inherited.target

@@ -1,0 +1,107 @@
+"""Does kopia's new snapshot show every mount of the view? Asked of the repository: what kopia listed is what it kept."""
+
+from __future__ import annotations
+
+import json
+import os.path
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kopiatomic.engines import Job
+from kopiatomic.engines.kopia_client import KEEP, Client, last_error
+from kopiatomic.engines.kopia_output import Manifest, count
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.system import process
+from kopiatomic.text import printable
+
+_HEAD = b'{"stream":"kopia:directory","entries":'
+"""How a folder's object begins; ``null`` or a list follows (snapshot/manifest.go, DirManifest)."""
+
+_ABSENT = ("entry not found", "parent is not a directory")
+
+
+def missing(client: Client, manifest: Manifest, job: Job) -> list[str]:
+    """What the snapshot lacks, in words: mounts that it does not show, or shows empty though they are not.
+
+    One process for each folder that holds mount points. A place that could not be looked at is reported as well.
+    """
+    by_parent: dict[str, list[str]] = {}
+    problems = []
+    for place in job.mounted:
+        if place == "/":
+            if "/" in job.filled and not _holds_something(manifest.summary):
+                problems.append(_empty(job, place))
+        else:
+            by_parent.setdefault(os.path.dirname(place), []).append(place)
+    for parent, places in by_parent.items():
+        try:
+            problems += _below(client, manifest, job, parent, places)
+        except KopiatomicError as error:
+            problems.append(f"kopia's snapshot could not be looked at below {printable(parent)}: {error.message}")
+    return problems
+
+
+def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: list[str]) -> Iterator[str]:
+    finished = client.show(manifest.root_object + parent.rstrip("/"))
+    if len(finished.stdout) >= KEEP:
+        # A folder of some 250,000 entries: ask for each mount alone.
+        yield from _one_by_one(client, manifest, job, places)
+        return
+    entries = {} if _is_absent(finished) else _entries(finished)
+    for place in places:
+        entry = entries.get(os.path.basename(place))
+        if entry is None or entry.get("type") != "d":
+            yield _absent(job, place)
+        elif place in job.filled and not _holds_something(entry.get("summ") or {}):
+            yield _empty(job, place)
+
+
+def _one_by_one(client: Client, manifest: Manifest, job: Job, places: list[str]) -> Iterator[str]:
+    for place in places:
+        finished = client.show(manifest.root_object + place, keep=len(_HEAD) + 1)
+        if _is_absent(finished) or not finished.stdout.startswith(_HEAD):
+            yield _absent(job, place)
+        elif place in job.filled and not finished.stdout.endswith(b"["):
+            yield _empty(job, place)
+
+
+def _is_absent(finished: process.Finished) -> bool:
+    """Whether kopia says that there is no such folder. Raises KopiatomicError for any other failure."""
+    if finished.status == 0:
+        return False
+    if any(text in finished.errors for text in _ABSENT):
+        return True
+    raise KopiatomicError(last_error(finished), kind="kopia-failed")
+
+
+def _entries(finished: process.Finished) -> dict[str, Mapping[str, Any]]:
+    """The entries of a folder by name. Raises KopiatomicError where the object is no folder of kopia's."""
+    try:
+        document = json.loads(finished.stdout)
+        return {entry["name"]: entry for entry in document["entries"] or []}
+    except (ValueError, RecursionError, KeyError, TypeError):
+        raise KopiatomicError("kopia shows it as something else than a folder", kind="kopia-failed") from None
+
+
+def _holds_something(summary: Mapping[str, Any]) -> bool:
+    """A summary counts the folder itself in ``dirs``. Entries that failed are there, and reported on their own."""
+    return count(summary, "dirs") > 1 or any(
+        count(summary, key) for key in ("files", "symlinks", "numFailed", "numIgnoredErrors")
+    )
+
+
+def _named(job: Job, place: str) -> str:
+    dataset = next((t.dataset.name for t in job.plan.taken if t.place == place), None)
+    of = f" ({printable(dataset)})" if dataset is not None else ""
+    return printable(place) + of
+
+
+def _absent(job: Job, place: str) -> str:
+    return f"{_named(job, place)} is not in kopia's snapshot: do kopia's ignore rules or its policies leave it out?"
+
+
+def _empty(job: Job, place: str) -> str:
+    return (
+        f"{_named(job, place)} is empty in kopia's snapshot, and the dataset is not: do kopia's ignore rules or a "
+        "CACHEDIR.TAG leave its content out, or is it only sockets, pipes and devices, which kopia cannot store?"
+    )
