@@ -21,7 +21,13 @@ need_root() {
     ((EUID == 0)) || die "this needs root (it mounts filesystems and installs packages)" "run it as root: sudo $0"
 }
 
-# packages NAME...: installs those that are missing; FIRST|SECOND means that either will do.
+test_packages() { printf '%s\n' btrfs-progs mount shellcheck; }
+venv_packages() { printf '%s\n' ca-certificates python3 python3-venv; }
+vm_packages() {
+    printf '%s\n' cpio debian-archive-keyring e2fsprogs mmdebstrap python3 qemu-system-x86 xz-utils zstd
+}
+
+# packages NAME...: installs those that are missing
 packages() {
     local name wanted=()
     for name; do

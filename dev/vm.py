@@ -34,7 +34,17 @@ TREE = Path(__file__).resolve().parent.parent
 PORTS = 4
 BOOT_LIMIT_S = 300
 KERNEL_ARGUMENTS = "console=ttyS0 quiet panic=-1 oops=panic mitigations=off"
-NOT_IN_THE_GUEST = {".git", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis", "__pycache__", ".venv", "build", "dist"}
+NOT_IN_THE_GUEST = {
+    ".git",
+    ".mypy_cache",
+    ".ruff_cache",
+    ".pytest_cache",
+    ".hypothesis",
+    "__pycache__",
+    ".venv",
+    "build",
+    "dist",
+}
 PR_SET_PDEATHSIG = 1
 EXIT_TIMEOUT, EXIT_VM_ENDED = 124, 125
 
@@ -324,7 +334,9 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--state", type=Path, required=True, help=argparse.SUPPRESS)
     verbs = top.add_subparsers(dest="verb", required=True)
     machine = argparse.ArgumentParser(add_help=False)
-    machine.add_argument("--disk", type=Path, action="append", default=[], help="a raw disk image: /dev/vdc, then vdd, ...")
+    machine.add_argument(
+        "--disk", type=Path, action="append", default=[], help="a raw disk image: /dev/vdc, then vdd, ..."
+    )
     machine.add_argument("--exchange", metavar="DIR", help="folder that the guest sees as /exchange")
     command = argparse.ArgumentParser(add_help=False)
     command.add_argument("--timeout", type=float, metavar="S", help="seconds before the command is ended")

@@ -209,7 +209,8 @@ def kill_group(group: int, number: int) -> None:
 
 
 def relay(port: Port, child: subprocess.Popen[bytes]) -> None:
-    assert child.stdout is not None and child.stderr is not None
+    assert child.stdout is not None
+    assert child.stderr is not None
     ended = os.pidfd_open(child.pid)
     streams = {child.stdout.fileno(): "out", child.stderr.fileno(): "err"}
     poll = select.poll()

@@ -1,0 +1,182 @@
+"""Makes tests/zfs run in the VM and count here: one boot, each test an item of its own with its own failure text.
+
+The tests are collected here as any other, so -k, -x, node ids and --lf work. They start when the session does and run
+beside the host's own tests; their reports are taken up in their turn. A test that hangs or breaks the VM fails, and the
+tests after it get a new VM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any, Literal
+
+import pytest
+
+TREE = Path(__file__).resolve().parents[2]
+VM_TESTS = TREE / "tests" / "zfs"
+SILENCE_LIMIT_S = 600
+TRACEBACK_AFTER_S = 300
+
+
+def runs_in_vm(item: pytest.Item) -> bool:
+    return item.path.is_relative_to(VM_TESTS)
+
+
+class VmFailure:
+    """A failure's text as the VM's pytest wrote it, in the shape that pytest's terminal wants."""
+
+    def __init__(self, text: str, crash: str) -> None:
+        self.text = text
+        self.reprcrash = SimpleNamespace(message=crash or text.partition("\n")[0])
+
+    def toterminal(self, writer: Any) -> None:
+        writer.line(self.text)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class VmRun:
+    """One boot of the VM with one pytest in it."""
+
+    def __init__(self, nodeids: list[str]) -> None:
+        self.messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self.heard = False
+        self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
+        # A developer who has a VM up may use it: it saves the boot, and is as it was left.
+        verb = "exec" if os.environ.get("KOPIATOMIC_TEST_VM") == "up" else "run"
+        pytest_command = ["python3", "-m", "pytest", "-p", "tests.support.vm_reporter", "-p", "no:cacheprovider", "-q"]
+        pytest_command += ["-o", f"faulthandler_timeout={TRACEBACK_AFTER_S}", *nodeids]
+        self.process = subprocess.Popen(
+            [TREE / "dev" / "vm", verb, "--", *pytest_command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            start_new_session=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.messages.put(json.loads(line))
+        self.messages.put(None)
+
+    def reports(self, nodeid: str) -> Iterator[dict[str, Any]]:
+        """The reports of one test, up to that of its teardown; VmLostError if they cease."""
+        while True:
+            try:
+                message = self.messages.get(timeout=SILENCE_LIMIT_S)
+            except queue.Empty:
+                raise VmLostError(f"the VM has been silent for {SILENCE_LIMIT_S} s") from None
+            if message is None:
+                raise VmLostError(f"the VM's pytest ended without a report, exit code {self.process.wait()}")
+            self.heard = True
+            if message["nodeid"] == nodeid:
+                yield message
+                if message["when"] == "teardown":
+                    return
+
+    def end(self) -> str:
+        """End the VM, if it still runs, and return what it had to say."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        self.process.wait()
+        with self.log:
+            self.log.seek(0)
+            return self.log.read()[-8000:].decode(errors="replace")
+
+
+class VmLostError(Exception):
+    """The VM, or the pytest in it, is gone or stuck."""
+
+
+class VmItems:
+    """The plugin: takes over each item of tests/zfs."""
+
+    def __init__(self) -> None:
+        self.waiting: list[str] = []
+        self.run: VmRun | None = None
+        self.broken: str | None = None
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=runs_in_vm)  # stable: theirs last, so that the host's run meanwhile
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtestloop(self, session: pytest.Session) -> None:
+        self.waiting = [item.nodeid for item in session.items if runs_in_vm(item)]
+        if self.waiting and not session.config.option.collectonly and not session.testsfailed:
+            self.run = VmRun(self.waiting)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Literal[True] | None:
+        if not runs_in_vm(item):
+            return None
+        item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+        for report in self.reports(item):
+            item.ihook.pytest_runtest_logreport(report=report)
+        item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        return True
+
+    def reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
+        if self.broken is not None:
+            yield report_of(item, failed("call", f"not run: {self.broken}"))
+            return
+        if self.run is None:
+            self.run = VmRun(self.waiting)
+        self.waiting.remove(item.nodeid)
+        try:
+            for message in self.run.reports(item.nodeid):
+                yield report_of(item, message)
+        except VmLostError as error:
+            heard, said = self.run.heard, self.run.end()
+            self.run = None
+            if not heard:
+                self.broken = "the VM did not start (see the first test of tests/zfs)"
+            yield report_of(item, failed("call", f"{error}\n{said}"))
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_sessionfinish(self) -> None:
+        if self.run is not None:
+            self.run.end()
+            self.run = None
+
+
+def failed(when: str, text: str) -> dict[str, Any]:
+    empty = {"duration": 0.0, "sections": [], "wasxfail": None, "skipped": None, "crash": ""}
+    return {**empty, "when": when, "outcome": "failed", "text": text}
+
+
+def report_of(item: pytest.Item, message: dict[str, Any]) -> pytest.TestReport:
+    longrepr: Any = None
+    if message["skipped"] is not None:
+        longrepr = tuple(message["skipped"])
+    elif message["text"]:
+        longrepr = VmFailure(message["text"], message["crash"])
+    report = pytest.TestReport(
+        nodeid=item.nodeid,
+        location=item.location,
+        keywords=dict.fromkeys(item.keywords, 1),
+        outcome=message["outcome"],
+        longrepr=longrepr,
+        when=message["when"],
+        sections=[(name, text) for name, text in message["sections"]],
+        duration=message["duration"],
+    )
+    if message["wasxfail"] is not None:
+        report.wasxfail = message["wasxfail"]
+    return report
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(VmItems(), "kopiatomic-vm-items")
