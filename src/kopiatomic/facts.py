@@ -126,7 +126,7 @@ def _zfs_present() -> bool:
 def _zfs(argv: list[str]) -> process.Finished:
     """Run ``zfs`` or ``zpool``; its texts are read in the C locale."""
     try:
-        return process.run(argv, timeout=LIST_TIMEOUT, environment={**os.environ, "LC_ALL": "C"})
+        return process.run(argv, timeout=LIST_TIMEOUT, environment={**os.environ, "LC_ALL": "C"}, keep=1 << 30)
     except FileNotFoundError:
         raise KopiatomicError(
             f"ZFS is not installed: there is no command '{argv[0]}'",

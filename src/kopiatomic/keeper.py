@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kopiatomic import launcher
 from kopiatomic.errors import KopiatomicError, internal
-from kopiatomic.model import Instant, Plan, Sets
+from kopiatomic.model import Plan, Sets
 from kopiatomic.snapshots import Maker
 from kopiatomic.system import linux, signals
 from kopiatomic.system.channel import Channel, ClosedError, close_quietly
@@ -80,6 +80,19 @@ def main(equipment: Equipment) -> None:
     _Keeper(equipment).run()
 
 
+def remove_all(makers: Sequence[Maker]) -> list[str]:
+    """See to it that no snapshot of a run is left. Returns what is left, in words."""
+    left: list[str] = []
+    for maker in makers:
+        try:
+            left += maker.remove()
+        except KopiatomicError as error:
+            left.append(f"snapshots of this run may be left: {error.message}")
+        except OSError as error:
+            left.append(f"snapshots of this run may be left: {error.strerror}")
+    return left
+
+
 class _Keeper:
     def __init__(self, equipment: Equipment) -> None:
         self._equipment = equipment
@@ -130,17 +143,10 @@ class _Keeper:
         makers = self._equipment.makers
         for maker in makers:
             maker.prepare()
-        made: list[tuple[Maker, Instant]] = []
-        try:
-            for maker in makers:
-                made.append((maker, maker.make()))
-            for maker, _ in made:
-                maker.tie(self._equipment.cleanup_fd)
-            return Sets(tuple(maker.read_back(instant) for maker, instant in made))
-        except BaseException:
-            for maker in makers:
-                maker.undo()
-            raise
+        made = [(maker, maker.make()) for maker in makers]
+        for maker, _ in made:
+            maker.tie(self._equipment.cleanup_fd)
+        return Sets(tuple(maker.read_back(instant) for maker, instant in made))
 
     def _launch(self) -> None:
         """Fork the launcher as the first process of a new PID namespace."""
@@ -198,12 +204,7 @@ class _Keeper:
             os.kill(self._launcher, signal.SIGKILL)
             self._wait_for_launcher()
         close_quietly(self._equipment.cleanup_fd)
-        left: list[str] = []
-        for maker in self._equipment.makers:
-            try:
-                left += maker.remove()
-            except KopiatomicError as error:
-                left.append(error.message)
+        left = remove_all(self._equipment.makers)
         if not self._main_alive:
             self._equipment.remove_root()
         self._send(Released(tuple(left)))

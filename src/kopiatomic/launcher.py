@@ -15,7 +15,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Command, EngineEnd
 from kopiatomic.system import linux, mountinfo, signals
 from kopiatomic.system.channel import Channel, ClosedError
-from kopiatomic.views import Step, View
+from kopiatomic.views import Step
 from kopiatomic.views import linux as linux_view
 
 
@@ -196,6 +196,3 @@ def _end_all_others() -> None:
             os.waitpid(-1, 0)
         except ChildProcessError:
             return
-
-
-__all__ = ["Checked", "Start", "Stop", "Streams", "View", "main"]

@@ -56,7 +56,7 @@ class Report:
     @property
     def saved(self) -> bool:
         """Whether a backup is in the repository and can be trusted to be of the frozen view."""
-        return bool(self.error is None and self.engine and self.engine.result and self.engine.result.saved)
+        return bool(self.engine and self.engine.result and self.engine.result.saved)
 
     @property
     def exit_code(self) -> int:

@@ -71,6 +71,16 @@ def make(root: str) -> None:
 
 def remove(root: str) -> list[str]:
     """Remove the root and what was made above it, unless another run needs it. Returns what is left, in words."""
+    try:
+        return _remove(root)
+    except KopiatomicError as error:
+        reason = error.message
+    except OSError as error:
+        reason = error.strerror or str(error)
+    return [f"directory {printable(root)}: {reason} (remove it with: rmdir)"]
+
+
+def _remove(root: str) -> list[str]:
     left = []
     with locks.clean_up():
         for directory in (root, *parents(root)):

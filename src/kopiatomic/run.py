@@ -108,7 +108,7 @@ class _Run:
             raise KopiatomicError(
                 "making and mounting snapshots needs root",
                 kind="not-root",
-                hint=f"sudo {shlex.join(sys.argv)}   (with -n, what would be done is shown without root)",
+                hint=f"sudo {printable(shlex.join(['kopiatomic', *sys.argv[1:]]))}   (-n shows without root what would be done)",
             )
         root = roots.resolve(options.mount_root if options.name is None else f"{options.mount_root}/{options.name}")
         report.root = root
@@ -128,10 +128,20 @@ class _Run:
                 report.engine.version = engine.version
             with self._hooks():
                 self._backup(engine)
-                if report.saved:
-                    with report.phase("maintenance"):
-                        for warning in engine.finish():
-                            self._warn(warning)
+                with report.phase("maintenance"):
+                    self._finish(engine)
+
+    def _finish(self, engine: Engine) -> None:
+        """What the engine put off; the backup is saved, so nothing that goes wrong here makes it a failure."""
+        try:
+            for warning in engine.finish():
+                self._warn(warning)
+        except Interrupted:
+            raise
+        except KopiatomicError as error:
+            self._warn(f"{engine.name}'s maintenance: {error.message}")
+        except OSError as error:
+            self._warn(f"{engine.name}'s maintenance: {error.strerror}")
 
     def _holder(self) -> Mapping[str, object]:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
@@ -231,7 +241,6 @@ class _Run:
                 report.plan, snapshots.makers(report.plan, report.run_id), lambda: roots.remove(report.root)
             )
             self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
-            start = time.monotonic()
             try:
                 with supervisor:
                     with report.phase("snapshot"):
@@ -248,7 +257,8 @@ class _Run:
                 continue
             finally:
                 report.left_behind += supervisor.left
-            report.frozen_seconds = time.monotonic() - start
+            first = min(s.instant.monotonic_before for s in report.sets.sets)
+            report.frozen_seconds = time.monotonic() - first / 1e9
             report.durations["release"] = time.monotonic() - released
             return
 
@@ -321,7 +331,7 @@ class _Run:
             )
         signum = signals.first()
         if checked.end.stopped and signum is not None:
-            result.complete = False
+            result.saved = result.complete = False
             raise Interrupted(signum)
         if not result.saved:
             raise _engine_failed(report.engine.name, result.message, checked.end)

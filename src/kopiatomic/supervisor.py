@@ -180,11 +180,7 @@ class Supervisor:
         except ClosedError:
             # The keeper was killed. The kernel has ended the launcher with it; what nothing tied is removed from here.
             os.waitpid(self._keeper_pid, 0)
-            for maker in self._makers:
-                try:
-                    self.left += maker.remove()
-                except KopiatomicError as error:
-                    self.left.append(error.message)
+            self.left += keeper.remove_all(self._makers)
         finally:
             self._keeper.close()
 

@@ -33,11 +33,11 @@ class Maker(Protocol):
     def read_back(self, instant: Instant) -> SnapshotSet:
         """The set as the filesystem shows it now, with the transactions that are the proof. Raises KopiatomicError."""
 
-    def undo(self) -> None:
-        """Remove a set that was made and not tied, best effort. Needs no state: another process may call it."""
-
     def remove(self) -> list[str]:
-        """Make sure that no snapshot of the set is left. Needs no state. Returns what is left, in words."""
+        """Make sure that no snapshot of the set is left, whether it was tied or not, made whole or in part.
+
+        Needs no state: another process than the one that made them may call it. Returns what is left, in words.
+        """
 
     def needs_descriptor(self) -> bool:
         """Whether ``tie`` wants a descriptor."""

@@ -183,10 +183,6 @@ class BtrfsMaker:
                 raise _failed(f"a snapshot of {self._where()} disappeared right after it was made", error) from None
         return SnapshotSet("btrfs", self.pool, tuple(snapshots), instant)
 
-    def undo(self) -> None:
-        """Remove what was made so far."""
-        self.remove()
-
     def remove(self) -> list[str]:
         """Delete the run's snapshots and directories, by name and only if they are snapshots of what was planned."""
         left = []

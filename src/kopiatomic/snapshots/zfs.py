@@ -92,13 +92,14 @@ class ZfsMaker:
                 hint="Somebody else destroys snapshots here; run again.",
             )
         snapshots = tuple(Snapshot(name.partition("@")[0], name, int(found[name])) for name in self._names)
-        return SnapshotSet("zfs", self._pool, snapshots, instant)
-
-    def undo(self) -> None:
-        """Destroy what was made in this run's gap between snapshot and tie."""
-        ours = _ours(self._names, self._run_id)
-        if ours:
-            libzfs_core.destroy(ours, deferred=True)
+        made = SnapshotSet("zfs", self._pool, snapshots, instant)
+        if not made.one_instant:
+            raise KopiatomicError(
+                f"the snapshots of pool {self._pool} are not of one transaction group, although one call made them",
+                kind="not-one-txg",
+                hint="Was one destroyed and made anew by somebody else? Run again; if it happens twice, please report it.",
+            )
+        return made
 
     def remove(self) -> list[str]:
         """Wait until the kernel has destroyed the released set; destroy what nothing tied."""

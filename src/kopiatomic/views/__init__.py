@@ -40,7 +40,6 @@ class View:
     filled: tuple[str, ...]
     """Those whose top directory is not empty."""
     missing: tuple[Missing, ...]
-    notes: tuple[str, ...] = ()
 
 
 def merged(plan: Plan, sets: Sets) -> list[Step]:
