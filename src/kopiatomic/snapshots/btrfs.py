@@ -1,6 +1,6 @@
 """Btrfs: read-only snapshots of several subvolumes, asked for at once; equal ``otransid`` proves one instant.
 
-They lie in ``.kopiatomic/kopiatomic_RUN`` of the filesystem's top-level subvolume, root's alone, reached through a mount
+They lie in ``.kopiatomic/kopiatomic_RUN/N/snapshot`` of the filesystem's top-level subvolume, root's alone, reached through a mount
 that is attached nowhere. There is no atomic snapshot of several subvolumes: two or three are tried a few times until one
 transaction holds them all, more never share one (docs/architecture.md, "Btrfs").
 """
@@ -12,7 +12,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
 from kopiatomic.errors import KopiatomicError
@@ -28,6 +28,7 @@ _TRIED = (2, 3)
 """How many subvolumes can share a transaction when asked for at once: seen in 40 of 100 tries for two, never for four."""
 
 _THREADS = 16
+_SNAPSHOT = "snapshot"
 _OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -95,74 +96,73 @@ class BtrfsMaker:
         raise _failed(f"no directory for the snapshots of {self._where()} can be made", OSError(errno.EBUSY, "busy"))
 
     def _make_in(self, directory: int) -> Instant:
-        tries = _TRIES if len(self.taken) in _TRIED else 1
+        with ExitStack() as stack:
+            # Each in a directory of its own: the kernel locks the directory during the call, and in one directory the
+            # snapshots would be made one after the other, never in one transaction.
+            places = []
+            for position in range(len(self.taken)):
+                os.mkdir(str(position), 0o700, dir_fd=directory)
+                places.append(os.open(str(position), _OPEN_DIRECTORY, dir_fd=directory))
+                stack.callback(os.close, places[-1])
+            instant = self._try(places)
+            for place, taken in zip(places, self.taken, strict=True):
+                if taken.dataset.subvolume == btrfs.TOP_LEVEL:
+                    self._hide_ourselves(place)
+            return instant
+
+    def _try(self, places: list[int]) -> Instant:
+        tries = _TRIES if len(places) in _TRIED else 1
         while True:
             before = time.time_ns(), time.monotonic_ns()
-            self._snapshot_all(directory)
+            self._snapshot_all(places)
             monotonic_after, wall_after = time.monotonic_ns(), time.time_ns()
-            born = {self._look(directory, position).born for position in range(len(self.taken))}
             tries -= 1
-            if len(born) == 1 or tries == 0:
-                break
-            for position in range(len(self.taken)):
-                btrfs.delete(directory, str(position))
-        for position, taken in enumerate(self.taken):
-            if taken.dataset.subvolume == btrfs.TOP_LEVEL:
-                self._hide_ourselves(directory, str(position))
-        return Instant(before[0], wall_after, before[1], monotonic_after)
+            if tries == 0 or len({_look(place).born for place in places}) == 1:
+                return Instant(before[0], wall_after, before[1], monotonic_after)
+            for place in places:
+                btrfs.delete(place, _SNAPSHOT)
 
-    def _snapshot_all(self, directory: int) -> None:
-        """One ioctl a subvolume, from several threads, so that they come as close together as they can."""
-        jobs = list(enumerate(self.taken))
-
-        def one(job: tuple[int, Taken]) -> None:
-            position, taken = job
-            # Our own directory lies in the top-level subvolume: it is taken out of that snapshot before it is sealed.
-            read_only = taken.dataset.subvolume != btrfs.TOP_LEVEL
-            try:
-                btrfs.snapshot(self._sources[position], directory, str(position), read_only=read_only)
-            except OSError as error:
-                raise _failed(f"no snapshot was made of {printable(taken.dataset.name)}", error) from None
-
-        if len(jobs) == 1:
-            one(jobs[0])
+    def _snapshot_all(self, places: list[int]) -> None:
+        """One ioctl a subvolume, from several threads let go at once, so that they come as close together as they can."""
+        if len(places) == 1:
+            self._snapshot(places, 0)
             return
         from concurrent.futures import ThreadPoolExecutor
+        from threading import Barrier
 
-        with ThreadPoolExecutor(min(_THREADS, len(jobs))) as pool:
-            for future in [pool.submit(one, job) for job in jobs]:
+        width = min(_THREADS, len(places))
+        start = Barrier(width)
+
+        def share(thread: int) -> None:
+            start.wait()
+            for position in range(thread, len(places), width):
+                self._snapshot(places, position)
+
+        with ThreadPoolExecutor(width) as pool:
+            for future in [pool.submit(share, thread) for thread in range(width)]:
                 future.result()
 
-    def _hide_ourselves(self, directory: int, name: str) -> None:
-        """Take our directory out of the snapshot of the top-level subvolume, as if it had never been there."""
-        fd = os.open(name, _OPEN_DIRECTORY, dir_fd=directory)
+    def _snapshot(self, places: list[int], position: int) -> None:
+        dataset = self.taken[position].dataset
+        # Our own directory lies in the top-level subvolume: it is taken out of that snapshot before it is sealed.
+        read_only = dataset.subvolume != btrfs.TOP_LEVEL
         try:
-            with _kept_times(fd):
-                ours = os.open(DIRECTORY, _OPEN_DIRECTORY, dir_fd=fd)
-                try:
-                    for run in os.listdir(ours):
-                        inner = os.open(run, _OPEN_DIRECTORY, dir_fd=ours)
-                        try:
-                            for placeholder in os.listdir(inner):
-                                os.rmdir(placeholder, dir_fd=inner)
-                        finally:
-                            os.close(inner)
-                        os.rmdir(run, dir_fd=ours)
-                finally:
-                    os.close(ours)
-                os.rmdir(DIRECTORY, dir_fd=fd)
-            btrfs.make_read_only(fd)
+            btrfs.snapshot(self._sources[position], places[position], _SNAPSHOT, read_only=read_only)
+        except OSError as error:
+            raise _failed(f"no snapshot was made of {printable(dataset.name)}", error) from None
+
+    def _hide_ourselves(self, place: int) -> None:
+        """Take our directory out of the snapshot of the top-level subvolume, as if it had never been there."""
+        try:
+            fd = os.open(_SNAPSHOT, _OPEN_DIRECTORY, dir_fd=place)
+            try:
+                with _kept_times(fd):
+                    _remove_directories(DIRECTORY, fd)
+                btrfs.make_read_only(fd)
+            finally:
+                os.close(fd)
         except OSError as error:
             raise _failed(f"the snapshot of {self._where()} could not be finished", error) from None
-        finally:
-            os.close(fd)
-
-    def _look(self, directory: int, position: int) -> btrfs.Subvolume:
-        fd = os.open(str(position), _OPEN_DIRECTORY, dir_fd=directory)
-        try:
-            return btrfs.subvolume(fd)
-        finally:
-            os.close(fd)
 
     def tie(self, cleanup_fd: int | None) -> None:
         """Nothing: Btrfs has no hold that ends with a process."""
@@ -172,20 +172,19 @@ class BtrfsMaker:
         snapshots = []
         with self._top() as top:
             try:
-                directory = os.open(f"{DIRECTORY}/{self.name}", _OPEN_DIRECTORY, dir_fd=top)
-                try:
-                    for position, taken in enumerate(self.taken):
-                        found = self._look(directory, position)
-                        snapshots.append(Snapshot(taken.dataset.name, source(self.name, position), found.born))
-                finally:
-                    os.close(directory)
+                for position, taken in enumerate(self.taken):
+                    place = os.open(f"{DIRECTORY}/{self.name}/{position}", _OPEN_DIRECTORY, dir_fd=top)
+                    try:
+                        found = _look(place)
+                    finally:
+                        os.close(place)
+                    snapshots.append(Snapshot(taken.dataset.name, _path(self.name, position), found.born))
             except OSError as error:
                 raise _failed(f"a snapshot of {self._where()} disappeared right after it was made", error) from None
         return SnapshotSet("btrfs", self.pool, tuple(snapshots), instant)
 
     def remove(self) -> list[str]:
-        """Delete the run's snapshots and directories, by name and only if they are snapshots of what was planned."""
-        left = []
+        """Delete the run's snapshots and directories: only what lies in the run's own directory, by name."""
         for fd in self._sources:
             os.close(fd)
         self._sources.clear()
@@ -195,15 +194,7 @@ class BtrfsMaker:
             except FileNotFoundError:
                 return []
             try:
-                for name in os.listdir(directory):
-                    try:
-                        btrfs.delete(directory, name)
-                    except OSError as error:
-                        path = f"{DIRECTORY}/{self.name}/{name}"
-                        left.append(
-                            f"Btrfs snapshot {path} in the top-level subvolume of {self._where()}: {error.strerror} "
-                            f"(mount that with subvolid=5, then: btrfs subvolume delete MOUNT/{path})"
-                        )
+                left = [text for place in os.listdir(directory) if (text := self._remove_place(directory, place))]
             finally:
                 os.close(directory)
             if not left:
@@ -211,6 +202,26 @@ class BtrfsMaker:
                 with _kept_times(top):
                     _remove_if_empty(DIRECTORY, top)
         return left
+
+    def _remove_place(self, directory: int, name: str) -> str | None:
+        """Delete one snapshot and its directory; returns what is left, in words."""
+        try:
+            place = os.open(name, _OPEN_DIRECTORY, dir_fd=directory)
+            try:
+                btrfs.delete(place, _SNAPSHOT)
+            except FileNotFoundError:
+                # Not made yet, or deleted by somebody else.
+                pass
+            finally:
+                os.close(place)
+            os.rmdir(name, dir_fd=directory)
+        except OSError as error:
+            path = f"{DIRECTORY}/{self.name}/{name}/{_SNAPSHOT}"
+            return (
+                f"Btrfs snapshot {path} in the top-level subvolume of {self._where()}: {error.strerror} "
+                f"(mount that with subvolid=5, then: btrfs subvolume delete MOUNT/{path})"
+            )
+        return None
 
     def _where(self) -> str:
         return printable(self.taken[0].dataset.device)
@@ -233,9 +244,28 @@ class BtrfsMaker:
             os.close(top)
 
 
-def source(name: str, position: int) -> str:
+def _path(name: str, position: int) -> str:
     """Where a snapshot lies below the top-level subvolume."""
-    return f"{DIRECTORY}/{name}/{position}"
+    return f"{DIRECTORY}/{name}/{position}/{_SNAPSHOT}"
+
+
+def _look(place: int) -> btrfs.Subvolume:
+    fd = os.open(_SNAPSHOT, _OPEN_DIRECTORY, dir_fd=place)
+    try:
+        return btrfs.subvolume(fd)
+    finally:
+        os.close(fd)
+
+
+def _remove_directories(name: str, above: int) -> None:
+    """Remove a tree that holds nothing but directories; rmdir(2) refuses anything else, and mount points."""
+    fd = os.open(name, _OPEN_DIRECTORY, dir_fd=above)
+    try:
+        for inside in os.listdir(fd):
+            _remove_directories(inside, fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=above)
 
 
 @contextmanager
