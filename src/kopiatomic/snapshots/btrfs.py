@@ -1,8 +1,8 @@
 """Btrfs: read-only snapshots of several subvolumes, asked for at once; equal ``otransid`` proves one instant.
 
-They lie in ``.kopiatomic/kopiatomic_RUN/N/snapshot`` of the filesystem's top-level subvolume, root's alone, reached through a mount
-that is attached nowhere. There is no atomic snapshot of several subvolumes: two or three are tried a few times until one
-transaction holds them all, more never share one (docs/architecture.md, "Btrfs").
+They lie in ``.kopiatomic/kopiatomic_RUN/N/snapshot`` of the filesystem's top-level subvolume, root's alone, reached
+through a mount that is attached nowhere. There is no atomic snapshot of several subvolumes: two or three are tried a few
+times until one transaction holds them all, more never share one (docs/architecture.md, "Btrfs").
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from kopiatomic.text import printable
 DIRECTORY = ".kopiatomic"
 """Our directory in the top-level subvolume: 0700, there only while a run lives."""
 
-_TRIES = 10
+_TRIES = 20
 _TRIED = (2, 3)
-"""How many subvolumes can share a transaction when asked for at once: seen in 40 of 100 tries for two, never for four."""
+"""How many subvolumes can share a transaction when asked for at once: seen in 40 of 100 tries for two, 15 for
+three, never for four."""
 
 _THREADS = 16
 _SNAPSHOT = "snapshot"
@@ -63,7 +64,7 @@ class BtrfsMaker:
                 )
 
     def make(self) -> Instant:
-        """Ask for all snapshots at once; two or three again until they share a transaction, at most ten times."""
+        """Ask for all snapshots at once; two or three again until they share a transaction, a few times at most."""
         with self._top() as top:
             directory = self._make_directory(top)
             try:
