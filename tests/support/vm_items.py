@@ -160,7 +160,8 @@ def failed(when: str, text: str) -> dict[str, Any]:
 def report_of(item: pytest.Item, message: dict[str, Any]) -> pytest.TestReport:
     longrepr: Any = None
     if message["skipped"] is not None:
-        longrepr = tuple(message["skipped"])
+        path, line, reason = message["skipped"]
+        longrepr = (path.replace("/source/", f"{TREE}/"), line, reason)
     elif message["text"]:
         longrepr = VmFailure(message["text"], message["crash"])
     report = pytest.TestReport(
