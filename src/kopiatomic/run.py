@@ -123,6 +123,7 @@ class _Run:
                 roots.check(root)
                 engine = engines.create(command, extra, maintenance=options.maintenance)
                 report.engine = EngineReport(engine.name, None)
+                self._listener.phase(f"checking {engine.name}")
                 for warning in engine.check(report.plan):
                     self._warn(warning)
                 report.engine.version = engine.version

@@ -6,10 +6,11 @@ Neither a closed nor a full output ends a run: what cannot be written is dropped
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TextIO
 
 from kopiatomic.errors import KopiatomicError
@@ -26,6 +27,9 @@ _PLAIN_INTERVAL = 60.0
 
 _LISTED = 20
 """How many datasets the summary lists; the rest is counted (--verbose lists all)."""
+
+_LABEL = re.compile(r"(?:[A-Z][a-z]+:| ) +")
+"""How the lines of a summary begin: a word with a colon, or spaces."""
 
 Style = str
 
@@ -76,7 +80,7 @@ class Console:
 
     def warning(self, text: str) -> None:
         """Something that the user should know and that does not end the run."""
-        self._line(f"warning: {text}", "yellow")
+        self._line(f"warning: {text}", "bold")
 
     def engine_line(self, text: str) -> None:
         """A line of the engine's own output."""
@@ -242,7 +246,7 @@ def proof(sets: Sets) -> list[str]:
         if count == 1:
             lines.append(f"{where}: one snapshot, {transaction} {made.snapshots[0].transaction}")
         elif made.one_instant:
-            lines.append(f"{where}: all {count} snapshots in {transaction} {made.snapshots[0].transaction}")
+            lines.append(f"{where}: {count} snapshots, all in {transaction} {made.snapshots[0].transaction}")
         else:
             numbers = [s.transaction for s in made.snapshots]
             lines.append(
@@ -308,8 +312,21 @@ def _styled(stream: TextIO, lines: list[tuple[Style, str]]) -> None:
     from rich.console import Console as Rich
 
     console = Rich(file=stream, highlight=False)
-    for style, text in lines:
+    for style, text in _wrapped(lines, console.width):
         _guarded(lambda style=style, text=text: console.print(text, style=style or None, markup=False), stream)  # type: ignore[misc]
+
+
+def _wrapped(lines: list[tuple[Style, str]], width: int) -> Iterator[tuple[Style, str]]:
+    """Break long lines between words, and indent what follows to where the text of the first one begins."""
+    from textwrap import wrap
+
+    for style, text in lines:
+        label = _LABEL.match(text)
+        indent = " " * (label.end() if label else 2)
+        parts = wrap(
+            text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+        )
+        yield from ((style, part) for part in parts or [""])
 
 
 def _guarded(print_it: Callable[[], None], stream: TextIO) -> None:
