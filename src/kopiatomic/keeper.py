@@ -153,10 +153,9 @@ class _Keeper:
         assert self._sets is not None
         steps = merged(self._equipment.plan, self._sets)
         try:
-            linux.unshare(linux.CLONE_NEWPID)
+            pid = linux.fork_into_pid_namespace()
         except OSError as error:
             raise linux_view.not_permitted("a PID namespace cannot be made", error) from None
-        pid = os.fork()
         if pid == 0:
             self._channel.close()
             try:

@@ -60,6 +60,24 @@ def unshare(flags: int) -> None:
         raise _failed()
 
 
+def fork_into_pid_namespace() -> int:
+    """fork(2) whose child is the first process of a new PID namespace. Raises OSError.
+
+    Later children of the caller are in its own namespace again: in one whose first process has ended, every fork fails
+    with ENOMEM (pid_namespaces(7)).
+    """
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    child = -1
+    try:
+        unshare(CLONE_NEWPID)
+        child = os.fork()
+    finally:
+        if child != 0 and _libc().setns(own, CLONE_NEWPID) != 0:
+            raise _failed()
+        os.close(own)
+    return child
+
+
 def mount(source: str, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
     """mount(2); the error names source and target. Raises OSError."""
     result = _libc().mount(
