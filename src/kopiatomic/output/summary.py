@@ -1,0 +1,142 @@
+"""A run's result in lines for a person. Pure: the console prints them."""
+
+from __future__ import annotations
+
+import shlex
+
+from kopiatomic.model import Plan, Sets
+from kopiatomic.output.document import instant_text
+from kopiatomic.report import EngineReport, Report
+from kopiatomic.text import printable
+
+_LISTED = 20
+"""How many datasets the summary lists; the rest is counted (--verbose lists all)."""
+
+Style = str
+"""A style of rich's, or empty."""
+
+Line = tuple[Style, str]
+
+
+def has_summary(report: Report) -> bool:
+    """Whether something was saved, be it a backup or a part that must not stay untold."""
+    result = report.engine.result if report.engine else None
+    return bool(report.sets and result and (result.saved or result.snapshot_id))
+
+
+def summary(report: Report, *, verbose: bool) -> list[Line]:
+    """The end of a run that saved something."""
+    assert report.plan is not None
+    assert report.sets is not None
+    assert report.engine is not None
+    lines = [_headline(report)]
+    lines += [("", line) for line in _table(report.plan, all_of_it=verbose)]
+    lines += [("", line) for line in proof(report.sets)]
+    lines += [("", line) for line in _engine_lines(report.engine)]
+    if not report.left_behind:
+        lines.append(("", f"Removed:  all snapshots and mounts; they existed for {duration(report.frozen_seconds)}"))
+    if verbose:
+        lines.append(("", "Times:    " + ", ".join(f"{k} {v:.2f} s" for k, v in report.durations.items())))
+    return lines
+
+
+def plan_lines(plan: Plan, engine: EngineReport, *, verbose: bool) -> list[Line]:
+    """What a dry run has to say."""
+    lines = [("bold", f"Would save {len(plan.taken)} dataset(s) below {printable(plan.root)}; nothing was changed")]
+    lines += [("", line) for line in _table(plan, all_of_it=True)]
+    for left_out in plan.left_out:
+        if verbose or left_out.incomplete:
+            lines.append(("", f"  {printable(left_out.name)}  not taken: {left_out.reason}"))
+    lines.append(("", "Command:  " + shlex.join(map(printable, engine.argv))))
+    return lines
+
+
+def _headline(report: Report) -> Line:
+    assert report.plan is not None
+    assert report.sets is not None
+    count = len(report.plan.taken)
+    when = instant_text(report.sets.started_ns).replace("T", " ").replace("Z", " UTC")
+    if not report.saved:
+        return "bold red", f"NOT a backup: interrupted or changed while {count} dataset(s) of {when} were read"
+    what = "Saved" if not report.incomplete else "Saved, but not complete:"
+    instant = "at one instant" if report.sets.atomic else "NOT at one instant"
+    style = "bold green" if report.exit_code == 0 and report.sets.atomic else "bold yellow"
+    return style, f"{what} {count} dataset{'s' if count != 1 else ''} {instant}, {when}"
+
+
+def _table(plan: Plan, *, all_of_it: bool) -> list[str]:
+    taken = plan.taken if all_of_it or len(plan.taken) <= _LISTED else plan.taken[: _LISTED - 1]
+    names = [printable(t.dataset.name) for t in taken]
+    width = min(40, max(map(len, names), default=0))
+    lines = [
+        f"  {name:<{width}}  in {printable(_view_path(plan.root, t.place))}"
+        for name, t in zip(names, taken, strict=True)
+    ]
+    if len(taken) < len(plan.taken):
+        lines.append(f"  and {len(plan.taken) - len(taken)} more (--verbose lists them)")
+    return lines
+
+
+def _view_path(root: str, place: str) -> str:
+    return root if place == "/" else root + place
+
+
+def proof(sets: Sets) -> list[str]:
+    """What shows, or does not show, that the snapshots share one instant."""
+    lines = []
+    for made in sets.sets:
+        count = len(made.snapshots)
+        kind = "pool" if made.filesystem == "zfs" else "Btrfs filesystem"
+        transaction = "transaction group" if made.filesystem == "zfs" else "transaction"
+        where = f"{kind} {printable(made.pool)}"
+        if count == 1:
+            lines.append(f"{where}: one snapshot, {transaction} {made.snapshots[0].transaction}")
+        elif made.one_instant:
+            lines.append(f"{where}: {count} snapshots, all in {transaction} {made.snapshots[0].transaction}")
+        else:
+            numbers = [s.transaction for s in made.snapshots]
+            lines.append(
+                f"{where}: {count} snapshots in {len(set(numbers))} transactions ({min(numbers)} to {max(numbers)})"
+            )
+    if not sets.atomic:
+        lines.append(f"the sets are up to {sets.skew_ns / 1e9:.3f} s apart (an upper bound)")
+    return [("Proof:    " if not i else "          ") + line for i, line in enumerate(lines)]
+
+
+def _engine_lines(engine: EngineReport) -> list[str]:
+    result = engine.result
+    assert result is not None
+    words = [engine.name + (f" {engine.version}" if engine.version else "")]
+    if result.snapshot_id:
+        words.append(f"snapshot {result.snapshot_id}")
+    statistics = result.statistics
+    if "files_total" in statistics:
+        words.append(f"{statistics['files_total']:,} files, {size(statistics.get('bytes_total', 0))}")
+    if "files_cached" in statistics:
+        words.append(f"{statistics['files_cached']:,} unchanged")
+    lines = ["Engine:   " + ", ".join(words)]
+    for problem in result.problems:
+        lines.append(f"  not saved: {printable(problem.path)}: {printable(problem.message)}")
+    if result.problem_count > len(result.problems):
+        lines.append(f"  and {result.problem_count - len(result.problems)} more")
+    return lines
+
+
+def size(count: int | None) -> str:
+    """Bytes in decimal units."""
+    value = float(count or 0)
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if value < 1000 or unit == "TB":
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError
+
+
+def duration(seconds: float | None) -> str:
+    """A time span in words that fit a line."""
+    seconds = seconds or 0.0
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
