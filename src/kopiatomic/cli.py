@@ -115,8 +115,8 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
     Snapshots them together, mounts the snapshots read-only below /kopia where only the backup sees them, runs 'kopia
     snapshot create /kopia', and removes everything again.
     """
+    from kopiatomic.options import Options
     from kopiatomic.output.console import Console
-    from kopiatomic.run import Options
     from kopiatomic.run import backup as run
 
     console = Console(verbose=verbose, quiet=quiet, chatter=not as_json or verbose)

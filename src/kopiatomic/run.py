@@ -8,14 +8,14 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 from kopiatomic import engines, facts, hooks, locks, plan, roots, snapshots
 from kopiatomic.engines import Engine, Job
-from kopiatomic.errors import Interrupted, KopiatomicError, UsageError, internal
+from kopiatomic.errors import Interrupted, KopiatomicError, internal
 from kopiatomic.launcher import Checked
 from kopiatomic.model import EngineEnd, Plan, Progress, Sets
+from kopiatomic.options import Options, check_name, words
 from kopiatomic.report import EngineReport, Report
 from kopiatomic.snapshots.zfs import VanishedError
 from kopiatomic.supervisor import Supervisor
@@ -24,26 +24,6 @@ from kopiatomic.text import printable
 from kopiatomic.views import View, merged, missing_text
 
 _FREEZE_TRIES = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What the command line says. Times in seconds."""
-
-    names: tuple[str, ...] = ()
-    everything: bool = False
-    recursive: bool = False
-    command: str | None = None
-    options: str = ""
-    pre_hook: str | None = None
-    post_hook: str | None = None
-    hook_timeout: float = 600.0
-    stop_timeout: float = 30.0
-    mount_root: str = "/kopia"
-    name: str | None = None
-    require_atomic: bool = False
-    dry_run: bool = False
-    maintenance: bool = True
 
 
 class Listener(Protocol):
@@ -101,9 +81,9 @@ class _Run:
     def run(self) -> None:
         options, report = self._options, self._report
         if options.name is not None:
-            _check_name(options.name)
-        command = None if options.command is None else _words("-c", options.command)
-        extra = _words("-o", options.options)
+            check_name(options.name)
+        command = None if options.command is None else words("-c", options.command)
+        extra = words("-o", options.options)
         if not options.dry_run and os.geteuid() != 0:
             raise KopiatomicError(
                 "making and mounting snapshots needs root",
@@ -357,27 +337,3 @@ def _not_atomic(sets: Sets) -> KopiatomicError:
         kind="not-atomic",
         hint="Back them up with one command for each pool, or hold the programs that write to them still.",
     )
-
-
-def _check_name(name: str) -> None:
-    if name in {"", ".", ".."} or "/" in name or name.startswith("-"):
-        raise UsageError(
-            f"--name {printable(name)}: it has to be one path component, not '.' or '..', without a leading dash",
-            kind="bad-name",
-            hint="For example: --name home",
-        )
-
-
-def _words(flag: str, text: str) -> list[str]:
-    """Split as a shell splits words. Raises UsageError."""
-    try:
-        words = shlex.split(text)
-    except ValueError as error:
-        raise UsageError(
-            f"{flag}: {str(error)[0].lower()}{str(error)[1:]} in: {printable(text)}",
-            kind="bad-quotes",
-            hint="Quotes have to be in pairs, as in a shell.",
-        ) from None
-    if flag == "-c" and not words:
-        raise UsageError("-c: the command is empty", kind="no-command", hint="For example: -c 'tar -cf /backup.tar'")
-    return words
