@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan
 from kopiatomic.system import channel, linux, process, signals
+from kopiatomic.text import printable
 
 _SECRET = re.compile(r"PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY", re.IGNORECASE)
 
@@ -49,7 +50,7 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
             channel.wait_readable(pidfd, timeout)
         except TimeoutError:
             raise KopiatomicError(
-                f"the hook {flag} did not end within {timeout:g} s and was ended: {line}",
+                f"the hook {flag} did not end within {timeout:g} s and was ended: {printable(line)}",
                 kind="hook-timeout",
                 hint="Give it longer with --hook-timeout, or make it end.",
             ) from None
@@ -62,7 +63,7 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
             hook.wait()
     if hook.returncode != 0:
         raise KopiatomicError(
-            f"the hook {flag} failed ({described(hook.returncode)}): {line}",
+            f"the hook {flag} failed ({described(hook.returncode)}): {printable(line)}",
             kind="hook-failed",
             hint="Its own messages stand above." if flag == "-p" else None,
         )

@@ -70,6 +70,8 @@ def pair() -> tuple[Channel, Channel]:
 
 def wait_readable(fd: int, timeout: float | None) -> None:
     """Wait until a descriptor (channel, pidfd, pipe) is readable. Raises TimeoutError, Interrupted."""
+    # One that came while signals were deferred wakes no wait any more.
+    signals.check()
     deadline = None if timeout is None else time.monotonic() + timeout
     poll = select.poll()
     poll.register(fd, select.POLLIN)

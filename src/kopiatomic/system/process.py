@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import signals
+from kopiatomic.text import printable
 
 KEEP = 4 << 20
 """How much of a program's output is kept (bytes) where the caller does not say."""
@@ -32,7 +33,7 @@ class Finished:
     @property
     def errors(self) -> str:
         """stderr as text, safe to print."""
-        return self.stderr.decode("utf-8", "backslashreplace").strip()
+        return "\n".join(map(printable, self.stderr.decode("utf-8", "backslashreplace").strip().splitlines()))
 
 
 class TimeLimitError(KopiatomicError):
@@ -52,6 +53,8 @@ def run(
     FileNotFoundError, PermissionError, OSError as ``subprocess`` does, TimeLimitError, and Interrupted.
     """
     global started
+    # One that came while signals were deferred wakes no wait any more.
+    signals.check()
     wakeup_fd = signals.fd()
     deadline = time.monotonic() + timeout
     process = subprocess.Popen(
@@ -90,12 +93,11 @@ def run(
                         continue
                     kept = output[key.fileobj]  # type: ignore[index]
                     kept += chunk[: max(0, keep - len(kept))]
-        process.wait(max(0.1, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        raise TimeLimitError(
-            f"{os.path.basename(argv[0])} closed its output and did not end within {timeout:g} s",
-            kind="time-limit",
-        ) from None
+        if not _ended(process.pid, deadline):
+            raise TimeLimitError(
+                f"{os.path.basename(argv[0])} closed its output and did not end within {timeout:g} s",
+                kind="time-limit",
+            )
     finally:
         _end(process)
     return Finished(
@@ -106,14 +108,25 @@ def run(
     )
 
 
+def _ended(pid: int, deadline: float) -> bool:
+    """Wait for a child's end without reaping it: until then its process group's number is nobody else's."""
+    pause = 0.0005
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+        signals.check()
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 2, 0.05)
+    return True
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the program's process group and reap it."""
-    if process.poll() is None:
-        try:
-            os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        process.wait()
+    """Kill what is left of the program's process group, also where the program itself has ended, and reap it."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
     for stream in (process.stdout, process.stderr):
         if stream is not None:
             stream.close()
