@@ -1,0 +1,70 @@
+"""Facts for tests of the plan, made from a few words: mounts in the order in which they were made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kopiatomic.facts import BtrfsSubvolume, Facts, ZfsDataset, ZfsPool
+from kopiatomic.model import Plan
+from kopiatomic.plan import Request, select
+from kopiatomic.system.mountinfo import Mount, holder, visible
+
+FILESYSTEM = "11111111-2222-3333-4444-555555555555"
+SUFFIX = "@kopiatomic_20261122T101112Z-01234567"
+
+
+def mounts(*made: tuple[str, str, str]) -> tuple[Mount, ...]:
+    """A mount table from (point, fstype, source), each mounted on what is seen at its point, as the kernel does."""
+    table = [_mount(1, 0, "/", "ext4", "/dev/root")]
+    for point, fstype, source in made:
+        parent = holder(point, visible(table)).id
+        table.append(_mount(len(table) + 1, parent, point, fstype, source))
+    return tuple(table)
+
+
+def _mount(id_: int, parent: int, point: str, fstype: str, source: str) -> Mount:
+    source, _, root = source.partition(":")
+    return Mount(id_, parent, f"0:{id_}", root or "/", point, fstype, source, ("rw",), ("rw",), ())
+
+
+def zfs(name: str, kind: str = "filesystem", **columns: str) -> ZfsDataset:
+    return ZfsDataset(name, kind, **{"canmount": "on", "keystatus": "-", **columns})
+
+
+def subvolume(path: str, id_: int, above: str | None = None, **more: bool) -> BtrfsSubvolume:
+    return BtrfsSubvolume(
+        path=path,
+        id=id_,
+        filesystem=FILESYSTEM,
+        device="/dev/sdb",
+        foreign_snapshot=more.get("foreign_snapshot", False),
+        above=above,
+        covered=more.get("covered", False),
+    )
+
+
+def facts(
+    *made: tuple[str, str, str],
+    datasets: Iterable[ZfsDataset] = (),
+    subvolumes: Iterable[BtrfsSubvolume] = (),
+    pools: Iterable[ZfsPool] = (),
+    resolved: dict[str, str] | None = None,
+) -> Facts:
+    """``made`` are mounts; paths are taken as they are unless ``resolved`` says where a link leads."""
+    table = mounts(*made)
+    found = {mount.point: mount.point for mount in table} | {s.path: s.path for s in subvolumes}
+    return Facts(
+        mounts=table,
+        datasets={d.name: d for d in datasets},
+        pools={p.name: p for p in pools},
+        subvolumes=tuple(subvolumes),
+        resolved=found | (resolved or {}),
+    )
+
+
+def plan(known: Facts, *names: str, everything: bool = False, recursive: bool = False) -> Plan:
+    return select(known, Request(names, everything, recursive, "/kopia", SUFFIX))
+
+
+def places(chosen: Plan) -> list[tuple[str, str]]:
+    return [(taken.dataset.name, taken.place) for taken in chosen.taken]

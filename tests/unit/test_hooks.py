@@ -1,0 +1,118 @@
+"""Hooks are the administrator's shell lines: bounded in time, told what happens, never told a password."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kopiatomic import hooks
+from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.model import Dataset, Plan, Taken
+from kopiatomic.system import signals
+from tests.unit.test_process import ends
+
+
+def run(line: str, timeout: float = 10, **told: str) -> None:
+    hooks.run(line, "-p", told, timeout)
+
+
+def refused(line: str, timeout: float = 10) -> KopiatomicError:
+    with pytest.raises(KopiatomicError) as caught:
+        run(line, timeout)
+    return caught.value
+
+
+def test_a_hook_is_a_shell_line(tmp_path: Path) -> None:
+    run(f"cd {tmp_path} && echo $TOLD > 'a b' || exit 1", TOLD="this")
+    assert (tmp_path / "a b").read_text() == "this\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "how"), [("exit 3", "exit status 3"), ("kill -9 $$", r"killed by SIGKILL (9)"), ("nosuchprogram", "127")]
+)
+def test_a_hook_that_fails_is_named_with_how_it_ended(line: str, how: str) -> None:
+    error = refused(line)
+    assert error.kind == "hook-failed"
+    assert "the hook -p failed" in error.message
+    assert how in error.message
+    assert line in error.message
+
+
+def test_a_hook_of_several_lines_is_told_in_one() -> None:
+    assert "\n" not in refused("true\n\033[2J false\nexit 1").message
+
+
+def test_a_hook_that_hangs_is_ended(tmp_path: Path) -> None:
+    began = time.monotonic()
+    error = refused(f"echo $$ > {tmp_path}/pid; sleep 60; true", timeout=0.3)
+    assert time.monotonic() - began < 5
+    assert error.kind == "hook-timeout"
+    assert "within 0.3 s" in error.message
+    assert "--hook-timeout" in (error.hint or "")
+    assert ends(int((tmp_path / "pid").read_text()))
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "sleep 60 & echo $! > child",
+        "setsid sleep 60 >/dev/null 2>&1 & echo $! > child",
+        "(setsid sh -c 'sleep 60 & echo $! > inner; echo $$ > outer; wait' >&- 2>&- &)",
+    ],
+    ids=["background", "own session", "daemon"],
+)
+def test_what_a_hook_leaves_running_ends_with_it(start: str, tmp_path: Path) -> None:
+    run(f"cd {tmp_path}; {start}; sleep 0.3")
+    left = [int(written.read_text()) for written in tmp_path.iterdir()]
+    assert left
+    assert all(ends(pid) for pid in left)
+
+
+def test_processes_that_were_there_before_are_left_alone() -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        run("true")
+        assert other.poll() is None
+        other.kill()
+
+
+def test_passwords_are_not_in_a_hooks_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = ["KOPIA_PASSWORD", "RESTIC_PASSWORD_COMMAND", "BORG_PASSPHRASE", "AWS_SECRET_ACCESS_KEY", "B2_TOKEN"]
+    for name in secrets:
+        monkeypatch.setenv(name, "hidden-value")
+    monkeypatch.setenv("KEPT", "kept-value")
+    run(f"env > {tmp_path}/env")
+    told = (tmp_path / "env").read_text()
+    assert "hidden-value" not in told
+    assert "KEPT=kept-value" in told
+
+
+def test_a_hook_is_told_of_the_run() -> None:
+    taken = [Taken(Dataset("zfs", name, "tank", "/x"), "/x", named=True) for name in ("tank/a", "tank/with space")]
+    assert hooks.variables("ID", Plan("/kopia", tuple(taken))) == {
+        "KOPIATOMIC_RUN_ID": "ID",
+        "KOPIATOMIC_ROOT": "/kopia",
+        "KOPIATOMIC_DATASETS": "tank/a\ntank/with space",
+    }
+
+
+def test_a_hooks_output_goes_to_stderr_and_its_input_is_empty() -> None:
+    code = "from kopiatomic import hooks; hooks.run('cat; echo said', '-p', {}, 10)"
+    ended = subprocess.run([sys.executable, "-c", code], input=b"not this", capture_output=True, check=True)
+    assert (ended.stdout, ended.stderr) == (b"", b"said\n")
+
+
+def test_a_signal_ends_the_hook_before_the_run(tmp_path: Path) -> None:
+    with signals.handled(), pytest.raises(Interrupted):
+        run(f"echo $$ > {tmp_path}/pid; kill -TERM {os.getpid()}; sleep 60; true")
+    assert ends(int((tmp_path / "pid").read_text()))
+
+
+def test_the_clean_up_of_children_cannot_be_interrupted(tmp_path: Path) -> None:
+    with signals.handled(), signals.deferred():
+        run(f"setsid sleep 60 & echo $! > {tmp_path}/child; kill -INT {os.getpid()}; sleep 0.2")
+        assert signals.first() == signal.SIGINT
+    assert ends(int((tmp_path / "child").read_text()))

@@ -1,0 +1,450 @@
+"""What a run takes, where it appears, and what it refuses or leaves out."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.facts import NONE, Facts, ZfsDataset, ZfsPool
+from kopiatomic.model import Plan
+from tests.unit.plans import facts, places, plan, subvolume, zfs
+
+TANK = facts(
+    ("/tank", "zfs", "tank"),
+    ("/usr/home", "zfs", "tank/usr/home"),
+    ("/usr/src", "zfs", "tank/usr/src"),
+    ("/usr/home/a", "zfs", "tank/usr/home/a"),
+    datasets=[
+        zfs("tank"),
+        zfs("tank/usr", canmount="off", mountpoint="/usr"),
+        zfs("tank/usr/home"),
+        zfs("tank/usr/home/a"),
+        zfs("tank/usr/src"),
+    ],
+)
+
+BTRFS = facts(
+    ("/data", "btrfs", "/dev/sdb"),
+    subvolumes=[
+        subvolume("/data", 5),
+        subvolume("/data/a", 256, above="/data"),
+        subvolume("/data/a/inner", 257, above="/data/a"),
+        subvolume("/data/b", 258, above="/data"),
+    ],
+)
+
+
+def refused(known: Facts, *names: str, everything: bool = False, recursive: bool = False) -> KopiatomicError:
+    with pytest.raises(KopiatomicError) as caught:
+        plan(known, *names, everything=everything, recursive=recursive)
+    return caught.value
+
+
+# What is taken
+
+
+def test_a_named_dataset_appears_where_it_is_mounted() -> None:
+    chosen = plan(TANK, "tank/usr/home")
+    assert places(chosen) == [("tank/usr/home", "/usr/home")]
+    assert chosen.taken[0].named
+    assert chosen.taken[0].dataset.pool == "tank"
+
+
+def test_a_dataset_named_by_its_mount_point_is_the_same() -> None:
+    assert plan(TANK, "/usr/home") == plan(TANK, "tank/usr/home")
+
+
+def test_a_dataset_named_twice_is_taken_once() -> None:
+    assert places(plan(TANK, "tank/usr/home", "/usr/home", "tank/usr/home")) == [("tank/usr/home", "/usr/home")]
+
+
+def test_a_dataset_that_is_named_and_implied_counts_as_named() -> None:
+    for names in (("tank", "tank/usr/src"), ("tank/usr/src", "tank")):
+        chosen = plan(TANK, *names, recursive=True)
+        assert {t.dataset.name: t.named for t in chosen.taken} == {
+            "tank": True,
+            "tank/usr/home": False,
+            "tank/usr/home/a": False,
+            "tank/usr/src": True,
+        }
+
+
+def test_without_recursion_children_are_not_taken() -> None:
+    assert places(plan(TANK, "tank")) == [("tank", "/tank")]
+
+
+def test_recursion_of_a_container_takes_what_lies_below_and_says_so() -> None:
+    chosen = plan(TANK, "tank/usr", recursive=True)
+    assert [name for name, _ in places(chosen)] == ["tank/usr/home", "tank/usr/home/a", "tank/usr/src"]
+    assert [(o.name, o.incomplete) for o in chosen.left_out] == [("tank/usr", False)]
+    assert "what lies below it is taken" in chosen.left_out[0].reason
+
+
+def test_recursion_of_a_container_with_nothing_below_is_refused() -> None:
+    empty = facts(datasets=[zfs("tank", canmount="off")])
+    assert refused(empty, "tank", recursive=True).kind == "cannot-take"
+
+
+def test_recursion_of_a_dataset_that_should_be_mounted_and_is_not_is_refused() -> None:
+    known = facts(
+        ("/tank/a", "zfs", "tank/a"), datasets=[zfs("tank", mountpoint="/tank"), zfs("tank/a", mountpoint="/tank/a")]
+    )
+    error = refused(known, "tank", recursive=True)
+    assert "should be mounted and is not" in error.message
+
+
+def test_recursion_does_not_reach_names_that_only_begin_alike() -> None:
+    known = facts(
+        ("/a", "zfs", "tank/a"), ("/ab", "zfs", "tank/ab"), datasets=[zfs("tank/a"), zfs("tank/ab"), zfs("tank/a/b")]
+    )
+    assert places(plan(known, "tank/a", recursive=True)) == [("tank/a", "/a")]
+
+
+def test_parents_come_before_children_also_where_names_sort_otherwise() -> None:
+    known = facts(
+        ("/z", "zfs", "tank/a"),
+        ("/z/y", "zfs", "other"),
+        ("/z y", "zfs", "tank/b"),
+        datasets=[zfs("other"), zfs("tank/a"), zfs("tank/b")],
+    )
+    assert [place for _, place in places(plan(known, "other", "tank/b", "tank/a"))] == ["/z", "/z/y", "/z y"]
+
+
+def test_a_dataset_mounted_at_the_root_comes_first() -> None:
+    known = facts(
+        ("/", "zfs", "rpool/root"), ("/home", "zfs", "rpool/home"), datasets=[zfs("rpool/home"), zfs("rpool/root")]
+    )
+    assert [place for _, place in places(plan(known, "rpool/home", "rpool/root"))] == ["/", "/home"]
+
+
+def test_everything_takes_all_mounted_datasets_once() -> None:
+    twice = facts(
+        ("/data", "btrfs", "/dev/sdb"),
+        ("/tank", "zfs", "tank"),
+        ("/mnt", "zfs", "tank"),
+        ("/again", "btrfs", "/dev/sdb"),
+        datasets=[zfs("tank")],
+        subvolumes=[subvolume("/data", 5), subvolume("/again", 5)],
+    )
+    chosen = plan(twice, everything=True)
+    assert places(chosen) == [("/again", "/again"), ("tank", "/tank")]
+    assert not any(t.named for t in chosen.taken)
+
+
+def test_everything_is_content_with_one_of_the_two_filesystems() -> None:
+    assert places(plan(TANK, everything=True))[0] == ("tank", "/tank")
+    assert places(plan(BTRFS, everything=True)) == [("/data", "/data")]
+
+
+def test_everything_of_nothing_is_an_error() -> None:
+    assert refused(facts(), everything=True).kind == "nothing-found"
+
+
+def test_everything_says_that_a_part_of_a_subvolume_is_not_taken() -> None:
+    known = facts(("/data", "btrfs", "/dev/sdb"), ("/part", "btrfs", "/dev/sdb:/d"), subvolumes=[subvolume("/data", 5)])
+    assert any("/part shows only a part" in note for note in plan(known, everything=True).notes)
+
+
+def test_recursion_takes_nested_subvolumes_at_every_depth() -> None:
+    chosen = plan(BTRFS, "/data", recursive=True)
+    assert places(chosen) == [(path, path) for path in ("/data", "/data/a", "/data/a/inner", "/data/b")]
+    assert [t.named for t in chosen.taken] == [True, False, False, False]
+
+
+def test_nested_subvolumes_that_are_not_taken_are_said() -> None:
+    chosen = plan(BTRFS, "/data/a")
+    assert places(chosen) == [("/data/a", "/data/a")]
+    assert chosen.notes == ("/data/a holds 1 nested subvolume(s) that are not taken (-r takes them): /data/a/inner",)
+
+
+def test_the_same_subvolume_named_at_two_mount_points_is_taken_once() -> None:
+    known = facts(
+        ("/one", "btrfs", "/dev/sdb"),
+        ("/two", "btrfs", "/dev/sdb"),
+        subvolumes=[subvolume("/one", 256), subvolume("/two", 256)],
+    )
+    assert places(plan(known, "/two", "/one")) == [("/two", "/two")]
+
+
+def test_a_link_to_a_mount_point_names_what_is_mounted_there() -> None:
+    known = facts(("/data", "btrfs", "/dev/sdb"), subvolumes=[subvolume("/data", 5)], resolved={"./link": "/data"})
+    assert places(plan(known, "./link")) == [("/data", "/data")]
+
+
+# What is refused
+
+REFUSED = [
+    pytest.param(NONE, (), "no-arguments", "no dataset was named", "-a", id="no arguments"),
+    pytest.param(
+        facts(datasets=[zfs("tank/vol", kind="volume")]),
+        ("tank/vol",),
+        "cannot-take",
+        "it is a volume, not a filesystem",
+        "a volume has no files",
+        id="a volume",
+    ),
+    pytest.param(
+        facts(datasets=[zfs("tank/x", mountpoint="/x")]),
+        ("tank/x",),
+        "cannot-take",
+        "it should be mounted and is not",
+        "zfs mount tank/x",
+        id="not mounted though it should be",
+    ),
+    pytest.param(
+        facts(datasets=[zfs("tank/x", canmount="noauto")]),
+        ("tank/x",),
+        "cannot-take",
+        "it is not mounted",
+        "zfs mount tank/x",
+        id="not mounted by its properties",
+    ),
+    pytest.param(
+        facts(datasets=[zfs("tank/x", keystatus="unavailable", mountpoint="/x")]),
+        ("tank/x",),
+        "cannot-take",
+        "its encryption key is not loaded",
+        "zfs load-key tank/x",
+        id="key not loaded",
+    ),
+    pytest.param(
+        facts(("/x", "zfs", "tank/x"), ("/x", "tmpfs", "none"), datasets=[zfs("tank/x")]),
+        ("tank/x",),
+        "cannot-take",
+        "its mount at /x is covered by none (tmpfs)",
+        "Unmount what covers it",
+        id="covered by another mount",
+    ),
+    pytest.param(
+        facts(("/t/x", "zfs", "tank/x"), ("/t", "tmpfs", "none"), datasets=[zfs("tank/x")]),
+        ("tank/x",),
+        "cannot-take",
+        "covered by none (tmpfs)",
+        "Unmount what covers it",
+        id="covered by a mount above",
+    ),
+    pytest.param(
+        facts(("/x", "zfs", "t/" + 217 * "x"), datasets=[zfs("t/" + 217 * "x")]),
+        ("t/" + 217 * "x",),
+        "cannot-take",
+        "its name is too long for a snapshot's (219 + 37 > 255)",
+        "Rename the dataset",
+        id="name too long",
+    ),
+    pytest.param(
+        facts(
+            ("/x", "zfs", "tank/x"),
+            datasets=[zfs("tank/x")],
+            pools=[ZfsPool("tank", "SUSPENDED", read_only=False)],
+        ),
+        ("tank/x",),
+        "pool-suspended",
+        "the pool tank is suspended",
+        "zpool clear tank",
+        id="pool suspended",
+    ),
+    pytest.param(
+        facts(("/x", "zfs", "tank/x"), datasets=[zfs("tank/x")], pools=[ZfsPool("tank", "ONLINE", read_only=True)]),
+        ("tank/x",),
+        "pool-read-only",
+        "the pool tank is imported read-only",
+        "Import it writable",
+        id="pool read-only",
+    ),
+    pytest.param(
+        facts(("/mnt", "xfs", "/dev/sdc")),
+        ("/mnt",),
+        "unsupported-filesystem",
+        "/mnt is on xfs (/dev/sdc), which is neither ZFS nor Btrfs",
+        "kopia directly",
+        id="another filesystem",
+    ),
+    pytest.param(
+        facts(("/snap", "zfs", "tank/x@daily")),
+        ("/snap",),
+        "not-a-filesystem",
+        "/snap is a mounted snapshot (tank/x@daily)",
+        "Name the dataset itself: tank/x",
+        id="a mounted snapshot",
+    ),
+    pytest.param(
+        facts(("/x", "zfs", "tank/x"), datasets=[zfs("tank/x")], resolved={"/x/y": "/x/y"}),
+        ("/x/y",),
+        "not-a-mount-point",
+        "/x/y is no mount point: it lies in the dataset tank/x mounted at /x",
+        "Name tank/x",
+        id="a directory of a dataset",
+    ),
+    pytest.param(
+        facts(("/data", "btrfs", "/dev/sdb"), subvolumes=[], resolved={"/data/y": "/data/y"}),
+        ("/data/y",),
+        "not-a-mount-point",
+        "/data/y is no mount point: it lies in the Btrfs subvolume mounted at /data",
+        "Name /data",
+        id="a directory of a subvolume",
+    ),
+    pytest.param(
+        facts(resolved={"./link": "/etc"}),
+        ("./link",),
+        "unsupported-filesystem",
+        "./link (which is /etc) is on ext4",
+        "kopia directly",
+        id="a link to another filesystem",
+    ),
+]
+
+
+@pytest.mark.parametrize(("known", "names", "kind", "message", "hint"), REFUSED)
+def test_what_cannot_be_taken_is_refused(
+    known: Facts, names: tuple[str, ...], kind: str, message: str, hint: str
+) -> None:
+    error = refused(known, *names)
+    assert error.kind == kind
+    assert message in error.message
+    assert hint in (error.hint or "")
+
+
+def test_no_names_is_a_usage_error() -> None:
+    assert isinstance(refused(NONE), UsageError)
+
+
+def test_the_longest_name_there_is_room_for_is_taken() -> None:
+    name = "t/" + 216 * "x"
+    assert len(plan(facts(("/x", "zfs", name), datasets=[zfs(name)]), name).taken) == 1
+
+
+# What is left out
+
+LEFT_OUT = [
+    pytest.param(
+        zfs("tank/x", mountpoint="/x"), True, "should be mounted and is not", id="not mounted though it should"
+    ),
+    pytest.param(zfs("tank/x", canmount="noauto", mountpoint="/x"), False, "not mounted", id="canmount=noauto"),
+    pytest.param(zfs("tank/x", canmount="off", mountpoint="/x"), False, "not mounted", id="canmount=off"),
+    pytest.param(zfs("tank/x", mountpoint="legacy"), False, "not mounted", id="legacy"),
+    pytest.param(zfs("tank/x", mountpoint="none"), False, "not mounted", id="mountpoint=none"),
+    pytest.param(zfs("tank/x", keystatus="unavailable", mountpoint="/x"), True, "key is not loaded", id="locked"),
+]
+
+
+@pytest.mark.parametrize(("dataset", "incomplete", "reason"), LEFT_OUT)
+@pytest.mark.parametrize("everything", [False, True], ids=["-r", "-a"])
+def test_an_implied_dataset_that_cannot_be_taken_is_left_out(
+    dataset: ZfsDataset, incomplete: bool, reason: str, everything: bool
+) -> None:
+    known = facts(("/tank", "zfs", "tank"), datasets=[zfs("tank"), dataset])
+    chosen = plan(known, *([] if everything else ["tank"]), everything=everything, recursive=not everything)
+    (left_out,) = chosen.left_out
+    assert (left_out.name, left_out.incomplete) == ("tank/x", incomplete)
+    assert reason in left_out.reason
+
+
+def test_volumes_are_passed_over_without_a_word() -> None:
+    known = facts(("/tank", "zfs", "tank"), datasets=[zfs("tank"), zfs("tank/vol", kind="volume", canmount="-")])
+    assert plan(known, everything=True).left_out == ()
+
+
+def test_a_covered_dataset_makes_all_incomplete() -> None:
+    known = facts(
+        ("/tank", "zfs", "tank"),
+        ("/x", "zfs", "tank/x"),
+        ("/x", "tmpfs", "none"),
+        datasets=[zfs("tank"), zfs("tank/x")],
+    )
+    (left_out,) = plan(known, everything=True).left_out
+    assert left_out.incomplete
+    assert "covered by none (tmpfs)" in left_out.reason
+
+
+def test_other_programs_snapshots_are_left_out_unless_named() -> None:
+    known = facts(
+        ("/data", "btrfs", "/dev/sdb"),
+        subvolumes=[subvolume("/data", 5), subvolume("/data/.snapshots/1", 300, above="/data", foreign_snapshot=True)],
+    )
+    chosen = plan(known, "/data", recursive=True)
+    assert places(chosen) == [("/data", "/data")]
+    assert [(o.name, o.incomplete) for o in chosen.left_out] == [("/data/.snapshots/1", False)]
+    named = plan(known, "/data", "/data/.snapshots/1", recursive=True)
+    assert [t.named for t in named.taken] == [True, True]
+    assert named.left_out == ()
+
+
+def test_a_covered_nested_subvolume_makes_all_incomplete() -> None:
+    known = facts(
+        ("/data", "btrfs", "/dev/sdb"),
+        ("/data/a", "tmpfs", "none"),
+        subvolumes=[subvolume("/data", 5), subvolume("/data/a", 256, above="/data", covered=True)],
+    )
+    chosen = plan(known, "/data", recursive=True)
+    assert [(o.name, o.incomplete) for o in chosen.left_out] == [("/data/a", True)]
+
+
+# Whatever there is
+
+
+@st.composite
+def systems(draw: st.DrawFn) -> tuple[Facts, tuple[str, ...]]:
+    """A system of ZFS datasets and Btrfs subvolumes mounted at few places, so that they often nest and collide."""
+    points = st.sampled_from(["/", "/a", "/a/b", "/a/b/c", "/ab", "/b", "/b/a"])
+    made: list[tuple[str, str, str]] = []
+    datasets, subvolumes = [], []
+    for number, point in enumerate(draw(st.lists(points, max_size=6))):
+        kind = draw(st.sampled_from(["zfs", "zfs", "btrfs", "tmpfs"]))
+        if kind == "zfs":
+            name = draw(st.sampled_from(["tank", "tank/a", "tank/a/b", "tank/c"]))
+            made.append((point, "zfs", name))
+        elif kind == "btrfs":
+            made.append((point, "btrfs", "/dev/sdb"))
+            subvolumes.append((point, 256 + number))
+        else:
+            made.append((point, "tmpfs", "none"))
+    names = {source for _, fstype, source in made if fstype == "zfs"} | {"tank"}
+    datasets = [zfs(name, mountpoint="/x", canmount=draw(st.sampled_from(["on", "off"]))) for name in sorted(names)]
+    seen = {path: subvolume(path, id_) for path, id_ in subvolumes}
+    known = facts(*made, datasets=datasets, subvolumes=list(seen.values()))
+    nameable = sorted(names) + sorted(known.resolved)
+    return known, tuple(draw(st.lists(st.sampled_from(nameable), max_size=4)))
+
+
+def outcome(known: Facts, names: tuple[str, ...], *, recursive: bool, everything: bool) -> Plan | str:
+    try:
+        return plan(known, *names, recursive=recursive, everything=everything)
+    except KopiatomicError as error:
+        return error.kind
+
+
+def shuffled(known: Facts, seed: int) -> Facts:
+    chance = random.Random(seed)
+    datasets, subvolumes = list(known.datasets.items()), list(known.subvolumes)
+    chance.shuffle(datasets)
+    chance.shuffle(subvolumes)
+    return Facts(known.mounts, dict(datasets), known.pools, tuple(subvolumes), known.resolved)
+
+
+@given(systems(), st.booleans(), st.booleans(), st.integers(0, 99))
+def test_the_order_of_facts_does_not_matter(
+    system: tuple[Facts, tuple[str, ...]], recursive: bool, everything: bool, seed: int
+) -> None:
+    known, names = system
+    first = outcome(known, names, recursive=recursive, everything=everything)
+    assert outcome(shuffled(known, seed), names, recursive=recursive, everything=everything) == first
+
+
+@given(systems(), st.booleans(), st.booleans())
+def test_every_plan_can_be_mounted(system: tuple[Facts, tuple[str, ...]], recursive: bool, everything: bool) -> None:
+    known, names = system
+    chosen = outcome(known, names, recursive=recursive, everything=everything)
+    if isinstance(chosen, str):
+        return
+    order = [taken.place for taken in chosen.taken]
+    assert len(set(order)) == len(order), "two datasets at one place"
+    for position, place in enumerate(order):
+        above = [other for other in order if place.startswith(other.rstrip("/") + "/") and other != place]
+        assert all(order.index(other) < position for other in above), "a child before its parent"
+    taken = {t.dataset.name for t in chosen.taken}
+    assert not taken & {o.name for o in chosen.left_out}, "taken and left out"
+    assert {n for n in names if not n.startswith("/")} <= taken | {o.name for o in chosen.left_out}

@@ -1,0 +1,129 @@
+"""Programs that kopiatomic asks something are bounded in time and output, and leave nothing running."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kopiatomic.errors import Interrupted
+from kopiatomic.system import process, signals
+from kopiatomic.system.process import TimeLimitError
+
+
+def ends(pid: int, within: float = 5) -> bool:
+    """Whether a process that is not our child ends; a zombie has ended."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_output_status_and_arguments_come_back() -> None:
+    finished = process.run(["sh", "-c", "echo out; echo err >&2; exit 3"], timeout=10)
+    assert (finished.status, finished.stdout, finished.stderr) == (3, b"out\n", b"err\n")
+    assert finished.errors == "err"
+
+
+def test_a_death_by_signal_is_a_negative_status() -> None:
+    assert process.run(["sh", "-c", "kill -9 $$"], timeout=10).status == -signal.SIGKILL
+
+
+def test_standard_input_is_empty() -> None:
+    assert process.run(["cat"], timeout=10).stdout == b""
+
+
+def test_the_environment_is_the_one_given() -> None:
+    finished = process.run(["env"], timeout=10, environment={"ONLY": "this", "PATH": os.environ["PATH"]})
+    assert set(finished.stdout.decode().split()) == {"ONLY=this", f"PATH={os.environ['PATH']}"}
+
+
+@pytest.mark.parametrize("redirection", ["", ">&2"], ids=["stdout", "stderr"])
+def test_a_flood_of_output_is_read_to_its_end_and_kept_in_part(redirection: str) -> None:
+    finished = process.run(
+        ["sh", "-c", f"head -c 50000000 /dev/zero {redirection}; echo end >&2"], timeout=30, keep=1000
+    )
+    assert finished.status == 0
+    assert len(finished.stdout) <= 1000
+    assert len(finished.stderr) <= 1000
+
+
+def test_what_is_safe_to_print_has_no_control_characters() -> None:
+    finished = process.run(["printf", r"a\033[2Jb\nc\377"], timeout=10)
+    shown = process.Finished((), 1, b"", finished.stdout).errors
+    assert shown == "a\\x1b[2Jb\nc\\xff"
+
+
+def test_a_program_that_does_not_end_is_ended(tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(TimeLimitError, match=r"sh did not end within 0\.5 s"):
+        process.run(["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/child; sleep 60"], timeout=0.5)
+    assert time.monotonic() - began < 5
+    assert ends(int((tmp_path / "child").read_text()))
+
+
+def test_a_program_that_closes_its_output_and_does_not_end_is_ended(tmp_path: Path) -> None:
+    with pytest.raises(TimeLimitError, match="closed its output and did not end"):
+        process.run(["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60 >&- 2>&-"], timeout=0.5)
+    assert ends(int((tmp_path / "pid").read_text()))
+
+
+def test_a_child_that_keeps_the_output_open_is_ended_at_the_time_limit(tmp_path: Path) -> None:
+    with pytest.raises(TimeLimitError):
+        process.run(["sh", "-c", f"sleep 60 & echo $! > {tmp_path}/child"], timeout=0.5)
+    assert ends(int((tmp_path / "child").read_text()))
+
+
+def test_a_child_that_is_left_in_the_group_is_ended_with_its_parent(tmp_path: Path) -> None:
+    finished = process.run(["sh", "-c", f"sleep 60 >&- 2>&- & echo $! > {tmp_path}/child"], timeout=10)
+    assert finished.status == 0
+    assert ends(int((tmp_path / "child").read_text()))
+
+
+def test_a_signal_ends_the_wait_and_the_program(tmp_path: Path) -> None:
+    pid = tmp_path / "pid"
+    with signals.handled(), pytest.raises(Interrupted) as caught:
+        process.run(["sh", "-c", f"echo $$ > {pid}; kill -TERM {os.getpid()}; exec sleep 60"], timeout=30)
+    assert caught.value.signum == signal.SIGTERM
+    assert ends(int(pid.read_text()))
+
+
+def test_a_signal_during_clean_up_is_noted_and_raised_at_the_next_wait() -> None:
+    with signals.handled():
+        with signals.deferred():
+            finished = process.run(["sh", "-c", f"kill -INT {os.getpid()}; echo done"], timeout=10)
+        assert finished.stdout == b"done\n"
+        assert signals.first() == signal.SIGINT
+        with pytest.raises(Interrupted):
+            process.run(["sleep", "60"], timeout=10)
+
+
+def test_every_program_is_counted() -> None:
+    before = process.started
+    process.run(["true"], timeout=10)
+    assert process.started == before + 1
+
+
+@pytest.mark.parametrize(
+    ("program", "error"), [("/no/such/program", FileNotFoundError), ("/etc/passwd", PermissionError)]
+)
+def test_a_program_that_cannot_be_started_is_an_error_at_once(program: str, error: type[OSError]) -> None:
+    with pytest.raises(error):
+        process.run([program], timeout=10)
+
+
+def test_no_descriptor_of_ours_reaches_a_program() -> None:
+    read_end, write_end = os.pipe()
+    try:
+        listed = process.run([sys.executable, "-c", "import os; print(os.listdir('/proc/self/fd'))"], timeout=10)
+        assert f"'{write_end}'" not in listed.stdout.decode()
+    finally:
+        os.close(read_end)
+        os.close(write_end)
