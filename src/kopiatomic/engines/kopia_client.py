@@ -109,9 +109,13 @@ class Client:
         """A kopia command for the user to type, for the same repository, quoted for a shell."""
         return printable(shlex.join(["kopia", *words, *self.shared]))
 
-    def run(self, *words: str, timeout: float = TIME_LIMIT, keep: int = KEEP) -> process.Finished:
-        """Run one kopia command to its end. Raises KopiatomicError where it cannot be started or takes too long."""
+    def run(self, *words: str, timeout: float | None = None, keep: int = KEEP) -> process.Finished:
+        """Run one kopia command to its end, within TIME_LIMIT or ``timeout`` seconds.
+
+        Raises KopiatomicError where it cannot be started or takes too long.
+        """
         argv = [self.program, *words]
+        timeout = TIME_LIMIT if timeout is None else timeout
         try:
             return process.run(argv, timeout=timeout, environment=self.environment, keep=keep)
         except process.TimeLimitError:

@@ -17,6 +17,9 @@ from kopiatomic.text import printable
 _HEAD = b'{"stream":"kopia:directory","entries":'
 """How a folder's object begins; ``null`` or a list follows (snapshot/manifest.go, DirManifest)."""
 
+_BEGINNING = 4096
+"""How much (bytes) of a folder's object is enough to see whether it holds an entry."""
+
 _ABSENT = ("entry not found", "parent is not a directory")
 
 
@@ -58,10 +61,10 @@ def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: li
 
 def _one_by_one(client: Client, manifest: Manifest, job: Job, places: list[str]) -> Iterator[str]:
     for place in places:
-        finished = client.show(manifest.root_object + place, keep=len(_HEAD) + 1)
+        finished = client.show(manifest.root_object + place, keep=_BEGINNING)
         if _is_absent(finished) or not finished.stdout.startswith(_HEAD):
             yield _absent(job, place)
-        elif place in job.filled and not finished.stdout.endswith(b"["):
+        elif place in job.filled and not finished.stdout.startswith(b"[", len(_HEAD)):
             yield _empty(job, place)
 
 
