@@ -50,23 +50,33 @@ def make(root: str) -> None:
     """Make the root and what is missing above it. Raises KopiatomicError."""
     with locks.clean_up():
         check(root)
+        made: list[str] = []
         for directory in (*reversed(parents(root)), root):
             if os.path.isdir(directory):
                 continue
             try:
-                with open(_mark(directory), "xb") as mark:
-                    mark.write(os.fsencode(directory))
-            except FileExistsError:
-                pass
-            try:
-                os.mkdir(directory, 0o700)
+                _make(directory)
             except OSError as error:
-                os.unlink(_mark(directory))
+                for above in reversed(made):
+                    os.rmdir(above)
+                    os.unlink(_mark(above))
                 raise _refused(
                     root,
                     f"{printable(directory)} cannot be made: {error.strerror}",
                     "Choose another with --mount-root.",
                 ) from None
+            made.append(directory)
+
+
+def _make(directory: str) -> None:
+    """Make one directory, noted before it is there. Raises OSError; then there is neither."""
+    with open(_mark(directory), "wb") as mark:
+        mark.write(os.fsencode(directory))
+    try:
+        os.mkdir(directory, 0o700)
+    except OSError:
+        os.unlink(_mark(directory))
+        raise
 
 
 def remove(root: str) -> list[str]:
