@@ -1,0 +1,16 @@
+"""Fixtures of the unit tests."""
+
+from pathlib import Path
+
+import pytest
+
+from kopiatomic import locks
+
+
+@pytest.fixture
+def lock_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A lock directory of this test alone, so that it neither needs root nor meets real runs."""
+    directory = tmp_path / "run" / "kopiatomic"
+    directory.parent.mkdir()
+    monkeypatch.setattr(locks, "DIRECTORY", str(directory))
+    return directory
