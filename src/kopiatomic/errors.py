@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Sequence
+
+from kopiatomic.text import printable
 
 SAVED = 0
 FAILED = 1
@@ -62,6 +65,22 @@ class Interrupted(KopiatomicError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return Interrupted, (self.signum,)
+
+
+class VanishedError(KopiatomicError):
+    """Datasets were destroyed, renamed or replaced between the listing and the snapshot call; nothing was made."""
+
+    def __init__(self, datasets: Sequence[str]) -> None:
+        self.datasets = tuple(datasets)
+        names = ", ".join(printable(name) for name in datasets)
+        super().__init__(
+            f"no snapshot was made: {names} vanished between listing and snapshot",
+            kind="dataset-vanished",
+            hint="It was destroyed, renamed or replaced just now; run again.",
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return VanishedError, (self.datasets,)
 
 
 def internal(error: BaseException) -> KopiatomicError:

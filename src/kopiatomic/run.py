@@ -12,12 +12,11 @@ from typing import Protocol
 
 from kopiatomic import engines, facts, hooks, locks, plan, roots, snapshots
 from kopiatomic.engines import Engine, Job
-from kopiatomic.errors import Interrupted, KopiatomicError, internal
+from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, internal
 from kopiatomic.launcher import Checked
 from kopiatomic.model import EngineEnd, Plan, Progress, Sets
 from kopiatomic.options import Options, check_name, words
 from kopiatomic.report import EngineReport, Report
-from kopiatomic.snapshots.zfs import VanishedError
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import signals
 from kopiatomic.text import printable
@@ -101,6 +100,8 @@ class _Run:
             report.plan = self._select(root)
             with report.phase("check"):
                 roots.check(root)
+                for maker in snapshots.makers(report.plan, report.run_id):
+                    maker.check()
                 engine = engines.create(command, extra, maintenance=options.maintenance)
                 report.engine = EngineReport(engine.name, None)
                 self._listener.phase(f"checking {engine.name}")

@@ -4,8 +4,7 @@ import signal
 
 import pytest
 
-from kopiatomic.errors import Interrupted, KopiatomicError, LockedError, UsageError, internal
-from kopiatomic.snapshots.zfs import VanishedError
+from kopiatomic.errors import Interrupted, KopiatomicError, LockedError, UsageError, VanishedError, internal
 from kopiatomic.system import channel
 from kopiatomic.system.process import TimeLimitError
 

@@ -16,13 +16,17 @@ PREFIX = "kopiatomic_"
 class Maker(Protocol):
     """Makes and removes the set of one pool or one filesystem.
 
-    Order of the calls: ``prepare`` (before anything is made), ``make`` (the snapshots: nothing else, so that the instants
-    of several sets lie close together), ``tie`` (to the life of the run's processes, where the kernel offers that),
-    ``read_back``; and when no mount of them is left and the run's descriptor is closed, ``remove``.
+    Order of the calls: ``check`` (in the main process, before hooks and all), ``prepare`` (in the keeper), ``make`` (the
+    snapshots: nothing else, so that the instants of several sets lie close together), ``tie`` (to the life of the run's
+    processes, where the kernel offers that), ``read_back``; and when no mount of them is left and the run's descriptor is
+    closed, ``remove``.
     """
 
+    def check(self) -> None:
+        """Find out whether a set can be made at all: libraries, devices, permissions. Raises KopiatomicError."""
+
     def prepare(self) -> None:
-        """Find out whether the set can be made. Raises KopiatomicError."""
+        """Open what is to be snapshotted, and see that it is still there. Raises VanishedError, KopiatomicError."""
 
     def make(self) -> Instant:
         """Make all snapshots; all or none. Raises KopiatomicError."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, VanishedError
 from kopiatomic.model import Instant, Snapshot, SnapshotSet, Taken
 from kopiatomic.system import btrfs, linux
 from kopiatomic.text import printable
@@ -46,22 +46,27 @@ class BtrfsMaker:
         """Nothing of Btrfs can be tied to a descriptor."""
         return False
 
+    def check(self) -> None:
+        """Mount the top-level subvolume once, where only this process sees it."""
+        with self._top():
+            pass
+
     def prepare(self) -> None:
-        """Open the subvolumes and see that they are the planned ones."""
+        """Open the subvolumes and see that they are the planned ones. Raises VanishedError, KopiatomicError."""
+        gone = []
         for taken in self.taken:
             dataset = taken.dataset
             try:
                 fd = os.open(dataset.mountpoint, _OPEN_DIRECTORY)
                 self._sources.append(fd)
-                found = btrfs.subvolume(fd).id
+                if not btrfs.is_top(fd) or btrfs.subvolume(fd).id != dataset.subvolume:
+                    gone.append(dataset.name)
+            except (FileNotFoundError, NotADirectoryError):
+                gone.append(dataset.name)
             except OSError as error:
                 raise _failed(f"the subvolume {printable(dataset.name)} cannot be opened", error) from None
-            if found != dataset.subvolume or not btrfs.is_top(fd):
-                raise KopiatomicError(
-                    f"{printable(dataset.name)} is not the subvolume any more that it was a moment ago",
-                    kind="dataset-vanished",
-                    hint="It was mounted over, deleted or replaced just now; run again.",
-                )
+        if gone:
+            raise VanishedError(gone)
 
     def make(self) -> Instant:
         """Ask for all snapshots at once; two or three again until they share a transaction, a few times at most."""

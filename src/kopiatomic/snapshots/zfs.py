@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Sequence
 
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, VanishedError
 from kopiatomic.model import Instant, Snapshot, SnapshotSet, Taken
 from kopiatomic.system import libzfs_core, process
 from kopiatomic.text import printable
@@ -26,22 +26,6 @@ _ARGUMENT_BYTES = 1 << 20
 """How much goes into one argv; the kernel's limit is 2 MiB at the usual stack size (execve(2))."""
 
 
-class VanishedError(KopiatomicError):
-    """Datasets were destroyed or renamed between the listing and the snapshot call."""
-
-    def __init__(self, datasets: Sequence[str]) -> None:
-        self.datasets = tuple(datasets)
-        names = ", ".join(printable(name) for name in datasets)
-        super().__init__(
-            f"no snapshot was made: {names} vanished between listing and snapshot",
-            kind="dataset-vanished",
-            hint="It was destroyed or renamed just now; run again.",
-        )
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return VanishedError, (self.datasets,)
-
-
 class ZfsMaker:
     """The set of one pool."""
 
@@ -54,9 +38,12 @@ class ZfsMaker:
         """Temporary holds hang on it."""
         return True
 
-    def prepare(self) -> None:
-        """Load libzfs_core, so that nothing of that is left for later."""
+    def check(self) -> None:
+        """Load libzfs_core; the keeper inherits it."""
         libzfs_core.prepare()
+
+    def prepare(self) -> None:
+        """Nothing: datasets go by name, and the call itself tells which are gone."""
 
     def make(self) -> Instant:
         """One call, one transaction group. Raises VanishedError, KopiatomicError."""
