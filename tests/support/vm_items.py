@@ -54,10 +54,12 @@ class VmRun:
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
         # A developer who has a VM up may use it: it saves the boot, and is as it was left.
         verb = "exec" if os.environ.get("KOPIATOMIC_TEST_VM") == "up" else "run"
+        # How often the heavier loops run (KOPIATOMIC_TEST_...) is for the tests in there to know.
+        told = [f"--env={name}={value}" for name, value in os.environ.items() if name.startswith("KOPIATOMIC_TEST_")]
         pytest_command = ["python3", "-m", "pytest", "-p", "tests.support.vm_reporter", "-p", "no:cacheprovider", "-q"]
         pytest_command += ["-o", f"faulthandler_timeout={TRACEBACK_AFTER_S}", *nodeids]
         self.process = subprocess.Popen(
-            [TREE / "dev" / "vm", verb, "--", *pytest_command],
+            [TREE / "dev" / "vm", verb, *told, "--", *pytest_command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self.log,
