@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -137,10 +138,18 @@ def _finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
 def main() -> None:
     """Entry point of the program."""
     _own_descriptors()
+    _own_streams()
     try:
         cli.main(prog_name="kopiatomic", standalone_mode=False)
     except click.ClickException as error:
         _refuse(error.format_message())
+    except OSError as error:
+        # All that prints here is help, version and completion: a run has its own way with outputs.
+        from kopiatomic.output.console import discard, write
+
+        discard(sys.stdout)
+        write(sys.stderr, f"kopiatomic: the output could not be written: {error.strerror}")
+        raise SystemExit(1) from None
     except (click.exceptions.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
 
@@ -171,3 +180,14 @@ def _own_descriptors() -> None:
             except OSError:
                 # The descriptor of the listing itself.
                 continue
+
+
+def _own_streams() -> None:
+    """Make sure that stdout and stderr can be written to, whatever was closed and whatever their encoding lacks."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open as long as we live
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -73,10 +73,6 @@ class Facts:
     """The paths that were named, links followed."""
 
 
-NONE = Facts((), {}, {}, (), {})
-"""Nothing looked at."""
-
-
 def is_path(name: str) -> bool:
     """Whether a name on the command line is a path and not a ZFS name."""
     return name.startswith(("/", "./", "../")) or name in {".", ".."}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError, UsageError
@@ -28,18 +28,23 @@ class Request:
 
 def select(facts: Facts, request: Request) -> Plan:
     """Choose the datasets. Raises KopiatomicError where one that was named cannot be taken, UsageError for no names."""
-    if not request.names and not request.everything:
-        raise UsageError(
-            "no dataset was named",
-            kind="no-arguments",
-            hint="Name datasets (tank/home) or mount points (/home), or use -a for all that are mounted. See -h.",
-        )
+    require_names(request.names, everything=request.everything)
     chosen = _Selection(facts, request)
     for name in request.names:
         chosen.name(name)
     if request.everything:
         chosen.everything()
     return chosen.plan()
+
+
+def require_names(names: Sequence[str], *, everything: bool) -> None:
+    """Refuse a request for nothing. Raises UsageError."""
+    if not names and not everything:
+        raise UsageError(
+            "no dataset was named",
+            kind="no-arguments",
+            hint="Name datasets (tank/home) or mount points (/home), or use -a for all that are mounted. See -h.",
+        )
 
 
 class _Selection:

@@ -79,6 +79,7 @@ class _Run:
 
     def run(self) -> None:
         options, report = self._options, self._report
+        plan.require_names(options.names, everything=options.everything)
         if options.name is not None:
             check_name(options.name)
         command = None if options.command is None else words("-c", options.command)
@@ -135,23 +136,24 @@ class _Run:
             self._listener.warning(text)
 
     def _select(self, root: str) -> Plan:
-        options = self._options
         with self._report.phase("plan"):
-            request = plan.Request(
-                names=options.names,
-                everything=options.everything,
-                recursive=options.recursive,
-                root=root,
-                suffix=f"@{snapshots.PREFIX}{self._report.run_id}",
-            )
-            if not options.names and not options.everything:
-                return plan.select(facts.NONE, request)
-            found = facts.gather(options.names, everything=options.everything, recursive=options.recursive)
-            selected = plan.select(found, request)
+            selected = self._look(root)
         self._report.incomplete = [f"{printable(o.name)}: {o.reason}" for o in selected.left_out if o.incomplete]
         for note in selected.notes:
             self._warn(note)
         return selected
+
+    def _look(self, root: str) -> Plan:
+        options = self._options
+        request = plan.Request(
+            names=options.names,
+            everything=options.everything,
+            recursive=options.recursive,
+            root=root,
+            suffix=f"@{snapshots.PREFIX}{self._report.run_id}",
+        )
+        found = facts.gather(options.names, everything=options.everything, recursive=options.recursive)
+        return plan.select(found, request)
 
     @contextmanager
     def _hooks(self) -> Iterator[None]:
@@ -252,9 +254,7 @@ class _Run:
         assert report.plan is not None
         with report.phase("plan"):
             try:
-                now = facts.gather(options.names, everything=options.everything, recursive=options.recursive)
-                request = plan.Request(options.names, options.everything, options.recursive, report.root, "")
-                taken = plan.select(now, request).taken
+                taken = self._look(report.root).taken
             except Interrupted:
                 raise
             except KopiatomicError as error:

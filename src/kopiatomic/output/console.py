@@ -35,10 +35,11 @@ def write(stream: TextIO, text: str) -> None:
         stream.flush()
     except (OSError, ValueError):
         # Closed or full: the run goes on. What is buffered must not fail again when the interpreter ends.
-        _discard(stream)
+        discard(stream)
 
 
-def _discard(stream: TextIO) -> None:
+def discard(stream: TextIO) -> None:
+    """Send what is still buffered, and all that follows, nowhere."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -205,4 +206,4 @@ def _guarded(print_it: Callable[[], None], stream: TextIO) -> None:
     try:
         print_it()
     except OSError:
-        _discard(stream)
+        discard(stream)
