@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.facts import NONE, Facts, ZfsDataset, ZfsPool
+from kopiatomic.facts import Facts, ZfsDataset, ZfsPool
 from kopiatomic.model import Plan
 from tests.unit.plans import facts, places, plan, subvolume, zfs
 
@@ -178,7 +178,7 @@ def test_a_link_to_a_mount_point_names_what_is_mounted_there() -> None:
 # What is refused
 
 REFUSED = [
-    pytest.param(NONE, (), "no-arguments", "no dataset was named", "-a", id="no arguments"),
+    pytest.param(facts(), (), "no-arguments", "no dataset was named", "-a", id="no arguments"),
     pytest.param(
         facts(datasets=[zfs("tank/vol", kind="volume")]),
         ("tank/vol",),
@@ -309,7 +309,7 @@ def test_what_cannot_be_taken_is_refused(
 
 
 def test_no_names_is_a_usage_error() -> None:
-    assert isinstance(refused(NONE), UsageError)
+    assert isinstance(refused(facts()), UsageError)
 
 
 def test_the_longest_name_there_is_room_for_is_taken() -> None:

@@ -1,0 +1,293 @@
+"""The command line means what users of the shell script of the same name know, and says so when it makes no sense."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import kopiatomic.run
+from kopiatomic import __version__, cli
+from kopiatomic.options import Options
+from kopiatomic.report import Report
+from tests.support.programs import Completed, Kopiatomic, command
+from tests.support.without_root import as_nobody
+
+Parse = Callable[..., Options]
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
+    """What a command line asks for. In place of the run there is a recorder: a run would need root and filesystems."""
+
+    def options(*args: str) -> Options:
+        asked: list[Options] = []
+
+        def record(options: Options, _listener: object) -> Report:
+            asked.append(options)
+            return Report("id", "/kopia", dry_run=True)
+
+        monkeypatch.setattr(kopiatomic.run, "backup", record)
+        monkeypatch.setattr(sys, "argv", ["kopiatomic", *args])
+        with pytest.raises(SystemExit):
+            cli.main()
+        (found,) = asked
+        return found
+
+    return options
+
+
+LONG = [
+    ("-a", "--all", "everything"),
+    ("-n", "--dry-run", "dry_run"),
+    ("-r", "--recursive", "recursive"),
+]
+LONG_WITH_VALUE = [
+    ("-c", "--command", "command"),
+    ("-o", "--options", "options"),
+    ("-p", "--pre-hook", "pre_hook"),
+    ("-q", "--post-hook", "post_hook"),
+]
+
+
+@pytest.mark.parametrize(("short", "long", "field"), LONG)
+def test_every_short_flag_has_a_long_twin(short: str, long: str, field: str, parse: Parse) -> None:
+    for flag in (short, long):
+        assert getattr(parse(flag, "tank"), field) is True
+    assert getattr(parse("tank"), field) is False
+
+
+@pytest.mark.parametrize(("short", "long", "field"), LONG_WITH_VALUE)
+@pytest.mark.parametrize("value", ["x y", "-x", "--dashes", "-", "--", "", "-a", "--json"])
+def test_a_flags_value_is_taken_as_it_is_also_with_a_dash(
+    short: str, long: str, field: str, value: str, parse: Parse
+) -> None:
+    for words in ((short, value), (long, value), (f"{long}={value}",)):
+        asked = parse("tank", *words)
+        assert getattr(asked, field) == value
+        assert (asked.names, asked.everything) == (("tank",), False)
+
+
+def test_flags_may_stand_before_between_and_after_names(parse: Parse) -> None:
+    expected = parse("-r", "-n", "-c", "true", "tank/a", "tank/b")
+    assert expected.names == ("tank/a", "tank/b")
+    assert parse("tank/a", "-r", "tank/b", "-n", "-c", "true") == expected
+    assert parse("tank/a", "tank/b", "-rn", "-ctrue") == expected
+
+
+def test_two_dashes_end_the_flags(parse: Parse) -> None:
+    asked = parse("-n", "--", "-r", "--json", "tank")
+    assert (asked.names, asked.recursive) == (("-r", "--json", "tank"), False)
+
+
+def test_a_dataset_named_like_a_command_is_reached_through_backup(parse: Parse) -> None:
+    assert parse("backup", "backup").names == ("backup",)
+    assert parse("-n", "backup").names == ("backup",)
+    assert parse("backup/home").names == ("backup/home",)
+    assert parse("--", "backup").names == ("backup",)
+
+
+def test_backup_spelled_out_is_the_same_command(parse: Parse) -> None:
+    words = ("-r", "tank", "--name", "home", "--require-atomic", "--no-maintenance", "--mount-root", "/x")
+    assert parse("backup", *words) == parse(*words)
+
+
+def test_what_is_not_said_has_these_defaults(parse: Parse) -> None:
+    assert parse("tank") == Options(names=("tank",))
+    assert Options().mount_root == "/kopia"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--no-such-flag", "tank"), "No such option"),
+        (("-X",), "No such option"),
+        (("tank", "-c"), "requires an argument"),
+        (("--hook-timeout", "soon", "tank"), "not a valid float"),
+        (("--hook-timeout", "0", "tank"), "not in the range"),
+        (("--stop-timeout", "-1", "tank"), "not in the range"),
+        ((), "no dataset was named"),
+        (("backup",), "no dataset was named"),
+        (("-c", "'", "tank"), "no closing quotation"),
+        (("-o", 'a"', "tank"), "no closing quotation"),
+        (("-c", "a\\", "tank"), "no escaped character"),
+        (("-c", "  ", "tank"), "the command is empty"),
+        *((("--name", name, "tank"), "one path component") for name in ("", ".", "..", "a/b", "/a", "-a")),
+    ],
+)
+def test_a_command_line_that_makes_no_sense_is_exit_code_2(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kopiatomic", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    written = capsys.readouterr()
+    assert ended.value.code == 2
+    assert written.out == ""
+    first, second = written.err.splitlines()
+    assert first.startswith("kopiatomic: ")
+    assert message in first
+    assert second.startswith("  ")
+
+
+# The real command
+
+
+def test_the_version_is_said(kopiatomic: Kopiatomic) -> None:
+    for flag in ("-v", "--version"):
+        ended = kopiatomic(flag)
+        assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"kopiatomic {__version__}\n", "")
+
+
+def test_help_tells_every_flag_and_every_exit_code(kopiatomic: Kopiatomic) -> None:
+    ended = kopiatomic("-h", env={"COLUMNS": "80"})
+    assert (ended.returncode, ended.stderr) == (0, "")
+    for parameter in cli.backup.params:
+        assert all(flag in ended.stdout for flag in parameter.opts if flag.startswith("-"))
+    for code in ("0 saved", "1 failed", "2 usage", "3 saved", "4 saved", "75 another", "128+n"):
+        assert code in ended.stdout
+    assert max(map(len, ended.stdout.splitlines())) <= 80
+    assert kopiatomic("--help").stdout == kopiatomic("backup", "-h").stdout == ended.stdout
+
+
+def test_help_is_there_where_nothing_else_works(kopiatomic: Kopiatomic) -> None:
+    ended = command(
+        *as_nobody(*Kopiatomic.argv("-h")),
+        env={"PATH": "/nowhere", "PYTHONPATH": kopiatomic.environment["PYTHONPATH"]},
+    )
+    assert "Usage: kopiatomic" in ended.stdout
+
+
+def test_help_needs_no_module_of_the_run(kopiatomic: Kopiatomic) -> None:
+    code = "import sys; from kopiatomic import cli; print([m for m in sys.modules if m in ('rich', 'kopiatomic.run')])"
+    assert command(sys.executable, "-c", code, env=kopiatomic.environment).stdout == "[]\n"
+
+
+def redirected(kopiatomic: Kopiatomic, shell: str, *args: str) -> Completed:
+    """Run the command below a shell that does something to its streams: ``"$@" >&-``."""
+    return command("bash", "-c", shell, "bash", *Kopiatomic.argv(*args), env=kopiatomic.environment, check=False)
+
+
+@pytest.mark.parametrize(
+    "shell",
+    [
+        '"$@" >&-',
+        '"$@" >/dev/full',
+        '"$@" | head -c 0; exit "${PIPESTATUS[0]}"',
+        '"$@" >&- <&- 2>&-',
+        '"$@" >/dev/full 2>&1',
+    ],
+    ids=["closed", "full", "broken pipe", "all closed", "all full"],
+)
+def test_an_output_that_cannot_be_written_changes_no_exit_code(shell: str, kopiatomic: Kopiatomic) -> None:
+    ended = redirected(kopiatomic, shell, "--json")
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    assert "Exception" not in ended.stderr
+
+
+@pytest.mark.parametrize("flag", ["-h", "-v"])
+@pytest.mark.parametrize("shell", ['"$@" >/dev/full', '"$@" | head -c 0'], ids=["full", "broken pipe"])
+def test_help_that_cannot_be_written_ends_without_a_traceback(shell: str, flag: str, kopiatomic: Kopiatomic) -> None:
+    ended = redirected(kopiatomic, shell, flag)
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.splitlines()) <= 1
+
+
+def test_bytes_that_are_not_utf8_in_arguments_are_shown_escaped(kopiatomic: Kopiatomic) -> None:
+    for locale in ("C", "C.UTF-8"):
+        ended = kopiatomic("-n", os.fsdecode(b"/caf\xe9\x1b"), env={"LC_ALL": locale})
+        assert "/caf\\xe9\\x1b: No such file or directory" in ended.stderr
+
+
+def test_usage_errors_are_json_too_where_that_is_asked_for(kopiatomic: Kopiatomic) -> None:
+    ended = kopiatomic("--json", "--no-such-flag")
+    assert ended.returncode == 2
+    document = json.loads(ended.stdout)
+    assert (document["exit_code"], document["error"]["kind"]) == (2, "usage")
+    assert "--no-such-flag" in ended.stderr
+
+
+def test_standard_descriptors_that_are_closed_are_not_taken_for_files(kopiatomic: Kopiatomic, tmp_path: Path) -> None:
+    """Else the first file that is opened would become standard output, and be written into."""
+    ended = redirected(kopiatomic, f'cd {tmp_path}; "$@" <&- >&- 2>&-', "-n", "--json", "/nowhere")
+    assert ended.returncode == 1
+
+
+# Completion
+
+
+def completion(kopiatomic: Kopiatomic, shell: str, **words: str) -> Completed:
+    return kopiatomic(env={"_KOPIATOMIC_COMPLETE": shell, **words})
+
+
+@pytest.mark.parametrize(
+    ("shell", "function"),
+    [
+        ("bash", "_kopiatomic_completion() {"),
+        ("zsh", "_kopiatomic_completion() {"),
+        ("fish", "function _kopiatomic_completion;"),
+    ],
+)
+def test_each_shell_gets_its_completion_script(shell: str, function: str, kopiatomic: Kopiatomic) -> None:
+    ended = completion(kopiatomic, f"{shell}_source")
+    assert ended.returncode == 0
+    assert function in ended.stdout
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize("words", ["kopiatomic --re", "kopiatomic backup --re", "kopiatomic tank --re"])
+def test_flags_are_completed_in_each_shell(words: str, shell: str, kopiatomic: Kopiatomic) -> None:
+    number = "--re" if shell == "fish" else str(len(words.split()) - 1)
+    ended = completion(kopiatomic, f"{shell}_complete", COMP_WORDS=words, COMP_CWORD=number)
+    assert "--recursive" in ended.stdout
+    assert "--require-atomic" in ended.stdout
+    assert "--json" not in ended.stdout
+
+
+def test_bash_completes_with_the_script_that_it_is_given(kopiatomic: Kopiatomic, tmp_path: Path) -> None:
+    program = tmp_path / "kopiatomic"
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m kopiatomic "$@"\n')
+    program.chmod(0o755)
+    script = f"""
+        PATH={tmp_path}:$PATH
+        eval "$(_KOPIATOMIC_COMPLETE=bash_source kopiatomic)"
+        COMP_WORDS=(kopiatomic --dry) COMP_CWORD=1
+        _kopiatomic_completion kopiatomic --dry kopiatomic
+        printf '%s\\n' "${{COMPREPLY[@]}}"
+        complete -p kopiatomic
+    """
+    ended = command("bash", "-c", script, env=kopiatomic.environment)
+    assert ended.stdout.splitlines()[0] == "--dry-run"
+    assert "_kopiatomic_completion" in ended.stdout.splitlines()[-1]
+
+
+def test_mounted_datasets_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kopiatomic.system import mountinfo
+    from tests.unit.plans import mounts
+
+    table = mounts(("/tank", "zfs", "tank/data"), ("/snap", "zfs", "tank@x"), ("/data", "btrfs", "/dev/sdb"))
+    monkeypatch.setattr(mountinfo, "read", lambda: list(table))
+
+    def complete(incomplete: str) -> list[Any]:
+        return [item.value for item in cli._complete(None, None, incomplete)]  # type: ignore[arg-type]
+
+    assert complete("") == ["/data", "/tank", "tank/data"]
+    assert complete("ta") == ["tank/data"]
+    assert complete("/d") == ["/data"]
+
+
+def test_the_module_and_the_program_are_the_same(kopiatomic: Kopiatomic) -> None:
+    as_program = [
+        sys.executable,
+        "-c",
+        "import sys; sys.argv[0] = 'kopiatomic'; from kopiatomic.cli import main; main()",
+    ]
+    ended = subprocess.run([*as_program, "-h"], env=kopiatomic.environment, capture_output=True, text=True, check=True)
+    assert ended.stdout == kopiatomic("-h").stdout
