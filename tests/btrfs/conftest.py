@@ -1,0 +1,120 @@
+"""Fixtures of the Btrfs tests: a mount root of each test's own, and programs to stand in for an engine (-c)."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.programs import Completed, Kopiatomic
+
+
+def wait_for(happened: Callable[[], Any], what: str, within: float = 15) -> Any:
+    """Wait for something to happen; fails the test if it does not."""
+    deadline = time.monotonic() + within
+    while not (found := happened()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"{what} did not happen within {within:g} s")
+        time.sleep(0.01)
+    return found
+
+
+@dataclass(frozen=True)
+class Gate:
+    """An engine that says that it has started, waits to be let go, and ends well."""
+
+    folder: Path
+    then: str = ""
+    """Shell lines that it runs at last."""
+
+    @property
+    def command(self) -> str:
+        """What to give to -c."""
+        script = self.folder / "engine"
+        script.write_text(
+            f"cd {shlex.quote(str(self.folder))}\necho $$ > pid.new; mv pid.new started\n"
+            f"while [ ! -e go ]; do sleep 0.02; done\n{self.then}\n"
+        )
+        return shlex.join(["sh", str(script)])
+
+    def wait(self) -> None:
+        """Wait until it has started."""
+        wait_for((self.folder / "started").exists, "the engine's start")
+
+    def let_go(self) -> None:
+        (self.folder / "go").touch()
+
+
+@pytest.fixture
+def make_gate(tmp_path: Path) -> Callable[..., Gate]:
+    made: list[Gate] = []
+
+    def make(then: str = "") -> Gate:
+        gate = Gate(tmp_path / f"gate{len(made)}", then)
+        gate.folder.mkdir()
+        made.append(gate)
+        return gate
+
+    return make
+
+
+@pytest.fixture
+def gate(make_gate: Callable[..., Gate]) -> Gate:
+    return make_gate()
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The mount root of this test's runs, so that tests neither meet each other nor a real run."""
+    return tmp_path / "view"
+
+
+@pytest.fixture
+def run(kopiatomic: Kopiatomic, root: Path) -> Callable[..., Completed]:
+    """kopiatomic with this test's mount root."""
+
+    def run(*args: str | Path, **more: Any) -> Completed:
+        return kopiatomic("--mount-root", root, *args, **more)
+
+    return run
+
+
+@pytest.fixture
+def saved(run: Callable[..., Completed]) -> Callable[..., Any]:
+    """Run with --json and return the document; the run has to end with exit code 0."""
+
+    def saved(*args: str | Path, **more: Any) -> Any:
+        ended = run("--json", *args, **more)
+        assert ended.returncode == 0, str(ended)
+        return json.loads(ended.stdout)
+
+    return saved
+
+
+@pytest.fixture
+def listing(tmp_path: Path) -> Listing:
+    return Listing(tmp_path / "listing")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """An engine that writes down all it finds in the view: find's own words, one entry a NUL-terminated record."""
+
+    file: Path
+
+    @property
+    def command(self) -> str:
+        script = self.file.with_suffix(".sh")
+        script.write_text(f"cd \"$1\" && find . -printf '%P|%y|%m|%U|%G|%T@|%l\\0' > {shlex.quote(str(self.file))}\n")
+        return shlex.join(["sh", str(script)])
+
+    def entries(self) -> dict[bytes, bytes]:
+        """Path below the view's root, and what find said of it."""
+        records = self.file.read_bytes().split(b"\0")[:-1]
+        return dict(record.split(b"|", 1) for record in records)

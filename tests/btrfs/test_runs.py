@@ -1,0 +1,239 @@
+"""A run takes the subvolumes that were asked for, shows them where they are, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.btrfs.conftest import Listing
+from tests.support.filesystems import Btrfs
+from tests.support.programs import Completed, Kopiatomic, command
+
+Run = Callable[..., Completed]
+Saved = Callable[..., Any]
+Leftovers = Callable[..., list[str]]
+
+
+def paths(document: Any) -> list[str]:
+    return [d["path"] for d in document["datasets"]]
+
+
+def test_one_subvolume_is_shown_frozen_at_its_own_path(
+    btrfs: Btrfs, saved: Saved, root: Path, leftovers: Leftovers
+) -> None:
+    data = btrfs.subvolume("data")
+    (data / "file").write_text("then")
+    engine = f"sh -c 'echo now > {data}/file; cat $0{data}/file > {root}.copy'"
+    document = saved("-c", engine, data)
+    assert root.with_suffix(".copy").read_text() == "then"
+    assert (data / "file").read_text() == "now\n"
+    assert (document["atomic"], document["skew_seconds"]) == (True, 0)
+    assert leftovers(root) == []
+
+
+def test_two_subvolumes_are_shown_together(
+    btrfs: Btrfs, saved: Saved, root: Path, listing: Listing, leftovers: Leftovers
+) -> None:
+    one, other = btrfs.subvolume("one"), btrfs.subvolume("other")
+    (one / "a").write_text("a")
+    (other / "b").write_text("b")
+    document = saved("-c", listing.command, one, other)
+    assert paths(document) == [str(one), str(other)]
+    assert {os.fsencode(one / "a")[1:], os.fsencode(other / "b")[1:]} < set(listing.entries())
+    assert leftovers(root) == []
+
+
+def test_nested_subvolumes_come_with_recursion_alone(
+    btrfs: Btrfs, saved: Saved, root: Path, listing: Listing, leftovers: Leftovers
+) -> None:
+    data = btrfs.subvolume("data")
+    for name in ("data/nested", "data/nested/deep"):
+        (btrfs.subvolume(name) / "file").write_text(name)
+    alone = saved("-c", listing.command, data)
+    assert paths(alone) == [str(data)]
+    assert "2 nested subvolume(s)" in alone["warnings"][0]
+    assert os.fsencode(data / "nested/file")[1:] not in listing.entries()
+    recursive = saved("-c", listing.command, "-r", data)
+    assert paths(recursive) == [str(data), str(data / "nested"), str(data / "nested/deep")]
+    assert recursive["warnings"] == []
+    assert os.fsencode(data / "nested/deep/file")[1:] in listing.entries()
+    assert leftovers(root) == []
+
+
+def test_a_nested_subvolume_alone_can_be_named(btrfs: Btrfs, saved: Saved, root: Path, leftovers: Leftovers) -> None:
+    btrfs.subvolume("data")
+    nested = btrfs.subvolume("data/nested")
+    assert paths(saved("-c", "true", nested)) == [str(nested)]
+    assert leftovers(root) == []
+
+
+def test_a_nested_subvolume_covered_by_another_mount_is_missing(
+    btrfs: Btrfs, run: Run, root: Path, leftovers: Leftovers
+) -> None:
+    data, nested = btrfs.subvolume("data"), btrfs.subvolume("data/nested")
+    command("mount", "-t", "tmpfs", "none", nested)
+    ended = run("-c", "true", "-r", data)
+    assert ended.returncode == 3
+    assert f"not complete: {nested}: another filesystem is mounted over it" in ended.stderr
+    assert leftovers(root) == []
+
+
+def test_other_programs_snapshots_are_no_part_of_recursion(btrfs: Btrfs, saved: Saved) -> None:
+    data = btrfs.subvolume("data")
+    command("btrfs", "subvolume", "snapshot", "-r", data, data / "daily")
+    command("btrfs", "subvolume", "snapshot", data, data / "writable-clone")
+    document = saved("-c", "true", "-r", data)
+    assert paths(document) == [str(data), str(data / "writable-clone")]
+    assert [o["dataset"] for o in document["left_out"]] == [str(data / "daily")]
+    assert paths(saved("-c", "true", data / "daily")) == [str(data / "daily")]
+
+
+def test_a_named_subvolume_whose_place_is_not_in_the_view_is_an_error(
+    make_btrfs: Callable[[], Btrfs], run: Run, root: Path, leftovers: Leftovers
+) -> None:
+    outer, place = nested_mount(make_btrfs)
+    ended = run("-c", "true", outer, place)
+    assert ended.returncode == 1
+    assert f"{place} cannot appear at {place}: there is no such directory in the snapshot of {outer}" in ended.stderr
+    assert "--name" in ended.stderr
+    assert leftovers(root) == []
+
+
+def test_an_implied_subvolume_whose_place_is_not_in_the_view_is_missing(
+    make_btrfs: Callable[[], Btrfs], kopiatomic: Kopiatomic, root: Path, leftovers: Leftovers
+) -> None:
+    outer, place = nested_mount(make_btrfs)
+    ended = alone([outer, place], kopiatomic, "--mount-root", root, "-a", "-c", "true")
+    assert ended.returncode == 3, str(ended)
+    assert f"not complete: {place} cannot appear at {place}" in ended.stderr
+    assert leftovers(root) == []
+
+
+def nested_mount(make_btrfs: Callable[[], Btrfs]) -> tuple[Path, Path]:
+    """A subvolume, and a second filesystem that is mounted in a subvolume nested in it, which is not taken."""
+    outer, inner = make_btrfs(), make_btrfs()
+    place = outer.subvolume("nested") / "place"
+    place.mkdir()
+    command("mount", device_of(inner), place)
+    return outer.mountpoint, place
+
+
+def alone(points: list[Path], kopiatomic: Kopiatomic, *args: str | Path) -> Completed:
+    """kopiatomic in a mount namespace in which no other Btrfs filesystem is mounted, for -a."""
+    keep = " ".join(f"-e {shlex.quote(str(point))}" for point in points)
+    script = f'findmnt -rn -t btrfs -o TARGET | grep -v -x -F {keep} | xargs -r umount -l; exec "$@"'
+    argv = ["unshare", "-m", "bash", "-c", script, "bash", *Kopiatomic.argv(*args)]
+    return command(*argv, env=kopiatomic.environment, check=False)
+
+
+def device_of(filesystem: Btrfs) -> str:
+    return command("findmnt", "-n", "-o", "SOURCE", "--mountpoint", filesystem.mountpoint).stdout.split("[")[0].strip()
+
+
+def test_a_subvolume_mounted_by_itself_is_named_by_its_mount_point(
+    btrfs: Btrfs, saved: Saved, tmp_path: Path, root: Path, listing: Listing, leftovers: Leftovers
+) -> None:
+    (btrfs.subvolume("@home") / "file").write_text("x")
+    home = tmp_path / "home2"
+    home.mkdir()
+    command("mount", "-o", "subvol=@home", device_of(btrfs), home)
+    try:
+        document = saved("-c", listing.command, home)
+        assert paths(document) == [str(home)]
+        assert os.fsencode(home / "file")[1:] in listing.entries()
+        # The same subvolume by both its paths is taken once.
+        assert len(saved("-c", "true", home, btrfs.mountpoint / "@home")["datasets"]) == 1
+        assert leftovers(root) == []
+    finally:
+        command("umount", home)
+
+
+def test_a_directory_in_a_subvolume_says_what_holds_it(btrfs: Btrfs, run: Run) -> None:
+    inside = btrfs.subvolume("data") / "inside"
+    inside.mkdir()
+    ended = run("-c", "true", inside)
+    assert ended.returncode == 1
+    assert f"it lies in the Btrfs subvolume mounted at {btrfs.mountpoint}" in ended.stderr
+
+
+def test_everything_takes_every_mounted_subvolume_once(
+    make_btrfs: Callable[[], Btrfs], kopiatomic: Kopiatomic, tmp_path: Path, root: Path, leftovers: Leftovers
+) -> None:
+    one, other = make_btrfs(), make_btrfs()
+    other.subvolume("nested")
+    again = tmp_path / "again"
+    again.mkdir()
+    command("mount", device_of(one), again)
+    try:
+        points = [one.mountpoint, other.mountpoint, again]
+        ended = alone(points, kopiatomic, "--mount-root", root, "-a", "-c", "true", "--json")
+        assert ended.returncode == 0, str(ended)
+        document = json.loads(ended.stdout)
+        assert paths(document) == [str(again), str(other.mountpoint)]
+        assert not document["atomic"]
+        assert "nested" in document["warnings"][0]
+        assert leftovers(root) == []
+    finally:
+        command("umount", again)
+
+
+# The top-level subvolume, in which our own directory lies for the length of a run
+
+
+def stamp(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_nlink, status.st_size
+
+
+def test_our_directory_shows_neither_in_the_top_level_subvolumes_backup_nor_in_its_times(
+    btrfs: Btrfs, saved: Saved, root: Path, listing: Listing, leftovers: Leftovers
+) -> None:
+    top = btrfs.mountpoint
+    (top / "file").write_text("x")
+    os.utime(top, ns=(10**18, 10**18))
+    before = stamp(top)
+    saved("-c", listing.command, top)
+    shown, prefix = listing.entries(), os.fsencode(top)[1:]
+    assert {path for path in shown if path.startswith(prefix + b"/")} == {prefix + b"/file"}
+    assert b"|1000000000.0000000000|" in shown[prefix]
+    assert stamp(top) == before
+    assert leftovers(root) == []
+
+
+def test_the_top_level_subvolume_together_with_others_keeps_its_times(
+    btrfs: Btrfs, saved: Saved, root: Path, listing: Listing, leftovers: Leftovers
+) -> None:
+    top = btrfs.mountpoint
+    for name in ("a", "b", "a/nested"):
+        btrfs.subvolume(name)
+    os.utime(top, ns=(10**18, 10**18))
+    before = stamp(top)
+    for _ in range(3):
+        saved("-c", listing.command, "-r", top)
+        assert stamp(top) == before
+    names = [p for p in listing.entries() if b".kopiatomic" in p]
+    assert names == []
+    assert b"|1000000000.0000000000|" in listing.entries()[os.fsencode(top)[1:]]
+    assert leftovers(root) == []
+
+
+def test_runs_at_once_keep_the_top_level_subvolumes_times(
+    btrfs: Btrfs, kopiatomic: Kopiatomic, root: Path, leftovers: Leftovers, tmp_path: Path
+) -> None:
+    top = btrfs.mountpoint
+    os.utime(top, ns=(10**18, 10**18))
+    before = stamp(top)
+    engine = "sh -c 'stat -c %Y $0" + str(top) + "; ls -A $0" + str(top) + "'"
+    script = 'for i in $(seq 6); do "$@" --name run$i > $OUT$i 2>&1 & done; wait'
+    argv = Kopiatomic.argv("--mount-root", root, "-c", engine, top)
+    command("bash", "-c", script, "bash", *argv, env={**kopiatomic.environment, "OUT": str(tmp_path / "out")})
+    outputs = [(tmp_path / f"out{i}").read_text() for i in range(1, 7)]
+    assert all("Saved 1 dataset at one instant" in text for text in outputs), outputs
+    assert not any(".kopiatomic" in line for text in outputs for line in text.splitlines() if "Engine" not in line)
+    assert all("1000000000\n" in text for text in outputs), outputs
+    assert stamp(top) == before
+    assert leftovers(root) == []
