@@ -20,6 +20,7 @@ from kopiatomic.report import Report
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.text import Text
 
 _PLAIN_INTERVAL = 60.0
 """Seconds between lines of progress where stderr is no terminal."""
@@ -75,7 +76,7 @@ class Console:
 
     def warning(self, text: str) -> None:
         """Something that the user should know and that does not end the run."""
-        self._line(f"warning: {text}", "bold")
+        self._line(f"warning: {text}", "yellow")
 
     def engine_line(self, text: str) -> None:
         """A line of the engine's own output."""
@@ -120,18 +121,18 @@ class Console:
         parts = [self._phase]
         progress = self._progress
         if progress.files is not None:
-            parts.append(f"{progress.files:,} files")
+            parts.append(f"{progress.files:,} file{'' if progress.files == 1 else 's'}")
         if progress.bytes_done is not None:
             done = size(progress.bytes_done)
             parts.append(f"{done} of {size(progress.bytes_total)}" if progress.bytes_total else done)
         if progress.text:
             parts.append(progress.text)
-        parts.append(duration(time.monotonic() - self._started))
+        parts.append(f"{duration(time.monotonic() - self._started)} elapsed")
         return ", ".join(parts)
 
     def _line(self, text: str, style: Style = "", prefix: str = "kopiatomic: ") -> None:
         if self._live is not None:
-            self._live.console.print(prefix + text, style=style or None, markup=False, soft_wrap=True)
+            self._live.console.print(_rich(style, prefix + text), soft_wrap=True)
         else:
             _styled(sys.stderr, [(style, prefix + text)])
 
@@ -166,7 +167,7 @@ class Console:
 
     def error_text(self, text: str) -> None:
         """A failure in a line."""
-        _styled(sys.stderr, [("bold red", f"kopiatomic: {text}")])
+        _styled(sys.stderr, [("red", f"kopiatomic: {text}")])
 
 
 def _is_terminal(stream: TextIO) -> bool:
@@ -186,7 +187,18 @@ def _styled(stream: TextIO, lines: list[Line]) -> None:
 
     console = Rich(file=stream, highlight=False)
     for style, text in _wrapped(lines, console.width):
-        _guarded(lambda style=style, text=text: console.print(text, style=style or None, markup=False), stream)  # type: ignore[misc]
+        shown = _rich(style, text)
+        _guarded(lambda shown=shown: console.print(shown), stream)  # type: ignore[misc]
+
+
+def _rich(style: Style, text: str) -> Text:
+    """Bold, with the first word in the colour: whole lines in colour are hard to read on one background or the other."""
+    from rich.text import Text
+
+    shown = Text(text, style="bold" if style else "")
+    if style not in {"", "bold"}:
+        shown.stylize(style, 0, len(text.split(" ", 1)[0]))
+    return shown
 
 
 def _wrapped(lines: list[Line], width: int) -> Iterator[Line]:
@@ -199,7 +211,8 @@ def _wrapped(lines: list[Line], width: int) -> Iterator[Line]:
         parts = wrap(
             text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
         )
-        yield from ((style, part) for part in parts or [""])
+        yield style, parts[0] if parts else ""
+        yield from (("bold" if style else "", part) for part in parts[1:])
 
 
 def _guarded(print_it: Callable[[], None], stream: TextIO) -> None:

@@ -13,7 +13,7 @@ _LISTED = 20
 """How many datasets the summary lists; the rest is counted (--verbose lists all)."""
 
 Style = str
-"""A style of rich's, or empty."""
+"""A colour for the first word of a line that is bold, or "bold", or empty."""
 
 Line = tuple[Style, str]
 
@@ -57,10 +57,10 @@ def _headline(report: Report) -> Line:
     count = len(report.plan.taken)
     when = instant_text(report.sets.started_ns).replace("T", " ").replace("Z", " UTC")
     if not report.saved:
-        return "bold red", f"NOT a backup: interrupted or changed while {count} dataset(s) of {when} were read"
+        return "red", f"NOT a backup: interrupted or changed while {count} dataset(s) of {when} were read"
     what = "Saved" if not report.incomplete else "Saved, but not complete:"
     instant = "at one instant" if report.sets.atomic else "NOT at one instant"
-    style = "bold green" if report.exit_code == 0 and report.sets.atomic else "bold yellow"
+    style = "green" if report.exit_code == 0 and report.sets.atomic else "yellow"
     return style, f"{what} {count} dataset{'s' if count != 1 else ''} {instant}, {when}"
 
 
