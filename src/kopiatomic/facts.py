@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.snapshots.btrfs import DIRECTORY as RUNS_DIRECTORY
 from kopiatomic.system import btrfs, mountinfo, process
 from kopiatomic.text import printable
 
@@ -283,14 +284,24 @@ def _with_nested(top: str, device: str) -> Iterator[BtrfsSubvolume]:
                 covered=covered,
             )
             if not covered:
-                waiting += [(os.path.join(path, inside), path, id_) for id_, inside in btrfs.children(fd)]
+                waiting += [(os.path.join(path, inside), path, id_) for id_, inside in _children(fd, info)]
         except OSError as error:
+            if expected is not None and error.errno == errno.ENOENT:
+                # Deleted just now.
+                continue
             if expected is None or error.errno != errno.ENOTTY:
                 raise _btrfs_failure(path, error) from None
             # Another filesystem is mounted there.
             yield BtrfsSubvolume(path, expected, "", device, foreign_snapshot=False, above=above, covered=True)
         finally:
             os.close(fd)
+
+
+def _children(fd: int, info: btrfs.Subvolume) -> Iterator[tuple[int, str]]:
+    """The subvolumes directly in an open one, but for the snapshots of runs that go on at this moment."""
+    for id_, inside in btrfs.children(fd):
+        if info.id != btrfs.TOP_LEVEL or not inside.startswith(f"{RUNS_DIRECTORY}/"):
+            yield id_, inside
 
 
 def _btrfs_failure(path: str, error: OSError) -> KopiatomicError:

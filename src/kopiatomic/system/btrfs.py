@@ -177,7 +177,11 @@ def children(fd: int) -> Iterator[tuple[int, str]]:
         for position in range(references.count):
             item = references.items[position]
             lookup = _Lookup(dirid=item.dirid, treeid=item.treeid)
-            _ioctl(fd, _INO_LOOKUP_USER, lookup)
+            try:
+                _ioctl(fd, _INO_LOOKUP_USER, lookup)
+            except FileNotFoundError:
+                # Deleted between the two calls.
+                continue
             yield item.treeid, os.fsdecode(lookup.path + lookup.name)
         if not more:
             return
