@@ -135,10 +135,10 @@ def device_of(filesystem: Btrfs) -> str:
 
 
 def test_a_subvolume_mounted_by_itself_is_named_by_its_mount_point(
-    btrfs: Btrfs, saved: Saved, tmp_path: Path, root: Path, listing: Listing, leftovers: Leftovers
+    btrfs: Btrfs, saved: Saved, root: Path, listing: Listing, leftovers: Leftovers
 ) -> None:
     (btrfs.subvolume("@home") / "file").write_text("x")
-    home = tmp_path / "home2"
+    home = root.with_name("home2")
     home.mkdir()
     command("mount", "-o", "subvol=@home", device_of(btrfs), home)
     try:
@@ -221,19 +221,21 @@ def test_the_top_level_subvolume_together_with_others_keeps_its_times(
     assert leftovers(root) == []
 
 
-def test_runs_at_once_keep_the_top_level_subvolumes_times(
+def test_runs_at_once_do_not_see_each_other(
     btrfs: Btrfs, kopiatomic: Kopiatomic, root: Path, leftovers: Leftovers, tmp_path: Path
 ) -> None:
+    """Neither each other's snapshots, with -r, nor changed times of the top-level subvolume that holds them."""
     top = btrfs.mountpoint
+    btrfs.subvolume("nested")
     os.utime(top, ns=(10**18, 10**18))
     before = stamp(top)
-    engine = "sh -c 'stat -c %Y $0" + str(top) + "; ls -A $0" + str(top) + "'"
-    script = 'for i in $(seq 6); do "$@" --name run$i > $OUT$i 2>&1 & done; wait'
-    argv = Kopiatomic.argv("--mount-root", root, "-c", engine, top)
+    engine = f"sh -c 'stat -c %Y $0{top}; ls -A $0{top}'"
+    script = 'for i in $(seq 8); do "$@" --name run$i > $OUT$i 2>&1 & done; wait'
+    argv = Kopiatomic.argv("--mount-root", root, "-r", "-c", engine, top)
     command("bash", "-c", script, "bash", *argv, env={**kopiatomic.environment, "OUT": str(tmp_path / "out")})
-    outputs = [(tmp_path / f"out{i}").read_text() for i in range(1, 7)]
-    assert all("Saved 1 dataset at one instant" in text for text in outputs), outputs
-    assert not any(".kopiatomic" in line for text in outputs for line in text.splitlines() if "Engine" not in line)
-    assert all("1000000000\n" in text for text in outputs), outputs
+    for number in range(1, 9):
+        output = (tmp_path / f"out{number}").read_text()
+        assert "\n1000000000\nnested\nSaved 2 datasets" in output
+        assert "kopiatomic_" not in output
     assert stamp(top) == before
     assert leftovers(root) == []
