@@ -109,10 +109,7 @@ class _Run:
                 for warning in engine.check(report.plan):
                     self._warn(warning)
                 report.engine.version = engine.version
-            with self._hooks():
-                self._backup(engine)
-                with report.phase("maintenance"):
-                    self._finish(engine)
+            self._between_hooks(engine)
 
     def _finish(self, engine: Engine) -> None:
         """What the engine put off; the backup is saved, so nothing that goes wrong here makes it a failure."""
@@ -155,8 +152,7 @@ class _Run:
         found = facts.gather(options.names, everything=options.everything, recursive=options.recursive)
         return plan.select(found, request)
 
-    @contextmanager
-    def _hooks(self) -> Iterator[None]:
+    def _between_hooks(self, engine: Engine) -> None:
         """``-p`` before anything is made, ``-q`` once and last in every run that came this far."""
         options, report = self._options, self._report
         assert report.plan is not None
@@ -166,7 +162,9 @@ class _Run:
                 self._listener.phase("running the hook -p")
                 with report.phase("pre-hook"):
                     hooks.run(options.pre_hook, "-p", told, options.hook_timeout)
-            yield
+            self._backup(engine)
+            with report.phase("maintenance"):
+                self._finish(engine)
         except KopiatomicError as error:
             report.error = error
         except OSError as error:
