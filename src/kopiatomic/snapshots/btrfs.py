@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from kopiatomic.errors import KopiatomicError, VanishedError
 from kopiatomic.model import Instant, Snapshot, SnapshotSet, Taken
-from kopiatomic.system import btrfs, linux
+from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
 
 DIRECTORY = ".kopiatomic"
@@ -47,7 +47,16 @@ class BtrfsMaker:
         return False
 
     def check(self) -> None:
-        """Mount the top-level subvolume once, where only this process sees it."""
+        """Mount the top-level subvolume once, where only this process sees it.
+
+        Never where the filesystem is read-only: to mount it once more would make it writable for everybody, without a
+        word (fs/btrfs/super.c, btrfs_reconfigure_for_mount; seen on 6.18).
+        """
+        seen = mountinfo.visible(mountinfo.read())
+        for taken in self.taken:
+            if "ro" in mountinfo.holder(taken.dataset.mountpoint, seen).super_options:
+                read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
+                raise _failed(f"no snapshot can be made of {printable(taken.dataset.name)}", read_only)
         with self._top():
             pass
 
