@@ -84,7 +84,6 @@ def test_no_password_is_in_an_argv(bench: Bench) -> None:
         ["--tags", "mine:x", "--description", "a b", "--parallel=2"],
         ["--start-time=2020-01-01 00:00:00 UTC"],
         ["--config-file", "repository.config"],
-        ["--override-source", "me@there:/data"],
         ["--log-level=debug"],
     ],
     ids=" ".join,
@@ -93,6 +92,15 @@ def test_options_of_the_users_go_with_ours(bench: Bench, options: list[str]) -> 
     bench.tree("a/f")
     done = back_up(bench, bench.plan("/a"), *options)
     assert (done.result.complete, done.result.message) == (True, "")
+
+
+def test_a_source_of_the_users_is_the_one_that_is_judged(bench: Bench) -> None:
+    """The option came with kopia 0.14.0; an older one says that it does not know it."""
+    bench.tree("a/f")
+    done = back_up(bench, bench.plan("/a"), "--override-source", "me@there:/data")
+    known = "--override-source" in bench.kopia("snapshot", "create", "--help")
+    assert done.result.complete == known
+    assert ("unknown long flag" in done.result.message) == (not known)
 
 
 def test_the_order_of_options_keeps_the_root_a_source(bench: Bench) -> None:
@@ -115,7 +123,8 @@ def test_files_that_could_not_be_saved_are_named_and_counted(bench: Bench) -> No
     os.mkfifo(bench.view / "home" / "a\x1b[31m\nb")
     done = back_up(bench, bench.plan("/home"))
     result = done.result
-    assert (done.end.status, result.saved, result.complete) == (1, True, False)
+    # The exit status says nothing dependable: with --json it is 0 in kopia 0.13.0, and 1 in 0.22.3.
+    assert (result.saved, result.complete) == (True, False)
     assert result.message == "26 entries could not be saved"
     assert result.problem_count == 26
     assert len(result.problems) == 20
@@ -144,9 +153,8 @@ def test_errors_that_a_policy_ignores_are_no_whole_backup(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_kopia_that_is_asked_to_stop_ends_with_status_zero_and_is_not_a_backup(
-    bench: Bench, number: signal.Signals
-) -> None:
+def test_kopia_that_is_asked_to_stop_is_not_a_backup(bench: Bench, number: signal.Signals) -> None:
+    """It ends with status 0 then; before 0.16.0 SIGTERM ended it at once."""
     with (bench.view / "sparse").open("wb") as file:
         file.truncate(1 << 42)
 
@@ -156,10 +164,12 @@ def test_kopia_that_is_asked_to_stop_ends_with_status_zero_and_is_not_a_backup(
         return number == signal.SIGTERM
 
     done = back_up(bench, bench.plan("/"), during=stop)
-    assert done.end.status == 0
     assert (done.result.saved, done.result.complete) == (False, False)
-    assert "a part" in done.result.message
-    assert ("was stopped" if number == signal.SIGTERM else "canceled") in done.result.message
+    if done.end.status == 0:
+        assert "only a part" in done.result.message
+        assert ("was stopped" if number == signal.SIGTERM else "canceled") in done.result.message
+    else:
+        assert "killed by SIGTERM (15), stopped by this run" in done.result.message
 
 
 def test_kopia_that_is_killed_is_not_a_backup(bench: Bench) -> None:
