@@ -125,7 +125,9 @@ class Supervisor:
                         del streams[fd]
                 else:
                     poll.unregister(fd)
-                    result = self._from_launcher()
+                    # How it ended has to be known also, and above all, where a signal has stopped it.
+                    with signals.deferred():
+                        result = self._from_launcher()
         assert isinstance(result, launcher.Checked)
         return result
 
