@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.snapshots.btrfs import DIRECTORY as RUNS_DIRECTORY
-from kopiatomic.system import btrfs, mountinfo, process
+from kopiatomic.system import btrfs, libzfs_core, mountinfo, process
 from kopiatomic.text import printable
 
 LIST_TIMEOUT = 120.0
@@ -197,6 +197,8 @@ def _no_pools() -> KopiatomicError:
 
 def _zfs_failure(result: process.Finished) -> KopiatomicError:
     text = result.errors
+    if f"{libzfs_core.DEVICE} and" in text and "are required" in text:
+        return libzfs_core.device_error(FileNotFoundError())
     if "modules" in text and "load" in text:
         return KopiatomicError("the ZFS kernel module is not loaded", kind="zfs-module", hint="modprobe zfs")
     if "ermission denied" in text:
