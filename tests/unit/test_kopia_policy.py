@@ -27,45 +27,47 @@ def source_of(bench: Bench) -> Source:
     return Source(own["username"], own["hostname"], str(bench.view))
 
 
-SETTINGS: list[list[tuple[str, list[str]]]] = [
-    [],
-    [("global", ["--one-file-system=true"])],
-    [("user", ["--one-file-system=true"])],
-    [("host", ["--one-file-system=true"])],
-    [("above", ["--one-file-system=true"])],
-    [("root", ["--one-file-system=true"])],
-    [("global", ["--one-file-system=true"]), ("root", ["--one-file-system=false"])],
-    [("global", ["--one-file-system=true"]), ("host", ["--one-file-system=false"])],
-    [("host", ["--one-file-system=true"]), ("user", ["--one-file-system=false"])],
-    [("user", ["--one-file-system=true"]), ("above", ["--one-file-system=false"])],
-    [("global", ["--one-file-system=true"]), ("root", ["--inherit=false"])],
-    [("global", ["--one-file-system=true"]), ("above", ["--inherit=false"])],
-    [("global", ["--one-file-system=true"]), ("root", ["--inherit=false", "--one-file-system=true"])],
-    [("above", ["--one-file-system=true"]), ("other", ["--one-file-system=false"])],
-    [("stranger", ["--one-file-system=true"])],
+YES, NO, ALONE = "--one-file-system=true", "--one-file-system=false", "--inherit=false"
+SETTINGS: list[dict[str, list[str]]] = [
+    {},
+    {"user": [YES]},
+    {"host": [YES]},
+    {"host": [NO]},
+    {"above": [YES]},
+    {"root": [YES]},
+    {"root": [NO]},
+    {"host": [YES], "user": [NO]},
+    {"user": [YES], "above": [NO]},
+    {"root": [ALONE]},
+    {"above": [ALONE]},
+    {"root": [ALONE, YES]},
+    {"host": [YES], "above": [ALONE], "root": [NO]},
+    {"above": [YES], "other": [NO]},
+    {"other": [YES]},
 ]
 
 
-@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: " ".join(f"{t}:{','.join(f)}" for t, f in s) or "none")
-def test_the_setting_at_the_root_is_the_one_that_kopia_shows(
-    bench: Bench, settings: list[tuple[str, list[str]]]
-) -> None:
-    source = source_of(bench)
-    targets = {
-        "global": "--global",
-        "user": f"{source.user}@{source.host}",
-        "host": f"@{source.host}",
-        "above": str(bench.base),
-        "root": str(bench.view),
-        "other": str(bench.base / "viewer"),
-        "stranger": f"somebody@elsewhere:{bench.view}",
-    }
-    for target, flags in settings:
-        bench.kopia("policy", "set", targets[target], *flags)
-    policies = Policies(bench.ask("policy", "list"), source)
-    shown = bench.ask("policy", "show", str(bench.view))
-    setting = policies.at_root("files", "oneFileSystem")
-    assert bool(setting.value) == bool(shown["files"].get("oneFileSystem"))
+@pytest.mark.parametrize("everywhere", [None, YES])
+def test_the_setting_at_the_root_is_the_one_that_kopia_shows(bench: Bench, everywhere: str | None) -> None:
+    """Each combination has a user and a host of its own, so that one repository holds all of them."""
+    if everywhere:
+        bench.kopia("policy", "set", "--global", everywhere)
+    for i, settings in enumerate(SETTINGS):
+        user = f"u{i}@h{i}"
+        targets = {
+            "user": user,
+            "host": f"@h{i}",
+            "above": f"{user}:/a",
+            "root": f"{user}:/a/b",
+            "other": f"{user}:/a/bc",
+        }
+        for target, flags in settings.items():
+            bench.kopia("policy", "set", targets[target], *flags)
+    documents = bench.ask("policy", "list")
+    for i, settings in enumerate(SETTINGS):
+        shown = bench.ask("policy", "show", f"u{i}@h{i}:/a/b")
+        setting = Policies(documents, Source(f"u{i}", f"h{i}", "/a/b")).at_root("files", "oneFileSystem")
+        assert bool(setting.value) == bool(shown["files"].get("oneFileSystem")), settings
 
 
 @pytest.mark.parametrize(
