@@ -17,10 +17,12 @@ from demo.counter import Copy
 from demo.ground import Ground
 from demo.programs import DemoError, Stopped, run
 
-FILES = 32
+FILES = 24
 # So much that kopia reads for a second or so, also in the VM, where all takes ten times as long.
-FILE_BYTES = (96 if "KOPIATOMIC_IN_VM" in os.environ else 768) << 10
+FILE_BYTES = (96 if "KOPIATOMIC_IN_VM" in os.environ else 1280) << 10
 READY_S = 60.0
+WARM_UP_S = 2.0
+"""Until the program is at its full speed."""
 TRIES = 3
 
 
@@ -121,6 +123,7 @@ def writer(made: Ground) -> Iterator[None]:
     argv = [sys.executable, "-m", "demo.counter", *options, *map(str, made.folders)]
     with programs.started(argv) as process:
         wait_until_ready(process)
+        programs.pause(WARM_UP_S)
         yield
         if process.poll() is not None:
             raise DemoError(
