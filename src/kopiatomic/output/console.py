@@ -10,6 +10,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from kopiatomic.errors import KopiatomicError
@@ -95,8 +96,18 @@ class Console:
     def end(self) -> None:
         """Take the line of progress away."""
         if self._live is not None:
-            self._live.stop()
+            with self._surviving():
+                self._live.stop()
             self._live = None
+
+    @contextmanager
+    def _surviving(self) -> Iterator[None]:
+        """Go on without the terminal where it has gone away."""
+        try:
+            yield
+        except OSError:
+            self._live = None
+            discard(sys.stderr)
 
     def _terminal(self) -> bool:
         return self._chatter and _is_terminal(sys.stderr)
@@ -113,9 +124,10 @@ class Console:
             self._live = Live(
                 console=console, transient=True, redirect_stdout=False, redirect_stderr=False, auto_refresh=False
             )
-            self._live.start()
         text = Text(self._progress_text(), overflow="ellipsis", no_wrap=True)
-        self._live.update(text, refresh=True)
+        with self._surviving():
+            self._live.start()
+            self._live.update(text, refresh=True)
 
     def _progress_text(self) -> str:
         parts = [self._phase]
@@ -132,7 +144,8 @@ class Console:
 
     def _line(self, text: str, style: Style = "", prefix: str = "kopiatomic: ") -> None:
         if self._live is not None:
-            self._live.console.print(_rich(style, prefix + text), soft_wrap=True)
+            with self._surviving():
+                self._live.console.print(_rich(style, prefix + text), soft_wrap=True)
         else:
             _styled(sys.stderr, [(style, prefix + text)])
 
