@@ -47,6 +47,11 @@ class Gate:
         """Wait until it has started."""
         wait_for((self.folder / "started").exists, "the engine's start")
 
+    @property
+    def pid(self) -> int:
+        """The engine's process id in its own PID namespace."""
+        return int((self.folder / "started").read_text())
+
     def let_go(self) -> None:
         (self.folder / "go").touch()
 
@@ -95,6 +100,28 @@ def saved(run: Callable[..., Completed]) -> Callable[..., Any]:
         return json.loads(ended.stdout)
 
     return saved
+
+
+@dataclass(frozen=True)
+class Family:
+    """The processes of a run, by their roles."""
+
+    main: int
+    keeper: int
+    launcher: int
+    engine: int
+
+    @classmethod
+    def of(cls, main: int) -> Family:
+        """Found by who started whom."""
+        keeper = only_child(main)
+        launcher = only_child(keeper)
+        return cls(main, keeper, launcher, only_child(launcher))
+
+
+def only_child(pid: int) -> int:
+    (child,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return child
 
 
 @pytest.fixture

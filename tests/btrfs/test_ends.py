@@ -1,0 +1,237 @@
+"""Every way out of a run unwinds it: success, failure, a signal, the sudden death of any one of its processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.btrfs.conftest import Family, Gate, wait_for
+from tests.support.filesystems import Btrfs
+from tests.support.programs import Completed, Kopiatomic
+
+Leftovers = Callable[..., list[str]]
+Run = Callable[..., Completed]
+LOCKS = Path("/run/kopiatomic")
+
+
+@pytest.fixture
+def data(btrfs: Btrfs) -> Path:
+    (btrfs.subvolume("data") / "file").write_text("x")
+    btrfs.subvolume("other")
+    return btrfs.mountpoint / "data"
+
+
+# Signals
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_stops_the_engine_and_ends_the_run_with_its_number(
+    signum: signal.Signals, data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    hook = f"echo $KOPIATOMIC_RESULT $KOPIATOMIC_EXIT_CODE >> {root}.hook"
+    with kopiatomic.started("--mount-root", root, "-q", hook, "-c", gate.command, data) as process:
+        gate.wait()
+        process.send_signal(signum)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 128 + signum
+    assert f"stopped by {signum.name}" in errors
+    assert root.with_suffix(".hook").read_text() == f"interrupted {128 + signum}\n"
+    assert leftovers(root) == []
+
+
+def test_an_engine_that_ends_well_after_a_signal_is_no_backup(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    """As kopia does: exit status 0, and half a snapshot."""
+    polite = f"sh -c 'trap \"exit 0\" TERM; touch {gate.folder}/started; while :; do sleep 0.05; done'"
+    with kopiatomic.started("--mount-root", root, "--json", "-c", polite, data) as process:
+        gate.wait()
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=20)
+    document = json.loads(output)
+    assert (process.returncode, document["exit_code"], document["result"]) == (143, 143, "interrupted")
+    assert (document["engine"]["status"], document["engine"]["saved"]) == (0, False)
+    assert leftovers(root) == []
+
+
+def test_a_second_signal_kills_an_engine_that_ignores_the_first(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    stubborn = f"sh -c 'trap \"\" TERM INT; touch {gate.folder}/started; while :; do sleep 0.05; done'"
+    with kopiatomic.started("--mount-root", root, "-c", stubborn, data) as process:
+        gate.wait()
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=20)
+        assert time.monotonic() - began < 5
+    assert process.returncode == 130
+    assert leftovers(root) == []
+
+
+def test_an_engine_that_ignores_a_signal_is_killed_when_its_time_is_over(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    stubborn = f"sh -c 'trap \"\" TERM; touch {gate.folder}/started; while :; do sleep 0.05; done'"
+    with kopiatomic.started("--mount-root", root, "--stop-timeout", "0.5", "-c", stubborn, data) as process:
+        gate.wait()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert leftovers(root) == []
+
+
+def test_a_signal_during_the_first_hook_ends_the_run_before_anything_is_made(
+    data: Path, root: Path, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    started = root.with_suffix(".started")
+    words = ("-p", f"touch {started}; sleep 60", "-q", f"echo ran >> {root}.hook", "-c", f"touch {root}.engine")
+    with kopiatomic.started("--mount-root", root, *words, data) as process:
+        wait_for(started.exists, "the hook's start")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert root.with_suffix(".hook").read_text() == "ran\n"
+    assert not root.with_suffix(".engine").exists()
+    assert leftovers(root) == []
+
+
+def test_signals_at_any_moment_leave_nothing(
+    data: Path, root: Path, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    codes = []
+    for tenths in range(4, 34, 3):
+        with kopiatomic.started(
+            "--mount-root", root, "-c", "sh -c 'sleep 0.05'", data, data.parent / "other"
+        ) as process:
+            time.sleep(tenths / 100)
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=20)
+        codes.append(process.returncode)
+        # Before kopiatomic has taken the signals over, the kernel ends it: -15.
+        assert process.returncode in {0, 143, -15}, errors
+        assert "Traceback" not in errors
+    assert leftovers(root) == []
+    assert 143 in codes
+
+
+def test_a_signal_that_its_caller_ignores_is_ignored(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with kopiatomic.started("--mount-root", root, "-c", gate.command, data) as process:
+            gate.wait()
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.2)
+            gate.let_go()
+            process.communicate(timeout=20)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert process.returncode == 0
+    assert leftovers(root) == []
+
+
+# Deaths
+
+
+@pytest.mark.parametrize("victim", ["main", "keeper", "launcher", "engine"])
+def test_the_death_of_any_one_process_leaves_nothing(
+    victim: str, data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    words = ("--mount-root", root, "-q", f"echo $KOPIATOMIC_RESULT >> {root}.hook")
+    with kopiatomic.started(*words, "-c", gate.command, data, data.parent / "other") as process:
+        gate.wait()
+        os.kill(getattr(Family.of(process.pid), victim), signal.SIGKILL)
+        _, errors = process.communicate(timeout=30)
+    if victim == "main":
+        assert process.returncode == -9
+    else:
+        assert process.returncode == 1
+        assert root.with_suffix(".hook").read_text() == "failed\n"
+        expected = {"engine": "sh failed: killed by SIGKILL (9)", "launcher": "launcher of this run was killed"}
+        assert expected.get(victim, "of this run was killed") in errors
+    assert leftovers(root, within=10) == []
+
+
+def test_a_killed_run_holds_its_root_until_its_last_process_is_gone(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, run: Run, leftovers: Leftovers
+) -> None:
+    with kopiatomic.started("--mount-root", root, "-c", gate.command, data) as process:
+        gate.wait()
+        family = Family.of(process.pid)
+        os.kill(family.keeper, signal.SIGSTOP)
+        process.kill()
+        process.wait(10)
+        assert run("-c", "true", data).returncode == 75
+        os.kill(family.keeper, signal.SIGCONT)
+    wait_for(lambda: not Path(f"/proc/{family.keeper}").exists(), "the keeper's end")
+    assert run("-c", "true", data).returncode == 0
+    assert leftovers(root) == []
+
+
+def test_a_run_after_all_processes_were_killed_at_once_works(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, run: Run, btrfs: Btrfs
+) -> None:
+    """What that leaves on Btrfs is no kernel's to remove; the next run neither fails for it nor shows it."""
+    with kopiatomic.started("--mount-root", root, "-c", gate.command, data) as process:
+        gate.wait()
+        family = Family.of(process.pid)
+        for pid in (family.keeper, family.launcher, family.main):
+            os.kill(pid, signal.SIGSTOP)
+        for pid in (family.keeper, family.main, family.launcher):
+            os.kill(pid, signal.SIGKILL)
+        process.wait(10)
+    ended = run("-r", "-c", f"ls -A {root}{btrfs.mountpoint}", btrfs.mountpoint)
+    assert ended.returncode in {0, 1}
+    assert ".kopiatomic" not in ended.stdout + ended.stderr
+
+
+# What it says
+
+
+def test_json_tells_of_a_failure_as_of_a_success(data: Path, run: Run, root: Path, leftovers: Leftovers) -> None:
+    ended = run("--json", "-c", "sh -c 'exit 9'", data)
+    document = json.loads(ended.stdout)
+    assert (ended.returncode, document["exit_code"], document["result"]) == (1, 1, "failed")
+    assert document["error"]["kind"] == "engine-failed"
+    assert document["engine"]["status"] == 9
+    assert document["sets"][0]["snapshots"][0]["dataset"] == str(data)
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize(
+    "then", ["", "echo still here; sleep 0.2; echo and here"], ids=["silent engine", "talking engine"]
+)
+def test_a_terminal_that_goes_away_ends_nothing(
+    then: str,
+    data: Path,
+    root: Path,
+    make_gate: Callable[..., Gate],
+    kopiatomic: Kopiatomic,
+    leftovers: Leftovers,
+) -> None:
+    """A session that is lost while SIGHUP is ignored: every later write to it fails."""
+    gate = make_gate(then)
+    ours, theirs = os.openpty()
+    argv = ["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"]
+    argv += kopiatomic.argv("--mount-root", root, "-c", gate.command, data)
+    environment = {**kopiatomic.environment, "TERM": "xterm"}
+    with subprocess.Popen(argv, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        gate.wait()
+        os.read(ours, 1 << 16)
+        os.close(ours)
+        gate.let_go()
+        assert process.wait(20) == 0
+    assert leftovers(root) == []
