@@ -84,6 +84,10 @@ def _named(*names: str) -> Callable[[World], Sequence[str | Path]]:
     return lambda world: ["-c", "true", *map(world, names)]
 
 
+def _with_name(name: str) -> Callable[[World], Sequence[str | Path]]:
+    return lambda world: ["--name", name, world("home")]
+
+
 def _obstacle(step: Callable[[], None]) -> Callable[[World], Callable[[], None]]:
     return lambda _: step
 
@@ -110,15 +114,7 @@ CASES = [
     ),
     Case("unbalanced quotes in -o", 2, '-o: no closing quotation in: "', lambda world: ["-o", '"', world("home")]),
     Case("empty -c", 2, "-c.* empty", lambda world: ["-c", "", world("home")]),
-    *(
-        Case(
-            f"--name {name!r}",
-            2,
-            "--name .*one path component",
-            lambda world, name=name: ["--name", name, world("home")],
-        )  # type: ignore[misc]
-        for name in ("..", "a/b", "-x", "")
-    ),
+    *(Case(f"--name {name!r}", 2, "--name .*one path component", _with_name(name)) for name in ("..", "a/b", "-x", "")),
     Case(
         "not root",
         1,
