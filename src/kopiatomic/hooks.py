@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan
 from kopiatomic.system import channel, linux, process, signals
-from kopiatomic.text import printable
+from kopiatomic.text import ended, printable
 
 _SECRET = re.compile(r"PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY", re.IGNORECASE)
 
@@ -63,20 +63,10 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
             hook.wait()
     if hook.returncode != 0:
         raise KopiatomicError(
-            f"the hook {flag} failed ({described(hook.returncode)}): {printable(line)}",
+            f"the hook {flag} failed ({ended(hook.returncode)}): {printable(line)}",
             kind="hook-failed",
             hint="Its own messages stand above." if flag == "-p" else None,
         )
-
-
-def described(status: int) -> str:
-    """How a program ended, in words."""
-    if status >= 0:
-        return f"exit status {status}"
-    try:
-        return f"killed by {signal.Signals(-status).name} ({-status})"
-    except ValueError:
-        return f"killed by signal {-status}"
 
 
 @contextmanager

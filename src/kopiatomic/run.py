@@ -19,7 +19,7 @@ from kopiatomic.options import Options, check_name, words
 from kopiatomic.report import EngineReport, Report
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import signals
-from kopiatomic.text import printable
+from kopiatomic.text import ended, printable
 from kopiatomic.views import View, merged, missing_text
 
 _FREEZE_TRIES = 3
@@ -321,7 +321,7 @@ class _Run:
 
 def _engine_failed(name: str, message: str, end: EngineEnd) -> KopiatomicError:
     return KopiatomicError(
-        message or f"{name} failed ({hooks.described(end.status)})", kind="engine-failed", hint="Nothing was saved."
+        message or f"{name} failed ({ended(end.status)})", kind="engine-failed", hint="Nothing was saved."
     )
 
 

@@ -1,6 +1,8 @@
-"""Turning names into text that is safe to print: no control characters, no undecodable bytes."""
+"""Text that is safe to print: names without control characters and undecodable bytes, and how programs ended."""
 
 from __future__ import annotations
+
+import signal
 
 
 def printable(name: str) -> str:
@@ -19,3 +21,13 @@ def _escaped(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def ended(status: int) -> str:
+    """How a program ended, in words: ``exit status 3``, ``killed by SIGKILL (9)``."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"killed by {signal.Signals(-status).name} ({-status})"
+    except ValueError:
+        return f"killed by signal {-status}"

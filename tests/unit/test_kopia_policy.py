@@ -12,7 +12,7 @@ import pytest
 from kopiatomic.engines.kopia_policy import Policies, Source, parse_source
 from kopiatomic.errors import KopiatomicError
 
-from .kopia_fixtures import Bench
+from .kopia_fixtures import PASSWORD, Bench
 
 
 @pytest.fixture
@@ -158,12 +158,24 @@ def test_the_policies_of_an_overridden_source_count(bench: Bench) -> None:
     assert "me@there:/data" in error.message
 
 
-def test_an_action_that_may_redirect_kopia_is_warned_of(bench: Bench) -> None:
+def test_an_action_that_may_redirect_kopia_is_refused_unless_the_user_insists(bench: Bench) -> None:
     bench.kopia("policy", "set", str(bench.view), "--before-snapshot-root-action=/bin/true")
     assert bench.engine().check(bench.plan("/usr")) == []
     (warning,) = bench.engine("--force-enable-actions").check(bench.plan("/usr"))
     assert "KOPIA_SNAPSHOT_PATH" in warning
-    assert str(bench.view) in warning
+    bench.kopia(
+        "repository",
+        "connect",
+        "filesystem",
+        f"--path={bench.repository}",
+        f"--password={PASSWORD}",
+        "--enable-actions",
+    )
+    with pytest.raises(KopiatomicError) as caught:
+        bench.engine().check(bench.plan("/usr"))
+    assert caught.value.kind == "action"
+    assert str(bench.view) in caught.value.message
+    assert bench.engine("--force-disable-actions").check(bench.plan("/usr")) == []
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ class Job:
     mounted: Sequence[str]
     """The places (absolute, below the root) that really are mounted in the view."""
     filled: Sequence[str]
-    """Those of them whose top directory is not empty."""
+    """Those of them whose top directory holds files, directories or links."""
 
 
 class Engine(Protocol):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from kopiatomic.engines import Job, program
-from kopiatomic.engines.lines import Lines, ended
+from kopiatomic.engines.lines import Lines
 from kopiatomic.errors import UsageError
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
-from kopiatomic.text import printable
+from kopiatomic.text import ended, printable
 
 
 class CommandEngine:

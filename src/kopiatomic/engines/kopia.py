@@ -22,10 +22,9 @@ from kopiatomic.engines import (
 )
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_output import Manifest, Output, count, parse_manifest
-from kopiatomic.engines.lines import ended
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Plan, Progress
-from kopiatomic.text import printable
+from kopiatomic.text import ended, printable
 
 PROBLEMS = 20
 """How many of the files that could not be saved are named; the rest are counted."""
@@ -73,7 +72,7 @@ class Kopia:
 
         Returns warnings. Raises KopiatomicError: kinds kopia-missing, kopia-not-executable, kopia-too-old,
         kopia-not-connected, kopia-password-missing, kopia-wrong-password, kopia-unreachable, kopia-failed, one-file-system,
-        repository-in-selection, name-not-storable.
+        action, repository-in-selection, name-not-storable.
         """
         kopia_checks.check_names(plan)
         client = self._client
@@ -84,7 +83,7 @@ class Kopia:
         policies = kopia_policy.Policies(documents, self._source(plan.root))
         self._policies = policies
         kopia_checks.check_one_file_system(policies, plan, client)
-        warnings += kopia_checks.action_warnings(policies, self._status, self._options)
+        warnings += kopia_checks.check_actions(policies, self._status, self._options)
         warnings += kopia_location.check_repository(self._status, plan)
         warnings += kopia_location.notes(client, self._options, plan)
         return warnings

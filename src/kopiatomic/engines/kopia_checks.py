@@ -71,21 +71,30 @@ def _target(target: Source | None) -> str:
     return printable(str(target))
 
 
-def action_warnings(policies: Policies, status: Mapping[str, Any], options: Options) -> list[str]:
-    """Warn of actions: one that runs before a folder can send kopia to another path than the frozen view.
+def check_actions(policies: Policies, status: Mapping[str, Any], options: Options) -> list[str]:
+    """Refuse actions that run before a folder is read: one can send kopia to another path than the frozen view.
 
     They run where the connection allows them (``enableActions``) or ``--force-enable-actions`` is given
-    (kopia: snapshot/upload/upload_actions.go).
+    (kopia: snapshot/upload/upload_actions.go). Who gives that with this run has decided, and is warned. Raises
+    KopiatomicError of kind action.
     """
-    enabled = (status.get("clientOptions") or {}).get("enableActions") or options.has("--force-enable-actions")
-    if not enabled or options.has("--force-disable-actions"):
+    forced = options.has("--force-enable-actions")
+    enabled = forced or (status.get("clientOptions") or {}).get("enableActions")
+    targets = sorted({_target(t) for t in _with_actions(policies)})
+    if not enabled or options.has("--force-disable-actions") or not targets:
         return []
-    targets = {_target(t) for t in _with_actions(policies)}
-    return [
-        f"kopia's policy {target} runs an action before it reads: if that names another KOPIA_SNAPSHOT_PATH, kopia does "
-        "not back up the frozen view (-o --force-disable-actions keeps it from running)"
-        for target in sorted(targets)
-    ]
+    text = (
+        f"kopia's policy {targets[0]} runs an action before kopia reads: if that names another KOPIA_SNAPSHOT_PATH, kopia "
+        "backs up something else than the frozen view"
+    )
+    if forced:
+        return [text]
+    raise KopiatomicError(
+        text,
+        kind="action",
+        hint="Do without it in this run: -o --force-disable-actions (what it prepares can be done with -p). If it does not "
+        "redirect kopia: -o --force-enable-actions",
+    )
 
 
 def _with_actions(policies: Policies) -> Iterator[Source]:

@@ -13,10 +13,9 @@ from typing import Any
 
 from kopiatomic.engines import program
 from kopiatomic.engines.kopia_options import Options
-from kopiatomic.engines.lines import ended
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import process
-from kopiatomic.text import printable
+from kopiatomic.text import ended, printable
 
 OLDEST = (0, 13, 0)
 """The oldest kopia that the tests of this engine were run against (April 2023).

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kopiatomic.engines.kopia_client import Client, last_error
-from kopiatomic.engines.lines import ended
 from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.text import ended
 
 TIME_LIMIT = 24 * 3600.0
 """How long (seconds) maintenance may take; full maintenance of a large repository takes hours."""

@@ -38,7 +38,7 @@ class View:
 
     mounted: tuple[str, ...]
     filled: tuple[str, ...]
-    """Those whose top directory is not empty."""
+    """Those whose top directory holds files, directories or links."""
     missing: tuple[Missing, ...]
 
 

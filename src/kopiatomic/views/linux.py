@@ -84,7 +84,7 @@ class LinuxView:
         steps = [s for s in self._steps if s.place not in gone]
         self._prints = self._take_prints(steps)
         with self._open_root() as root:
-            filled = tuple(s.place for s in steps if _has_entries(root, s.place))
+            filled = tuple(s.place for s in steps if _holds_something(root, s.place))
         return View(mounted=tuple(s.place for s in steps), filled=filled, missing=tuple(missing))
 
     def check(self) -> list[str]:
@@ -267,11 +267,15 @@ def _tops(base: int, devices: set[str]) -> Iterator[dict[str, int]]:
             os.rmdir(".top-level" + "-" * position, dir_fd=base)
 
 
-def _has_entries(root: int, place: str) -> bool:
+def _holds_something(root: int, place: str) -> bool:
+    """Whether a mount holds anything that every backup program keeps: sockets, pipes and devices do not count."""
     fd = linux.open_beneath(root, _relative(place), _LOOK)
     try:
         with os.scandir(fd) as entries:
-            return next(entries, None) is not None
+            return any(
+                entry.is_symlink() or entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
+                for entry in entries
+            )
     finally:
         os.close(fd)
 
