@@ -46,6 +46,11 @@ class ZfsPool:
     health: str
     read_only: bool
 
+    @property
+    def suspended(self) -> bool:
+        """Whether its devices do not answer."""
+        return self.health == "SUSPENDED"
+
 
 @dataclass(frozen=True, slots=True)
 class BtrfsSubvolume:
@@ -95,7 +100,8 @@ def gather(names: Iterable[str], *, everything: bool, recursive: bool) -> Facts:
     if wanted or (everything and (zfs_mounted or _zfs_present())):
         datasets = _zfs_datasets(sorted(wanted), everything=everything, recursive=recursive)
         datasets |= _unmounted(datasets.values(), {m.source for m in mounts if m.fstype == "zfs"})
-        pools = _zfs_pools({name.partition("/")[0] for name in datasets})
+        # zfs leaves out what lies in a suspended pool without a word: with -a each pool is looked at.
+        pools = _zfs_pools(None if everything else {name.partition("/")[0] for name in datasets})
     return Facts(
         mounts=mounts,
         datasets=datasets,
@@ -128,7 +134,7 @@ def _zfs(argv: list[str]) -> process.Finished:
         raise KopiatomicError(
             f"ZFS is not installed: there is no command '{argv[0]}'",
             kind="zfs-missing",
-            hint="Debian and Ubuntu: apt install zfsutils-linux. Btrfs subvolumes are named by path.",
+            hint="Debian and Ubuntu: apt install zfsutils-linux. Btrfs subvolumes are named by a path that begins with / or ./",
         ) from None
     except process.TimeLimitError:
         raise KopiatomicError(
@@ -170,6 +176,8 @@ def _check_kind(name: str) -> None:
 
 def _missing(name: str, result: process.Finished) -> KopiatomicError:
     """Why a named dataset is not in the listing, with near names."""
+    if f"cannot open '{name}': pool I/O is currently suspended" in result.errors:
+        return pool_suspended(name.partition("/")[0])
     if f"cannot open '{name}'" not in result.errors:
         return _zfs_failure(result)
     everything = _zfs(["zfs", "list", "-H", "-t", "filesystem", "-o", "name"])
@@ -185,6 +193,15 @@ def _missing(name: str, result: process.Finished) -> KopiatomicError:
     if "invalid" in result.errors:
         return KopiatomicError(f"{printable(name)} is not a valid dataset name", kind="no-such-dataset", hint=hint)
     return KopiatomicError(f"no such dataset: {printable(name)}", kind="no-such-dataset", hint=hint)
+
+
+def pool_suspended(pool: str) -> KopiatomicError:
+    """A pool whose devices have failed: with failmode=wait whatever is asked of it waits for ever."""
+    return KopiatomicError(
+        f"the pool {printable(pool)} is suspended: its devices do not answer",
+        kind="pool-suspended",
+        hint=f"See 'zpool status {pool}'; when the devices are back, 'zpool clear {pool}'.",
+    )
 
 
 def _no_pools() -> KopiatomicError:
@@ -214,10 +231,11 @@ def _zfs_failure(result: process.Finished) -> KopiatomicError:
     )
 
 
-def _zfs_pools(names: set[str]) -> dict[str, ZfsPool]:
-    if not names:
+def _zfs_pools(names: set[str] | None) -> dict[str, ZfsPool]:
+    """The pools of these names; all for None."""
+    if names is not None and not names:
         return {}
-    result = _zfs(["zpool", "list", "-Hp", "-o", "name,health,readonly", "--", *sorted(names)])
+    result = _zfs(["zpool", "list", "-Hp", "-o", "name,health,readonly", "--", *sorted(names or ())])
     if result.status != 0:
         raise _zfs_failure(result)
     pools = {}

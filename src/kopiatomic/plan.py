@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.facts import BtrfsSubvolume, Facts, ZfsDataset, is_path
+from kopiatomic.facts import BtrfsSubvolume, Facts, ZfsDataset, is_path, pool_suspended
 from kopiatomic.model import Dataset, LeftOut, Plan, Taken
 from kopiatomic.system.mountinfo import Mount, holder, visible
 from kopiatomic.text import printable
@@ -105,6 +105,7 @@ class _Selection:
 
     def everything(self) -> None:
         self._zfs_implied(self.facts.datasets.values())
+        self._leave_out_suspended()
         mounted = {m.point: m for m in self.seen.values() if m.fstype == "btrfs"}
         found = {s.path: s for s in self.facts.subvolumes}
         for point in sorted(mounted):
@@ -119,6 +120,13 @@ class _Selection:
                 kind="nothing-found",
                 hint="kopiatomic backs up ZFS and Btrfs; 'findmnt -t zfs,btrfs' shows what is mounted.",
             )
+
+    def _leave_out_suspended(self) -> None:
+        """Say what is mounted of suspended pools: zfs does not list it."""
+        for name in self.by_source:
+            pool = self.facts.pools.get(name.partition("/")[0])
+            if pool is not None and pool.suspended and "@" not in name and name not in self.facts.datasets:
+                self.left_out[name] = LeftOut(name, "its pool is suspended", incomplete=True)
 
     def _zfs_implied(self, datasets: Iterable[ZfsDataset]) -> None:
         for dataset in datasets:
@@ -208,12 +216,8 @@ class _Selection:
             pool = self.facts.pools.get(taken.dataset.pool) if taken.dataset.filesystem == "zfs" else None
             if pool is None:
                 continue
-            if pool.health == "SUSPENDED":
-                raise KopiatomicError(
-                    f"the pool {printable(pool.name)} is suspended: its devices do not answer",
-                    kind="pool-suspended",
-                    hint=f"See 'zpool status {pool.name}'; when the devices are back, 'zpool clear {pool.name}'.",
-                )
+            if pool.suspended:
+                raise pool_suspended(pool.name)
             if pool.read_only:
                 raise KopiatomicError(
                     f"the pool {printable(pool.name)} is imported read-only: no snapshot can be made in it",
