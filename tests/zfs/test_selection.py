@@ -1,0 +1,216 @@
+"""What is taken while datasets come and go, and pools in which nothing can be made."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kopiatomic.system import linux
+from tests.support.filesystems import Pool
+from tests.support.programs import command
+from tests.zfs import obstacles
+from tests.zfs.runs import Runner
+
+
+@pytest.fixture(scope="module")
+def pool(tank: Pool) -> Pool:
+    for name in ("home", "home/ann", "src"):
+        tank.dataset(name)
+    return tank
+
+
+def taken(document: dict[str, list[dict[str, str]]]) -> list[str]:
+    return sorted(dataset["dataset"] for dataset in document["datasets"])
+
+
+def test_a_dataset_named_twice_is_taken_once(pool: Pool, run: Runner) -> None:
+    ended, document = run.json("-c", "true", f"{pool.name}/home", pool.path("home"), f"{pool.path('home')}/")
+    assert ended.returncode == 0, ended
+    assert taken(document) == [f"{pool.name}/home"]
+
+
+def test_recursion_takes_children_and_nothing_else(pool: Pool, run: Runner) -> None:
+    ended, document = run.json("-r", "-c", "true", f"{pool.name}/home")
+    assert ended.returncode == 0, ended
+    assert taken(document) == [f"{pool.name}/home", f"{pool.name}/home/ann"]
+    assert [dataset["named"] for dataset in document["datasets"]] == [True, False]
+
+
+def test_all_without_any_btrfs(pool: Pool, run: Runner) -> None:
+    ended, document = run.json("-a", "-c", "true")
+    assert ended.returncode == 0, ended
+    assert {pool.name, *(f"{pool.name}/{name}" for name in ("home", "home/ann", "src"))} <= set(taken(document))
+    assert {dataset["filesystem"] for dataset in document["datasets"]} == {"zfs"}
+    assert run.left(pool) == []
+
+
+def test_an_implied_dataset_that_vanishes_is_left_out(pool: Pool, run: Runner, tmp_path: Path) -> None:
+    pool.dataset("home/gone")
+    ended, document = run.json(
+        "-r",
+        "-p",
+        f"zfs destroy {pool.name}/home/gone",
+        "-c",
+        "true",
+        "-q",
+        f"echo >> {tmp_path}/hooks",
+        f"{pool.name}/home",
+    )
+    assert ended.returncode == 0, ended
+    assert taken(document) == [f"{pool.name}/home", f"{pool.name}/home/ann"]
+    assert any(f"{pool.name}/home/gone vanished" in text for text in document["warnings"])
+    assert (tmp_path / "hooks").read_text() == "\n"
+    assert run.left(pool) == []
+
+
+def test_a_named_dataset_that_vanishes_is_an_error(pool: Pool, run: Runner) -> None:
+    pool.dataset("gone")
+    ended = run("-p", f"zfs destroy {pool.name}/gone", "-c", "true", f"{pool.name}/gone", f"{pool.name}/home")
+    assert ended.returncode == 1
+    assert f"{pool.name}/gone vanished between listing and snapshot" in ended.stderr
+    assert run.left(pool) == []
+
+
+def test_a_dataset_that_appears_meanwhile_is_named(pool: Pool, run: Runner) -> None:
+    ended, document = run.json("-r", "-p", f"zfs create {pool.name}/home/new", "-c", "true", f"{pool.name}/home")
+    command("zfs", "destroy", f"{pool.name}/home/new")
+    assert ended.returncode == 0, ended
+    assert taken(document) == [f"{pool.name}/home", f"{pool.name}/home/ann"]
+    (warning,) = document["warnings"]
+    assert f"{pool.name}/home/new appeared" in warning
+
+
+def test_a_plan_needs_neither_root_nor_a_repository(pool: Pool, run: Runner) -> None:
+    # As udev's rules, which this VM does not have, set it.
+    Path("/dev/zfs").chmod(0o666)
+    ended = run("-n", f"{pool.name}/home", before=obstacles.nobody)
+    assert ended.returncode == 0, ended
+    assert f"/kopia{pool.path('home')}" in ended.stdout
+    assert "kopia snapshot create /kopia" in ended.stdout
+    assert run.left(pool) == []
+
+
+def test_a_read_only_pool(make_pool: Callable[[], Pool], run: Runner) -> None:
+    pool = make_pool()
+    command("zpool", "export", pool.name)
+    command("zpool", "import", "-d", pool.image.parent, "-o", "readonly=on", pool.name)
+    ended = run("-c", "true", pool.name)
+    assert ended.returncode == 1
+    assert f"the pool {pool.name} is imported read-only" in ended.stderr
+    assert run.left(pool) == []
+
+
+def fill(path: Path, size: int) -> None:
+    """Write incompressible data until there is no more room."""
+    with path.open("wb", buffering=0) as file:
+        data = os.urandom(1 << 20)
+        for _ in range(size >> 20):
+            try:
+                file.write(data)
+            except OSError:
+                return
+
+
+def test_no_room_for_the_snapshot(make_pool: Callable[[], Pool], run: Runner) -> None:
+    """A snapshot of a dataset with a reservation needs room for all that it keeps from being overwritten."""
+    pool = make_pool()
+    dataset = pool.dataset("reserved", refreservation="48M")
+    pool.dataset("other")
+    fill(pool.path("reserved") / "file", 10 << 20)
+    os.sync()
+    ended = run("-c", "true", dataset, f"{pool.name}/other")
+    assert ended.returncode == 1
+    assert f"no snapshot was made of {dataset}: the pool is full" in ended.stderr
+    assert run.left(pool) == []
+
+
+def test_a_full_pool_keeps_nothing(make_pool: Callable[[], Pool], run: Runner) -> None:
+    """Whether the snapshots still find room or not, they are gone in the end."""
+    pool = make_pool()
+    pool.dataset("reserved", refreservation="46M")
+    fill(pool.mountpoint / "file", 1 << 30)
+    os.sync()
+    ended = run("-c", "true", pool.name)
+    assert ended.returncode in {0, 1}
+    if ended.returncode == 1:
+        assert "the pool is full" in ended.stderr
+    assert run.left(pool) == []
+
+
+@contextmanager
+def suspendable(folder: Path) -> Iterator[tuple[str, Path, Callable[[], None], Callable[[], None]]]:
+    """A pool whose device can be made to fail: its file lies on a tmpfs that can be made too small, and large again."""
+    folder.mkdir()
+    linux.mount("tmpfs", str(folder), "tmpfs", 0, "size=140M")
+    name = f"pool{os.urandom(3).hex()}"
+    vdev = folder / "vdev"
+    with vdev.open("wb") as file:
+        file.truncate(128 << 20)
+    point = folder.parent / "suspended"
+    options = ["-o", "cachefile=none", "-O", f"mountpoint={point}", "-O", "compression=off"]
+    command("zpool", "create", *options, name, vdev)
+
+    writers: list[subprocess.Popen[bytes]] = []
+
+    def suspend() -> None:
+        with (folder / "hog").open("wb", buffering=0) as hog:
+            while True:
+                try:
+                    hog.write(bytes(1 << 16))
+                except OSError:
+                    break
+        # In a process of its own: it waits, unkillable, until the pool works again.
+        writers.append(subprocess.Popen([sys.executable, "-SIc", WASTE, point / "waste"]))
+        deadline = time.monotonic() + 60
+        while command("zpool", "list", "-H", "-o", "health", name).stdout != "SUSPENDED\n":
+            assert time.monotonic() < deadline, "the pool does not suspend"
+
+    def resume() -> None:
+        (folder / "hog").unlink(missing_ok=True)
+        command("zpool", "clear", name)
+        for writer in writers:
+            writer.kill()
+            writer.wait(60)
+
+    try:
+        yield name, point, suspend, resume
+    finally:
+        resume()
+        command("zpool", "destroy", "-f", name)
+        linux.detach(str(folder))
+
+
+WASTE = """
+import os, sys
+with open(sys.argv[1], "wb", buffering=0) as file:
+    for _ in range(60):
+        file.write(os.urandom(1 << 20))
+    os.fsync(file.fileno())
+"""
+
+
+def test_a_suspended_pool(pool: Pool, run: Runner, tmp_path: Path) -> None:
+    """With failmode=wait any call into it waits for ever: it has to be seen before."""
+    with suspendable(tmp_path / "device") as (name, point, suspend, resume):
+        suspend()
+        by_name = run("-c", "true", name, f"{pool.name}/src", timeout=60)
+        by_path = run("-c", "true", point, timeout=60)
+        among_all, document = run.json("-a", "-c", "true", timeout=60)
+        resume()
+        after = run("-c", "true", name)
+    for ended in (by_name, by_path):
+        assert ended.returncode == 1
+        assert f"the pool {name} is suspended" in ended.stderr
+        assert f"zpool clear {name}" in ended.stderr
+    assert among_all.returncode == 3, among_all
+    assert f"{name}: its pool is suspended" in document["incomplete"]
+    assert f"{pool.name}/src" in taken(document)
+    assert after.returncode == 0, after
+    assert run.left(pool) == []
