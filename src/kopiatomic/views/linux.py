@@ -29,6 +29,13 @@ def enter() -> None:
         linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
         linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
     except OSError as error:
+        if error.errno == errno.EINVAL and "/" not in mountinfo.visible(mountinfo.read()):
+            # Propagation belongs to a mount, and the one that / lies in is out of reach.
+            raise KopiatomicError(
+                "a private mount namespace cannot be made: / is no mount point, but a folder that this process was put into",
+                kind="namespace",
+                hint="Before chroot, make the folder a mount point: mount --bind DIR DIR",
+            ) from None
         raise not_permitted("a private mount namespace cannot be made", error) from None
 
 
