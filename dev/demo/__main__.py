@@ -165,7 +165,7 @@ def back_up_frozen(stage: Stage) -> Copy:
     screen.command(["kopiatomic", *arguments])
     before = stage.counter
     screen.say()
-    run([sys.executable, "-m", "kopiatomic", *arguments], env=stage.environment, shown=True)
+    run([sys.executable, "-m", "kopiatomic", *arguments], env=stage.environment, shown=True, name="kopiatomic")
     screen.say()
     screen.explain(f"While kopiatomic ran, the program went from {before:,} to {stage.counter:,}.")
     return stage.restored(root, "frozen")

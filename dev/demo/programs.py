@@ -60,8 +60,12 @@ def pause(seconds: float) -> None:
         time.sleep(min(LOOK_S, left))
 
 
-def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, shown: bool = False) -> str:
+def run(
+    argv: Sequence[str], *, env: Mapping[str, str] | None = None, shown: bool = False, name: str | None = None
+) -> str:
     """Run a program to its end and return its output; if `shown` it goes to the terminal instead.
+
+    `name` is what an error calls it, where that is not the command itself.
 
     Raises DemoError if it fails, Stopped if a signal comes first.
     """
@@ -76,7 +80,7 @@ def run(argv: Sequence[str], *, env: Mapping[str, str] | None = None, shown: boo
     check_signals()
     if process.returncode != 0:
         said = "its messages are above" if shown else (errors or output or "it said nothing").strip()
-        raise DemoError(f"{shlex.join(argv)} ended with {process.returncode}", said)
+        raise DemoError(f"{name or shlex.join(argv)} ended with exit status {process.returncode}", said)
     return output or ""
 
 
