@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from kopiatomic.system import mountinfo
 
 MEMORY = "1g"
 DISK_BYTES = 512 << 20
-BUSY_S = 20.0
+BUSY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -109,20 +109,29 @@ def _disk(folder: Path) -> Path:
 
 
 def _remove_pool(pool: str) -> None:
-    def there() -> bool:
-        return _succeeds("zpool", "list", pool)
+    def gone() -> bool:
+        return not _succeeds("zpool", "list", pool)
 
-    _patiently(there, "zpool", "destroy", "-f", pool)
+    argv = ["zpool", "destroy", "-f", pool]
+    if not _patiently(gone, argv):
+        raise DemoError(
+            f"'{shlex.join(argv)}' still fails after {BUSY_S:.0f} s", "Find out what uses it, then type it again."
+        )
 
 
 def _unmount_below(folder: Path) -> None:
-    """Unmount all at and below a folder, the last first. The kernel frees a loop device at its last unmount."""
+    """Unmount all at and below a folder, the last first. The kernel frees a loop device at its last unmount.
+
+    Where another mount namespace has copies of the mounts (a container that was started meanwhile), they keep the loop
+    device busy until that ends: the mounts are taken out of sight here, and freed then.
+    """
 
     def mounted() -> list[str]:
         return [mount.point for mount in mountinfo.read() if Path(mount.point).is_relative_to(folder)]
 
     for point in reversed(mounted()):
-        _patiently(lambda point=point: point in mounted(), "umount", point)  # type: ignore[misc]
+        if not _patiently(lambda point=point: point not in mounted(), ["umount", point]):  # type: ignore[misc]
+            _succeeds("umount", "--lazy", point)
 
 
 def _remove_folder(folder: Path) -> None:
@@ -131,18 +140,15 @@ def _remove_folder(folder: Path) -> None:
         folder.rmdir()
 
 
-def _patiently(needed: Callable[[], bool], *argv: str) -> None:
-    """Run a clean-up command until it is no longer needed: what is just ending may hold a filesystem busy for a moment."""
+def _patiently(gone: Callable[[], bool], argv: Sequence[str]) -> bool:
+    """Run a clean-up command until its work is done: what is just ending may hold a filesystem busy for a moment."""
     deadline = time.monotonic() + BUSY_S
-    while needed():
-        if _succeeds(*argv):
-            continue
-        if time.monotonic() > deadline:
-            command = shlex.join(argv)
-            raise DemoError(
-                f"'{command}' still fails after {BUSY_S:.0f} s", "Find out what uses it, then type it again."
-            )
-        time.sleep(0.2)
+    while not gone():
+        if not _succeeds(*argv):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
+    return True
 
 
 def _succeeds(*argv: str) -> bool:
