@@ -26,17 +26,24 @@ def enter() -> None:
     """Go into a mount namespace of our own, in which the host's later changes arrive and from which none leave."""
     try:
         linux.unshare(linux.CLONE_NEWNS)
+        if "/" not in mountinfo.visible(mountinfo.read()):
+            _stand_on_a_mount()
         linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
         linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
     except OSError as error:
-        if error.errno == errno.EINVAL and "/" not in mountinfo.visible(mountinfo.read()):
-            # Propagation belongs to a mount, and the one that / lies in is out of reach.
-            raise KopiatomicError(
-                "a private mount namespace cannot be made: / is no mount point, but a folder that this process was put into",
-                kind="namespace",
-                hint="Before chroot, make the folder a mount point: mount --bind DIR DIR",
-            ) from None
         raise not_permitted("a private mount namespace cannot be made", error) from None
+
+
+def _stand_on_a_mount() -> None:
+    """In a chroot whose ``/`` is a mere folder: go to a copy of it that is a mount.
+
+    Propagation belongs to a mount, and the one that such a ``/`` lies in is out of reach. The copy is put where no mount
+    is passed on from, on ``/proc``, and is the root from then on: all paths stay as they were. Raises OSError.
+    """
+    linux.mount("none", "/proc", None, linux.MS_SLAVE)
+    linux.mount("/", "/proc", None, linux.MS_BIND | linux.MS_REC)
+    os.chdir("/proc")
+    os.chroot(".")
 
 
 def not_permitted(what: str, error: OSError) -> KopiatomicError:
