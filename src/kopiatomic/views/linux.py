@@ -40,10 +40,12 @@ def _stand_on_a_mount() -> None:
     Propagation belongs to a mount, and the one that such a ``/`` lies in is out of reach. The copy is put where no mount
     is passed on from, on ``/proc``, and is the root from then on: all paths stay as they were. Raises OSError.
     """
+    here = os.getcwd()
     linux.mount("none", "/proc", None, linux.MS_SLAVE)
     linux.mount("/", "/proc", None, linux.MS_BIND | linux.MS_REC)
     os.chdir("/proc")
     os.chroot(".")
+    os.chdir(here)
 
 
 def not_permitted(what: str, error: OSError) -> KopiatomicError:
