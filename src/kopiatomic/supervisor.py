@@ -82,7 +82,10 @@ class Supervisor:
 
     def mount(self) -> View:
         """Have the view assembled. Raises KopiatomicError, Interrupted."""
-        self._keeper.send(keeper.Mount())
+        try:
+            self._keeper.send(keeper.Mount())
+        except ClosedError:
+            raise _died("keeper") from None
         message = self._from_keeper()
         assert isinstance(message, keeper.Launched)
         self._launcher_pidfd = os.pidfd_open(message.pid)
@@ -102,7 +105,10 @@ class Supervisor:
         ``on_output`` gets each piece of output, and an empty one at a stream's end. A signal that asks the run to end
         stops the engine: SIGTERM once, SIGKILL after ``stop_timeout`` seconds or at the next signal.
         """
-        self._launcher.send(launcher.Start(command, environment))
+        try:
+            self._launcher.send(launcher.Start(command, environment))
+        except ClosedError:
+            raise _died("launcher") from None
         poll = select.poll()
         streams = {self._stdout: "stdout", self._stderr: "stderr"}
         for fd in (*streams, self._launcher.fileno()):
