@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.programs import Completed, Kopiatomic
+from tests.support.schema import valid
 
 
 def wait_for(happened: Callable[[], Any], what: str, within: float = 15) -> Any:
@@ -97,7 +97,7 @@ def saved(run: Callable[..., Completed]) -> Callable[..., Any]:
     def saved(*args: str | Path, **more: Any) -> Any:
         ended = run("--json", *args, **more)
         assert ended.returncode == 0, str(ended)
-        return json.loads(ended.stdout)
+        return valid(ended.stdout)
 
     return saved
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import stat
 from collections.abc import Callable
@@ -135,14 +136,14 @@ def test_files_that_kopia_cannot_read_make_the_backup_incomplete(
 def corrupt(btrfs: Btrfs, file: Path) -> None:
     """Spoil a file's data on the device behind the filesystem's back, so that its checksums no longer fit."""
     command("sync", "-f", btrfs.mountpoint)
-    image = btrfs.image.read_bytes()
-    found = image.find(b"y" * 4096)
+    with btrfs.image.open("rb") as raw, mmap.mmap(raw.fileno(), 0, access=mmap.ACCESS_READ) as image:
+        found = image.find(b"y" * 4096)
     assert found >= 0
     device = command("findmnt", "-n", "-o", "SOURCE", "--mountpoint", btrfs.mountpoint).stdout.strip()
-    with btrfs.image.open("r+b") as raw:
-        raw.seek(found)
-        raw.write(b"z" * 4096)
-        os.fsync(raw.fileno())
+    with btrfs.image.open("r+b") as writable:
+        writable.seek(found)
+        writable.write(b"z" * 4096)
+        os.fsync(writable.fileno())
     for name in (device, str(file)):
         fd = os.open(name, os.O_RDONLY)
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)

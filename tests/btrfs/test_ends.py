@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,9 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.btrfs.conftest import Family, Gate, wait_for
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Command, Dataset, Plan, Taken
+from kopiatomic.snapshots import makers
+from kopiatomic.supervisor import Supervisor
+from kopiatomic.system import btrfs as btrfs_ioctls
+from tests.btrfs.conftest import Family, Gate, only_child, wait_for
 from tests.support.filesystems import Btrfs
-from tests.support.programs import Completed, Kopiatomic
+from tests.support.programs import Completed, Kopiatomic, command
+from tests.support.schema import valid
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
@@ -55,7 +60,7 @@ def test_an_engine_that_ends_well_after_a_signal_is_no_backup(
         gate.wait()
         process.send_signal(signal.SIGTERM)
         output, _ = process.communicate(timeout=20)
-    document = json.loads(output)
+    document = valid(output)
     assert (process.returncode, document["exit_code"], document["result"]) == (143, 143, "interrupted")
     assert (document["engine"]["status"], document["engine"]["saved"]) == (0, False)
     assert leftovers(root) == []
@@ -197,12 +202,48 @@ def test_a_run_after_all_processes_were_killed_at_once_works(
     assert ".kopiatomic" not in ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize("victim", ["keeper", "launcher"])
+def test_a_death_between_two_steps_is_told_as_what_it_is(victim: str, data: Path, tmp_path: Path) -> None:
+    """The supervisor alone, so that the death comes in a moment that no engine marks."""
+    root = tmp_path / "view"
+    root.mkdir()
+    plan = Plan(str(root), (Taken(dataset_at(data), str(data), named=True),))
+    supervisor = Supervisor(plan, makers(plan, "20261122T101112Z-01234567"), list)
+    with supervisor:
+        supervisor.freeze()
+        keeper = only_child(os.getpid())
+        if victim == "keeper":
+            os.kill(keeper, signal.SIGKILL)
+            wait_for(lambda: ") Z" in Path(f"/proc/{keeper}/stat").read_text(), "the keeper's end")
+            with pytest.raises(KopiatomicError) as caught:
+                supervisor.mount()
+        else:
+            supervisor.mount()
+            os.kill(only_child(keeper), signal.SIGKILL)
+            wait_for(lambda: not Path(f"/proc/{keeper}/task/{keeper}/children").read_text(), "the launcher's end")
+            with pytest.raises(KopiatomicError) as caught:
+                supervisor.run_engine(Command(["true"], {}), {}, lambda *_: None, 1.0)
+    assert caught.value.kind == f"{victim}-killed"
+    assert supervisor.left == []
+    assert not (data.parent / ".kopiatomic").exists()
+
+
+def dataset_at(path: Path) -> Dataset:
+    device = command("findmnt", "-n", "-o", "SOURCE", "-T", path).stdout.split("[")[0].strip()
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        uuid, number = btrfs_ioctls.filesystem_uuid(fd), btrfs_ioctls.subvolume(fd).id
+    finally:
+        os.close(fd)
+    return Dataset("btrfs", str(path), uuid, str(path), number, device)
+
+
 # What it says
 
 
 def test_json_tells_of_a_failure_as_of_a_success(data: Path, run: Run, root: Path, leftovers: Leftovers) -> None:
     ended = run("--json", "-c", "sh -c 'exit 9'", data)
-    document = json.loads(ended.stdout)
+    document = valid(ended.stdout)
     assert (ended.returncode, document["exit_code"], document["result"]) == (1, 1, "failed")
     assert document["error"]["kind"] == "engine-failed"
     assert document["engine"]["status"] == 9

@@ -5,7 +5,6 @@ KOPIATOMIC_ERROR_TABLE=FILE writes the table of messages and exit codes, as they
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import pytest
 from tests.btrfs.conftest import Gate
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
+from tests.support.schema import valid
 from tests.support.without_root import as_nobody, without_capability
 
 Leftovers = Callable[..., list[str]]
@@ -386,7 +386,7 @@ def test_errors_have_a_stable_kind_in_json(case: Case, bench: Bench, monkeypatch
 
     monkeypatch.setattr(bench, "run", run)
     ended = case.provoke(bench)
-    document = json.loads(ended.stdout)
+    document = valid(ended.stdout)
     assert document["exit_code"] == ended.returncode == case.code
     assert document["error"]["kind"] == case.kind
     assert re.search(case.message, document["error"]["message"])

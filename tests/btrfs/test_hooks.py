@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia
+from tests.support.schema import valid
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
@@ -37,7 +37,7 @@ def test_hooks_are_told_what_they_need_to_know(
     other = btrfs.subvolume("other one")
     hooks = ("-p", f"env -0 > {tmp_path}/before", "-q", f"env -0 > {tmp_path}/after")
     ended = run("--json", *hooks, data, other, env=kopia.environment)
-    document = json.loads(ended.stdout)
+    document = valid(ended.stdout)
     common = {
         "KOPIATOMIC_RUN_ID": document["run_id"],
         "KOPIATOMIC_ROOT": str(root),
@@ -57,7 +57,7 @@ def test_hooks_are_told_what_they_need_to_know(
 
 def test_the_engine_is_told_as_well(data: Path, run: Run, root: Path, tmp_path: Path) -> None:
     ended = run("--json", "-c", f"sh -c 'echo $KOPIATOMIC_RUN_ID $KOPIATOMIC_ROOT > {tmp_path}/engine'", data)
-    assert (tmp_path / "engine").read_text().split() == [json.loads(ended.stdout)["run_id"], str(root)]
+    assert (tmp_path / "engine").read_text().split() == [valid(ended.stdout)["run_id"], str(root)]
 
 
 def test_the_first_hook_runs_before_the_snapshot_and_the_last_when_all_is_removed(

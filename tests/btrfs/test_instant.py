@@ -7,7 +7,6 @@ file: that can be of different moments (by some milliseconds) even in the snapsh
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import shlex
 import subprocess
@@ -26,6 +25,7 @@ from kopiatomic.snapshots.btrfs import BtrfsMaker
 from kopiatomic.system import btrfs as ioctls
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, command
+from tests.support.schema import valid
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
@@ -148,7 +148,7 @@ def test_what_is_not_one_instant_is_said_to_be_none(
     assert "Saved 6 datasets NOT at one instant" in ended.stdout
     assert "6 snapshots in " in ended.stdout
     assert "upper bound" in ended.stdout
-    document: Any = json.loads(run("--json", "-c", "true", *many).stdout)
+    document: Any = valid(run("--json", "-c", "true", *many).stdout)
     assert document["atomic"] is False
     (made,) = document["sets"]
     assert len({s["transaction"] for s in made["snapshots"]}) > 1
@@ -163,7 +163,7 @@ def test_two_filesystems_share_no_instant(
     make_btrfs: Callable[[], Btrfs], run: Run, root: Path, leftovers: Leftovers
 ) -> None:
     one, other = make_btrfs().mountpoint, make_btrfs().mountpoint
-    document = json.loads(run("--json", "-c", "true", one, other).stdout)
+    document = valid(run("--json", "-c", "true", one, other).stdout)
     assert document["atomic"] is False
     assert [s["one_instant"] for s in document["sets"]] == [True, True]
     first = min(s["monotonic_before"] for s in document["sets"])
@@ -189,7 +189,7 @@ def test_what_must_be_one_instant_and_is_not_is_refused_before_the_engine(
 def test_the_instant_lies_between_the_two_clocks(btrfs: Btrfs, run: Run) -> None:
     data = btrfs.subvolume("data")
     began = instant_text(time.time_ns())
-    document = json.loads(run("--json", "-p", "sleep 0.1", "-c", "true", data).stdout)
+    document = valid(run("--json", "-p", "sleep 0.1", "-c", "true", data).stdout)
     (made,) = document["sets"]
     assert began < made["wall_before"] <= made["wall_after"] <= instant_text(time.time_ns())
     assert document["instant"] == made["wall_before"]

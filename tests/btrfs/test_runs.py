@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 from tests.btrfs.conftest import Listing
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
+from tests.support.schema import valid
 
 Run = Callable[..., Completed]
 Saved = Callable[..., Any]
@@ -172,7 +172,7 @@ def test_everything_takes_every_mounted_subvolume_once(
         points = [one.mountpoint, other.mountpoint, again]
         ended = alone(points, kopiatomic, "--mount-root", root, "-a", "-c", "true", "--json")
         assert ended.returncode == 0, str(ended)
-        document = json.loads(ended.stdout)
+        document = valid(ended.stdout)
         assert paths(document) == [str(again), str(other.mountpoint)]
         assert not document["atomic"]
         assert "nested" in document["warnings"][0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 from tests.btrfs.conftest import Family, Gate
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
+from tests.support.schema import valid
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
@@ -138,7 +138,7 @@ def test_a_snapshot_that_somebody_deletes_fails_the_run(
             command("btrfs", "subvolume", "delete", snapshot)
             gate.let_go()
             output, errors = process.communicate(timeout=20)
-        document = json.loads(output)
+        document = valid(output)
         assert process.returncode == 1
         assert document["error"]["kind"] == "view-changed"
         assert not document["engine"]["saved"]

@@ -1,0 +1,91 @@
+"""Reports of runs as they end, for tests of what prints them."""
+
+from __future__ import annotations
+
+import signal
+
+from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.model import (
+    Dataset,
+    EngineEnd,
+    EngineResult,
+    FileProblem,
+    Instant,
+    Plan,
+    Sets,
+    Snapshot,
+    SnapshotSet,
+    Taken,
+)
+from kopiatomic.report import EngineReport, Report
+
+RUN_ID = "20261122T101112Z-01234567"
+START_NS = 1_795_342_272_000_000_000
+
+
+def made(pool: str, *datasets: str, transactions: tuple[int, ...] = ()) -> SnapshotSet:
+    """A set of a pool, of one transaction unless told otherwise, that took 2 ms."""
+    numbers = transactions or (4711,) * len(datasets)
+    snapshots = tuple(Snapshot(d, f"{d}@x", n) for d, n in zip(datasets, numbers, strict=True))
+    instant = Instant(START_NS, START_NS + 2_000_000, 5_000_000_000, 5_002_000_000)
+    return SnapshotSet("zfs", pool, snapshots, instant)
+
+
+def finished(*mountpoints: str) -> Report:
+    """A run that saved all it was asked for."""
+    points = mountpoints or ("/usr/home", "/usr/src")
+    names = [f"tank{point}" for point in points]
+    taken = tuple(
+        Taken(Dataset("zfs", name, "tank", point), point, named=True) for name, point in zip(names, points, strict=True)
+    )
+    report = Report(RUN_ID, "/kopia", plan=Plan("/kopia", taken), sets=Sets((made("tank", *names),)))
+    report.engine = EngineReport(
+        "kopia",
+        "0.22.3",
+        ("kopia", "snapshot", "create", "/kopia"),
+        EngineEnd(0, stopped=False),
+        EngineResult(
+            saved=True,
+            complete=True,
+            message="",
+            snapshot_id="2f3a",
+            root_object="k99",
+            statistics={"files_total": 123456, "bytes_total": 7_800_000_000, "files_cached": 123000},
+        ),
+    )
+    report.frozen_seconds = 75.5
+    report.durations = {"plan": 0.1, "engine": 75.0}
+    return report
+
+
+def several() -> Report:
+    """A run over two pools with something missing and something left."""
+    report = finished()
+    report.sets = Sets((made("tank", "tank/usr/home"), made("other", "other/a", "other/b", transactions=(3, 4))))
+    report.incomplete = ["tank/x: its encryption key is not loaded"]
+    report.left_behind = ["snapshot tank@x"]
+    report.hook_error = KopiatomicError("the hook -q failed (exit status 1): false", kind="hook-failed")
+    assert report.engine is not None
+    assert report.engine.result is not None
+    report.engine.result.problems = [FileProblem("/kopia/a\x1b", "unreadable")]
+    report.engine.result.problem_count = 25
+    return report
+
+
+def failed() -> Report:
+    """A run that ended before anything was made."""
+    error = KopiatomicError("no such dataset: tank/hom", kind="no-such-dataset", hint="Did you mean tank/home?")
+    return Report(RUN_ID, "/kopia", error=error)
+
+
+def interrupted() -> Report:
+    """A run that a signal ended while the engine ran, which left a part behind."""
+    report = finished()
+    assert report.engine is not None
+    report.engine.end = EngineEnd(0, stopped=True)
+    report.engine.result = EngineResult(
+        saved=False, complete=False, message="kopia was stopped", snapshot_id="2f3a", root_object="k99"
+    )
+    report.frozen_seconds = None
+    report.error = Interrupted(signal.SIGINT)
+    return report
