@@ -1,0 +1,240 @@
+"""What a person sees fits the terminal, is plain where that is wanted, and never stands in the way of a run."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import re
+import select
+import struct
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kopiatomic.model import Progress
+from kopiatomic.output.console import Console
+from kopiatomic.output.summary import duration, size
+from kopiatomic.report import Report
+from tests.unit.reports import failed, finished, interrupted, several
+
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+def on_terminal(show: Callable[[], None], *, columns: int = 80, **environment: str) -> str:
+    """What a process with a terminal of its own writes to it."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(ours)
+            for name in ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES"):
+                os.environ.pop(name, None)
+            os.environ.update({"TERM": "xterm-256color", **environment})
+            for fd in (0, 1, 2):
+                os.dup2(theirs, fd)
+            sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+            show()
+            sys.stdout.flush()
+            sys.stderr.flush()
+        finally:
+            os._exit(0)
+    os.close(theirs)
+    written = b""
+    while select.select([ours], [], [], 20)[0]:
+        try:
+            chunk = os.read(ours, 1 << 16)
+        except OSError:
+            # All of the other side is closed.
+            break
+        written += chunk
+    os.close(ours)
+    os.waitpid(pid, 0)
+    return written.decode()
+
+
+def shown(report: Report) -> Callable[[], None]:
+    return lambda: Console().report(report, summary=True)
+
+
+def plain(report: Report, capsys: pytest.CaptureFixture[str], **how: bool) -> tuple[str, str]:
+    """What is printed where there is no terminal: stdout and stderr."""
+    Console(**how).report(report, summary=True)
+    written = capsys.readouterr()
+    return written.out, written.err
+
+
+def test_the_summary_says_what_was_saved_at_which_instant_with_what_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = plain(finished(), capsys)
+    assert out.splitlines() == [
+        "Saved 2 datasets at one instant, 2026-11-22 10:11:12.000000 UTC",
+        "  tank/usr/home  in /kopia/usr/home",
+        "  tank/usr/src   in /kopia/usr/src",
+        "Proof:    pool tank: 2 snapshots, all in transaction group 4711",
+        "Engine:   kopia 0.22.3, snapshot 2f3a, 123,456 files, 7.8 GB, 123,000 unchanged",
+        "Removed:  all snapshots and mounts; they existed for 1 min 15 s",
+    ]
+    assert err == ""
+
+
+def test_several_sets_are_never_said_to_be_one_instant(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = plain(several(), capsys)
+    assert "NOT at one instant" in out
+    assert "at one instant" not in out.replace("NOT at one instant", "")
+    assert "2 snapshots in 2 transactions (3 to 4)" in out
+    assert "upper bound" in out
+    assert "Removed:" not in out
+    assert "not saved: /kopia/a\\x1b: unreadable" in out
+    assert "and 24 more" in out
+    assert err.splitlines() == [
+        "kopiatomic: not complete: tank/x: its encryption key is not loaded",
+        "kopiatomic: left behind: snapshot tank@x",
+        "kopiatomic: the hook -q failed (exit status 1): false",
+    ]
+
+
+def test_a_failure_goes_to_stderr_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plain(failed(), capsys) == ("", "kopiatomic: no such dataset: tank/hom\n  Did you mean tank/home?\n")
+
+
+def test_a_part_that_was_saved_is_named_and_said_to_be_no_backup(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = plain(interrupted(), capsys)
+    assert out.startswith("NOT a backup")
+    assert "snapshot 2f3a" in out
+    assert "stopped by SIGINT" in err
+
+
+def test_quiet_leaves_only_errors(capsys: pytest.CaptureFixture[str]) -> None:
+    assert plain(finished(), capsys, quiet=True) == ("", "")
+    assert "no such dataset" in plain(failed(), capsys, quiet=True)[1]
+
+
+@pytest.mark.parametrize("count", [20, 21])
+def test_many_datasets_are_counted_unless_all_are_asked_for(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    report = finished(*(f"/d{number:02}" for number in range(count)))
+    out, _ = plain(report, capsys)
+    listed = out.count("  in /kopia/d")
+    assert listed == 20 if count == 20 else listed == 19
+    assert ("and 2 more (--verbose lists them)" in out) == (count == 21)
+    assert plain(report, capsys, verbose=True)[0].count("  in /kopia/d") == count
+
+
+# On a terminal
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize(
+    "report", [finished(), several(), failed(), interrupted()], ids=["saved", "several", "failed", "stopped"]
+)
+def test_lines_fit_the_terminal_and_lose_nothing(
+    report: Report, columns: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ESCAPE.sub("", on_terminal(shown(report), columns=columns)).replace("\r", "").splitlines()
+    assert max(map(len, lines)) <= columns
+    out, err = plain(report, capsys)
+    assert " ".join(lines).split() == (out + err).split()
+
+
+def test_a_long_name_is_shown_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "/" + "x" * 250
+    assert name in "".join(ESCAPE.sub("", on_terminal(shown(finished(name)))).split())
+
+
+def test_colours_are_used_on_a_terminal_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "\x1b[1;32m" in on_terminal(shown(finished()))
+    assert "\x1b[1;31m" in on_terminal(shown(failed()))
+    assert "\x1b" not in "".join(plain(finished(), capsys))
+
+
+def test_no_color_is_respected() -> None:
+    written = on_terminal(shown(several()), NO_COLOR="1")
+    codes = {code for sequence in re.findall(r"\x1b\[([0-9;]*)m", written) for code in sequence.split(";")}
+    assert codes <= {"", "0", "1"}, "only bold is left"
+
+
+def test_a_dumb_terminal_gets_plain_text() -> None:
+    assert "\x1b" not in on_terminal(shown(several()), TERM="dumb")
+
+
+def test_names_are_not_taken_for_markup() -> None:
+    written = on_terminal(shown(finished("/[bold]x[/bold]/[/red]")))
+    assert "/[bold]x[/bold]/[/red]" in ESCAPE.sub("", written)
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_progress_is_one_line_that_is_taken_away_again(columns: int) -> None:
+    def show() -> None:
+        console = Console()
+        console.phase("kopia is backing up /kopia")
+        console.progress(Progress(files=1234, bytes_done=5_600_000_000, bytes_total=9_000_000_000, text="2 min left"))
+        console.warning("something to know " + "x" * 100)
+        console.phase("kopia is backing up /" + "y" * 200)
+        console.end()
+
+    written = on_terminal(show, columns=columns)
+    assert "1,234 files, 5.6 GB of 9.0 GB, 2 min left" in written
+    pieces = [ESCAPE.sub("", piece) for piece in re.split(r"\r|\n", written)]
+    assert all(len(piece) <= columns for piece in pieces if "warning" not in piece and "xxx" not in piece)
+    assert written.count("\n") <= 4
+    assert written.rstrip().endswith(("\x1b[?25h", "\x1b[2K"))
+
+
+def test_without_a_terminal_phases_are_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    console.phase("taking 2 snapshot(s)")
+    for number in range(1000):
+        console.progress(Progress(files=number))
+    console.end()
+    assert capsys.readouterr().err == "kopiatomic: taking 2 snapshot(s) ...\n"
+
+
+def test_without_a_terminal_a_long_backup_says_now_and_then_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a clock that runs a thousand times faster."""
+    now = iter(range(0, 10_000_000, 20))
+    monkeypatch.setattr(time, "monotonic", lambda: next(now))
+    console = Console()
+    for number in range(100):
+        console.progress(Progress(files=number))
+    lines = capsys.readouterr().err.splitlines()
+    assert 5 < len(lines) < 60
+    assert all("files" in line for line in lines[2:])
+
+
+@pytest.mark.parametrize("path", ["/dev/full", "closed"])
+def test_an_output_that_fails_is_dropped(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stream = open("/dev/full" if path == "/dev/full" else tmp_path / "x", "w", encoding="utf-8")  # noqa: SIM115
+    if path == "closed":
+        stream.close()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    console = Console()
+    console.phase("a phase")
+    console.warning("a warning")
+    console.report(several(), summary=True)
+    if path != "closed":
+        stream.close()
+    assert isinstance(stream, io.TextIOWrapper)
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(None, "0 B"), (999, "999 B"), (1000, "1.0 kB"), (7_800_000_000, "7.8 GB"), (10**16, "10000.0 TB")],
+)
+def test_sizes(count: int | None, text: str) -> None:
+    assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "0.0 s"), (59.94, "59.9 s"), (61, "1 min 01 s"), (3600, "1 h 00 min"), (90061, "25 h 01 min")],
+)
+def test_durations(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
