@@ -1,0 +1,68 @@
+"""The quick start as the README has it, with the installed commands."""
+
+from __future__ import annotations
+
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from tests.support.filesystems import Pool
+from tests.support.programs import Completed, Kopia, command
+from tests.zfs.runs import Runner
+from tests.zfs.tracing import tracing
+
+MANY = 40
+
+
+def test_quick_start(pool: Pool, kopia: Kopia, run: Runner, tmp_path: Path) -> None:
+    usr = tmp_path / "usr"
+    # tank and tank/usr hold no files of their own, as on most systems.
+    command("zfs", "unmount", pool.name)
+    command("zfs", "set", "canmount=off", pool.name)
+    pool.dataset("usr", mountpoint=str(usr), canmount="off")
+    names = ["home", "src", *(f"more{number}" for number in range(MANY - 2))]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda name: pool.dataset(f"usr/{name}"), names))
+    for name in names:
+        (usr / name / "file").write_text(name)
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path / "root"),
+        "KOPIA_CHECK_FOR_UPDATES": "false",
+        "KOPIA_PASSWORD": kopia.environment["KOPIA_PASSWORD"],
+    }
+    storage = {"storage": {"type": "filesystem", "config": {"path": str(kopia.repository)}}}
+    (tmp_path / "repository.config").write_text(json.dumps(storage))
+
+    def type_in(*words: str) -> Completed:
+        return command(*words, env=environment, cwd=tmp_path, timeout=120)
+
+    type_in("kopia", "repository", "connect", "from-config", "--file=repository.config")
+    started = []
+    with tracing(tmp_path / "tracing") as trace:
+        trace.watch(os.getpid())
+        for words in ([f"{pool.name}/usr/home", f"{pool.name}/usr/src"], ["-r", pool.name], ["-a"]):
+            known = len(trace.started())
+            ended = type_in("kopiatomic", *words)
+            started.append(trace.started()[known:])
+            assert "at one instant" in ended.stdout
+            assert "NOT" not in ended.stdout
+            assert f"/kopia{usr}/home" in ended.stdout
+            assert run.left(pool) == []
+        trace.watch(None)
+
+    # More datasets need no more programs. -r and -a look for new datasets once more, with zfs and zpool; maintenance of the
+    # new repository is due in the first run alone.
+    kopias = [sum(program.endswith("/kopia") for program in programs) for programs in started]
+    print("programs started:", [len(programs) for programs in started], "of them kopia:", kopias)
+    assert 0 < kopias[2] == kopias[1] <= kopias[0]
+    assert len(started[2]) == len(started[1]) <= len(started[0]) + 2
+
+    backups: list[dict[str, Any]] = json.loads(type_in("kopia", "snapshot", "list", "/kopia", "--all", "--json").stdout)
+    assert [backup["source"]["path"] for backup in backups] == ["/kopia"] * 3
+    assert [backup["rootEntry"]["summ"]["files"] for backup in backups] == [2, MANY, MANY]
+    type_in("kopia", "snapshot", "restore", backups[-1]["id"], "restored")
+    for name in names:
+        assert (tmp_path / f"restored{usr}" / name / "file").read_text() == name
