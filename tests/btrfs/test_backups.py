@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,7 @@ def test_kopia_stores_subvolumes_of_any_utf8_name_with_the_frozen_instant(
     assert document["engine"]["statistics"]["files_total"] == len(NAMES)
     (manifest,) = kopia.json("snapshot", "list", "--all")
     assert manifest["id"] == document["engine"]["snapshot_id"]
-    assert manifest["startTime"] == document["instant"]
+    assert datetime.fromisoformat(manifest["startTime"]) == datetime.fromisoformat(document["instant"])
     assert manifest["tags"] == {"tag:kopiatomic-run": document["run_id"], "tag:kopiatomic-atomic": "no"}
     assert leftovers(root) == []
 

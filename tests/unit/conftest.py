@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from kopiatomic import locks
+
+# How long an example takes says nothing on a busy machine.
+settings.register_profile("kopiatomic", deadline=None)
+settings.load_profile("kopiatomic")
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.facts import Facts, ZfsDataset, ZfsPool
 from kopiatomic.model import Plan
-from tests.unit.plans import facts, places, plan, subvolume, zfs
+from kopiatomic.system.mountinfo import visible
+from tests.unit.plans import facts, mounts, places, plan, subvolume, zfs
 
 TANK = facts(
     ("/tank", "zfs", "tank"),
@@ -404,8 +405,10 @@ def systems(draw: st.DrawFn) -> tuple[Facts, tuple[str, ...]]:
             made.append((point, "tmpfs", "none"))
     names = {source for _, fstype, source in made if fstype == "zfs"} | {"tank"}
     datasets = [zfs(name, mountpoint="/x", canmount=draw(st.sampled_from(["on", "off"]))) for name in sorted(names)]
-    seen = {path: subvolume(path, id_) for path, id_ in subvolumes}
-    known = facts(*made, datasets=datasets, subvolumes=list(seen.values()))
+    # As facts.gather finds them: only where Btrfs is what is seen.
+    seen = visible(mounts(*made))
+    found = {p: subvolume(p, id_) for p, id_ in subvolumes if p in seen and seen[p].fstype == "btrfs"}
+    known = facts(*made, datasets=datasets, subvolumes=list(found.values()))
     nameable = sorted(names) + sorted(known.resolved)
     return known, tuple(draw(st.lists(st.sampled_from(nameable), max_size=4)))
 
