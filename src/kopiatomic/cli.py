@@ -138,6 +138,7 @@ def _finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
 def main() -> None:
     """Entry point of the program."""
     _own_descriptors()
+    _own_path()
     _own_streams()
     try:
         cli.main(prog_name="kopiatomic", standalone_mode=False)
@@ -164,6 +165,13 @@ def _refuse(message: str) -> NoReturn:
         run_id="", root="", error=UsageError(message, kind="usage", hint="'kopiatomic -h' shows the options.")
     )
     _finish(report, Console(), as_json="--json" in sys.argv)
+
+
+def _own_path() -> None:
+    """Look for programs in sbin where bin is looked in: cron's PATH is /usr/bin:/bin, and zfs is in /usr/sbin."""
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    beside = [f"{folder[:-4]}/sbin" for folder in path if folder.endswith("/bin")]
+    os.environ["PATH"] = os.pathsep.join([*path, *(folder for folder in beside if folder not in path)])
 
 
 def _own_descriptors() -> None:

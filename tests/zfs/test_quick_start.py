@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -66,3 +67,8 @@ def test_quick_start(pool: Pool, kopia: Kopia, run: Runner, tmp_path: Path) -> N
     type_in("kopia", "snapshot", "restore", backups[-1]["id"], "restored")
     for name in names:
         assert (tmp_path / f"restored{usr}" / name / "file").read_text() == name
+
+
+def test_cron_has_no_sbin_on_its_path(pool: Pool) -> None:
+    ended = command(sys.executable, "-m", "kopiatomic", "-n", pool.name, env={**os.environ, "PATH": "/usr/bin:/bin"})
+    assert f"  {pool.name}" in ended.stdout
