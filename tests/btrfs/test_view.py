@@ -82,6 +82,7 @@ def test_the_hosts_own_mounts_are_not_held(
     free = "python3 -c 'import os, sys; os.close(os.open(sys.argv[1], os.O_RDWR | os.O_EXCL))' $device"
     script = f"""
         set -e
+        trap 'touch {gate.folder}/go' EXIT
         mount -o loop {other.image} {other.mountpoint}
         device=$(findmnt -n -o SOURCE --mountpoint {other.mountpoint})
         "$@" &
