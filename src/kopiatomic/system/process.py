@@ -17,6 +17,9 @@ from kopiatomic.text import printable
 KEEP = 4 << 20
 """How much of a program's output is kept (bytes) where the caller does not say."""
 
+_KILLED_TIMEOUT = 5.0
+"""Seconds that a killed program has to end."""
+
 started = 0
 """How many programs this process has started: reported with --json, so that growth is seen."""
 
@@ -126,7 +129,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
-    process.wait()
+    try:
+        process.wait(_KILLED_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        # In a call that not even SIGKILL ends, such as one into a suspended pool: the kernel ends it when it can.
+        pass
     for stream in (process.stdout, process.stderr):
         if stream is not None:
             stream.close()
