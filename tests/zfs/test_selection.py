@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.system import linux
+from kopiatomic.system import linux, process
+from kopiatomic.system.process import TimeLimitError
 from tests.support.filesystems import Pool
 from tests.support.programs import command
 from tests.zfs import obstacles
@@ -203,6 +204,9 @@ def test_a_suspended_pool(pool: Pool, run: Runner, tmp_path: Path) -> None:
         by_name = run("-c", "true", name, f"{pool.name}/src", timeout=60)
         by_path = run("-c", "true", point, timeout=60)
         among_all, document = run.json("-a", "-c", "true", timeout=60)
+        # What hangs in the pool cannot be killed, and does not hold up who started it.
+        with pytest.raises(TimeLimitError):
+            process.run([sys.executable, "-SIc", WASTE, str(point / "more")], timeout=2)
         resume()
         after = run("-c", "true", name)
     for ended in (by_name, by_path):
