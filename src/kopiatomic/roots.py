@@ -32,6 +32,10 @@ def check(root: str) -> None:
     try:
         status = os.lstat(root)
     except FileNotFoundError:
+        above = next(directory for directory in parents(root) if os.path.isdir(directory))
+        if os.statvfs(above).f_flag & os.ST_RDONLY:
+            reason = f"{printable(root)} cannot be made: {os.strerror(errno.EROFS)}"
+            raise _refused(root, reason, "Choose another with --mount-root.") from None
         return
     except OSError as error:
         raise _refused(root, error.strerror or str(error), "Choose another with --mount-root.") from None

@@ -194,11 +194,12 @@ class _Run:
         """Freeze, mount, back up, check, and remove everything again; then look at what was saved."""
         report = self._report
         assert report.engine is not None
-        roots.make(report.root)
         try:
             with self._frozen() as (supervisor, sets):
                 if self._options.require_atomic and not sets.atomic:
                     raise _not_atomic(sets)
+                # Only now, so that no snapshot shows it.
+                roots.make(report.root)
                 self._listener.phase("mounting the snapshots")
                 with report.phase("mount"):
                     view = supervisor.mount()

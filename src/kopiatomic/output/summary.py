@@ -98,6 +98,8 @@ def proof(sets: Sets) -> list[str]:
             lines.append(
                 f"{where}: {count} snapshots in {len(set(numbers))} transactions ({min(numbers)} to {max(numbers)})"
             )
+    if any(made.filesystem == "btrfs" for made in sets.sets):
+        lines.append("Btrfs: as after a power cut, writes that no program had synced yet may be missing")
     if not sets.atomic:
         lines.append(f"the sets are up to {sets.skew_ns / 1e9:.3f} s apart (an upper bound)")
     return [("Proof:    " if not i else "          ") + line for i, line in enumerate(lines)]
