@@ -119,8 +119,13 @@ class Family:
         return cls(main, keeper, launcher, only_child(launcher))
 
 
+def children(pid: int) -> set[int]:
+    """A process's children, as the kernel lists them."""
+    return set(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+
+
 def only_child(pid: int) -> int:
-    (child,) = map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    (child,) = children(pid)
     return child
 
 
