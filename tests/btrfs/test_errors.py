@@ -308,7 +308,7 @@ CASES = [
     Case(
         "-q fails after a good backup",
         plain("-q", "exit 6", "-c", "true", "DATA"),
-        *(4, "hook-failed", "hook -q failed .exit status 6.: exit 6", ""),
+        *(4, "hook-failed", "hook -q failed .exit status 6.: exit 6", "as said above"),
     ),
     Case("not atomic", not_atomic, 1, "not-atomic", "--require-atomic: Btrfs put the snapshots", "hold the programs"),
     Case(

@@ -277,7 +277,7 @@ CASES = [
         4,
         r"the hook -q failed \(exit status 7\): exit 7",
         lambda world: ["-q", "exit 7", *_true(world)],
-        "",
+        "as said above",
     ),
     Case(
         "kopia missing",

@@ -26,6 +26,7 @@ WIDTH = 16
 
 WRITER = f"""
 import os, sys
+os.nice(10)
 files = [os.open(path, os.O_RDWR | os.O_CREAT) for path in sys.argv[1:]]
 number = 0
 while True:
