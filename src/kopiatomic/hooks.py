@@ -65,7 +65,9 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
         raise KopiatomicError(
             f"the hook {flag} failed ({ended(hook.returncode)}): {printable(line)}",
             kind="hook-failed",
-            hint="Its own messages stand above." if flag == "-p" else "The backup itself is saved or not as said above.",
+            hint="Its own messages stand above."
+            if flag == "-p"
+            else "The backup itself is saved or not as said above.",
         )
 
 

@@ -49,16 +49,22 @@ def new_run_id() -> str:
 def backup(options: Options, listener: Listener) -> Report:
     """Do a whole run. Every failure is in the report, defects of kopiatomic included; nothing is raised."""
     report = Report(new_run_id(), options.mount_root, options.dry_run)
-    with signals.handled():
-        try:
-            _Run(options, report, listener).run()
-        except KopiatomicError as error:
-            report.error = error
-        except OSError as error:
-            report.error = _unexpected(error)
-        except Exception as error:
-            report.error = internal(error)
+    with signals.handled(), _failures_in(report):
+        _Run(options, report, listener).run()
     return report
+
+
+@contextmanager
+def _failures_in(report: Report) -> Iterator[None]:
+    """Put a failure of the block into the report, whatever it is; the run goes on behind the block."""
+    try:
+        yield
+    except KopiatomicError as error:
+        report.error = error
+    except OSError as error:
+        report.error = _unexpected(error)
+    except Exception as error:
+        report.error = internal(error)
 
 
 def _unexpected(error: OSError) -> KopiatomicError:
@@ -157,7 +163,7 @@ class _Run:
         options, report = self._options, self._report
         assert report.plan is not None
         told = hooks.variables(report.run_id, report.plan)
-        try:
+        with _failures_in(report):
             if options.pre_hook is not None:
                 self._listener.phase("running the hook -p")
                 with report.phase("pre-hook"):
@@ -165,12 +171,6 @@ class _Run:
             self._backup(engine)
             with report.phase("maintenance"):
                 self._finish(engine)
-        except KopiatomicError as error:
-            report.error = error
-        except OSError as error:
-            report.error = _unexpected(error)
-        except Exception as error:
-            report.error = internal(error)
         reached = options.pre_hook is not None or "snapshot" in report.durations
         if options.post_hook is not None and reached:
             self._post_hook(options.post_hook, told)
