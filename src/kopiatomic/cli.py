@@ -20,8 +20,9 @@ Exit codes: 0 saved; 1 failed, nothing saved; 2 usage; 3 saved but not
 complete; 4 saved, but cleaning up or -q failed; 75 another run has the view
 root; 128+n ended by signal n.
 
-A first word that is a command's name is that command: 'kopiatomic backup
-NAME...' reaches a pool of any name.
+Other commands: 'kopiatomic history' shows what runs did, 'kopiatomic
+recover' removes what killed runs left. 'kopiatomic backup NAME...' reaches
+a pool of any name.
 """
 
 
@@ -37,8 +38,73 @@ class _Commands(click.Group):
 class _Default(click.Command):
     """The command that need not be named: its help speaks of ``kopiatomic`` alone."""
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self._spelled_out(args))
+
+    def _spelled_out(self, args: list[str]) -> list[str]:
+        """Give ``--wait`` the value that it stands for alone: click would take the next word for it."""
+        with_value = {
+            name
+            for parameter in self.params
+            if isinstance(parameter, click.Option) and not parameter.is_flag
+            for name in parameter.opts
+        } - {"--wait"}
+        words = iter(args)
+        result = []
+        for word in words:
+            result.append(f"--wait={_FOR_EVER}" if word == "--wait" else word)
+            if word == "--":
+                break
+            is_cluster = len(word) > 1 and word[0] == "-" and word[1] != "-"
+            if word in with_value or (
+                is_cluster and f"-{word[-1]}" in with_value and not _value_begins(word, with_value)
+            ):
+                result += [value for value in [next(words, None)] if value is not None]
+        return [*result, *words]
+
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         formatter.write_usage("kopiatomic", " ".join(self.collect_usage_pieces(ctx)))
+
+
+def _value_begins(cluster: str, with_value: set[str]) -> bool:
+    """Whether one of the letters before the last takes the rest of ``-rc...`` for its value."""
+    return any(f"-{letter}" in with_value for letter in cluster[1:-1])
+
+
+_FOR_EVER = "36500d"
+
+
+class _Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Seconds, from ``90``, ``30s``, ``10m``, ``2h`` or ``1d``."""
+
+    name = "duration"
+
+    def __init__(self, *, least: float = 0.0) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from kopiatomic.options import duration
+
+        if isinstance(value, float):
+            return value
+        try:
+            seconds = duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if seconds < self._least:
+            self.fail(f"{value} is shorter than {self._least:g} s", param, ctx)
+        return seconds
+
+
+_state_dir = click.option(
+    "--state-dir",
+    default="/var/lib/kopiatomic",
+    envvar="KOPIATOMIC_STATE_DIR",
+    metavar="DIR",
+    show_default=True,
+    show_envvar=True,
+    help="Where runs are recorded.",
+)
 
 
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -89,14 +155,30 @@ def cli() -> None:
 @click.option("-o", "--options", default="", metavar="OPTIONS", help="More options for kopia or COMMAND.")
 @click.option("-p", "--pre-hook", metavar="COMMAND", help="Shell line to run first; if it fails, nothing is made.")
 @click.option("-q", "--post-hook", metavar="COMMAND", help="Shell line to run last, also after a failure.")
-@click.option("--hook-timeout", default=600.0, type=click.FloatRange(min=0.1), metavar="SECONDS", show_default=True)
+@click.option(
+    "--hook-timeout",
+    default="10m",
+    type=_Duration(least=0.1),
+    metavar="DURATION",
+    show_default=True,
+    help="How long a hook may take.",
+)
 @click.option(
     "--stop-timeout",
-    default=30.0,
-    type=click.FloatRange(min=0.0),
-    metavar="SECONDS",
+    default="30s",
+    type=_Duration(),
+    metavar="DURATION",
     show_default=True,
-    help="How long the engine has to end after a signal.",
+    help="How long the engine has to end after a signal, and a suspended pool to resume.",
+)
+@click.option(
+    "--timeout", type=_Duration(least=0.1), metavar="DURATION", help="How long the whole run may take (90, 10m, 2h)."
+)
+@click.option(
+    "--wait",
+    type=_Duration(),
+    metavar="[=DURATION]",
+    help="Wait for another run on the same view root, instead of exit code 75.",
 )
 @click.option("--mount-root", default="/kopia", metavar="DIR", show_default=True, help="Where the view is mounted.")
 @click.option("--name", metavar="NAME", help="Use DIR/NAME, so that this selection has a history of its own.")
@@ -104,6 +186,15 @@ def cli() -> None:
     "--require-atomic", is_flag=True, help="Fail, before anything is saved, unless all share one proven instant."
 )
 @click.option("--no-maintenance", is_flag=True, help="Leave kopia's own maintenance out.")
+@_state_dir
+@click.option(
+    "--keep-history",
+    default="400d",
+    type=_Duration(),
+    metavar="DURATION",
+    show_default=True,
+    help="How long runs stay on record.",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @click.option("--verbose", is_flag=True, help="Say more.")
 @click.option("--quiet", is_flag=True, help="Only warnings and errors.")
@@ -122,6 +213,35 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
 
     console = Console(verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
     _finish(run(Options(maintenance=not no_maintenance, **options), console), console, as_json=as_json)
+
+
+@cli.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("-n", "--dry-run", is_flag=True, help="Only say what is left and what would be done.")
+@_state_dir
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def recover(*, dry_run: bool, state_dir: str, as_json: bool) -> None:
+    """Remove what killed runs left, and nothing that is not proven to be theirs.
+
+    Every run does this for what is on record before it makes anything of its own. This command also finds by itself what
+    no record speaks of. Exit code 0: nothing is left. 4: something is.
+    """
+    from kopiatomic.commands import recover as run
+    from kopiatomic.output.console import Console
+
+    raise SystemExit(run(state_dir, Console(), dry_run=dry_run, as_json=as_json))
+
+
+@cli.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("run_id", metavar="[RUN]", default="")
+@click.option("--limit", default=20, type=click.IntRange(min=1), metavar="N", show_default=True, help="How many runs.")
+@_state_dir
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def history(*, run_id: str, limit: int, state_dir: str, as_json: bool) -> None:
+    """List the last runs, or show one whole (the beginning of its id is enough)."""
+    from kopiatomic.commands import history as run
+    from kopiatomic.output.console import Console
+
+    raise SystemExit(run(state_dir, Console(), run_id=run_id, limit=limit, as_json=as_json))
 
 
 def _finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:

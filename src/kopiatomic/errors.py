@@ -67,6 +67,24 @@ class Interrupted(KopiatomicError):
         return Interrupted, (self.signum,)
 
 
+class TimedOut(Interrupted):
+    """The time limit of the whole run is over: it ends as by SIGTERM, and counts as a failure."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(signal.SIGALRM)
+        self.message = f"stopped: the time limit of {limit:g} s (--timeout) is over"
+        self.kind = "timeout"
+        self.hint = "Give it longer, or find out what took so long: --verbose shows the times of all parts."
+        self.limit = limit
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return FAILED
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return TimedOut, (self.limit,)
+
+
 class VanishedError(KopiatomicError):
     """Datasets were destroyed, renamed or replaced between the listing and the snapshot call; nothing was made."""
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.snapshots.btrfs import DIRECTORY as RUNS_DIRECTORY
+from kopiatomic.snapshots.btrfs_folder import DIRECTORY as RUNS_DIRECTORY
 from kopiatomic.system import btrfs, libzfs_core, mountinfo, process
 from kopiatomic.text import printable
 

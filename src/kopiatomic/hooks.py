@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.masking import without_secrets
 from kopiatomic.model import Plan
 from kopiatomic.system import channel, linux, process, signals
 from kopiatomic.text import ended, printable
 
-_SECRET = re.compile(r"PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY", re.IGNORECASE)
+_LOOK = 0.5
+"""Seconds between two looks at the signals that came while they were deferred."""
 
-
-def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment less the variables whose names say that they hold a password, passphrase, secret or key."""
-    return {name: value for name, value in environment.items() if not _SECRET.search(name)}
+_KILLED_TIMEOUT = 5.0
+"""Seconds that what was killed has to end; only a call that nothing ends takes longer."""
 
 
 def variables(run_id: str, plan: Plan) -> dict[str, str]:
@@ -34,7 +34,8 @@ def variables(run_id: str, plan: Plan) -> dict[str, str]:
 def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
     """Run a shell line to its end; its output goes to our stderr, its children end with it.
 
-    ``timeout`` is in seconds. Raises KopiatomicError where it fails, and Interrupted.
+    ``timeout`` is in seconds. Where signals are deferred (``-q``) the second that comes ends the line. Raises
+    KopiatomicError where it fails, and Interrupted.
     """
     with _children_ended():
         hook = subprocess.Popen(
@@ -47,7 +48,13 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
         process.started += 1
         pidfd = os.pidfd_open(hook.pid)
         try:
-            channel.wait_readable(pidfd, timeout)
+            _wait(pidfd, timeout)
+        except _ImpatientError:
+            raise KopiatomicError(
+                f"the hook {flag} was ended by a second signal: {printable(line)}",
+                kind="hook-interrupted",
+                hint="What it should have done is not done.",
+            ) from None
         except TimeoutError:
             raise KopiatomicError(
                 f"the hook {flag} did not end within {timeout:g} s and was ended: {printable(line)}",
@@ -60,15 +67,41 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
                 os.killpg(hook.pid, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-            hook.wait()
+            try:
+                hook.wait(_KILLED_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                # In a call that not even SIGKILL ends, such as one into a suspended pool.
+                pass
     if hook.returncode != 0:
+        how = "it waits in the kernel" if hook.returncode is None else ended(hook.returncode)
         raise KopiatomicError(
-            f"the hook {flag} failed ({ended(hook.returncode)}): {printable(line)}",
+            f"the hook {flag} failed ({how}): {printable(line)}",
             kind="hook-failed",
             hint="Its own messages stand above."
             if flag == "-p"
             else "The backup itself is saved or not as said above.",
         )
+
+
+class _ImpatientError(Exception):
+    """A second signal came while signals were deferred."""
+
+
+def _wait(pidfd: int, timeout: float) -> None:
+    """Wait for a hook's end. Raises TimeoutError, _ImpatientError, Interrupted."""
+    deadline = time.monotonic() + timeout
+    before = signals.count()
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            channel.wait_readable(pidfd, min(_LOOK, max(0.0, left)))
+        except TimeoutError:
+            if left <= 0:
+                raise
+        else:
+            return
+        if signals.count() - before > 1:
+            raise _ImpatientError
 
 
 @contextmanager

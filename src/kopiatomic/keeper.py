@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 import select
 import signal
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kopiatomic import launcher
 from kopiatomic.errors import KopiatomicError, internal
 from kopiatomic.model import Plan, Sets
 from kopiatomic.snapshots import Maker
-from kopiatomic.system import linux, signals
+from kopiatomic.system import linux, worker
 from kopiatomic.system.channel import Channel, ClosedError, close_quietly
 from kopiatomic.views import linux as linux_view
 from kopiatomic.views import merged
@@ -64,18 +65,13 @@ class Equipment:
     streams: launcher.Streams
     close_in_child: Callable[[], None]
     """Closes the main process's own ends."""
-    remove_root: Callable[[], list[str]]
-    """Takes the mount root away; returns what is left."""
+    orphaned: Callable[[Sequence[str]], None]
+    """Ends the run in place of a main process that is gone; takes what is left of the snapshots, in words."""
 
 
 def main(equipment: Equipment) -> None:
     """Live as the keeper."""
-    os.setsid()
-    signals.forget()
-    # A closed pipe to a main process that died is told by the channel, not by a signal.
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    for signum in signals.ENDING:
-        signal.signal(signum, signal.SIG_IGN)
+    worker.detach()
     equipment.close_in_child()
     _Keeper(equipment).run()
 
@@ -144,9 +140,13 @@ class _Keeper:
         for maker in makers:
             maker.prepare()
         made = [(maker, maker.make()) for maker in makers]
-        for maker, _ in made:
+        untied = []
+        for maker, instant in made:
             maker.tie(self._equipment.cleanup_fd)
-        return Sets(tuple(maker.read_back(instant) for maker, instant in made))
+            since = time.monotonic_ns() - instant.monotonic_before
+            untied.append(since if maker.needs_descriptor() else None)
+        read = [maker.read_back(instant) for maker, instant in made]
+        return Sets(tuple(replace(one, untied_ns=since) for one, since in zip(read, untied, strict=True)))
 
     def _launch(self) -> None:
         """Fork the launcher as the first process of a new PID namespace."""
@@ -204,6 +204,6 @@ class _Keeper:
             self._wait_for_launcher()
         close_quietly(self._equipment.cleanup_fd)
         left = remove_all(self._equipment.makers)
-        if not self._main_alive:
-            self._equipment.remove_root()
         self._send(Released(tuple(left)))
+        if not self._main_alive:
+            self._equipment.orphaned(left)

@@ -153,7 +153,7 @@ class _Engine:
             (os.POSIX_SPAWN_DUP2, self._streams.stdout, 1),
             (os.POSIX_SPAWN_DUP2, self._streams.stderr, 2),
         ]
-        reset = {*signals.ENDING, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ}
+        reset = {*signals.ENDING, signal.SIGTSTP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ}
         try:
             return os.posix_spawnp(argv[0], argv, environment, file_actions=actions, setsigdef=reset)
         except OSError as error:

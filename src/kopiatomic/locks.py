@@ -1,4 +1,8 @@
-"""Kernel locks (flock) in /run/kopiatomic: one run on one view root. A lock lives as long as a process of its run."""
+"""Kernel locks (flock) in /run/kopiatomic: one a run, one a view root, one for a moment's changes to the folder itself.
+
+A lock lives as long as a process of its run: keeper and launcher inherit it. So whether a run is alive is told by its lock,
+never by a process id or an age. The files of a run go with its last process, or with the next run's clean-up.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +11,20 @@ import hashlib
 import json
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from kopiatomic.errors import KopiatomicError, LockedError
+from kopiatomic.ownership import is_run_id
+from kopiatomic.system import channel, signals
 from kopiatomic.text import printable
 
 DIRECTORY = "/run/kopiatomic"
 """Root's alone; not movable, so that two runs with different settings still see each other."""
+
+_POLL = 0.5
+"""Seconds between two looks at a lock that is waited for: a blocking flock(2) would not hear signals."""
 
 
 def prepare() -> None:
@@ -45,6 +55,10 @@ def path_of(kind: str, root: str) -> str:
     return f"{DIRECTORY}/{kind}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}"
 
 
+def _run_path(run_id: str) -> str:
+    return f"{DIRECTORY}/run-{run_id}"
+
+
 def _open(path: str, *, wait: bool) -> int | None:
     """Lock a file, making it where missing; None where another process has it. The caller closes the descriptor."""
     while True:
@@ -66,32 +80,73 @@ def _open(path: str, *, wait: bool) -> int | None:
         os.close(fd)
 
 
-def _let_go(fd: int, path: str) -> None:
-    """Remove the file while it is still locked, so that who comes now makes a new one; then unlock it."""
-    try:
-        os.unlink(path)
-    finally:
-        os.close(fd)
+class Held:
+    """The locks of one run."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, int] = {}
+        self._kept = False
+
+    def add(self, path: str, fd: int) -> None:
+        """Take a locked file over."""
+        self._files[path] = fd
+
+    def keep(self) -> None:
+        """A process of this run goes on alone: it is the one that removes the files."""
+        self._kept = True
+
+    def let_go(self) -> None:
+        """Remove the files while they are still locked, so that who comes now makes new ones; then unlock them."""
+        for path, fd in reversed(self._files.items()):
+            try:
+                if not self._kept:
+                    os.unlink(path)
+            except OSError:
+                # Gone, or /run became read-only: the lock itself goes with the descriptor.
+                pass
+            finally:
+                channel.close_quietly(fd)
+        self._files.clear()
 
 
 @contextmanager
-def view_root(root: str, holder: Mapping[str, object]) -> Iterator[None]:
-    """Be the only run on a view root. Raises LockedError, which names the holder, and KopiatomicError."""
+def run(run_id: str) -> Iterator[Held]:
+    """Be alive as this run, for all who ask. Raises KopiatomicError."""
     prepare()
-    path = path_of("root", root)
-    fd = _open(path, wait=False)
-    if fd is None:
-        raise _locked(root, path)
+    held = Held()
+    fd = _open(_run_path(run_id), wait=True)
+    assert fd is not None
+    held.add(_run_path(run_id), fd)
     try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, json.dumps(dict(holder)).encode(), 0)
-        yield
+        yield held
     finally:
-        _let_go(fd, path)
+        held.let_go()
+
+
+def take_root(held: Held, root: str, holder: Mapping[str, object], wait: float | None) -> None:
+    """Be the only run on a view root; wait for it at most ``wait`` seconds (None: not at all).
+
+    Raises LockedError, which names the holder, KopiatomicError, and Interrupted.
+    """
+    path = path_of("root", root)
+    deadline = time.monotonic() + (wait or 0.0)
+    while True:
+        # Under the moment's lock, so that nobody who only asks whether the root is free stands in the way.
+        with clean_up():
+            fd = _open(path, wait=False)
+        if fd is not None:
+            break
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise _locked(root, path, waited=wait)
+        signals.sleep(min(_POLL, left))
+    held.add(path, fd)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, json.dumps(dict(holder)).encode(), 0)
 
 
 def is_free(root: str) -> bool:
-    """Whether no living run has this view root."""
+    """Whether no living run has this view root. Only under :func:`clean_up`."""
     path = path_of("root", root)
     if not os.path.exists(path):
         return True
@@ -104,7 +159,7 @@ def is_free(root: str) -> bool:
 
 @contextmanager
 def clean_up() -> Iterator[None]:
-    """Be the only process that makes or removes view roots; held for moments."""
+    """Be the only process that takes view roots, makes or removes them; held for moments."""
     prepare()
     path = f"{DIRECTORY}/clean-up"
     fd = _open(path, wait=True)
@@ -112,18 +167,84 @@ def clean_up() -> Iterator[None]:
     try:
         yield
     finally:
-        _let_go(fd, path)
+        # The file stays while others wait for it, and a waiting run finds that out by itself.
+        os.unlink(path)
+        os.close(fd)
 
 
-def _locked(root: str, path: str) -> LockedError:
+@contextmanager
+def claim(run_id: str) -> Iterator[Held | None]:
+    """Be the only process that clears what a dead run left; its file goes at the end. None where the run is alive."""
+    prepare()
+    fd = _open(_run_path(run_id), wait=False)
+    if fd is None:
+        yield None
+        return
+    held = Held()
+    held.add(_run_path(run_id), fd)
+    try:
+        yield held
+    finally:
+        held.let_go()
+
+
+def alive(run_id: str) -> bool:
+    """Whether a process of this run lives. Asking makes nothing."""
+    try:
+        fd = os.open(_run_path(run_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def runs() -> list[str]:
+    """The ids of all runs that have a file here, alive or dead."""
+    return sorted(run_id for run_id in _named("run-") if is_run_id(run_id))
+
+
+def roots() -> list[str]:
+    """The paths of the files that stand for view roots."""
+    return [f"{DIRECTORY}/root-{rest}" for rest in _named("root-")]
+
+
+def notes() -> list[str]:
+    """The paths of the files that say which directories a run made."""
+    return [f"{DIRECTORY}/made-{rest}" for rest in _named("made-")]
+
+
+def remove_stale_roots() -> None:
+    """Remove the files of view roots whose run was killed."""
+    with clean_up():
+        for path in roots():
+            fd = _open(path, wait=False)
+            if fd is not None:
+                os.unlink(path)
+                os.close(fd)
+
+
+def _named(prefix: str) -> list[str]:
+    try:
+        return sorted(name.removeprefix(prefix) for name in os.listdir(DIRECTORY) if name.startswith(prefix))
+    except FileNotFoundError:
+        return []
+
+
+def _locked(root: str, path: str, *, waited: float | None) -> LockedError:
     try:
         with open(path, "rb") as file:
             holder = json.loads(file.read() or b"{}")
     except (OSError, ValueError):
         holder = {}
     who = ", ".join(f"{key} {printable(str(value))}" for key, value in holder.items()) or "holder unknown"
+    still = f", also after {waited:g} s" if waited else ""
     return LockedError(
-        f"another run has the view root {printable(root)} ({who})",
+        f"another run has the view root {printable(root)}{still} ({who})",
         kind="locked",
-        hint="Wait for it, or give this selection a root of its own with --name.",
+        hint="Wait for it (--wait), or give this selection a root of its own with --name.",
     )

@@ -63,6 +63,44 @@ class Snapshot:
     source: str
     transaction: int
     """ZFS: ``createtxg``. Btrfs: ``otransid``."""
+    identity: str = ""
+    """What no other snapshot has, whatever its name. ZFS: ``guid``. Btrfs: the subvolume's UUID."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """Something that a run is about to make, or has made.
+
+    ``kind`` is "zfs", "btrfs" or "directory". ``place`` is the pool, the UUID of the Btrfs filesystem, or empty; ``name``
+    the snapshot's name, its path below the top-level subvolume, or the directory. ``origin`` is what a Btrfs snapshot is
+    made of (that subvolume's UUID), or the boot that a directory is made in. ``identity`` is the snapshot's guid (ZFS)
+    or UUID (Btrfs) and ``transaction`` its createtxg or otransid: None until it is made.
+    """
+
+    kind: str
+    place: str
+    name: str
+    origin: str = ""
+    identity: str | None = None
+    transaction: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot" or "directory".
+
+    ``place`` and ``name`` as in :class:`Intent`. ``proof`` says why it is ours, ``command`` is what a person would type to
+    remove it.
+    """
+
+    run_id: str
+    kind: str
+    place: str
+    name: str
+    proof: str
+    command: str
+    problem: str | None = None
+    """Why it is not, or could not be, removed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +121,9 @@ class SnapshotSet:
     pool: str
     snapshots: tuple[Snapshot, ...]
     instant: Instant
+    untied_ns: int | None = None
+    """From right before the snapshot call until the kernel had tied the set to the run's processes; None where nothing of
+    it can be tied. Nanoseconds, monotonic."""
 
     @property
     def one_instant(self) -> bool:

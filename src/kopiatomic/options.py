@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import dataclass
 
 from kopiatomic.errors import UsageError
 from kopiatomic.text import printable
+
+DEFAULT_DIRECTORY = "/var/lib/kopiatomic"
+"""Where the state database is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +31,10 @@ class Options:
     require_atomic: bool = False
     dry_run: bool = False
     maintenance: bool = True
+    timeout: float | None = None
+    wait: float | None = None
+    state_dir: str = DEFAULT_DIRECTORY
+    keep_history: float = 400 * 86400.0
 
 
 def check_name(name: str) -> None:
@@ -52,3 +60,15 @@ def words(flag: str, text: str) -> list[str]:
     if flag == "-c" and not found:
         raise UsageError("-c: the command is empty", kind="no-command", hint="For example: -c 'tar -cf /backup.tar'")
     return found
+
+
+_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[smhd]?)")
+
+
+def duration(text: str) -> float:
+    """Seconds, from ``90``, ``30s``, ``10m``, ``2h`` or ``1d``. Raises ValueError."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{text!r} is not a duration such as 90, 30s, 10m, 2h or 1d")
+    return float(found["number"]) * _UNITS[found["unit"]]

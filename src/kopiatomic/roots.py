@@ -12,6 +12,8 @@ import stat
 
 from kopiatomic import locks
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Intent
+from kopiatomic.system import linux
 from kopiatomic.system.mountinfo import parents
 from kopiatomic.text import printable
 
@@ -41,13 +43,19 @@ def check(root: str) -> None:
         raise _refused(root, error.strerror or str(error), "Choose another with --mount-root.") from None
     if not stat.S_ISDIR(status.st_mode):
         raise _refused(root, "it is not a directory", "Choose another with --mount-root.")
-    foreign = [name for name in os.listdir(root) if not os.path.exists(_mark(os.path.join(root, name)))]
+    foreign = [name for name in os.listdir(root) if not os.path.exists(note_of(os.path.join(root, name)))]
     if foreign:
         raise _refused(
             root,
             f"it is not empty ({printable(foreign[0])})",
             "The view would hide what is in it. Choose an empty or new directory with --mount-root.",
         )
+
+
+def intents(root: str) -> list[Intent]:
+    """The directories that :func:`make` would make now."""
+    missing = [directory for directory in (root, *parents(root)) if not os.path.lexists(directory)]
+    return [Intent("directory", "", directory, origin=linux.boot_id()) for directory in missing]
 
 
 def make(root: str) -> None:
@@ -63,7 +71,7 @@ def make(root: str) -> None:
             except OSError as error:
                 for above in reversed(made):
                     os.rmdir(above)
-                    os.unlink(_mark(above))
+                    os.unlink(note_of(above))
                 raise _refused(
                     root,
                     f"{printable(directory)} cannot be made: {error.strerror}",
@@ -74,13 +82,18 @@ def make(root: str) -> None:
 
 def _make(directory: str) -> None:
     """Make one directory, noted before it is there. Raises OSError; then there is neither."""
-    with open(_mark(directory), "wb") as mark:
-        mark.write(os.fsencode(directory))
+    note(directory)
     try:
         os.mkdir(directory, 0o700)
     except OSError:
-        os.unlink(_mark(directory))
+        os.unlink(note_of(directory))
         raise
+
+
+def note(directory: str) -> None:
+    """Say in the lock directory that a run makes, or made, this directory."""
+    with open(note_of(directory), "wb") as mark:
+        mark.write(os.fsencode(directory))
 
 
 def remove(root: str) -> list[str]:
@@ -98,7 +111,7 @@ def _remove(root: str) -> list[str]:
     left = []
     with locks.clean_up():
         for directory in (root, *parents(root)):
-            mark = _mark(directory)
+            mark = note_of(directory)
             if not os.path.exists(mark) or (directory != root and not locks.is_free(directory)):
                 break
             try:
@@ -106,19 +119,20 @@ def _remove(root: str) -> list[str]:
             except FileNotFoundError:
                 pass
             except OSError as error:
-                if error.errno != errno.ENOTEMPTY or (directory == root and not _only_ours(directory)):
+                if error.errno != errno.ENOTEMPTY or (directory == root and not only_ours(directory)):
                     left.append(f"directory {printable(directory)}: {error.strerror} (remove it with: rmdir)")
                 break
             os.unlink(mark)
     return left
 
 
-def _only_ours(directory: str) -> bool:
+def only_ours(directory: str) -> bool:
     """Whether a directory holds only other runs' roots: the last of them removes it."""
-    return all(os.path.exists(_mark(os.path.join(directory, name))) for name in os.listdir(directory))
+    return all(os.path.exists(note_of(os.path.join(directory, name))) for name in os.listdir(directory))
 
 
-def _mark(directory: str) -> str:
+def note_of(directory: str) -> str:
+    """The file that says that a run made a directory."""
     return locks.path_of("made", directory)
 
 

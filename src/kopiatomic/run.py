@@ -6,19 +6,27 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from kopiatomic import engines, facts, hooks, locks, plan, roots, snapshots
+from kopiatomic import engines, facts, hooks, locks, plan, root_leftovers, roots, snapshots
 from kopiatomic.engines import Engine, Job
 from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, internal
 from kopiatomic.launcher import Checked
+from kopiatomic.locks import Held
+from kopiatomic.masking import Secrets
 from kopiatomic.model import EngineEnd, Plan, Progress, Sets
 from kopiatomic.options import Options, check_name, words
+from kopiatomic.output.summary import cleared_lines
+from kopiatomic.ownership import PREFIX
+from kopiatomic.patience import Patience
+from kopiatomic.recorder import Recorder
+from kopiatomic.records import Records
+from kopiatomic.recovery import Recovery
 from kopiatomic.report import EngineReport, Report
 from kopiatomic.supervisor import Supervisor
-from kopiatomic.system import signals
+from kopiatomic.system import linux, signals
 from kopiatomic.text import ended, printable
 from kopiatomic.views import View, merged, missing_text
 
@@ -49,7 +57,11 @@ def new_run_id() -> str:
 def backup(options: Options, listener: Listener) -> Report:
     """Do a whole run. Every failure is in the report, defects of kopiatomic included; nothing is raised."""
     report = Report(new_run_id(), options.mount_root, options.dry_run)
-    with signals.handled(), _failures_in(report):
+
+    def refuse_to_stop() -> None:
+        listener.warning("Ctrl-Z does not stop a run: it would keep its snapshots for as long; Ctrl-C ends it")
+
+    with signals.handled(limit=options.timeout, on_stop=refuse_to_stop), _failures_in(report):
         _Run(options, report, listener).run()
     return report
 
@@ -82,6 +94,11 @@ class _Run:
         self._options = options
         self._report = report
         self._listener = listener
+        self._secrets: Secrets
+        self._held: Held
+        self._recorder: Recorder
+        self._unfinished = False
+        """Whether the keeper lives on, since a suspended pool holds it up."""
 
     def run(self) -> None:
         options, report = self._options, self._report
@@ -103,19 +120,68 @@ class _Run:
             engine = engines.create(command, extra, maintenance=options.maintenance)
             report.engine = EngineReport(engine.name, None, engine.describe(report.plan))
             return
-        with locks.view_root(root, self._holder()):
+        engine = engines.create(command, extra, maintenance=options.maintenance)
+        self._secrets = Secrets(sys.argv[1:], os.environ, engine.secrets)
+        for value in self._secrets.values:
+            linux.hide_argument(value)
+        shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
+        with locks.run(report.run_id) as held, self._recorded(held, shown), _failures_in(report):
+            locks.take_root(held, root, self._holder(shown), options.wait)
+            self._clear_leftovers()
             report.plan = self._select(root)
-            with report.phase("check"):
-                roots.check(root)
-                for maker in snapshots.makers(report.plan, report.run_id):
-                    maker.check()
-                engine = engines.create(command, extra, maintenance=options.maintenance)
-                report.engine = EngineReport(engine.name, None)
-                self._listener.phase(f"checking {engine.name}")
-                for warning in engine.check(report.plan):
-                    self._warn(warning)
-                report.engine.version = engine.version
+            self._prepare(engine, report.plan)
             self._between_hooks(engine)
+
+    @contextmanager
+    def _recorded(self, held: Held, shown: str) -> Iterator[None]:
+        """Put the run on record, from its first lock to its exit code."""
+        self._held = held
+        records = Records(self._options.state_dir)
+        self._recorder = Recorder(records, self._report, self._secrets, self._warn)
+        self._recorder.begin(shown, self._options.keep_history)
+        try:
+            yield
+        finally:
+            with signals.deferred():
+                self._recorder.end()
+
+    def _clear_leftovers(self) -> None:
+        """Clear what dead runs left, before anything of this one is made."""
+        with self._report.phase("recover"):
+            recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=False, warn=self._warn)
+            cleared = self._recorder.attempt(recovery.recorded)
+            noted = root_leftovers.unrecorded(None, lambda _: True)
+            recovery.remove(noted)
+            recovery.remove_stale_files()
+        for line in cleared_lines(cleared or recovery.cleared):
+            self._warn(line)
+
+    def _report_unrecorded(self, plan: Plan) -> None:
+        """Name what dead runs left off the record in the pools and filesystems of the plan: 'recover' removes that."""
+        names: dict[str, set[str]] = {}
+        for taken in plan.taken:
+            names.setdefault(taken.dataset.filesystem, set()).add(taken.dataset.pool)
+        recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=True, warn=self._warn)
+        for leftover in recovery.unrecorded(names).leftovers:
+            self._warn(
+                f"{printable(leftover.name)} was left by run {leftover.run_id}, of which there is no record here "
+                f"({leftover.proof}): 'kopiatomic recover' removes it"
+            )
+
+    def _prepare(self, engine: Engine, selected: Plan) -> None:
+        """Everything that can be known before anything is made."""
+        report = self._report
+        with report.phase("check"):
+            self._recorder.require(selected)
+            roots.check(report.root)
+            for maker in snapshots.makers(selected, report.run_id):
+                maker.check()
+            self._report_unrecorded(selected)
+            report.engine = EngineReport(engine.name, None)
+            self._listener.phase(f"checking {engine.name}")
+            for warning in engine.check(selected):
+                self._warn(warning)
+            report.engine.version = engine.version
 
     def _finish(self, engine: Engine) -> None:
         """What the engine put off; the backup is saved, so nothing that goes wrong here makes it a failure."""
@@ -129,9 +195,9 @@ class _Run:
         except OSError as error:
             self._warn(f"{engine.name}'s maintenance: {error.strerror}")
 
-    def _holder(self) -> Mapping[str, object]:
+    def _holder(self, shown: str) -> Mapping[str, object]:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-        return {"run": self._report.run_id, "pid": os.getpid(), "since": since}
+        return {"run": self._report.run_id, "pid": os.getpid(), "since": since, "command": shown}
 
     def _warn(self, text: str) -> None:
         if text not in self._report.warnings:
@@ -153,7 +219,7 @@ class _Run:
             everything=options.everything,
             recursive=options.recursive,
             root=root,
-            suffix=f"@{snapshots.PREFIX}{self._report.run_id}",
+            suffix=f"@{PREFIX}{self._report.run_id}",
         )
         found = facts.gather(options.names, everything=options.everything, recursive=options.recursive)
         return plan.select(found, request)
@@ -208,11 +274,28 @@ class _Run:
                 checked = self._run_engine(engine, supervisor, job)
         finally:
             with signals.deferred():
-                report.left_behind += roots.remove(report.root)
+                self._let_go_of_root()
         report.engine.end = checked.end
         with report.phase("verify"), signals.deferred():
             report.engine.result = engine.judge(job, checked.end)
         self._conclude(checked)
+
+    def _let_go_of_root(self) -> None:
+        """Take the mount root away, and with it the record of all that was intended."""
+        if self._unfinished:
+            # The keeper does it: here it might wait for a suspended pool.
+            self._held.keep()
+            return
+        self._report.left_behind += roots.remove(self._report.root)
+        if not self._report.left_behind:
+            self._recorder.gone()
+
+    def _orphaned(self, left: Sequence[str]) -> None:
+        """In the keeper: end the run in place of the main process, which is gone."""
+        try:
+            self._recorder.end_as_orphan([*left, *roots.remove(self._report.root)])
+        finally:
+            self._held.let_go()
 
     @contextmanager
     def _frozen(self) -> Iterator[tuple[Supervisor, Sets]]:
@@ -220,14 +303,18 @@ class _Run:
         report = self._report
         for attempt in range(1, _FREEZE_TRIES + 1):
             assert report.plan is not None
-            supervisor = Supervisor(
-                report.plan, snapshots.makers(report.plan, report.run_id), lambda: roots.remove(report.root)
-            )
+            makers = snapshots.makers(report.plan, report.run_id)
+            pools = {t.dataset.pool for t in report.plan.taken if t.dataset.filesystem == "zfs"}
+            patience = Patience(pools, self._options.stop_timeout, self._warn)
+            supervisor = Supervisor(report.run_id, report.plan, makers, self._orphaned, patience)
             self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
             try:
+                intents = [intent for maker in makers for intent in maker.intents()]
+                self._recorder.intend([*intents, *roots.intents(report.root)], report.plan, self._options)
                 with supervisor:
                     with report.phase("snapshot"):
                         report.sets = supervisor.freeze()
+                    self._recorder.made()
                     self._look_again()
                     yield supervisor, report.sets
                     released = time.monotonic()
@@ -240,6 +327,7 @@ class _Run:
                 continue
             finally:
                 report.left_behind += supervisor.left
+                self._unfinished = supervisor.unfinished
             first = min(s.instant.monotonic_before for s in report.sets.sets)
             report.frozen_seconds = time.monotonic() - first / 1e9
             report.durations["release"] = time.monotonic() - released
@@ -310,10 +398,10 @@ class _Run:
                 if result.snapshot_id
                 else "Find out who removed it, and run again.",
             )
-        signum = signals.first()
-        if checked.end.stopped and signum is not None:
+        reason = signals.reason()
+        if checked.end.stopped and reason is not None:
             result.saved = result.complete = False
-            raise Interrupted(signum)
+            raise reason
         if not result.saved:
             raise _engine_failed(report.engine.name, result.message, checked.end)
         if not result.complete:

@@ -6,38 +6,57 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from kopiatomic import keeper, launcher
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Command, Plan, Sets
+from kopiatomic.ownership import PREFIX
+from kopiatomic.patience import Patience, SuspendedError
 from kopiatomic.snapshots import Maker
-from kopiatomic.system import channel, libzfs_core, signals
+from kopiatomic.system import channel, libzfs_core, process, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
+from kopiatomic.text import printable
 from kopiatomic.views import View
 
 RELEASE_TIMEOUT = 180.0
 """Seconds to wait for the keeper to have removed everything; it reports within 60 for each pool, unless one hangs."""
 
 _LAUNCHER_TIMEOUT = 10.0
+_KILLED_TIMEOUT = 30.0
+"""Seconds that an engine has to end after SIGKILL; only a call that nothing ends takes longer."""
+
+_HELD_UP_TIMEOUT = 2.0
+"""The same where a pool is suspended, which is why it may not end."""
 _READ = 1 << 16
 
 
 class Supervisor:
     """The processes of one run. A context manager: however the block is left, nothing of them stays.
 
-    ``left`` tells afterwards, in words, what could not be removed.
+    ``left`` tells afterwards, in words, what could not be removed. ``unfinished`` says that a suspended pool holds the
+    keeper up: it lives on, removes everything when the pool resumes, and calls ``orphaned``.
     """
 
-    def __init__(self, plan: Plan, makers: list[Maker], remove_root: Callable[[], list[str]]) -> None:
+    def __init__(
+        self,
+        run_id: str,
+        plan: Plan,
+        makers: list[Maker],
+        orphaned: Callable[[Sequence[str]], None],
+        patience: Patience,
+    ) -> None:
+        self._run_id = run_id
         self._plan = plan
         self._makers = makers
-        self._remove_root = remove_root
+        self._orphaned = orphaned
+        self._patience = patience
         self._cleanup_fd: int | None = None
         self._launcher_pidfd: int | None = None
         self.left: list[str] = []
+        self.unfinished = False
 
     def __enter__(self) -> Self:
         if any(maker.needs_descriptor() for maker in self._makers):
@@ -54,7 +73,7 @@ class Supervisor:
             launcher_to_main=launcher_to_main,
             streams=launcher.Streams(stdout, stderr),
             close_in_child=self._close_own_ends,
-            remove_root=self._remove_root,
+            orphaned=self._orphaned,
         )
         self._keeper_pid = os.fork()
         if self._keeper_pid == 0:
@@ -116,11 +135,12 @@ class Supervisor:
         wakeup = signals.fd()
         if wakeup is not None:
             poll.register(wakeup, select.POLLIN)
-        stopping = _Stopping(self._launcher, stop_timeout)
+        stopping = _Stopping(self._launcher, stop_timeout, self._patience)
         result: object = None
         while streams or result is None:
             stopping.consider()
-            for fd, _ in poll.poll(stopping.milliseconds()):
+            self._look_at_pools(stopping)
+            for fd, _ in poll.poll(_milliseconds(stopping.interval(), self._patience.interval())):
                 if fd == wakeup:
                     signals.drain()
                 elif fd in streams:
@@ -137,9 +157,17 @@ class Supervisor:
         assert isinstance(result, launcher.Checked)
         return result
 
+    def _look_at_pools(self, stopping: _Stopping) -> None:
+        """Give a suspended pool up when it has been waited for long enough. Raises SuspendedError."""
+        try:
+            self._patience.look()
+        except SuspendedError:
+            stopping.kill()
+            raise
+
     def _from_keeper(self) -> object:
         try:
-            message = self._keeper.receive()
+            message = self._patience.receive(self._keeper)
         except ClosedError:
             raise _died("keeper") from None
         if isinstance(message, KopiatomicError):
@@ -148,7 +176,7 @@ class Supervisor:
 
     def _from_launcher(self) -> object:
         try:
-            message = self._launcher.receive()
+            message = self._patience.receive(self._launcher)
         except ClosedError:
             raise _died("launcher") from None
         if isinstance(message, KopiatomicError):
@@ -165,67 +193,138 @@ class Supervisor:
         """Launcher first, with everything in its namespaces; then our copy of the descriptor; then the keeper's."""
         self._launcher.close()
         if self._launcher_pidfd is not None:
-            if not channel.pidfd_ended(self._launcher_pidfd, _LAUNCHER_TIMEOUT):
+            # What a suspended pool holds up is not waited for here: the keeper does that.
+            timeout = 0.0 if self._patience.suspended() else _LAUNCHER_TIMEOUT
+            if not channel.pidfd_ended(self._launcher_pidfd, timeout):
                 signal.pidfd_send_signal(self._launcher_pidfd, signal.SIGKILL)
-                channel.pidfd_ended(self._launcher_pidfd, _LAUNCHER_TIMEOUT)
+                channel.pidfd_ended(self._launcher_pidfd, timeout)
             os.close(self._launcher_pidfd)
         os.close(self._stdout)
         os.close(self._stderr)
-        channel.close_quietly(self._cleanup_fd)
-        self._cleanup_fd = None
         try:
-            self._keeper.send(keeper.Release())
-            deadline = time.monotonic() + RELEASE_TIMEOUT
-            message: object = None
-            while not isinstance(message, keeper.Released):
-                message = self._keeper.receive(max(0.0, deadline - time.monotonic()))
-            self.left += message.left
-            os.waitpid(self._keeper_pid, 0)
-        except TimeoutError:
-            self.left.append(
-                f"the snapshots: process {self._keeper_pid} still waits for the kernel to remove them (see 'zpool status')"
-            )
+            if os.waitid(os.P_PID, self._keeper_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+                raise ClosedError
+            self._release_keeper()
         except ClosedError:
-            # The keeper was killed. The kernel has ended the launcher with it; what nothing tied is removed from here.
+            # The keeper was killed. The kernel has ended the launcher with it; what nothing tied is removed in its place.
             os.waitpid(self._keeper_pid, 0)
-            self.left += keeper.remove_all(self._makers)
+            self._remove_in_its_place()
         finally:
             self._keeper.close()
+            self._close_descriptor()
+
+    def _close_descriptor(self) -> None:
+        channel.close_quietly(self._cleanup_fd)
+        self._cleanup_fd = None
+
+    def _release_keeper(self) -> None:
+        """Raises ClosedError where it was killed."""
+        self._close_descriptor()
+        self._keeper.send(keeper.Release())
+        deadline = time.monotonic() + RELEASE_TIMEOUT
+        message: object = None
+        try:
+            while not isinstance(message, keeper.Released):
+                message = self._patience.receive_at_the_end(self._keeper, max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            self._leave_alone(self._keeper_pid)
+            return
+        self.left += message.left
+        os.waitpid(self._keeper_pid, 0)
+
+    def _remove_in_its_place(self) -> None:
+        """In another child: the last close of the descriptor may wait for a pool."""
+        makers = self._makers
+
+        def remove() -> list[str]:
+            self._close_descriptor()
+            return keeper.remove_all(makers)
+
+        def receive(end: Channel) -> object:
+            # Only now, when the child has its copy: ours must not be the last.
+            self._close_descriptor()
+            return self._patience.receive_at_the_end(end, RELEASE_TIMEOUT)
+
+        try:
+            self.left += worker.call(remove, receive)
+        except worker.StuckError as error:
+            self._leave_alone(error.pid)
+        except (KopiatomicError, OSError) as error:
+            self.left.append(f"snapshots of this run may be left: {error} (kopiatomic recover removes them)")
+
+    def _leave_alone(self, pid: int) -> None:
+        """Say what waits for what. It goes on by itself when the kernel lets it."""
+        self.unfinished = True
+        waiting = ", ".join(f"{process_id} ({name})" for process_id, name in process.family(pid))
+        what = f"{len(self._plan.taken)} snapshot(s) named {PREFIX}{self._run_id} of {self._shown()}"
+        given_up = self._patience.given_up
+        if given_up:
+            pools = ", ".join(map(printable, given_up))
+            why = f"the pool {pools} is suspended (when its devices are back: zpool clear {pools})"
+        else:
+            why = "the kernel is not done yet (see 'zpool status', 'dmesg')"
+        self.left.append(f"{what}, for which these processes still wait: {waiting}; {why}")
+
+    def _shown(self) -> str:
+        names = [printable(taken.dataset.name) for taken in self._plan.taken]
+        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _milliseconds(*intervals: float | None) -> float | None:
+    """The shortest of some intervals in seconds, for poll(2)."""
+    known = [interval for interval in intervals if interval is not None]
+    return min(known) * 1000 + 1 if known else None
 
 
 class _Stopping:
     """Stops the engine when a signal came: once politely, then by force."""
 
-    def __init__(self, to_launcher: Channel, timeout: float) -> None:
+    def __init__(self, to_launcher: Channel, timeout: float, patience: Patience) -> None:
         self._channel = to_launcher
         self._timeout = timeout
+        self._patience = patience
         self._deadline: float | None = None
-        self._forced = False
+        self._forced: float | None = None
 
     def consider(self) -> None:
-        """Do what is due now."""
+        """Do what is due now. Raises KopiatomicError where not even SIGKILL has ended the engine."""
         if self._deadline is None and signals.count():
             self._deadline = time.monotonic() + self._timeout
             self._send(forcefully=False)
-        elif self._deadline is not None and not self._forced and self._due():
-            self._forced = True
+        elif self._deadline is not None and self._forced is None and self._due():
+            self.kill()
+        elif self._forced is not None and time.monotonic() - self._forced > self._killed_timeout():
+            raise KopiatomicError(
+                "the engine was killed and does not end: it waits in the kernel",
+                kind="engine-stuck",
+                hint="For a suspended pool or a network filesystem? See 'zpool status', 'dmesg'. It ends when the kernel "
+                "lets it, and what this run made goes with it.",
+            )
+
+    def _killed_timeout(self) -> float:
+        return _HELD_UP_TIMEOUT if self._patience.suspended() else _KILLED_TIMEOUT
+
+    def kill(self) -> None:
+        """End the engine by force."""
+        if self._forced is None:
+            self._forced = time.monotonic()
             self._send(forcefully=True)
 
     def _due(self) -> bool:
         return signals.count() > 1 or (self._deadline is not None and time.monotonic() >= self._deadline)
 
-    def milliseconds(self) -> float | None:
-        """How long may be waited before something is due."""
-        if self._deadline is None or self._forced:
-            return None
-        return max(0.0, self._deadline - time.monotonic()) * 1000 + 1
+    def interval(self) -> float | None:
+        """How long (seconds) may be waited before something is due."""
+        if self._forced is not None:
+            return _HELD_UP_TIMEOUT
+        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _send(self, *, forcefully: bool) -> None:
         try:
             self._channel.send(launcher.Stop(forcefully))
         except ClosedError:
             # Its end is found by who reads from it.
-            self._forced = True
+            return
 
 
 def _died(who: str) -> KopiatomicError:

@@ -156,6 +156,7 @@ def kopiatomic(tmp_path: Path) -> Kopiatomic:
             "LANG": "C.UTF-8",
             "PATH": os.environ["PATH"],
             "PYTHONPATH": str(SOURCE),
+            "KOPIATOMIC_STATE_DIR": str(tmp_path / "state"),
             "KOPIATOMIC_TEST_MARK": secrets.token_hex(8),
         }
     )

@@ -13,6 +13,7 @@ import pytest
 
 from kopiatomic import locks
 from kopiatomic.errors import KopiatomicError, LockedError
+from tests.unit.view_roots import view_root
 
 pytestmark = pytest.mark.usefixtures("lock_directory")
 
@@ -20,7 +21,7 @@ HOLDER = {"run": "20261122T101112Z-01234567", "pid": 4711}
 
 
 def refused(root: str = "/kopia") -> LockedError:
-    with pytest.raises(LockedError) as caught, locks.view_root(root, {}):
+    with pytest.raises(LockedError) as caught, view_root(root, {}):
         pass
     return caught.value
 
@@ -28,7 +29,7 @@ def refused(root: str = "/kopia") -> LockedError:
 @contextmanager
 def inherited(root: str) -> Iterator[int]:
     """A forked process that goes on with a lock it inherited, as keeper and launcher do."""
-    with locks.view_root(root, HOLDER):
+    with view_root(root, HOLDER):
         pid = os.fork()
         if pid == 0:
             time.sleep(60)
@@ -46,7 +47,7 @@ def inherited(root: str) -> Iterator[int]:
 
 
 def test_a_second_run_on_the_same_root_is_refused_and_told_who_has_it() -> None:
-    with locks.view_root("/kopia", HOLDER):
+    with view_root("/kopia", HOLDER):
         error = refused()
     assert error.exit_code == 75
     assert error.kind == "locked"
@@ -55,20 +56,20 @@ def test_a_second_run_on_the_same_root_is_refused_and_told_who_has_it() -> None:
 
 
 def test_other_roots_are_free() -> None:
-    with locks.view_root("/kopia", HOLDER), locks.view_root("/kopia/home", HOLDER):
+    with view_root("/kopia", HOLDER), view_root("/kopia/home", HOLDER):
         assert refused("/kopia/home").exit_code == 75
 
 
 def test_a_lock_goes_with_its_run_and_leaves_no_file(lock_directory: Path) -> None:
-    with locks.view_root("/kopia", HOLDER):
+    with view_root("/kopia", HOLDER):
         pass
-    with locks.view_root("/kopia", HOLDER):
+    with view_root("/kopia", HOLDER):
         pass
     assert list(lock_directory.iterdir()) == []
 
 
 def test_a_lock_goes_with_a_run_that_fails() -> None:
-    with pytest.raises(KeyError), locks.view_root("/kopia", HOLDER):
+    with pytest.raises(KeyError), view_root("/kopia", HOLDER):
         raise KeyError
     assert locks.is_free("/kopia")
 
@@ -76,12 +77,12 @@ def test_a_lock_goes_with_a_run_that_fails() -> None:
 def test_a_stale_file_that_nobody_holds_is_no_lock() -> None:
     locks.prepare()
     Path(locks.path_of("root", "/kopia")).write_text('{"pid": 1, "a longer holder": "than the new one"}')
-    with locks.view_root("/kopia", {"pid": 2}):
+    with view_root("/kopia", {"pid": 2}):
         assert "(pid 2)" in refused().message
 
 
 def test_a_holder_that_cannot_be_read_is_said_to_be_unknown() -> None:
-    with locks.view_root("/kopia", HOLDER):
+    with view_root("/kopia", HOLDER):
         Path(locks.path_of("root", "/kopia")).write_text("not json")
         assert "holder unknown" in refused().message
 
@@ -94,7 +95,7 @@ def test_a_lock_lives_while_any_process_of_its_run_does() -> None:
 
 
 def test_a_lock_is_not_inherited_by_programs() -> None:
-    with locks.view_root("/kopia", HOLDER):
+    with view_root("/kopia", HOLDER):
         links = [(fd, os.readlink(f"/proc/self/fd/{fd}")) for fd in os.listdir("/proc/self/fd") if fd_is_open(fd)]
         ours = [int(fd) for fd, target in links if target == locks.path_of("root", "/kopia")]
         assert ours
@@ -107,7 +108,7 @@ def fd_is_open(fd: str) -> bool:
 
 def test_asking_whether_a_root_is_free_does_not_take_it() -> None:
     assert locks.is_free("/kopia")
-    with locks.view_root("/kopia", HOLDER):
+    with view_root("/kopia", HOLDER):
         assert not locks.is_free("/kopia")
     assert locks.is_free("/kopia")
 
@@ -134,7 +135,7 @@ def _hammer(count: int) -> int:
     claim = Path(locks.DIRECTORY).parent / "claim"
     for _ in range(count):
         try:
-            with locks.view_root("/kopia", HOLDER):
+            with view_root("/kopia", HOLDER):
                 try:
                     claim.mkdir()
                 except FileExistsError:

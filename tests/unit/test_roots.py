@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import locks, roots
+from kopiatomic import roots
 from kopiatomic.errors import KopiatomicError
+from tests.unit.view_roots import view_root
 
 pytestmark = pytest.mark.usefixtures("lock_directory")
 
@@ -129,7 +130,7 @@ def test_nested_roots_of_several_runs_go_in_any_order(
         for name in ("", "a", "b"):
             root = str(base / name)
             holding[name] = held.enter_context(ExitStack())
-            holding[name].enter_context(locks.view_root(root, {}))
+            holding[name].enter_context(view_root(root, {}))
             roots.make(root)
         for position, name in enumerate(order):
             assert roots.remove(str(base / name)) == []

@@ -199,7 +199,8 @@ class Runner:
         sys.argv = ["kopiatomic", *words]
         for name in [name for name in os.environ if name.startswith(("KOPIA", "XDG", "PYTEST"))]:
             del os.environ[name]
-        os.environ.update({"HOME": str(self.folder), "LANG": "C.UTF-8", **env})
+        own = {"HOME": str(self.folder), "KOPIATOMIC_STATE_DIR": str(self.folder / "state"), "LANG": "C.UTF-8"}
+        os.environ.update({**own, **env})
         if before is not None:
             before()
         code: object = 98

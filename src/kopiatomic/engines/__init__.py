@@ -38,6 +38,10 @@ class Engine(Protocol):
     def version(self) -> str | None:
         """Its version, known after ``check``; None where it was not asked."""
 
+    @property
+    def secrets(self) -> Sequence[str]:
+        """Passwords that stood among its options: none of them may be shown or recorded."""
+
     def check(self, plan: Plan) -> list[str]:
         """Make sure that it can work, before anything is made. Returns warnings; raises KopiatomicError."""
 

@@ -35,6 +35,11 @@ class CommandEngine:
         """Not asked: any program may be meant."""
         return None
 
+    @property
+    def secrets(self) -> Sequence[str]:
+        """None are known: what any program takes for a password cannot be."""
+        return ()
+
     def check(self, plan: Plan) -> list[str]:
         """Find the program. Raises KopiatomicError of kind ``command-missing`` or ``command-not-executable``."""
         self._program = program.find(

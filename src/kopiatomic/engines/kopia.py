@@ -67,6 +67,11 @@ class Kopia:
         """kopia's version, known after :meth:`check`."""
         return self._client.version
 
+    @property
+    def secrets(self) -> Sequence[str]:
+        """The passwords that ``-o`` had: kopia gets them through its environment."""
+        return tuple(self._options.secrets.values())
+
     def check(self, plan: Plan) -> list[str]:
         """Make sure that kopia can back this plan up; three kopia processes, whatever the plan's size.
 

@@ -88,6 +88,7 @@ def _set(made: SnapshotSet, places: dict[tuple[str, str], str]) -> dict[str, Any
         "one_instant": made.one_instant,
         "transaction": made.snapshots[0].transaction if made.one_instant else None,
         "skew_seconds": sets.skew_ns / 1e9,
+        "untied_seconds": None if made.untied_ns is None else made.untied_ns / 1e9,
         "wall_before": instant_text(made.instant.wall_before),
         "wall_after": instant_text(made.instant.wall_after),
         "monotonic_before": made.instant.monotonic_before / 1e9,
@@ -97,6 +98,7 @@ def _set(made: SnapshotSet, places: dict[tuple[str, str], str]) -> dict[str, Any
                 "dataset": s.dataset,
                 "snapshot": s.source,
                 "transaction": s.transaction,
+                "identity": s.identity,
                 "path": places.get((made.filesystem, s.dataset)),
             }
             for s in made.snapshots

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING
 
 from kopiatomic.model import Plan, Sets
 from kopiatomic.output.document import instant_text
 from kopiatomic.report import EngineReport, Report
 from kopiatomic.text import printable
+
+if TYPE_CHECKING:
+    from kopiatomic.recovery import Cleared
 
 _LISTED = 20
 """How many datasets the summary lists; the rest is counted (--verbose lists all)."""
@@ -36,6 +40,7 @@ def summary(report: Report, *, verbose: bool) -> list[Line]:
     if not report.left_behind:
         lines.append(("", f"Removed:  all snapshots and mounts; they existed for {duration(report.frozen_seconds)}"))
     if verbose:
+        lines += [("", line) for line in _untied(report.sets)]
         lines.append(("", "Times:    " + ", ".join(f"{k} {v:.2f} s" for k, v in report.durations.items())))
     return lines
 
@@ -105,6 +110,12 @@ def proof(sets: Sets) -> list[str]:
     return [("Proof:    " if not i else "          ") + line for i, line in enumerate(lines)]
 
 
+def _untied(sets: Sets) -> list[str]:
+    """For how long nothing but the record stood for the snapshots."""
+    spans = [f"{printable(s.pool)} {s.untied_ns / 1e6:.0f} ms" for s in sets.sets if s.untied_ns is not None]
+    return [f"Tied:     to this run's processes after {', '.join(spans)}"] if spans else []
+
+
 def _engine_lines(engine: EngineReport) -> list[str]:
     result = engine.result
     assert result is not None
@@ -122,6 +133,26 @@ def _engine_lines(engine: EngineReport) -> list[str]:
     if result.problem_count > len(result.problems):
         lines.append(f"  and {result.problem_count - len(result.problems)} more")
     return lines
+
+
+def cleared_lines(cleared: Cleared) -> list[str]:
+    """What a run says of what it found of dead ones, and what became of that."""
+    lines = [
+        f"run {run_id} was interrupted: its processes were killed, or the machine stopped"
+        for run_id in cleared.interrupted
+    ]
+    gone: dict[str, list[str]] = {}
+    for leftover in cleared.leftovers:
+        what = f"{leftover.kind.replace('-', ' ')} {printable(leftover.name)}"
+        if leftover.problem is None:
+            gone.setdefault(leftover.run_id, []).append(what)
+        else:
+            lines.append(f"{what} is left: {leftover.problem} (remove it with: {leftover.command})")
+    for run_id, names in gone.items():
+        whose = f"run {run_id}" if run_id else "a killed run"
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        lines.append(f"removed what {whose} left: {', '.join(names[:3])}{more}")
+    return lines + cleared.problems
 
 
 def size(count: int | None) -> str:

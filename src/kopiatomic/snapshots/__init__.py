@@ -1,22 +1,21 @@
-"""Snapshots: one module a filesystem. A new one is a file with a :class:`Maker` and a line in :data:`MAKERS`."""
+"""Snapshots: a :class:`Maker` a filesystem, with a line in :data:`MAKERS`, and what finds its :data:`LEFTOVERS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from kopiatomic.model import Instant, Plan, SnapshotSet, Taken
+from kopiatomic.model import Instant, Intent, Leftover, Plan, SnapshotSet, Taken
+from kopiatomic.snapshots import btrfs_leftovers, zfs_leftovers
 from kopiatomic.snapshots.btrfs import BtrfsMaker
 from kopiatomic.snapshots.zfs import ZfsMaker
-
-PREFIX = "kopiatomic_"
-"""Every snapshot of ours is named this plus the run's id."""
 
 
 class Maker(Protocol):
     """Makes and removes the set of one pool or one filesystem.
 
-    Order of the calls: ``check`` (in the main process, before hooks and all), ``prepare`` (in the keeper), ``make`` (the
+    Order of the calls: ``check`` (in the main process, before hooks and all), ``intents`` (there as well; they are put on
+    record), ``prepare`` (in the keeper), ``make`` (the
     snapshots: nothing else, so that the instants of several sets lie close together), ``tie`` (to the life of the run's
     processes, where the kernel offers that), ``read_back``; and when no mount of them is left and the run's descriptor is
     closed, ``remove``.
@@ -24,6 +23,9 @@ class Maker(Protocol):
 
     def check(self) -> None:
         """Find out whether a set can be made at all: libraries, devices, permissions. Raises KopiatomicError."""
+
+    def intents(self) -> list[Intent]:
+        """What ``make`` will make, by exact name. Raises VanishedError, KopiatomicError."""
 
     def prepare(self) -> None:
         """Open what is to be snapshotted, and see that it is still there. Raises VanishedError, KopiatomicError."""
@@ -44,7 +46,25 @@ class Maker(Protocol):
         """
 
     def needs_descriptor(self) -> bool:
-        """Whether ``tie`` wants a descriptor."""
+        """Whether ``tie`` wants a descriptor, and so whether the kernel ties the set."""
+
+
+class Leftovers(Protocol):
+    """Finds and removes the snapshots that dead runs left. A module of functions."""
+
+    KIND: str
+
+    def recorded(self, run_id: str, intents: Sequence[Intent], /) -> list[Leftover]:
+        """Those of a dead run's intents that exist and are ours. Raises KopiatomicError where that cannot be told."""
+
+    def unrecorded(self, names: Iterable[str] | None, is_dead: Callable[[str], bool], /) -> list[Leftover]:
+        """Those in these pools or filesystems (None: in all) that bear a dead run's name and this host's mark."""
+
+    def remove(self, leftovers: Sequence[Leftover], /) -> list[Leftover]:
+        """Remove them; returns what is left, with the problem. May wait for the kernel. Raises KopiatomicError."""
+
+
+LEFTOVERS: dict[str, Leftovers] = {"zfs": zfs_leftovers, "btrfs": btrfs_leftovers}
 
 
 MAKERS: dict[str, Callable[[str, str, Sequence[Taken]], Maker]] = {"zfs": ZfsMaker, "btrfs": BtrfsMaker}
@@ -56,4 +76,4 @@ def makers(plan: Plan, run_id: str) -> list[Maker]:
     for taken in plan.taken:
         groups.setdefault((taken.dataset.filesystem, taken.dataset.pool), []).append(taken)
     order = sorted(groups, key=lambda key: (list(MAKERS).index(key[0]), key[1]))
-    return [MAKERS[filesystem](PREFIX + run_id, pool, groups[filesystem, pool]) for filesystem, pool in order]
+    return [MAKERS[filesystem](run_id, pool, groups[filesystem, pool]) for filesystem, pool in order]

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shlex
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from kopiatomic.errors import KopiatomicError, VanishedError
-from kopiatomic.model import Instant, Snapshot, SnapshotSet, Taken
+from kopiatomic.model import Instant, Intent, Snapshot, SnapshotSet, Taken
+from kopiatomic.ownership import PREFIX, PROPERTY, TAG, mark
 from kopiatomic.system import libzfs_core, process
-from kopiatomic.text import printable
-
-PROPERTY = "kopiatomic:run"
-"""The user property that says which run made a snapshot; only source ``local`` counts."""
-
-TAG = "kopiatomic"
-"""Our hold's tag."""
+from kopiatomic.text import ended, printable
 
 GONE_TIMEOUT = 60.0
 """Seconds to wait for the kernel to have destroyed a released set."""
@@ -29,10 +27,10 @@ _ARGUMENT_BYTES = 1 << 20
 class ZfsMaker:
     """The set of one pool."""
 
-    def __init__(self, name: str, pool: str, taken: Sequence[Taken]) -> None:
-        self._run_id = name.partition("_")[2]
+    def __init__(self, run_id: str, pool: str, taken: Sequence[Taken]) -> None:
+        self._mark = str(mark(run_id))
         self._pool = pool
-        self._names = [f"{t.dataset.name}@{name}" for t in taken]
+        self._names = [f"{t.dataset.name}@{PREFIX}{run_id}" for t in taken]
 
     def needs_descriptor(self) -> bool:
         """Temporary holds hang on it."""
@@ -42,6 +40,10 @@ class ZfsMaker:
         """Load libzfs_core; the keeper inherits it."""
         libzfs_core.prepare()
 
+    def intents(self) -> list[Intent]:
+        """The exact names."""
+        return [Intent("zfs", self._pool, name) for name in self._names]
+
     def prepare(self) -> None:
         """Nothing: datasets go by name, and the call itself tells which are gone."""
 
@@ -49,7 +51,7 @@ class ZfsMaker:
         """One call, one transaction group. Raises VanishedError, KopiatomicError."""
         before = time.time_ns(), time.monotonic_ns()
         try:
-            libzfs_core.snapshot(self._names, {PROPERTY: self._run_id})
+            libzfs_core.snapshot(self._names, {PROPERTY: self._mark})
         except libzfs_core.ZfsCallError as error:
             raise self._snapshot_error(error) from None
         monotonic_after, wall_after = time.monotonic_ns(), time.time_ns()
@@ -70,7 +72,7 @@ class ZfsMaker:
 
     def read_back(self, instant: Instant) -> SnapshotSet:
         """``createtxg`` of each: equal within a pool exactly if they are of one transaction group."""
-        found = dict(line.split("\t") for line in _list(self._names, "name,createtxg"))
+        found = look(self._names)
         missing = [name for name in self._names if name not in found]
         if missing:
             raise KopiatomicError(
@@ -78,7 +80,9 @@ class ZfsMaker:
                 kind="snapshot-gone",
                 hint="Somebody else destroys snapshots here; run again.",
             )
-        snapshots = tuple(Snapshot(name.partition("@")[0], name, int(found[name])) for name in self._names)
+        snapshots = tuple(
+            Snapshot(name.partition("@")[0], name, found[name].createtxg, found[name].guid) for name in self._names
+        )
         made = SnapshotSet("zfs", self._pool, snapshots, instant)
         if not made.one_instant:
             raise KopiatomicError(
@@ -90,7 +94,7 @@ class ZfsMaker:
 
     def remove(self) -> list[str]:
         """Wait until the kernel has destroyed the released set; destroy what nothing tied."""
-        left = _ours(self._names, self._run_id)
+        left = self._ours(self._names)
         deadline = time.monotonic() + GONE_TIMEOUT
         pause = 0.01
         while left and time.monotonic() < deadline:
@@ -100,8 +104,11 @@ class ZfsMaker:
                 # Still held or mounted: the kernel is not done with it yet.
                 time.sleep(pause)
                 pause = min(1.0, pause * 2)
-            left = _ours(left, self._run_id)
-        return [f"snapshot {printable(name)} (remove it with: zfs destroy '{printable(name)}')" for name in left]
+            left = self._ours(left)
+        return [f"snapshot {printable(name)} (remove it with: {destroy_command(name)})" for name in left]
+
+    def _ours(self, names: Sequence[str]) -> list[str]:
+        return [name for name, seen in look(names).items() if seen.mark == self._mark]
 
     def _snapshot_error(self, error: libzfs_core.ZfsCallError) -> KopiatomicError:
         numbers = set(error.errors.values()) or {error.errno}
@@ -112,6 +119,11 @@ class ZfsMaker:
         reason, hint = _REASONS.get(number, (os.strerror(number), "See 'zpool status' and 'dmesg'."))
         on = ", ".join(printable(name.partition("@")[0]) for name in sorted(error.errors)[:3]) or f"pool {self._pool}"
         return KopiatomicError(f"no snapshot was made of {on}: {reason}", kind="zfs-snapshot", hint=hint)
+
+
+def destroy_command(name: str) -> str:
+    """What a person types to destroy a snapshot."""
+    return shlex.join(["zfs", "destroy", printable(name)])
 
 
 _REASONS = {
@@ -129,18 +141,46 @@ _REASONS = {
 }
 
 
-def _list(names: Sequence[str], columns: str) -> list[str]:
-    """Lines of ``zfs list`` for snapshots asked for by exact name; those that do not exist are left out."""
-    lines: list[str] = []
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A snapshot as it is now. ``mark`` is our property's value if it is set on the snapshot itself, else empty."""
+
+    guid: str
+    createtxg: int
+    mark: str
+    holds: int
+
+
+def look(names: Sequence[str]) -> dict[str, Seen]:
+    """Those of the snapshots that exist, asked for by exact name: listing all of a pool is slow.
+
+    Raises KopiatomicError where that one does not exist is not certain.
+    """
+    fields: dict[str, dict[str, str]] = {}
+    gone: set[str] = set()
     for part in _parts(names):
-        result = process.run(
-            ["zfs", "list", "-Hp", "-t", "snapshot", "-o", columns, "--", *part],
-            timeout=_READ_TIMEOUT,
-            environment={**os.environ, "LC_ALL": "C"},
-            keep=1 << 30,
-        )
-        lines += result.stdout.decode("utf-8", "surrogateescape").splitlines()
-    return lines
+        columns = f"guid,createtxg,userrefs,{PROPERTY}"
+        result = _zfs(["get", "-Hp", "-t", "snapshot", "-o", "name,property,value,source", columns, *part])
+        for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
+            name, key, value, source = line.split("\t")
+            fields.setdefault(name, {})[key] = value if key != PROPERTY or source == "local" else ""
+        gone |= {found.group(1) for found in _GONE.finditer(result.stderr.decode("utf-8", "surrogateescape"))}
+        if unknown := set(part) - fields.keys() - gone:
+            raise KopiatomicError(
+                f"it cannot be told whether the snapshot {printable(min(unknown))} exists: "
+                f"{result.errors.partition(chr(10))[0] or ended(result.status)}",
+                kind="zfs-look",
+                hint="See 'zpool status'.",
+            )
+    return {name: Seen(f["guid"], int(f["createtxg"]), f[PROPERTY], int(f["userrefs"])) for name, f in fields.items()}
+
+
+_GONE = re.compile(r"^cannot open '(.*)': dataset does not exist$", re.MULTILINE)
+
+
+def _zfs(words: Sequence[str]) -> process.Finished:
+    environment = {**os.environ, "LC_ALL": "C"}
+    return process.run(["zfs", *words], timeout=_READ_TIMEOUT, environment=environment, keep=1 << 30)
 
 
 def _parts(names: Sequence[str]) -> list[list[str]]:
@@ -153,20 +193,3 @@ def _parts(names: Sequence[str]) -> list[list[str]]:
             size = len(name) + 1
         parts[-1].append(name)
     return parts
-
-
-def _ours(names: Sequence[str], run_id: str) -> list[str]:
-    """Those of the names that exist and that carry our property, set on the snapshot itself, with this run's id."""
-    ours = []
-    for part in _parts(names):
-        result = process.run(
-            ["zfs", "get", "-Hp", "-t", "snapshot", "-o", "name,value,source", PROPERTY, *part],
-            timeout=_READ_TIMEOUT,
-            environment={**os.environ, "LC_ALL": "C"},
-            keep=1 << 30,
-        )
-        for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
-            fields = line.split("\t")
-            if fields[1:] == [run_id, "local"]:
-                ours.append(fields[0])
-    return ours

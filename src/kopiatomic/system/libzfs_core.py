@@ -125,6 +125,9 @@ class _List:
     def add_boolean(self, name: str) -> None:
         _check("nvlist_add_boolean", _nvpair().nvlist_add_boolean(self.pointer, os.fsencode(name)))
 
+    def add_list(self, name: str, value: _List) -> None:
+        _check("nvlist_add_nvlist", _nvpair().nvlist_add_nvlist(self.pointer, os.fsencode(name), value.pointer))
+
     def add_string(self, name: str, value: str) -> None:
         number = _nvpair().nvlist_add_string(self.pointer, os.fsencode(name), os.fsencode(value))
         _check("nvlist_add_string", number)
@@ -187,6 +190,16 @@ def hold(names: Iterable[str], tag: str, cleanup_fd: int) -> None:
         for name in names:
             holds.add_string(name, tag)
         _finish("hold", _core().lzc_hold(holds.pointer, cleanup_fd, ctypes.byref(errors)), errors)
+
+
+def release(names: Iterable[str], tag: str) -> None:
+    """Take away the holds with this tag. Raises ZfsCallError; holds with other tags stay."""
+    errors = ctypes.c_void_p()
+    with _List() as holds, _List() as tags:
+        tags.add_boolean(tag)
+        for name in names:
+            holds.add_list(name, tags)
+        _finish("release", _core().lzc_release(holds.pointer, ctypes.byref(errors)), errors)
 
 
 def destroy(names: Iterable[str], *, deferred: bool) -> None:

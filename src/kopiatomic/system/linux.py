@@ -40,6 +40,16 @@ _MOUNT_ATTR_NODEV = 0x04
 _MOUNT_ATTR_NOEXEC = 0x08
 
 
+@cache
+def boot_id() -> str:
+    """A name for this boot of the machine; empty where the kernel gives none."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
@@ -52,6 +62,25 @@ def _libc() -> ctypes.CDLL:
 def _failed(*names: str | bytes) -> OSError:
     number = ctypes.get_errno()
     return OSError(number, os.strerror(number), *(os.fsdecode(n) for n in names))
+
+
+def hide_argument(value: str) -> None:
+    """Overwrite a text in this process's command line, as ps(1) shows it; quietly nothing where that cannot be done."""
+    try:
+        with open("/proc/self/stat", "rb") as file:
+            # proc_pid_stat(5): fields 48 and 49, counted from behind the name, which may hold anything.
+            fields = file.read().rpartition(b")")[2].split()
+        start, end = int(fields[45]), int(fields[46])
+    except (OSError, ValueError, IndexError):
+        return
+    wanted = os.fsencode(value)
+    if not wanted or not 0 < start < end:
+        return
+    words = ctypes.string_at(start, end - start)
+    position = words.find(wanted)
+    while position >= 0:
+        ctypes.memset(start + position, ord("*"), len(wanted))
+        position = words.find(wanted, position + len(wanted))
 
 
 def unshare(flags: int) -> None:

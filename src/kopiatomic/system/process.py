@@ -137,3 +137,18 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     for stream in (process.stdout, process.stderr):
         if stream is not None:
             stream.close()
+
+
+def family(pid: int) -> list[tuple[int, str]]:
+    """A process and all below it that still live: their ids and names. Linux's /proc; else the process alone."""
+    found = []
+    try:
+        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+            found.append((pid, printable(file.read().strip())))
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            children = [int(child) for child in file.read().split()]
+    except OSError:
+        return found or [(pid, "?")]
+    for child in children:
+        found += family(child)
+    return found

@@ -1,4 +1,4 @@
-"""Signals that ask a run to end: noted by a handler, raised as an exception only where a wait is safe to leave.
+"""What asks a run to end (signals, its time limit): noted by a handler, raised only where a wait is safe to leave.
 
 Signal handling belongs to the process, so this is a module and not an object. Every wait of the main process watches
 :func:`fd` and calls :func:`check`; clean-up runs inside :func:`deferred`, where signals are noted and not raised.
@@ -7,12 +7,14 @@ Signal handling belongs to the process, so this is a module and not an object. E
 from __future__ import annotations
 
 import os
+import select
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from kopiatomic.errors import Interrupted
+from kopiatomic.errors import Interrupted, TimedOut
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -20,6 +22,7 @@ _pending: list[int] = []
 _read_end = -1
 _write_end = -1
 _deferred = 0
+_limit = 0.0
 
 
 def _note(signum: int, _frame: FrameType | None) -> None:
@@ -27,18 +30,30 @@ def _note(signum: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def handled() -> Iterator[None]:
-    """Handle the ending signals; those ignored at the start (nohup, background jobs) stay ignored."""
-    global _read_end, _write_end
+def handled(*, limit: float | None = None, on_stop: Callable[[], None] | None = None) -> Iterator[None]:
+    """Handle the ending signals; those ignored at the start (nohup, background jobs) stay ignored.
+
+    ``limit`` is the time limit of the whole block in seconds; the kernel's timer does not follow a clock that jumps.
+    Ctrl-Z calls ``on_stop`` and stops nothing: a run that stood still would keep its snapshots for as long.
+    """
+    global _read_end, _write_end, _limit
     _read_end, _write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     previous_fd = signal.set_wakeup_fd(_write_end, warn_on_full_buffer=False)
-    previous = {s: signal.getsignal(s) for s in ENDING}
+    previous = {s: signal.getsignal(s) for s in (*ENDING, signal.SIGTSTP)}
     for signum, handler in previous.items():
-        if handler is not signal.SIG_IGN:
+        if handler is not signal.SIG_IGN and signum != signal.SIGTSTP:
             signal.signal(signum, _note)
+    if on_stop is not None and previous[signal.SIGTSTP] is not signal.SIG_IGN:
+        signal.signal(signal.SIGTSTP, lambda *_: on_stop())
+    if limit is not None:
+        previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, _note)
+        _limit = limit
+        signal.setitimer(signal.ITIMER_REAL, limit)
     try:
         yield
     finally:
+        if limit is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
         for signum, handler in previous.items():
             signal.signal(signum, handler)
         signal.set_wakeup_fd(previous_fd)
@@ -54,13 +69,15 @@ def fd() -> int | None:
 
 
 def count() -> int:
-    """How many ending signals came so far."""
+    """How many times the run was asked to end so far."""
     return len(_pending)
 
 
-def first() -> int | None:
-    """The first ending signal that came."""
-    return _pending[0] if _pending else None
+def reason() -> Interrupted | None:
+    """Why the run was first asked to end."""
+    if not _pending:
+        return None
+    return TimedOut(_limit) if _pending[0] == signal.SIGALRM else Interrupted(_pending[0])
 
 
 def drain() -> None:
@@ -76,8 +93,18 @@ def drain() -> None:
 def check() -> None:
     """Raise Interrupted if a signal came, unless signals are deferred."""
     drain()
-    if _pending and not _deferred:
-        raise Interrupted(_pending[0])
+    why = reason()
+    if why is not None and not _deferred:
+        raise why
+
+
+def sleep(seconds: float) -> None:
+    """Wait. Raises Interrupted."""
+    deadline = time.monotonic() + seconds
+    check()
+    while (left := deadline - time.monotonic()) > 0:
+        select.select([_read_end] if _read_end >= 0 else [], [], [], left)
+        check()
 
 
 @contextmanager
@@ -95,7 +122,7 @@ def forget() -> None:
     """In a forked child: back to the default actions, without the parent's descriptors."""
     global _read_end, _write_end
     signal.set_wakeup_fd(-1)
-    for signum in ENDING:
+    for signum in (*ENDING, signal.SIGALRM):
         if signal.getsignal(signum) is _note:
             signal.signal(signum, signal.SIG_DFL)
     for end in (_read_end, _write_end):

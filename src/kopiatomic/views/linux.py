@@ -109,6 +109,8 @@ class LinuxView:
             now = {p.step.place: p for p in self._take_prints([p.step for p in self._prints])}
         except KopiatomicError as error:
             return [error.message]
+        except OSError as error:
+            return [f"the view at {printable(self._root)} is gone ({error.strerror}): somebody removed its directory"]
         return [
             f"the snapshot of {printable(p.step.dataset)} was taken away or replaced while the engine ran"
             for p in self._prints

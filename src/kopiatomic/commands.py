@@ -1,0 +1,177 @@
+"""The commands beside a backup: what each does, from its arguments to its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from kopiatomic import errors, locks
+from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.output.console import Console
+from kopiatomic.output.history import lines_of, list_of
+from kopiatomic.records import Records, RunRecord
+from kopiatomic.recovery import Cleared, Recovery
+from kopiatomic.system import signals
+from kopiatomic.text import printable
+
+RECOVER_FORMAT = "kopiatomic-recover-1"
+HISTORY_FORMAT = "kopiatomic-history-1"
+
+
+def recover(state_dir: str, console: Console, *, dry_run: bool, as_json: bool) -> int:
+    """Remove what dead runs left; returns the exit code."""
+
+    def run() -> int:
+        _require_root("removing snapshots")
+        cleared = _recovered(Records(state_dir), console, dry_run=dry_run)
+        left = len(cleared.leftovers) + len(cleared.problems) if dry_run else cleared.left
+        if as_json:
+            console.result(json.dumps(_recover_document(cleared, dry_run=dry_run, left=left), indent=2))
+        else:
+            for line in _recover_lines(cleared, dry_run=dry_run, left=left):
+                console.result(line)
+        for problem in cleared.problems:
+            console.error_text(problem)
+        return errors.UNCLEAN if left else errors.SAVED
+
+    return _told(run, console)
+
+
+def _recovered(records: Records, console: Console, *, dry_run: bool) -> Cleared:
+    locks.prepare()
+    recovery = Recovery(records, own=None, dry_run=dry_run, warn=console.warning)
+    recovery.recorded()
+    known = len(recovery.cleared.leftovers)
+    recovery.unrecorded(None)
+    if not dry_run:
+        recovery.remove(recovery.cleared.leftovers[known:])
+        recovery.remove_stale_files()
+    for warning in records.warnings:
+        console.warning(warning)
+    return recovery.cleared
+
+
+def _recover_document(cleared: Cleared, *, dry_run: bool, left: int) -> dict[str, Any]:
+    return {
+        "format": RECOVER_FORMAT,
+        "dry_run": dry_run,
+        "leftovers": [
+            {
+                "run_id": leftover.run_id or None,
+                "kind": leftover.kind,
+                "place": leftover.place or None,
+                "name": leftover.name,
+                "proof": leftover.proof,
+                "action": leftover.command,
+                "done": not dry_run and leftover.problem is None,
+                "problem": leftover.problem,
+            }
+            for leftover in cleared.leftovers
+        ],
+        "interrupted": cleared.interrupted,
+        "alive": cleared.alive,
+        "problems": cleared.problems,
+        "left": left,
+    }
+
+
+def _recover_lines(cleared: Cleared, *, dry_run: bool, left: int) -> list[str]:
+    lines = []
+    for leftover in cleared.leftovers:
+        if leftover.problem is not None:
+            did = f"LEFT: {leftover.problem} (remove it with: {leftover.command})"
+        else:
+            did = "would be removed" if dry_run else "removed"
+        lines.append(f"{leftover.kind.replace('-', ' ')} {printable(leftover.name)}")
+        lines.append(f"  ours:   {leftover.proof or 'not proven'}")
+        lines.append(f"  {did}")
+    lines += [f"run {run_id} is alive: what it made is left alone" for run_id in cleared.alive]
+    lines += [f"run {run_id} was interrupted, and is on record as that now" for run_id in cleared.interrupted]
+    lines.append("Nothing is left." if not left else f"{left} thing(s) {'to remove' if dry_run else 'left'}.")
+    return lines
+
+
+def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_json: bool) -> int:
+    """Show what runs did; returns the exit code."""
+
+    def run() -> int:
+        _require_root("reading the records")
+        records = Records(state_dir)
+        runs = records.run(run_id) if run_id else records.history(limit)
+        if run_id and len(runs) != 1:
+            raise _not_one(run_id, runs)
+        if as_json:
+            document = {"format": HISTORY_FORMAT, "runs": [_run_document(record) for record in runs]}
+            console.result(json.dumps(document, indent=2))
+        elif run_id:
+            for line in lines_of(runs[0], result_of(runs[0]), records.intents(runs[0].id)):
+                console.result(line)
+        else:
+            for line in list_of([(record, result_of(record)) for record in runs]):
+                console.result(line)
+        for warning in records.warnings:
+            console.warning(warning)
+        return errors.SAVED
+
+    return _told(run, console)
+
+
+def result_of(record: RunRecord) -> str:
+    """How a run ended, in a word. One that has no end on record goes on, or was interrupted."""
+    if record.result is not None:
+        return record.result
+    return "running" if locks.alive(record.id) else "interrupted"
+
+
+def _not_one(run_id: str, runs: list[RunRecord]) -> KopiatomicError:
+    if not runs:
+        return KopiatomicError(
+            f"no run on record begins with {printable(run_id)}",
+            kind="no-such-run",
+            hint="'kopiatomic history' lists the runs; --state-dir and KOPIATOMIC_STATE_DIR say whose.",
+        )
+    return KopiatomicError(
+        f"{len(runs)} runs on record begin with {printable(run_id)}",
+        kind="ambiguous-run",
+        hint=f"Name one of them: {', '.join(record.id for record in runs[:5])}",
+    )
+
+
+def _run_document(record: RunRecord) -> dict[str, Any]:
+    return {
+        "run_id": record.id,
+        "version": record.version,
+        "command": record.command,
+        "root": record.root,
+        "started": record.started,
+        "ended": record.ended,
+        "result": result_of(record),
+        "exit_code": record.exit_code,
+        "document": record.document,
+    }
+
+
+def _require_root(what: str) -> None:
+    if os.geteuid() != 0:
+        raise KopiatomicError(f"{what} needs root", kind="not-root", hint="sudo kopiatomic ...")
+
+
+def _told(run: Callable[[], int], console: Console) -> int:
+    """Call, and turn what goes wrong into a message and an exit code."""
+    with signals.handled():
+        try:
+            return run()
+        except Interrupted as error:
+            console.error(error)
+            return error.exit_code
+        except KopiatomicError as error:
+            console.error(error)
+            return error.exit_code
+        except OSError as error:
+            console.error_text(f"the system refused something that kopiatomic needs: {error.strerror or error}")
+            return errors.FAILED
+        except Exception as error:
+            console.error(errors.internal(error))
+            return errors.FAILED

@@ -1,0 +1,101 @@
+"""What is on record of runs, in lines for a person. Pure: the console prints them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from kopiatomic.model import Intent
+from kopiatomic.output.summary import duration, size
+from kopiatomic.records import RunRecord
+from kopiatomic.text import printable
+
+
+def list_of(runs: Sequence[tuple[RunRecord, str]]) -> list[str]:
+    """A line for each run: id, when, how long, result with exit code, datasets, root."""
+    if not runs:
+        return ["No run is on record."]
+    rows = [("RUN", "STARTED (UTC)", "TOOK", "RESULT", "DATASETS", "ROOT")]
+    rows += [
+        (
+            run.id,
+            _time(run.started),
+            _took(run),
+            result if run.exit_code is None else f"{result} ({run.exit_code})",
+            str(len(run.document["datasets"])) if run.document else "-",
+            printable(run.root),
+        )
+        for run, result in runs
+    ]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return [
+        "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows
+    ]
+
+
+def lines_of(run: RunRecord, result: str, intents: Sequence[Intent]) -> list[str]:
+    """All that is on record of one run."""
+    lines = [
+        f"Run:      {run.id} (kopiatomic {run.version})",
+        f"Command:  {run.command}",
+        f"Root:     {printable(run.root)}",
+        f"Started:  {_time(run.started)} UTC",
+        f"Ended:    {_time(run.ended)} UTC, after {_took(run)}"
+        if run.ended is not None
+        else "Ended:    no end on record",
+        f"Result:   {result}" + (f", exit code {run.exit_code}" if run.exit_code is not None else ""),
+    ]
+    if run.document is not None:
+        lines += _document_lines(run.document)
+    lines += [
+        f"Perhaps left: {intent.kind} {printable(intent.name)} ('kopiatomic recover' looks)" for intent in intents
+    ]
+    return lines
+
+
+def _document_lines(document: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for kind in ("error", "hook_error"):
+        if document[kind]:
+            lines.append(f"Error:    {document[kind]['message']}")
+    for dataset in document["datasets"]:
+        lines.append(f"Dataset:  {printable(dataset['dataset'])} at {printable(dataset['path'])}")
+    lines += [f"Left out: {printable(o['dataset'])}: {o['reason']}" for o in document["left_out"]]
+    if document["instant"]:
+        one = "one instant" if document["atomic"] else f"NOT one instant, up to {document['skew_seconds']:.3f} s apart"
+        lines.append(f"Instant:  {document['instant']}, {one}")
+    for made in document["sets"]:
+        number = made["transaction"] if made["one_instant"] else "several"
+        lines.append(
+            f"Set:      {made['filesystem']} {printable(made['pool'])}: {len(made['snapshots'])}, transaction {number}"
+        )
+    lines += _engine_lines(document["engine"])
+    if document["frozen_seconds"] is not None:
+        lines.append(f"Frozen:   the snapshots existed for {duration(document['frozen_seconds'])}")
+    times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in document["durations"].items())
+    lines += [f"Times:    {times}"] if times else []
+    for key, label in (("incomplete", "Not complete"), ("left_behind", "Left behind"), ("warnings", "Warning")):
+        lines += [f"{label}: {text}" for text in document[key]]
+    return lines
+
+
+def _engine_lines(engine: Mapping[str, Any] | None) -> list[str]:
+    if engine is None:
+        return []
+    words = [engine["name"] + (f" {engine['version']}" if engine["version"] else "")]
+    if engine["snapshot_id"]:
+        words.append(f"snapshot {engine['snapshot_id']}")
+    statistics = engine["statistics"]
+    if "files_total" in statistics:
+        words.append(f"{statistics['files_total']:,} files, {size(statistics.get('bytes_total', 0))}")
+    return [f"Engine:   {', '.join(words)}"]
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(seconds))
+
+
+def _took(run: RunRecord) -> str:
+    # A clock that was set back says nothing about how long it took.
+    return "-" if run.ended is None or run.ended < run.started else duration(run.ended - run.started)

@@ -1,0 +1,76 @@
+"""What tells a run's things from everybody else's: their name, and a mark that names run and host."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+PREFIX = "kopiatomic_"
+"""Every snapshot of ours is named this plus the run's id."""
+
+PROPERTY = "kopiatomic:run"
+"""ZFS: the user property that carries the mark; only source ``local`` counts."""
+
+ATTRIBUTE = "trusted.kopiatomic.run"
+"""Btrfs: the extended attribute of a run's directory that carries the mark; only root reads and writes ``trusted``."""
+
+TAG = "kopiatomic"
+"""The tag of our holds. Holds with any other tag are somebody else's."""
+
+_RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
+_MACHINE_ID = Path("/etc/machine-id")
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Who made a thing: a run, on a host. As text ``RUN@HOST``."""
+
+    run_id: str
+    host: str
+
+    def __str__(self) -> str:
+        return f"{self.run_id}@{self.host}"
+
+    @property
+    def of_this_host(self) -> bool:
+        """Whether a run on this host made it, and not one whose disk or stream came here."""
+        return self.host == host_id()
+
+
+def mark(run_id: str) -> Mark:
+    """The mark of a run on this host."""
+    return Mark(run_id, host_id())
+
+
+def parse(text: str) -> Mark | None:
+    """Read a mark; None for any other text."""
+    run_id, at, host = text.partition("@")
+    return Mark(run_id, host) if at and is_run_id(run_id) and host else None
+
+
+def is_run_id(text: str) -> bool:
+    """Whether a text has the form of a run's id."""
+    return _RUN_ID.fullmatch(text) is not None
+
+
+def run_of(snapshot: str) -> str | None:
+    """The run that a snapshot's or directory's name (without its dataset) speaks of; None for foreign names."""
+    run_id = snapshot.removeprefix(PREFIX)
+    return run_id if run_id != snapshot and is_run_id(run_id) else None
+
+
+@cache
+def host_id() -> str:
+    """A name for this host that stays: a hash of its machine id (machine-id(5)), which shall not be shown, and its name.
+
+    Where either changes, what an earlier run left is no longer taken for ours without its record: it is left alone.
+    """
+    try:
+        machine = _MACHINE_ID.read_bytes().strip()
+    except OSError:
+        machine = b""
+    return hashlib.sha256(b"kopiatomic\0" + machine + b"\0" + os.fsencode(os.uname().nodename)).hexdigest()[:16]

@@ -1,0 +1,124 @@
+"""What one run puts on record, step by step. Where the state database cannot be used, the run is told once and goes on.
+
+Where safety needs the record (nothing of Btrfs is tied by the kernel), :meth:`Recorder.require` refuses to go on without it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from kopiatomic import __version__
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.masking import Secrets
+from kopiatomic.model import Intent, Plan
+from kopiatomic.options import Options
+from kopiatomic.output.document import document
+from kopiatomic.records import Records, RunRecord, StateError
+from kopiatomic.report import Report
+from kopiatomic.text import printable
+
+T = TypeVar("T")
+
+
+class Recorder:
+    """The record of one run. ``warn`` is told what goes wrong with it."""
+
+    def __init__(self, records: Records, report: Report, secrets: Secrets, warn: Callable[[str], None]) -> None:
+        self.records = records
+        self._report = report
+        self._secrets = secrets
+        self._warn = warn
+        self.problem: StateError | None = None
+        """Why there is no record."""
+
+    def begin(self, command: str, keep: float) -> None:
+        """Begin the record. Raises NewerStateError."""
+        run = RunRecord(
+            self._report.run_id, __version__, command, self._report.root, time.time(), None, None, None, None
+        )
+        self.attempt(lambda: self.records.begin(run, keep=keep))
+
+    def require(self, plan: Plan) -> None:
+        """Refuse a plan that is not safe without a record. Raises StateError."""
+        if self.problem is not None and any(taken.dataset.filesystem == "btrfs" for taken in plan.taken):
+            raise self.problem
+
+    def intend(self, intents: Sequence[Intent], plan: Plan, options: Options) -> None:
+        """Put on record what is about to be made. Raises StateError where that is needed and cannot be."""
+        selection = _selection(plan, options)
+        last = self.attempt(lambda: self.records.last_selection(self._report.root))
+        if last is not None:
+            self._compare(json.loads(last), json.loads(selection))
+        self.attempt(lambda: self.records.intend(self._report.run_id, intents, selection))
+        self.require(plan)
+
+    def _compare(self, before: dict[str, list[str]], now: dict[str, list[str]]) -> None:
+        """Warn where this selection is another than that of the last run under the same root."""
+        if before["asked"] == now["asked"] or before["taken"] == now["taken"]:
+            return
+        gone = sorted(set(before["taken"]) - set(now["taken"]))
+        new = sorted(set(now["taken"]) - set(before["taken"]))
+        changes = [f"without {_some(gone)}"] * bool(gone) + [f"with {_some(new)}"] * bool(new)
+        self._warn(
+            f"the last run under {printable(self._report.root)} selected something else; this one is "
+            f"{' and '.join(changes)}: the history of that path shows datasets come and go (--name gives a selection a "
+            "history of its own)"
+        )
+
+    def made(self) -> None:
+        """Add what identifies the snapshots that were made."""
+        sets = self._report.sets
+        assert sets is not None
+        self.attempt(lambda: self.records.made(self._report.run_id, sets, self._document()))
+
+    def gone(self) -> None:
+        """Say that nothing is left of what was intended."""
+        self.attempt(lambda: self.records.forget(self._report.run_id))
+
+    def end(self) -> None:
+        """Say how the run ended."""
+        report = self._report
+        self.attempt(lambda: self.records.end(report.run_id, report.result, report.exit_code, self._document()))
+
+    def end_as_orphan(self, left: Sequence[str]) -> None:
+        """In the keeper, when the main process is gone: say so. Nobody is there to be told of problems."""
+        try:
+            if not left:
+                self.records.forget(self._report.run_id)
+            self.records.end_dead(self._report.run_id)
+        except KopiatomicError:
+            return
+
+    def _document(self) -> dict[str, object]:
+        hidden: dict[str, object] = self._secrets.hide_in(document(self._report))
+        return hidden
+
+    def attempt(self, call: Callable[[], T]) -> T | None:
+        """Make a call to the records, unless one has failed before. Raises NewerStateError."""
+        if self.problem is not None:
+            return None
+        try:
+            result = call()
+        except StateError as error:
+            self.problem = error
+            self._warn(
+                f"{error.message}; this run has no record: if all its processes are killed while the snapshots are made, "
+                "only 'kopiatomic recover' finds what they left, by its property"
+            )
+            result = None
+        while self.records.warnings:
+            self._warn(self.records.warnings.pop(0))
+        return result
+
+
+def _selection(plan: Plan, options: Options) -> str:
+    asked = [sorted(options.names), options.everything, options.recursive]
+    return json.dumps({"asked": asked, "taken": [taken.dataset.name for taken in plan.taken]})
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(printable, names[:3]))
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,327 @@
+"""The state database: what every run did, and what runs have made that no kernel removes by itself.
+
+SQLite in a directory that only root enters. Each call here opens it anew, so that nothing of it passes through a fork, and
+is one transaction. With a rollback journal and ``synchronous=EXTRA`` a transaction is on the disk, the journal's directory
+entry included, when the call returns (sqlite.org/pragma.html#pragma_synchronous): an intent may be relied on before the
+thing itself is made, also after a power cut.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import stat
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from kopiatomic import locks
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Intent, Sets
+from kopiatomic.text import printable
+
+FILE = "state.db"
+
+KEPT_ANYHOW = 10
+"""How many of the last runs stay in the history however old the clock says they are: clocks jump."""
+
+_BUSY_TIMEOUT = 10.0
+"""Seconds to wait for another process that is writing."""
+
+_STEPS = (
+    """
+    CREATE TABLE run (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        version TEXT NOT NULL,
+        command TEXT NOT NULL,
+        root BLOB NOT NULL,
+        started REAL NOT NULL,
+        ended REAL,
+        result TEXT,
+        exit_code INTEGER,
+        document BLOB
+    )
+    """,
+    """
+    CREATE TABLE intent (
+        run TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        place TEXT NOT NULL,
+        name BLOB NOT NULL,
+        origin TEXT NOT NULL,
+        identity TEXT,
+        txn INTEGER,
+        PRIMARY KEY (run, kind, place, name)
+    ) WITHOUT ROWID
+    """,
+    "ALTER TABLE run ADD COLUMN selection TEXT NOT NULL DEFAULT ''",
+)
+"""What makes a database of schema N one of schema N+1; a new one begins at 0."""
+
+SCHEMA = len(_STEPS)
+
+
+class StateError(KopiatomicError):
+    """The state database cannot be used now: a run can do without it where the kernel ties what it makes."""
+
+
+class NewerStateError(KopiatomicError):
+    """The state database was written by a newer version: what it says of leftovers cannot be understood."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run as it is on record. Times in seconds since the epoch. ``document`` is what ``--json`` shows of it."""
+
+    id: str
+    version: str
+    command: str
+    root: str
+    started: float
+    ended: float | None
+    result: str | None
+    exit_code: int | None
+    document: Mapping[str, Any] | None
+
+
+class Records:
+    """The state database in a directory. Nothing is opened before the first call.
+
+    Every method raises StateError where the database cannot be used, and NewerStateError. ``warnings`` holds what a
+    caller should pass on.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = os.path.abspath(directory)
+        self.path = os.path.join(self.directory, FILE)
+        self.warnings: list[str] = []
+        self._checked = False
+
+    # Runs
+
+    def begin(self, run: RunRecord, *, keep: float) -> None:
+        """Put a run on record that begins now; drop those that ended more than ``keep`` seconds ago."""
+        values = (run.id, run.version, run.command, os.fsencode(run.root), run.started)
+        with self._transaction() as database:
+            database.execute("INSERT INTO run (id, version, command, root, started) VALUES (?, ?, ?, ?, ?)", values)
+            database.execute(
+                "DELETE FROM run WHERE started < ? AND id NOT IN (SELECT run FROM intent) AND number NOT IN"
+                " (SELECT number FROM run ORDER BY number DESC LIMIT ?)",
+                (run.started - keep, KEPT_ANYHOW),
+            )
+
+    def end(self, run_id: str, result: str, exit_code: int | None, document: Mapping[str, Any]) -> None:
+        """Say how a run ended."""
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE run SET ended = ?, result = ?, exit_code = ?, document = ? WHERE id = ?",
+                (time.time(), result, exit_code, _packed(document), run_id),
+            )
+
+    def end_dead(self, run_id: str) -> bool:
+        """Say of a run whose processes are gone that it was interrupted. Returns whether that was news."""
+        with self._transaction() as database:
+            changed = database.execute(
+                "UPDATE run SET ended = ?, result = 'interrupted' WHERE id = ? AND ended IS NULL", (time.time(), run_id)
+            )
+            return changed.rowcount > 0
+
+    def history(self, limit: int) -> list[RunRecord]:
+        """The last runs, the newest first, in the order in which they began, whatever the clock said."""
+        with self._transaction(create=False) as database:
+            return [_run(row) for row in database.execute(f"{_SELECT} ORDER BY number DESC LIMIT ?", (limit,))]
+
+    def run(self, run_id: str) -> list[RunRecord]:
+        """The runs whose id begins so."""
+        with self._transaction(create=False) as database:
+            pattern = run_id.replace("*", "").replace("?", "").replace("[", "") + "*"
+            return [_run(row) for row in database.execute(f"{_SELECT} WHERE id GLOB ? ORDER BY number", (pattern,))]
+
+    def last_selection(self, root: str) -> str | None:
+        """What the last run that came as far as its plan selected under a root."""
+        with self._transaction() as database:
+            row = database.execute(
+                "SELECT selection FROM run WHERE root = ? AND selection != '' ORDER BY number DESC LIMIT 1",
+                (os.fsencode(root),),
+            ).fetchone()
+            return None if row is None else str(row[0])
+
+    # Intents
+
+    def intend(self, run_id: str, intents: Sequence[Intent], selection: str) -> None:
+        """Put on record what a run is about to make, in one transaction; what it intended before is replaced."""
+        rows = [(run_id, i.kind, i.place, os.fsencode(i.name), i.origin) for i in intents]
+        with self._transaction() as database:
+            database.execute("DELETE FROM intent WHERE run = ?", (run_id,))
+            database.executemany("INSERT INTO intent (run, kind, place, name, origin) VALUES (?, ?, ?, ?, ?)", rows)
+            database.execute("UPDATE run SET selection = ? WHERE id = ?", (selection, run_id))
+
+    def made(self, run_id: str, sets: Sets, document: Mapping[str, Any]) -> None:
+        """Add identities and transactions to the intents of a run, and what is known of it by now."""
+        rows = [
+            (s.identity, s.transaction, run_id, made.pool, os.fsencode(s.source))
+            for made in sets.sets
+            for s in made.snapshots
+        ]
+        with self._transaction() as database:
+            database.executemany(
+                "UPDATE intent SET identity = ?, txn = ? WHERE run = ? AND place = ? AND name = ?", rows
+            )
+            database.execute("UPDATE run SET document = ? WHERE id = ?", (_packed(document), run_id))
+
+    def intents(self, run_id: str) -> list[Intent]:
+        """What is on record as perhaps left by a run."""
+        with self._transaction(create=False) as database:
+            rows = database.execute(
+                "SELECT kind, place, name, origin, identity, txn FROM intent WHERE run = ?", (run_id,)
+            )
+            return [Intent(kind, place, os.fsdecode(name), *rest) for kind, place, name, *rest in rows]
+
+    def forget(self, run_id: str, intents: Sequence[Intent] | None = None) -> None:
+        """Take intents off the record, since what they speak of is gone: all of a run, or these."""
+        with self._transaction() as database:
+            if intents is None:
+                database.execute("DELETE FROM intent WHERE run = ?", (run_id,))
+            else:
+                rows = [(run_id, i.kind, i.place, os.fsencode(i.name)) for i in intents]
+                database.executemany("DELETE FROM intent WHERE run = ? AND kind = ? AND place = ? AND name = ?", rows)
+
+    def unfinished(self) -> list[str]:
+        """The runs that have intents or no end: alive, or dead and to be cleared."""
+        with self._transaction(create=False) as database:
+            rows = database.execute("SELECT run FROM intent UNION SELECT id FROM run WHERE ended IS NULL ORDER BY 1")
+            return [str(row[0]) for row in rows]
+
+    # The file
+
+    @contextmanager
+    def _transaction(self, *, create: bool = True) -> Iterator[sqlite3.Connection]:
+        """One transaction; it is on the disk when the block has been left. A corrupt database is set aside first."""
+        try:
+            connection = self._open(create=create)
+        except (sqlite3.Error, OSError) as error:
+            raise self._unusable(error) from None
+        with closing(connection):
+            try:
+                with connection:
+                    yield connection
+            except sqlite3.Error as error:
+                raise self._unusable(error) from None
+
+    def _open(self, *, create: bool) -> sqlite3.Connection:
+        """An open transaction on a database of our schema. Raises sqlite3.Error, StateError, NewerStateError."""
+        if not create and not os.path.exists(self.path):
+            connection = sqlite3.connect(":memory:", isolation_level=None)
+            connection.execute("BEGIN")
+            self._migrate(connection)
+            return connection
+        self._prepare_directory()
+        try:
+            return self._connect()
+        except sqlite3.DatabaseError as error:
+            if not _is_corrupt(error):
+                raise
+        self._set_aside()
+        return self._connect()
+
+    def _connect(self) -> sqlite3.Connection:
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT, isolation_level=None)
+        try:
+            connection.execute("PRAGMA synchronous = EXTRA")
+            connection.execute("BEGIN IMMEDIATE")
+            if not self._checked:
+                # Damage in what is read rarely must not wait for the day on which it is needed.
+                (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+                if verdict != "ok":
+                    raise _corrupt(verdict)
+                self._checked = True
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA:
+            raise NewerStateError(
+                f"the state database {printable(self.path)} is of schema {version}, which a newer kopiatomic wrote; "
+                f"this one knows {SCHEMA}",
+                kind="state-newer",
+                hint="Use the newer kopiatomic, or give this one a place of its own with --state-dir.",
+            )
+        for step in _STEPS[version:]:
+            connection.execute(step)
+        if version < SCHEMA:
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+    def _prepare_directory(self) -> None:
+        try:
+            os.makedirs(self.directory, 0o700, exist_ok=True)
+            status = os.stat(self.directory)
+        except OSError as error:
+            raise self._unusable(error) from None
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise StateError(
+                f"the state directory {printable(self.directory)} is not one that only root can write to",
+                kind="state-directory",
+                hint=f"Look at it, then: chown root {printable(self.directory)}; chmod 700 {printable(self.directory)}",
+            )
+
+    def _set_aside(self) -> None:
+        """Rename a corrupt database and its journal, unless another run has done it."""
+        with locks.clean_up():
+            try:
+                self._connect().close()
+                return
+            except sqlite3.DatabaseError as error:
+                if not _is_corrupt(error):
+                    raise
+            aside = f"{self.path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
+            try:
+                os.rename(self.path, aside)
+                for journal in ("-journal", "-wal", "-shm"):
+                    if os.path.exists(self.path + journal):
+                        os.rename(self.path + journal, aside + journal)
+            except OSError as error:
+                raise self._unusable(error) from None
+        self.warnings.append(
+            f"the state database was damaged and is set aside as {printable(aside)}; a new one is begun, and 'kopiatomic "
+            "recover' finds by themselves the snapshots that the old one spoke of"
+        )
+
+    def _unusable(self, error: sqlite3.Error | OSError) -> StateError:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        return StateError(
+            f"the state database {printable(self.path)} cannot be used: {reason}",
+            kind="state-unusable",
+            hint="Look at its directory (space, permissions, read-only?), or choose another with --state-dir.",
+        )
+
+
+_SELECT = "SELECT id, version, command, root, started, ended, result, exit_code, document FROM run"
+
+
+def _run(row: tuple[Any, ...]) -> RunRecord:
+    document = None if row[8] is None else json.loads(zlib.decompress(row[8]))
+    return RunRecord(row[0], row[1], row[2], os.fsdecode(row[3]), row[4], row[5], row[6], row[7], document)
+
+
+def _packed(document: Mapping[str, Any]) -> bytes:
+    return zlib.compress(json.dumps(document).encode(), 6)
+
+
+def _corrupt(verdict: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(verdict)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+def _is_corrupt(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

@@ -1,0 +1,221 @@
+"""Clears what dead runs left: snapshots, directories, files of locks. A run is dead when no process holds its lock.
+
+The next run does it for what is on record, ``kopiatomic recover`` also for what is not. Removal is done by a child process,
+since a pool may hold it up; that child keeps the dead run's lock, so that nobody else does the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+
+from kopiatomic import locks, root_leftovers, snapshots
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.locks import Held
+from kopiatomic.model import Intent, Leftover
+from kopiatomic.patience import Patience
+from kopiatomic.records import Records
+from kopiatomic.snapshots import Leftovers
+from kopiatomic.system import libzfs_core, worker
+from kopiatomic.system.channel import Channel
+
+KINDS: dict[str, Leftovers] = {**snapshots.LEFTOVERS, "directory": root_leftovers}
+"""Directories last: the snapshots' clean-up does not need them."""
+
+_TIMEOUT = 180.0
+"""Seconds for the leftovers of one run."""
+
+
+@dataclass(slots=True)
+class Cleared:
+    """What was found of dead runs. ``leftovers`` with a problem are left; without one they are gone (or would be)."""
+
+    leftovers: list[Leftover] = field(default_factory=list)
+    alive: list[str] = field(default_factory=list)
+    interrupted: list[str] = field(default_factory=list)
+    """The runs that had no end on record until now."""
+    problems: list[str] = field(default_factory=list)
+    """What could not be looked at, in words."""
+
+    @property
+    def left(self) -> int:
+        """How many things are left or may be."""
+        return sum(1 for leftover in self.leftovers if leftover.problem) + len(self.problems)
+
+
+@dataclass(frozen=True, slots=True)
+class _Result:
+    leftovers: list[Leftover]
+    problems: list[str]
+    interrupted: bool
+
+
+class Recovery:
+    """One look at what is left. ``own`` is the run that looks, if it is one: it is no leftover of itself."""
+
+    def __init__(self, records: Records, *, own: str | None, dry_run: bool, warn: Callable[[str], None]) -> None:
+        self._records = records
+        self._own = own
+        self._dry_run = dry_run
+        self._warn = warn
+        self.cleared = Cleared()
+
+    def recorded(self) -> Cleared:
+        """Clear what dead runs have on record. Raises StateError, NewerStateError, Interrupted."""
+        for run_id in self._records.unfinished():
+            if run_id == self._own:
+                continue
+            if self._dry_run:
+                self._take(run_id, None if locks.alive(run_id) else self._look(run_id))
+                continue
+            with locks.claim(run_id) as held:
+                self._take(run_id, None if held is None else self._clear(run_id, held))
+        return self.cleared
+
+    def _take(self, run_id: str, result: _Result | None) -> None:
+        if result is None:
+            self.cleared.alive.append(run_id)
+            return
+        self.cleared.leftovers += result.leftovers
+        self.cleared.problems += result.problems
+        if result.interrupted:
+            self.cleared.interrupted.append(run_id)
+
+    def _look(self, run_id: str) -> _Result:
+        found, problems, _ = _find(run_id, self._records.intents(run_id))
+        return _Result(found, problems, interrupted=False)
+
+    def _clear(self, run_id: str, held: Held) -> _Result:
+        """Have a child clear what a run left: the lock that we hold for it is the child's as well."""
+        pools = {intent.place for intent in self._records.intents(run_id) if intent.kind == "zfs"}
+
+        def clear() -> _Result:
+            try:
+                return self._clear_here(run_id)
+            finally:
+                held.let_go()
+
+        try:
+            return self._in_child(clear, pools)
+        except KopiatomicError as error:
+            held.keep()
+            return _Result([], [f"what run {run_id} left: {error.message}"], interrupted=False)
+
+    def _in_child(self, function: Callable[[], _Result], pools: set[str]) -> _Result:
+        patience = Patience(pools, 0.0, self._warn)
+
+        def receive(channel: Channel) -> object:
+            return patience.receive_at_the_end(channel, _TIMEOUT)
+
+        return worker.call(function, receive)
+
+    def _clear_here(self, run_id: str) -> _Result:
+        intents = self._records.intents(run_id)
+        found, problems, unknown = _find(run_id, intents)
+        left: list[Leftover] = []
+        for kind, leftovers in _by_kind(found):
+            left += _removed(KINDS[kind], leftovers)
+        kept = {(leftover.place, leftover.name) for leftover in left}
+        self._records.forget(run_id, [i for i in intents if i.kind not in unknown and (i.place, i.name) not in kept])
+        return _Result(_with_problems(found, left), problems, self._records.end_dead(run_id))
+
+    def unrecorded(self, names: dict[str, set[str]] | None) -> Cleared:
+        """Find what dead runs of this host left off the record: in these pools and filesystems (by kind; None: in all).
+
+        Only looks; :meth:`remove` removes. Raises Interrupted.
+        """
+        known = {(leftover.place, leftover.name) for leftover in self.cleared.leftovers}
+        for kind, module in KINDS.items():
+            places = None if names is None else names.get(kind)
+            if (names is not None and not places) or (kind == "zfs" and not _zfs_is_there()):
+                continue
+            try:
+                found = module.unrecorded(places, self._is_dead)
+            except KopiatomicError as error:
+                self.cleared.problems.append(error.message)
+                continue
+            self.cleared.leftovers += [o for o in found if (o.place, o.name) not in known]
+        return self.cleared
+
+    def _is_dead(self, run_id: str) -> bool:
+        return run_id != self._own and not locks.alive(run_id)
+
+    def remove(self, leftovers: Sequence[Leftover]) -> None:
+        """Remove what :meth:`unrecorded` found. Raises Interrupted."""
+        for kind, mine in _by_kind(leftovers):
+            module = KINDS[kind]
+            pools = {leftover.place for leftover in mine if leftover.kind == "zfs-snapshot"}
+
+            def remove(module: Leftovers = module, mine: Sequence[Leftover] = mine) -> _Result:
+                return _Result(_with_problems(mine, _removed(module, mine)), [], interrupted=False)
+
+            try:
+                result = self._in_child(remove, pools).leftovers
+            except KopiatomicError as error:
+                result = [replace(leftover, problem=error.message) for leftover in mine]
+            gone = {(o.place, o.name) for o in mine}
+            self.cleared.leftovers = [o for o in self.cleared.leftovers if (o.place, o.name) not in gone] + result
+
+    def remove_stale_files(self) -> None:
+        """Remove the lock files of killed runs."""
+        locks.remove_stale_roots()
+        for run_id in locks.runs():
+            if run_id != self._own:
+                with locks.claim(run_id):
+                    pass
+
+
+def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[str], set[str]]:
+    """What is left of a run; what could not be looked at, in words, and of which kinds it is."""
+    found: list[Leftover] = []
+    problems: list[str] = []
+    unknown: set[str] = set()
+    for kind, module in KINDS.items():
+        mine = [intent for intent in intents if intent.kind == kind]
+        if not mine:
+            continue
+        try:
+            if kind == "zfs":
+                libzfs_core.prepare()
+            found += module.recorded(run_id, mine)
+        except KopiatomicError as error:
+            unknown.add(kind)
+            problems.append(f"what run {run_id} left on {kind}: {error.message}")
+    return found, problems, unknown
+
+
+def _by_kind(leftovers: Sequence[Leftover]) -> list[tuple[str, list[Leftover]]]:
+    groups = []
+    for kind, module in KINDS.items():
+        mine = [o for o in leftovers if o.kind == module.KIND and o.problem is None]
+        if mine:
+            groups.append((kind, mine))
+    return groups
+
+
+def _removed(module: Leftovers, leftovers: Sequence[Leftover]) -> list[Leftover]:
+    """Remove; returns what is left."""
+    try:
+        return module.remove(leftovers)
+    except KopiatomicError as error:
+        return [replace(leftover, problem=error.message) for leftover in leftovers]
+    except OSError as error:
+        return [replace(leftover, problem=error.strerror or str(error)) for leftover in leftovers]
+
+
+def _with_problems(found: Sequence[Leftover], left: Sequence[Leftover]) -> list[Leftover]:
+    """What was found, each as it is now; what else turned out to be left is added."""
+    problems = {(leftover.place, leftover.name): leftover for leftover in left}
+    result = [problems.pop((o.place, o.name), o) for o in found]
+    return result + list(problems.values())
+
+
+def _zfs_is_there() -> bool:
+    with suppress(KopiatomicError):
+        if shutil.which("zfs") is not None and os.path.exists(libzfs_core.DEVICE):
+            libzfs_core.prepare()
+            return True
+    return False

@@ -1,0 +1,275 @@
+"""Where Btrfs snapshots of runs lie: ``.kopiatomic/kopiatomic_RUN/N/snapshot`` of the filesystem's top-level subvolume.
+
+Root's alone, there only while a run lives, and reached through a mount that is attached nowhere. A run's folder carries
+the run's mark. Nothing is ever removed but an empty directory and a subvolume that the caller has proven ours.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from kopiatomic import ownership
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.system import btrfs, linux
+from kopiatomic.text import printable
+
+DIRECTORY = ".kopiatomic"
+"""Our directory in the top-level subvolume: 0700."""
+
+SNAPSHOT = "snapshot"
+OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def name_of(run_id: str) -> str:
+    """The folder of a run, below the top-level subvolume."""
+    return f"{DIRECTORY}/{ownership.PREFIX}{run_id}"
+
+
+def path_of(run_id: str, position: int) -> str:
+    """A snapshot of a run, below the top-level subvolume."""
+    return f"{name_of(run_id)}/{position}/{SNAPSHOT}"
+
+
+@contextmanager
+def top(device: str) -> Iterator[int]:
+    """The top-level subvolume, open as a directory, through a mount that only this block has. Raises KopiatomicError."""
+    try:
+        detached = linux.detached_mount("btrfs", device, {"subvolid": str(btrfs.TOP_LEVEL)})
+    except OSError as error:
+        raise failed(f"the top-level subvolume of {printable(device)} cannot be mounted", error) from None
+    try:
+        directory = os.open(".", OPEN_DIRECTORY, dir_fd=detached)
+    finally:
+        os.close(detached)
+    try:
+        yield directory
+    finally:
+        os.close(directory)
+
+
+def make(top_fd: int, run_id: str, where: str) -> int:
+    """Make a run's folder, root's alone and marked, and open it. Raises KopiatomicError."""
+    path = name_of(run_id)
+    for _ in range(100):
+        try:
+            with kept_times(top_fd), suppress(FileExistsError):
+                os.mkdir(DIRECTORY, 0o700, dir_fd=top_fd)
+            status = os.stat(DIRECTORY, dir_fd=top_fd, follow_symlinks=False)
+            if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o077:
+                raise KopiatomicError(
+                    f"{DIRECTORY} in the top-level subvolume of {where} is not ours: "
+                    "it is not a directory that only root can enter",
+                    kind="btrfs-directory",
+                    hint=f"Look at it (mount {where} with subvolid=5) and rename it.",
+                )
+            os.mkdir(path, 0o700, dir_fd=top_fd)
+            directory = os.open(path, OPEN_DIRECTORY, dir_fd=top_fd)
+            os.setxattr(directory, ownership.ATTRIBUTE, str(ownership.mark(run_id)).encode())
+        except FileNotFoundError:
+            # Another run ended and took the directory away between two of these calls.
+            continue
+        except OSError as error:
+            raise failed(f"no directory for the snapshots of {where} can be made", error) from None
+        return directory
+    raise failed(f"no directory for the snapshots of {where} can be made", OSError(errno.EBUSY, "busy"))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a run's folder holds. ``position`` is its directory's name; ``subvolume`` None where the snapshot is not there."""
+
+    run_id: str
+    position: str
+    subvolume: btrfs.Subvolume | None
+
+    @property
+    def path(self) -> str:
+        """Below the top-level subvolume."""
+        return f"{name_of(self.run_id)}/{self.position}/{SNAPSHOT}"
+
+
+def entries(top_fd: int, run_id: str) -> list[Entry] | None:
+    """What lies in a run's folder; None where there is no such folder that only root can enter. Raises OSError."""
+    try:
+        directory = _open_own(top_fd, run_id)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        return [_entry(directory, run_id, name) for name in sorted(os.listdir(directory))]
+    finally:
+        os.close(directory)
+
+
+def mark_of(top_fd: int, run_id: str) -> ownership.Mark | None:
+    """The mark on a run's folder. Raises OSError."""
+    directory = _open_own(top_fd, run_id)
+    try:
+        return ownership.parse(os.getxattr(directory, ownership.ATTRIBUTE).decode("ascii", "replace"))
+    except OSError as error:
+        if error.errno == errno.ENODATA:
+            return None
+        raise
+    finally:
+        os.close(directory)
+
+
+def runs(top_fd: int) -> list[str]:
+    """The runs that have a folder here. Raises OSError."""
+    try:
+        fd = os.open(DIRECTORY, OPEN_DIRECTORY, dir_fd=top_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    try:
+        return sorted(run_id for name in os.listdir(fd) if (run_id := ownership.run_of(name)) is not None)
+    finally:
+        os.close(fd)
+
+
+def _open_own(top_fd: int, run_id: str) -> int:
+    """Open a run's folder if both directories above its snapshots are root's alone. Raises OSError."""
+    path = name_of(run_id)
+    for directory in (DIRECTORY, path):
+        status = os.stat(directory, dir_fd=top_fd, follow_symlinks=False)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o077:
+            raise NotADirectoryError(errno.ENOTDIR, "it is not a directory that only root can enter", directory)
+    return os.open(path, OPEN_DIRECTORY, dir_fd=top_fd)
+
+
+def _entry(directory: int, run_id: str, name: str) -> Entry:
+    try:
+        place = os.open(name, OPEN_DIRECTORY, dir_fd=directory)
+    except OSError:
+        return Entry(run_id, name, None)
+    try:
+        return Entry(run_id, name, look(place))
+    except OSError:
+        return Entry(run_id, name, None)
+    finally:
+        os.close(place)
+
+
+def look(place: int) -> btrfs.Subvolume:
+    """The snapshot in an open place of a run's folder. Raises OSError."""
+    fd = os.open(SNAPSHOT, OPEN_DIRECTORY, dir_fd=place)
+    try:
+        if not btrfs.is_top(fd):
+            raise NotADirectoryError(errno.ENOTDIR, "it is no subvolume", SNAPSHOT)
+        return btrfs.subvolume(fd)
+    finally:
+        os.close(fd)
+
+
+def remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool]) -> dict[str, str]:
+    """Delete the snapshots that are ours, then what is empty. Returns what is left: path and reason. Raises OSError."""
+    found = entries(top_fd, run_id)
+    if found is None:
+        return {}
+    left: dict[str, str] = {}
+    directory = _open_own(top_fd, run_id)
+    try:
+        for entry in found:
+            try:
+                _remove_entry(directory, entry, is_ours)
+            except OSError as error:
+                left[entry.path] = error.strerror or str(error)
+    finally:
+        os.close(directory)
+    if not left:
+        try:
+            os.rmdir(name_of(run_id), dir_fd=top_fd)
+        except OSError as error:
+            return {name_of(run_id): error.strerror or str(error)}
+        with kept_times(top_fd):
+            _remove_if_empty(DIRECTORY, top_fd)
+    return left
+
+
+def _remove_entry(directory: int, entry: Entry, is_ours: Callable[[Entry], bool]) -> None:
+    """Raises OSError where something is left."""
+    place = os.open(entry.position, OPEN_DIRECTORY, dir_fd=directory)
+    try:
+        if entry.subvolume is not None:
+            if not is_ours(entry):
+                raise OSError(errno.EPERM, "it is not the snapshot that the run made there")
+            try:
+                # Again right before: the name alone proves nothing.
+                if look(place).uuid == entry.subvolume.uuid:
+                    btrfs.delete(place, SNAPSHOT)
+            except FileNotFoundError:
+                # Deleted by somebody else.
+                pass
+    finally:
+        os.close(place)
+    os.rmdir(entry.position, dir_fd=directory)
+
+
+def delete_command(where: str, path: str) -> str:
+    """What a person types to delete a snapshot, in words."""
+    return f"mount {where} with subvolid=5, then: btrfs subvolume delete MOUNT/{path}"
+
+
+def hide(snapshot: int) -> None:
+    """Take our directory out of a snapshot of the top-level subvolume, as if it had never been there. Raises OSError."""
+    with kept_times(snapshot):
+        _remove_directories(DIRECTORY, snapshot)
+
+
+def _remove_directories(name: str, above: int) -> None:
+    """Remove a tree as far as it holds nothing but directories; rmdir(2) refuses anything else, and mount points."""
+    try:
+        fd = os.open(name, OPEN_DIRECTORY, dir_fd=above)
+    except NotADirectoryError:
+        return
+    try:
+        for inside in os.listdir(fd):
+            _remove_directories(inside, fd)
+    finally:
+        os.close(fd)
+    try:
+        os.rmdir(name, dir_fd=above)
+    except OSError as error:
+        # What somebody else has put there is part of the filesystem, and so of its backup.
+        if error.errno != errno.ENOTEMPTY:
+            raise
+
+
+@contextmanager
+def kept_times(directory: int) -> Iterator[None]:
+    """Give a directory its old times back after the block has changed an entry in it."""
+    before = os.fstat(directory)
+    try:
+        yield
+    finally:
+        os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def _remove_if_empty(name: str, top_fd: int) -> None:
+    try:
+        os.rmdir(name, dir_fd=top_fd)
+    except OSError as error:
+        # Another run is in it, or has removed it.
+        if error.errno not in {errno.ENOTEMPTY, errno.ENOENT}:
+            raise
+
+
+def failed(what: str, error: OSError) -> KopiatomicError:
+    """A refusal of the kernel in words: what could not be done, why, what to do."""
+    reason, hint = _REASONS.get(error.errno or 0, (error.strerror or str(error), "See 'dmesg'."))
+    return KopiatomicError(f"{what}: {reason}", kind="btrfs-snapshot", hint=hint)
+
+
+_REASONS = {
+    errno.ENOSPC: ("the filesystem is full", "Free space ('btrfs filesystem usage'), then run again."),
+    errno.EDQUOT: ("its quota is reached", "Free space, or raise the limit ('btrfs qgroup show')."),
+    errno.EROFS: (
+        "the filesystem is read-only",
+        "Mount it writable; see 'dmesg' if it became read-only by itself.",
+    ),
+    errno.EPERM: ("not permitted", "Run as root, with the capability CAP_SYS_ADMIN."),
+    errno.EACCES: ("not permitted", "Run as root, with the capability CAP_SYS_ADMIN."),
+}

@@ -1,0 +1,140 @@
+"""Btrfs snapshots that a dead run left: which they are, what proves them ours, how they go."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Intent, Leftover
+from kopiatomic.snapshots import btrfs_folder as folder
+from kopiatomic.system import btrfs, mountinfo
+from kopiatomic.text import printable
+
+KIND = "btrfs-snapshot"
+
+
+def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
+    """Those of a dead run's snapshots that are left, and its folders. Raises KopiatomicError where that cannot be told."""
+    left = []
+    for filesystem in sorted({intent.place for intent in intents}):
+        mine = {intent.name: intent for intent in intents if intent.place == filesystem}
+        with _filesystem(filesystem) as (top, device), _told(device):
+            for entry in folder.entries(top, run_id) or ():
+                intent = mine.get(entry.path)
+                if intent is not None:
+                    left.append(_leftover(filesystem, device, entry, _proof(intent, entry)))
+            if folder.entries(top, run_id) == []:
+                left.append(_empty(filesystem, run_id, device))
+    return left
+
+
+def _proof(intent: Intent, entry: folder.Entry) -> str:
+    """What proves a snapshot in a run's own folder ours; empty if nothing does."""
+    found = entry.subvolume
+    if found is None:
+        return "on record, an empty directory in the run's own folder"
+    if intent.identity is None:
+        same = found.parent_uuid.hex() == intent.origin
+        return f"on record, in the run's own folder, a snapshot of subvolume {intent.origin}" if same else ""
+    return f"on record, in the run's own folder, UUID {intent.identity}" if found.uuid.hex() == intent.identity else ""
+
+
+def _leftover(filesystem: str, device: str, entry: folder.Entry, proof: str) -> Leftover:
+    command = folder.delete_command(printable(device), entry.path)
+    problem = None if proof else "it is not the snapshot that the run made there; look at it, and remove it by hand"
+    return Leftover(entry.run_id, KIND, filesystem, entry.path, proof, command, problem)
+
+
+def _empty(filesystem: str, run_id: str, device: str) -> Leftover:
+    name = folder.name_of(run_id)
+    command = f"mount {printable(device)} with subvolid=5, then: rmdir MOUNT/{name}"
+    return Leftover(run_id, KIND, filesystem, name, "an empty directory with the run's name", command)
+
+
+def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool]) -> list[Leftover]:
+    """Snapshots of dead runs of this host on these filesystems (UUIDs; None: all that are mounted), on record or not.
+
+    Raises KopiatomicError.
+    """
+    wanted = None if names is None else set(names)
+    left: list[Leftover] = []
+    seen = set()
+    for device in _mounted():
+        with folder.top(device) as top, _told(device):
+            filesystem = btrfs.filesystem_uuid(top)
+            if filesystem in seen or (wanted is not None and filesystem not in wanted):
+                continue
+            seen.add(filesystem)
+            for run_id in folder.runs(top):
+                if is_dead(run_id):
+                    left += _unrecorded_in(top, filesystem, device, run_id)
+    return left
+
+
+def _unrecorded_in(top: int, filesystem: str, device: str, run_id: str) -> Iterator[Leftover]:
+    found = folder.entries(top, run_id)
+    if found == []:
+        yield _empty(filesystem, run_id, device)
+    elif found:
+        mark = folder.mark_of(top, run_id)
+        if mark is not None and mark.run_id == run_id and mark.of_this_host:
+            for entry in found:
+                yield _leftover(
+                    filesystem, device, entry, f"in a folder that only root enters and that is marked {mark}"
+                )
+
+
+def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
+    """Delete the snapshots, then their folders. Returns those that are left, with the problem. Raises KopiatomicError."""
+    left: list[Leftover] = []
+    for filesystem, run_id in sorted({(leftover.place, leftover.run_id) for leftover in leftovers}):
+        mine = {o.name: o for o in leftovers if (o.place, o.run_id) == (filesystem, run_id)}
+        proven = {name for name, leftover in mine.items() if leftover.proof}
+        with _filesystem(filesystem) as (top, device), _told(device):
+            # Each path was proven a moment ago, in a folder that only root can enter.
+            problems = folder.remove(top, run_id, lambda entry, proven=proven: entry.path in proven)  # type: ignore[misc]
+        for name, reason in problems.items():
+            command = folder.delete_command(printable(device), name)
+            leftover = mine.get(name) or Leftover(run_id, KIND, filesystem, name, "", command)
+            left.append(replace(leftover, problem=leftover.problem or reason))
+    return left
+
+
+@contextmanager
+def _filesystem(uuid: str) -> Iterator[tuple[int, str]]:
+    """The top-level subvolume of a mounted filesystem, and a device of it. Raises KopiatomicError.
+
+    One that is not mounted is left alone: its device may be somebody else's by now.
+    """
+    for device in _mounted():
+        with folder.top(device) as top:
+            with _told(device):
+                matches = btrfs.filesystem_uuid(top) == uuid
+            if matches:
+                yield top, device
+                return
+    raise KopiatomicError(
+        f"the Btrfs filesystem {uuid} is not mounted, or is mounted read-only",
+        kind="btrfs-missing",
+        hint="Mount it writable, then run 'kopiatomic recover'.",
+    )
+
+
+def _mounted() -> list[str]:
+    """A device of each mounted Btrfs filesystem that can be written to."""
+    devices: dict[str, str] = {}
+    for mount in mountinfo.read():
+        if mount.fstype == "btrfs" and "ro" not in mount.super_options:
+            devices.setdefault(mount.device, mount.source)
+    return sorted(set(devices.values()))
+
+
+@contextmanager
+def _told(device: str) -> Iterator[None]:
+    """Say in words what the kernel refuses inside the block."""
+    try:
+        yield
+    except OSError as error:
+        raise folder.failed(f"{folder.DIRECTORY} on {printable(device)} cannot be looked at", error) from None

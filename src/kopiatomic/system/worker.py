@@ -1,0 +1,77 @@
+"""Calls that the kernel may hold up for ever (a suspended pool) are made in a child process, which can be left alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import TypeVar
+
+from kopiatomic.errors import KopiatomicError, internal
+from kopiatomic.system import channel, signals
+from kopiatomic.system.channel import Channel, ClosedError
+
+T = TypeVar("T")
+
+
+class StuckError(KopiatomicError):
+    """A child process waits in the kernel. It goes on by itself when the kernel lets it."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(f"process {pid} waits in the kernel", kind="stuck", hint="See 'zpool status' and 'dmesg'.")
+        self.pid = pid
+
+
+def call(function: Callable[[], T], receive: Callable[[Channel], object]) -> T:
+    """Call a function in a child that no terminal's signal reaches; its result has to go through pickle.
+
+    ``receive`` waits for the result on a channel, and raises TimeoutError when it has waited long enough. Raises what the
+    function raises if that is a KopiatomicError, else its description as one; StuckError; OSError where no child can be had.
+    """
+    ours, theirs = channel.pair()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _serve(function, ours, theirs)
+        finally:
+            os._exit(0)
+    theirs.close()
+    try:
+        answer = receive(ours)
+        os.waitpid(pid, 0)
+    except TimeoutError:
+        raise StuckError(pid) from None
+    except ClosedError:
+        os.waitpid(pid, 0)
+        raise KopiatomicError("a process that removes leftovers was killed", kind="worker-killed") from None
+    finally:
+        ours.close()
+    if isinstance(answer, KopiatomicError):
+        raise answer
+    return answer  # type: ignore[return-value]
+
+
+def _serve(function: Callable[[], object], ours: Channel, theirs: Channel) -> None:
+    ours.close()
+    detach()
+    try:
+        result: object = function()
+    except KopiatomicError as error:
+        result = error
+    except Exception as error:
+        result = internal(error)
+    try:
+        theirs.send(result)
+    except ClosedError:
+        # Nobody waits any more; what was to be done is done.
+        return
+
+
+def detach() -> None:
+    """In a forked child: a session of its own, in which no signal that asks a run to end arrives."""
+    os.setsid()
+    signals.forget()
+    # A closed pipe to a main process that died is told by the channel, not by a signal.
+    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    for signum in (*signals.ENDING, signal.SIGTSTP):
+        signal.signal(signum, signal.SIG_IGN)
