@@ -1,0 +1,235 @@
+"""What a dead run left goes with the next run or with ``recover``; what is not proven ours stays."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kopiatomic import ownership
+from kopiatomic.system.btrfs import filesystem_uuid
+from tests.btrfs.conftest import Family, Gate
+from tests.support.filesystems import Btrfs
+from tests.support.programs import Completed, Kopiatomic, command
+
+Leftovers = Callable[..., list[str]]
+Run = Callable[..., Completed]
+LOCKS = Path("/run/kopiatomic")
+
+
+@pytest.fixture
+def data(btrfs: Btrfs) -> Path:
+    (btrfs.subvolume("data") / "file").write_text("x")
+    btrfs.subvolume("other")
+    return btrfs.mountpoint / "data"
+
+
+@pytest.fixture
+def killed(data: Path, root: Path, make_gate: Callable[..., Gate], kopiatomic: Kopiatomic) -> Callable[[], str]:
+    """A run whose processes were all killed at one moment, while its engine ran; its id."""
+
+    def kill() -> str:
+        gate = make_gate()
+        with kopiatomic.started("--mount-root", root, "-c", gate.command, data, data.parent / "other") as process:
+            gate.wait()
+            family = Family.of(process.pid)
+            for signum in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in (family.keeper, family.launcher, family.main):
+                    os.kill(pid, signum)
+            process.wait(10)
+        (run_id,) = (name for name in map(run_in, (data.parent / ".kopiatomic").iterdir()) if name)
+        return run_id
+
+    return kill
+
+
+def run_in(path: Path) -> str:
+    return path.name.removeprefix("kopiatomic_")
+
+
+@pytest.fixture
+def recover(kopiatomic: Kopiatomic) -> Callable[..., Any]:
+    """``recover --json``: exit code and document."""
+
+    def recover(*args: str, **more: Any) -> tuple[int, Any]:
+        ended = kopiatomic("recover", "--json", *args, **more)
+        assert "Traceback" not in ended.stderr
+        return ended.returncode, json.loads(ended.stdout)
+
+    return recover
+
+
+def snapshots_of(document: Any, btrfs: Btrfs) -> list[dict[str, Any]]:
+    """What a document says of this test's filesystem alone: others' tests leave things behind on purpose as well."""
+    fd = os.open(btrfs.mountpoint, os.O_RDONLY)
+    try:
+        uuid = filesystem_uuid(fd)
+    finally:
+        os.close(fd)
+    return [leftover for leftover in document["leftovers"] if leftover["place"] == uuid]
+
+
+def result(kopiatomic: Kopiatomic, run_id: str) -> tuple[str, int | None]:
+    (run,) = json.loads(kopiatomic("history", run_id, "--json").stdout)["runs"]
+    return run["result"], run["exit_code"]
+
+
+def test_recover_says_first_and_then_removes(
+    killed: Callable[[], str], recover: Any, btrfs: Btrfs, kopiatomic: Kopiatomic, root: Path, leftovers: Leftovers
+) -> None:
+    run_id = killed()
+    assert result(kopiatomic, run_id) == ("interrupted", None)
+    before = sorted(btrfs.snapshots())
+    code, said = recover("--dry-run")
+    assert code == 4
+    assert sorted(btrfs.snapshots()) == before != []
+    listed = snapshots_of(said, btrfs)
+    assert [leftover["name"] for leftover in listed] == [
+        f".kopiatomic/kopiatomic_{run_id}/{n}/snapshot" for n in (0, 1)
+    ]
+    assert all("UUID" in leftover["proof"] and not leftover["done"] for leftover in listed)
+    code, done = recover()
+    assert code == 0, done
+    assert all(leftover["done"] for leftover in snapshots_of(done, btrfs))
+    assert (root.parent / "state" / "state.db").exists()
+    assert result(kopiatomic, run_id) == ("interrupted", None)
+    assert leftovers(root) == []
+    assert recover()[1]["leftovers"] == []
+
+
+def test_the_next_run_of_any_selection_clears_it(
+    killed: Callable[[], str], run: Run, make_btrfs: Callable[[], Btrfs], root: Path, leftovers: Leftovers
+) -> None:
+    killed()
+    elsewhere = make_btrfs().subvolume("elsewhere")
+    ended = run("-c", "true", elsewhere)
+    assert ended.returncode == 0, str(ended)
+    assert "removed what run" in ended.stderr
+    assert leftovers(root) == []
+
+
+def test_a_dry_run_clears_nothing(killed: Callable[[], str], run: Run, btrfs: Btrfs) -> None:
+    killed()
+    before = sorted(btrfs.snapshots())
+    assert run("-n", "-c", "true", btrfs.mountpoint).returncode == 0
+    assert sorted(btrfs.snapshots()) == before
+
+
+def test_without_its_record_a_run_only_tells_and_recover_removes(
+    killed: Callable[[], str], run: Run, recover: Any, btrfs: Btrfs, root: Path, tmp_path: Path, leftovers: Leftovers
+) -> None:
+    run_id = killed()
+    shutil.rmtree(tmp_path / "state")
+    ended = run("-c", "true", btrfs.mountpoint / "data")
+    assert ended.returncode == 0, str(ended)
+    assert f"was left by run {run_id}, of which there is no record here" in ended.stderr
+    assert "'kopiatomic recover' removes it" in ended.stderr
+    assert len(btrfs.snapshots()) == 2
+    code, document = recover()
+    assert code == 0, document
+    assert all("marked" in leftover["proof"] for leftover in snapshots_of(document, btrfs))
+    assert leftovers(root) == []
+
+
+def test_a_folder_with_another_hosts_mark_is_never_touched(
+    killed: Callable[[], str], recover: Any, btrfs: Btrfs, tmp_path: Path
+) -> None:
+    run_id = killed()
+    folder = btrfs.mountpoint / ".kopiatomic" / f"kopiatomic_{run_id}"
+    os.setxattr(folder, ownership.ATTRIBUTE, f"{run_id}@0123456789abcdef".encode())
+    shutil.rmtree(tmp_path / "state")
+    assert snapshots_of(recover()[1], btrfs) == []
+    assert len(btrfs.snapshots()) == 2
+
+
+def test_a_snapshot_that_somebody_put_in_the_place_of_ours_stays(
+    killed: Callable[[], str], recover: Any, btrfs: Btrfs, run: Run
+) -> None:
+    run_id = killed()
+    place = btrfs.mountpoint / ".kopiatomic" / f"kopiatomic_{run_id}" / "0" / "snapshot"
+    command("btrfs", "subvolume", "delete", place)
+    command("btrfs", "subvolume", "create", place)
+    (place / "precious").touch()
+    code, document = recover()
+    assert code == 4
+    (problem,) = (o["problem"] for o in snapshots_of(document, btrfs) if not o["done"])
+    assert "not the snapshot that the run made" in problem
+    assert (place / "precious").exists()
+    assert not (place.parent.parent / "1").exists()
+    assert run("-c", "true", btrfs.mountpoint / "data").returncode == 0
+    assert (place / "precious").exists()
+
+
+def test_a_living_run_is_left_alone_also_by_one_with_other_records(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, recover: Any, btrfs: Btrfs, tmp_path: Path
+) -> None:
+    with kopiatomic.started("--mount-root", root, "-c", gate.command, data) as process:
+        gate.wait()
+        _, same = recover()
+        _, other = recover("--state-dir", str(tmp_path / "other"))
+        assert snapshots_of(same, btrfs) == snapshots_of(other, btrfs) == []
+        assert len(same["alive"]) == 1
+        assert len(btrfs.snapshots()) == 1
+        gate.let_go()
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+
+
+def test_a_filesystem_that_is_not_mounted_any_more_is_said_and_stays_on_record(
+    killed: Callable[[], str], recover: Any, btrfs: Btrfs
+) -> None:
+    run_id = killed()
+    command("umount", btrfs.mountpoint)
+    try:
+        code, document = recover()
+        assert code == 4
+        assert any("is not mounted" in problem and run_id in problem for problem in document["problems"])
+    finally:
+        command("mount", "-o", "loop,noatime", btrfs.image, btrfs.mountpoint)
+    assert recover()[0] == 0
+    assert btrfs.snapshots() == []
+
+
+def test_directories_that_a_killed_run_made_go_and_what_others_put_there_stays(
+    killed: Callable[[], str], recover: Any, root: Path, btrfs: Btrfs
+) -> None:
+    killed()
+    assert root.is_dir()
+    (root / "somebody's").touch()
+    code, document = recover()
+    assert code == 4
+    (problem,) = (o["problem"] for o in document["leftovers"] if o["name"] == str(root))
+    assert "not empty" in problem
+    assert (root / "somebody's").exists()
+
+
+def test_recover_without_anything_to_do(kopiatomic: Kopiatomic) -> None:
+    ended = kopiatomic("recover")
+    assert ended.returncode == 0
+    assert ended.stdout.endswith("Nothing is left.\n")
+
+
+def test_recover_says_each_thing_with_its_proof(killed: Callable[[], str], kopiatomic: Kopiatomic, root: Path) -> None:
+    run_id = killed()
+    ended = kopiatomic("recover")
+    assert ended.returncode == 0
+    assert f"btrfs snapshot .kopiatomic/kopiatomic_{run_id}/0/snapshot\n  ours:   on record, in the run's own" in (
+        ended.stdout
+    )
+    assert f"directory {root}\n" in ended.stdout
+    assert f"run {run_id} was interrupted" in ended.stdout
+
+
+def test_recover_needs_a_record_that_it_can_understand(kopiatomic: Kopiatomic, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o777)
+    (tmp_path / "state").chmod(0o777)
+    (tmp_path / "state" / "state.db").touch()
+    ended = kopiatomic("recover")
+    assert ended.returncode == 1
+    assert "not one that only root can write to" in ended.stderr

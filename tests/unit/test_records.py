@@ -1,0 +1,303 @@
+"""The state database: on the disk when a call returns, whatever has happened to it before."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from kopiatomic import records
+from kopiatomic.model import Instant, Intent, Sets, Snapshot, SnapshotSet
+from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
+
+pytestmark = pytest.mark.usefixtures("lock_directory")
+
+RUN = "20261122T101112Z-01234567"
+YEAR = 366 * 86400.0
+
+
+def run_record(run_id: str = RUN, started: float = 1000.0, root: str = "/kopia") -> RunRecord:
+    return RunRecord(run_id, "0.1.0", "kopiatomic tank", root, started, None, None, None, None)
+
+
+def numbered(number: int) -> str:
+    return f"20261122T101112Z-{number:08x}"
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Records:
+    return Records(str(tmp_path / "state"))
+
+
+# Runs
+
+
+def test_a_run_is_on_record_from_its_begin_to_its_end(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    (begun,) = state.history(10)
+    assert (begun.id, begun.ended, begun.result, begun.document) == (RUN, None, None, None)
+    state.end(RUN, "saved", 0, {"datasets": ["tank"]})
+    (ended,) = state.history(10)
+    assert (ended.result, ended.exit_code, ended.document) == ("saved", 0, {"datasets": ["tank"]})
+    assert ended.ended is not None
+
+
+def test_a_dead_runs_end_is_said_once(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    assert state.end_dead(RUN)
+    assert not state.end_dead(RUN)
+    (run,) = state.history(10)
+    assert (run.result, run.exit_code) == ("interrupted", None)
+
+
+def test_the_end_that_a_run_has_said_itself_stays(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    state.end(RUN, "failed", 1, {})
+    assert not state.end_dead(RUN)
+    assert state.history(10)[0].result == "failed"
+
+
+def test_the_history_is_in_the_order_of_the_runs_whatever_the_clock_said(state: Records) -> None:
+    for number, started in enumerate((5000.0, 9e12, 10.0, 6000.0)):
+        state.begin(run_record(numbered(number), started), keep=YEAR * 1e6)
+    assert [run.id for run in state.history(10)] == [numbered(n) for n in (3, 2, 1, 0)]
+    assert [run.id for run in state.history(2)] == [numbered(3), numbered(2)]
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id(state: Records) -> None:
+    for number in (1, 2):
+        state.begin(run_record(numbered(number)), keep=YEAR)
+    assert [run.id for run in state.run(numbered(2))] == [numbered(2)]
+    assert len(state.run("20261122")) == 2
+    assert state.run("*1") == []
+
+
+def test_old_runs_are_dropped_but_for_the_last_and_those_that_left_something(state: Records) -> None:
+    for number in range(30):
+        state.begin(run_record(numbered(number), started=number), keep=YEAR)
+    state.intend(numbered(0), [Intent("zfs", "tank", "tank@x")], "s")
+    state.begin(run_record(numbered(30), started=1e9), keep=YEAR)
+    kept = {run.id for run in state.history(100)}
+    # The newest at the time of dropping are the new run and the nine before it.
+    assert kept == {numbered(0), *(numbered(n) for n in range(21, 31))}
+
+
+def test_names_with_any_bytes_are_kept(state: Records) -> None:
+    name = os.fsdecode(b"/caf\xe9/\xff new\nline")
+    state.begin(run_record(root=name), keep=YEAR)
+    state.intend(RUN, [Intent("directory", "", name)], "here")
+    assert state.history(1)[0].root == name
+    assert state.intents(RUN) == [Intent("directory", "", name)]
+    assert state.last_selection(name) == "here"
+
+
+# Intents
+
+
+def test_intents_get_their_identities_in_the_filesystem_that_they_are_of(state: Records) -> None:
+    """Btrfs's paths are the same in each filesystem."""
+    path = ".kopiatomic/kopiatomic_x/0/snapshot"
+    state.begin(run_record(), keep=YEAR)
+    state.intend(RUN, [Intent("btrfs", "one", path, "o1"), Intent("btrfs", "two", path, "o2")], "s")
+    instant = Instant(1, 2, 1, 2)
+    sets = [
+        SnapshotSet("btrfs", pool, (Snapshot("/a", path, number, f"uuid-{pool}"),), instant)
+        for number, pool in enumerate(("one", "two"))
+    ]
+    state.made(RUN, Sets(tuple(sets)), {"a": 1})
+    assert state.intents(RUN) == [
+        Intent("btrfs", "one", path, "o1", "uuid-one", 0),
+        Intent("btrfs", "two", path, "o2", "uuid-two", 1),
+    ]
+    assert state.history(1)[0].document == {"a": 1}
+
+
+def test_intents_of_a_second_try_replace_those_of_the_first(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    state.intend(RUN, [Intent("zfs", "tank", "tank/a@x"), Intent("zfs", "tank", "tank/b@x")], "s")
+    state.intend(RUN, [Intent("zfs", "tank", "tank/a@x")], "s")
+    assert [intent.name for intent in state.intents(RUN)] == ["tank/a@x"]
+
+
+def test_what_is_gone_goes_off_the_record_and_the_rest_stays(state: Records) -> None:
+    kept, gone = Intent("zfs", "tank", "tank/a@x"), Intent("zfs", "tank", "tank/b@x")
+    state.intend(RUN, [kept, gone], "s")
+    state.forget(RUN, [gone])
+    assert state.intents(RUN) == [kept]
+    assert state.unfinished() == [RUN]
+    state.forget(RUN)
+    assert state.unfinished() == []
+
+
+def test_a_run_without_an_end_is_unfinished_also_without_intents(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    assert state.unfinished() == [RUN]
+    state.end(RUN, "saved", 0, {})
+    assert state.unfinished() == []
+
+
+def test_what_was_said_is_on_the_disk_although_the_process_is_killed_at_once(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from kopiatomic.records import Records; from kopiatomic.model import Intent;"
+        "Records(sys.argv[1]).intend('r', [Intent('zfs', 'tank', f'tank/{n}@x') for n in range(1000)], 's');"
+        "os.kill(os.getpid(), 9)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, tmp_path / "state"], check=False)
+    assert ended.returncode == -signal.SIGKILL
+    assert len(Records(str(tmp_path / "state")).intents("r")) == 1000
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace shows what is flushed")
+def test_an_intent_is_flushed_with_its_directory_in_one_transaction(tmp_path: Path) -> None:
+    """Database, journal, and the directory that the journal's entry was in."""
+    program = (
+        "import sys; from kopiatomic.records import Records; from kopiatomic.model import Intent;"
+        "state = Records(sys.argv[1]); state.forget('other'); print('MARK', flush=True);"
+        "state.intend('r', [Intent('zfs', 'tank', f'tank/{n}@x') for n in range(200)], 's')"
+    )
+    log = tmp_path / "log"
+    strace = ["strace", "-f", "-y", "-e", "trace=fsync,fdatasync,write", "-o", str(log)]
+    argv = [*strace, sys.executable, "-c", program, str(tmp_path / "state")]
+    subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)
+    after = log.read_text().partition("MARK")[2]
+    flushed = [line for line in after.splitlines() if "sync(" in line]
+    assert sum("state.db-journal>" in line for line in flushed) >= 1
+    assert sum("state.db>" in line for line in flushed) == 1
+    assert flushed[-1].rstrip().endswith("= 0")
+    assert f"{tmp_path}/state>" in flushed[-1]
+
+
+# What may be wrong with it
+
+
+def test_the_database_is_roots_alone(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    assert stat.S_IMODE(os.stat(state.directory).st_mode) == 0o700
+    assert stat.S_IMODE(os.stat(state.path).st_mode) == 0o600
+
+
+def test_asking_makes_nothing(state: Records) -> None:
+    assert state.history(5) == []
+    assert state.unfinished() == []
+    assert state.intents(RUN) == []
+    assert not os.path.exists(state.directory)
+
+
+def test_a_directory_that_others_can_write_to_is_refused(state: Records) -> None:
+    os.mkdir(state.directory)
+    os.chmod(state.directory, 0o777)
+    with pytest.raises(StateError, match="not one that only root can write to") as caught:
+        state.begin(run_record(), keep=YEAR)
+    assert caught.value.kind == "state-directory"
+
+
+def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StateError, match="cannot be used: Not a directory"):
+        Records(str(tmp_path / "file" / "state")).begin(run_record(), keep=YEAR)
+
+
+@pytest.mark.parametrize("damage", ["garbage", "middle", "truncated"])
+def test_a_damaged_database_is_set_aside_and_a_new_one_begun(damage: str, state: Records) -> None:
+    for number in range(200):
+        state.begin(run_record(numbered(number), root="/" + "x" * 500), keep=YEAR)
+    path = Path(state.path)
+    content = path.read_bytes()
+    broken = {
+        "garbage": b"no database at all" * 100,
+        "middle": content[:4096] + os.urandom(len(content) - 8192) + content[-4096:],
+        "truncated": content[: len(content) // 2],
+    }[damage]
+    path.write_bytes(broken)
+    again = Records(state.directory)
+    again.begin(run_record(), keep=YEAR)
+    assert [run.id for run in again.history(5)] == [RUN]
+    (aside,) = path.parent.glob("state.db.corrupt-*")
+    assert aside.read_bytes() == broken
+    (warning,) = again.warnings
+    assert str(aside) in warning
+    assert "recover" in warning
+
+
+def test_a_database_of_a_newer_schema_is_refused_and_untouched(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    with sqlite3.connect(state.path) as database:
+        database.execute(f"PRAGMA user_version = {records.SCHEMA + 1}")
+    before = Path(state.path).read_bytes()
+    with pytest.raises(NewerStateError, match="a newer kopiatomic wrote") as caught:
+        Records(state.directory).begin(run_record(numbered(1)), keep=YEAR)
+    assert caught.value.kind == "state-newer"
+    assert Path(state.path).read_bytes() == before
+
+
+@pytest.mark.parametrize("version", range(records.SCHEMA))
+def test_a_database_of_an_older_schema_is_brought_up_to_date(version: int, state: Records) -> None:
+    os.mkdir(state.directory, 0o700)
+    with sqlite3.connect(state.path) as database:
+        for step in records._STEPS[:version]:
+            database.execute(step)
+        database.execute(f"PRAGMA user_version = {version}")
+        if version:
+            database.execute(
+                "INSERT INTO run (id, version, command, root, started) VALUES (?, '0.0.9', 'kopiatomic old', ?, 5.0)",
+                (numbered(9), b"/kopia"),
+            )
+    state.begin(run_record(), keep=YEAR)
+    state.intend(RUN, [Intent("zfs", "tank", "tank@x")], "chosen")
+    assert state.last_selection("/kopia") == "chosen"
+    assert {run.id for run in state.history(5)} == {RUN, numbered(9)} - (set() if version else {numbered(9)})
+
+
+def test_a_database_that_is_locked_for_a_moment_is_waited_for(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    holder = (
+        "import sqlite3, sys, time; c = sqlite3.connect(sys.argv[1], isolation_level=None);"
+        "c.execute('BEGIN EXCLUSIVE'); print('locked', flush=True); time.sleep(0.7)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder, state.path], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        began = time.monotonic()
+        state.end(RUN, "saved", 0, {})
+        assert time.monotonic() - began > 0.3
+    assert state.history(1)[0].result == "saved"
+
+
+def test_a_database_that_stays_locked_is_said(state: Records, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "_BUSY_TIMEOUT", 0.2)
+    state.begin(run_record(), keep=YEAR)
+    blocker = sqlite3.connect(state.path, isolation_level=None)
+    blocker.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(StateError, match="database is locked") as caught:
+            state.end(RUN, "saved", 0, {})
+    finally:
+        blocker.close()
+    assert caught.value.kind == "state-unusable"
+
+
+def _write_many(arguments: tuple[str, int]) -> None:
+    directory, number = arguments
+    for turn in range(15):
+        state = Records(directory)
+        run_id = f"20261122T101112Z-{number:04x}{turn:04x}"
+        state.begin(run_record(run_id), keep=YEAR * 1e6)
+        state.intend(run_id, [Intent("zfs", "tank", f"tank/{n}@x") for n in range(5)], "s")
+        state.end(run_id, "saved", 0, {})
+
+
+def test_several_runs_write_at_once(state: Records) -> None:
+    import multiprocessing
+
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        pool.map(_write_many, [(state.directory, number) for number in range(4)])
+    assert len(state.history(1000)) == 60
+    assert len(state.unfinished()) == 60
