@@ -83,9 +83,9 @@ def remove_all(makers: Sequence[Maker]) -> list[str]:
         try:
             left += maker.remove()
         except KopiatomicError as error:
-            left.append(f"snapshots of this run may be left: {error.message}")
+            left.append(f"snapshots of this run may be left: {error.message} (kopiatomic recover removes them)")
         except OSError as error:
-            left.append(f"snapshots of this run may be left: {error.strerror}")
+            left.append(f"snapshots of this run may be left: {error.strerror} (kopiatomic recover removes them)")
     return left
 
 

@@ -32,6 +32,8 @@ from kopiatomic.views import View, merged, missing_text
 
 _FREEZE_TRIES = 3
 
+_REFUSES_TO_STOP = "kopiatomic: Ctrl-Z does not stop a run: it would keep its snapshots for as long; Ctrl-C ends it"
+
 
 class Listener(Protocol):
     """Who is told of a run while it goes on."""
@@ -58,10 +60,7 @@ def backup(options: Options, listener: Listener) -> Report:
     """Do a whole run. Every failure is in the report, defects of kopiatomic included; nothing is raised."""
     report = Report(new_run_id(), options.mount_root, options.dry_run)
 
-    def refuse_to_stop() -> None:
-        listener.warning("Ctrl-Z does not stop a run: it would keep its snapshots for as long; Ctrl-C ends it")
-
-    with signals.handled(limit=options.timeout, on_stop=refuse_to_stop), _failures_in(report):
+    with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP), _failures_in(report):
         _Run(options, report, listener).run()
     return report
 
@@ -162,7 +161,10 @@ class _Run:
         for taken in plan.taken:
             names.setdefault(taken.dataset.filesystem, set()).add(taken.dataset.pool)
         recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=True, warn=self._warn)
-        for leftover in recovery.unrecorded(names).leftovers:
+        found = recovery.unrecorded(names)
+        for problem in found.problems:
+            self._warn(f"what earlier runs may have left could not be looked for: {problem}")
+        for leftover in found.leftovers:
             self._warn(
                 f"{printable(leftover.name)} was left by run {leftover.run_id}, of which there is no record here "
                 f"({leftover.proof}): 'kopiatomic recover' removes it"
@@ -318,6 +320,7 @@ class _Run:
                     self._look_again()
                     yield supervisor, report.sets
                     released = time.monotonic()
+                    self._listener.phase("removing the snapshots")
             except VanishedError as error:
                 named = {t.dataset.name for t in report.plan.taken if t.named}
                 if attempt == _FREEZE_TRIES or named.intersection(error.datasets):

@@ -263,7 +263,10 @@ class Supervisor:
             why = f"the pool {pools} is suspended (when its devices are back: zpool clear {pools})"
         else:
             why = "the kernel is not done yet (see 'zpool status', 'dmesg')"
-        self.left.append(f"{what}, for which these processes still wait: {waiting}; {why}")
+        self.left.append(
+            f"{what}, for which these processes still wait: {waiting}; {why}. They remove all of it then; if they were "
+            "killed: kopiatomic recover"
+        )
 
     def _shown(self) -> str:
         names = [printable(taken.dataset.name) for taken in self._plan.taken]

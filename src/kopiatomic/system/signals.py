@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -30,11 +30,11 @@ def _note(signum: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def handled(*, limit: float | None = None, on_stop: Callable[[], None] | None = None) -> Iterator[None]:
+def handled(*, limit: float | None = None, on_stop: str | None = None) -> Iterator[None]:
     """Handle the ending signals; those ignored at the start (nohup, background jobs) stay ignored.
 
     ``limit`` is the time limit of the whole block in seconds; the kernel's timer does not follow a clock that jumps.
-    Ctrl-Z calls ``on_stop`` and stops nothing: a run that stood still would keep its snapshots for as long.
+    Where ``on_stop`` is given, Ctrl-Z writes that line to stderr and stops nothing.
     """
     global _read_end, _write_end, _limit
     _read_end, _write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -44,7 +44,7 @@ def handled(*, limit: float | None = None, on_stop: Callable[[], None] | None = 
         if handler is not signal.SIG_IGN and signum != signal.SIGTSTP:
             signal.signal(signum, _note)
     if on_stop is not None and previous[signal.SIGTSTP] is not signal.SIG_IGN:
-        signal.signal(signal.SIGTSTP, lambda *_: on_stop())
+        signal.signal(signal.SIGTSTP, lambda *_: _say(on_stop))
     if limit is not None:
         previous[signal.SIGALRM] = signal.signal(signal.SIGALRM, _note)
         _limit = limit
@@ -61,6 +61,14 @@ def handled(*, limit: float | None = None, on_stop: Callable[[], None] | None = 
         os.close(_write_end)
         _read_end = _write_end = -1
         _pending.clear()
+
+
+def _say(line: str) -> None:
+    """Write a line from within a handler, where a stream may be in the middle of another."""
+    try:
+        os.write(2, f"\n{line}\n".encode())
+    except OSError:
+        pass
 
 
 def fd() -> int | None:
