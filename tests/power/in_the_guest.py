@@ -129,7 +129,7 @@ class Boot:
         os.write(trigger, b"b")
 
     def _start(self, command_line: str) -> Run:
-        words = ("--json", "--mount-root", ROOT, "-c", command_line, *self._datasets)
+        words = ("--json", "--mount-root", str(ROOT), "-c", command_line, *self._datasets)
         return self._runner.start(*words, env=self._environment, before=self._mark)
 
     def _mark(self) -> None:
