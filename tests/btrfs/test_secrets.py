@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import shlex
 import sqlite3
@@ -126,6 +127,20 @@ def test_a_wrong_password_is_not_shown_either(
     ended = run("-o", form.format(wrong), data, env={**protected.environment, **where(state)})
     assert ended.returncode == 1
     assert places_of(wrong, tmp_path, ended.stdout, ended.stderr, *told(kopiatomic, state)) == []
+
+
+def test_quotes_in_a_password_do_not_uncover_a_part_of_it(
+    data: Path, run: Run, kopia: Kopia, kopiatomic: Kopiatomic, state: Path, tmp_path: Path
+) -> None:
+    parts = [secrets.token_hex(8) for _ in range(4)]
+    odd = "{} {}'{}\"{}".format(*parts)
+    for quoted in (shlex.quote(odd), re.sub(r"(\W)", r"\\\1", odd)):
+        for form in FORMS:
+            assert odd in shlex.split(form.format(quoted))[-1]
+            ended = run("-o", form.format(quoted), data, env={**kopia.environment, **where(state)})
+            assert ended.returncode == 1
+            for part in parts:
+                assert places_of(part, tmp_path, ended.stdout, ended.stderr) == []
 
 
 COMMAND_FORMS = ["--password={}", "--password {}", "--api-token={}", "--secret-key {}", "--passphrase={}"]

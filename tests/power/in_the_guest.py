@@ -23,9 +23,9 @@ from tests.zfs.runs import Cgroup, Run, Runner
 DISK = "/dev/vdc"
 POOL = "tank"
 KEPT = Path("/kept")
-"""An ordinary filesystem that outlives the cut: the state directory and the mount root are on it."""
-STATE, ROOT = KEPT / "state", KEPT / "view"
 BTRFS = Path("/btrfs")
+STATE, ROOT = KEPT / "state", BTRFS / "view"
+"""On two filesystems, neither of which puts the other's changes on the disk."""
 OTHER_RUN = "20200102T030405Z-deadbeef"
 SCRATCH = Path("/run/power")
 

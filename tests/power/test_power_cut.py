@@ -24,6 +24,8 @@ BOOT_LIMIT_S = 600
 VM_ENDED = 125
 ENGINE_READS_S = 4.0
 """How far into the engine's reading a cut may come."""
+PARTS = {"gap": 1.0, "window": 1.5}
+"""How far a cut may come into the gap between snapshot call and deferred destroy; or into the run, and beyond its end."""
 ZFS, BOTH = ["tank/data", "tank/data/sub"], ["tank/data", "tank/data/sub", "/btrfs/data"]
 
 
@@ -51,7 +53,7 @@ def steps(moment: str) -> list[Step]:
     made: list[Step] = []
     for number in range(CUTS + 1):
         where = "window" if number % 2 else "gap"
-        fraction = dice.random() * (ENGINE_READS_S if moment == "engine" else 1)
+        fraction = dice.random() * (ENGINE_READS_S if moment == "engine" else PARTS[where])
         cut = Cut(moment, where, fraction) if number < CUTS else None
         made.append(Step(dice.choice([ZFS, BOTH]), recover=dice.random() < 0.5, cut=cut))
     return made
@@ -103,7 +105,7 @@ def check_the_cut(cut: Cut, found: dict[str, Any], last_run: str) -> None:
     if cut.moment == "engine":
         assert [name for name in left(found["after_import"]) if "@" in name] == []
     if cut.where == "window" and cut.moment == "snapshot" and newest["result"] == "saved":
-        # It came so late that the run had done everything and written it down.
+        # It came when the run had done everything, and had written it down.
         assert (newest["exit_code"], left(found["after_import"])) == (0, [])
     else:
         assert (newest["result"], newest["exit_code"]) == ("interrupted", None)
