@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import shlex
@@ -66,18 +67,18 @@ def places_of(secret: str, folder: Path, *texts: str) -> list[str]:
     """Where a secret is: files below a folder, values of the state database in it, and texts."""
     found = [str(path) for path in folder.rglob("*") if path.is_file() and secret.encode() in path.read_bytes()]
     kept = list(values(folder / "state"))
-    assert any(b"snapshot create" in value or b"-c" in value for value in kept)
+    assert any(b"kopiatomic" in value for value in kept)
     found += [f"database: {value!r}" for value in kept if secret.encode() in value]
     return found + [text for text in texts if secret in text]
 
 
 def told(kopiatomic: Kopiatomic, state: Path) -> list[str]:
     """All that can be asked of the record afterwards."""
-    asked = [("history",), ("history", "--json"), ("recover", "--json")]
-    answers = [kopiatomic("--state-dir", state, *words) for words in asked]
-    run_id = answers[0].stdout.split()
-    (newest,) = [word for word in run_id if word.startswith("20") and "Z-" in word]
-    answers += [kopiatomic("history", newest, *words, env=where(state)) for words in ((), ("--json",))]
+    listed = kopiatomic("history", "--json", env=where(state))
+    (newest,) = json.loads(listed.stdout)["runs"]
+    answers = [listed, kopiatomic("history", "--state-dir", state)]
+    answers += [kopiatomic("history", newest["run_id"], *words, env=where(state)) for words in ((), ("--json",))]
+    answers.append(kopiatomic("recover", "--json", env=where(state)))
     for answer in answers:
         assert answer.returncode == 0, str(answer)
     return [answer.stdout + answer.stderr for answer in answers]
