@@ -122,8 +122,21 @@ def _remove(root: str) -> list[str]:
                 if error.errno != errno.ENOTEMPTY or (directory == root and not only_ours(directory)):
                     left.append(f"directory {printable(directory)}: {error.strerror} (remove it with: rmdir)")
                 break
+            _sync(os.path.dirname(directory))
             os.unlink(mark)
     return left
+
+
+def _sync(directory: str) -> None:
+    """Have what was removed from a directory stay removed after a power cut: its record is deleted next."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError:
+        # Not every filesystem can; what may come back is an empty directory.
+        pass
+    finally:
+        os.close(fd)
 
 
 def only_ours(directory: str) -> bool:

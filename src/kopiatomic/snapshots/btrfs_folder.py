@@ -165,7 +165,16 @@ def look(place: int) -> btrfs.Subvolume:
 
 
 def remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool]) -> dict[str, str]:
-    """Delete the snapshots that are ours, then what is empty. Returns what is left: path and reason. Raises OSError."""
+    """Delete the snapshots that are ours, then what is empty. Returns what is left: path and reason. Raises OSError.
+
+    What is gone then stays gone: its record is deleted next, and after a power cut nobody would know of it any more.
+    """
+    left = _remove(top_fd, run_id, is_ours)
+    btrfs.commit(top_fd)
+    return left
+
+
+def _remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool]) -> dict[str, str]:
     found = entries(top_fd, run_id)
     if found is None:
         return {}

@@ -21,6 +21,8 @@ def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
     for filesystem in sorted({intent.place for intent in intents}):
         mine = {intent.name: intent for intent in intents if intent.place == filesystem}
         with _filesystem(filesystem) as (top, device), _told(device):
+            # What a process deleted just before it was killed is not here, and could come back when its record is gone.
+            btrfs.commit(top)
             for entry in folder.entries(top, run_id) or ():
                 intent = mine.get(entry.path)
                 if intent is not None:

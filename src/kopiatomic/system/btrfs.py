@@ -97,6 +97,8 @@ class _FilesystemInfo(ctypes.Structure):
 
 
 _SNAP_DESTROY = _request(_WRITE, 15, ctypes.sizeof(_Path))
+_START_SYNC = _request(_READ, 24, 8)
+_WAIT_SYNC = _request(_WRITE, 22, 8)
 _SNAP_CREATE_V2 = _request(_WRITE, 23, ctypes.sizeof(_SnapshotArguments))
 _SUBVOL_SETFLAGS = _request(_WRITE, 26, 8)
 _FS_INFO = _request(_READ, 31, ctypes.sizeof(_FilesystemInfo))
@@ -201,3 +203,13 @@ def make_read_only(fd: int) -> None:
 def delete(directory: int, name: str) -> None:
     """Delete the subvolume ``name`` in an open directory; its space is freed later. Raises OSError."""
     _ioctl(directory, _SNAP_DESTROY, _Path(name=os.fsencode(name)))
+
+
+def commit(fd: int) -> None:
+    """Wait until all that was made and deleted in a filesystem so far is so after a power cut as well. Raises OSError.
+
+    A deletion alone is not: it is on the disk with the next transaction, up to 30 s later (``commit=``, btrfs(5)).
+    """
+    transaction = ctypes.c_uint64()
+    _ioctl(fd, _START_SYNC, transaction)
+    _ioctl(fd, _WAIT_SYNC, transaction)
