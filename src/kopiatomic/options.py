@@ -53,7 +53,7 @@ def words(flag: str, text: str) -> list[str]:
         found = shlex.split(text)
     except ValueError as error:
         raise UsageError(
-            f"{flag}: {str(error)[0].lower()}{str(error)[1:]} in: {printable(text)}",
+            f"{flag}: {str(error)[0].lower()}{str(error)[1:]}",
             kind="bad-quotes",
             hint="Quotes have to be in pairs, as in a shell.",
         ) from None

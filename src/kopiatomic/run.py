@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -106,30 +105,33 @@ class _Run:
             check_name(options.name)
         command = None if options.command is None else words("-c", options.command)
         extra = words("-o", options.options)
+        engine = engines.create(command, extra, maintenance=options.maintenance)
+        self._secrets = Secrets(sys.argv[1:], os.environ, engine.secrets)
+        shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
         if not options.dry_run and os.geteuid() != 0:
             raise KopiatomicError(
                 "making and mounting snapshots needs root",
                 kind="not-root",
-                hint=f"sudo {printable(shlex.join(['kopiatomic', *sys.argv[1:]]))}   (-n shows without root what would be done)",
+                hint=f"sudo {printable(shown)}   (-n shows without root what would be done)",
             )
         root = roots.resolve(options.mount_root if options.name is None else f"{options.mount_root}/{options.name}")
         report.root = root
         if options.dry_run:
             report.plan = self._select(root)
-            engine = engines.create(command, extra, maintenance=options.maintenance)
-            report.engine = EngineReport(engine.name, None, engine.describe(report.plan))
+            report.engine = EngineReport(engine.name, None, self._shown(engine.describe(report.plan)))
             return
-        engine = engines.create(command, extra, maintenance=options.maintenance)
-        self._secrets = Secrets(sys.argv[1:], os.environ, engine.secrets)
         for value in self._secrets.values:
             linux.hide_argument(value)
-        shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
         with locks.run(report.run_id) as held, self._recorded(held, shown), _failures_in(report):
             locks.take_root(held, root, self._holder(shown), options.wait)
             self._clear_leftovers()
             report.plan = self._select(root)
             self._prepare(engine, report.plan)
             self._between_hooks(engine)
+
+    def _shown(self, argv: Sequence[str]) -> list[str]:
+        """An argv as it may be shown."""
+        return [self._secrets.hide(word) for word in argv]
 
     @contextmanager
     def _recorded(self, held: Held, shown: str) -> Iterator[None]:
@@ -372,7 +374,7 @@ class _Run:
         report = self._report
         assert report.engine is not None
         command = engine.command(job)
-        report.engine.argv = command.argv
+        report.engine.argv = self._shown(command.argv)
 
         def take(stream: str, data: bytes) -> None:
             for found in engine.feed(stream, data):
