@@ -12,14 +12,17 @@ from kopiatomic.text import printable
 MASK = "***"
 
 _NAME = re.compile(r"PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|ACCESS[_-]?KEY", re.IGNORECASE)
+_WORD = r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\])+"
+"""A word as a shell reads it: quoted as a whole, in part, or not."""
+
 _FLAG = re.compile(
     r"(?P<head>--?[\w-]*(?:password|passwd|passphrase|secret|token|access-key)(?![\w-]*(?:file|command))[\w-]*(?:=|\s+))"
-    r"(?P<value>'[^']*'|\"[^\"]*\"|[^\s'\"]+)",
+    rf"(?P<value>{_WORD})",
     re.IGNORECASE,
 )
 _ASSIGNMENT = re.compile(
     r"(?P<head>\b\w*(?:PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY)(?!\w*(?:FILE|COMMAND))\w*=)"
-    r"(?P<value>'[^']*'|\"[^\"]*\"|[^\s'\"]+)",
+    rf"(?P<value>{_WORD})",
     re.IGNORECASE,
 )
 _SHORTEST = 4
@@ -46,17 +49,27 @@ class Secrets:
         found = set(values) | {value for name, value in environment.items() if is_secret(name)}
         for word in words:
             for pattern in (_FLAG, _ASSIGNMENT):
-                found |= {match["value"].strip("'\"") for match in pattern.finditer(word)}
+                found |= {value for match in pattern.finditer(word) for value in _spellings(match["value"])}
         # The longest first: one may be a part of another.
         self.values = sorted((v for v in found if len(v) >= _SHORTEST and v not in _NO_SECRETS), key=len, reverse=True)
 
     def hide(self, text: str) -> str:
         """A text with every secret masked."""
-        for value in self.values:
-            text = text.replace(value, MASK)
+        # Whole words first, while their quotes are in pairs.
         for pattern in (_FLAG, _ASSIGNMENT):
             text = pattern.sub(rf"\g<head>{MASK}", text)
+        text = re.sub(_WORD, self._hide_quoted, text)
+        for value in self.values:
+            text = text.replace(value, MASK)
         return text
+
+    def _hide_quoted(self, word: re.Match[str]) -> str:
+        """A shell's word without a secret that quotes in the middle of it would let through."""
+        plain = _unquoted(word[0])
+        hidden = plain
+        for value in self.values:
+            hidden = hidden.replace(value, MASK)
+        return word[0] if hidden == plain else hidden
 
     def hide_in(self, document: Any) -> Any:
         """A JSON value with every secret in its texts masked."""
@@ -71,3 +84,17 @@ class Secrets:
     def command_line(self, words: Sequence[str]) -> str:
         """A command line to show: each word without its secrets, quoted as a shell wants it."""
         return printable(shlex.join([self.hide(word) for word in words]))
+
+
+def _spellings(word: str) -> set[str]:
+    """What a shell's word means, and what it would be if its quotes belonged to a text around it."""
+    return {_unquoted(word), re.split(r"['\"]", word.strip("'\""))[0]}
+
+
+def _unquoted(word: str) -> str:
+    if not re.search(r"['\"\\]", word):
+        return word
+    try:
+        return "".join(shlex.split(word))
+    except ValueError:
+        return word

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from kopiatomic.masking import Secrets, without_secrets
@@ -21,6 +23,10 @@ from kopiatomic.masking import Secrets, without_secrets
         ("--password-command 'cat /root/pw'", "--password-command 'cat /root/pw'"),
         ("--parallel=8 --tags token:1", "--parallel=8 --tags token:1"),
         ("tank/password", "tank/password"),
+        ("--password=one' two'\\ \"three\" four", "--password=*** four"),
+        ("--password=one\\ two\\'three\\\"four five", "--password=*** five"),
+        ("sh -c 'a --password=hunter22'", "sh -c 'a --password=***'"),
+        ("it's \\ no \"secret", "it's \\ no \"secret"),
     ],
 )
 def test_what_looks_like_a_secret_is_masked(text: str, shown: str) -> None:
@@ -31,6 +37,13 @@ def test_a_secret_is_masked_wherever_it_stands() -> None:
     secrets = Secrets(["-o", "--password=hunter22"], {"KOPIA_PASSWORD": "correct horse"}, ["p-form"])
     told = {"a": ["said hunter22", {"b": "correct horse, p-form"}], "n": 3, "none": None}
     assert secrets.hide_in(told) == {"a": ["said ***", {"b": "***, ***"}], "n": 3, "none": None}
+
+
+def test_quotes_in_the_middle_of_a_secret_let_no_part_of_it_through() -> None:
+    secrets = Secrets([], {}, ["one two'three\"four"])
+    for word in (shlex.quote("one two'three\"four"), "one\\ two\\'three\\\"four", "'one 'two\\'\"three\\\"four\""):
+        assert secrets.hide(f"-p {word} --tags a") == "-p *** --tags a"
+        assert secrets.hide(f"-p{word}") == "-p***"
 
 
 def test_switches_and_short_values_do_not_blot_out_other_texts() -> None:
