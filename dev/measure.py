@@ -22,7 +22,7 @@ from pathlib import Path
 from demo import ground
 from demo.programs import run
 
-SIZES = (2, 100)
+SIZES = [2, 100]
 ON_DISK = "/var/tmp"
 
 
@@ -51,18 +51,18 @@ class Version:
 
 
 @contextmanager
-def many_datasets(filesystem: str, folder: Path) -> Iterator[list[str]]:
-    """As many datasets as the largest size, on a throwaway filesystem in memory."""
+def many_datasets(filesystem: str, folder: Path, count: int) -> Iterator[list[str]]:
+    """So many datasets on a throwaway filesystem in memory."""
     with ExitStack() as stack:
         made = []
         if filesystem == "zfs":
             below = stack.enter_context(ground.zfs(folder)).datasets[0]
-            for number in range(max(SIZES)):
+            for number in range(count):
                 run(["zfs", "create", name := f"{below}/d{number}"])
                 made.append(name)
         else:
             below = str(stack.enter_context(ground.btrfs(folder)).top)
-            for number in range(max(SIZES)):
+            for number in range(count):
                 run(["btrfs", "subvolume", "create", name := f"{below}/d{number}"])
                 made.append(name)
         yield made
@@ -87,12 +87,14 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("filesystem", choices=["zfs", "btrfs"])
     parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--datasets", type=int, action="append")
     parser.add_argument("trees", type=Path, nargs=2)
     options = parser.parse_args()
     with ground.scratch() as folder, tempfile.TemporaryDirectory(dir=ON_DISK) as state:
         trees = [shutil.copytree(tree, folder / tree.name) for tree in options.trees]
-        with many_datasets(options.filesystem, folder) as datasets:
-            for size in SIZES:
+        sizes = options.datasets or SIZES
+        with many_datasets(options.filesystem, folder, max(sizes)) as datasets:
+            for size in sizes:
                 versions = [Version(tree.name, tree, []) for tree in trees]
                 measure(versions, datasets[:size], options.rounds, folder, Path(state))
                 print(line(options.filesystem, size, versions), flush=True)
