@@ -114,6 +114,41 @@ def test_the_next_run_of_any_selection_clears_it(
     assert leftovers(root) == []
 
 
+def without_its_folder(killed: Callable[[], str], ours: Path) -> None:
+    """As a run leaves it that is killed between the making of the two directories, or between their removal."""
+    folder = ours / f"kopiatomic_{killed()}"
+    for place in list(folder.iterdir()):
+        command("btrfs", "subvolume", "delete", place / "snapshot")
+        place.rmdir()
+    folder.rmdir()
+
+
+def test_the_directory_that_runs_share_goes_as_well(
+    killed: Callable[[], str], recover: Callable[..., Any], run: Run, btrfs: Btrfs, make_btrfs: Callable[[], Btrfs]
+) -> None:
+    ours = btrfs.mountpoint / ".kopiatomic"
+    without_its_folder(killed, ours)
+    _, document = recover("--dry-run")
+    assert [o["name"] for o in snapshots_of(document, btrfs)] == [".kopiatomic"]
+    _, document = recover()
+    assert [o["done"] for o in snapshots_of(document, btrfs)] == [True]
+    assert not ours.exists()
+    without_its_folder(killed, ours)
+    assert run("-c", "true", make_btrfs().subvolume("elsewhere")).returncode == 0
+    assert not ours.exists()
+
+
+def test_an_empty_directory_of_that_name_that_is_not_roots_alone_stays(
+    killed: Callable[[], str], recover: Callable[..., Any], btrfs: Btrfs
+) -> None:
+    ours = btrfs.mountpoint / ".kopiatomic"
+    without_its_folder(killed, ours)
+    ours.chmod(0o755)
+    _, document = recover()
+    assert snapshots_of(document, btrfs) == []
+    assert ours.exists()
+
+
 def test_a_dry_run_clears_nothing(killed: Callable[[], str], run: Run, btrfs: Btrfs) -> None:
     killed()
     before = sorted(btrfs.snapshots())

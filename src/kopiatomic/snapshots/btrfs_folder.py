@@ -60,7 +60,7 @@ def make(top_fd: int, run_id: str, where: str) -> int:
             with kept_times(top_fd), suppress(FileExistsError):
                 os.mkdir(DIRECTORY, 0o700, dir_fd=top_fd)
             status = os.stat(DIRECTORY, dir_fd=top_fd, follow_symlinks=False)
-            if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o077:
+            if not _is_roots_alone(status):
                 raise KopiatomicError(
                     f"{DIRECTORY} in the top-level subvolume of {where} is not ours: "
                     "it is not a directory that only root can enter",
@@ -130,12 +130,31 @@ def runs(top_fd: int) -> list[str]:
         os.close(fd)
 
 
+def is_deserted(top_fd: int) -> bool:
+    """Whether the directory that all runs share is there, root's alone, and empty. Raises OSError."""
+    try:
+        status = os.stat(DIRECTORY, dir_fd=top_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    if not _is_roots_alone(status):
+        return False
+    fd = os.open(DIRECTORY, OPEN_DIRECTORY, dir_fd=top_fd)
+    try:
+        return not os.listdir(fd)
+    finally:
+        os.close(fd)
+
+
+def _is_roots_alone(status: os.stat_result) -> bool:
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and not status.st_mode & 0o077
+
+
 def _open_own(top_fd: int, run_id: str) -> int:
     """Open a run's folder if both directories above its snapshots are root's alone. Raises OSError."""
     path = name_of(run_id)
     for directory in (DIRECTORY, path):
         status = os.stat(directory, dir_fd=top_fd, follow_symlinks=False)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or status.st_mode & 0o077:
+        if not _is_roots_alone(status):
             raise NotADirectoryError(errno.ENOTDIR, "it is not a directory that only root can enter", directory)
     return os.open(path, OPEN_DIRECTORY, dir_fd=top_fd)
 
@@ -177,6 +196,9 @@ def remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool]) -> dict[s
 def _remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool]) -> dict[str, str]:
     found = entries(top_fd, run_id)
     if found is None:
+        # Killed between the making of the two directories, or between their removal.
+        if is_deserted(top_fd):
+            _remove_shared(top_fd)
         return {}
     left: dict[str, str] = {}
     directory = _open_own(top_fd, run_id)
@@ -193,8 +215,7 @@ def _remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool]) -> dict[
             os.rmdir(name_of(run_id), dir_fd=top_fd)
         except OSError as error:
             return {name_of(run_id): error.strerror or str(error)}
-        with kept_times(top_fd):
-            _remove_if_empty(DIRECTORY, top_fd)
+        _remove_shared(top_fd)
     return left
 
 
@@ -257,9 +278,11 @@ def kept_times(directory: int) -> Iterator[None]:
         os.utime(directory, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def _remove_if_empty(name: str, top_fd: int) -> None:
+def _remove_shared(top_fd: int) -> None:
+    """Remove the directory that all runs share, unless another run is in it. Raises OSError."""
     try:
-        os.rmdir(name, dir_fd=top_fd)
+        with kept_times(top_fd):
+            os.rmdir(DIRECTORY, dir_fd=top_fd)
     except OSError as error:
         # Another run is in it, or has removed it.
         if error.errno not in {errno.ENOTEMPTY, errno.ENOENT}:

@@ -23,12 +23,16 @@ def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
         with _filesystem(filesystem) as (top, device), _told(device):
             # What a process deleted just before it was killed is not here, and could come back when its record is gone.
             btrfs.commit(top)
-            for entry in folder.entries(top, run_id) or ():
+            found = folder.entries(top, run_id)
+            for entry in found or ():
                 intent = mine.get(entry.path)
                 if intent is not None:
                     left.append(_leftover(filesystem, device, entry, _proof(intent, entry)))
-            if folder.entries(top, run_id) == []:
+            if found == []:
                 left.append(_empty(filesystem, run_id, device))
+            elif found is None and folder.is_deserted(top):
+                proof = "on record: the run was to make it; it is root's alone, and empty"
+                left.append(_directory(filesystem, run_id, device, folder.DIRECTORY, proof))
     return left
 
 
@@ -51,8 +55,12 @@ def _leftover(filesystem: str, device: str, entry: folder.Entry, proof: str) -> 
 
 def _empty(filesystem: str, run_id: str, device: str) -> Leftover:
     name = folder.name_of(run_id)
+    return _directory(filesystem, run_id, device, name, "an empty directory with the run's name")
+
+
+def _directory(filesystem: str, run_id: str, device: str, name: str, proof: str) -> Leftover:
     command = f"mount {printable(device)} with subvolid=5, then: rmdir MOUNT/{name}"
-    return Leftover(run_id, KIND, filesystem, name, "an empty directory with the run's name", command)
+    return Leftover(run_id, KIND, filesystem, name, proof, command)
 
 
 def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool]) -> list[Leftover]:
