@@ -1,18 +1,14 @@
-"""Runs of kopiatomic in a fork of this process.
+"""Runs of kopiatomic in a fork of this process (tests/support/forked.py).
 
-The whole program runs, with its own processes, in real namespaces; only the start of a Python interpreter and the import
-of modules are saved, which take 3 s of every 4 in the emulated machine. Tests of the quick start use the installed
-command. A control group tells exactly which processes of a run are alive.
+Tests of the quick start use the installed command. A control group tells exactly which processes of a run are alive.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import select
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,13 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Imported here once, so that no fork has to.
-import kopiatomic.cli
-import kopiatomic.engines.command
-import kopiatomic.engines.kopia
-import kopiatomic.output.console
-import kopiatomic.output.document
-import kopiatomic.run
+from tests.support import forked
 from tests.support.filesystems import Pool
 from tests.support.leftovers import mounts
 from tests.support.programs import Completed, command
@@ -171,44 +161,9 @@ class Runner:
         if pid:
             return Run(words, pid, output)
         try:
-            self._become(words, output, env or {}, before)
+            (self.group.folder / "cgroup.procs").write_text("0")
+            forked.become(words, output, {**forked.environment(self.folder), **(env or {})}, before)
         except BaseException as error:
             os.write(2, f"the test's fork failed: {error!r}\n".encode())
         finally:
             os._exit(99)
-
-    def _become(
-        self,
-        words: tuple[str, ...],
-        output: Mapping[int, Path],
-        env: Mapping[str, str],
-        before: Callable[[], None] | None,
-    ) -> None:
-        (self.group.folder / "cgroup.procs").write_text("0")
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        for fd, path in output.items():
-            os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), fd)
-        sys.stdout, sys.stderr = (
-            io.TextIOWrapper(io.FileIO(fd, "w"), "utf-8", errors="backslashreplace", write_through=True)
-            for fd in (1, 2)
-        )
-        os.closerange(3, 1024)
-        sys.argv = ["kopiatomic", *words]
-        for name in [name for name in os.environ if name.startswith(("KOPIA", "XDG", "PYTEST"))]:
-            del os.environ[name]
-        own = {"HOME": str(self.folder), "KOPIATOMIC_STATE_DIR": str(self.folder / "state"), "LANG": "C.UTF-8"}
-        os.environ.update({**own, **env})
-        if before is not None:
-            before()
-        code: object = 98
-        try:
-            kopiatomic.cli.main()
-        except SystemExit as end:
-            code = end.code
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code if isinstance(code, int) else 97)
