@@ -1,7 +1,15 @@
 """Loads the shared fixtures and, outside the VM, what hands tests/zfs to the VM."""
 
 import os
+import random
 
 pytest_plugins = ["tests.support.programs", "tests.support.filesystems", "tests.support.leftovers"]
 if "KOPIATOMIC_IN_VM" not in os.environ:
     pytest_plugins.append("tests.support.vm_items")
+
+# Tests that choose some of very many cases choose by this; a failure is repeated with the same one.
+os.environ.setdefault("KOPIATOMIC_TEST_SEED", str(random.randrange(1_000_000)))
+
+
+def pytest_report_header() -> str:
+    return f"KOPIATOMIC_TEST_SEED={os.environ['KOPIATOMIC_TEST_SEED']}"

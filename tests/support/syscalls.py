@@ -73,7 +73,7 @@ IOCTLS = {
     0x940E: "create subvolume",
     0x940F: "delete subvolume",
     0x9417: "snapshot (v2)",
-    0x9418: "create subvolume (v2)",
+    0x9418: "create subvolume (v2), or start a sync",
     0x941A: "set flags",
     0x943F: "delete subvolume (v2)",
 }

@@ -133,12 +133,11 @@ def runs(top_fd: int) -> list[str]:
 def is_deserted(top_fd: int) -> bool:
     """Whether the directory that all runs share is there, root's alone, and empty. Raises OSError."""
     try:
-        status = os.stat(DIRECTORY, dir_fd=top_fd, follow_symlinks=False)
+        if not _is_roots_alone(os.stat(DIRECTORY, dir_fd=top_fd, follow_symlinks=False)):
+            return False
+        fd = os.open(DIRECTORY, OPEN_DIRECTORY, dir_fd=top_fd)
     except FileNotFoundError:
         return False
-    if not _is_roots_alone(status):
-        return False
-    fd = os.open(DIRECTORY, OPEN_DIRECTORY, dir_fd=top_fd)
     try:
         return not os.listdir(fd)
     finally:

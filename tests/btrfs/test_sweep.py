@@ -1,0 +1,51 @@
+"""Kills at every point of a run on Btrfs: after the next run, or `recover`, nothing is left, and nothing else is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from kopiatomic.snapshots import btrfs_folder
+from tests.btrfs.sweep_ground import BtrfsGround
+from tests.support.filesystems import mounted_btrfs
+from tests.support.sweep import Sweeper, Totals
+from tests.support.sweep_cases import Case, Chunk, chosen, chunks
+
+
+@pytest.fixture(scope="module")
+def sweeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeper]:
+    folder = tmp_path_factory.mktemp("sweep")
+    with mounted_btrfs(folder / "crowded") as crowded, mounted_btrfs(folder / "plain") as plain:
+        ground = BtrfsGround(folder, crowded, plain)
+        ground.make()
+        with ground.living_run():
+            yield Sweeper(ground)
+
+
+@pytest.mark.parametrize("chunk", chunks(), ids=str)
+def test_a_killed_run_leaves_nothing_after_the_next(chunk: Chunk | None, sweeper: Sweeper) -> None:
+    if problems := sweeper.run(chosen(chunk, sweeper.points)):
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+def test_the_sweep_sees_what_is_left_and_what_is_harmed(sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that forgets its snapshots and takes a neighbour's file away."""
+
+    def remove(*_: object) -> dict[str, str]:
+        (sweeper.ground.beside / "view2" / "file").unlink(missing_ok=True)
+        return {}
+
+    with monkeypatch.context() as broken:
+        broken.setattr(btrfs_folder, "remove", remove)
+        broken.setattr(sweeper, "totals", Totals())
+        found = "\n".join(sweeper.run([Case("launcher", 1, "after", everyone=False, helpers=0)]))
+    (sweeper.ground.beside / "view2" / "file").write_text("somebody's\n")
+    sweeper.ground.remember()
+    for problem in ("the main process lived, and left:", "after the next run or recover:", "decoy:"):
+        assert problem in found
+
+
+def test_what_was_counted(sweeper: Sweeper) -> None:
+    """Shown by `./test sweep`: no assertion, the tests above have made them all."""
+    print(f"Btrfs: {sweeper.totals.table(sweeper.points)}")

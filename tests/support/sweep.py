@@ -1,0 +1,274 @@
+"""The kill sweep: a run is killed at one point, and then everything is looked at.
+
+A *case* is one such run: who is killed (one process, or everyone at once), at which call or after which time, and whether the
+engine has 20 children that closed every descriptor (tests/support/sweep_cases.py). What it reads and what lies around it is a
+*ground* (tests/support/sweep_ground.py).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from kopiatomic import locks
+from tests.support import forked
+from tests.support.programs import SLOWNESS, Completed
+from tests.support.sweep_cases import HELPERS, Case
+from tests.support.sweep_ground import Ground, Seen
+from tests.support.tracer import ROLES, AtPoint, AtTime, Point, Trace, trace
+
+WITHIN_S = 2 * SLOWNESS
+"""How long after the death of one process something of the run may be left: 2 s on a real machine."""
+
+
+@dataclass
+class Count:
+    """A line of the table at the end."""
+
+    kills: int = 0
+    missed: int = 0
+    left_after: int = 0
+    left_at_the_end: int = 0
+    harmed: int = 0
+    lies: int = 0
+    slowest: float = 0.0
+
+    def add(self, other: Count) -> None:
+        for name in ("kills", "missed", "left_after", "left_at_the_end", "harmed", "lies"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.slowest = max(self.slowest, other.slowest)
+
+
+@dataclass
+class Totals:
+    """What a module's tests have counted."""
+
+    lines: dict[tuple[str, str], Count] = field(default_factory=dict)
+
+    def line(self, case: Case) -> Count:
+        return self.lines.setdefault((case.role, "everyone" if case.everyone else "alone"), Count())
+
+    def table(self, points: Sequence[Point]) -> str:
+        """What is printed at the end."""
+        titles = ("killed", "kills", "not reached", "left after", "left at the end", "decoys", "lies", "slowest s")
+        whole = Count()
+        for count in self.lines.values():
+            whole.add(count)
+        rows = [(f"{role}, {victims}", count) for (role, victims), count in sorted(self.lines.items())]
+        table = [
+            (
+                name,
+                *map(str, (c.kills, c.missed, c.left_after, c.left_at_the_end, c.harmed, c.lies)),
+                f"{c.slowest:.1f}",
+            )
+            for name, c in [*rows, ("all", whole)]
+        ]
+        counted = ", ".join(f"{role} {sum(point.role == role for point in points)}" for role in ROLES)
+        lines = ["".join(f"{cell:>18}" for cell in row) for row in [titles, *table]]
+        return "\n".join([f"{len(points)} points: {counted}", *lines])
+
+
+def _is_locked(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+class Sweeper:
+    """Runs cases on a ground."""
+
+    def __init__(self, ground: Ground) -> None:
+        self.ground = ground
+        self.totals = Totals()
+        self._proof = ground.folder / "proof"
+        self._output = {fd: ground.folder / f"swept.{fd}" for fd in (1, 2)}
+        self._plain_engine = ground.folder / "engine.sh"
+        self._engine_with_helpers = ground.folder / "engine.py"
+        self._write_engines()
+        self._known: set[str] = set()
+        self._next = 0
+        # The first creates the state database; the points are those of all later ones.
+        first = self._trace(0, None, None)
+        self._closing = first.closing
+        listed = self._trace(0, None, self._closing)
+        self.points = listed.points
+        self.duration = listed.ended - listed.began
+        if listed.status != 0 or not self._saved():
+            raise AssertionError(f"an undisturbed run failed\n{self._said()}")
+        self._known = {run["run_id"] for run in self._history()}
+
+    # The run
+
+    def _write_engines(self) -> None:
+        """One that only the shell is needed for, and one with children that nothing but their PID namespace ties."""
+        files = [f"{self.ground.root}{source}/file" for source in self.ground.sources()]
+        reads = "".join(f"read -r line < '{file}' && all=$all$line, || exit 1\n" for file in files)
+        self._plain_engine.write_text(f"all=\n{reads}echo $all > {self._proof}\n")
+        self._engine_with_helpers.write_text(
+            "import os, time\n"
+            f"for _ in range({HELPERS}):\n"
+            "    if os.fork() == 0:\n"
+            "        os.setsid()\n"
+            "        os.closerange(0, 1024)\n"
+            "        time.sleep(1000)\n"
+            "        os._exit(0)\n"
+            "time.sleep(0.1)\n"
+            f"data = ','.join([*(open(f).read().strip() for f in {files!r}), ''])\n"
+            f"open({str(self._proof)!r}, 'w').write(data + '\\n')\n"
+        )
+
+    def _run(self, helpers: int) -> NoReturn:
+        python = f"python3 -SI {self._engine_with_helpers}"
+        engine = python if helpers else f"sh {self._plain_engine}"
+        words = ["--mount-root", str(self.ground.root), "-c", engine, *self.ground.words()]
+        forked.become(words, self._output, forked.environment(self.ground.folder))
+
+    def _trace(self, helpers: int, kill: AtPoint | AtTime | None, closing: set[int] | None) -> Trace:
+        self._proof.unlink(missing_ok=True)
+        for path in self._output.values():
+            path.write_bytes(b"")
+        return trace(lambda: self._run(helpers), kill, closing=closing, limit=60 * SLOWNESS)
+
+    def _saved(self) -> bool:
+        """Whether the engine read every file to its end, and could say so."""
+        try:
+            return self._proof.read_text() == "".join(f"{path}," for path in self.ground.sources()) + "\n"
+        except OSError:
+            return False
+
+    def _said(self) -> str:
+        return "".join(f"{path.read_text(errors='replace')}" for path in self._output.values())
+
+    def _other(self, *words: str) -> Completed:
+        """Another run, or another command, that nobody kills."""
+        return forked.run(words, self.ground.folder, timeout=120 * SLOWNESS)
+
+    def _history(self) -> list[dict[str, Any]]:
+        ended = self._other("history", "--json", "--limit", "5")
+        assert ended.returncode == 0, ended
+        runs: list[dict[str, Any]] = json.loads(ended.stdout)["runs"]
+        return runs
+
+    # A case
+
+    def run(self, cases: Sequence[Case]) -> list[str]:
+        """Run cases; returns what went wrong, in words that name the case."""
+        problems = []
+        for case in cases:
+            found = self._judge(case)
+            problems += [f"{case}: {problem}" for problem in found]
+            if found:
+                print("\n".join(problems[-len(found) :]), flush=True)
+                self.ground.tidy()
+                self._other("recover")
+                self._known |= {run["run_id"] for run in self._history()}
+        return problems
+
+    def _judge(self, case: Case) -> list[str]:
+        count = self.totals.line(case)
+        traced = self._trace(case.helpers, case.kill(self.duration), self._closing)
+        count.kills += bool(traced.killed)
+        count.missed += not traced.killed
+        problems = list(self._answers(traced))
+        count.lies += len(problems)
+        seen = self._after(case, traced)
+        rest = self._rest(traced)
+        count.left_after += bool(seen.left)
+        if seen.left and self.ground.tied and not case.everyone:
+            problems.append(f"{WITHIN_S} s later: {seen.left}")
+        if traced.killed and not case.everyone and case.role != "program":
+            took = traced.ended - traced.killed_at
+            count.slowest = max(count.slowest, took)
+            if took > WITHIN_S:
+                problems.append(f"processes of it lived for {took:.1f} s more")
+        if not traced.killed_main and (seen.left or rest):
+            problems.append(f"the main process lived, and left: {[*seen.left, *rest]}")
+        if seen.left or rest or traced.killed_main:
+            problems += self._clear(traced)
+            seen = self.ground.compare()
+            if remains := [*seen.left, *self._rest(traced)]:
+                count.left_at_the_end += 1
+                problems.append(f"after the next run or recover: {remains}")
+        lies = list(self._history_lies(traced))
+        count.lies += len(lies)
+        count.harmed += len(seen.harmed)
+        problems += [*lies, *(f"decoy: {decoy}" for decoy in seen.harmed)]
+        if problems:
+            how = f"killed {', '.join(traced.killed)} {traced.where}; exit code {traced.status}"
+            problems.append(f"{how}; it said:\n{self._said()}")
+        return problems
+
+    def _answers(self, traced: Trace) -> Iterator[str]:
+        """What is wrong with what it said and ended with."""
+        said = self._said()
+        if traced.hung:
+            yield f"it hung: {traced.hung}"
+        if "Traceback" in said or "defect" in said:
+            yield "a traceback, or a failure that nobody foresaw"
+        if traced.killed_main:
+            return
+        if traced.status not in {0, 1, 3, 4}:
+            yield f"the exit code {traced.status} means nothing"
+        if traced.status in {0, 3, 4} and not self._saved():
+            yield f"a false success: exit code {traced.status}, and the engine has not read everything"
+        if not traced.killed and traced.status != 0:
+            yield f"nobody was killed, and the exit code is {traced.status}"
+
+    def _after(self, case: Case, traced: Trace) -> Seen:
+        """What is left, and harmed; where the kernel ties it, when its time is over."""
+        deadline = traced.killed_at + WITHIN_S if self.ground.tied and not case.everyone else 0.0
+        while (seen := self.ground.compare()).left and time.monotonic() < deadline:
+            time.sleep(0.1)
+        return seen
+
+    def _rest(self, traced: Trace) -> list[str]:
+        """What may stay until the next run: the empty mount root, and files that nobody has locked."""
+        roots = (self.ground.root, self.ground.next_root)
+        paths = [Path(locks.path_of(kind, str(root))) for root in roots for kind in ("root", "made")]
+        paths += [Path(locks.DIRECTORY) / f"run-{traced.run_id}"]
+        found = [f"{'locked' if _is_locked(path) else 'file'} {path}" for path in paths if path.exists()]
+        return found + [f"directory {root}" for root in roots if os.path.lexists(root)]
+
+    def _clear(self, traced: Trace) -> Iterator[str]:
+        """Clear it all: by a run of another selection under another root, or by `recover`, in turn."""
+        self._next += 1
+        if self._next % 2:
+            ended = self._other("--mount-root", str(self.ground.next_root), "-c", "true", *self.ground.next_words())
+            right = ended.returncode == 0
+        else:
+            ended = self._other("recover", "--json")
+            # What other people's runs left on this machine is not this run's.
+            right = ended.returncode in {0, 4} and not any(
+                leftover["problem"] and leftover["run_id"] == traced.run_id
+                for leftover in json.loads(ended.stdout)["leftovers"]
+            )
+        if not right or "Traceback" in ended.stderr:
+            yield f"what came after it failed: {ended}"
+
+    def _history_lies(self, traced: Trace) -> Iterator[str]:
+        """What is wrong with its record."""
+        runs = [run for run in self._history() if run["run_id"] not in self._known]
+        self._known |= {run["run_id"] for run in runs}
+        mine = [run for run in runs if run["run_id"] == traced.run_id]
+        if not mine:
+            if not traced.killed_main:
+                yield "the run is not on record"
+            return
+        result, code = mine[0]["result"], mine[0]["exit_code"]
+        if traced.killed_main:
+            # It may have come to its end before: then that was the truth.
+            if (result, code) != ("interrupted", None) and not (code == 0 and result == "saved" and self._saved()):
+                yield f"the main process was killed, and the history says {result}, {code}"
+        else:
+            expected = {0: "saved", 1: "failed", 3: "incomplete", 4: "unclean"}.get(traced.status)
+            if (result, code) != (expected, traced.status):
+                yield f"its exit code was {traced.status}, and the history says {result}, {code}"

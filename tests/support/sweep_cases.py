@@ -1,0 +1,119 @@
+"""Which runs the kill sweep makes.
+
+KOPIATOMIC_TEST_SWEEP says what: nothing, then a few cases that KOPIATOMIC_TEST_SEED chooses; `whole`; or a case as a failure
+names it, such as `keeper/12/after/alone/20`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tests.support.programs import SLOWNESS
+from tests.support.tracer import ROLES, AtPoint, AtTime, Point
+
+WHAT = os.environ.get("KOPIATOMIC_TEST_SWEEP", "")
+SEED = os.environ.get("KOPIATOMIC_TEST_SEED", "0")
+RANDOM = 100
+"""At how many instants one process is killed, and at how many all are."""
+
+HELPERS = 20
+SAMPLE = int(os.environ.get("KOPIATOMIC_TEST_CASES", "6" if SLOWNESS > 1 else "12"))
+
+_INSTANT = "instant"
+_SHARES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """Which process is killed, where, and beside which engine."""
+
+    role: str
+    nth: int
+    """Which of its calls; or, where it is killed at an instant, how many thousandths of a run's duration after the start."""
+    when: str
+    """before, after, instant"""
+    everyone: bool
+    helpers: int
+
+    def __str__(self) -> str:
+        return f"{self.role}/{self.nth}/{self.when}/{'everyone' if self.everyone else 'alone'}/{self.helpers}"
+
+    def kill(self, duration: float) -> AtPoint | AtTime:
+        """What to tell the tracer; a run takes `duration` seconds."""
+        if self.when == _INSTANT:
+            return AtTime(self.nth / 1000 * duration, None if self.everyone else self.role)
+        return AtPoint(self.role, self.nth, self.when == "after", self.everyone)
+
+    @classmethod
+    def parse(cls, text: str) -> Case:
+        role, nth, when, victims, helpers = text.split("/")
+        return cls(role, int(nth), when, victims == "everyone", int(helpers))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Cases that one test runs: a share of some, so that no test of the emulated machine is silent for long."""
+
+    role: str
+    when: str
+    everyone: bool
+    helpers: int
+    share: int
+
+    def __str__(self) -> str:
+        return f"{self.role}-{self.when}-{'everyone' if self.everyone else 'alone'}-{self.helpers}-{self.share}"
+
+
+def chunks() -> list[Chunk | None]:
+    """What a module's test is to be called with: parts of the whole sweep, or None for what is chosen."""
+    return list(all_chunks()) if WHAT == "whole" else [None]
+
+
+def all_chunks() -> list[Chunk]:
+    """The whole sweep."""
+    return [
+        Chunk(role, when, everyone, helpers, share)
+        for everyone in (False, True)
+        for helpers in (0, HELPERS)
+        for when in ("before", "after", _INSTANT)
+        for role in (ROLES if when != _INSTANT else ("any",))
+        # All of its points lie before the start of the engine.
+        if not (helpers and role == "launcher")
+        for share in range(_SHARES)
+    ]
+
+
+def chosen(chunk: Chunk | None, points: Sequence[Point]) -> list[Case]:
+    """The cases of a chunk, for a run with these points; for None, those that are asked for by environment."""
+    if chunk is not None:
+        return _cases_of(chunk, points)
+    if WHAT:
+        return [Case.parse(WHAT)]
+    every = [case for chunk in all_chunks() for case in _cases_of(chunk, points)]
+    return random.Random(SEED).sample(every, SAMPLE)
+
+
+def _cases_of(chunk: Chunk, points: Sequence[Point]) -> list[Case]:
+    cases = _at_instants(chunk) if chunk.when == _INSTANT else _at_points(chunk, points)
+    return cases[chunk.share :: _SHARES]
+
+
+def _at_instants(chunk: Chunk) -> list[Case]:
+    chance = random.Random(f"{SEED}/{chunk.helpers}")
+    instants = [chance.randrange(1100) for _ in range(RANDOM // 2)]
+    roles = ["any"] if chunk.everyone else ROLES[:4]
+    return [Case(chance.choice(roles), nth, _INSTANT, chunk.everyone, chunk.helpers) for nth in instants]
+
+
+def _at_points(chunk: Chunk, points: Sequence[Point]) -> list[Case]:
+    if chunk.helpers:
+        # Up to the engine's start it makes no difference what that will do.
+        points = points[[point.role for point in points].index("engine") :]
+    return [
+        Case(point.role, point.nth, chunk.when, chunk.everyone, chunk.helpers)
+        for point in points
+        if point.role == chunk.role
+    ]

@@ -1,0 +1,36 @@
+"""Kills at every point of a run on ZFS: two seconds later nothing of it is left but an empty mount root.
+
+That is for one process, and without another run. All at once may leave something: then the next run or `recover` removes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.filesystems import imported_pool
+from tests.support.sweep import Sweeper
+from tests.support.sweep_cases import Chunk, chosen, chunks
+from tests.zfs.sweep_ground import ZfsGround
+
+
+@pytest.fixture(scope="module")
+def sweeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeper]:
+    folder = tmp_path_factory.mktemp("sweep")
+    with imported_pool(folder / "pool") as pool, imported_pool(folder / "lake") as lake:
+        ground = ZfsGround(folder, pool, lake)
+        ground.make()
+        with ground.living_run():
+            yield Sweeper(ground)
+
+
+@pytest.mark.parametrize("chunk", chunks(), ids=str)
+def test_a_killed_run_leaves_nothing(chunk: Chunk | None, sweeper: Sweeper) -> None:
+    if problems := sweeper.run(chosen(chunk, sweeper.points)):
+        pytest.fail("\n".join(problems), pytrace=False)
+
+
+def test_what_was_counted(sweeper: Sweeper) -> None:
+    """Shown by `./test sweep`: no assertion, the tests above have made them all."""
+    print(f"ZFS: {sweeper.totals.table(sweeper.points)}")
