@@ -162,7 +162,10 @@ class Kopia:
         if unchanged:
             result.statistics["unchanged"] = 1
         reasons += _failures(manifest)
-        reasons += kopia_listing.missing(self._client, manifest, job)
+        lacking = kopia_listing.missing(self._client, manifest, job)
+        if lacking and not self._is_saved(manifest):
+            return _not_saved(f"kopia told of the snapshot {printable(manifest.id)}, which is not in its repository")
+        reasons += lacking
         result.complete = not reasons
         result.message = "; ".join(reasons)
         return result
