@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from kopiatomic.system import linux, process
+from kopiatomic.system import process
 from kopiatomic.system.process import TimeLimitError
 from tests.support.filesystems import Pool
 from tests.support.programs import command
 from tests.zfs import obstacles
 from tests.zfs.runs import Runner
+from tests.zfs.suspended import WASTE, suspendable
 
 
 @pytest.fixture(scope="module")
@@ -145,69 +143,18 @@ def test_a_full_pool_keeps_nothing(make_pool: Callable[[], Pool], run: Runner) -
     assert run.left(pool) == []
 
 
-@contextmanager
-def suspendable(folder: Path) -> Iterator[tuple[str, Path, Callable[[], None], Callable[[], None]]]:
-    """A pool whose device can be made to fail: its file lies on a tmpfs that can be made too small, and large again."""
-    folder.mkdir()
-    linux.mount("tmpfs", str(folder), "tmpfs", 0, "size=140M")
-    name = f"pool{os.urandom(3).hex()}"
-    vdev = folder / "vdev"
-    with vdev.open("wb") as file:
-        file.truncate(128 << 20)
-    point = folder.parent / "suspended"
-    options = ["-o", "cachefile=none", "-O", f"mountpoint={point}", "-O", "compression=off"]
-    command("zpool", "create", *options, name, vdev)
-
-    writers: list[subprocess.Popen[bytes]] = []
-
-    def suspend() -> None:
-        with (folder / "hog").open("wb", buffering=0) as hog:
-            while True:
-                try:
-                    hog.write(bytes(1 << 16))
-                except OSError:
-                    break
-        # In a process of its own: it waits, unkillable, until the pool works again.
-        writers.append(subprocess.Popen([sys.executable, "-SIc", WASTE, point / "waste"]))
-        deadline = time.monotonic() + 60
-        while command("zpool", "list", "-H", "-o", "health", name).stdout != "SUSPENDED\n":
-            assert time.monotonic() < deadline, "the pool does not suspend"
-
-    def resume() -> None:
-        (folder / "hog").unlink(missing_ok=True)
-        command("zpool", "clear", name)
-        for writer in writers:
-            writer.kill()
-            writer.wait(60)
-
-    try:
-        yield name, point, suspend, resume
-    finally:
-        resume()
-        command("zpool", "destroy", "-f", name)
-        linux.detach(str(folder))
-
-
-WASTE = """
-import os, sys
-with open(sys.argv[1], "wb", buffering=0) as file:
-    for _ in range(60):
-        file.write(os.urandom(1 << 20))
-    os.fsync(file.fileno())
-"""
-
-
 def test_a_suspended_pool(pool: Pool, run: Runner, tmp_path: Path) -> None:
     """With failmode=wait any call into it waits for ever: it has to be seen before."""
-    with suspendable(tmp_path / "device") as (name, point, suspend, resume):
-        suspend()
+    with suspendable(tmp_path / "device") as device:
+        name, point = device.pool.name, device.pool.mountpoint
+        device.suspend()
         by_name = run("-c", "true", name, f"{pool.name}/src", timeout=60)
         by_path = run("-c", "true", point, timeout=60)
         among_all, document = run.json("-a", "-c", "true", timeout=60)
         # What hangs in the pool cannot be killed, and does not hold up who started it.
         with pytest.raises(TimeLimitError):
             process.run([sys.executable, "-SIc", WASTE, str(point / "more")], timeout=2)
-        resume()
+        device.resume()
         after = run("-c", "true", name)
     for ended in (by_name, by_path):
         assert ended.returncode == 1

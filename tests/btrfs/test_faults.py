@@ -1,0 +1,37 @@
+"""Faults on Btrfs: each by itself, and some chosen by a seed (`./test faults` makes all of them)."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.btrfs import faults, kopia_faults
+from tests.btrfs.faults import BtrfsGround
+from tests.support import common_faults
+from tests.support.faults import Fault, again, draw, examine, indexes
+from tests.support.filesystems import Btrfs
+from tests.support.programs import Kopia, Kopiatomic
+
+FAULTS = [*common_faults.FAULTS, *faults.FAULTS, *kopia_faults.FAULTS]
+
+
+@pytest.fixture
+def ground(btrfs: Btrfs, kopiatomic: Kopiatomic, kopia: Kopia, tmp_path: Path) -> BtrfsGround:
+    return BtrfsGround(btrfs, kopiatomic, tmp_path, kopia)
+
+
+@pytest.mark.parametrize("fault", [pytest.param(fault, id=fault.name) for fault in FAULTS])
+def test_a_fault_ends_as_it_has_to_and_leaves_nothing(fault: Fault, ground: BtrfsGround) -> None:
+    examine(fault, ground, random.Random(fault.name))
+
+
+@pytest.mark.parametrize("index", indexes(10))
+def test_a_fault_chosen_by_the_seed(index: int, ground: BtrfsGround) -> None:
+    fault, drawn = draw(FAULTS, index)
+    try:
+        examine(fault, ground, drawn)
+    except BaseException:
+        print(again(index))
+        raise

@@ -1,0 +1,43 @@
+"""A terminal for one run, with its keyboard in the test's hands."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import termios
+
+
+class Terminal:
+    """Give ``become`` to the start of a run, then call ``begun``."""
+
+    def __init__(self) -> None:
+        self.keyboard, self._theirs = os.openpty()
+        os.set_blocking(self.keyboard, False)
+        self._seen = bytearray()
+
+    def become(self) -> None:
+        """In the new process, which leads its session: this is its terminal, and it is in the foreground."""
+        fcntl.ioctl(self._theirs, termios.TIOCSCTTY, 0)
+        for fd in (0, 1, 2):
+            os.dup2(self._theirs, fd)
+
+    def begun(self) -> None:
+        """The run has the other side now, and it alone."""
+        os.close(self._theirs)
+
+    def seen(self) -> str:
+        """All that it has shown; has to be asked for now and then, or the run waits for the screen."""
+        try:
+            while data := os.read(self.keyboard, 1 << 16):
+                self._seen += data
+        except OSError:
+            # Nothing more for now, or the other side is closed.
+            pass
+        return self._seen.decode(errors="replace")
+
+    def press(self, key: bytes) -> None:
+        os.write(self.keyboard, key)
+
+    def close(self) -> None:
+        """The terminal goes away: SIGHUP to the run, and an error at every later write."""
+        os.close(self.keyboard)
