@@ -218,6 +218,8 @@ class Fault:
     may_leave: Callable[[Completed], bool] = field(default=lambda _: False)
     """Whether a run that ended so may leave things to the next one: all of its processes were killed at once, or somebody
     else holds them."""
+    slow: bool = False
+    """Whether the program itself waits long here, so that it is drawn only where all are made."""
 
 
 def examine(fault: Fault, ground: Ground, drawn: random.Random) -> Completed:
@@ -277,9 +279,10 @@ def indexes(part: int) -> Sequence[int]:
 def draw(faults: Sequence[Fault], index: int) -> tuple[Fault, random.Random]:
     """A fault and the source of its parameters, the same for the same seed and index in any order and on any machine."""
     drawn = random.Random(f"{SEED}/{index}")
-    return drawn.choice(faults), drawn
+    return drawn.choice([fault for fault in faults if WHOLE or not fault.slow]), drawn
 
 
 def again(index: int) -> str:
     """How to make this one again alone."""
-    return f"again: KOPIATOMIC_TEST_SEED={SEED} KOPIATOMIC_TEST_FAULT={index} ./test faults"
+    part = "faults" if WHOLE else "btrfs zfs -k seed"
+    return f"again: KOPIATOMIC_TEST_SEED={SEED} KOPIATOMIC_TEST_FAULT={index} ./test {part}"

@@ -62,15 +62,18 @@ class ZfsGround(Ground):
                 (place / file).parent.mkdir(exist_ok=True)
                 (place / file).write_text(text)
 
-    def _listed(self) -> list[str]:
-        return self.pool.snapshots()
+    def _listed(self) -> dict[str, str]:
+        """All snapshots of the pool, and what is known of each."""
+        words = ("zfs", "get", "-Hp", "-r", "-t", "snapshot", "-o", "name,property,value,source")
+        found: dict[str, str] = {}
+        for line in command(*words, "guid,userrefs,clones,kopiatomic:run", self.pool.name).stdout.splitlines():
+            name, _, told = line.partition("\t")
+            found[name] = f"{found.get(name, '')}{told}\n"
+        return found
 
     def decoys(self) -> Mapping[str, str]:
-        names = [name for name in self._listed() if DECOY in name or "@monday" in name]
-        told = command(
-            "zfs", "get", "-Hp", "-o", "name,property,value,source", "guid,userrefs,clones,kopiatomic:run", *names
-        )
-        return {"snapshots": told.stdout, "beside": self.beside.read_text()}
+        decoys = {name: told for name, told in self._listed().items() if DECOY in name or "@monday" in name}
+        return {**decoys, "beside": self.beside.read_text()}
 
     def snapshots(self) -> Sequence[str]:
         return [name for name in self._listed() if "@kopiatomic_" in name and DECOY not in name]
@@ -313,7 +316,6 @@ def _memory(mine: ZfsGround, victim: str) -> Completed:
                 _adjusted(pid, 1000 if name == victim else -1000)
         mine.let_go()
         ended = run.wait(LIMIT_S)
-        mine.left_after(10)
     return ended
 
 
@@ -353,8 +355,8 @@ FAULTS: Sequence[Fault] = (
         {1: "the snapshot .* disappeared right after it was made"},
     ),
     Fault("somebody renames a snapshot", snapshot_renamed, {0: "", 1: GONE}),
-    Fault("somebody holds a snapshot", snapshot_held, {4: HELD}),
-    Fault("somebody clones a snapshot", snapshot_cloned, {4: HELD}),
+    Fault("somebody holds a snapshot", snapshot_held, {4: HELD}, slow=True),
+    Fault("somebody clones a snapshot", snapshot_cloned, {4: HELD}, slow=True),
     Fault("a dataset is to be destroyed while it is backed up", dataset_destroyed, {0: ""}),
     Fault("a dataset is renamed while it is backed up", dataset_renamed, {0: ""}),
     Fault("a dataset is unmounted while it is backed up", dataset_unmounted, {0: ""}),

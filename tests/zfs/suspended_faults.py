@@ -85,7 +85,12 @@ def at_the_release(ground: Ground, _: random.Random) -> Completed:
 
 
 FAULTS: Sequence[Fault] = (
-    Fault("the pool is suspended before the snapshot", during_the_snapshot, {1: "suspended"}),
-    Fault("the pool is suspended while the engine reads", while_the_engine_reads, {1: "suspended", 143: "suspended"}),
-    Fault("the pool is suspended at the release", at_the_release, {4: "left behind.*suspended"}),
+    Fault("the pool is suspended before the snapshot", during_the_snapshot, {1: "suspended"}, slow=True),
+    Fault(
+        "the pool is suspended while the engine reads",
+        while_the_engine_reads,
+        {1: "suspended", 143: "suspended"},
+        slow=True,
+    ),
+    Fault("the pool is suspended at the release", at_the_release, {4: "left behind.*suspended"}, slow=True),
 )
