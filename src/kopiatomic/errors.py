@@ -101,6 +101,18 @@ class VanishedError(KopiatomicError):
         return VanishedError, (self.datasets,)
 
 
+def unforeseen(error: BaseException) -> KopiatomicError:
+    """What no check foresaw: the system's refusal (descriptors, processes, memory, space), or a defect of ours."""
+    if not isinstance(error, OSError):
+        return internal(error)
+    where = f" ({printable(os.fsdecode(error.filename))})" if isinstance(error.filename, str | bytes) else ""
+    return KopiatomicError(
+        f"the system refused something that kopiatomic needs: {error.strerror or error}{where}",
+        kind="system",
+        hint="Look at limits (ulimit -a, systemd's TasksMax= and LimitNOFILE=), memory and disk space.",
+    )
+
+
 def internal(error: BaseException) -> KopiatomicError:
     """A defect of ours as a failure in one line: what, and where in the code."""
     place = error.__traceback__

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from kopiatomic import launcher
-from kopiatomic.errors import KopiatomicError, internal
+from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.model import Plan, Sets
 from kopiatomic.snapshots import Maker
 from kopiatomic.system import linux, worker
@@ -111,7 +111,7 @@ class _Keeper:
         except KopiatomicError as error:
             self._fail(error)
         except Exception as error:
-            self._fail(internal(error))
+            self._fail(unforeseen(error))
         self._end()
 
     def _receive(self) -> object:
@@ -166,7 +166,7 @@ class _Keeper:
                     self._equipment.streams,
                 )
             except BaseException as error:
-                self._equipment.launcher_to_main.send(internal(error))
+                self._equipment.launcher_to_main.send(unforeseen(error))
             finally:
                 os._exit(0)
         self._launcher = pid

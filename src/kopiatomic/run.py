@@ -11,7 +11,7 @@ from typing import Protocol
 
 from kopiatomic import engines, facts, hooks, locks, plan, root_leftovers, roots, snapshots
 from kopiatomic.engines import Engine, Job
-from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, internal
+from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, unforeseen
 from kopiatomic.launcher import Checked
 from kopiatomic.locks import Held
 from kopiatomic.masking import Secrets
@@ -71,20 +71,8 @@ def _failures_in(report: Report) -> Iterator[None]:
         yield
     except KopiatomicError as error:
         report.error = error
-    except OSError as error:
-        report.error = _unexpected(error)
     except Exception as error:
-        report.error = internal(error)
-
-
-def _unexpected(error: OSError) -> KopiatomicError:
-    """An error of the system that no check foresaw: too many open files, no memory for a process, a full disk."""
-    where = f" ({printable(os.fsdecode(error.filename))})" if error.filename is not None else ""
-    return KopiatomicError(
-        f"the system refused something that kopiatomic needs: {error.strerror}{where}",
-        kind="system",
-        hint="Look at limits (ulimit -a, systemd's TasksMax= and LimitNOFILE=), memory and disk space.",
-    )
+        report.error = unforeseen(error)
 
 
 class _Run:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -132,20 +133,35 @@ class BtrfsMaker:
         if len(places) == 1:
             self._snapshot(places, 0)
             return
-        from concurrent.futures import ThreadPoolExecutor
-        from threading import Barrier
-
         width = min(_THREADS, len(places))
-        start = Barrier(width)
+        start = threading.Barrier(width)
+        failures: list[BaseException] = []
 
         def share(thread: int) -> None:
-            start.wait()
-            for position in range(thread, len(places), width):
-                self._snapshot(places, position)
+            try:
+                start.wait()
+                for position in range(thread, len(places), width):
+                    self._snapshot(places, position)
+            except threading.BrokenBarrierError:
+                # Not all could be started.
+                return
+            except BaseException as failure:
+                failures.append(failure)
 
-        with ThreadPoolExecutor(width) as pool:
-            for future in [pool.submit(share, thread) for thread in range(width)]:
-                future.result()
+        threads: list[threading.Thread] = []
+        try:
+            for thread in range(width):
+                threads.append(threading.Thread(target=share, args=(thread,)))
+                threads[-1].start()
+        except RuntimeError:
+            # Those that wait for the others would wait for ever.
+            start.abort()
+            threads.pop()
+            failures.append(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
+        for started in threads:
+            started.join()
+        if failures:
+            raise failures[0]
 
     def _snapshot(self, places: list[int], position: int) -> None:
         dataset = self.taken[position].dataset
