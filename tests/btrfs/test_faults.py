@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,9 @@ import pytest
 from tests.btrfs import faults, kopia_faults
 from tests.btrfs.faults import BtrfsGround
 from tests.support import common_faults
-from tests.support.faults import Fault, again, draw, examine, indexes
+from tests.support.faults import Fault, Ground, again, draw, examine, indexes
 from tests.support.filesystems import Btrfs
-from tests.support.programs import Kopia, Kopiatomic
+from tests.support.programs import Completed, Kopia, Kopiatomic
 
 FAULTS = [*common_faults.FAULTS, *faults.FAULTS, *kopia_faults.FAULTS]
 
@@ -25,6 +26,25 @@ def ground(btrfs: Btrfs, kopiatomic: Kopiatomic, kopia: Kopia, tmp_path: Path) -
 @pytest.mark.parametrize("fault", [pytest.param(fault, id=fault.name) for fault in FAULTS])
 def test_a_fault_ends_as_it_has_to_and_leaves_nothing(fault: Fault, ground: BtrfsGround) -> None:
     examine(fault, ground, random.Random(fault.name))
+
+
+@pytest.mark.parametrize(
+    ("limit", "limits"),
+    [
+        pytest.param(common_faults.with_descriptors, range(6, 41), id="descriptors"),
+        pytest.param(common_faults.with_processes, range(1, 11), id="processes"),
+    ],
+)
+def test_whatever_a_limit_is_a_run_ends_well_or_says_so(
+    limit: Callable[[Ground, int], Completed], limits: Sequence[int], ground: BtrfsGround
+) -> None:
+    codes = []
+    for number in limits:
+        fault = Fault(f"limit {number}", lambda ground, _, number=number: limit(ground, number), common_faults.REFUSED)  # type: ignore[misc]
+        codes.append(examine(fault, ground, random.Random(number)).returncode)
+    assert codes[-1] == 0, "it never worked"
+    assert codes[0] == 1, "it was no limit"
+    assert codes == sorted(codes, reverse=True), "more was worse than less"
 
 
 @pytest.mark.parametrize("index", indexes(10))

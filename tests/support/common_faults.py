@@ -243,12 +243,14 @@ def if_unclean(ended: Completed) -> bool:
     return ended.returncode == 4
 
 
-REFUSED = "Too many open files|No file descriptors available|Resource temporarily unavailable|cannot be loaded"
+REFUSED = {0: "", 1: "Too many open files|Resource temporarily unavailable"}
+"""What comes of a limit of the system: it is high enough, or the message says which it was."""
+
 GONE = "what .* saved is not the frozen view"
 
 FAULTS: Sequence[Fault] = (
-    Fault("few descriptors", few_descriptors, {0: "", 1: "Too many open files"}),
-    Fault("few processes", few_processes, {0: "", 1: "Resource temporarily unavailable"}),
+    Fault("few descriptors", few_descriptors, REFUSED),
+    Fault("few processes", few_processes, REFUSED),
     Fault("the mount root is removed", root_removed, {1: GONE}),
     Fault("the mount root is mounted over", root_covered, {4: "left behind: directory .*busy"}, if_unclean),
     Fault("the mount root gets a file", root_filled, {4: "left behind: directory .*not empty"}, if_unclean),

@@ -315,8 +315,7 @@ def _memory(mine: ZfsGround, victim: str) -> Completed:
             for name, pid in processes.items():
                 _adjusted(pid, 1000 if name == victim else -1000)
         mine.let_go()
-        ended = run.wait(LIMIT_S)
-    return ended
+        return run.wait(LIMIT_S)
 
 
 # The clock
