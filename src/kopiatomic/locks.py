@@ -134,15 +134,16 @@ def take_root(held: Held, root: str, holder: Mapping[str, object], wait: float |
         # Under the moment's lock, so that nobody who only asks whether the root is free stands in the way.
         with clean_up():
             fd = _open(path, wait=False)
-        if fd is not None:
-            break
+            if fd is not None:
+                # Also under it, so that who is refused can say by whom.
+                held.add(path, fd)
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, json.dumps(dict(holder)).encode(), 0)
+                return
         left = deadline - time.monotonic()
         if left <= 0:
             raise _locked(root, path, waited=wait)
         signals.sleep(min(_POLL, left))
-    held.add(path, fd)
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, json.dumps(dict(holder)).encode(), 0)
 
 
 def is_free(root: str) -> bool:
