@@ -45,11 +45,7 @@ class BtrfsMaker:
         return False
 
     def check(self) -> None:
-        """Mount the top-level subvolume once, where only this process sees it.
-
-        Never where the filesystem is read-only: to mount it once more would make it writable for everybody, without a
-        word (fs/btrfs/super.c, btrfs_reconfigure_for_mount; seen on 6.18).
-        """
+        """See that the filesystem can be written to, and mount its top-level subvolume once."""
         seen = mountinfo.visible(mountinfo.read())
         for taken in self.taken:
             if "ro" in mountinfo.holder(taken.dataset.mountpoint, seen).super_options:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from kopiatomic import ownership
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.system import btrfs, linux
+from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
 
 DIRECTORY = ".kopiatomic"
@@ -37,8 +37,14 @@ def path_of(run_id: str, position: int) -> str:
 
 @contextmanager
 def top(device: str) -> Iterator[int]:
-    """The top-level subvolume, open as a directory, through a mount that only this block has. Raises KopiatomicError."""
+    """The top-level subvolume, open as a directory, through a mount that only this block has. Raises KopiatomicError.
+
+    Never where the filesystem is read-only, or has become it: to mount it once more would make it writable for everybody,
+    without a word (fs/btrfs/super.c, btrfs_reconfigure_for_mount; seen on 6.18).
+    """
     try:
+        if any(m.source == device and m.fstype == "btrfs" and "ro" in m.super_options for m in mountinfo.read()):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         detached = linux.detached_mount("btrfs", device, {"subvolid": str(btrfs.TOP_LEVEL)})
     except OSError as error:
         raise failed(f"the top-level subvolume of {printable(device)} cannot be mounted", error) from None
