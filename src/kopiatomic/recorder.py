@@ -16,7 +16,7 @@ from kopiatomic.masking import Secrets
 from kopiatomic.model import Intent, Plan
 from kopiatomic.options import Options
 from kopiatomic.output.document import document
-from kopiatomic.records import Records, RunRecord, StateError
+from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
 from kopiatomic.report import Report
 from kopiatomic.text import printable
 
@@ -31,8 +31,9 @@ class Recorder:
         self._report = report
         self._secrets = secrets
         self._warn = warn
-        self.problem: StateError | None = None
+        self.problem: StateError | NewerStateError | None = None
         """Why there is no record."""
+        self._begun = False
 
     def begin(self, command: str, keep: float) -> None:
         """Begin the record. Raises NewerStateError."""
@@ -40,6 +41,7 @@ class Recorder:
             self._report.run_id, __version__, command, self._report.root, time.time(), None, None, None, None
         )
         self.attempt(lambda: self.records.begin(run, keep=keep))
+        self._begun = True
 
     def require(self, plan: Plan) -> None:
         """Refuse a plan that is not safe without a record. Raises StateError."""
@@ -97,12 +99,17 @@ class Recorder:
         return hidden
 
     def attempt(self, call: Callable[[], T]) -> T | None:
-        """Make a call to the records, unless one has failed before. Raises NewerStateError."""
+        """Make a call to the records, unless one has failed before.
+
+        Raises NewerStateError at the beginning; a run that a newer version overtakes is not lost for it.
+        """
         if self.problem is not None:
             return None
         try:
             result = call()
-        except StateError as error:
+        except (StateError, NewerStateError) as error:
+            if isinstance(error, NewerStateError) and not self._begun:
+                raise
             self.problem = error
             self._warn(
                 f"{error.message}; this run has no record: if all its processes are killed while the snapshots are made, "
