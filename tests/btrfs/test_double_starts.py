@@ -64,6 +64,14 @@ def test_of_two_runs_on_one_root_one_is_refused(ground: BtrfsGround) -> None:
     assert ground.left_after(2) == []
 
 
+def test_a_run_that_waits_has_its_turn(ground: BtrfsGround) -> None:
+    for _ in range(STARTS // 5):
+        runs, codes = started_together(ground, "--wait=60")
+        assert codes == ["0", "0"], [run.stderr for run in runs]
+        assert (ground.folder / "log").read_text().split() == ["begin", "end"] * 2
+    assert ground.left_after(2) == []
+
+
 def test_runs_on_many_roots_go_side_by_side(ground: BtrfsGround) -> None:
     """Over the same datasets, all of them at the same time."""
     roots = [ground.folder / f"view{number}" for number in range(ROOTS)]

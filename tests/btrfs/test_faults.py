@@ -14,8 +14,9 @@ from tests.support import common_faults
 from tests.support.faults import Fault, Ground, again, draw, examine, indexes
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic
+from tests.support.state_faults import state_faults
 
-FAULTS = [*common_faults.FAULTS, *faults.FAULTS, *kopia_faults.FAULTS]
+FAULTS = [*common_faults.FAULTS, *faults.FAULTS, *kopia_faults.FAULTS, *state_faults(goes_on=False)]
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from tests.btrfs.faults import BtrfsGround
 from tests.support.common_faults import signal_codes
 from tests.support.faults import LIMIT_S, Running
 from tests.support.filesystems import Btrfs
-from tests.support.moments import ENDING, MOMENTS, at, deliver, signalled, state_of
+from tests.support.moments import ENDING, MOMENTS, at, children, deliver, launcher_of, signalled, state_of
 from tests.support.programs import Kopiatomic
 from tests.support.terminal import Terminal
 
@@ -77,4 +77,23 @@ def test_a_key_of_the_terminal_ends_a_run_at_any_moment(
     assert "Traceback" not in shown
     if ended.returncode != 0:
         assert f"stopped by {signum.name}" in shown
+    assert ground.left_after(2) == []
+
+
+def test_ctrl_z_is_refused_with_a_line_and_stops_nothing(ground: BtrfsGround) -> None:
+    """A run that stood still would keep its snapshots for as long."""
+    terminal = Terminal()
+    with at(ground, "engine", before=terminal.become) as run:
+        terminal.begun()
+        terminal.press(b"\x1a")
+        run.until(lambda: "Ctrl-Z" in terminal.seen(), LIMIT_S)
+        assert state_of(run.pid)[0] != "T"
+        launcher = launcher_of(run)
+        assert launcher is not None
+        assert [state_of(child)[0] for child in children(launcher)] != ["T"]
+    ground.let_go()
+    ended = run.wait(LIMIT_S)
+    assert ended.returncode == 0, terminal.seen()
+    assert ground.proven() == ground.expected()
+    terminal.close()
     assert ground.left_after(2) == []

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from kopiatomic import locks
 from tests.support.faults import LIMIT_S, Fault, Ground, Running
 from tests.support.moments import (
     ENDING,
@@ -23,7 +24,7 @@ from tests.support.moments import (
     signalled,
     state_of,
 )
-from tests.support.programs import Completed, command
+from tests.support.programs import SLOWNESS, Completed, command
 from tests.support.terminal import Terminal
 
 Provoke = Callable[[Ground, random.Random], Completed]
@@ -80,6 +81,9 @@ def root_filled(ground: Ground, _: random.Random) -> Completed:
     ended = run.wait(LIMIT_S)
     assert theirs.read_text() == "kept"
     theirs.unlink()
+    if not os.path.exists(locks.path_of("made", str(ground.root))):
+        # Any other run that looks at it meanwhile leaves it to whose file it is.
+        ground.root.rmdir()
     return ended
 
 
@@ -171,6 +175,14 @@ def stopped_engine(ground: Ground, _: random.Random) -> Completed:
     os.kill(pid, signal.SIGSTOP)
     deliver(run, signal.SIGTERM)
     return run.wait(LIMIT_S)
+
+
+def over_time(ground: Ground, drawn: random.Random) -> Completed:
+    """The time limit of the whole run, with something in it that hangs."""
+    limit = ("--timeout", str(2 * SLOWNESS), "--stop-timeout", "0.5")
+    if drawn.random() < 0.3:
+        return ground.run(*limit, "-p", "sleep 1000")
+    return ground.run(*limit, habits=["deaf" if drawn.random() < 0.5 else "hang"])
 
 
 # Hooks and outputs
@@ -268,6 +280,7 @@ FAULTS: Sequence[Fault] = (
     Fault("the engine is killed", engine("dies=9"), {1: r"failed: killed by SIGKILL \(9\)"}),
     Fault("the engine is deaf to SIGTERM", deaf_engine, is_signal(signal.SIGTERM)),
     Fault("the engine is stopped and then to end", stopped_engine, is_signal(signal.SIGTERM)),
+    Fault("the time limit is over", over_time, {1: r"the time limit of \d+ s \(--timeout\) is over"}),
     Fault("-p fails", hook("-p", "exit 3"), {1: "hook -p failed"}),
     Fault("-p hangs", hook("-p", "sleep 1000"), {1: r"hook -p did not end within 0\.5 s"}),
     Fault("-q fails", hook("-q", "exit 3"), {4: "hook -q failed"}),

@@ -187,6 +187,16 @@ class Ground(ABC):
             return None
         return found
 
+    def recorded(self) -> Mapping[str, object] | None:
+        """The last run in the history."""
+        told = self.start("history", "--json", "--limit", "1").wait(LIMIT_S)
+        assert told.returncode == 0, str(told)
+        runs: list[dict[str, object]] = json.loads(told.stdout)["runs"]
+        return runs[0] if runs else None
+
+    def recover(self) -> Completed:
+        return self.start("recover").wait(LIMIT_S)
+
     def left(self) -> list[str]:
         """What runs have left behind at this moment."""
         found = [f"process {line}" for line in self.processes()]
@@ -218,8 +228,13 @@ class Fault:
     may_leave: Callable[[Completed], bool] = field(default=lambda _: False)
     """Whether a run that ended so may leave things to the next one: all of its processes were killed at once, or somebody
     else holds them."""
+    recorded: bool = True
+    """Whether the state database is not what is at fault."""
     slow: bool = False
     """Whether the program itself waits long here, so that it is drawn only where all are made."""
+
+
+RESULTS = {0: "saved", 1: "failed", 3: "incomplete", 4: "unclean"}
 
 
 def examine(fault: Fault, ground: Ground, drawn: random.Random) -> Completed:
@@ -229,14 +244,16 @@ def examine(fault: Fault, ground: Ground, drawn: random.Random) -> Completed:
     try:
         ended = fault.provoke(ground, drawn)
         _judge(fault, ground, ended, expected)
-        found = ground.left_after(2)
-        if fault.may_leave(ended):
-            # A lock's file without a holder is no leftover of these: the next run goes through it.
-            found = []
-        assert found == [], f"{fault.name}: left behind: {found}\n{ended}"
-        assert ground.decoys() == decoys, f"{fault.name}: a decoy was touched\n{ended}"
+        if not fault.may_leave(ended):
+            assert (found := ground.left_after(2)) == [], f"{fault.name}: left behind: {found}\n{ended}"
+        if fault.recorded:
+            _check_record(fault, ground, ended)
+        if fault.may_leave(ended) and drawn.random() < 0.5:
+            recovered = ground.recover()
+            assert recovered.returncode == 0, f"recovery from {fault.name}: {recovered}"
+            assert (found := ground.left_after(2)) == [], f"after the recovery from {fault.name}: {found}\n{recovered}"
         _next_run(fault, ground, ended)
-        assert ground.decoys() == decoys, f"{fault.name}: the run after it touched a decoy"
+        assert ground.decoys() == decoys, f"{fault.name}: a decoy was touched\n{ended}"
     finally:
         ground.kill_all()
     return ended
@@ -249,9 +266,22 @@ def _judge(fault: Fault, ground: Ground, ended: Completed, expected: Mapping[str
     for word in ("Traceback", "internal error"):
         assert word not in ended.stderr, f"{fault.name}: {ended}"
     if ended.returncode in SAYS_SAVED:
-        assert ground.proven() == expected, (
-            f"{fault.name}: a success that is none: {ended}\n{ground.proven()}\n{expected}"
-        )
+        proven = ground.proven()
+        assert proven == expected, f"{fault.name}: a success that is none: {ended}\n{proven}\n{expected}"
+
+
+def _check_record(fault: Fault, ground: Ground, ended: Completed) -> None:
+    """The history tells the same as the exit code; of a run that was killed it says that."""
+    record = ground.recorded()
+    if record is None:
+        assert ended.returncode == 1, f"{fault.name}: no record of {ended}"
+        return
+    killed = ended.returncode < 0
+    # A time limit interrupts, and counts as a failure.
+    timed_out = "--timeout) is over" in ended.stderr
+    result = "interrupted" if killed or timed_out or ended.returncode > 128 else RESULTS[ended.returncode]
+    code = None if killed else ended.returncode
+    assert (record["result"], record["exit_code"]) == (result, code), f"{fault.name}: {record}\n{ended}"
 
 
 def _next_run(fault: Fault, ground: Ground, ended: Completed) -> None:

@@ -166,11 +166,19 @@ def state_faults(*, goes_on: bool) -> Sequence[Fault]:
     said = "state (database|directory)"
     ends = {0: f"warning: .*{said}"} if goes_on else {1: said}
     return (
-        *(Fault(f"the state database is {what}", before(trouble), ends) for what, trouble in TROUBLES.items()),
-        Fault("the state database is corrupt", before(corrupt), {0: "warning: .*state database.* set aside"}),
-        Fault("the state database is newer", before(newer), {1: "state database .*newer"}),
         *(
-            Fault(f"the state database becomes {what}", meanwhile(trouble), {0: f"warning: .*{said}"})
+            Fault(f"the state database is {what}", before(trouble), ends, recorded=False)
+            for what, trouble in TROUBLES.items()
+        ),
+        Fault(
+            "the state database is corrupt",
+            before(corrupt),
+            {0: "warning: .*state database.* set aside"},
+            recorded=False,
+        ),
+        Fault("the state database is newer", before(newer), {1: "state database .*newer"}, recorded=False),
+        *(
+            Fault(f"the state database becomes {what}", meanwhile(trouble), {0: f"warning: .*{said}"}, recorded=False)
             for what, trouble in {**TROUBLES, "corrupt": corrupt, "newer": newer}.items()
         ),
     )

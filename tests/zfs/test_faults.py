@@ -12,13 +12,14 @@ import pytest
 from tests.support import common_faults
 from tests.support.faults import Fault, again, draw, examine, indexes
 from tests.support.filesystems import Pool
+from tests.support.state_faults import state_faults
 from tests.zfs import faults, suspended_faults
 from tests.zfs.faults import ZfsGround
 from tests.zfs.runs import Runner
 from tests.zfs.suspended import suspendable
 from tests.zfs.suspended_faults import SuspendableGround
 
-MADE_ALONE = [*faults.FAULTS, *suspended_faults.FAULTS]
+MADE_ALONE = [*faults.FAULTS, *suspended_faults.FAULTS, *state_faults(goes_on=True)]
 # What has nothing to do with the filesystem is made one by one on Btrfs; here it is among what the seed chooses.
 FAULTS = [*MADE_ALONE, *common_faults.FAULTS]
 
