@@ -115,6 +115,14 @@ class ZfsMaker:
         if errno.ENOENT in numbers:
             gone = [name.partition("@")[0] for name, number in error.errors.items() if number == errno.ENOENT]
             return VanishedError(gone or [self._pool])
+        if errno.EAGAIN in numbers:
+            # What OpenZFS answers where the pool is suspended already; if it is by this very call, the call waits.
+            pool = printable(self._pool)
+            return KopiatomicError(
+                f"no snapshot was made: the pool {pool} is suspended: its devices do not answer",
+                kind="pool-suspended",
+                hint=f"See 'zpool status'; when the devices are back: zpool clear {pool}.",
+            )
         number = numbers.pop()
         reason, hint = _REASONS.get(number, (os.strerror(number), "See 'zpool status' and 'dmesg'."))
         on = ", ".join(printable(name.partition("@")[0]) for name in sorted(error.errors)[:3]) or f"pool {self._pool}"
