@@ -23,6 +23,13 @@ with open(sys.argv[1], "wb", buffering=0) as file:
     os.fsync(file.fileno())
 """
 
+DIRT = """
+import os, sys
+with open(sys.argv[1], "wb", buffering=0) as file:
+    for _ in range(8):
+        file.write(os.urandom(1 << 20))
+"""
+
 
 @dataclass
 class Suspendable:
@@ -36,18 +43,30 @@ class Suspendable:
         return self.pool.image.with_name("hog")
 
     def suspend(self) -> None:
+        self._fill()
+        self._write(WASTE)
+        deadline = time.monotonic() + 60
+        while not self.suspended():
+            assert time.monotonic() < deadline, "the pool does not suspend"
+
+    def suspend_next(self) -> None:
+        """What is next to be written to the device suspends the pool; within seconds that would be ZFS itself."""
+        self._write(DIRT)
+        self._writers[-1].wait(60)
+        self._fill()
+
+    def _fill(self) -> None:
         with self._hog.open("wb", buffering=0) as hog:
             while True:
                 try:
                     hog.write(bytes(1 << 16))
                 except OSError:
                     break
-        # In a process of its own: it waits, unkillable, until the pool works again.
-        words = [sys.executable, "-SIc", WASTE, str(self.pool.mountpoint / "waste")]
+
+    def _write(self, program: str) -> None:
+        """In a process of its own: it waits, unkillable, until the pool works again."""
+        words = [sys.executable, "-SIc", program, str(self.pool.mountpoint / "waste")]
         self._writers.append(subprocess.Popen(words, cwd="/"))
-        deadline = time.monotonic() + 60
-        while not self.suspended():
-            assert time.monotonic() < deadline, "the pool does not suspend"
 
     def suspended(self) -> bool:
         return command("zpool", "list", "-H", "-o", "health", self.pool.name).stdout == "SUSPENDED\n"

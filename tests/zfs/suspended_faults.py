@@ -10,7 +10,7 @@ import random
 import re
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tests.support.faults import LIMIT_S, Fault, Ground, Running
 from tests.support.moments import after_reading, at, deliver
@@ -52,17 +52,21 @@ def _mine(ground: Ground) -> SuspendableGround:
     return ground
 
 
-def during_the_snapshot(ground: Ground, _: random.Random) -> Completed:
-    """From between listing and snapshot on: the snapshot call itself waits."""
-    mine = _mine(ground)
-    line = f"touch {mine.folder}/hooked; while [ ! -e {mine.folder}/go ]; do sleep 0.05; done"
-    hooked = mine.folder / "hooked"
-    hooked.unlink(missing_ok=True)
-    run = mine.start("--stop-timeout", str(STOP_TIMEOUT_S), "-p", line, *mine.words())
-    run.until(hooked.exists, LIMIT_S)
-    mine.device.suspend()
-    mine.let_go()
-    return _ended_in_time(mine, run)
+def hooked(suspend: Callable[[Suspendable], None]) -> Callable[[Ground, random.Random], Completed]:
+    """Between listing and snapshot, where ``-p`` runs."""
+
+    def provoke(ground: Ground, _: random.Random) -> Completed:
+        mine = _mine(ground)
+        line = f"touch {mine.folder}/hooked; while [ ! -e {mine.folder}/go ]; do sleep 0.05; done"
+        hooked = mine.folder / "hooked"
+        hooked.unlink(missing_ok=True)
+        run = mine.start("--stop-timeout", str(STOP_TIMEOUT_S), "-p", line, *mine.words())
+        run.until(hooked.exists, LIMIT_S)
+        suspend(mine.device)
+        mine.let_go()
+        return _ended_in_time(mine, run)
+
+    return provoke
 
 
 def while_the_engine_reads(ground: Ground, _: random.Random) -> Completed:
@@ -85,7 +89,8 @@ def at_the_release(ground: Ground, _: random.Random) -> Completed:
 
 
 FAULTS: Sequence[Fault] = (
-    Fault("the pool is suspended before the snapshot", during_the_snapshot, {1: "suspended"}, slow=True),
+    Fault("the pool is suspended before the snapshot", hooked(Suspendable.suspend), {1: "suspended"}, slow=True),
+    Fault("the pool is suspended by the snapshot", hooked(Suspendable.suspend_next), {1: "suspended"}, slow=True),
     Fault(
         "the pool is suspended while the engine reads",
         while_the_engine_reads,
