@@ -89,11 +89,19 @@ def remove_all(makers: Sequence[Maker]) -> list[str]:
     return left
 
 
+def untie_all(makers: Sequence[Maker]) -> None:
+    """Before the last close of the descriptor. Waits for as long as a pool is suspended."""
+    for maker in makers:
+        if maker.needs_descriptor():
+            maker.untie()
+
+
 class _Keeper:
     def __init__(self, equipment: Equipment) -> None:
         self._equipment = equipment
         self._channel = equipment.to_main
         self._sets: Sets | None = None
+        self._tied = False
         self._launcher: int | None = None
         self._main_alive = True
 
@@ -141,6 +149,7 @@ class _Keeper:
             maker.prepare()
         made = [(maker, maker.make()) for maker in makers]
         untied = []
+        self._tied = True
         for maker, instant in made:
             maker.tie(self._equipment.cleanup_fd)
             since = time.monotonic_ns() - instant.monotonic_before
@@ -202,6 +211,8 @@ class _Keeper:
         if self._launcher is not None:
             os.kill(self._launcher, signal.SIGKILL)
             self._wait_for_launcher()
+        if self._tied:
+            untie_all(self._equipment.makers)
         close_quietly(self._equipment.cleanup_fd)
         left = remove_all(self._equipment.makers)
         self._send(Released(tuple(left)))

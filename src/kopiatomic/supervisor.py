@@ -237,6 +237,7 @@ class Supervisor:
         makers = self._makers
 
         def remove() -> list[str]:
+            keeper.untie_all(makers)
             self._close_descriptor()
             return keeper.remove_all(makers)
 

@@ -17,8 +17,8 @@ class Maker(Protocol):
     Order of the calls: ``check`` (in the main process, before hooks and all), ``intents`` (there as well; they are put on
     record), ``prepare`` (in the keeper), ``make`` (the
     snapshots: nothing else, so that the instants of several sets lie close together), ``tie`` (to the life of the run's
-    processes, where the kernel offers that), ``read_back``; and when no mount of them is left and the run's descriptor is
-    closed, ``remove``.
+    processes, where the kernel offers that), ``read_back``; when no mount of them is left, ``untie``; and when the run's
+    descriptor is closed, ``remove``.
     """
 
     def check(self) -> None:
@@ -35,6 +35,9 @@ class Maker(Protocol):
 
     def tie(self, cleanup_fd: int | None) -> None:
         """Have the kernel remove them when the last copy of the descriptor is closed. Raises KopiatomicError."""
+
+    def untie(self) -> None:
+        """Before that last close: wait here for what it would have to wait for. In any process that has no mount of them."""
 
     def read_back(self, instant: Instant) -> SnapshotSet:
         """The set as the filesystem shows it now, with the transactions that are the proof. Raises KopiatomicError."""

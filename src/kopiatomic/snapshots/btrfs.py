@@ -183,6 +183,9 @@ class BtrfsMaker:
     def tie(self, cleanup_fd: int | None) -> None:
         """Nothing: Btrfs has no hold that ends with a process."""
 
+    def untie(self) -> None:
+        """Nothing is tied."""
+
     def read_back(self, instant: Instant) -> SnapshotSet:
         """``otransid`` of each, read from the snapshots as they are now."""
         snapshots = []

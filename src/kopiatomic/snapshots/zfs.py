@@ -19,6 +19,9 @@ from kopiatomic.text import ended, printable
 GONE_TIMEOUT = 60.0
 """Seconds to wait for the kernel to have destroyed a released set."""
 
+_RESUMED_POLL = 0.5
+"""Seconds between two tries to release what a suspended pool holds up."""
+
 _READ_TIMEOUT = 120.0
 _ARGUMENT_BYTES = 1 << 20
 """How much goes into one argv; the kernel's limit is 2 MiB at the usual stack size (execve(2))."""
@@ -91,6 +94,23 @@ class ZfsMaker:
                 hint="Was one destroyed and made anew by somebody else? Run again; if it happens twice, please report it.",
             )
         return made
+
+    def untie(self) -> None:
+        """Release the holds by a call, and wait for the pool in it, so that the last close has nothing to wait for.
+
+        While the last close of the descriptor waits for a suspended pool, no process can open /dev/zfs: not even ``zpool
+        clear`` can, and only a reboot helps (the kernel holds its list of open descriptors locked then; seen on 2.1.11). A
+        call that waits is in nobody's way.
+        """
+        while True:
+            try:
+                libzfs_core.release(self._names, TAG)
+                return
+            except libzfs_core.ZfsCallError as error:
+                # Suspended before the call came: OpenZFS refuses it at once.
+                if errno.EAGAIN not in {error.errno, *error.errors.values()}:
+                    return
+            time.sleep(_RESUMED_POLL)
 
     def remove(self) -> list[str]:
         """Wait until the kernel has destroyed the released set; destroy what nothing tied."""
