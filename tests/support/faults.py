@@ -52,6 +52,7 @@ class Ground(ABC):
         self.root = folder / "view"
         self.state = folder / "state"
         self.beside = folder / "beside"
+        self.beside.write_text("somebody's file beside the mount root\n")
         self.environment = {"KOPIATOMIC_STATE_DIR": str(self.state)}
 
     # What each filesystem has its own way for
@@ -171,7 +172,6 @@ class Ground(ABC):
             (place / "changing").write_text("of this instant\n")
         for name in ("started", "go", "proof", "proof.new", "deaf", "eating", "selecting", "end"):
             (self.folder / name).unlink(missing_ok=True)
-        self.beside.write_text("somebody's file beside the mount root\n")
 
     def expected(self) -> dict[str, str]:
         """What the engine has to find below the mount root."""
