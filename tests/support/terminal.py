@@ -12,14 +12,18 @@ class Terminal:
 
     def __init__(self) -> None:
         self.keyboard, self._theirs = os.openpty()
+        self._name = os.ttyname(self._theirs)
         os.set_blocking(self.keyboard, False)
         self._seen = bytearray()
 
     def become(self) -> None:
         """In the new process, which leads its session: this is its terminal, and it is in the foreground."""
-        fcntl.ioctl(self._theirs, termios.TIOCSCTTY, 0)
+        # By its name: a fork may have closed what it inherited.
+        theirs = os.open(self._name, os.O_RDWR)
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
         for fd in (0, 1, 2):
-            os.dup2(self._theirs, fd)
+            os.dup2(theirs, fd)
+        os.close(theirs)
 
     def begun(self) -> None:
         """The run has the other side now, and it alone."""

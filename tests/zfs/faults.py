@@ -105,10 +105,13 @@ class ZfsGround(Ground):
         return {"PATH": f"{self.folder}/shims:{os.environ['PATH']}"}
 
     def at_call(self, pattern: str, *, before: str = "", after: str = "") -> dict[str, str]:
-        """An environment in which shell lines run before or after the first call of `zfs` that matches; all calls are real."""
+        """An environment in which shell lines run before or after the first call of `zfs` that matches and is not about decoys.
+
+        All calls are real.
+        """
         done = self.folder / "done"
         done.unlink(missing_ok=True)
-        once = f'case "$*" in {pattern}) [ -e {done} ] || {{{{ touch {done}; ({{}}) >/dev/null 2>&1; }}}} ;; esac'
+        once = f'case "$*" in *{DECOY}*) ;; {pattern}) [ -e {done} ] || {{{{ touch {done}; ({{}}) >/dev/null 2>&1; }}}} ;; esac'
         self._shim().write_text(
             f'#!/bin/sh\n{once.format(before) if before else ""}\n{REAL_ZFS} "$@"\nstatus=$?\n'
             f"{once.format(after) if after else ''}\nexit $status\n"
@@ -259,7 +262,7 @@ def after_listing(line: str, undo: str = "") -> Callable[[Ground, random.Random]
         words = {"name": drawn.choice(list(mine.names)), "pool": mine.pool.name, "image": mine.pool.image.parent}
         text = line.format(**words)
         by_hook = drawn.random() < 0.5
-        ended = mine.run("-p", text) if by_hook else mine.run(env=mine.at_call("list*", after=text))
+        ended = mine.run("-p", text) if by_hook else mine.run(env=mine.at_call("list*keystatus*", after=text))
         if undo:
             command("sh", "-c", undo.format(**words))
         return ended
