@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -71,7 +72,8 @@ def _value_begins(cluster: str, with_value: set[str]) -> bool:
     return any(f"-{letter}" in with_value for letter in cluster[1:-1])
 
 
-_FOR_EVER = "36500d"
+_LONGEST = 3650 * 86400.0
+_FOR_EVER = "3650d"
 
 
 class _Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
@@ -91,6 +93,8 @@ class _Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             seconds = duration(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+        if seconds > _LONGEST:
+            self.fail(f"{value} is longer than ten years", param, ctx)
         if seconds < self._least:
             self.fail(f"{value} is shorter than {self._least:g} s", param, ctx)
         return seconds
@@ -217,9 +221,10 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
 
 @cli.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what is left and what would be done.")
+@click.option("--forget", metavar="RUN", help="Take a dead run off the record first: its disks are gone for good.")
 @_state_dir
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def recover(*, dry_run: bool, state_dir: str, as_json: bool) -> None:
+def recover(*, dry_run: bool, forget: str | None, state_dir: str, as_json: bool) -> None:
     """Remove what killed runs left, and nothing that is not proven to be theirs.
 
     Every run does this for what is on record before it makes anything of its own. This command also finds by itself what
@@ -228,7 +233,7 @@ def recover(*, dry_run: bool, state_dir: str, as_json: bool) -> None:
     from kopiatomic.commands import recover as run
     from kopiatomic.output.console import Console
 
-    raise SystemExit(run(state_dir, Console(), dry_run=dry_run, as_json=as_json))
+    raise SystemExit(run(state_dir, Console(), dry_run=dry_run, as_json=as_json, forget=forget))
 
 
 @cli.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -257,6 +262,8 @@ def _finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
 
 def main() -> None:
     """Entry point of the program."""
+    # A caller that ignores it would have the kernel reap our children before we hear how they ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _own_descriptors()
     _own_path()
     _own_streams()

@@ -11,7 +11,7 @@ from kopiatomic import errors, locks
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.output.console import Console
 from kopiatomic.output.history import lines_of, list_of
-from kopiatomic.records import Records, RunRecord
+from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
 from kopiatomic.recovery import Cleared, Recovery
 from kopiatomic.system import signals
 from kopiatomic.text import printable
@@ -20,12 +20,15 @@ RECOVER_FORMAT = "kopiatomic-recover-1"
 HISTORY_FORMAT = "kopiatomic-history-1"
 
 
-def recover(state_dir: str, console: Console, *, dry_run: bool, as_json: bool) -> int:
-    """Remove what dead runs left; returns the exit code."""
+def recover(state_dir: str, console: Console, *, dry_run: bool, as_json: bool, forget: str | None) -> int:
+    """Remove what dead runs left; returns the exit code. ``forget`` is a run whose disks are gone for good."""
 
     def run() -> int:
         _require_root("removing snapshots")
-        cleared = _recovered(Records(state_dir), console, dry_run=dry_run)
+        records = Records(state_dir)
+        if forget is not None:
+            _forget(records, forget, console)
+        cleared = _recovered(records, console, dry_run=dry_run)
         left = len(cleared.leftovers) + len(cleared.problems) if dry_run else cleared.left
         if as_json:
             console.result(json.dumps(_recover_document(cleared, dry_run=dry_run, left=left), indent=2))
@@ -39,10 +42,24 @@ def recover(state_dir: str, console: Console, *, dry_run: bool, as_json: bool) -
     return _told(run, console)
 
 
+def _forget(records: Records, run_id: str, console: Console) -> None:
+    (run,) = _one(records, run_id)
+    if not Recovery(records, own=None, dry_run=False, warn=console.warning).forget(run.id):
+        raise KopiatomicError(
+            f"run {run.id} is alive", kind="run-alive", hint="Only what dead runs left can be forgotten."
+        )
+
+
 def _recovered(records: Records, console: Console, *, dry_run: bool) -> Cleared:
     locks.prepare()
     recovery = Recovery(records, own=None, dry_run=dry_run, warn=console.warning)
-    recovery.recorded()
+    try:
+        recovery.recorded()
+    except NewerStateError:
+        raise
+    except StateError as error:
+        # What no record speaks of can be found all the same.
+        recovery.cleared.problems.append(f"{error.message} ({error.hint})")
     known = len(recovery.cleared.leftovers)
     recovery.unrecorded(None)
     if not dry_run:
@@ -99,9 +116,7 @@ def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_jso
     def run() -> int:
         _require_root("reading the records")
         records = Records(state_dir)
-        runs = records.run(run_id) if run_id else records.history(limit)
-        if run_id and len(runs) != 1:
-            raise _not_one(run_id, runs)
+        runs = _one(records, run_id) if run_id else records.history(limit)
         if as_json:
             document = {"format": HISTORY_FORMAT, "runs": [_run_document(record) for record in runs]}
             console.result(json.dumps(document, indent=2))
@@ -123,6 +138,14 @@ def result_of(record: RunRecord) -> str:
     if record.result is not None:
         return record.result
     return "running" if locks.alive(record.id) else "interrupted"
+
+
+def _one(records: Records, run_id: str) -> list[RunRecord]:
+    """The run whose id begins so. Raises KopiatomicError where there is none, or are several."""
+    runs = records.run(run_id)
+    if len(runs) != 1:
+        raise _not_one(run_id, runs)
+    return runs
 
 
 def _not_one(run_id: str, runs: list[RunRecord]) -> KopiatomicError:

@@ -103,6 +103,8 @@ class VanishedError(KopiatomicError):
 
 def unforeseen(error: BaseException) -> KopiatomicError:
     """What no check foresaw: the system's refusal (descriptors, processes, memory, space), or a defect of ours."""
+    if isinstance(error, KopiatomicError):
+        return error
     if not isinstance(error, OSError):
         return internal(error)
     where = f" ({printable(os.fsdecode(error.filename))})" if isinstance(error.filename, str | bytes) else ""

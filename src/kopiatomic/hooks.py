@@ -6,11 +6,11 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.masking import without_secrets
+from kopiatomic.masking import Secrets, without_secrets
 from kopiatomic.model import Plan
 from kopiatomic.system import channel, linux, process, signals
 from kopiatomic.text import ended, printable
@@ -18,6 +18,7 @@ from kopiatomic.text import ended, printable
 _LOOK = 0.5
 """Seconds between two looks at the signals that came while they were deferred."""
 
+_PAUSE = 0.002
 _KILLED_TIMEOUT = 5.0
 """Seconds that what was killed has to end; only a call that nothing ends takes longer."""
 
@@ -37,6 +38,7 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
     ``timeout`` is in seconds. Where signals are deferred (``-q``) the second that comes ends the line. Raises
     KopiatomicError where it fails, and Interrupted.
     """
+    shown = printable(Secrets([line], {}).hide(line))
     with _children_ended():
         hook = subprocess.Popen(
             ["/bin/sh", "-c", line],
@@ -51,13 +53,13 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
             _wait(pidfd, timeout)
         except _ImpatientError:
             raise KopiatomicError(
-                f"the hook {flag} was ended by a second signal: {printable(line)}",
+                f"the hook {flag} was ended by a second signal: {shown}",
                 kind="hook-interrupted",
                 hint="What it should have done is not done.",
             ) from None
         except TimeoutError:
             raise KopiatomicError(
-                f"the hook {flag} did not end within {timeout:g} s and was ended: {printable(line)}",
+                f"the hook {flag} did not end within {timeout:g} s and was ended: {shown}",
                 kind="hook-timeout",
                 hint="Give it longer with --hook-timeout, or make it end.",
             ) from None
@@ -75,7 +77,7 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
     if hook.returncode != 0:
         how = "it waits in the kernel" if hook.returncode is None else ended(hook.returncode)
         raise KopiatomicError(
-            f"the hook {flag} failed ({how}): {printable(line)}",
+            f"the hook {flag} failed ({how}): {shown}",
             kind="hook-failed",
             hint="Its own messages stand above."
             if flag == "-p"
@@ -91,6 +93,7 @@ def _wait(pidfd: int, timeout: float) -> None:
     """Wait for a hook's end. Raises TimeoutError, _ImpatientError, Interrupted."""
     deadline = time.monotonic() + timeout
     before = signals.count()
+    alarms = signals.alarms()
     while True:
         left = deadline - time.monotonic()
         try:
@@ -100,7 +103,7 @@ def _wait(pidfd: int, timeout: float) -> None:
                 raise
         else:
             return
-        if signals.count() - before > 1:
+        if signals.count() - before - (signals.alarms() - alarms) > 1:
             raise _ImpatientError
 
 
@@ -113,14 +116,21 @@ def _children_ended() -> Iterator[None]:
         yield
     finally:
         with signals.deferred():
-            while stray := set(_children()) - before:
-                for pid in stray:
-                    try:
-                        os.kill(pid, signal.SIGKILL)
-                        os.waitpid(pid, 0)
-                    except (ProcessLookupError, ChildProcessError):
-                        continue
+            _end_all(lambda: set(_children()) - before)
             linux.adopt_orphans(adopt=False)
+
+
+def _end_all(strays: Callable[[], set[int]]) -> None:
+    """Kill and reap, with a time limit: what waits in the kernel ends when that lets it, and is nobody's child of ours then."""
+    deadline = time.monotonic() + _KILLED_TIMEOUT
+    while (left := strays()) and time.monotonic() < deadline:
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+            except (ProcessLookupError, ChildProcessError):
+                continue
+        time.sleep(_PAUSE)
 
 
 def _children() -> Sequence[int]:

@@ -12,6 +12,7 @@ import select
 import signal
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from kopiatomic import launcher
@@ -82,10 +83,10 @@ def remove_all(makers: Sequence[Maker]) -> list[str]:
     for maker in makers:
         try:
             left += maker.remove()
-        except KopiatomicError as error:
-            left.append(f"snapshots of this run may be left: {error.message} (kopiatomic recover removes them)")
-        except OSError as error:
-            left.append(f"snapshots of this run may be left: {error.strerror} (kopiatomic recover removes them)")
+        except Exception as error:
+            left.append(
+                f"snapshots of this run may be left: {unforeseen(error).message} (kopiatomic recover removes them)"
+            )
     return left
 
 
@@ -203,16 +204,28 @@ class _Keeper:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
         finally:
             os.close(pidfd)
-        os.waitpid(self._launcher, 0)
+        with suppress(ChildProcessError):
+            os.waitpid(self._launcher, 0)
         self._launcher = None
+
+    def _end_launcher(self) -> None:
+        if self._launcher is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._launcher, signal.SIGKILL)
+            self._wait_for_launcher()
+
+    def _untie(self) -> None:
+        if self._tied:
+            untie_all(self._equipment.makers)
 
     def _end(self) -> None:
         """Last: close the descriptor, which destroys ZFS's snapshots, then remove what no kernel ties."""
-        if self._launcher is not None:
-            os.kill(self._launcher, signal.SIGKILL)
-            self._wait_for_launcher()
-        if self._tied:
-            untie_all(self._equipment.makers)
+        for step in (self._end_launcher, self._untie):
+            try:
+                step()
+            except Exception as error:
+                # What follows has to be done whatever was wrong here; what is left is found by looking.
+                self._send(unforeseen(error))
         close_quietly(self._equipment.cleanup_fd)
         left = remove_all(self._equipment.makers)
         self._send(Released(tuple(left)))

@@ -23,6 +23,16 @@ from kopiatomic.text import printable
 DIRECTORY = "/run/kopiatomic"
 """Root's alone; not movable, so that two runs with different settings still see each other."""
 
+_MOMENT = 60.0
+"""Seconds after which the lock of a moment is not waited for any longer."""
+
+_PAUSE = 0.01
+_CLAIMS = 5
+"""How often a dead run is tried to be claimed: somebody who only asks whether it lives stands in the way for a moment."""
+
+_CLEARING = "clearing"
+"""What stands in the file of a dead run while its leftovers are removed."""
+
 _POLL = 0.5
 """Seconds between two looks at a lock that is waited for: a blocking flock(2) would not hear signals."""
 
@@ -38,7 +48,7 @@ def prepare() -> None:
         raise KopiatomicError(
             f"{DIRECTORY} is not a directory that only root can enter",
             kind="lock-directory",
-            hint=f"Look at it, then: rm -r {DIRECTORY}",
+            hint=f"Look at it, then: chown root: {DIRECTORY}; chmod 700 {DIRECTORY}",
         )
 
 
@@ -98,15 +108,20 @@ class Held:
     def let_go(self) -> None:
         """Remove the files while they are still locked, so that who comes now makes new ones; then unlock them."""
         for path, fd in reversed(self._files.items()):
-            try:
-                if not self._kept:
-                    os.unlink(path)
-            except OSError:
-                # Gone, or /run became read-only: the lock itself goes with the descriptor.
-                pass
-            finally:
-                channel.close_quietly(fd)
+            if not self._kept:
+                _remove(path, fd)
+            channel.close_quietly(fd)
         self._files.clear()
+
+
+def _remove(path: str, fd: int) -> None:
+    """Remove the file of a lock that we have, unless another one is in its place by now."""
+    try:
+        if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
+            os.unlink(path)
+    except OSError:
+        # Gone, or /run became read-only: the lock itself goes with the descriptor.
+        return
 
 
 @contextmanager
@@ -160,16 +175,27 @@ def is_free(root: str) -> bool:
 
 @contextmanager
 def clean_up() -> Iterator[None]:
-    """Be the only process that takes view roots, makes or removes them; held for moments."""
+    """Be the only process that takes view roots, makes or removes them; held for moments.
+
+    Raises KopiatomicError where another process does not let go of it, and Interrupted.
+    """
     prepare()
     path = f"{DIRECTORY}/clean-up"
-    fd = _open(path, wait=True)
-    assert fd is not None
+    deadline = time.monotonic() + _MOMENT
+    # Not a blocking call: that would hear no signal.
+    while (fd := _open(path, wait=False)) is None:
+        if time.monotonic() >= deadline:
+            raise KopiatomicError(
+                f"another process has had the lock {path} for {_MOMENT:g} s, which is held for moments only",
+                kind="lock-busy",
+                hint=f"Which one? 'fuser {path}'. Is it stopped (kill -CONT), or does it wait for a dead filesystem?",
+            )
+        signals.sleep(_PAUSE)
     try:
         yield
     finally:
-        # The file stays while others wait for it, and a waiting run finds that out by itself.
-        os.unlink(path)
+        # The file goes while others wait for it, and they find that out by themselves.
+        _remove(path, fd)
         os.close(fd)
 
 
@@ -177,12 +203,19 @@ def clean_up() -> Iterator[None]:
 def claim(run_id: str) -> Iterator[Held | None]:
     """Be the only process that clears what a dead run left; its file goes at the end. None where the run is alive."""
     prepare()
-    fd = _open(_run_path(run_id), wait=False)
-    if fd is None:
+    path = _run_path(run_id)
+    for _ in range(_CLAIMS):
+        fd = _open(path, wait=False)
+        if fd is not None:
+            break
+        signals.sleep(_PAUSE)
+    else:
         yield None
         return
     held = Held()
-    held.add(_run_path(run_id), fd)
+    held.add(path, fd)
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{_CLEARING} {os.getpid()}".encode(), 0)
     try:
         yield held
     finally:
@@ -193,8 +226,11 @@ def alive(run_id: str) -> bool:
     """Whether a process of this run lives. Asking makes nothing."""
     try:
         fd = os.open(_run_path(run_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
+    except FileNotFoundError:
         return False
+    except OSError:
+        # Too many open files: who cannot look does not know it to be dead.
+        return True
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -202,6 +238,16 @@ def alive(run_id: str) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def cleared_by(run_id: str) -> str | None:
+    """The process that removes what a dead run left, if one does; None where the run itself is alive."""
+    try:
+        with open(_run_path(run_id), encoding="ascii", errors="replace") as file:
+            word, _, pid = file.read(64).partition(" ")
+    except OSError:
+        return None
+    return pid if word == _CLEARING else None
 
 
 def runs() -> list[str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from kopiatomic import __version__
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import Secrets
 from kopiatomic.model import Intent, Plan
-from kopiatomic.options import Options
 from kopiatomic.output.document import document
 from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
 from kopiatomic.report import Report
@@ -34,13 +34,14 @@ class Recorder:
         self.problem: StateError | NewerStateError | None = None
         """Why there is no record."""
         self._begun = False
+        self._run: RunRecord
 
     def begin(self, command: str, keep: float) -> None:
         """Begin the record. Raises NewerStateError."""
-        run = RunRecord(
+        self._run = RunRecord(
             self._report.run_id, __version__, command, self._report.root, time.time(), None, None, None, None
         )
-        self.attempt(lambda: self.records.begin(run, keep=keep))
+        self.attempt(lambda: self.records.begin(self._run, keep=keep))
         self._begun = True
 
     def require(self, plan: Plan) -> None:
@@ -48,9 +49,9 @@ class Recorder:
         if self.problem is not None and any(taken.dataset.filesystem == "btrfs" for taken in plan.taken):
             raise self.problem
 
-    def intend(self, intents: Sequence[Intent], plan: Plan, options: Options) -> None:
+    def intend(self, intents: Sequence[Intent], plan: Plan) -> None:
         """Put on record what is about to be made. Raises StateError where that is needed and cannot be."""
-        selection = _selection(plan, options)
+        selection = _selection(plan)
         last = self.attempt(lambda: self.records.last_selection(self._report.root))
         if last is not None:
             self._compare(json.loads(last), json.loads(selection))
@@ -59,31 +60,44 @@ class Recorder:
 
     def _compare(self, before: dict[str, list[str]], now: dict[str, list[str]]) -> None:
         """Warn where this selection is another than that of the last run under the same root."""
-        if before["asked"] == now["asked"] or before["taken"] == now["taken"]:
-            return
         gone = sorted(set(before["taken"]) - set(now["taken"]))
         new = sorted(set(now["taken"]) - set(before["taken"]))
+        if not gone and not new:
+            return
         changes = [f"without {_some(gone)}"] * bool(gone) + [f"with {_some(new)}"] * bool(new)
         self._warn(
-            f"the last run under {printable(self._report.root)} selected something else; this one is "
-            f"{' and '.join(changes)}: the history of that path shows datasets come and go (--name gives a selection a "
-            "history of its own)"
+            f"the last run under {printable(self._report.root)} took something else; this one is {' and '.join(changes)}: "
+            "the history of that path shows datasets come and go (--name gives a selection a history of its own)"
         )
 
     def made(self) -> None:
         """Add what identifies the snapshots that were made."""
         sets = self._report.sets
         assert sets is not None
-        self.attempt(lambda: self.records.made(self._report.run_id, sets, self._document()))
+        # It goes on: what it will have come to is not known yet.
+        document = {**self._document(), "result": None, "exit_code": None}
+        self.attempt(lambda: self.records.made(self._report.run_id, sets, document))
 
     def gone(self) -> None:
         """Say that nothing is left of what was intended."""
-        self.attempt(lambda: self.records.forget(self._report.run_id))
+        self._at_the_end(lambda: self.records.forget(self._report.run_id))
 
     def end(self) -> None:
         """Say how the run ended."""
         report = self._report
-        self.attempt(lambda: self.records.end(report.run_id, report.result, report.exit_code, self._document()))
+        ended = replace(self._run, result=report.result, exit_code=report.exit_code, document=self._document())
+        if self._at_the_end(lambda: self.records.end(ended)) is False and self.problem is None:
+            self._warn(f"the record of this run in {printable(self.records.path)} was removed while it went on")
+
+    def _at_the_end(self, call: Callable[[], T]) -> T | None:
+        """Try also where an earlier call failed: what was in the way may be over."""
+        try:
+            return call()
+        except (StateError, NewerStateError) as error:
+            if self.problem is None:
+                self.problem = error
+                self._warn(f"{error.message}; so the end of this run is not on record: {error.hint}")
+            return None
 
     def end_as_orphan(self, left: Sequence[str]) -> None:
         """In the keeper, when the main process is gone: say so. Nobody is there to be told of problems."""
@@ -121,9 +135,8 @@ class Recorder:
         return result
 
 
-def _selection(plan: Plan, options: Options) -> str:
-    asked = [sorted(options.names), options.everything, options.recursive]
-    return json.dumps({"asked": asked, "taken": [taken.dataset.name for taken in plan.taken]})
+def _selection(plan: Plan) -> str:
+    return json.dumps({"taken": [taken.dataset.name for taken in plan.taken]})
 
 
 def _some(names: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ import os
 import sqlite3
 import stat
 import time
+import urllib.parse
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -115,19 +116,29 @@ class Records:
                 (run.started - keep, KEPT_ANYHOW),
             )
 
-    def end(self, run_id: str, result: str, exit_code: int | None, document: Mapping[str, Any]) -> None:
-        """Say how a run ended."""
+    def end(self, run: RunRecord) -> bool:
+        """Say how a run ended. Returns whether its beginning was still on record; if not it is put there as well."""
+        assert run.document is not None
+        ended = (time.time(), run.result, run.exit_code, _packed(run.document))
         with self._transaction() as database:
-            database.execute(
-                "UPDATE run SET ended = ?, result = ?, exit_code = ?, document = ? WHERE id = ?",
-                (time.time(), result, exit_code, _packed(document), run_id),
+            changed = database.execute(
+                "UPDATE run SET ended = ?, result = ?, exit_code = ?, document = ? WHERE id = ?", (*ended, run.id)
             )
+            if changed.rowcount:
+                return True
+            database.execute(
+                "INSERT INTO run (id, version, command, root, started, ended, result, exit_code, document)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (run.id, run.version, run.command, os.fsencode(run.root), run.started, *ended),
+            )
+            return False
 
     def end_dead(self, run_id: str) -> bool:
         """Say of a run whose processes are gone that it was interrupted. Returns whether that was news."""
         with self._transaction() as database:
+            # When it died is not known.
             changed = database.execute(
-                "UPDATE run SET ended = ?, result = 'interrupted' WHERE id = ? AND ended IS NULL", (time.time(), run_id)
+                "UPDATE run SET result = 'interrupted' WHERE id = ? AND result IS NULL", (run_id,)
             )
             return changed.rowcount > 0
 
@@ -191,11 +202,14 @@ class Records:
                 rows = [(run_id, i.kind, i.place, os.fsencode(i.name)) for i in intents]
                 database.executemany("DELETE FROM intent WHERE run = ? AND kind = ? AND place = ? AND name = ?", rows)
 
-    def unfinished(self) -> list[str]:
-        """The runs that have intents or no end: alive, or dead and to be cleared."""
+    def unfinished(self) -> list[tuple[str, bool]]:
+        """The runs that have intents or no result, and whether they have one: alive, or dead and to be cleared."""
         with self._transaction(create=False) as database:
-            rows = database.execute("SELECT run FROM intent UNION SELECT id FROM run WHERE ended IS NULL ORDER BY 1")
-            return [str(row[0]) for row in rows]
+            rows = database.execute(
+                "SELECT run FROM intent UNION SELECT id FROM run WHERE result IS NULL ORDER BY 1"
+            ).fetchall()
+            ended = {row[0] for row in database.execute("SELECT id FROM run WHERE result IS NOT NULL")}
+            return [(str(row[0]), row[0] in ended) for row in rows]
 
     # The file
 
@@ -215,11 +229,10 @@ class Records:
 
     def _open(self, *, create: bool) -> sqlite3.Connection:
         """An open transaction on a database of our schema. Raises sqlite3.Error, StateError, NewerStateError."""
-        if not create and not os.path.exists(self.path):
-            connection = sqlite3.connect(":memory:", isolation_level=None)
-            connection.execute("BEGIN")
-            self._migrate(connection)
-            return connection
+        if not create:
+            reading = self._connect_to_read()
+            if reading is not None:
+                return reading
         self._prepare_directory()
         try:
             return self._connect()
@@ -228,6 +241,31 @@ class Records:
                 raise
         self._set_aside()
         return self._connect()
+
+    def _connect_to_read(self) -> sqlite3.Connection | None:
+        """A transaction that needs to write nothing, also on a full or read-only disk; None where that is not enough.
+
+        It is not where another process was killed while it wrote (then SQLite has to roll that back), and for an older
+        schema.
+        """
+        if not os.path.exists(self.path) or os.path.getsize(self.path) == 0:
+            empty = sqlite3.connect(":memory:", isolation_level=None)
+            empty.execute("BEGIN")
+            self._migrate(empty)
+            return empty
+        self._check_directory()
+        uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode=ro"
+        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None)
+        try:
+            connection.execute("BEGIN")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version == SCHEMA:
+                return connection
+        except sqlite3.Error:
+            # What is wrong is said, or mended, by the other way.
+            pass
+        connection.close()
+        return None
 
     def _connect(self) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -264,6 +302,12 @@ class Records:
     def _prepare_directory(self) -> None:
         try:
             os.makedirs(self.directory, 0o700, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from None
+        self._check_directory()
+
+    def _check_directory(self) -> None:
+        try:
             status = os.stat(self.directory)
         except OSError as error:
             raise self._unusable(error) from None

@@ -6,20 +6,17 @@ since a pool may hold it up; that child keeps the dead run's lock, so that nobod
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from kopiatomic import locks, root_leftovers, snapshots
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.locks import Held
 from kopiatomic.model import Intent, Leftover
 from kopiatomic.patience import Patience
 from kopiatomic.records import Records
 from kopiatomic.snapshots import Leftovers
-from kopiatomic.system import libzfs_core, worker
+from kopiatomic.system import libzfs_core, signals, worker
 from kopiatomic.system.channel import Channel
 
 KINDS: dict[str, Leftovers] = {**snapshots.LEFTOVERS, "directory": root_leftovers}
@@ -65,19 +62,29 @@ class Recovery:
 
     def recorded(self) -> Cleared:
         """Clear what dead runs have on record. Raises StateError, NewerStateError, Interrupted."""
-        for run_id in self._records.unfinished():
+        for run_id, has_ended in self._records.unfinished():
             if run_id == self._own:
                 continue
+            signals.check()
             if self._dry_run:
-                self._take(run_id, None if locks.alive(run_id) else self._look(run_id))
+                self._take(run_id, None if locks.alive(run_id) else self._look(run_id), has_ended=has_ended)
                 continue
             with locks.claim(run_id) as held:
-                self._take(run_id, None if held is None else self._clear(run_id, held))
+                self._take(run_id, None if held is None else self._clear(run_id, held), has_ended=has_ended)
         return self.cleared
 
-    def _take(self, run_id: str, result: _Result | None) -> None:
+    def _take(self, run_id: str, result: _Result | None, *, has_ended: bool) -> None:
         if result is None:
-            self.cleared.alive.append(run_id)
+            pid = locks.cleared_by(run_id)
+            if pid is not None:
+                self.cleared.problems.append(f"what run {run_id} left is being removed by process {pid}")
+            elif has_ended:
+                self.cleared.problems.append(
+                    f"run {run_id} has ended and a process of it still waits for the kernel to let it remove its snapshots "
+                    "(is a pool suspended? see 'zpool status')"
+                )
+            else:
+                self.cleared.alive.append(run_id)
             return
         self.cleared.leftovers += result.leftovers
         self.cleared.problems += result.problems
@@ -100,6 +107,9 @@ class Recovery:
 
         try:
             return self._in_child(clear, pools)
+        except Interrupted:
+            held.keep()
+            raise
         except KopiatomicError as error:
             held.keep()
             return _Result([], [f"what run {run_id} left: {error.message}"], interrupted=False)
@@ -119,8 +129,18 @@ class Recovery:
         for kind, leftovers in _by_kind(found):
             left += _removed(KINDS[kind], leftovers)
         kept = {(leftover.place, leftover.name) for leftover in left}
-        self._records.forget(run_id, [i for i in intents if i.kind not in unknown and (i.place, i.name) not in kept])
+        gone = [i for i in intents if (i.kind, i.place) not in unknown and (i.place, i.name) not in kept]
+        self._records.forget(run_id, gone)
         return _Result(_with_problems(found, left), problems, self._records.end_dead(run_id))
+
+    def forget(self, run_id: str) -> bool:
+        """Take a dead run's intents off the record without looking; returns whether it was dead. Raises StateError."""
+        with locks.claim(run_id) as held:
+            if held is None:
+                return False
+            self._records.forget(run_id)
+            self._records.end_dead(run_id)
+            return True
 
     def unrecorded(self, names: dict[str, set[str]] | None) -> Cleared:
         """Find what dead runs of this host left off the record: in these pools and filesystems (by kind; None: in all).
@@ -130,10 +150,12 @@ class Recovery:
         known = {(leftover.place, leftover.name) for leftover in self.cleared.leftovers}
         for kind, module in KINDS.items():
             places = None if names is None else names.get(kind)
-            if (names is not None and not places) or (kind == "zfs" and not _zfs_is_there()):
+            if names is not None and not places:
                 continue
             try:
-                found = module.unrecorded(places, self._is_dead)
+                found = module.unrecorded(places, self._is_dead, self.cleared.problems)
+            except Interrupted:
+                raise
             except KopiatomicError as error:
                 self.cleared.problems.append(error.message)
                 continue
@@ -145,6 +167,20 @@ class Recovery:
 
     def remove(self, leftovers: Sequence[Leftover]) -> None:
         """Remove what :meth:`unrecorded` found. Raises Interrupted."""
+        for run_id in sorted({leftover.run_id for leftover in leftovers}):
+            mine = [leftover for leftover in leftovers if leftover.run_id == run_id]
+            if not run_id:
+                # Directories: whose they are is not known, and does not matter where no run has a view there.
+                self._replace(mine, self._remove(mine, None))
+                continue
+            with locks.claim(run_id) as held:
+                if held is None:
+                    self._replace(mine, [replace(o, problem="its run lives, or is being cleared") for o in mine])
+                else:
+                    self._replace(mine, self._remove(mine, held))
+
+    def _remove(self, leftovers: Sequence[Leftover], held: Held | None) -> list[Leftover]:
+        result: list[Leftover] = []
         for kind, mine in _by_kind(leftovers):
             module = KINDS[kind]
             pools = {leftover.place for leftover in mine if leftover.kind == "zfs-snapshot"}
@@ -153,11 +189,19 @@ class Recovery:
                 return _Result(_with_problems(mine, _removed(module, mine)), [], interrupted=False)
 
             try:
-                result = self._in_child(remove, pools).leftovers
+                result += self._in_child(remove, pools).leftovers
+            except Interrupted:
+                if held is not None:
+                    held.keep()
+                raise
             except KopiatomicError as error:
-                result = [replace(leftover, problem=error.message) for leftover in mine]
-            gone = {(o.place, o.name) for o in mine}
-            self.cleared.leftovers = [o for o in self.cleared.leftovers if (o.place, o.name) not in gone] + result
+                result += [replace(leftover, problem=error.message) for leftover in mine]
+        return result + [leftover for leftover in leftovers if leftover.problem is not None]
+
+    def _replace(self, before: Sequence[Leftover], after: Sequence[Leftover]) -> None:
+        old = {(leftover.place, leftover.name) for leftover in before}
+        kept = [o for o in self.cleared.leftovers if (o.place, o.name) not in old]
+        self.cleared.leftovers = [*kept, *after]
 
     def remove_stale_files(self) -> None:
         """Remove the lock files of killed runs."""
@@ -168,22 +212,26 @@ class Recovery:
                     pass
 
 
-def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[str], set[str]]:
-    """What is left of a run; what could not be looked at, in words, and of which kinds it is."""
+def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[str], set[tuple[str, str]]]:
+    """What is left of a run; what could not be looked at, in words, and of which kinds and places it is.
+
+    One pool or filesystem that does not answer stands in no other's way.
+    """
     found: list[Leftover] = []
     problems: list[str] = []
-    unknown: set[str] = set()
+    unknown: set[tuple[str, str]] = set()
     for kind, module in KINDS.items():
-        mine = [intent for intent in intents if intent.kind == kind]
-        if not mine:
-            continue
-        try:
-            if kind == "zfs":
-                libzfs_core.prepare()
-            found += module.recorded(run_id, mine)
-        except KopiatomicError as error:
-            unknown.add(kind)
-            problems.append(f"what run {run_id} left on {kind}: {error.message}")
+        for place in sorted({intent.place for intent in intents if intent.kind == kind}):
+            try:
+                if kind == "zfs":
+                    libzfs_core.prepare()
+                found += module.recorded(run_id, [i for i in intents if (i.kind, i.place) == (kind, place)])
+            except Interrupted:
+                raise
+            except KopiatomicError as error:
+                unknown.add((kind, place))
+                hint = f" ({error.hint.replace('RUN', run_id)})" if error.hint else ""
+                problems.append(f"what run {run_id} left on {kind}: {error.message}{hint}")
     return found, problems, unknown
 
 
@@ -211,11 +259,3 @@ def _with_problems(found: Sequence[Leftover], left: Sequence[Leftover]) -> list[
     problems = {(leftover.place, leftover.name): leftover for leftover in left}
     result = [problems.pop((o.place, o.name), o) for o in found]
     return result + list(problems.values())
-
-
-def _zfs_is_there() -> bool:
-    with suppress(KopiatomicError):
-        if shutil.which("zfs") is not None and os.path.exists(libzfs_core.DEVICE):
-            libzfs_core.prepare()
-            return True
-    return False

@@ -43,7 +43,7 @@ def _proof(intent: Intent) -> str | None:
     return "on record, root's alone, empty, and not there before the run"
 
 
-def unrecorded(_names: Iterable[str] | None, _is_dead: Callable[[str], bool]) -> list[Leftover]:
+def unrecorded(_names: Iterable[str] | None, _is_dead: Callable[[str], bool], _problems: list[str]) -> list[Leftover]:
     """The directories that runs of this boot made and that no living run needs, on record or not; deepest first."""
     left = []
     with locks.clean_up():
@@ -74,6 +74,9 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
     for leftover in sorted(leftovers, key=lambda o: o.name, reverse=True):
         directory = leftover.name
         with locks.clean_up():
+            if not _unused(directory):
+                # A run has begun there meanwhile: it is that one's now.
+                continue
             foreign = os.path.isdir(directory) and not roots.only_ours(directory)
             if foreign and os.path.exists(roots.note_of(directory)):
                 os.unlink(roots.note_of(directory))
@@ -81,6 +84,6 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
                 roots.note(directory)
         if foreign:
             left.append(replace(leftover, problem="it is not empty: it is left to who uses it"))
-        elif problems := roots.remove(directory):
+        elif problems := roots.remove(directory, own=False):
             left.append(replace(leftover, problem=problems[0]))
     return left

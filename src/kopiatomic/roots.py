@@ -96,10 +96,13 @@ def note(directory: str) -> None:
         mark.write(os.fsencode(directory))
 
 
-def remove(root: str) -> list[str]:
-    """Remove the root and what was made above it, unless another run needs it. Returns what is left, in words."""
+def remove(root: str, *, own: bool = True) -> list[str]:
+    """Remove the root and what was made above it, unless another run needs it. Returns what is left, in words.
+
+    ``own`` says that the caller has the lock of this root itself.
+    """
     try:
-        return _remove(root)
+        return _remove(root, own=own)
     except KopiatomicError as error:
         reason = error.message
     except OSError as error:
@@ -107,12 +110,13 @@ def remove(root: str) -> list[str]:
     return [f"directory {printable(root)}: {reason} (remove it with: rmdir)"]
 
 
-def _remove(root: str) -> list[str]:
+def _remove(root: str, *, own: bool) -> list[str]:
     left = []
     with locks.clean_up():
         for directory in (root, *parents(root)):
             mark = note_of(directory)
-            if not os.path.exists(mark) or (directory != root and not locks.is_free(directory)):
+            mine = own and directory == root
+            if not os.path.exists(mark) or not (mine or locks.is_free(directory)):
                 break
             try:
                 os.rmdir(directory)
@@ -120,11 +124,17 @@ def _remove(root: str) -> list[str]:
                 pass
             except OSError as error:
                 if error.errno != errno.ENOTEMPTY or (directory == root and not only_ours(directory)):
-                    left.append(f"directory {printable(directory)}: {error.strerror} (remove it with: rmdir)")
+                    left.append(f"directory {printable(directory)}: {_why(error)}")
                 break
             _sync(os.path.dirname(directory))
             os.unlink(mark)
     return left
+
+
+def _why(error: OSError) -> str:
+    if error.errno == errno.EBUSY:
+        return "something is mounted on it (unmount that, then: rmdir)"
+    return f"{error.strerror} (remove it with: rmdir)"
 
 
 def _sync(directory: str) -> None:

@@ -139,7 +139,7 @@ class _Run:
         with self._report.phase("recover"):
             recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=False, warn=self._warn)
             cleared = self._recorder.attempt(recovery.recorded)
-            noted = root_leftovers.unrecorded(None, lambda _: True)
+            noted = root_leftovers.unrecorded(None, lambda _: True, [])
             recovery.remove(noted)
             recovery.remove_stale_files()
         for line in cleared_lines(cleared or recovery.cleared):
@@ -302,7 +302,7 @@ class _Run:
             self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
             try:
                 intents = [intent for maker in makers for intent in maker.intents()]
-                self._recorder.intend([*intents, *roots.intents(report.root)], report.plan, self._options)
+                self._recorder.intend([*intents, *roots.intents(report.root)], report.plan)
                 with supervisor:
                     with report.phase("snapshot"):
                         report.sets = supervisor.freeze()

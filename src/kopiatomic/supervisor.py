@@ -7,11 +7,13 @@ import select
 import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
 from kopiatomic import keeper, launcher
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.model import Command, Plan, Sets
 from kopiatomic.ownership import PREFIX
 from kopiatomic.patience import Patience, SuspendedError
@@ -155,6 +157,9 @@ class Supervisor:
                     with signals.deferred():
                         result = self._from_launcher()
         assert isinstance(result, launcher.Checked)
+        if signals.count():
+            # It may have heard the same signal (systemctl stop tells the whole group) before the launcher was told.
+            return replace(result, end=replace(result.end, stopped=True))
         return result
 
     def _look_at_pools(self, stopping: _Stopping) -> None:
@@ -187,7 +192,13 @@ class Supervisor:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         with signals.deferred():
-            self._release()
+            try:
+                self._release()
+            except Exception as error:
+                # Not known to be gone is left: its record stays.
+                self.left.append(
+                    f"snapshots of this run may be left: {unforeseen(error).message} (kopiatomic recover removes them)"
+                )
 
     def _release(self) -> None:
         """Launcher first, with everything in its namespaces; then our copy of the descriptor; then the keeper's."""
@@ -196,18 +207,19 @@ class Supervisor:
             # What a suspended pool holds up is not waited for here: the keeper does that.
             timeout = 0.0 if self._patience.suspended() else _LAUNCHER_TIMEOUT
             if not channel.pidfd_ended(self._launcher_pidfd, timeout):
-                signal.pidfd_send_signal(self._launcher_pidfd, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self._launcher_pidfd, signal.SIGKILL)
                 channel.pidfd_ended(self._launcher_pidfd, timeout)
             os.close(self._launcher_pidfd)
         os.close(self._stdout)
         os.close(self._stderr)
         try:
-            if os.waitid(os.P_PID, self._keeper_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
+            if _has_ended(self._keeper_pid):
                 raise ClosedError
             self._release_keeper()
         except ClosedError:
             # The keeper was killed. The kernel has ended the launcher with it; what nothing tied is removed in its place.
-            os.waitpid(self._keeper_pid, 0)
+            _reap(self._keeper_pid)
             self._remove_in_its_place()
         finally:
             self._keeper.close()
@@ -230,7 +242,7 @@ class Supervisor:
             self._leave_alone(self._keeper_pid)
             return
         self.left += message.left
-        os.waitpid(self._keeper_pid, 0)
+        _reap(self._keeper_pid)
 
     def _remove_in_its_place(self) -> None:
         """In another child: the last close of the descriptor may wait for a pool."""
@@ -274,10 +286,24 @@ class Supervisor:
         return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def _has_ended(pid: int) -> bool:
+    """Whether a child has ended, without reaping it."""
+    try:
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def _reap(pid: int) -> None:
+    with suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
 def _milliseconds(*intervals: float | None) -> float | None:
     """The shortest of some intervals in seconds, for poll(2)."""
     known = [interval for interval in intervals if interval is not None]
-    return min(known) * 1000 + 1 if known else None
+    # No longer than an hour: poll(2) takes an int of milliseconds.
+    return min(3600.0, *known) * 1000 + 1 if known else None
 
 
 class _Stopping:
@@ -315,7 +341,7 @@ class _Stopping:
             self._send(forcefully=True)
 
     def _due(self) -> bool:
-        return signals.count() > 1 or (self._deadline is not None and time.monotonic() >= self._deadline)
+        return signals.insisted() or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     def interval(self) -> float | None:
         """How long (seconds) may be waited before something is due."""

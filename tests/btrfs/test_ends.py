@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -148,6 +149,88 @@ def test_a_signal_that_its_caller_ignores_is_ignored(
     finally:
         signal.signal(signal.SIGHUP, before)
     assert process.returncode == 0
+    assert leftovers(root) == []
+
+
+def test_an_engine_that_hears_the_same_signal_as_the_run_and_ends_well_is_no_backup(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    """As with systemctl stop, which tells every process of the unit: the engine may have ended before it is asked to."""
+    polite = f"sh -c 'trap \"exit 0\" TERM; touch {gate.folder}/started; while :; do sleep 0.01; done'"
+    for _ in range(5):
+        with kopiatomic.started("--mount-root", root, "-c", polite, data) as process:
+            gate.wait()
+            engine = Family.of(process.pid).engine
+            os.kill(process.pid, signal.SIGSTOP)
+            os.kill(engine, signal.SIGTERM)
+            wait_for(partial(has_ended, engine), "the engine's end")
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGCONT)
+            process.communicate(timeout=20)
+        assert process.returncode == 143
+        (gate.folder / "started").unlink()
+    assert leftovers(root) == []
+
+
+def has_ended(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
+def test_a_caller_that_ignores_its_childrens_ends_makes_no_difference(
+    data: Path, root: Path, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    ended = command(
+        "python3",
+        "-c",
+        "import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])",
+        *Kopiatomic.argv("--mount-root", root, "-c", "true", data),
+        env=kopiatomic.environment,
+        check=False,
+    )
+    assert ended.returncode == 0, str(ended)
+    assert leftovers(root) == []
+
+
+def test_a_time_limit_ends_a_run_as_a_signal_does_and_makes_it_a_failure(
+    data: Path, root: Path, gate: Gate, run: Run, leftovers: Leftovers
+) -> None:
+    ended = run("--timeout", "1.5s", "-q", f"echo $KOPIATOMIC_EXIT_CODE > {root}.hook", "-c", gate.command, data)
+    assert ended.returncode == 1
+    assert "the time limit of 1.5 s (--timeout) is over" in ended.stderr
+    assert root.with_suffix(".hook").read_text() == "1\n"
+    assert leftovers(root) == []
+
+
+def test_a_time_limit_that_falls_into_an_orderly_stop_does_not_cut_it_short(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    slow = f"sh -c 'trap \"sleep 2; touch {root}.done; exit 0\" TERM; touch {gate.folder}/started; while :; do sleep 0.05; done'"
+    with kopiatomic.started("--mount-root", root, "--timeout", "3s", "-c", slow, data) as process:
+        gate.wait()
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert process.returncode == 143
+    assert root.with_suffix(".done").exists()
+
+
+def test_a_hook_that_nothing_ends_does_not_hold_the_run(
+    data: Path, root: Path, make_btrfs: Callable[[], Btrfs], kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    """It writes to a frozen filesystem: not even SIGKILL ends that call."""
+    frozen = make_btrfs().mountpoint
+    words = ("--mount-root", root, "--hook-timeout", "1", "-p", f"echo x > {frozen}/file", "-c", "true", data)
+    command("fsfreeze", "-f", frozen)
+    try:
+        with kopiatomic.started(*words) as process:
+            # Not its output: the hook has the same stderr, and lives on.
+            process.wait(40)
+            command("fsfreeze", "-u", frozen)
+            _, errors = process.communicate(timeout=20)
+    finally:
+        command("fsfreeze", "-u", frozen, check=False)
+    assert process.returncode == 1
+    assert "did not end within 1 s" in errors
     assert leftovers(root) == []
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from kopiatomic import ownership
 from kopiatomic.system.btrfs import filesystem_uuid
-from tests.btrfs.conftest import Family, Gate
+from tests.btrfs.conftest import Family, Gate, wait_for
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
 
@@ -262,9 +263,120 @@ def test_recover_says_each_thing_with_its_proof(killed: Callable[[], str], kopia
 
 
 def test_recover_needs_a_record_that_it_can_understand(kopiatomic: Kopiatomic, tmp_path: Path) -> None:
-    (tmp_path / "state").mkdir(mode=0o777)
-    (tmp_path / "state").chmod(0o777)
-    (tmp_path / "state" / "state.db").touch()
+    (tmp_path / "state").mkdir(mode=0o700)
+    with sqlite3.connect(tmp_path / "state" / "state.db") as database:
+        database.execute("PRAGMA user_version = 99")
     ended = kopiatomic("recover")
     assert ended.returncode == 1
+    assert "a newer kopiatomic wrote" in ended.stderr
+
+
+def test_recover_looks_by_itself_where_the_records_cannot_be_used(
+    killed: Callable[[], str], kopiatomic: Kopiatomic, btrfs: Btrfs, tmp_path: Path
+) -> None:
+    """It then cannot say that nothing is left, since what is on record is not known."""
+    killed()
+    (tmp_path / "state").chmod(0o777)
+    ended = kopiatomic("recover")
+    assert ended.returncode == 4, ended
     assert "not one that only root can write to" in ended.stderr
+    assert btrfs.snapshots() == []
+
+
+def test_a_second_recovery_says_that_a_first_one_is_at_work(
+    killed: Callable[[], str], recover: Any, btrfs: Btrfs, kopiatomic: Kopiatomic
+) -> None:
+    """A frozen filesystem holds the first one up; what it is to remove is still there."""
+    run_id = killed()
+    # Not frozen by the program: it would be thawed with it.
+    command("fsfreeze", "-f", btrfs.mountpoint)
+    try:
+        with kopiatomic.started("recover") as first:
+            clearing = LOCKS / f"run-{run_id}"
+            wait_for(lambda: clearing.exists() and clearing.read_text().startswith("clearing"), "the claim")
+            for flags in ((), ("--dry-run",)):
+                code, document = recover(*flags)
+                assert code == 4
+                assert any(f"what run {run_id} left is being removed by process" in p for p in document["problems"])
+                assert run_id not in document["alive"]
+            command("fsfreeze", "-u", btrfs.mountpoint)
+            first.communicate(timeout=60)
+        assert first.returncode == 0
+    finally:
+        command("fsfreeze", "-u", btrfs.mountpoint, check=False)
+    assert btrfs.snapshots() == []
+
+
+def test_ctrl_c_ends_a_recovery_that_waits_and_the_removal_goes_on(
+    killed: Callable[[], str], recover: Any, btrfs: Btrfs, kopiatomic: Kopiatomic
+) -> None:
+    run_id = killed()
+    command("fsfreeze", "-f", btrfs.mountpoint)
+    try:
+        with kopiatomic.started("recover") as first:
+            clearing = LOCKS / f"run-{run_id}"
+            wait_for(lambda: clearing.exists() and clearing.read_text().startswith("clearing"), "the claim")
+            first.send_signal(signal.SIGINT)
+            output, _ = first.communicate(timeout=10)
+        assert first.returncode == 130
+        assert "Nothing is left" not in output
+    finally:
+        command("fsfreeze", "-u", btrfs.mountpoint, check=False)
+    wait_for(lambda: not btrfs.snapshots(), "the removal")
+    wait_for(lambda: recover()[0] == 0, "the end of the removal")
+
+
+def test_a_run_that_began_on_the_same_root_meanwhile_keeps_its_view(
+    killed: Callable[[], str],
+    btrfs: Btrfs,
+    make_btrfs: Callable[[], Btrfs],
+    kopiatomic: Kopiatomic,
+    root: Path,
+    make_gate: Callable[..., Gate],
+) -> None:
+    """The root of a dead run is another one's by the time that its snapshots are gone."""
+    run_id = killed()
+    other = make_btrfs().subvolume("other")
+    gate = make_gate()
+    command("fsfreeze", "-f", btrfs.mountpoint)
+    try:
+        with kopiatomic.started("recover") as recovery:
+            clearing = LOCKS / f"run-{run_id}"
+            wait_for(lambda: clearing.exists() and clearing.read_text().startswith("clearing"), "the claim")
+            with kopiatomic.started("--mount-root", root, "-c", gate.command, other) as run:
+                gate.wait()
+                command("fsfreeze", "-u", btrfs.mountpoint)
+                recovery.communicate(timeout=60)
+                assert root.is_dir()
+                gate.let_go()
+                _, errors = run.communicate(timeout=60)
+        assert (recovery.returncode, run.returncode) == (0, 0), errors
+    finally:
+        command("fsfreeze", "-u", btrfs.mountpoint, check=False)
+    assert not root.exists()
+
+
+def test_one_filesystem_that_is_gone_does_not_stand_in_the_way_of_another(
+    make_btrfs: Callable[[], Btrfs], kopiatomic: Kopiatomic, root: Path, gate: Gate, recover: Any
+) -> None:
+    one, other = make_btrfs(), make_btrfs()
+    with kopiatomic.started("--mount-root", root, "-c", gate.command, one.mountpoint, other.mountpoint) as process:
+        gate.wait()
+        family = Family.of(process.pid)
+        for signum in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in (family.keeper, family.launcher, family.main):
+                os.kill(pid, signum)
+        process.wait(10)
+    (run_id,) = (run_in(path) for path in (one.mountpoint / ".kopiatomic").iterdir())
+    command("umount", one.mountpoint)
+    try:
+        code, document = recover()
+        assert code == 4
+        assert any("is not mounted" in p and f"recover --forget {run_id}" in p for p in document["problems"])
+        assert other.snapshots() == []
+        assert recover("--forget", run_id)[0] == 0
+    finally:
+        command("mount", "-o", "loop,noatime", one.image, one.mountpoint)
+    # What is not on record any more is found by its mark.
+    assert recover()[0] == 0
+    assert one.snapshots() == []

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,10 @@ def run_record(run_id: str = RUN, started: float = 1000.0, root: str = "/kopia")
     return RunRecord(run_id, "0.1.0", "kopiatomic tank", root, started, None, None, None, None)
 
 
+def ended_record(result: str, exit_code: int, document: dict[str, object] | None = None) -> RunRecord:
+    return replace(run_record(), result=result, exit_code=exit_code, document=document or {})
+
+
 def numbered(number: int) -> str:
     return f"20261122T101112Z-{number:08x}"
 
@@ -44,7 +49,7 @@ def test_a_run_is_on_record_from_its_begin_to_its_end(state: Records) -> None:
     state.begin(run_record(), keep=YEAR)
     (begun,) = state.history(10)
     assert (begun.id, begun.ended, begun.result, begun.document) == (RUN, None, None, None)
-    state.end(RUN, "saved", 0, {"datasets": ["tank"]})
+    state.end(ended_record("saved", 0, {"datasets": ["tank"]}))
     (ended,) = state.history(10)
     assert (ended.result, ended.exit_code, ended.document) == ("saved", 0, {"datasets": ["tank"]})
     assert ended.ended is not None
@@ -55,12 +60,48 @@ def test_a_dead_runs_end_is_said_once(state: Records) -> None:
     assert state.end_dead(RUN)
     assert not state.end_dead(RUN)
     (run,) = state.history(10)
-    assert (run.result, run.exit_code) == ("interrupted", None)
+    # When it died is not known.
+    assert (run.result, run.exit_code, run.ended) == ("interrupted", None, None)
+
+
+def test_a_run_whose_record_was_removed_gets_a_whole_one_at_its_end(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    shutil.rmtree(state.directory)
+    assert not state.end(ended_record("saved", 0))
+    (run,) = state.history(10)
+    assert (run.id, run.result, run.root) == (RUN, "saved", "/kopia")
+    assert state.end(ended_record("saved", 0))
+
+
+def test_intents_of_a_run_that_has_ended_are_told_from_those_of_one_that_has_not(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    state.intend(RUN, [Intent("zfs", "tank", "tank@x")], "s")
+    assert state.unfinished() == [(RUN, False)]
+    state.end(ended_record("failed", 1))
+    assert state.unfinished() == [(RUN, True)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a read-only filesystem is mounted")
+def test_what_only_reads_needs_no_writable_disk(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    state.intend(RUN, [Intent("zfs", "tank", "tank@x")], "s")
+    reading = "from kopiatomic.records import Records; import sys; r = Records(sys.argv[1]);"
+    reading += "print(len(r.history(9)), len(r.intents(sys.argv[2])), len(r.unfinished()))"
+    script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && exec "$2" -c "$3" "$1" "$4"'
+    words = ["unshare", "-m", "sh", "-c", script, "sh", state.directory, sys.executable, reading, RUN]
+    ended = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ended.stdout == "1 1 1\n", ended.stderr
+
+
+def test_a_file_that_a_full_disk_left_empty_is_no_obstacle_for_who_reads(state: Records) -> None:
+    os.mkdir(state.directory, 0o700)
+    Path(state.path).touch()
+    assert state.history(5) == []
 
 
 def test_the_end_that_a_run_has_said_itself_stays(state: Records) -> None:
     state.begin(run_record(), keep=YEAR)
-    state.end(RUN, "failed", 1, {})
+    state.end(ended_record("failed", 1))
     assert not state.end_dead(RUN)
     assert state.history(10)[0].result == "failed"
 
@@ -132,15 +173,15 @@ def test_what_is_gone_goes_off_the_record_and_the_rest_stays(state: Records) -> 
     state.intend(RUN, [kept, gone], "s")
     state.forget(RUN, [gone])
     assert state.intents(RUN) == [kept]
-    assert state.unfinished() == [RUN]
+    assert state.unfinished() == [(RUN, False)]
     state.forget(RUN)
     assert state.unfinished() == []
 
 
 def test_a_run_without_an_end_is_unfinished_also_without_intents(state: Records) -> None:
     state.begin(run_record(), keep=YEAR)
-    assert state.unfinished() == [RUN]
-    state.end(RUN, "saved", 0, {})
+    assert state.unfinished() == [(RUN, False)]
+    state.end(ended_record("saved", 0))
     assert state.unfinished() == []
 
 
@@ -266,7 +307,7 @@ def test_a_database_that_is_locked_for_a_moment_is_waited_for(state: Records) ->
         assert process.stdout is not None
         process.stdout.readline()
         began = time.monotonic()
-        state.end(RUN, "saved", 0, {})
+        state.end(ended_record("saved", 0))
         assert time.monotonic() - began > 0.3
     assert state.history(1)[0].result == "saved"
 
@@ -278,7 +319,7 @@ def test_a_database_that_stays_locked_is_said(state: Records, monkeypatch: pytes
     blocker.execute("BEGIN EXCLUSIVE")
     try:
         with pytest.raises(StateError, match="database is locked") as caught:
-            state.end(RUN, "saved", 0, {})
+            state.end(ended_record("saved", 0))
     finally:
         blocker.close()
     assert caught.value.kind == "state-unusable"
@@ -291,7 +332,7 @@ def _write_many(arguments: tuple[str, int]) -> None:
         run_id = f"20261122T101112Z-{number:04x}{turn:04x}"
         state.begin(run_record(run_id), keep=YEAR * 1e6)
         state.intend(run_id, [Intent("zfs", "tank", f"tank/{n}@x") for n in range(5)], "s")
-        state.end(run_id, "saved", 0, {})
+        state.end(replace(run_record(run_id), result="saved", exit_code=0, document={}))
 
 
 def test_several_runs_write_at_once(state: Records) -> None:

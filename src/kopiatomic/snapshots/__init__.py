@@ -60,8 +60,13 @@ class Leftovers(Protocol):
     def recorded(self, run_id: str, intents: Sequence[Intent], /) -> list[Leftover]:
         """Those of a dead run's intents that exist and are ours. Raises KopiatomicError where that cannot be told."""
 
-    def unrecorded(self, names: Iterable[str] | None, is_dead: Callable[[str], bool], /) -> list[Leftover]:
-        """Those in these pools or filesystems (None: in all) that bear a dead run's name and this host's mark."""
+    def unrecorded(
+        self, names: Iterable[str] | None, is_dead: Callable[[str], bool], problems: list[str], /
+    ) -> list[Leftover]:
+        """Those in these pools or filesystems (None: in all) that bear a dead run's name and this host's mark.
+
+        ``problems`` gets what could not be looked at, in words. Raises KopiatomicError where nothing could.
+        """
 
     def remove(self, leftovers: Sequence[Leftover], /) -> list[Leftover]:
         """Remove them; returns what is left, with the problem. May wait for the kernel. Raises KopiatomicError."""

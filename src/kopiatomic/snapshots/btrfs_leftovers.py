@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Intent, Leftover
@@ -13,6 +15,7 @@ from kopiatomic.system import btrfs, mountinfo
 from kopiatomic.text import printable
 
 KIND = "btrfs-snapshot"
+_SYSFS = Path("/sys/fs/btrfs")
 
 
 def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
@@ -63,23 +66,20 @@ def _directory(filesystem: str, run_id: str, device: str, name: str, proof: str)
     return Leftover(run_id, KIND, filesystem, name, proof, command)
 
 
-def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool]) -> list[Leftover]:
-    """Snapshots of dead runs of this host on these filesystems (UUIDs; None: all that are mounted), on record or not.
-
-    Raises KopiatomicError.
-    """
+def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool], problems: list[str]) -> list[Leftover]:
+    """Snapshots of dead runs of this host on these filesystems (UUIDs; None: all that are mounted), on record or not."""
     wanted = None if names is None else set(names)
     left: list[Leftover] = []
-    seen = set()
-    for device in _mounted():
-        with folder.top(device) as top, _told(device):
-            filesystem = btrfs.filesystem_uuid(top)
-            if filesystem in seen or (wanted is not None and filesystem not in wanted):
-                continue
-            seen.add(filesystem)
-            for run_id in folder.runs(top):
-                if is_dead(run_id):
-                    left += _unrecorded_in(top, filesystem, device, run_id)
+    for filesystem, device in _mounted().items():
+        if wanted is not None and filesystem not in wanted:
+            continue
+        try:
+            with folder.top(device) as top, _told(device):
+                for run_id in folder.runs(top):
+                    if is_dead(run_id):
+                        left += _unrecorded_in(top, filesystem, device, run_id)
+        except KopiatomicError as error:
+            problems.append(error.message)
     return left
 
 
@@ -118,27 +118,41 @@ def _filesystem(uuid: str) -> Iterator[tuple[int, str]]:
 
     One that is not mounted is left alone: its device may be somebody else's by now.
     """
-    for device in _mounted():
+    device = _mounted().get(uuid)
+    if device is not None:
         with folder.top(device) as top:
-            with _told(device):
-                matches = btrfs.filesystem_uuid(top) == uuid
-            if matches:
-                yield top, device
-                return
+            yield top, device
+        return
     raise KopiatomicError(
         f"the Btrfs filesystem {uuid} is not mounted, or is mounted read-only",
         kind="btrfs-missing",
-        hint="Mount it writable, then run 'kopiatomic recover'.",
+        hint="Mount it writable, then run 'kopiatomic recover'; if it is gone for good: kopiatomic recover --forget RUN",
     )
 
 
-def _mounted() -> list[str]:
-    """A device of each mounted Btrfs filesystem that can be written to."""
-    devices: dict[str, str] = {}
-    for mount in mountinfo.read():
-        if mount.fstype == "btrfs" and "ro" not in mount.super_options:
-            devices.setdefault(mount.device, mount.source)
-    return sorted(set(devices.values()))
+def _mounted() -> dict[str, str]:
+    """A device of each mounted Btrfs filesystem that can be written to, by the filesystem's UUID.
+
+    From sysfs (Documentation/ABI/testing/sysfs-fs-btrfs), so that none is touched that is not meant: it may be frozen.
+    """
+    sources = {
+        os.path.basename(os.path.realpath(mount.source)): mount.source
+        for mount in mountinfo.read()
+        if mount.fstype == "btrfs" and "ro" not in mount.super_options
+    }
+    found = {}
+    for uuid in sorted(_names(_SYSFS)):
+        device = next((sources[name] for name in sorted(_names(_SYSFS / uuid / "devices")) if name in sources), None)
+        if device is not None:
+            found[uuid] = device
+    return found
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:
+        return []
 
 
 @contextmanager

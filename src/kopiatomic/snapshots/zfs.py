@@ -8,6 +8,7 @@ import re
 import shlex
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from kopiatomic.errors import KopiatomicError, VanishedError
@@ -121,11 +122,17 @@ class ZfsMaker:
             try:
                 libzfs_core.destroy(left, deferred=False)
             except libzfs_core.ZfsCallError:
-                # Still held or mounted: the kernel is not done with it yet.
+                # Still held or mounted: the kernel is not done with it yet, or its release failed because somebody had
+                # mounted one.
+                with suppress(libzfs_core.ZfsCallError):
+                    libzfs_core.release(left, TAG)
                 time.sleep(pause)
                 pause = min(1.0, pause * 2)
             left = self._ours(left)
-        return [f"snapshot {printable(name)} (remove it with: {destroy_command(name)})" for name in left]
+        held = {name for name, seen in look(left).items() if seen.holds} if left else set()
+        return [
+            f"snapshot {printable(name)} (remove it with: {destroy_command(name, held=name in held)})" for name in left
+        ]
 
     def _ours(self, names: Sequence[str]) -> list[str]:
         return [name for name, seen in look(names).items() if seen.mark == self._mark]
@@ -149,9 +156,10 @@ class ZfsMaker:
         return KopiatomicError(f"no snapshot was made of {on}: {reason}", kind="zfs-snapshot", hint=hint)
 
 
-def destroy_command(name: str) -> str:
-    """What a person types to destroy a snapshot."""
-    return shlex.join(["zfs", "destroy", printable(name)])
+def destroy_command(name: str, *, held: bool) -> str:
+    """What a person types to destroy a snapshot, and before it to release our hold."""
+    destroy = shlex.join(["zfs", "destroy", printable(name)])
+    return f"{shlex.join(['zfs', 'release', TAG, printable(name)])}; {destroy}" if held else destroy
 
 
 _REASONS = {

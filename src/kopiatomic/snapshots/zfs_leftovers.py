@@ -12,7 +12,7 @@ from kopiatomic.ownership import TAG
 from kopiatomic.snapshots import zfs
 from kopiatomic.snapshots.zfs import Seen
 from kopiatomic.system import libzfs_core, mountinfo, pools, process
-from kopiatomic.text import printable
+from kopiatomic.text import ended, printable
 
 KIND = "zfs-snapshot"
 _LIST_TIMEOUT = 300.0
@@ -31,7 +31,7 @@ def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
         seen = found.get(intent.name)
         proof = None if seen is None else _proof(run_id, intent, seen)
         if proof is not None:
-            left.append(_leftover(run_id, intent.place, intent.name, proof))
+            left.append(_leftover(run_id, intent.place, intent.name, proof, held=bool(found[intent.name].holds)))
     return left
 
 
@@ -40,7 +40,8 @@ def _require_answer(pool: str) -> None:
         raise KopiatomicError(
             f"the pool {printable(pool)} is not imported",
             kind="pool-missing",
-            hint="Import it; that alone removes what the kernel holds for us. Then run 'kopiatomic recover'.",
+            hint="Import it; that alone removes what the kernel holds for us. Then run 'kopiatomic recover'; if it is gone for "
+            "good: kopiatomic recover --forget RUN",
         )
     if pools.suspended([pool]):
         raise KopiatomicError(
@@ -63,17 +64,27 @@ def _proof(run_id: str, intent: Intent, seen: Seen) -> str | None:
     return f"on record, {ownership.PROPERTY}={mark}, guid {seen.guid}, createtxg {seen.createtxg}"
 
 
-def _leftover(run_id: str, pool: str, name: str, proof: str) -> Leftover:
-    return Leftover(run_id, KIND, pool, name, proof, zfs.destroy_command(name))
+def _leftover(run_id: str, pool: str, name: str, proof: str, *, held: bool) -> Leftover:
+    return Leftover(run_id, KIND, pool, name, proof, zfs.destroy_command(name, held=held))
 
 
-def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool]) -> list[Leftover]:
+def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool], _problems: list[str]) -> list[Leftover]:
     """Snapshots of dead runs of this host in these pools (None: in all), on record or not. Raises KopiatomicError."""
+    if names is None and not libzfs_core.is_loaded():
+        # Without the kernel's module there is no pool.
+        return []
+    libzfs_core.prepare()
     result = process.run(
         ["zfs", "list", "-H", "-t", "snapshot", "-o", "name", "-s", "name", *(["-r", "--", *names] if names else [])],
         timeout=_LIST_TIMEOUT,
         keep=1 << 30,
     )
+    if result.status != 0 and b"no datasets available" not in result.stderr:
+        raise KopiatomicError(
+            f"the snapshots could not be listed: {result.errors.partition(chr(10))[0] or ended(result.status)}",
+            kind="zfs-list",
+            hint="See 'zfs list -t snapshot'.",
+        )
     candidates = []
     for line in result.stdout.splitlines():
         # Most lines of a large pool are other people's: a cheap look first.
@@ -88,7 +99,8 @@ def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool]) -> l
         mark = ownership.parse(found[name].mark) if name in found else None
         if mark is not None and mark.run_id == run_id and mark.of_this_host:
             pool = name.partition("@")[0].partition("/")[0]
-            left.append(_leftover(run_id, pool, name, f"{ownership.PROPERTY}={mark}, which names this host"))
+            proof = f"{ownership.PROPERTY}={mark}, which names this host"
+            left.append(_leftover(run_id, pool, name, proof, held=bool(found[name].holds)))
     return left
 
 

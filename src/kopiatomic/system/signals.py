@@ -81,6 +81,16 @@ def count() -> int:
     return len(_pending)
 
 
+def alarms() -> int:
+    """How many of them were the time limit and no person's."""
+    return _pending.count(signal.SIGALRM)
+
+
+def insisted() -> bool:
+    """Whether somebody asked again after the first time; a time limit that falls into an orderly stop does not."""
+    return any(signum != signal.SIGALRM for signum in _pending[1:])
+
+
 def reason() -> Interrupted | None:
     """Why the run was first asked to end."""
     if not _pending:

@@ -68,8 +68,15 @@ def _serve(function: Callable[[], object], ours: Channel, theirs: Channel) -> No
 
 
 def detach() -> None:
-    """In a forked child: a session of its own, in which no signal that asks a run to end arrives."""
+    """In a forked child: a session of its own, in which no signal that asks a run to end arrives.
+
+    It may outlive the main process, and then must not keep its caller waiting for the end of a pipe.
+    """
     os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
     signals.forget()
     # A closed pipe to a main process that died is told by the channel, not by a signal.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
