@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import termios
 
 
@@ -24,6 +25,8 @@ class Terminal:
         for fd in (0, 1, 2):
             os.dup2(theirs, fd)
         os.close(theirs)
+        # In a fork that goes on as kopiatomic the streams still take themselves for files.
+        sys.stdout, sys.stderr = (open(fd, "w", encoding="utf-8", closefd=False) for fd in (1, 2))  # noqa: SIM115
 
     def begun(self) -> None:
         """The run has the other side now, and it alone."""

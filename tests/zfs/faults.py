@@ -259,7 +259,8 @@ def after_listing(line: str, undo: str = "") -> Callable[[Ground, random.Random]
 
     def provoke(ground: Ground, drawn: random.Random) -> Completed:
         mine = _ground(ground)
-        words = {"name": drawn.choice(list(mine.names)), "pool": mine.pool.name, "image": mine.pool.image.parent}
+        # The first one has decoys, which nobody is to take away.
+        words = {"name": mine.names[1], "pool": mine.pool.name, "image": mine.pool.image.parent}
         text = line.format(**words)
         by_hook = drawn.random() < 0.5
         ended = mine.run("-p", text) if by_hook else mine.run(env=mine.at_call("list*keystatus*", after=text))
