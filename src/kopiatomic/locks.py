@@ -6,6 +6,7 @@ never by a process id or an age. The files of a run go with its last process, or
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -53,10 +54,13 @@ def prepare() -> None:
 
 
 def _no_lock(error: OSError) -> KopiatomicError:
+    limit = error.errno in {errno.EMFILE, errno.ENFILE}
     return KopiatomicError(
         f"no lock can be taken in {DIRECTORY}: {error.strerror}",
         kind="lock-impossible",
-        hint="kopiatomic needs a writable /run; without a lock two runs could take each other's view away.",
+        hint="Look at the limit of open files (ulimit -n, systemd's LimitNOFILE=)."
+        if limit
+        else "kopiatomic needs a writable /run; without a lock two runs could take each other's view away.",
     )
 
 

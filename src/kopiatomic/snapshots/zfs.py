@@ -20,6 +20,9 @@ from kopiatomic.text import ended, printable
 GONE_TIMEOUT = 60.0
 """Seconds to wait for the kernel to have destroyed a released set."""
 
+_HELD_TIMEOUT = 5.0
+"""Seconds after which a hold that is still there is not ours: that one has been released several times by then."""
+
 _RESUMED_POLL = 0.5
 """Seconds between two tries to release what a suspended pool holds up."""
 
@@ -116,9 +119,9 @@ class ZfsMaker:
     def remove(self) -> list[str]:
         """Wait until the kernel has destroyed the released set; destroy what nothing tied."""
         left = self._ours(self._names)
-        deadline = time.monotonic() + GONE_TIMEOUT
+        began = time.monotonic()
         pause = 0.01
-        while left and time.monotonic() < deadline:
+        while left and not self._in_vain(left, time.monotonic() - began):
             try:
                 libzfs_core.destroy(left, deferred=False)
             except libzfs_core.ZfsCallError:
@@ -133,6 +136,12 @@ class ZfsMaker:
         return [
             f"snapshot {printable(name)} (remove it with: {destroy_command(name, held=name in held)})" for name in left
         ]
+
+    def _in_vain(self, left: Sequence[str], waited: float) -> bool:
+        """Whether it is no use to go on: too long, or nothing is left but what other people hold."""
+        if waited < _HELD_TIMEOUT:
+            return False
+        return waited > GONE_TIMEOUT or all(seen.holds for seen in look(left).values())
 
     def _ours(self, names: Sequence[str]) -> list[str]:
         return [name for name, seen in look(names).items() if seen.mark == self._mark]
