@@ -7,7 +7,9 @@ import os
 import shutil
 import signal
 import sqlite3
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,20 @@ def recover(kopiatomic: Kopiatomic) -> Callable[..., Any]:
         return ended.returncode, json.loads(ended.stdout)
 
     return recover
+
+
+@contextmanager
+def recovery_held_up(run_id: str, btrfs: Btrfs, kopiatomic: Kopiatomic) -> Iterator[subprocess.Popen[str]]:
+    """A ``recover`` that has begun to clear a dead run, and waits: its filesystem is frozen until the end of the block."""
+    # Not frozen by the program: it would be thawed with it.
+    command("fsfreeze", "-f", btrfs.mountpoint)
+    try:
+        with kopiatomic.started("recover") as recovery:
+            clearing = LOCKS / f"run-{run_id}"
+            wait_for(lambda: clearing.exists() and clearing.read_text().startswith("clearing"), "the claim")
+            yield recovery
+    finally:
+        command("fsfreeze", "-u", btrfs.mountpoint, check=False)
 
 
 def snapshots_of(document: Any, btrfs: Btrfs) -> list[dict[str, Any]]:
@@ -286,42 +302,28 @@ def test_recover_looks_by_itself_where_the_records_cannot_be_used(
 def test_a_second_recovery_says_that_a_first_one_is_at_work(
     killed: Callable[[], str], recover: Any, btrfs: Btrfs, kopiatomic: Kopiatomic
 ) -> None:
-    """A frozen filesystem holds the first one up; what it is to remove is still there."""
+    """What the first one is to remove is still there."""
     run_id = killed()
-    # Not frozen by the program: it would be thawed with it.
-    command("fsfreeze", "-f", btrfs.mountpoint)
-    try:
-        with kopiatomic.started("recover") as first:
-            clearing = LOCKS / f"run-{run_id}"
-            wait_for(lambda: clearing.exists() and clearing.read_text().startswith("clearing"), "the claim")
-            for flags in ((), ("--dry-run",)):
-                code, document = recover(*flags)
-                assert code == 4
-                assert any(f"what run {run_id} left is being removed by process" in p for p in document["problems"])
-                assert run_id not in document["alive"]
-            command("fsfreeze", "-u", btrfs.mountpoint)
-            first.communicate(timeout=60)
-        assert first.returncode == 0
-    finally:
-        command("fsfreeze", "-u", btrfs.mountpoint, check=False)
+    with recovery_held_up(run_id, btrfs, kopiatomic) as first:
+        for flags in ((), ("--dry-run",)):
+            code, document = recover(*flags)
+            assert code == 4
+            assert any(f"what run {run_id} left is being removed by process" in p for p in document["problems"])
+            assert run_id not in document["alive"]
+        command("fsfreeze", "-u", btrfs.mountpoint)
+        first.communicate(timeout=60)
+    assert first.returncode == 0
     assert btrfs.snapshots() == []
 
 
 def test_ctrl_c_ends_a_recovery_that_waits_and_the_removal_goes_on(
     killed: Callable[[], str], recover: Any, btrfs: Btrfs, kopiatomic: Kopiatomic
 ) -> None:
-    run_id = killed()
-    command("fsfreeze", "-f", btrfs.mountpoint)
-    try:
-        with kopiatomic.started("recover") as first:
-            clearing = LOCKS / f"run-{run_id}"
-            wait_for(lambda: clearing.exists() and clearing.read_text().startswith("clearing"), "the claim")
-            first.send_signal(signal.SIGINT)
-            output, _ = first.communicate(timeout=10)
-        assert first.returncode == 130
-        assert "Nothing is left" not in output
-    finally:
-        command("fsfreeze", "-u", btrfs.mountpoint, check=False)
+    with recovery_held_up(killed(), btrfs, kopiatomic) as first:
+        first.send_signal(signal.SIGINT)
+        output, _ = first.communicate(timeout=10)
+    assert first.returncode == 130
+    assert "Nothing is left" not in output
     wait_for(lambda: not btrfs.snapshots(), "the removal")
     wait_for(lambda: recover()[0] == 0, "the end of the removal")
 
@@ -335,24 +337,17 @@ def test_a_run_that_began_on_the_same_root_meanwhile_keeps_its_view(
     make_gate: Callable[..., Gate],
 ) -> None:
     """The root of a dead run is another one's by the time that its snapshots are gone."""
-    run_id = killed()
     other = make_btrfs().subvolume("other")
     gate = make_gate()
-    command("fsfreeze", "-f", btrfs.mountpoint)
-    try:
-        with kopiatomic.started("recover") as recovery:
-            clearing = LOCKS / f"run-{run_id}"
-            wait_for(lambda: clearing.exists() and clearing.read_text().startswith("clearing"), "the claim")
-            with kopiatomic.started("--mount-root", root, "-c", gate.command, other) as run:
-                gate.wait()
-                command("fsfreeze", "-u", btrfs.mountpoint)
-                recovery.communicate(timeout=60)
-                assert root.is_dir()
-                gate.let_go()
-                _, errors = run.communicate(timeout=60)
-        assert (recovery.returncode, run.returncode) == (0, 0), errors
-    finally:
-        command("fsfreeze", "-u", btrfs.mountpoint, check=False)
+    with recovery_held_up(killed(), btrfs, kopiatomic) as recovery:
+        with kopiatomic.started("--mount-root", root, "-c", gate.command, other) as run:
+            gate.wait()
+            command("fsfreeze", "-u", btrfs.mountpoint)
+            recovery.communicate(timeout=60)
+            assert root.is_dir()
+            gate.let_go()
+            _, errors = run.communicate(timeout=60)
+    assert (recovery.returncode, run.returncode) == (0, 0), errors
     assert not root.exists()
 
 
