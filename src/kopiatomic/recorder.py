@@ -86,7 +86,10 @@ class Recorder:
         """Say how the run ended."""
         report = self._report
         ended = replace(self._run, result=report.result, exit_code=report.exit_code, document=self._document())
-        if self._at_the_end(lambda: self.records.end(ended)) is False and self.problem is None:
+        aside = bool(self.records.warnings)
+        known = self._at_the_end(lambda: self.records.end(ended))
+        aside = self._pass_on() or aside
+        if known is False and not aside and self.problem is None:
             self._warn(f"the record of this run in {printable(self.records.path)} was removed while it went on")
 
     def _at_the_end(self, call: Callable[[], T]) -> T | None:
@@ -130,9 +133,15 @@ class Recorder:
                 "only 'kopiatomic recover' finds what they left, by its property"
             )
             result = None
+        self._pass_on()
+        return result
+
+    def _pass_on(self) -> bool:
+        """Pass on what the records have to say; returns whether there was anything."""
+        told = bool(self.records.warnings)
         while self.records.warnings:
             self._warn(self.records.warnings.pop(0))
-        return result
+        return told
 
 
 def _selection(plan: Plan) -> str:

@@ -274,7 +274,9 @@ CASES = [
         "mount root of another run", other_run, 75, "locked", r"another run has .* \(run \S+, pid \d+, since", "--name"
     ),
     Case("/run read-only", read_only_run, 1, "lock-impossible", "/run/kopiatomic: Read-only", "writable /run"),
-    Case("/run/kopiatomic open to all", foreign_lock_directory, 1, "lock-directory", "only root can enter", "rm -r"),
+    Case(
+        "/run/kopiatomic open to all", foreign_lock_directory, 1, "lock-directory", "only root can enter", "chmod 700"
+    ),
     Case(
         "-c missing", plain("-c", "no-such-program", "DATA"), 1, "command-missing", "no program 'no-such-", "-c takes"
     ),

@@ -339,14 +339,14 @@ def test_a_run_that_began_on_the_same_root_meanwhile_keeps_its_view(
     """The root of a dead run is another one's by the time that its snapshots are gone."""
     other = make_btrfs().subvolume("other")
     gate = make_gate()
-    with recovery_held_up(killed(), btrfs, kopiatomic) as recovery:
-        with kopiatomic.started("--mount-root", root, "-c", gate.command, other) as run:
-            gate.wait()
-            command("fsfreeze", "-u", btrfs.mountpoint)
-            recovery.communicate(timeout=60)
-            assert root.is_dir()
-            gate.let_go()
-            _, errors = run.communicate(timeout=60)
+    words = ("--mount-root", root, "-c", gate.command, other)
+    with recovery_held_up(killed(), btrfs, kopiatomic) as recovery, kopiatomic.started(*words) as run:
+        gate.wait()
+        command("fsfreeze", "-u", btrfs.mountpoint)
+        recovery.communicate(timeout=60)
+        assert root.is_dir()
+        gate.let_go()
+        _, errors = run.communicate(timeout=60)
     assert (recovery.returncode, run.returncode) == (0, 0), errors
     assert not root.exists()
 

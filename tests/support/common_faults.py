@@ -264,7 +264,12 @@ FAULTS: Sequence[Fault] = (
     Fault("few descriptors", few_descriptors, REFUSED),
     Fault("few processes", few_processes, REFUSED),
     Fault("the mount root is removed", root_removed, {1: GONE}),
-    Fault("the mount root is mounted over", root_covered, {4: "left behind: directory .*busy"}, if_unclean),
+    Fault(
+        "the mount root is mounted over",
+        root_covered,
+        {4: "left behind: directory .*something is mounted on it"},
+        if_unclean,
+    ),
     Fault("the mount root gets a file", root_filled, {4: "left behind: directory .*not empty"}, if_unclean),
     Fault("the mount root is renamed", root_renamed, {1: GONE}),
     Fault("the mount root is replaced", root_replaced, {1: GONE}),
