@@ -6,24 +6,28 @@ import io
 import os
 import signal
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
 
 from kopiatomic import __version__
+from kopiatomic.request import PROPERTY
 
 if TYPE_CHECKING:
     from kopiatomic.output.console import Console
     from kopiatomic.report import Report
+
+T = TypeVar("T")
 
 _EPILOG = """\
 Exit codes: 0 saved; 1 failed, nothing saved; 2 usage; 3 saved but not
 complete; 4 saved, but cleaning up or -q failed; 75 another run has the view
 root; 128+n ended by signal n.
 
-Other commands: 'kopiatomic history' shows what runs did, 'kopiatomic
-recover' removes what killed runs left. 'kopiatomic backup NAME...' reaches
-a pool of any name.
+Other commands: 'kopiatomic plan' says what would be taken and why,
+'kopiatomic history' shows what runs did, 'kopiatomic recover' removes what
+killed runs left. 'kopiatomic backup NAME...' reaches a pool of any name.
 """
 
 
@@ -37,7 +41,7 @@ class _Commands(click.Group):
 
 
 class _Default(click.Command):
-    """The command that need not be named: its help speaks of ``kopiatomic`` alone."""
+    """A command that takes datasets. The one that need not be named speaks of ``kopiatomic`` alone in its help."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, self._spelled_out(args))
@@ -64,7 +68,8 @@ class _Default(click.Command):
         return [*result, *words]
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage("kopiatomic", " ".join(self.collect_usage_pieces(ctx)))
+        name = "kopiatomic" if self.name == "backup" else f"kopiatomic {self.name}"
+        formatter.write_usage(name, " ".join(self.collect_usage_pieces(ctx)))
 
 
 def _value_begins(cluster: str, with_value: set[str]) -> bool:
@@ -141,22 +146,52 @@ def cli() -> None:
     """Freeze datasets at one instant and back them up."""
 
 
+def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which datasets, of all commands that take some."""
+    options = [
+        click.argument("names", nargs=-1, metavar="DATASET_OR_PATH...", shell_complete=_complete),
+        click.option("-a", "--all", "everything", is_flag=True, help="All mounted ZFS datasets and Btrfs subvolumes."),
+        click.option("-r", "--recursive", is_flag=True, help="Also the children of those named."),
+        click.option(
+            "--exclude",
+            multiple=True,
+            metavar="PATTERN",
+            help="Leave these out: a name, or a quoted pattern (* in a component, ** any number). Repeatable.",
+        ),
+        click.option(
+            "--by-property",
+            is_flag=True,
+            help="Those with kopiatomic:backup=on or inherited children; names limit it to their subtrees.",
+        ),
+        click.option("--property", default=PROPERTY, metavar="NAME", help="Another ZFS property for that."),
+        click.option("--include-unmounted", is_flag=True, help="ZFS: also those that are not mounted."),
+        click.option(
+            "-c",
+            "--command",
+            metavar="COMMAND",
+            help="Run COMMAND with the view's root as its last argument instead of kopia.",
+        ),
+        click.option("-o", "--options", default="", metavar="OPTIONS", help="More options for kopia or COMMAND."),
+        click.option(
+            "--mount-root", default="/kopia", metavar="DIR", show_default=True, help="Where the view is mounted."
+        ),
+        click.option("--name", metavar="NAME", help="Use DIR/NAME, so that this selection has a history of its own."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @cli.command(
     cls=_Default,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="\b\n" + _EPILOG.replace("\n\n", "\n\n\b\n"),
     options_metavar="[OPTIONS]",
 )
-@click.argument("names", nargs=-1, metavar="DATASET_OR_PATH...", shell_complete=_complete)
-@click.option("-a", "--all", "everything", is_flag=True, help="All mounted ZFS datasets and Btrfs subvolumes.")
-@click.option("-r", "--recursive", is_flag=True, help="Also the children of those named.")
+@_selection
 @click.option(
     "-n", "--dry-run", is_flag=True, help="Only say what would be taken, where it would appear, what would run."
 )
-@click.option(
-    "-c", "--command", metavar="COMMAND", help="Run COMMAND with the view's root as its last argument instead of kopia."
-)
-@click.option("-o", "--options", default="", metavar="OPTIONS", help="More options for kopia or COMMAND.")
 @click.option("-p", "--pre-hook", metavar="COMMAND", help="Shell line to run first; if it fails, nothing is made.")
 @click.option("-q", "--post-hook", metavar="COMMAND", help="Shell line to run last, also after a failure.")
 @click.option(
@@ -184,8 +219,6 @@ def cli() -> None:
     metavar="[=DURATION]",
     help="Wait for another run on the same view root, instead of exit code 75.",
 )
-@click.option("--mount-root", default="/kopia", metavar="DIR", show_default=True, help="Where the view is mounted.")
-@click.option("--name", metavar="NAME", help="Use DIR/NAME, so that this selection has a history of its own.")
 @click.option(
     "--require-atomic", is_flag=True, help="Fail, before anything is saved, unless all share one proven instant."
 )
@@ -217,6 +250,59 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
 
     console = Console(verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
     _finish(run(Options(maintenance=not no_maintenance, **options), console), console, as_json=as_json)
+
+
+@cli.command(cls=_Default, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@_selection
+@click.option("--facts", "save_facts", is_flag=True, help="Print what was found as JSON, to plan from it elsewhere.")
+@click.option("--from-facts", type=click.File("r", encoding="utf-8"), metavar="FILE", help="Plan from such a file.")
+@click.option("--diff-last", is_flag=True, help="Say what changed against the last run of that root.")
+@_state_dir
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@click.option("--verbose", is_flag=True, help="Also the facts behind each verdict.")
+@click.option("--quiet", is_flag=True, help="Only warnings and errors.")
+def plan(
+    *,
+    save_facts: bool,
+    from_facts: IO[str] | None,
+    diff_last: bool,
+    as_json: bool,
+    verbose: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
+    """Say what a run with the same words would take, where it would appear, and why; nothing is changed.
+
+    The exit code is what a run would end with for these reasons.
+    """
+    from kopiatomic.commands import facts_text, last_changes
+    from kopiatomic.facts import load
+    from kopiatomic.options import Options
+    from kopiatomic.output.console import Console
+    from kopiatomic.run import backup as run
+
+    console = Console(verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
+    if save_facts:
+        raise SystemExit(facts_text(Options(**options), console))
+    found = None
+    if from_facts is not None:
+        found = _told(lambda: load(from_facts.read()), console)
+    report = run(Options(dry_run=True, facts=found, **options), console)
+    if diff_last and report.plan is not None:
+        for line in last_changes(options["state_dir"], report, console):
+            console.warning(line)
+    _finish(report, console, as_json=as_json)
+
+
+def _told(load: Callable[[], T], console: Console) -> T:
+    """Load, or end with what is wrong with it."""
+    from kopiatomic.errors import KopiatomicError
+
+    try:
+        return load()
+    except KopiatomicError as error:
+        console.error(error)
+        raise SystemExit(error.exit_code) from None
 
 
 @cli.command(context_settings={"help_option_names": ["-h", "--help"]})

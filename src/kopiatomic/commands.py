@@ -7,12 +7,15 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from kopiatomic import errors, locks
+from kopiatomic import errors, facts, locks
 from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.gather import gather
+from kopiatomic.options import Options
 from kopiatomic.output.console import Console
 from kopiatomic.output.history import lines_of, list_of
 from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
 from kopiatomic.recovery import Cleared, Recovery
+from kopiatomic.report import Report
 from kopiatomic.system import signals
 from kopiatomic.text import printable
 
@@ -131,6 +134,34 @@ def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_jso
         return errors.SAVED
 
     return _told(run, console)
+
+
+def facts_text(options: Options, console: Console) -> int:
+    """Print what a plan would be made of; returns the exit code."""
+
+    def run() -> int:
+        console.result(facts.dump(gather(options.request(options.mount_root, ""))))
+        return errors.SAVED
+
+    return _told(run, console)
+
+
+def last_changes(state_dir: str, report: Report, console: Console) -> list[str]:
+    """What a plan takes and the last run of the same root did not, and the other way round, in words."""
+    assert report.plan is not None
+    try:
+        last = Records(state_dir).last_selection(report.root)
+    except KopiatomicError as error:
+        console.error(error)
+        return []
+    where = printable(report.root)
+    if last is None:
+        return [f"no run under {where} is on record"]
+    before = set(json.loads(last)["taken"])
+    now = {taken.dataset.name for taken in report.plan.taken}
+    changes = [f"new since the last run under {where}: {printable(name)}" for name in sorted(now - before)]
+    changes += [f"in the last run under {where} and not any more: {printable(name)}" for name in sorted(before - now)]
+    return changes or [f"the same datasets as in the last run under {where}"]
 
 
 def result_of(record: RunRecord) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,34 +26,94 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """A dataset that the run takes, and the place in the view (absolute, below the view's root) where it appears."""
+    """A dataset that the run takes, and the place in the view (absolute, below the view's root) where it appears.
+
+    ``parts`` are the paths below its top that are shown; the empty one stands for the whole, and then it is the only one.
+    """
 
     dataset: Dataset
     place: str
     named: bool
-    """Whether the user named it; otherwise ``-r`` or ``-a`` brought it in."""
+    """Whether the user named it; otherwise a flag, a pattern or a property brought it in."""
+    parts: tuple[str, ...] = ("",)
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where its parts appear."""
+        return tuple(f"{self.place.rstrip('/')}/{part}" if part else self.place for part in self.parts)
+
+
+class Verdict(StrEnum):
+    """What became of a dataset in the plan, in a word or two."""
+
+    TAKEN = "taken"
+    NOT_ASKED_FOR = "not asked for"
+    NOT_MOUNTED = "not mounted"
+    KEY_NOT_LOADED = "key not loaded"
+    NO_MOUNT_POINT = "no mount point"
+    EXCLUDED = "excluded"
+    COVERED = "covered"
+    MOUNTED_ELSEWHERE = "mounted elsewhere"
+    OUTSIDE = "outside the named path"
+    BOOT_ENVIRONMENT = "boot environment not booted"
+    SUSPENDED = "suspended pool"
+    READ_ONLY_POOL = "read-only pool"
+    VOLUME = "volume"
+    NAME_TOO_LONG = "name too long"
+    FOREIGN_SNAPSHOT = "somebody's snapshot"
+    DUPLICATE = "duplicate"
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A dataset that ``-r`` or ``-a`` reached and that is not taken, with the reason in words."""
+class Judged:
+    """A dataset that was named, implied or is close by, and what became of it. ``reason`` is a sentence without its stop."""
 
     name: str
+    filesystem: str
+    verdict: Verdict
     reason: str
-    incomplete: bool
-    """Whether a user would believe it to be in the backup: then the run ends with exit code 3."""
+    mountpoint: str = ""
+    """Where it is mounted and can be seen; empty where it is not."""
+    places: tuple[str, ...] = ()
+    """Where it appears in the view."""
+    incomplete: bool = False
+    """Whether it is not taken and a user would believe it to be: then the run ends with exit code 3."""
     hint: str = ""
     """What to do so that it can be taken."""
+    facts: Mapping[str, str] = field(default_factory=dict)
+    """What the verdict was found from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uncovered:
+    """A filesystem that is mounted in the tree of a taken dataset and is not in the backup. ``size`` in bytes, if known."""
+
+    point: str
+    fstype: str
+    source: str
+    inside: str
+    """The taken dataset whose tree it is mounted in."""
+    size: int | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a run takes and where it appears. ``taken`` is in mount order: parents before children."""
+    """What a run takes and where it appears. ``taken`` is in mount order: parents before children.
+
+    ``judged`` has each dataset that was looked at exactly once, in the order of the names' tree.
+    """
 
     root: str
     taken: tuple[Taken, ...]
-    left_out: tuple[LeftOut, ...] = ()
+    judged: tuple[Judged, ...] = ()
+    uncovered: tuple[Uncovered, ...] = ()
     notes: tuple[str, ...] = ()
+
+    @property
+    def left_out(self) -> tuple[Judged, ...]:
+        """Those that are not taken."""
+        return tuple(judged for judged in self.judged if judged.verdict is not Verdict.TAKEN)
 
 
 @dataclass(frozen=True, slots=True)

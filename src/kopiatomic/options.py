@@ -7,6 +7,8 @@ import shlex
 from dataclasses import dataclass
 
 from kopiatomic.errors import UsageError
+from kopiatomic.facts import Facts
+from kopiatomic.request import PROPERTY, Request
 from kopiatomic.text import printable
 
 DEFAULT_DIRECTORY = "/var/lib/kopiatomic"
@@ -20,6 +22,10 @@ class Options:
     names: tuple[str, ...] = ()
     everything: bool = False
     recursive: bool = False
+    exclude: tuple[str, ...] = ()
+    by_property: bool = False
+    property: str = PROPERTY
+    include_unmounted: bool = False
     command: str | None = None
     options: str = ""
     pre_hook: str | None = None
@@ -35,6 +41,22 @@ class Options:
     wait: float | None = None
     state_dir: str = DEFAULT_DIRECTORY
     keep_history: float = 400 * 86400.0
+    facts: Facts | None = None
+    """Plan from these instead of looking; only with ``dry_run``."""
+
+    def request(self, root: str, suffix: str) -> Request:
+        """What is asked of the selection."""
+        return Request(
+            names=self.names,
+            everything=self.everything,
+            recursive=self.recursive,
+            root=root,
+            suffix=suffix,
+            exclude=self.exclude,
+            by_property=self.by_property,
+            property=self.property,
+            include_unmounted=self.include_unmounted,
+        )
 
 
 def check_name(name: str) -> None:

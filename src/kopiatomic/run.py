@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
-from kopiatomic import engines, facts, hooks, locks, plan, root_leftovers, roots, snapshots
+from kopiatomic import engines, hooks, locks, plan, root_leftovers, roots, snapshots
 from kopiatomic.engines import Engine, Job
 from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, unforeseen
+from kopiatomic.gather import gather
 from kopiatomic.launcher import Checked
 from kopiatomic.locks import Held
 from kopiatomic.masking import Secrets
@@ -24,6 +25,7 @@ from kopiatomic.recorder import Recorder
 from kopiatomic.records import Records
 from kopiatomic.recovery import Recovery
 from kopiatomic.report import EngineReport, Report
+from kopiatomic.request import is_pattern
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import linux, signals
 from kopiatomic.text import ended, printable
@@ -88,7 +90,7 @@ class _Run:
 
     def run(self) -> None:
         options, report = self._options, self._report
-        plan.require_names(options.names, everything=options.everything)
+        plan.require_names(options.request("", ""))
         if options.name is not None:
             check_name(options.name)
         command = None if options.command is None else words("-c", options.command)
@@ -206,15 +208,8 @@ class _Run:
 
     def _look(self, root: str) -> Plan:
         options = self._options
-        request = plan.Request(
-            names=options.names,
-            everything=options.everything,
-            recursive=options.recursive,
-            root=root,
-            suffix=f"@{PREFIX}{self._report.run_id}",
-        )
-        found = facts.gather(options.names, everything=options.everything, recursive=options.recursive)
-        return plan.select(found, request)
+        request = options.request(root, f"@{PREFIX}{self._report.run_id}")
+        return plan.select(gather(request) if options.facts is None else options.facts, request)
 
     def _between_hooks(self, engine: Engine) -> None:
         """``-p`` before anything is made, ``-q`` once and last in every run that came this far."""
@@ -329,7 +324,8 @@ class _Run:
     def _look_again(self) -> None:
         """What ``-r`` or ``-a`` would take by now and did not when the listing was made."""
         options, report = self._options, self._report
-        if not (options.recursive or options.everything):
+        implied = options.recursive or options.everything or options.by_property
+        if not implied and not any(map(is_pattern, options.names)):
             return
         assert report.plan is not None
         with report.phase("plan"):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
-from kopiatomic.facts import BtrfsSubvolume, Facts, ZfsDataset, ZfsPool
+from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.model import Plan
-from kopiatomic.plan import Request, select
+from kopiatomic.plan import select
+from kopiatomic.request import Request
 from kopiatomic.system.mountinfo import Mount, holder, visible
 
 FILESYSTEM = "11111111-2222-3333-4444-555555555555"
@@ -49,6 +51,8 @@ def facts(
     subvolumes: Iterable[BtrfsSubvolume] = (),
     pools: Iterable[ZfsPool] = (),
     resolved: dict[str, str] | None = None,
+    directories: Iterable[str] = (),
+    properties: dict[str, tuple[str, str]] | None = None,
 ) -> Facts:
     """``made`` are mounts; paths are taken as they are unless ``resolved`` says where a link leads."""
     table = mounts(*made)
@@ -58,12 +62,14 @@ def facts(
         datasets={d.name: d for d in datasets},
         pools={p.name: p for p in pools},
         subvolumes=tuple(subvolumes),
-        resolved=found | (resolved or {}),
+        resolved=found | {path: path for path in directories} | (resolved or {}),
+        directories=frozenset(directories),
+        properties={name: Setting(*setting) for name, setting in (properties or {}).items()},
     )
 
 
-def plan(known: Facts, *names: str, everything: bool = False, recursive: bool = False) -> Plan:
-    return select(known, Request(names, everything, recursive, "/kopia", SUFFIX))
+def plan(known: Facts, *names: str, everything: bool = False, recursive: bool = False, **more: Any) -> Plan:
+    return select(known, Request(names, everything, recursive, "/kopia", SUFFIX, **more))
 
 
 def places(chosen: Plan) -> list[tuple[str, str]]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.facts import Facts, ZfsDataset, ZfsPool
-from kopiatomic.model import Plan
+from kopiatomic.facts import Facts, ZfsDataset, ZfsPool, dump, load
+from kopiatomic.model import Plan, Verdict
 from kopiatomic.system.mountinfo import visible
 from tests.unit.plans import facts, mounts, places, plan, subvolume, zfs
 
@@ -56,7 +58,7 @@ def test_a_named_dataset_appears_where_it_is_mounted() -> None:
 
 
 def test_a_dataset_named_by_its_mount_point_is_the_same() -> None:
-    assert plan(TANK, "/usr/home") == plan(TANK, "tank/usr/home")
+    assert plan(TANK, "/usr/home").taken == plan(TANK, "tank/usr/home").taken
 
 
 def test_a_dataset_named_twice_is_taken_once() -> None:
@@ -81,8 +83,9 @@ def test_without_recursion_children_are_not_taken() -> None:
 def test_recursion_of_a_container_takes_what_lies_below_and_says_so() -> None:
     chosen = plan(TANK, "tank/usr", recursive=True)
     assert [name for name, _ in places(chosen)] == ["tank/usr/home", "tank/usr/home/a", "tank/usr/src"]
-    assert [(o.name, o.incomplete) for o in chosen.left_out] == [("tank/usr", False)]
-    assert "what lies below it is taken" in chosen.left_out[0].reason
+    (container,) = (o for o in chosen.left_out if o.name == "tank/usr")
+    assert not container.incomplete
+    assert "what lies below it is taken" in container.reason
 
 
 def test_recursion_of_a_container_with_nothing_below_is_refused() -> None:
@@ -168,7 +171,9 @@ def test_the_same_subvolume_named_at_two_mount_points_is_taken_once() -> None:
         ("/two", "btrfs", "/dev/sdb"),
         subvolumes=[subvolume("/one", 256), subvolume("/two", 256)],
     )
-    assert places(plan(known, "/two", "/one")) == [("/two", "/two")]
+    chosen = plan(known, "/two", "/one")
+    assert places(chosen) == [("/one", "/one")]
+    assert [(o.name, o.verdict) for o in chosen.left_out] == [("/two", Verdict.DUPLICATE)]
 
 
 def test_a_link_to_a_mount_point_names_what_is_mounted_there() -> None:
@@ -268,25 +273,25 @@ REFUSED = [
         facts(("/snap", "zfs", "tank/x@daily")),
         ("/snap",),
         "not-a-filesystem",
-        "/snap is a mounted snapshot (tank/x@daily)",
+        "/snap is in a mounted snapshot (tank/x@daily)",
         "Name the dataset itself: tank/x",
         id="a mounted snapshot",
     ),
     pytest.param(
         facts(("/x", "zfs", "tank/x"), datasets=[zfs("tank/x")], resolved={"/x/y": "/x/y"}),
         ("/x/y",),
-        "not-a-mount-point",
-        "/x/y is no mount point: it lies in the dataset tank/x mounted at /x",
-        "Name tank/x",
-        id="a directory of a dataset",
+        "not-a-directory",
+        "/x/y is neither a mount point nor a directory: it lies in the dataset tank/x mounted at /x",
+        "tank/x to take it whole",
+        id="a file of a dataset",
     ),
     pytest.param(
         facts(("/data", "btrfs", "/dev/sdb"), subvolumes=[], resolved={"/data/y": "/data/y"}),
         ("/data/y",),
-        "not-a-mount-point",
-        "/data/y is no mount point: it lies in the Btrfs subvolume mounted at /data",
-        "Name /data",
-        id="a directory of a subvolume",
+        "not-a-directory",
+        "/data/y is neither a mount point nor a directory: it lies in the Btrfs subvolume mounted at /data",
+        "/data to take it whole",
+        id="a file of a subvolume",
     ),
     pytest.param(
         facts(resolved={"./link": "/etc"}),
@@ -344,9 +349,10 @@ def test_an_implied_dataset_that_cannot_be_taken_is_left_out(
     assert reason in left_out.reason
 
 
-def test_volumes_are_passed_over_without_a_word() -> None:
+def test_volumes_are_left_out_and_nobody_misses_them() -> None:
     known = facts(("/tank", "zfs", "tank"), datasets=[zfs("tank"), zfs("tank/vol", kind="volume", canmount="-")])
-    assert plan(known, everything=True).left_out == ()
+    (volume,) = plan(known, everything=True).left_out
+    assert (volume.verdict, volume.incomplete) == (Verdict.VOLUME, False)
 
 
 def test_a_covered_dataset_makes_all_incomplete() -> None:
@@ -382,6 +388,297 @@ def test_a_covered_nested_subvolume_makes_all_incomplete() -> None:
     )
     chosen = plan(known, "/data", recursive=True)
     assert [(o.name, o.incomplete) for o in chosen.left_out] == [("/data/a", True)]
+
+
+# Parts of datasets
+
+
+def test_a_directory_of_a_dataset_is_a_part_of_it() -> None:
+    known = facts(("/home", "zfs", "tank/home"), datasets=[zfs("tank/home")], directories=["/home/ann/docs"])
+    (taken,) = plan(known, "/home/ann/docs").taken
+    assert (taken.dataset.name, taken.place, taken.parts) == ("tank/home", "/home", ("ann/docs",))
+    assert taken.places == ("/home/ann/docs",)
+
+
+def test_several_parts_of_one_dataset_are_one_snapshot() -> None:
+    known = facts(("/home", "zfs", "tank/home"), datasets=[zfs("tank/home")], directories=["/home/ann", "/home/bob"])
+    (taken,) = plan(known, "/home/bob", "/home/ann").taken
+    assert taken.places == ("/home/ann", "/home/bob")
+
+
+def test_a_part_in_another_and_a_part_beside_the_whole_are_asked_for_twice() -> None:
+    known = facts(("/home", "zfs", "tank/home"), datasets=[zfs("tank/home")], directories=["/home/ann", "/home/ann/x"])
+    assert plan(known, "/home/ann/x", "/home/ann").taken[0].places == ("/home/ann",)
+    assert plan(known, "/home/ann/x", "tank/home").taken[0].places == ("/home",)
+
+
+def test_recursion_from_a_path_takes_what_is_mounted_below_it() -> None:
+    known = facts(
+        ("/home", "zfs", "tank/home"),
+        ("/home/ann/music", "zfs", "tank/home/music"),
+        ("/home/bob", "zfs", "tank/home/bob"),
+        datasets=[zfs("tank/home"), zfs("tank/home/music"), zfs("tank/home/bob")],
+        directories=["/home/ann"],
+    )
+    chosen = plan(known, "/home/ann", recursive=True)
+    assert [taken.places for taken in chosen.taken] == [("/home/ann",), ("/home/ann/music",)]
+    assert [(o.name, o.verdict) for o in chosen.left_out] == [("tank/home/bob", Verdict.OUTSIDE)]
+
+
+def test_a_directory_of_a_subvolume_is_a_part_of_it() -> None:
+    known = facts(
+        ("/data", "btrfs", "/dev/sdb"),
+        subvolumes=[subvolume("/data", 5), subvolume("/data/a", 256, above="/data")],
+        directories=["/data/a/x/y", "/data/z"],
+    )
+    (inner,) = plan(known, "/data/a/x/y").taken
+    assert (inner.dataset.name, inner.parts, inner.places) == ("/data/a", ("x/y",), ("/data/a/x/y",))
+    assert plan(known, "/data/z").taken[0].dataset.subvolume == 5
+
+
+# Patterns
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("tank/usr/*", ["tank/usr/home", "tank/usr/src"]),
+        ("tank/usr/**", ["tank/usr/home", "tank/usr/home/a", "tank/usr/src"]),
+        ("tank/**/a", ["tank/usr/home/a"]),
+        ("*/usr/h*", ["tank/usr/home"]),
+        ("/usr/*", ["tank/usr/home", "tank/usr/src"]),
+    ],
+)
+def test_a_pattern_takes_what_it_fits(pattern: str, expected: list[str]) -> None:
+    assert [name for name, _ in places(plan(TANK, pattern))] == expected
+
+
+def test_a_pattern_that_fits_nothing_is_an_error() -> None:
+    assert refused(TANK, "pool/*").kind == "no-match"
+
+
+def test_what_a_pattern_excludes_is_said_to_be_excluded_by_it() -> None:
+    chosen = plan(TANK, "tank", recursive=True, exclude=("tank/usr/home",))
+    assert [name for name, _ in places(chosen)] == ["tank", "tank/usr/home/a", "tank/usr/src"]
+    (excluded,) = (o for o in chosen.left_out if o.name == "tank/usr/home")
+    assert (excluded.verdict, excluded.reason, excluded.incomplete) == (
+        Verdict.EXCLUDED,
+        "--exclude tank/usr/home",
+        False,
+    )
+    below = plan(TANK, "tank", recursive=True, exclude=("tank/usr/home/**",))
+    assert [name for name, _ in places(below)] == ["tank", "tank/usr/home", "tank/usr/src"]
+
+
+def test_exclusion_beats_a_name_and_an_exclusion_of_nothing_is_said() -> None:
+    chosen = plan(TANK, "tank", "tank/usr/src", exclude=("/usr/src", "tank/typo"))
+    assert [name for name, _ in places(chosen)] == ["tank"]
+    assert chosen.notes == ("--exclude tank/typo matches nothing",)
+    with pytest.raises(KopiatomicError) as caught:
+        plan(TANK, "tank", exclude=("tank",))
+    assert caught.value.kind == "nothing-left"
+
+
+# The property
+
+BY_PROPERTY = facts(
+    ("/t", "zfs", "t"),
+    ("/t/a", "zfs", "t/a"),
+    ("/t/a/b", "zfs", "t/a/b"),
+    ("/t/c", "zfs", "t/c"),
+    ("/t/r", "zfs", "t/r"),
+    ("/t/r/s", "zfs", "t/r/s"),
+    datasets=[zfs("t"), zfs("t/a"), zfs("t/a/b"), zfs("t/c"), zfs("t/r"), zfs("t/r/s")],
+    properties={
+        "t": ("children", "local"),
+        "t/a": ("children", "inherited from t"),
+        "t/a/b": ("off", "local"),
+        "t/c": ("on", "local"),
+        "t/r": ("on", "received"),
+        "t/r/s": ("on", "inherited from t/r"),
+    },
+)
+
+
+def test_the_property_selects() -> None:
+    chosen = plan(BY_PROPERTY, by_property=True)
+    assert [name for name, _ in places(chosen)] == ["t/a", "t/c"]
+    assert any("t/r was received" in note for note in chosen.notes)
+    reasons = {o.name: o.reason for o in chosen.left_out}
+    assert reasons["t"] == "kopiatomic:backup=children, set on it"
+    assert reasons["t/a/b"] == "kopiatomic:backup=off, set on it"
+    assert reasons["t/r/s"] == "kopiatomic:backup is not set for it"
+
+
+def test_names_limit_the_property_to_their_subtrees() -> None:
+    assert [name for name, _ in places(plan(BY_PROPERTY, "t/a", by_property=True))] == ["t/a"]
+    assert [name for name, _ in places(plan(BY_PROPERTY, "/t/c", by_property=True))] == ["t/c"]
+
+
+def test_off_also_counts_for_recursion_and_not_for_what_was_named() -> None:
+    chosen = plan(BY_PROPERTY, "t/a", recursive=True)
+    assert [name for name, _ in places(chosen)] == ["t/a"]
+    assert [name for name, _ in places(plan(BY_PROPERTY, "t/a/b"))] == ["t/a/b"]
+    assert "t/a/b" not in [name for name, _ in places(plan(BY_PROPERTY, everything=True))]
+
+
+def test_a_value_that_means_nothing_is_refused_with_dataset_and_value() -> None:
+    known = facts(("/t", "zfs", "t"), datasets=[zfs("t")], properties={"t": ("yes", "local")})
+    with pytest.raises(KopiatomicError, match="kopiatomic:backup of t is 'yes'") as caught:
+        plan(known, by_property=True)
+    assert caught.value.kind == "bad-property"
+
+
+# What is not mounted
+
+UNMOUNTED = facts(
+    ("/t", "zfs", "t"),
+    datasets=[
+        zfs("t"),
+        zfs("t/legacy", mountpoint="legacy"),
+        zfs("t/here", mountpoint="/t/here"),
+        zfs("t/there", mountpoint="/t/there"),
+        zfs("t/container", canmount="off", mountpoint="/t/container"),
+        zfs("t/secret", keystatus="unavailable", mountpoint="/t/secret"),
+    ],
+    directories=["/t/here", "/t/container"],
+)
+
+
+def test_unmounted_datasets_appear_at_their_place_or_in_a_folder_of_their_own() -> None:
+    chosen = plan(UNMOUNTED, "t", recursive=True, include_unmounted=True)
+    assert dict(places(chosen)) == {
+        "t": "/t",
+        "t/here": "/t/here",
+        "t/legacy": "/.unmounted/t/legacy",
+        "t/there": "/.unmounted/t/there",
+        "t/container": "/.unmounted/t/container",
+    }
+    assert [(o.name, o.verdict) for o in chosen.left_out] == [("t/secret", Verdict.KEY_NOT_LOADED)]
+    assert all(t.dataset.mountpoint == "" for t in chosen.taken if t.dataset.name != "t")
+
+
+def test_unmounted_datasets_cannot_appear_beside_a_frozen_root() -> None:
+    known = facts(("/", "zfs", "r/root"), datasets=[zfs("r/root"), zfs("r/legacy", mountpoint="legacy")])
+    with pytest.raises(KopiatomicError, match=r"/\.unmounted/r/legacy") as caught:
+        plan(known, everything=True, include_unmounted=True)
+    assert caught.value.kind == "no-place"
+    assert "--name" in (caught.value.hint or "")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "verdict", "incomplete"),
+    [
+        (zfs("t/x", mountpoint="/t/x"), Verdict.NOT_MOUNTED, True),
+        (zfs("t/x", canmount="noauto", mountpoint="/t/x"), Verdict.NOT_MOUNTED, False),
+        (zfs("t/x", canmount="off", mountpoint="/t/x"), Verdict.NOT_MOUNTED, False),
+        (zfs("t/x", mountpoint="legacy"), Verdict.NOT_MOUNTED, False),
+        (zfs("t/x", mountpoint="none"), Verdict.NO_MOUNT_POINT, False),
+        (zfs("t/x", mountpoint="/", canmount="noauto"), Verdict.BOOT_ENVIRONMENT, False),
+        (zfs("t/x", mountpoint="/t/x", keystatus="unavailable"), Verdict.KEY_NOT_LOADED, True),
+        (zfs("t/" + "x" * 230), Verdict.NAME_TOO_LONG, True),
+    ],
+)
+def test_each_reason_has_its_verdict(dataset: ZfsDataset, verdict: Verdict, incomplete: bool) -> None:
+    known = facts(("/", "zfs", "t/root"), ("/t", "zfs", "t"), datasets=[zfs("t"), zfs("t/root"), dataset])
+    (left_out,) = (o for o in plan(known, everything=True).left_out if o.name == dataset.name)
+    assert (left_out.verdict, left_out.incomplete) == (verdict, incomplete)
+
+
+def test_a_bind_mount_of_a_part_does_not_count_as_the_dataset() -> None:
+    known = facts(
+        ("/t", "zfs", "t"), ("/part", "zfs", "t/x:/inner"), datasets=[zfs("t"), zfs("t/x", mountpoint="/t/x")]
+    )
+    (left_out,) = plan(known, "t", recursive=True).left_out
+    assert left_out.verdict == Verdict.MOUNTED_ELSEWHERE
+    assert "bind mount at /part" in left_out.reason
+
+
+def test_a_dataset_mounted_twice_is_shown_once_and_both_places_are_said() -> None:
+    known = facts(("/one", "zfs", "t"), ("/two", "zfs", "t"), datasets=[zfs("t")])
+    chosen = plan(known, "t")
+    assert places(chosen) == [("t", "/one")]
+    assert "mounted at /two as well" in chosen.judged[0].reason
+
+
+# What lies in the trees and is not covered
+
+
+def test_other_filesystems_in_the_trees_are_named() -> None:
+    known = facts(
+        ("/t", "zfs", "t"),
+        ("/t/usb", "ext4", "/dev/sdc1"),
+        ("/t/usb/deep", "tmpfs", "none"),
+        ("/t/nfs", "nfs4", "server:/x"),
+        ("/t/child", "zfs", "t/child"),
+        ("/t/proc", "proc", "proc"),
+        ("/elsewhere", "ext4", "/dev/sdd1"),
+        datasets=[zfs("t"), zfs("t/child")],
+    )
+    known = replace(known, sizes={"/t/usb": 42})
+    found = plan(known, "t").uncovered
+    assert [(u.point, u.fstype, u.size, u.inside) for u in found] == [
+        ("/t/child", "zfs", None, "t"),
+        ("/t/nfs", "nfs4", None, "t"),
+        ("/t/usb", "ext4", 42, "t"),
+        ("/t/usb/deep", "tmpfs", None, "t"),
+    ]
+
+
+def test_a_mounted_file_that_is_itself_in_the_backup_is_said_to_be() -> None:
+    known = facts(("/t", "zfs", "t"), ("/t/iso", "iso9660", "/dev/loop3"), datasets=[zfs("t")])
+    known = replace(known, loop_files={"/dev/loop3": "/t/images/x.iso"})
+    (found,) = plan(known, "t").uncovered
+    assert "/t/images/x.iso is in the backup" in found.note
+
+
+# Saved facts
+
+
+def test_facts_that_were_saved_give_the_same_plan() -> None:
+    odd = facts(
+        ("/t", "zfs", "t"),
+        ("/caf\udce9\nx", "zfs", "t/a b "),
+        datasets=[zfs("t"), zfs("t/a b ", mountpoint="/caf\udce9\nx")],
+        pools=[ZfsPool("t", "ONLINE", read_only=False)],
+        directories=["/t/d"],
+        properties={"t": ("on", "local")},
+    )
+    for known in (odd, BTRFS, UNMOUNTED, BY_PROPERTY):
+        again = load(dump(known))
+        assert again == known
+        assert outcome(again, (), recursive=True, everything=True) == outcome(
+            known, (), recursive=True, everything=True
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[]", '{"format": "kopiatomic-facts-9"}', '{"format": "kopiatomic-facts-1"}']
+)
+def test_what_are_no_facts_is_refused(text: str) -> None:
+    with pytest.raises(KopiatomicError) as caught:
+        load(text)
+    assert caught.value.kind == "bad-facts"
+
+
+def test_a_plan_of_ten_thousand_datasets_does_not_grow_with_their_square() -> None:
+    def seconds(count: int) -> float:
+        names = [f"tank/d{number:05d}" for number in range(count)]
+        known = facts(*((f"/{name}", "zfs", name) for name in names[:100]), datasets=map(zfs, names))
+        template = known.mounts[1]
+        more = (
+            replace(template, id=1000 + n, parent=1, point=f"/{name}", source=name)
+            for n, name in enumerate(names[100:])
+        )
+        known = replace(known, mounts=(*known.mounts, *more))
+        return min(_timed(known) for _ in range(3))
+
+    def _timed(known: Facts) -> float:
+        began = time.perf_counter()
+        assert len(plan(known, everything=True).taken) == len(known.datasets)
+        return time.perf_counter() - began
+
+    assert seconds(10_000) / seconds(1_000) < 25
 
 
 # Whatever there is
@@ -425,7 +722,7 @@ def shuffled(known: Facts, seed: int) -> Facts:
     datasets, subvolumes = list(known.datasets.items()), list(known.subvolumes)
     chance.shuffle(datasets)
     chance.shuffle(subvolumes)
-    return Facts(known.mounts, dict(datasets), known.pools, tuple(subvolumes), known.resolved)
+    return replace(known, datasets=dict(datasets), subvolumes=tuple(subvolumes))
 
 
 @given(systems(), st.booleans(), st.booleans(), st.integers(0, 99))
@@ -450,4 +747,7 @@ def test_every_plan_can_be_mounted(system: tuple[Facts, tuple[str, ...]], recurs
         assert all(order.index(other) < position for other in above), "a child before its parent"
     taken = {t.dataset.name for t in chosen.taken}
     assert not taken & {o.name for o in chosen.left_out}, "taken and left out"
+    judged = [(j.filesystem, j.name) for j in chosen.judged]
+    known_ones = [("zfs", name) for name in known.datasets] + [("btrfs", s.path) for s in known.subvolumes]
+    assert sorted(judged) == sorted(known_ones), "each dataset has exactly one verdict"
     assert {n for n in names if not n.startswith("/")} <= taken | {o.name for o in chosen.left_out}

@@ -10,7 +10,7 @@ from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_options import Options
 from kopiatomic.engines.kopia_policy import Policies, Source
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Plan
+from kopiatomic.model import Plan, Taken
 from kopiatomic.text import printable
 
 PLACEHOLDER_SUFFIX = ".kopia-entry"
@@ -22,8 +22,8 @@ def check_names(plan: Plan) -> None:
 
     kopia keeps names as JSON text: a byte that is not UTF-8 becomes U+FFFD there, and the name is lost.
     """
-    for taken in plan.taken:
-        appears = (plan.root + taken.place).rstrip("/")
+    for taken, place in _places(plan):
+        appears = (plan.root + place).rstrip("/")
         bad = next((part for part in appears.split("/") if _unstorable(part)), None)
         if bad is None:
             continue
@@ -34,6 +34,10 @@ def check_names(plan: Plan) -> None:
             kind="name-not-storable",
             hint="Give it another mount point, leave it out, or back it up with another program (-c).",
         )
+
+
+def _places(plan: Plan) -> Iterator[tuple[Taken, str]]:
+    return ((taken, place) for taken in plan.taken for place in taken.places)
 
 
 def _unstorable(component: str) -> bool:
@@ -47,10 +51,10 @@ def check_one_file_system(policies: Policies, plan: Plan, client: Client) -> Non
     and with exit status 0 (fs/ignorefs/ignorefs.go, shouldIncludeByDevice): what counts is the folder that holds a mount.
     """
     root = policies.source.path.rstrip("/")
-    for taken in plan.taken:
-        if taken.place == "/":
+    for taken, place in _places(plan):
+        if place == "/":
             continue
-        parent = root + os.path.dirname(taken.place).rstrip("/") or "/"
+        parent = root + os.path.dirname(place).rstrip("/") or "/"
         setting = policies.at(parent, "files", "oneFileSystem")
         if not setting.value:
             continue
@@ -59,7 +63,7 @@ def check_one_file_system(policies: Policies, plan: Plan, client: Client) -> Non
         mend = setting.target if below and setting.target is not None else policies.source
         raise KopiatomicError(
             f"kopia's policy {_target(setting.target)} sets one-file-system, in force at {printable(parent)}: kopia would "
-            f"silently leave out {printable(root + taken.place)} ({printable(taken.dataset.name)}) and every other mount there",
+            f"silently leave out {printable(root + place)} ({printable(taken.dataset.name)}) and every other mount there",
             kind="one-file-system",
             hint=f"Unset it: {client.hint_command('policy', 'set', str(mend), '--one-file-system=false')}",
         )

@@ -94,7 +94,7 @@ def _holds_something(summary: Mapping[str, Any]) -> bool:
 
 
 def _named(job: Job, place: str) -> str:
-    dataset = next((t.dataset.name for t in job.plan.taken if t.place == place), None)
+    dataset = next((t.dataset.name for t in job.plan.taken if place in t.places), None)
     of = f" ({printable(dataset)})" if dataset is not None else ""
     return printable(place) + of
 

@@ -65,7 +65,17 @@ def holder(path: str, plan: Plan) -> Taken | None:
     device = _device(path)
     if device is None:
         return None
-    return next((t for t in plan.taken if _device(t.dataset.mountpoint, climb=False) == device), None)
+    return next(
+        (t for t in plan.taken if _device(t.dataset.mountpoint, climb=False) == device and _shows(t, path)), None
+    )
+
+
+def _shows(taken: Taken, path: str) -> bool:
+    """Whether what is taken of a dataset has the path in it; where that is not certain it has."""
+    if taken.parts == ("",):
+        return True
+    real = os.path.realpath(path)
+    return any(real == place or real.startswith(f"{place}/") for place in taken.places)
 
 
 def _device(path: str, *, climb: bool = True) -> int | None:

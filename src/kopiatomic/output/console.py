@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Progress
-from kopiatomic.output.summary import Line, Style, duration, has_summary, plan_lines, size
+from kopiatomic.model import Plan, Progress
+from kopiatomic.output.summary import Line, Style, duration, has_summary, size
 from kopiatomic.output.summary import summary as summary_lines
-from kopiatomic.report import Report
+from kopiatomic.report import EngineReport, Report
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -161,7 +161,7 @@ class Console:
         if not summary or self._quiet:
             pass
         elif report.dry_run and report.plan and report.engine and report.error is None:
-            _styled(sys.stdout, plan_lines(report.plan, report.engine, verbose=self._verbose))
+            self._plan(report.plan, report.engine)
         elif has_summary(report):
             _styled(sys.stdout, summary_lines(report, verbose=self._verbose))
         for text in report.incomplete:
@@ -171,6 +171,17 @@ class Console:
         for error in (report.error, report.hook_error):
             if error is not None:
                 self.error(error)
+
+    def _plan(self, plan: Plan, engine: EngineReport) -> None:
+        from rich.console import Console as Rich
+
+        from kopiatomic.output import plan_table
+
+        _styled(sys.stdout, [plan_table.headline(plan)])
+        # Where stdout is no terminal rich takes COLUMNS, or 80, and writes no colour.
+        rich = Rich(file=sys.stdout, highlight=False, soft_wrap=False)
+        _guarded(lambda: rich.print(plan_table.table(plan)), sys.stdout)
+        _styled(sys.stdout, list(plan_table.lines(plan, engine, verbose=self._verbose)))
 
     def error(self, error: KopiatomicError) -> None:
         """A failure and what to do."""

@@ -37,6 +37,7 @@ def document(report: Report) -> dict[str, Any]:
         "frozen_seconds": report.frozen_seconds,
         "datasets": _datasets(report.plan) if report.plan else [],
         "left_out": _left_out(report.plan) if report.plan else [],
+        "uncovered": _uncovered(report.plan) if report.plan else [],
         "sets": [_set(s, _places(report.plan)) for s in report.sets.sets] if report.sets else [],
         "engine": _engine(report.engine) if report.engine else None,
         "durations": report.durations,
@@ -59,21 +60,48 @@ def _error(error: KopiatomicError | None) -> dict[str, Any] | None:
 
 
 def _datasets(plan: Plan) -> list[dict[str, Any]]:
+    reasons = {(judged.filesystem, judged.name): judged.reason for judged in plan.judged}
     return [
         {
             "dataset": t.dataset.name,
             "filesystem": t.dataset.filesystem,
             "pool": t.dataset.pool,
-            "mountpoint": t.dataset.mountpoint,
-            "path": t.place,
+            "mountpoint": t.dataset.mountpoint or None,
+            "path": t.places[0],
+            "paths": list(t.places),
             "named": t.named,
+            "reason": reasons.get((t.dataset.filesystem, t.dataset.name), ""),
         }
         for t in plan.taken
     ]
 
 
 def _left_out(plan: Plan) -> list[dict[str, Any]]:
-    return [{"dataset": o.name, "reason": o.reason, "incomplete": o.incomplete} for o in plan.left_out]
+    return [
+        {
+            "dataset": o.name,
+            "filesystem": o.filesystem,
+            "verdict": str(o.verdict),
+            "reason": o.reason,
+            "mountpoint": o.mountpoint or None,
+            "incomplete": o.incomplete,
+        }
+        for o in plan.left_out
+    ]
+
+
+def _uncovered(plan: Plan) -> list[dict[str, Any]]:
+    return [
+        {
+            "path": u.point,
+            "type": u.fstype,
+            "source": u.source,
+            "inside": u.inside,
+            "bytes": u.size,
+            "note": u.note or None,
+        }
+        for u in plan.uncovered
+    ]
 
 
 def _places(plan: Plan | None) -> dict[tuple[str, str], str]:

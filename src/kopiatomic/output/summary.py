@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 from kopiatomic.model import Plan, Sets
@@ -45,17 +44,6 @@ def summary(report: Report, *, verbose: bool) -> list[Line]:
     return lines
 
 
-def plan_lines(plan: Plan, engine: EngineReport, *, verbose: bool) -> list[Line]:
-    """What a dry run has to say."""
-    lines = [("bold", f"Would save {len(plan.taken)} dataset(s) below {printable(plan.root)}; nothing was changed")]
-    lines += [("", line) for line in _table(plan, all_of_it=True)]
-    for left_out in plan.left_out:
-        if verbose or left_out.incomplete:
-            lines.append(("", f"  {printable(left_out.name)}  not taken: {left_out.reason}"))
-    lines.append(("", "Command:  " + shlex.join(map(printable, engine.argv))))
-    return lines
-
-
 def _headline(report: Report) -> Line:
     assert report.plan is not None
     assert report.sets is not None
@@ -71,18 +59,16 @@ def _headline(report: Report) -> Line:
 
 def _table(plan: Plan, *, all_of_it: bool) -> list[str]:
     taken = plan.taken if all_of_it or len(plan.taken) <= _LISTED else plan.taken[: _LISTED - 1]
-    names = [printable(t.dataset.name) for t in taken]
-    width = min(40, max(map(len, names), default=0))
-    lines = [
-        f"  {name:<{width}}  in {printable(_view_path(plan.root, t.place))}"
-        for name, t in zip(names, taken, strict=True)
-    ]
+    rows = [(printable(t.dataset.name), printable(view_path(plan.root, place))) for t in taken for place in t.places]
+    width = min(40, max((len(name) for name, _ in rows), default=0))
+    lines = [f"  {name:<{width}}  in {place}" for name, place in rows]
     if len(taken) < len(plan.taken):
         lines.append(f"  and {len(plan.taken) - len(taken)} more (--verbose lists them)")
     return lines
 
 
-def _view_path(root: str, place: str) -> str:
+def view_path(root: str, place: str) -> str:
+    """Where a place of the view is for the engine."""
     return root if place == "/" else root + place
 
 

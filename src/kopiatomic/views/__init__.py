@@ -12,7 +12,8 @@ from kopiatomic.text import printable
 class Step:
     """One mount of the view: ``source`` (of a filesystem ``fstype``) at ``place`` below the view's root.
 
-    For Btrfs ``source`` is a path below the top-level subvolume of ``device``.
+    For Btrfs ``source`` is a path below the top-level subvolume of ``device``. ``part`` is the path below the snapshot's top
+    that is shown; empty for the whole.
     """
 
     dataset: str
@@ -21,6 +22,7 @@ class Step:
     source: str
     device: str
     named: bool
+    part: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +50,15 @@ def merged(plan: Plan, sets: Sets) -> list[Step]:
     return [
         Step(
             dataset=taken.dataset.name,
-            place=taken.place,
+            place=place,
             fstype=taken.dataset.filesystem,
             source=sources[taken.dataset.filesystem, taken.dataset.name],
             device=taken.dataset.device,
             named=taken.named,
+            part=part,
         )
         for taken in plan.taken
+        for part, place in zip(taken.parts, taken.places, strict=True)
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from kopiatomic.errors import KopiatomicError
@@ -90,7 +90,7 @@ class LinuxView:
         try:
             with _tops(base, {s.device for s in self._steps if s.fstype == "btrfs"}) as tops:
                 for step in self._steps:
-                    reason = self._mount(step, tops)
+                    reason = self._mount(step, base, tops)
                     if reason is not None:
                         missing.append(self._refuse_named(step, Missing(step.dataset, step.place, reason)))
             _copy_attributes(base, scaffolding)
@@ -136,7 +136,7 @@ class LinuxView:
         finally:
             os.close(root)
 
-    def _mount(self, step: Step, tops: dict[str, int]) -> str | None:
+    def _mount(self, step: Step, base: int, tops: dict[str, int]) -> str | None:
         """Mount one step; returns why its place does not exist, if so."""
         with self._open_root() as root:
             try:
@@ -150,24 +150,31 @@ class LinuxView:
                     f"the place {printable(step.place)} cannot be opened: {error.strerror}", kind="place"
                 ) from None
         try:
-            self._mount_on(step, target, tops)
+            return self._mount_on(step, target, base, tops)
         except OSError as error:
             raise _mount_failed(step, error) from None
         finally:
             os.close(target)
-        return None
 
-    def _mount_on(self, step: Step, target: int, tops: dict[str, int]) -> None:
-        point = f"/proc/self/fd/{target}"
-        if step.fstype == "zfs":
-            linux.mount(step.source, point, "zfs", _FLAGS)
-            return
-        # A bind of a read-only mount is read-only itself.
-        source = linux.open_beneath(tops[step.device], step.source, _PATH)
-        try:
-            linux.mount(f"/proc/self/fd/{source}", point, None, linux.MS_BIND)
-        finally:
-            os.close(source)
+    def _mount_on(self, step: Step, target: int, base: int, tops: dict[str, int]) -> str | None:
+        """Raises OSError; returns why the part that is to be shown does not exist, if so."""
+        if step.fstype == "zfs" and not step.part:
+            linux.mount(step.source, f"/proc/self/fd/{target}", "zfs", _FLAGS)
+            return None
+        with ExitStack() as stack:
+            if step.fstype == "zfs":
+                top = stack.enter_context(_aside(base, step.source))
+            else:
+                top = linux.open_beneath(tops[step.device], step.source, _PATH)
+                stack.callback(os.close, top)
+            try:
+                source = linux.open_beneath(top, step.part or ".", _PATH)
+            except OSError as error:
+                return _PART_MISSING.get(error.errno or 0, error.strerror)
+            stack.callback(os.close, source)
+            # A bind of a read-only mount is read-only itself.
+            linux.mount(f"/proc/self/fd/{source}", f"/proc/self/fd/{target}", None, linux.MS_BIND)
+        return None
 
     def _take_prints(self, steps: Sequence[Step]) -> list[_Print]:
         table = mountinfo.visible(mountinfo.read())
@@ -283,6 +290,32 @@ def _tops(base: int, devices: set[str]) -> Iterator[dict[str, int]]:
             os.close(fd)
         for position in range(len(tops)):
             os.rmdir(".top-level" + "-" * position, dir_fd=base)
+
+
+@contextmanager
+def _aside(base: int, source: str) -> Iterator[int]:
+    """A snapshot mounted on a directory of our own, open as a directory; a bind of a part of it outlives the block."""
+    os.mkdir(_ASIDE, 0o700, dir_fd=base)
+    point = os.open(_ASIDE, _PATH | os.O_CLOEXEC, dir_fd=base)
+    try:
+        linux.mount(source, f"/proc/self/fd/{point}", "zfs", _FLAGS)
+        top = linux.open_beneath(base, _ASIDE, _PATH)
+        try:
+            yield top
+        finally:
+            linux.detach(f"/proc/self/fd/{top}")
+            os.close(top)
+    finally:
+        os.close(point)
+        os.rmdir(_ASIDE, dir_fd=base)
+
+
+_ASIDE = ".aside"
+_PART_MISSING = {
+    errno.ENOENT: "there is no such directory in its snapshot",
+    errno.ENOTDIR: "it is no directory in its snapshot",
+    errno.ELOOP: "a part of that path is a link in its snapshot",
+}
 
 
 def _holds_something(root: int, place: str) -> bool:

@@ -1,0 +1,79 @@
+"""What kind of filesystem a mount is of, as far as a plan has to know. Names as in /proc/filesystems."""
+
+from __future__ import annotations
+
+PSEUDO = frozenset(
+    [
+        "autofs",
+        "binfmt_misc",
+        "bpf",
+        "cgroup",
+        "cgroup2",
+        "configfs",
+        "debugfs",
+        "devpts",
+        "devtmpfs",
+        "efivarfs",
+        "fusectl",
+        "hugetlbfs",
+        "mqueue",
+        "nsfs",
+        "proc",
+        "pstore",
+        "rpc_pipefs",
+        "securityfs",
+        "selinuxfs",
+        "sysfs",
+        "tracefs",
+    ]
+)
+"""Made by the kernel: nothing in them is anybody's data."""
+
+LOCAL = frozenset(
+    [
+        "ext2",
+        "ext3",
+        "ext4",
+        "xfs",
+        "f2fs",
+        "jfs",
+        "reiserfs",
+        "ntfs3",
+        "exfat",
+        "vfat",
+        "msdos",
+        "udf",
+        "iso9660",
+        "squashfs",
+        "erofs",
+        "tmpfs",
+        "ramfs",
+    ]
+)
+"""On a local device or in memory: statvfs(2) answers from what the kernel has."""
+
+_NETWORK = frozenset(
+    [
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "ceph",
+        "afs",
+        "9p",
+        "glusterfs",
+        "lustre",
+        "ocfs2",
+        "gfs2",
+        "davfs",
+        "ncpfs",
+        "coda",
+        "virtiofs",
+    ]
+)
+
+
+def may_hang(fstype: str) -> bool:
+    """Whether a look into such a filesystem may wait for a server or a daemon that does not answer, or mount something."""
+    return fstype in _NETWORK or fstype in {"autofs", "fuse"} or fstype.startswith("fuse.")

@@ -1,0 +1,82 @@
+"""A plan as a person reads it: a line for each dataset with its verdict, and what lies in the tree and is not covered."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from kopiatomic.model import Judged, Plan, Uncovered, Verdict
+from kopiatomic.output.summary import Line, size, view_path
+from kopiatomic.report import EngineReport
+from kopiatomic.text import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+MARKS = {True: "+", False: "-"}
+"""Taken or not, so that the table also reads without colour."""
+
+
+def headline(plan: Plan) -> Line:
+    """How many are taken, and how many that a user would miss are not."""
+    missing = sum(judged.incomplete for judged in plan.left_out)
+    count = len(plan.taken)
+    taken = f"Would save {count} dataset{'' if count == 1 else 's'} below {printable(plan.root)}"
+    if missing:
+        return "yellow", f"{taken}, but not {missing} that would be missed; nothing was changed"
+    return "bold", f"{taken}; nothing was changed"
+
+
+def table(plan: Plan) -> Table:
+    """The verdicts: name, verdict, and where it appears or why not."""
+    from rich.table import Table
+    from rich.text import Text
+
+    result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True, header_style="bold")
+    result.add_column("", no_wrap=True)
+    result.add_column("DATASET", overflow="fold")
+    result.add_column("VERDICT", overflow="fold")
+    result.add_column("WHERE IT APPEARS, OR WHY NOT", overflow="fold")
+    for judged in plan.judged:
+        taken = judged.verdict is Verdict.TAKEN
+        style = "green" if taken else ("red" if judged.incomplete else "")
+        result.add_row(
+            Text(MARKS[taken], style=style),
+            Text(printable(judged.name)),
+            Text(str(judged.verdict), style=style),
+            Text(printable(where(plan, judged))),
+        )
+    return result
+
+
+def where(plan: Plan, judged: Judged) -> str:
+    """For what is taken, where it appears and from where; else the reason."""
+    if judged.verdict is not Verdict.TAKEN:
+        return judged.reason + (" (a run ends with exit code 3 for it)" if judged.incomplete else "")
+    places = ", ".join(view_path(plan.root, place) for place in judged.places)
+    usual = judged.places == (judged.mountpoint,)
+    return places if usual else f"{places} ({judged.reason})"
+
+
+def lines(plan: Plan, engine: EngineReport, *, verbose: bool) -> Iterator[Line]:
+    """What stands below the table."""
+    if plan.uncovered:
+        yield "bold", "In these trees and not in the backup:"
+        yield from (("", f"  {_uncovered(u)}") for u in plan.uncovered)
+    if verbose:
+        yield "bold", "What the verdicts are from:"
+        for judged in plan.judged:
+            facts = ", ".join(f"{key} {printable(value)}" for key, value in judged.facts.items())
+            yield "", f"  {printable(judged.name)}: {judged.reason}; {facts}"
+            if judged.hint:
+                yield "", f"    {judged.hint}"
+    if engine.argv:
+        yield "", "Command:  " + shlex.join(map(printable, engine.argv))
+
+
+def _uncovered(uncovered: Uncovered) -> str:
+    source = f" {printable(uncovered.source)}" if uncovered.source not in {"none", uncovered.fstype} else ""
+    amount = "" if uncovered.size is None else f", {size(uncovered.size)}"
+    note = f" ({uncovered.note})" if uncovered.note else ""
+    return f"{printable(uncovered.point)}: {uncovered.fstype}{source}{amount}{note}"

@@ -1,0 +1,33 @@
+"""What is asked of a selection, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PROPERTY = "kopiatomic:backup"
+"""The ZFS user property that ``--by-property`` selects by, unless told otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the user asked for. ``suffix`` is what follows a dataset's name in its snapshot's (``@kopiatomic_...``)."""
+
+    names: tuple[str, ...]
+    everything: bool
+    recursive: bool
+    root: str
+    suffix: str
+    exclude: tuple[str, ...] = ()
+    by_property: bool = False
+    property: str = PROPERTY
+    include_unmounted: bool = False
+
+
+def is_path(name: str) -> bool:
+    """Whether a name on the command line is a path and not a ZFS name."""
+    return name.startswith(("/", "./", "../")) or name in {".", ".."}
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name stands for several: ``*`` matches within a component, ``**`` any number of them."""
+    return "*" in name

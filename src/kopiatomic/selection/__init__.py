@@ -1,0 +1,106 @@
+"""Which datasets a request asks for, and what becomes of each: one module a filesystem. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kopiatomic import patterns
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.facts import Facts
+from kopiatomic.model import Taken
+from kopiatomic.request import Request
+from kopiatomic.system.mountinfo import Mount, visible
+from kopiatomic.text import printable
+
+
+class Selection:
+    """What the selections of all filesystems share: the facts, the request, and what was taken so far."""
+
+    def __init__(self, facts: Facts, request: Request) -> None:
+        self.facts = facts
+        self.request = request
+        self.seen = visible(facts.mounts)
+        self.taken: list[Taken] = []
+        self.notes: list[str] = []
+        self.excluding: set[str] = set()
+        """The excluding patterns that fitted something."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def excluded_by(self, names: Iterable[str]) -> str | None:
+        """The pattern of ``--exclude`` that fits one of a dataset's names."""
+        known = [name for name in names if name]
+        fitting = [p for p in self.request.exclude if any(patterns.matches(p, name) for name in known)]
+        self.excluding.update(fitting)
+        return fitting[0] if fitting else None
+
+
+class Ask:
+    """That a dataset was asked for: by its name, or for a reason that brought it in; whole or in parts."""
+
+    def __init__(self, why: str, *, named: bool) -> None:
+        self.why = why
+        self.named = named
+        self._parts: set[str] = set()
+
+    def add(self, part: str, *, named: bool) -> None:
+        """Ask for a part; the empty one is the whole."""
+        self._parts.add(part)
+        self.named = self.named or named
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is asked for; a part that lies in another is the same asked for twice."""
+        if not self._parts or "" in self._parts:
+            return ("",)
+        return tuple(sorted(p for p in self._parts if not any(below(p, q) for q in self._parts if q != p)))
+
+
+def below(path: str, top: str) -> str:
+    """A path relative to one above it; empty where it is the same or lies elsewhere."""
+    prefix = top.rstrip("/") + "/"
+    return path[len(prefix) :] if path.startswith(prefix) else ""
+
+
+def is_at_or_below(path: str, top: str) -> bool:
+    """Whether a path is another or lies in it."""
+    return path == top or bool(below(path, top))
+
+
+def described(mount: Mount) -> str:
+    """A mount in words."""
+    return f"{printable(mount.source)} ({mount.fstype})"
+
+
+def not_a_dataset(name: str, path: str, mount: Mount) -> KopiatomicError:
+    """Why a path cannot be taken."""
+    shown = printable(name)
+    if path != name.rstrip("/") and path != name:
+        shown += f" (which is {printable(path)})"
+    if mount.fstype not in {"zfs", "btrfs"}:
+        return KopiatomicError(
+            f"{shown} is on {mount.fstype} ({printable(mount.source)}), which is neither ZFS nor Btrfs",
+            kind="unsupported-filesystem",
+            hint="Only ZFS datasets and Btrfs subvolumes can be frozen; back this up with kopia directly.",
+        )
+    if mount.fstype == "zfs" and "@" in mount.source:
+        return KopiatomicError(
+            f"{shown} is in a mounted snapshot ({printable(mount.source)}), not a filesystem",
+            kind="not-a-filesystem",
+            hint=f"Name the dataset itself: {printable(mount.source.partition('@')[0])}",
+        )
+    what = f"dataset {printable(mount.source)}" if mount.fstype == "zfs" else "Btrfs subvolume"
+    if mount.root != "/" and mount.fstype == "zfs":
+        return KopiatomicError(
+            f"{shown} is in a mount of only a part of the {what} (a bind mount at {printable(mount.point)})",
+            kind="bind-mount",
+            hint=f"Name {printable(mount.source)}, or a path in the place where it is mounted whole.",
+        )
+    return KopiatomicError(
+        f"{shown} is neither a mount point nor a directory: it lies in the {what} mounted at {printable(mount.point)}",
+        kind="not-a-directory",
+        hint=f"Name a directory, or {printable(mount.source if mount.fstype == 'zfs' else mount.point)} to take it whole.",
+    )

@@ -1,0 +1,143 @@
+"""Btrfs subvolumes: which are asked for, and what becomes of each. Pure. They go by the path they are seen at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from kopiatomic import patterns
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.facts import BtrfsSubvolume
+from kopiatomic.model import Dataset, Judged, Taken, Verdict
+from kopiatomic.selection import Ask, Selection, below, is_at_or_below
+from kopiatomic.text import printable
+
+
+class BtrfsSelection:
+    """The subvolumes that are asked for, and the verdict on each that is known."""
+
+    def __init__(self, shared: Selection) -> None:
+        self._shared = shared
+        self._subvolumes = {s.path: s for s in shared.facts.subvolumes}
+        self._asked: dict[str, Ask] = {}
+        self._outside: dict[str, str] = {}
+        self._inside: dict[str, list[BtrfsSubvolume]] = {}
+        for subvolume in shared.facts.subvolumes:
+            if subvolume.above is not None:
+                self._inside.setdefault(subvolume.above, []).append(subvolume)
+
+    # What is asked for
+
+    def ask_for(self, name: str, path: str) -> bool:
+        """The subvolume that holds a path, or the part of it; returns whether there is one."""
+        holders = [top for top in self._subvolumes if is_at_or_below(path, top)]
+        if not holders:
+            return False
+        top = max(holders, key=len)
+        part = below(path, top)
+        if part and path not in self._shared.facts.directories:
+            return False
+        self._asked.setdefault(top, Ask("it was named", named=True)).add(part, named=True)
+        nested = list(self._nested(top))
+        if self._shared.request.recursive:
+            for inside in nested:
+                if is_at_or_below(inside.path, path):
+                    self._imply(inside.path, f"-r {printable(name)}")
+                else:
+                    self._outside[inside.path] = path
+        elif nested and not part:
+            self._say_nested(top, nested)
+        return True
+
+    def _imply(self, path: str, why: str) -> None:
+        self._asked.setdefault(path, Ask(why, named=False)).add("", named=False)
+
+    def ask_by_pattern(self, pattern: str) -> int:
+        """Subvolumes whose path a pattern fits. Returns how many do."""
+        fitting = [path for path in self._subvolumes if patterns.matches(pattern, path)]
+        for path in fitting:
+            self._imply(path, f"the pattern {printable(pattern)}")
+        return len(fitting)
+
+    def ask_for_everything(self) -> None:
+        """Every subvolume that is mounted by itself; with ``-r`` those nested in them."""
+        for point, mount in sorted(self._shared.seen.items()):
+            if mount.fstype != "btrfs":
+                continue
+            if point not in self._subvolumes:
+                self._shared.note(f"{printable(point)} shows only a part of a Btrfs subvolume and is not taken for -a")
+                continue
+            self._imply(point, "-a")
+            nested = list(self._nested(point))
+            if self._shared.request.recursive:
+                for inside in nested:
+                    self._imply(inside.path, "-a -r")
+            elif nested:
+                self._say_nested(point, nested)
+
+    def _nested(self, top: str) -> Iterator[BtrfsSubvolume]:
+        for subvolume in self._inside.get(top, ()):
+            yield subvolume
+            yield from self._nested(subvolume.path)
+
+    def _say_nested(self, top: str, nested: list[BtrfsSubvolume]) -> None:
+        names = ", ".join(printable(s.path) for s in nested[:3]) + (", ..." if len(nested) > 3 else "")
+        self._shared.note(
+            f"{printable(top)} holds {len(nested)} nested subvolume(s) that are not taken (-r takes them): {names}"
+        )
+
+    # What becomes of each
+
+    def judge(self) -> Iterator[Judged]:
+        """The verdict on each subvolume that is known. Raises KopiatomicError where one that was named cannot be taken."""
+        first: dict[tuple[str, int], str] = {}
+        # Named ones first, so that of one mounted twice the named place is the one that is shown.
+        order = sorted(self._subvolumes, key=lambda path: (not self._is_named(path), path))
+        for path in order:
+            yield self._judged(self._subvolumes[path], first)
+
+    def _is_named(self, path: str) -> bool:
+        ask = self._asked.get(path)
+        return ask is not None and ask.named
+
+    def _judged(self, subvolume: BtrfsSubvolume, first: dict[tuple[str, int], str]) -> Judged:
+        path = subvolume.path
+        ask = self._asked.get(path)
+        excluded = self._shared.excluded_by((path,))
+        if excluded is not None:
+            return _verdict(subvolume, Verdict.EXCLUDED, f"--exclude {printable(excluded)}")
+        if ask is None:
+            top = self._outside.get(path)
+            if top is not None:
+                return _verdict(subvolume, Verdict.OUTSIDE, f"it is not below {printable(top)}, which was named")
+            return _verdict(subvolume, Verdict.NOT_ASKED_FOR, "it was not named; -r takes it")
+        if subvolume.covered:
+            reason = "another filesystem is mounted over it"
+            if ask.named:
+                raise KopiatomicError(f"{printable(path)} cannot be backed up: {reason}", kind="cannot-take")
+            return _verdict(subvolume, Verdict.COVERED, reason, incomplete=True)
+        if subvolume.foreign_snapshot and subvolume.above is not None and not ask.named:
+            reason = "a read-only snapshot made by another program; name it to take it"
+            return _verdict(subvolume, Verdict.FOREIGN_SNAPSHOT, reason)
+        key = (subvolume.filesystem, subvolume.id)
+        if key in first:
+            return _verdict(subvolume, Verdict.DUPLICATE, f"the same subvolume as {printable(first[key])}")
+        first[key] = path
+        dataset = Dataset("btrfs", path, subvolume.filesystem, path, subvolume.id, subvolume.device)
+        taken = Taken(dataset, path, ask.named, ask.parts)
+        self._shared.taken.append(taken)
+        return _verdict(subvolume, Verdict.TAKEN, ask.why, places=taken.places)
+
+
+def _verdict(
+    subvolume: BtrfsSubvolume,
+    verdict: Verdict,
+    reason: str,
+    *,
+    places: tuple[str, ...] = (),
+    incomplete: bool = False,
+) -> Judged:
+    facts = {"subvolume": str(subvolume.id), "filesystem": subvolume.filesystem, "device": subvolume.device}
+    if subvolume.above is not None:
+        facts["nested in"] = subvolume.above
+    point = "" if subvolume.covered else subvolume.path
+    return Judged(subvolume.path, "btrfs", verdict, reason, point, places, incomplete, "", facts)

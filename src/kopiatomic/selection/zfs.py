@@ -1,0 +1,300 @@
+"""ZFS datasets: which are asked for, where they are mounted, what becomes of each. Pure.
+
+The mount table is the truth about what is mounted where; the properties only say what is missing in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from kopiatomic import patterns
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.facts import ZfsDataset
+from kopiatomic.model import Dataset, Judged, Taken, Verdict
+from kopiatomic.request import is_path
+from kopiatomic.selection import Ask, Selection, described, is_at_or_below
+from kopiatomic.system.mountinfo import Mount, holder
+from kopiatomic.text import printable
+
+MAX_NAME = 255
+"""The longest name of a ZFS snapshot, dataset's name included (ZFS_MAX_DATASET_NAME_LEN - 1)."""
+
+_UNMOUNTED = "/.unmounted"
+
+
+class ZfsSelection:
+    """The datasets that are asked for, and the verdict on each that is known."""
+
+    def __init__(self, shared: Selection) -> None:
+        self._shared = shared
+        self._facts = shared.facts
+        self._request = shared.request
+        self._asked: dict[str, Ask] = {}
+        self._outside: dict[str, str] = {}
+        """Datasets below one of which only a path was named, and that path."""
+        self._mounts: dict[str, list[Mount]] = {}
+        for mount in self._facts.mounts:
+            if mount.fstype == "zfs" and "@" not in mount.source:
+                self._mounts.setdefault(mount.source, []).append(mount)
+
+    # What is asked for
+
+    def ask_for(self, name: str, why: str, part: str = "") -> None:
+        """A dataset that the user named, or a part of it; with ``-r`` what lies below."""
+        if self._request.by_property:
+            # Names only say where to look for the property.
+            return
+        self._asked.setdefault(name, Ask(why, named=True)).add(part, named=True)
+        if self._request.recursive:
+            self._ask_below(name, part)
+
+    def _ask_below(self, name: str, part: str) -> None:
+        for inside in self._below(name):
+            if part:
+                top = f"{self._point(name).rstrip('/')}/{part}"
+                if not is_at_or_below(self._point(inside), top):
+                    self._outside[inside] = top
+                    continue
+            self._imply(inside, f"-r {printable(name)}")
+
+    def _below(self, name: str) -> Iterator[str]:
+        return (other for other in self._facts.datasets if other.startswith(f"{name}/"))
+
+    def _point(self, name: str) -> str:
+        mount = self._visible(name)
+        return mount.point if mount else ""
+
+    def _imply(self, name: str, why: str) -> None:
+        self._asked.setdefault(name, Ask(why, named=False)).add("", named=False)
+
+    def ask_by_pattern(self, pattern: str) -> int:
+        """Datasets whose name, or for a path whose mount point, a pattern fits. Returns how many do."""
+        count = 0
+        for name, dataset in self._facts.datasets.items():
+            if dataset.kind == "filesystem" and patterns.matches(
+                pattern, self._point(name) if is_path(pattern) else name
+            ):
+                count += 1
+                self._imply(name, f"the pattern {printable(pattern)}")
+                if self._request.recursive:
+                    self._ask_below(name, "")
+        return count
+
+    def ask_for_everything(self) -> None:
+        """All datasets that are known (``-a``)."""
+        for name in self._facts.datasets:
+            self._imply(name, "-a")
+
+    def ask_by_property(self) -> None:
+        """The datasets that the property selects, in all or below those that were named."""
+        scopes = [self._scope(name) for name in self._request.names]
+        for name in self._facts.datasets:
+            if scopes and not any(is_at_or_below(name, scope) for scope in scopes):
+                continue
+            value, _ = self._property(name)
+            if value == "on":
+                self._imply(name, f"{self._request.property}=on")
+
+    def _scope(self, name: str) -> str:
+        path = self._facts.resolved.get(name)
+        return name if path is None else holder(path, self._shared.seen).source
+
+    # The property
+
+    def _property(self, name: str) -> tuple[str, str]:
+        """The effective value (on, off, or empty) and where it was set, in words. Raises KopiatomicError."""
+        setting = self._facts.properties.get(name)
+        if setting is None:
+            return "", ""
+        origin = setting.source.removeprefix("inherited from ")
+        inherited = origin != setting.source
+        above = self._facts.properties.get(origin)
+        if setting.source == "received" or (inherited and above is not None and above.source == "received"):
+            of = name if not inherited else origin
+            self._shared.note(
+                f"{self._request.property} of {printable(of)} was received with a stream: it does not count"
+            )
+            return "", ""
+        where = f"set on {printable(origin)}" if inherited else "set on it"
+        if setting.value == "children":
+            return ("on", where) if inherited else ("children", where)
+        if setting.value not in {"on", "off"}:
+            raise KopiatomicError(
+                f"the property {self._request.property} of {printable(origin if inherited else name)} is "
+                f"{printable(setting.value)!r}",
+                kind="bad-property",
+                hint=f"It has to be on, off or children: zfs set {self._request.property}=on {printable(name)}",
+            )
+        return setting.value, where
+
+    # What becomes of each
+
+    def judge(self) -> Iterator[Judged]:
+        """The verdict on each dataset that is known. Raises KopiatomicError where one that was named cannot be taken."""
+        verdicts = {name: self._judged(dataset) for name, dataset in self._facts.datasets.items()}
+        for name, judged in verdicts.items():
+            ask = self._asked.get(name)
+            if ask is not None and ask.named and judged.verdict not in {Verdict.TAKEN, Verdict.EXCLUDED}:
+                verdicts[name] = replace(judged, reason=self._container(name, judged, verdicts))
+        yield from verdicts.values()
+        yield from self._suspended()
+
+    def _container(self, name: str, judged: Judged, verdicts: dict[str, Judged]) -> str:
+        """``-r NAME`` means what lies below where the dataset itself is, by its properties, not for mounting.
+
+        Raises KopiatomicError for any other that was named and cannot be taken.
+        """
+        inside = any(verdicts[other].verdict is Verdict.TAKEN for other in self._below(name))
+        volume = self._facts.datasets[name].kind != "filesystem"
+        if not self._request.recursive or not inside or volume or judged.incomplete:
+            raise KopiatomicError(
+                f"{printable(name)} cannot be backed up: {judged.reason}", kind="cannot-take", hint=judged.hint or None
+            )
+        return f"{judged.reason}; what lies below it is taken"
+
+    def _judged(self, dataset: ZfsDataset) -> Judged:
+        name = dataset.name
+        ask = self._asked.get(name)
+        mount = self._visible(name)
+        excluded = self._shared.excluded_by((name, mount.point if mount else ""))
+        if excluded is not None:
+            return self._verdict(dataset, Verdict.EXCLUDED, f"--exclude {printable(excluded)}")
+        if ask is None or not ask.named:
+            value, where = self._property(name) if ask or self._request.by_property else ("", "")
+            if value in {"off", "children"}:
+                reason = f"{self._request.property}={value}, {where}"
+                return self._verdict(dataset, Verdict.EXCLUDED, reason)
+        if ask is None:
+            return self._not_asked_for(dataset)
+        if dataset.kind != "filesystem":
+            hint = "kopiatomic backs up filesystems; a volume has no files."
+            return self._verdict(dataset, Verdict.VOLUME, f"it is a {dataset.kind}, not a filesystem", hint=hint)
+        length = len(name) + len(self._request.suffix)
+        if mount is None or length > MAX_NAME:
+            return self._not_takeable(dataset, ask)
+        self._take(dataset, ask, mount.point)
+        reason = f"{ask.why}{self._other_places(name, mount)}"
+        return self._verdict(dataset, Verdict.TAKEN, reason, places=self._shared.taken[-1].places)
+
+    def _not_asked_for(self, dataset: ZfsDataset) -> Judged:
+        top = self._outside.get(dataset.name)
+        if top is not None:
+            return self._verdict(dataset, Verdict.OUTSIDE, f"it is not mounted below {printable(top)}, which was named")
+        if self._request.by_property:
+            return self._verdict(dataset, Verdict.NOT_ASKED_FOR, f"{self._request.property} is not set for it")
+        return self._verdict(dataset, Verdict.NOT_ASKED_FOR, "it was not named; -r takes it")
+
+    def _not_takeable(self, dataset: ZfsDataset, ask: Ask) -> Judged:
+        """Why a filesystem that was asked for cannot be taken, or can be only because ``--include-unmounted`` says so."""
+        name = dataset.name
+        length = len(name) + len(self._request.suffix)
+        if length > MAX_NAME:
+            reason = f"its name is too long for a snapshot's ({len(name)} + {length - len(name)} > {MAX_NAME})"
+            hint = "Rename the dataset, or leave it out."
+            return self._verdict(dataset, Verdict.NAME_TOO_LONG, reason, incomplete=True, hint=hint)
+        whole = [m for m in self._mounts.get(name, ()) if m.root == "/"]
+        if whole:
+            cover = holder(whole[0].point, self._shared.seen)
+            reason = f"its mount at {printable(whole[0].point)} is covered by {described(cover)}"
+            hint = "Unmount what covers it, or leave it out."
+            return self._verdict(dataset, Verdict.COVERED, reason, incomplete=True, hint=hint)
+        if dataset.keystatus == "unavailable":
+            hint = f"zfs load-key {name}, then zfs mount {name}"
+            reason = "its encryption key is not loaded"
+            return self._verdict(dataset, Verdict.KEY_NOT_LOADED, reason, incomplete=True, hint=hint)
+        if self._request.include_unmounted:
+            return self._take_unmounted(dataset, ask)
+        return self._not_mounted(dataset)
+
+    def _not_mounted(self, dataset: ZfsDataset) -> Judged:
+        name, point = dataset.name, dataset.mountpoint
+        hint = f"Mount it (zfs mount {name}), take it with --include-unmounted, or leave it out."
+        parts = [m for m in self._mounts.get(name, ()) if m.root != "/"]
+        if parts:
+            reason = f"only a part of it is mounted (a bind mount at {printable(parts[0].point)})"
+            return self._verdict(dataset, Verdict.MOUNTED_ELSEWHERE, reason, incomplete=True, hint=hint)
+        root = self._shared.seen.get("/")
+        if point == "/" and dataset.canmount != "off" and root is not None and root.fstype == "zfs":
+            reason = f"another boot environment is booted ({printable(root.source)})"
+            return self._verdict(dataset, Verdict.BOOT_ENVIRONMENT, reason, hint=hint)
+        if dataset.canmount == "off":
+            return self._verdict(dataset, Verdict.NOT_MOUNTED, "it is not mounted (canmount=off)", hint=hint)
+        if point == "none":
+            return self._verdict(dataset, Verdict.NO_MOUNT_POINT, "it is not mounted (mountpoint=none)", hint=hint)
+        if dataset.should_be_mounted:
+            reason = "it should be mounted and is not"
+            return self._verdict(dataset, Verdict.NOT_MOUNTED, reason, incomplete=True, hint=hint)
+        why = "mountpoint=legacy" if point == "legacy" else f"canmount={dataset.canmount}"
+        return self._verdict(dataset, Verdict.NOT_MOUNTED, f"it is not mounted ({why})", hint=hint)
+
+    def _take_unmounted(self, dataset: ZfsDataset, ask: Ask) -> Judged:
+        """Its snapshot is mounted in the view alone."""
+        if ask.parts != ("",):
+            return self._not_mounted(dataset)
+        point = dataset.mountpoint
+        usual = dataset.canmount != "off" and point.startswith("/") and point != "/" and self._is_free(point)
+        place = point if usual else f"{_UNMOUNTED}/{dataset.name}"
+        if not usual and self._is_taken_at_root():
+            raise KopiatomicError(
+                f"{printable(dataset.name)} would appear at {printable(place)}, which cannot be made in the frozen tree of "
+                "the dataset at /",
+                kind="no-place",
+                hint="Back it up with a command of its own, with --include-unmounted and a --name; leave it out of this one "
+                "with --exclude.",
+            )
+        self._take(dataset, ask, place, mountpoint="")
+        reason = f"{ask.why}; it is not mounted, and --include-unmounted takes it"
+        return self._verdict(dataset, Verdict.TAKEN, reason, places=self._shared.taken[-1].places)
+
+    def _is_taken_at_root(self) -> bool:
+        root = self._shared.seen.get("/")
+        if root is None or root.fstype != "zfs":
+            return root is not None and any(t.place == "/" for t in self._shared.taken)
+        return root.source in self._asked and self._shared.excluded_by((root.source, "/")) is None
+
+    def _is_free(self, point: str) -> bool:
+        """Whether nothing stands at a place, and it exists where a mount of what may be taken would have to have it."""
+        return point not in self._shared.seen and point in self._facts.directories
+
+    def _take(self, dataset: ZfsDataset, ask: Ask, place: str, mountpoint: str | None = None) -> None:
+        pool = dataset.name.partition("/")[0]
+        where = place if mountpoint is None else mountpoint
+        self._shared.taken.append(Taken(Dataset("zfs", dataset.name, pool, where), place, ask.named, ask.parts))
+
+    def _visible(self, name: str) -> Mount | None:
+        """The mount that shows the whole dataset and can be seen; of several the first."""
+        for mount in self._mounts.get(name, ()):
+            if mount.root == "/" and self._shared.seen.get(mount.point) is mount:
+                return mount
+        return None
+
+    def _other_places(self, name: str, mount: Mount) -> str:
+        others = [printable(m.point) for m in self._mounts[name] if m is not mount and m.root == "/"]
+        return f"; it is mounted at {', '.join(others)} as well" if others else ""
+
+    def _suspended(self) -> Iterator[Judged]:
+        """What is mounted of suspended pools: zfs does not list it."""
+        if not self._request.everything:
+            return
+        for name in self._mounts:
+            pool = self._facts.pools.get(name.partition("/")[0])
+            if pool is not None and pool.suspended and name not in self._facts.datasets:
+                yield Judged(name, "zfs", Verdict.SUSPENDED, "its pool is suspended", incomplete=True)
+
+    def _verdict(
+        self,
+        dataset: ZfsDataset,
+        verdict: Verdict,
+        reason: str,
+        *,
+        places: tuple[str, ...] = (),
+        incomplete: bool = False,
+        hint: str = "",
+    ) -> Judged:
+        facts = {"type": dataset.kind, "canmount": dataset.canmount, "keystatus": dataset.keystatus}
+        if dataset.mountpoint:
+            facts["mountpoint"] = dataset.mountpoint
+        mounts = self._mounts.get(dataset.name, ())
+        facts["mounts"] = ", ".join(m.point for m in mounts) or "none"
+        return Judged(dataset.name, "zfs", verdict, reason, self._point(dataset.name), places, incomplete, hint, facts)

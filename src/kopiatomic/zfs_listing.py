@@ -1,0 +1,217 @@
+"""What ``zfs`` and ``zpool`` list of datasets and pools, read so that no name or property can be taken for another."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.facts import Setting, ZfsDataset, ZfsPool
+from kopiatomic.system import libzfs_core, process
+from kopiatomic.text import printable
+
+LIST_TIMEOUT = 120.0
+"""Seconds that one listing may take: a suspended pool or a dead device must not hang a plan."""
+
+_COLUMNS = "name,type,canmount,keystatus"
+_ARGUMENT_BYTES = 1 << 20
+
+
+def run(argv: list[str]) -> process.Finished:
+    """Run ``zfs`` or ``zpool``; its texts are read in the C locale. Raises KopiatomicError."""
+    try:
+        return process.run(argv, timeout=LIST_TIMEOUT, environment={**os.environ, "LC_ALL": "C"}, keep=1 << 30)
+    except FileNotFoundError:
+        raise KopiatomicError(
+            f"ZFS is not installed: there is no command '{argv[0]}'",
+            kind="zfs-missing",
+            hint="Debian and Ubuntu: apt install zfsutils-linux. Btrfs subvolumes are named by a path that begins with / or ./",
+        ) from None
+    except process.TimeLimitError:
+        raise KopiatomicError(
+            f"'{argv[0]} {argv[1]}' did not answer within {LIST_TIMEOUT:g} s",
+            kind="zfs-timeout",
+            hint="Is a pool suspended? See 'zpool status'.",
+        ) from None
+
+
+def _lines(finished: process.Finished) -> list[str]:
+    # Not splitlines(): a property may hold characters that Python takes for line ends and zfs does not.
+    return finished.stdout.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n") if finished.stdout else []
+
+
+def datasets(
+    names: Sequence[str], user_property: str, *, everything: bool, depth: int | None
+) -> tuple[dict[str, ZfsDataset], list[str]]:
+    """Datasets by name, without their mount points; and the names of those that have the user property in any way.
+
+    ``everything``: all there are; else those named and what lies below them, ``depth`` levels (None: all). Raises
+    KopiatomicError.
+    """
+    # The property is the last column: the only one that may hold a tab or a newline.
+    argv = ["zfs", "list", "-Hp", "-t", "filesystem,volume", "-o", f"{_COLUMNS},{user_property}"]
+    if not everything:
+        for name in names:
+            _check_kind(name)
+        argv += [*(["-r"] if depth is None else ["-d", str(depth)]), "--", *names]
+    result = run(argv)
+    found: dict[str, ZfsDataset] = {}
+    valued: list[str] = []
+    for line in _lines(result):
+        fields = line.split("\t", 4)
+        if len(fields) != 5 or fields[1] not in {"filesystem", "volume"}:
+            raise _odd_property(user_property, valued[-1] if valued else fields[0])
+        name, kind, canmount, keystatus, value = fields
+        found[name] = ZfsDataset(name, kind, canmount, keystatus)
+        if value != "-":
+            valued.append(name)
+    if not everything:
+        require(names, found, result)
+        if result.status != 0:
+            raise _failure(result)
+    elif result.status != 0 and not found:
+        raise _failure(result)
+    return found, valued
+
+
+def require(names: Collection[str], found: Collection[str], result: process.Finished | None = None) -> None:
+    """Refuse names that are not among those found, with near ones. Raises KopiatomicError."""
+    for name in sorted(names):
+        _check_kind(name)
+        if name not in found:
+            raise _missing(name, result or run(["zfs", "list", "-H", "-o", "name", "--", name]))
+
+
+def _odd_property(user_property: str, name: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"the property {user_property} of {printable(name)} holds a tab or a newline",
+        kind="bad-property",
+        hint=f"zfs set {user_property}=on, off or children, or zfs inherit {user_property}",
+    )
+
+
+def _check_kind(name: str) -> None:
+    """Refuse what can be seen from the name alone not to be a filesystem."""
+    for mark, what in (("@", "snapshot"), ("#", "bookmark")):
+        if mark in name:
+            raise KopiatomicError(
+                f"{printable(name)} is a {what}, not a filesystem",
+                kind="not-a-filesystem",
+                hint=f"Name the dataset itself: {printable(name.partition(mark)[0])}",
+            )
+
+
+def with_mountpoints(asked: Iterable[ZfsDataset]) -> dict[str, ZfsDataset]:
+    """Datasets with their ``mountpoint`` property."""
+    wanted = [dataset for dataset in asked if dataset.kind == "filesystem"]
+    return {d.name: replace(d, mountpoint=value) for d, value in zip(wanted, _mountpoints(wanted), strict=True)}
+
+
+def _mountpoints(wanted: list[ZfsDataset]) -> list[str]:
+    """The property may hold newlines, which ``zfs list`` prints raw: where the count of lines is off, halves are asked for."""
+    if not wanted:
+        return []
+    argv = ["zfs", "list", "-H", "-t", "filesystem", "-o", "mountpoint", "--"]
+    if sum(len(d.name) + 1 for d in wanted) <= _ARGUMENT_BYTES:
+        result = run([*argv, *(d.name for d in wanted)])
+        if len(wanted) == 1:
+            return [result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")]
+        values = _lines(result)
+        if len(values) == len(wanted):
+            return values
+    middle = (len(wanted) + 1) // 2
+    if middle == len(wanted):
+        return [""]
+    return _mountpoints(wanted[:middle]) + _mountpoints(wanted[middle:])
+
+
+def settings(names: Sequence[str], user_property: str) -> dict[str, Setting]:
+    """A user property of these datasets, and of those that they have it from. Raises KopiatomicError."""
+    found: dict[str, Setting] = {}
+    waiting = list(names)
+    while waiting:
+        argv = ["zfs", "get", "-H", "-t", "filesystem,volume", "-o", "source,name,value", user_property, *waiting]
+        for line in _lines(run(argv)):
+            fields = line.split("\t", 2)
+            if len(fields) != 3:
+                raise _odd_property(user_property, waiting[0])
+            source, name, value = fields
+            found[name] = Setting(value, source)
+        above = {
+            s.source.removeprefix("inherited from ") for s in found.values() if s.source.startswith("inherited from ")
+        }
+        waiting = sorted(above - found.keys())
+    return found
+
+
+def pools(names: set[str] | None) -> dict[str, ZfsPool]:
+    """The pools of these names; all for None. Raises KopiatomicError."""
+    if names is not None and not names:
+        return {}
+    result = run(["zpool", "list", "-Hp", "-o", "name,health,readonly", "--", *sorted(names or ())])
+    if result.status != 0:
+        raise _failure(result)
+    found = {}
+    for line in _lines(result):
+        name, health, read_only = line.split("\t")
+        found[name] = ZfsPool(name, health, read_only == "on")
+    return found
+
+
+def _missing(name: str, result: process.Finished) -> KopiatomicError:
+    """Why a named dataset is not in the listing, with near names."""
+    if f"cannot open '{name}': pool I/O is currently suspended" in result.errors:
+        return pool_suspended(name.partition("/")[0])
+    if f"cannot open '{name}'" not in result.errors:
+        return _failure(result)
+    everything = run(["zfs", "list", "-H", "-t", "filesystem", "-o", "name"])
+    known = everything.stdout.decode("utf-8", "surrogateescape").splitlines()
+    if not known:
+        return _no_pools()
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    last = name.rpartition("/")[2]
+    near += [k for k in known if k.rpartition("/")[2] == last and k not in near][:3]
+    hint = "Did you mean " + " or ".join(near) + "?" if near else "'zfs list' shows the datasets there are."
+    if os.path.exists(name):
+        hint += f" To name the directory, write ./{printable(name)}"
+    if "invalid" in result.errors:
+        return KopiatomicError(f"{printable(name)} is not a valid dataset name", kind="no-such-dataset", hint=hint)
+    return KopiatomicError(f"no such dataset: {printable(name)}", kind="no-such-dataset", hint=hint)
+
+
+def pool_suspended(pool: str) -> KopiatomicError:
+    """A pool whose devices have failed: with failmode=wait whatever is asked of it waits for ever."""
+    return KopiatomicError(
+        f"the pool {printable(pool)} is suspended: its devices do not answer",
+        kind="pool-suspended",
+        hint=f"See 'zpool status {pool}'; when the devices are back, 'zpool clear {pool}'.",
+    )
+
+
+def _no_pools() -> KopiatomicError:
+    return KopiatomicError(
+        "there are no ZFS pools",
+        kind="no-pools",
+        hint="'zpool import' shows the pools that could be imported.",
+    )
+
+
+def _failure(result: process.Finished) -> KopiatomicError:
+    text = result.errors
+    if f"{libzfs_core.DEVICE} and" in text and "are required" in text:
+        return libzfs_core.device_error(FileNotFoundError())
+    if "modules" in text and "load" in text:
+        return KopiatomicError("the ZFS kernel module is not loaded", kind="zfs-module", hint="modprobe zfs")
+    if "ermission denied" in text:
+        return KopiatomicError(
+            "no permission to use /dev/zfs",
+            kind="zfs-permission",
+            hint="Run as root; in a container or a hardened unit allow the device.",
+        )
+    if "no datasets available" in text or "no pools available" in text:
+        return _no_pools()
+    return KopiatomicError(
+        f"'{' '.join(result.argv[:2])}' failed: {text or f'exit status {result.status}'}", kind="zfs-list"
+    )
