@@ -179,8 +179,11 @@ class Console:
 
         _styled(sys.stdout, [plan_table.headline(plan)])
         # Where stdout is no terminal rich takes COLUMNS, or 80, and writes no colour.
-        rich = Rich(file=sys.stdout, highlight=False, soft_wrap=False)
-        _guarded(lambda: rich.print(plan_table.table(plan)), sys.stdout)
+        rich = Rich(file=sys.stdout, highlight=False)
+        with rich.capture() as capture:
+            rich.print(plan_table.table(plan))
+        for line in capture.get().splitlines():
+            write(sys.stdout, line.rstrip())
         _styled(sys.stdout, list(plan_table.lines(plan, engine, verbose=self._verbose)))
 
     def error(self, error: KopiatomicError) -> None:
