@@ -25,6 +25,8 @@ class ZfsDataset:
     kind: str
     canmount: str
     keystatus: str
+    zoned: bool = False
+    """Whether it is managed from inside a jail or a user namespace."""
     mountpoint: str = ""
     """The property. The mount table is the truth about where it is mounted."""
 

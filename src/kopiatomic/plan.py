@@ -15,7 +15,6 @@ from kopiatomic.selection.btrfs import BtrfsSelection
 from kopiatomic.selection.zfs import ZfsSelection
 from kopiatomic.system.mountinfo import holder, parents, visible
 from kopiatomic.text import printable
-from kopiatomic.zfs_listing import pool_suspended
 
 
 def select(facts: Facts, request: Request) -> Plan:
@@ -34,7 +33,6 @@ def select(facts: Facts, request: Request) -> Plan:
     _check_excluding(shared)
     if not shared.taken:
         raise _nothing(request, judged)
-    _check_pools(shared)
     _check_places(shared)
     taken = tuple(sorted(shared.taken, key=lambda t: t.place.rstrip("/").split("/")))
     return Plan(
@@ -104,22 +102,6 @@ def _check_excluding(shared: Selection) -> None:
     for pattern in shared.request.exclude:
         if pattern not in shared.excluding:
             shared.note(f"--exclude {printable(pattern)} matches nothing")
-
-
-def _check_pools(shared: Selection) -> None:
-    """A snapshot in a suspended pool waits for ever, in a read-only one it is impossible. Raises KopiatomicError."""
-    for taken in shared.taken:
-        pool = shared.facts.pools.get(taken.dataset.pool) if taken.dataset.filesystem == "zfs" else None
-        if pool is None:
-            continue
-        if pool.suspended:
-            raise pool_suspended(pool.name)
-        if pool.read_only:
-            raise KopiatomicError(
-                f"the pool {printable(pool.name)} is imported read-only: no snapshot can be made in it",
-                kind="pool-read-only",
-                hint="Import it writable, or back up its mounted files directly.",
-            )
 
 
 def _check_places(shared: Selection) -> None:

@@ -15,7 +15,7 @@ from kopiatomic.text import printable
 LIST_TIMEOUT = 120.0
 """Seconds that one listing may take: a suspended pool or a dead device must not hang a plan."""
 
-_COLUMNS = "name,type,canmount,keystatus"
+_COLUMNS = "name,type,canmount,keystatus,zoned"
 _ARGUMENT_BYTES = 1 << 20
 
 
@@ -60,11 +60,11 @@ def datasets(
     found: dict[str, ZfsDataset] = {}
     valued: list[str] = []
     for line in _lines(result):
-        fields = line.split("\t", 4)
-        if len(fields) != 5 or fields[1] not in {"filesystem", "volume"}:
+        fields = line.split("\t", 5)
+        if len(fields) != 6 or fields[1] not in {"filesystem", "volume"}:
             raise _odd_property(user_property, valued[-1] if valued else fields[0])
-        name, kind, canmount, keystatus, value = fields
-        found[name] = ZfsDataset(name, kind, canmount, keystatus)
+        name, kind, canmount, keystatus, zoned, value = fields
+        found[name] = ZfsDataset(name, kind, canmount, keystatus, zoned == "on")
         if value != "-":
             valued.append(name)
     if not everything:

@@ -153,12 +153,36 @@ def test_a_subvolume_mounted_by_itself_is_named_by_its_mount_point(
         command("umount", home)
 
 
-def test_a_directory_in_a_subvolume_says_what_holds_it(btrfs: Btrfs, run: Run) -> None:
-    inside = btrfs.subvolume("data") / "inside"
-    inside.mkdir()
-    ended = run("-c", "true", inside)
-    assert ended.returncode == 1
-    assert f"it lies in the Btrfs subvolume mounted at {btrfs.mountpoint}" in ended.stderr
+def test_a_directory_in_a_subvolume_is_shown_alone(
+    btrfs: Btrfs, saved: Saved, listing: Listing, root: Path, leftovers: Leftovers
+) -> None:
+    data = btrfs.subvolume("data")
+    for name in ("one/inside", "other"):
+        (data / name).mkdir(parents=True)
+        (data / name / "file").touch()
+    document = saved("-c", listing.command, data / "one/inside")
+    assert document["datasets"][0]["paths"] == [str(data / "one/inside")]
+    below = {entry for entry in listing.entries() if entry.startswith(os.fsencode(data)[1:])}
+    assert below == {os.fsencode(data / name)[1:] for name in ("", "one", "one/inside", "one/inside/file")}
+    assert leftovers(root) == []
+
+
+def test_a_part_that_is_a_link_or_gone_in_the_frozen_tree_is_named(
+    btrfs: Btrfs, run: Run, root: Path, leftovers: Leftovers
+) -> None:
+    data = btrfs.subvolume("data")
+    for how, reason in (
+        ("ln -s /etc", "it is a link or no directory in its snapshot"),
+        ("true", "there is no such directory"),
+    ):
+        (data / "part").mkdir()
+        swap = f"rmdir {data}/part; {how} {data}/part"
+        ended = run("-p", swap, "-c", "true", data / "part")
+        assert ended.returncode == 1
+        assert reason in ended.stderr
+        assert str(data / "part") in ended.stderr
+        assert leftovers(root) == []
+        (data / "part").unlink(missing_ok=True)
 
 
 def test_everything_takes_every_mounted_subvolume_once(

@@ -29,7 +29,7 @@ def _mount(id_: int, parent: int, point: str, fstype: str, source: str) -> Mount
     return Mount(id_, parent, f"0:{id_}", root or "/", point, fstype, source, ("rw",), ("rw",), ())
 
 
-def zfs(name: str, kind: str = "filesystem", **columns: str) -> ZfsDataset:
+def zfs(name: str, kind: str = "filesystem", **columns: Any) -> ZfsDataset:
     return ZfsDataset(name, kind, **{"canmount": "on", "keystatus": "-", **columns})
 
 

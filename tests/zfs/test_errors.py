@@ -49,6 +49,7 @@ def world(tank: Pool, tmp_path_factory: pytest.TempPathFactory) -> World:
     command("zfs", "snapshot", f"{tank.name}/home@monday")
     command("zfs", "bookmark", f"{tank.name}/home@monday", f"{tank.name}/home#monday")
     (tank.path("home") / "ann").mkdir()
+    (tank.path("home") / "ann" / "file").touch()
     (folder / "full").mkdir()
     (folder / "full" / "file").touch()
     (folder / "file").write_text("text")
@@ -131,10 +132,10 @@ CASES = [
     Case("not a name", 1, "{pool}/a,b is not a valid dataset name", _named("a,b")),
     Case("no such path", 1, "/no/such: No such file or directory", lambda _: ["/no/such"]),
     Case(
-        "a path that is no mount point",
+        "a path to a file",
         1,
-        "{mnt}/home/ann is no mount point: it lies in the dataset {pool}/home mounted at {mnt}/home",
-        lambda world: ["-c", "true", world.pool.path("home") / "ann"],
+        "{mnt}/home/ann/file is neither a mount point nor a directory: it lies in the dataset {pool}/home mounted at {mnt}/home",
+        lambda world: ["-c", "true", world.pool.path("home") / "ann" / "file"],
         "{pool}/home",
     ),
     Case("another filesystem", 1, "/proc is on proc .*neither ZFS nor Btrfs", lambda _: ["/proc"]),

@@ -16,6 +16,7 @@ from kopiatomic.request import is_path
 from kopiatomic.selection import Ask, Selection, described, is_at_or_below
 from kopiatomic.system.mountinfo import Mount, holder
 from kopiatomic.text import printable
+from kopiatomic.zfs_listing import pool_suspended
 
 MAX_NAME = 255
 """The longest name of a ZFS snapshot, dataset's name included (ZFS_MAX_DATASET_NAME_LEN - 1)."""
@@ -171,11 +172,33 @@ class ZfsSelection:
             hint = "kopiatomic backs up filesystems; a volume has no files."
             return self._verdict(dataset, Verdict.VOLUME, f"it is a {dataset.kind}, not a filesystem", hint=hint)
         length = len(name) + len(self._request.suffix)
+        useless = self._useless_pool(dataset, ask)
+        if useless is not None:
+            return useless
         if mount is None or length > MAX_NAME:
             return self._not_takeable(dataset, ask)
         self._take(dataset, ask, mount.point)
         reason = f"{ask.why}{self._other_places(name, mount)}"
         return self._verdict(dataset, Verdict.TAKEN, reason, places=self._shared.taken[-1].places)
+
+    def _useless_pool(self, dataset: ZfsDataset, ask: Ask) -> Judged | None:
+        """A snapshot in a suspended pool waits for ever, in a read-only one it is impossible.
+
+        Raises KopiatomicError where the dataset was named.
+        """
+        pool = self._facts.pools.get(dataset.name.partition("/")[0])
+        if pool is not None and pool.suspended:
+            if ask.named:
+                raise pool_suspended(pool.name)
+            return self._verdict(dataset, Verdict.SUSPENDED, "its pool is suspended", incomplete=True)
+        if pool is not None and pool.read_only:
+            hint = "Import it writable, or back up its mounted files directly."
+            if ask.named:
+                reason = f"the pool {printable(pool.name)} is imported read-only: no snapshot can be made in it"
+                raise KopiatomicError(reason, kind="pool-read-only", hint=hint)
+            reason = "its pool is imported read-only: no snapshot can be made in it"
+            return self._verdict(dataset, Verdict.READ_ONLY_POOL, reason, incomplete=True, hint=hint)
+        return None
 
     def _not_asked_for(self, dataset: ZfsDataset) -> Judged:
         top = self._outside.get(dataset.name)
@@ -203,6 +226,10 @@ class ZfsSelection:
             hint = f"zfs load-key {name}, then zfs mount {name}"
             reason = "its encryption key is not loaded"
             return self._verdict(dataset, Verdict.KEY_NOT_LOADED, reason, incomplete=True, hint=hint)
+        if dataset.zoned:
+            reason = "it belongs to a jail or a user namespace (zoned=on), and is mounted only there"
+            hint = "Back it up from there, or leave it out."
+            return self._verdict(dataset, Verdict.MOUNTED_ELSEWHERE, reason, incomplete=True, hint=hint)
         if self._request.include_unmounted:
             return self._take_unmounted(dataset, ask)
         return self._not_mounted(dataset)

@@ -313,7 +313,7 @@ def _aside(base: int, source: str) -> Iterator[int]:
 _ASIDE = ".aside"
 _PART_MISSING = {
     errno.ENOENT: "there is no such directory in its snapshot",
-    errno.ENOTDIR: "it is no directory in its snapshot",
+    errno.ENOTDIR: "it is a link or no directory in its snapshot",
     errno.ELOOP: "a part of that path is a link in its snapshot",
 }
 
