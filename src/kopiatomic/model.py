@@ -106,6 +106,8 @@ class Plan:
 
     root: str
     taken: tuple[Taken, ...]
+    scaffolds: tuple[str, ...] = ()
+    """Places of mounts that are not taken, between one that is and another below it: empty directories stand for them."""
     judged: tuple[Judged, ...] = ()
     uncovered: tuple[Uncovered, ...] = ()
     notes: tuple[str, ...] = ()

@@ -38,6 +38,7 @@ def select(facts: Facts, request: Request) -> Plan:
     return Plan(
         root=request.root,
         taken=taken,
+        scaffolds=tuple(_scaffolds(shared, taken)),
         judged=tuple(sorted(judged, key=lambda j: (j.filesystem != "zfs", j.name.rstrip("/").split("/")))),
         uncovered=tuple(_uncovered(facts, taken)),
         notes=tuple(shared.notes),
@@ -117,6 +118,26 @@ def _check_places(shared: Selection) -> None:
                     kind="same-place",
                     hint="Leave one of them out (--exclude), or back them up with two commands and --name.",
                 )
+
+
+def _scaffolds(shared: Selection, taken: Sequence[Taken]) -> list[str]:
+    """Where something that is not taken lies between a taken dataset and one below it: a mount, or a nested subvolume.
+
+    What lies in it is in no frozen tree, the mount point of the lower one included; and a frozen tree takes no new directory.
+    """
+    places = {place for t in taken for place in t.places}
+    boundaries = {*shared.seen, *(subvolume.path for subvolume in shared.facts.subvolumes)}
+    found = set()
+    for place in places:
+        between: str | None = None
+        for directory in parents(place):
+            if directory in places:
+                if between is not None:
+                    found.add(between)
+                break
+            if directory in boundaries:
+                between = directory
+    return sorted(found)
 
 
 def _uncovered(facts: Facts, taken: Sequence[Taken]) -> list[Uncovered]:

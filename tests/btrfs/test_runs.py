@@ -167,6 +167,23 @@ def test_a_directory_in_a_subvolume_is_shown_alone(
     assert leftovers(root) == []
 
 
+def test_what_lies_below_an_excluded_subvolume_is_shown_at_its_place(
+    btrfs: Btrfs, saved: Saved, listing: Listing, root: Path, leftovers: Leftovers
+) -> None:
+    top = btrfs.mountpoint
+    middle, lower = btrfs.subvolume("middle"), btrfs.subvolume("middle/lower")
+    (middle / "secret").touch()
+    (lower / "file").touch()
+    middle.chmod(0o751)
+    os.utime(middle, ns=(10**18, 10**18))
+    saved("-r", "-c", listing.command, top, "--exclude", middle)
+    found = listing.entries()
+    assert os.fsencode(lower / "file")[1:] in found
+    assert os.fsencode(middle / "secret")[1:] not in found
+    assert b"|751|" in found[os.fsencode(middle)[1:]] + b"|"
+    assert leftovers(root) == []
+
+
 def test_a_part_that_is_a_link_or_gone_in_the_frozen_tree_is_named(
     btrfs: Btrfs, run: Run, root: Path, leftovers: Leftovers
 ) -> None:

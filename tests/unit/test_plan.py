@@ -632,6 +632,21 @@ def test_a_mounted_file_that_is_itself_in_the_backup_is_said_to_be() -> None:
     assert "/t/images/x.iso is in the backup" in found.note
 
 
+def test_a_mount_between_two_taken_datasets_gets_a_directory_of_ours() -> None:
+    known = facts(
+        ("/t", "zfs", "t"),
+        ("/t/a", "zfs", "t/a"),
+        ("/t/a/b", "ext4", "/dev/sdc"),
+        ("/t/a/b/c", "zfs", "t/c"),
+        ("/u", "ext4", "/dev/sdd"),
+        ("/u/v", "zfs", "t/v"),
+        datasets=[zfs("t"), zfs("t/a"), zfs("t/c"), zfs("t/v")],
+    )
+    assert plan(known, "t", "t/c", "t/v").scaffolds == ("/t/a",)
+    assert plan(known, "t", "t/a", "t/c").scaffolds == ("/t/a/b",)
+    assert plan(known, "t/c", "t/v").scaffolds == ()
+
+
 # Saved facts
 
 

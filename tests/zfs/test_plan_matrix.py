@@ -91,7 +91,9 @@ def build(make: Builder) -> None:  # noqa: PLR0915 - a table in the form of step
     make.rows[gone] = Row("not mounted", incomplete=True)
     parent = make.taken("parent")
     make.zfs("create", "-o", f"mountpoint={make.folder}/child", f"{parent}/child")
+    # It unmounts what lies below as well, wherever that is mounted.
     make.zfs("unmount", parent)
+    make.zfs("mount", f"{parent}/child")
     make.rows[parent] = Row("not mounted", incomplete=True)
     make.rows[f"{parent}/child"] = Row("taken", place=f"{make.folder}/child")
     make.mark(f"{parent}/child", make.folder / "child")
@@ -138,6 +140,8 @@ def build(make: Builder) -> None:  # noqa: PLR0915 - a table in the form of step
     for name in ("with space", " leading", "trailing ", "a:b", "dots..", "x" * 200):
         make.taken(name)
     make.add("n" * 220, Row("name too long", incomplete=True))
+    # zfs mounts there, and cannot make such a directory itself.
+    Path(f"{make.folder}{ODD}").mkdir()
     odd = make.add("odd", Row("taken", place=f"{make.folder}{ODD}"), "-o", f"mountpoint={make.folder}{ODD}", mark=False)
     make.mark(odd, Path(f"{make.folder}{ODD}"))
     unmounted = f"mountpoint={make.folder}/never\nthere\tat all"

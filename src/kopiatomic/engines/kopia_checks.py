@@ -37,7 +37,11 @@ def check_names(plan: Plan) -> None:
 
 
 def _places(plan: Plan) -> Iterator[tuple[Taken, str]]:
-    return ((taken, place) for taken in plan.taken for place in taken.places)
+    """Where kopia crosses from one filesystem into another, and the dataset that lies there or below."""
+    for taken in plan.taken:
+        for place in taken.places:
+            yield taken, place
+            yield from ((taken, scaffold) for scaffold in plan.scaffolds if place.startswith(f"{scaffold}/"))
 
 
 def _unstorable(component: str) -> bool:

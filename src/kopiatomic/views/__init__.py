@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from kopiatomic.model import Plan, Sets
 from kopiatomic.text import printable
 
+SCAFFOLD = "scaffold"
+"""The kind of a step that is no snapshot: an empty directory of ours that holds mount points inside a frozen tree."""
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -47,7 +50,8 @@ class View:
 def merged(plan: Plan, sets: Sets) -> list[Step]:
     """The steps of the merged layout: every snapshot at its dataset's own path below the root, parents first."""
     sources = {(s.filesystem, snapshot.dataset): snapshot.source for s in sets.sets for snapshot in s.snapshots}
-    return [
+    scaffolds = [Step("", place, SCAFFOLD, "", "", named=False) for place in plan.scaffolds]
+    steps = [
         Step(
             dataset=taken.dataset.name,
             place=place,
@@ -60,6 +64,7 @@ def merged(plan: Plan, sets: Sets) -> list[Step]:
         for taken in plan.taken
         for part, place in zip(taken.parts, taken.places, strict=True)
     ]
+    return sorted([*scaffolds, *steps], key=lambda step: step.place.rstrip("/").split("/"))
 
 
 def above(place: str, steps: list[Step]) -> Step | None:

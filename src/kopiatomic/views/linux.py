@@ -13,9 +13,10 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import may_hang
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
-from kopiatomic.views import Missing, Step, View, missing_text
+from kopiatomic.views import SCAFFOLD, Missing, Step, View, missing_text
 
 _FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
 _PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -82,7 +83,7 @@ class LinuxView:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
         scaffolding = _scaffolding(self._steps)
         try:
-            linux.mount("kopiatomic", self._root, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0700")
+            _mount_scaffold(self._root)
         except OSError as error:
             raise not_permitted(f"nothing can be mounted on {printable(self._root)}", error) from None
         base = os.open(self._root, _LOOK | os.O_CLOEXEC)
@@ -93,15 +94,18 @@ class LinuxView:
                     reason = self._mount(step, base, tops)
                     if reason is not None:
                         missing.append(self._refuse_named(step, Missing(step.dataset, step.place, reason)))
-            _copy_attributes(base, scaffolding)
+            with self._open_root() as root:
+                _copy_attributes(root, scaffolding)
         finally:
             os.close(base)
         gone = {m.place for m in missing}
-        steps = [s for s in self._steps if s.place not in gone]
-        self._prints = self._take_prints(steps)
+        self._prints = self._take_prints([s for s in self._steps if s.place not in gone])
+        steps = [p.step for p in self._prints if p.step.fstype != SCAFFOLD]
         with self._open_root() as root:
             filled = tuple(s.place for s in steps if _holds_something(root, s.place))
-        return View(mounted=tuple(s.place for s in steps), filled=filled, missing=tuple(missing))
+        # A scaffold that has no place is told by what should have been mounted in it.
+        told = tuple(m for m in missing if m.dataset)
+        return View(mounted=tuple(s.place for s in steps), filled=filled, missing=told)
 
     def check(self) -> list[str]:
         """Compare every mount with the one that was made. Returns what is wrong, in words."""
@@ -112,7 +116,7 @@ class LinuxView:
         except OSError as error:
             return [f"the view at {printable(self._root)} is gone ({error.strerror}): somebody removed its directory"]
         return [
-            f"the snapshot of {printable(p.step.dataset)} was taken away or replaced while the engine ran"
+            f"{_what(p.step)} was taken away or replaced while the engine ran"
             for p in self._prints
             if now[p.step.place] != p
         ]
@@ -158,6 +162,9 @@ class LinuxView:
 
     def _mount_on(self, step: Step, target: int, base: int, tops: dict[str, int]) -> str | None:
         """Raises OSError; returns why the part that is to be shown does not exist, if so."""
+        if step.fstype == SCAFFOLD:
+            _mount_scaffold(f"/proc/self/fd/{target}")
+            return None
         if step.fstype == "zfs" and not step.part:
             linux.mount(step.source, f"/proc/self/fd/{target}", "zfs", _FLAGS)
             return None
@@ -191,16 +198,27 @@ class LinuxView:
                         os.close(fd)
                 except OSError as error:
                     raise KopiatomicError(
-                        f"the snapshot of {printable(step.dataset)} is gone from the view: {error.strerror}",
+                        f"{_what(step)} is gone from the view: {error.strerror}",
                         kind="view-changed",
                     ) from None
                 if mount is None:
                     raise KopiatomicError(
-                        f"the snapshot of {printable(step.dataset)} is not mounted in the view any more",
+                        f"{_what(step)} is not mounted in the view any more",
                         kind="view-changed",
                     )
                 prints.append(_Print(step, mount.id, mount.device, mount.root, inode, subvolume))
         return prints
+
+
+def _mount_scaffold(point: str) -> None:
+    """A small filesystem in memory for directories that hold mount points. Raises OSError."""
+    linux.mount(_SCAFFOLD_SOURCE, point, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0700")
+
+
+def _what(step: Step) -> str:
+    if step.fstype == SCAFFOLD:
+        return f"the directory at {printable(step.place)} that holds mount points"
+    return f"the snapshot of {printable(step.dataset)}"
 
 
 def _relative(place: str) -> str:
@@ -213,16 +231,19 @@ def _joined(root: str, place: str) -> str:
 
 def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
     """The directories that only hold mount points, with the attributes of the real ones; the top from ``/``."""
-    places = {s.place for s in steps}
+    places = {s.place for s in steps if s.fstype != SCAFFOLD}
+    seen = mountinfo.visible(mountinfo.read())
     found: dict[str, os.stat_result] = {}
     for place in places:
         for directory in mountinfo.parents(place):
-            if directory not in found and directory not in places:
-                try:
-                    found[directory] = os.stat(directory)
-                except OSError:
-                    # Gone or unreadable: it keeps the attributes it is made with.
-                    continue
+            # A server that does not answer is not waited for, and keeps the attributes that its directory is made with.
+            if directory in found or directory in places or may_hang(mountinfo.holder(directory, seen).fstype):
+                continue
+            try:
+                found[directory] = os.stat(directory)
+            except OSError:
+                # Gone or unreadable: likewise.
+                continue
     return found
 
 
@@ -244,17 +265,20 @@ def _make_place(root: int, place: str) -> int:
         os.close(parent)
 
 
-def _copy_attributes(base: int, scaffolding: dict[str, os.stat_result]) -> None:
+def _copy_attributes(root: int, scaffolding: dict[str, os.stat_result]) -> None:
     """Give our directories the mode, owner and times of the real ones; times last, for making entries changes them."""
+    ours = {m.device for m in mountinfo.read() if (m.fstype, m.source) == ("tmpfs", _SCAFFOLD_SOURCE)}
     for times_too in (False, True):
         for directory, status in scaffolding.items():
             try:
-                fd = linux.open_beneath(base, _relative(directory), _LOOK)
+                fd = linux.open_beneath(root, _relative(directory), _LOOK)
             except OSError:
-                # Below a dataset that was left out, or inside a frozen tree, which has its own attributes.
+                # Below a dataset that was left out.
                 continue
             try:
-                if os.fstat(fd).st_dev != os.fstat(base).st_dev:
+                device = os.fstat(fd).st_dev
+                if f"{os.major(device)}:{os.minor(device)}" not in ours:
+                    # Inside a frozen tree, which has its own attributes.
                     continue
                 if times_too:
                     os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -311,6 +335,7 @@ def _aside(base: int, source: str) -> Iterator[int]:
 
 
 _ASIDE = ".aside"
+_SCAFFOLD_SOURCE = "kopiatomic"
 _PART_MISSING = {
     errno.ENOENT: "there is no such directory in its snapshot",
     errno.ENOTDIR: "it is a link or no directory in its snapshot",
