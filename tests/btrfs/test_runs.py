@@ -96,10 +96,11 @@ def test_other_programs_snapshots_are_no_part_of_recursion(btrfs: Btrfs, saved: 
 def test_a_named_subvolume_whose_place_is_not_in_the_view_is_an_error(
     make_btrfs: Callable[[], Btrfs], run: Run, root: Path, leftovers: Leftovers
 ) -> None:
-    outer, place = nested_mount(make_btrfs)
-    ended = run("-c", "true", outer, place)
+    outer, place, move = moved_mount(make_btrfs)
+    ended = run("-p", move, "-c", "true", outer, place)
     assert ended.returncode == 1
-    assert f"{place} cannot appear at {place}: there is no such directory in the snapshot of {outer}" in ended.stderr
+    assert f"{place} cannot appear at {place}: a part of that path is a link or no directory" in ended.stderr
+    assert f"in the snapshot of {outer}" in ended.stderr
     assert "--name" in ended.stderr
     assert leftovers(root) == []
 
@@ -107,20 +108,34 @@ def test_a_named_subvolume_whose_place_is_not_in_the_view_is_an_error(
 def test_an_implied_subvolume_whose_place_is_not_in_the_view_is_missing(
     make_btrfs: Callable[[], Btrfs], kopiatomic: Kopiatomic, root: Path, leftovers: Leftovers
 ) -> None:
-    outer, place = nested_mount(make_btrfs)
-    ended = alone([outer, place], kopiatomic, "--mount-root", root, "-a", "-c", "true")
+    outer, place, move = moved_mount(make_btrfs)
+    ended = alone([outer, place], kopiatomic, "--mount-root", root, "-p", move, "-a", "-c", "true")
     assert ended.returncode == 3, str(ended)
     assert f"not complete: {place} cannot appear at {place}" in ended.stderr
     assert leftovers(root) == []
 
 
-def nested_mount(make_btrfs: Callable[[], Btrfs]) -> tuple[Path, Path]:
-    """A subvolume, and a second filesystem that is mounted in a subvolume nested in it, which is not taken."""
+def test_a_filesystem_mounted_in_a_subvolume_that_is_not_taken_is_shown_at_its_place(
+    make_btrfs: Callable[[], Btrfs], saved: Saved, listing: Listing, root: Path, leftovers: Leftovers
+) -> None:
     outer, inner = make_btrfs(), make_btrfs()
     place = outer.subvolume("nested") / "place"
     place.mkdir()
+    (inner.mountpoint / "file").touch()
     command("mount", device_of(inner), place)
-    return outer.mountpoint, place
+    saved("-c", listing.command, outer.mountpoint, place)
+    assert os.fsencode(place / "file")[1:] in listing.entries()
+    assert leftovers(root) == []
+
+
+def moved_mount(make_btrfs: Callable[[], Btrfs]) -> tuple[Path, Path, str]:
+    """A subvolume, the place of a filesystem that is mounted in it, and what makes a link of a part of that path."""
+    outer, inner = make_btrfs(), make_btrfs()
+    place = outer.mountpoint / "folder" / "place"
+    place.mkdir(parents=True)
+    command("mount", device_of(inner), place)
+    folder = shlex.quote(str(place.parent))
+    return outer.mountpoint, place, f"mv {folder} {folder}.moved; ln -s folder.moved {folder}"
 
 
 def alone(points: list[Path], kopiatomic: Kopiatomic, *args: str | Path) -> Completed:

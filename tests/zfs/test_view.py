@@ -274,10 +274,32 @@ def child_on_a_folder_of_its_own(pool: Pool) -> Iterator[tuple[str, str]]:
         linux.detach(str(point))
 
 
+def test_a_child_whose_mount_point_is_not_in_its_parents_tree_is_shown_there(
+    pool: Pool, run: Runner, looker: Looker
+) -> None:
+    """A directory of ours stands for the tmpfs, which is not in the backup."""
+    with child_on_a_folder_of_its_own(pool) as (child, point):
+        ended, document = run.json("-c", looker.command, f"{pool.name}/home", child)
+    assert ended.returncode == 0, ended
+    assert [u["type"] for u in document["uncovered"]] == ["tmpfs"]
+    assert f"/kopia{point}" in looker.seen
+    assert run.left(pool) == []
+
+
+@contextmanager
+def child_that_goes(pool: Pool) -> Iterator[tuple[str, Path, str]]:
+    """A child dataset, its place, and a hook that takes the place away between the listing and the snapshot."""
+    child, point = pool.dataset("home/goes"), pool.path("home/goes")
+    try:
+        yield child, point, f"zfs unmount {child} && rmdir {point}"
+    finally:
+        command("zfs", "destroy", child)
+
+
 def test_a_named_child_without_a_place_is_an_error_that_names_both(pool: Pool, run: Runner, tmp_path: Path) -> None:
     started = tmp_path / "started"
-    with child_on_a_folder_of_its_own(pool) as (child, point):
-        ended = run("-c", f"touch {started}", f"{pool.name}/home", child)
+    with child_that_goes(pool) as (child, point, hook):
+        ended = run("-p", hook, "-c", f"touch {started}", f"{pool.name}/home", child)
     assert ended.returncode == 1
     message = f"{child} cannot appear at {point}: there is no such directory in the snapshot of {pool.name}/home"
     assert message in ended.stderr
@@ -286,8 +308,8 @@ def test_a_named_child_without_a_place_is_an_error_that_names_both(pool: Pool, r
 
 
 def test_an_implied_child_without_a_place_is_left_out_and_said(pool: Pool, run: Runner, looker: Looker) -> None:
-    with child_on_a_folder_of_its_own(pool) as (child, point):
-        ended, document = run.json("-r", "-c", looker.command, pool.name)
+    with child_that_goes(pool) as (child, point, hook):
+        ended, document = run.json("-r", "-p", hook, "-c", looker.command, pool.name)
     assert ended.returncode == 3, ended
     assert document["result"] == "incomplete"
     assert any(child in text and f"{pool.name}/home" in text for text in document["incomplete"])
