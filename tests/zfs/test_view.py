@@ -281,7 +281,7 @@ def test_a_child_whose_mount_point_is_not_in_its_parents_tree_is_shown_there(
     with child_on_a_folder_of_its_own(pool) as (child, point):
         ended, document = run.json("-c", looker.command, f"{pool.name}/home", child)
     assert ended.returncode == 0, ended
-    assert [u["type"] for u in document["uncovered"]] == ["tmpfs"]
+    assert "tmpfs" in [u["type"] for u in document["uncovered"]]
     assert f"/kopia{point}" in looker.seen
     assert run.left(pool) == []
 
