@@ -689,11 +689,12 @@ def test_a_plan_of_ten_thousand_datasets_does_not_grow_with_their_square() -> No
         return min(_timed(known) for _ in range(3))
 
     def _timed(known: Facts) -> float:
-        began = time.perf_counter()
+        began = time.process_time()
         assert len(plan(known, everything=True).taken) == len(known.datasets)
-        return time.perf_counter() - began
+        return time.process_time() - began
 
-    assert seconds(10_000) / seconds(1_000) < 25
+    # Were it quadratic, it would be a hundred.
+    assert seconds(10_000) / seconds(1_000) < 50
 
 
 # Whatever there is
