@@ -107,10 +107,10 @@ def test_an_unknown_run_is_said(kopiatomic: Kopiatomic) -> None:
 
 def test_another_selection_under_the_same_root_is_warned_about(data: Path, btrfs: Btrfs, run: Run) -> None:
     other = btrfs.subvolume("other")
-    assert "selected something else" not in run("-c", "true", data).stderr
-    assert "selected something else" not in run("-c", "true", data).stderr
+    assert "took something else" not in run("-c", "true", data).stderr
+    assert "took something else" not in run("-c", "true", data).stderr
     assert f"this one is without {data} and with {other}" in run("-c", "true", other).stderr
-    assert "selected something else" not in run("--name", "x", "-c", "true", data).stderr
+    assert "took something else" not in run("--name", "x", "-c", "true", data).stderr
 
 
 def test_old_runs_go_when_the_time_to_keep_them_is_over(data: Path, run: Run, runs: Any) -> None:
