@@ -61,9 +61,12 @@ def where(plan: Plan, judged: Judged) -> str:
 
 def lines(plan: Plan, engine: EngineReport, *, verbose: bool) -> Iterator[Line]:
     """What stands below the table."""
-    if plan.uncovered:
+    # What has a line in the table is not told twice.
+    told = {judged.name for judged in plan.judged}
+    others = [u for u in plan.uncovered if u.source not in told and u.point not in told]
+    if others:
         yield "bold", "In these trees and not in the backup:"
-        yield from (("", f"  {_uncovered(u)}") for u in plan.uncovered)
+        yield from (("", f"  {_uncovered(u)}") for u in others)
     if verbose:
         yield "bold", "What the verdicts are from:"
         for judged in plan.judged:
