@@ -22,7 +22,7 @@ RANDOM = 100
 HELPERS = 20
 SAMPLE = int(os.environ.get("KOPIATOMIC_TEST_CASES", "6" if SLOWNESS > 1 else "12"))
 
-_INSTANT = "instant"
+INSTANT = "instant"
 _SHARES = 3
 
 
@@ -43,7 +43,7 @@ class Case:
 
     def kill(self, duration: float) -> AtPoint | AtTime:
         """What to tell the tracer; a run takes `duration` seconds."""
-        if self.when == _INSTANT:
+        if self.when == INSTANT:
             return AtTime(self.nth / 1000 * duration, None if self.everyone else self.role)
         return AtPoint(self.role, self.nth, self.when == "after", self.everyone)
 
@@ -78,8 +78,8 @@ def all_chunks() -> list[Chunk]:
         Chunk(role, when, everyone, helpers, share)
         for everyone in (False, True)
         for helpers in (0, HELPERS)
-        for when in ("before", "after", _INSTANT)
-        for role in (ROLES if when != _INSTANT else ("any",))
+        for when in ("before", "after", INSTANT)
+        for role in (ROLES if when != INSTANT else ("any",))
         # All of its points lie before the start of the engine.
         if not (helpers and role == "launcher")
         for share in range(_SHARES)
@@ -97,15 +97,15 @@ def chosen(chunk: Chunk | None, points: Sequence[Point]) -> list[Case]:
 
 
 def _cases_of(chunk: Chunk, points: Sequence[Point]) -> list[Case]:
-    cases = _at_instants(chunk) if chunk.when == _INSTANT else _at_points(chunk, points)
+    cases = _at_instants(chunk) if chunk.when == INSTANT else _at_points(chunk, points)
     return cases[chunk.share :: _SHARES]
 
 
 def _at_instants(chunk: Chunk) -> list[Case]:
     chance = random.Random(f"{SEED}/{chunk.helpers}")
-    instants = [chance.randrange(1100) for _ in range(RANDOM // 2)]
+    instants = [chance.randrange(1000) for _ in range(RANDOM // 2)]
     roles = ["any"] if chunk.everyone else ROLES[:4]
-    return [Case(chance.choice(roles), nth, _INSTANT, chunk.everyone, chunk.helpers) for nth in instants]
+    return [Case(chance.choice(roles), nth, INSTANT, chunk.everyone, chunk.helpers) for nth in instants]
 
 
 def _at_points(chunk: Chunk, points: Sequence[Point]) -> list[Case]:
