@@ -104,8 +104,8 @@ def _check_kind(name: str) -> None:
 
 
 def with_mountpoints(asked: Iterable[ZfsDataset]) -> dict[str, ZfsDataset]:
-    """Datasets with their ``mountpoint`` property."""
-    wanted = [dataset for dataset in asked if dataset.kind == "filesystem"]
+    """Datasets with their ``mountpoint`` property, as far as it says something: not for volumes and mere containers."""
+    wanted = [dataset for dataset in asked if dataset.kind == "filesystem" and dataset.canmount != "off"]
     return {d.name: replace(d, mountpoint=value) for d, value in zip(wanted, _mountpoints(wanted), strict=True)}
 
 
