@@ -18,7 +18,7 @@ from kopiatomic.model import Intent, Plan
 from kopiatomic.output.document import document
 from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
 from kopiatomic.report import Report
-from kopiatomic.text import printable
+from kopiatomic.text import first_few, printable
 
 T = TypeVar("T")
 
@@ -64,7 +64,7 @@ class Recorder:
         new = sorted(set(now["taken"]) - set(before["taken"]))
         if not gone and not new:
             return
-        changes = [f"without {_some(gone)}"] * bool(gone) + [f"with {_some(new)}"] * bool(new)
+        changes = [f"without {first_few(gone)}"] * bool(gone) + [f"with {first_few(new)}"] * bool(new)
         self._warn(
             f"the last run under {printable(self._report.root)} took something else; this one is {' and '.join(changes)}: "
             "the history of that path shows datasets come and go (--name gives a selection a history of its own)"
@@ -146,8 +146,3 @@ class Recorder:
 
 def _selection(plan: Plan) -> str:
     return json.dumps({"taken": [taken.dataset.name for taken in plan.taken]})
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(map(printable, names[:3]))
-    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")

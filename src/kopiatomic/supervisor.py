@@ -20,7 +20,7 @@ from kopiatomic.patience import Patience, SuspendedError
 from kopiatomic.snapshots import Maker
 from kopiatomic.system import channel, libzfs_core, process, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
-from kopiatomic.text import printable
+from kopiatomic.text import first_few, printable
 from kopiatomic.views import View
 
 RELEASE_TIMEOUT = 180.0
@@ -269,7 +269,8 @@ class Supervisor:
         """Say what waits for what. It goes on by itself when the kernel lets it."""
         self.unfinished = True
         waiting = ", ".join(f"{process_id} ({name})" for process_id, name in process.family(pid))
-        what = f"{len(self._plan.taken)} snapshot(s) named {PREFIX}{self._run_id} of {self._shown()}"
+        names = [taken.dataset.name for taken in self._plan.taken]
+        what = f"{len(names)} snapshot(s) named {PREFIX}{self._run_id} of {first_few(names)}"
         given_up = self._patience.given_up
         if given_up:
             pools = ", ".join(map(printable, given_up))
@@ -280,10 +281,6 @@ class Supervisor:
             f"{what}, for which these processes still wait: {waiting}; {why}. They remove all of it then; if they were "
             "killed: kopiatomic recover"
         )
-
-    def _shown(self) -> str:
-        names = [printable(taken.dataset.name) for taken in self._plan.taken]
-        return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _has_ended(pid: int) -> bool:

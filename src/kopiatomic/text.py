@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Sequence
 
 
 def printable(name: str) -> str:
@@ -21,6 +22,12 @@ def _escaped(character: str) -> str:
     if 0xDC80 <= code <= 0xDCFF:
         return f"\\x{code - 0xDC00:02x}"
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
+
+def first_few(names: Sequence[str]) -> str:
+    """The first three of some names as shown to a person, and how many more there are."""
+    shown = ", ".join(map(printable, names[:3]))
+    return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def ended(status: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kopiatomic.model import Plan, Sets
 from kopiatomic.output.document import instant_text
 from kopiatomic.report import EngineReport, Report
-from kopiatomic.text import printable
+from kopiatomic.text import first_few, printable
 
 if TYPE_CHECKING:
     from kopiatomic.recovery import Cleared
@@ -136,8 +136,7 @@ def cleared_lines(cleared: Cleared) -> list[str]:
             lines.append(f"{what} is left: {leftover.problem} (remove it with: {leftover.command})")
     for run_id, names in gone.items():
         whose = f"run {run_id}" if run_id else "a killed run"
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        lines.append(f"removed what {whose} left: {', '.join(names[:3])}{more}")
+        lines.append(f"removed what {whose} left: {first_few(names)}")
     return lines + cleared.problems
 
 

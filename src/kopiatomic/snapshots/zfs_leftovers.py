@@ -13,6 +13,7 @@ from kopiatomic.snapshots import zfs
 from kopiatomic.snapshots.zfs import Seen
 from kopiatomic.system import libzfs_core, mountinfo, pools, process
 from kopiatomic.text import ended, printable
+from kopiatomic.zfs_listing import pool_suspended
 
 KIND = "zfs-snapshot"
 _LIST_TIMEOUT = 300.0
@@ -44,11 +45,7 @@ def _require_answer(pool: str) -> None:
             "good: kopiatomic recover --forget RUN",
         )
     if pools.suspended([pool]):
-        raise KopiatomicError(
-            f"the pool {printable(pool)} is suspended: its devices do not answer",
-            kind="pool-suspended",
-            hint=f"See 'zpool status {pool}'; when the devices are back, 'zpool clear {pool}'.",
-        )
+        raise pool_suspended(pool)
 
 
 def _proof(run_id: str, intent: Intent, seen: Seen) -> str | None:
