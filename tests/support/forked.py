@@ -44,9 +44,6 @@ def become(
     os.dup2(null, 0)
     for fd, path in output.items():
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND), fd)
-    sys.stdout, sys.stderr = (
-        io.TextIOWrapper(io.FileIO(fd, "w"), "utf-8", errors="backslashreplace", write_through=True) for fd in (1, 2)
-    )
     os.closerange(3, 1024)
     sys.argv = ["kopiatomic", *words]
     for name in [name for name in os.environ if name.startswith(("KOPIA", "XDG", "PYTEST"))]:
@@ -54,15 +51,25 @@ def become(
     os.environ.update({"LANG": "C.UTF-8", **environment})
     if before is not None:
         before()
+    sys.stdout, sys.stderr = _stream(1), _stream(2)  # type: ignore[assignment]
     code: object = 98
     try:
         kopiatomic.cli.main()
     except SystemExit as end:
         code = end.code
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # Every write went through at once: nothing is left to flush.
         os._exit(code if isinstance(code, int) else 97)
+
+
+def _stream(fd: int) -> io.TextIOWrapper | None:
+    """What the start of an interpreter makes of a descriptor: nothing if it is closed, and never does a stream close it."""
+    try:
+        os.fstat(fd)
+    except OSError:
+        return None
+    file = io.FileIO(fd, "w", closefd=False)
+    return io.TextIOWrapper(file, "utf-8", errors="backslashreplace", write_through=True)
 
 
 def start(words: Sequence[str], output: Mapping[int, Path], environment: Mapping[str, str]) -> int:
