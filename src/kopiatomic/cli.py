@@ -165,6 +165,7 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--property", default=PROPERTY, metavar="NAME", help="Another ZFS property for that."),
         click.option("--include-unmounted", is_flag=True, help="ZFS: also those that are not mounted."),
+        click.option("--volumes", is_flag=True, help="ZFS: also volumes, each as a file below /.volumes in the view."),
         click.option(
             "-c",
             "--command",

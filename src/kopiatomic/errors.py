@@ -128,3 +128,12 @@ def internal(error: BaseException) -> KopiatomicError:
         kind="internal",
         hint="This is a defect of kopiatomic. Please report it with this line and the command.",
     )
+
+
+def place_needed(what: str, place: str) -> KopiatomicError:
+    """A place of ours is taken. ``what`` says by whom."""
+    return KopiatomicError(
+        f"{what}, where --include-unmounted and --volumes put what has no place of its own",
+        kind="same-place",
+        hint=f"Rename {place}, or back up what has no place with a command of its own and --name.",
+    )

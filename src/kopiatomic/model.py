@@ -6,14 +6,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+UNMOUNTED = "/.unmounted"
+"""Where in the view datasets appear that have no place of their own."""
+
+VOLUMES = "/.volumes"
+"""Where in the view volumes appear."""
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """A ZFS filesystem or a Btrfs subvolume: what is snapshotted as a unit.
+    """A ZFS filesystem or volume, or a Btrfs subvolume: what is snapshotted as a unit.
 
     ``name`` is the ZFS name, or for Btrfs the path the subvolume is seen at. ``pool`` is the ZFS pool, or the UUID of
     the Btrfs filesystem. ``mountpoint`` is where it is really mounted (file name decoded with ``os.fsdecode``).
-    ``subvolume`` and ``device`` are Btrfs's: the subvolume's id, and a device to mount its filesystem from.
+    ``subvolume`` and ``device`` are Btrfs's: the subvolume's id, and a device to mount its filesystem from. A ``volume``
+    is ZFS's block device: in the view it is a file.
     """
 
     filesystem: str
@@ -22,6 +29,7 @@ class Dataset:
     mountpoint: str
     subvolume: int = 0
     device: str = ""
+    volume: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +136,8 @@ class Snapshot:
     """ZFS: ``createtxg``. Btrfs: ``otransid``."""
     identity: str = ""
     """What no other snapshot has, whatever its name. ZFS: ``guid``. Btrfs: the subvolume's UUID."""
+    size: int | None = None
+    """Of a volume: its exact size in bytes."""
 
 
 @dataclass(frozen=True, slots=True)

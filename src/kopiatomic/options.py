@@ -26,6 +26,7 @@ class Options:
     by_property: bool = False
     property: str = PROPERTY
     include_unmounted: bool = False
+    volumes: bool = False
     command: str | None = None
     options: str = ""
     pre_hook: str | None = None
@@ -56,6 +57,7 @@ class Options:
             by_property=self.by_property,
             property=self.property,
             include_unmounted=self.include_unmounted,
+            volumes=self.volumes,
         )
 
 

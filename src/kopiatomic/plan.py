@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.errors import KopiatomicError, UsageError, place_needed
 from kopiatomic.facts import Facts
 from kopiatomic.filesystems import PSEUDO
-from kopiatomic.model import Judged, Plan, Taken, Uncovered
+from kopiatomic.model import UNMOUNTED, VOLUMES, Judged, Plan, Taken, Uncovered
 from kopiatomic.request import Request, is_path, is_pattern
-from kopiatomic.selection import Selection, below, not_a_dataset
+from kopiatomic.selection import Selection, below, is_at_or_below, not_a_dataset
 from kopiatomic.selection.btrfs import BtrfsSelection
 from kopiatomic.selection.zfs import ZfsSelection
 from kopiatomic.system.mountinfo import holder, parents, visible
@@ -118,6 +118,13 @@ def _check_places(shared: Selection) -> None:
                     kind="same-place",
                     hint="Leave one of them out (--exclude), or back them up with two commands and --name.",
                 )
+    homeless = [t.place for t in shared.taken if not t.dataset.mountpoint]
+    needed = {top for top in (UNMOUNTED, VOLUMES) if any(is_at_or_below(place, top) for place in homeless)}
+    for taken in shared.taken:
+        for place in taken.places if taken.dataset.mountpoint else ():
+            for top in needed:
+                if is_at_or_below(place, top):
+                    raise place_needed(f"{printable(taken.dataset.name)} would appear at {printable(place)}", top)
 
 
 def _scaffolds(shared: Selection, taken: Sequence[Taken]) -> list[str]:

@@ -21,6 +21,7 @@ class Request:
     by_property: bool = False
     property: str = PROPERTY
     include_unmounted: bool = False
+    volumes: bool = False
 
 
 def is_path(name: str) -> bool:

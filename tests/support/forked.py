@@ -51,7 +51,7 @@ def become(
     os.environ.update({"LANG": "C.UTF-8", **environment})
     if before is not None:
         before()
-    sys.stdout, sys.stderr = _stream(1), _stream(2)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _stream(1), _stream(2)
     code: object = 98
     try:
         kopiatomic.cli.main()

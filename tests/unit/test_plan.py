@@ -190,7 +190,7 @@ REFUSED = [
         ("tank/vol",),
         "cannot-take",
         "it is a volume, not a filesystem",
-        "a volume has no files",
+        "--volumes takes volumes",
         id="a volume",
     ),
     pytest.param(
@@ -558,12 +558,49 @@ def test_unmounted_datasets_appear_at_their_place_or_in_a_folder_of_their_own() 
     assert all(t.dataset.mountpoint == "" for t in chosen.taken if t.dataset.name != "t")
 
 
-def test_unmounted_datasets_cannot_appear_beside_a_frozen_root() -> None:
+def test_unmounted_datasets_appear_beside_a_frozen_root() -> None:
     known = facts(("/", "zfs", "r/root"), datasets=[zfs("r/root"), zfs("r/legacy", mountpoint="legacy")])
-    with pytest.raises(KopiatomicError, match=r"/\.unmounted/r/legacy") as caught:
-        plan(known, everything=True, include_unmounted=True)
-    assert caught.value.kind == "no-place"
-    assert "--name" in (caught.value.hint or "")
+    chosen = plan(known, everything=True, include_unmounted=True)
+    assert places(chosen) == [("r/root", "/"), ("r/legacy", "/.unmounted/r/legacy")]
+
+
+VOLUMES = facts(
+    ("/t", "zfs", "t"),
+    datasets=[zfs("t"), zfs("t/v", "volume"), zfs("t/secret", "volume", keystatus="unavailable")],
+)
+
+
+def test_volumes_are_taken_only_where_asked_for() -> None:
+    chosen = plan(VOLUMES, "t", recursive=True, volumes=True)
+    assert places(chosen) == [("t/v", "/.volumes/t/v"), ("t", "/t")]
+    assert [t.dataset.volume for t in chosen.taken] == [True, False]
+    assert [(o.name, o.verdict, o.incomplete) for o in chosen.left_out] == [("t/secret", Verdict.KEY_NOT_LOADED, True)]
+    chosen = plan(VOLUMES, "t", recursive=True)
+    assert [(o.name, o.verdict, o.incomplete) for o in chosen.left_out] == [
+        ("t/secret", Verdict.VOLUME, False),
+        ("t/v", Verdict.VOLUME, False),
+    ]
+
+
+def test_a_locked_volume_that_is_named_is_refused_with_what_to_do() -> None:
+    with pytest.raises(KopiatomicError, match="its encryption key is not loaded") as caught:
+        plan(VOLUMES, "t/secret", volumes=True)
+    assert caught.value.hint == "zfs load-key t/secret"
+
+
+def test_patterns_take_volumes_only_where_asked_for() -> None:
+    assert places(plan(VOLUMES, "t/*v", volumes=True)) == [("t/v", "/.volumes/t/v")]
+    with pytest.raises(KopiatomicError) as caught:
+        plan(VOLUMES, "t/*v")
+    assert caught.value.kind == "no-match"
+
+
+def test_a_dataset_that_is_mounted_where_volumes_appear_is_refused() -> None:
+    known = facts(("/.volumes/t", "zfs", "t"), datasets=[zfs("t"), zfs("t/v", "volume")])
+    assert places(plan(known, "t")) == [("t", "/.volumes/t")]
+    with pytest.raises(KopiatomicError, match=r"t would appear at /\.volumes/t, where .*--volumes put") as caught:
+        plan(known, "t", "t/v", volumes=True)
+    assert caught.value.kind == "same-place"
 
 
 @pytest.mark.parametrize(
@@ -718,6 +755,8 @@ def systems(draw: st.DrawFn) -> tuple[Facts, tuple[str, ...]]:
             made.append((point, "tmpfs", "none"))
     names = {source for _, fstype, source in made if fstype == "zfs"} | {"tank"}
     datasets = [zfs(name, mountpoint="/x", canmount=draw(st.sampled_from(["on", "off"]))) for name in sorted(names)]
+    datasets += [zfs(name, "volume") for name in draw(st.lists(st.sampled_from(["tank/v", "tank/a/v"]), unique=True))]
+    names |= {dataset.name for dataset in datasets}
     # As facts.gather finds them: only where Btrfs is what is seen.
     seen = visible(mounts(*made))
     found = {p: subvolume(p, id_) for p, id_ in subvolumes if p in seen and seen[p].fstype == "btrfs"}
@@ -726,9 +765,9 @@ def systems(draw: st.DrawFn) -> tuple[Facts, tuple[str, ...]]:
     return known, tuple(draw(st.lists(st.sampled_from(nameable), max_size=4)))
 
 
-def outcome(known: Facts, names: tuple[str, ...], *, recursive: bool, everything: bool) -> Plan | str:
+def outcome(known: Facts, names: tuple[str, ...], **flags: bool) -> Plan | str:
     try:
-        return plan(known, *names, recursive=recursive, everything=everything)
+        return plan(known, *names, **flags)
     except KopiatomicError as error:
         return error.kind
 
@@ -741,19 +780,23 @@ def shuffled(known: Facts, seed: int) -> Facts:
     return replace(known, datasets=dict(datasets), subvolumes=tuple(subvolumes))
 
 
-@given(systems(), st.booleans(), st.booleans(), st.integers(0, 99))
+FLAGS = st.fixed_dictionaries(
+    {name: st.booleans() for name in ("recursive", "everything", "include_unmounted", "volumes")}
+)
+
+
+@given(systems(), FLAGS, st.integers(0, 99))
 def test_the_order_of_facts_does_not_matter(
-    system: tuple[Facts, tuple[str, ...]], recursive: bool, everything: bool, seed: int
+    system: tuple[Facts, tuple[str, ...]], flags: dict[str, bool], seed: int
 ) -> None:
     known, names = system
-    first = outcome(known, names, recursive=recursive, everything=everything)
-    assert outcome(shuffled(known, seed), names, recursive=recursive, everything=everything) == first
+    assert outcome(shuffled(known, seed), names, **flags) == outcome(known, names, **flags)
 
 
-@given(systems(), st.booleans(), st.booleans())
-def test_every_plan_can_be_mounted(system: tuple[Facts, tuple[str, ...]], recursive: bool, everything: bool) -> None:
+@given(systems(), FLAGS)
+def test_every_plan_can_be_mounted(system: tuple[Facts, tuple[str, ...]], flags: dict[str, bool]) -> None:
     known, names = system
-    chosen = outcome(known, names, recursive=recursive, everything=everything)
+    chosen = outcome(known, names, **flags)
     if isinstance(chosen, str):
         return
     order = [taken.place for taken in chosen.taken]

@@ -22,6 +22,14 @@ class Job:
     filled: Sequence[str]
     """Those of them whose top directory holds files, directories or links."""
 
+    @property
+    def volumes(self) -> Mapping[str, int]:
+        """The places of volumes, which are files, and their sizes (bytes)."""
+        sizes = {snapshot.dataset: snapshot.size for made in self.sets.sets for snapshot in made.snapshots}
+        return {
+            t.place: size for t in self.plan.taken if t.dataset.volume and (size := sizes[t.dataset.name]) is not None
+        }
+
 
 class Engine(Protocol):
     """What the run needs of a backup program.

@@ -51,10 +51,14 @@ def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: li
         yield from _one_by_one(client, manifest, job, places)
         return
     entries = {} if _is_absent(finished) else _entries(finished)
+    volumes = job.volumes
     for place in places:
         entry = entries.get(os.path.basename(place))
-        if entry is None or entry.get("type") != "d":
+        volume = place in volumes
+        if entry is None or entry.get("type") != ("f" if volume else "d"):
             yield _absent(job, place)
+        elif volume and entry.get("size") != volumes[place]:
+            yield f"{_named(job, place)} has {entry.get('size')} bytes in kopia's snapshot, and the volume has {volumes[place]}"
         elif place in job.filled and not _holds_something(entry.get("summ") or {}):
             yield _empty(job, place)
 

@@ -66,6 +66,7 @@ def _datasets(plan: Plan) -> list[dict[str, Any]]:
             "dataset": t.dataset.name,
             "filesystem": t.dataset.filesystem,
             "pool": t.dataset.pool,
+            "volume": t.dataset.volume,
             "mountpoint": t.dataset.mountpoint or None,
             "path": t.places[0],
             "paths": list(t.places),
@@ -127,6 +128,7 @@ def _set(made: SnapshotSet, places: dict[tuple[str, str], str]) -> dict[str, Any
                 "snapshot": s.source,
                 "transaction": s.transaction,
                 "identity": s.identity,
+                "bytes": s.size,
                 "path": places.get((made.filesystem, s.dataset)),
             }
             for s in made.snapshots

@@ -11,7 +11,7 @@ from dataclasses import replace
 from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import ZfsDataset
-from kopiatomic.model import Dataset, Judged, Taken, Verdict
+from kopiatomic.model import UNMOUNTED, VOLUMES, Dataset, Judged, Taken, Verdict
 from kopiatomic.request import is_path
 from kopiatomic.selection import Ask, Selection, described, is_at_or_below
 from kopiatomic.system.mountinfo import Mount, holder
@@ -20,8 +20,6 @@ from kopiatomic.zfs_listing import pool_suspended
 
 MAX_NAME = 255
 """The longest name of a ZFS snapshot, dataset's name included (ZFS_MAX_DATASET_NAME_LEN - 1)."""
-
-_UNMOUNTED = "/.unmounted"
 
 
 class ZfsSelection:
@@ -73,7 +71,7 @@ class ZfsSelection:
         """Datasets whose name, or for a path whose mount point, a pattern fits. Returns how many do."""
         count = 0
         for name, dataset in self._facts.datasets.items():
-            if dataset.kind == "filesystem" and patterns.matches(
+            if (dataset.kind == "filesystem" or self._request.volumes) and patterns.matches(
                 pattern, self._point(name) if is_path(pattern) else name
             ):
                 count += 1
@@ -168,8 +166,8 @@ class ZfsSelection:
                 return self._verdict(dataset, Verdict.EXCLUDED, reason)
         if ask is None:
             return self._not_asked_for(dataset)
-        if dataset.kind != "filesystem":
-            hint = "kopiatomic backs up filesystems; a volume has no files."
+        if dataset.kind != "filesystem" and not self._request.volumes:
+            hint = "--volumes takes volumes as well, each as a file of its size."
             return self._verdict(dataset, Verdict.VOLUME, f"it is a {dataset.kind}, not a filesystem", hint=hint)
         length = len(name) + len(self._request.suffix)
         useless = self._useless_pool(dataset, ask)
@@ -223,13 +221,15 @@ class ZfsSelection:
             hint = "Unmount what covers it, or leave it out."
             return self._verdict(dataset, Verdict.COVERED, reason, incomplete=True, hint=hint)
         if dataset.keystatus == "unavailable":
-            hint = f"zfs load-key {name}, then zfs mount {name}"
+            hint = f"zfs load-key {name}" + (f", then zfs mount {name}" if dataset.kind == "filesystem" else "")
             reason = "its encryption key is not loaded"
             return self._verdict(dataset, Verdict.KEY_NOT_LOADED, reason, incomplete=True, hint=hint)
         if dataset.zoned:
             reason = "it belongs to a jail or a user namespace (zoned=on), and is mounted only there"
             hint = "Back it up from there, or leave it out."
             return self._verdict(dataset, Verdict.MOUNTED_ELSEWHERE, reason, incomplete=True, hint=hint)
+        if dataset.kind != "filesystem":
+            return self._take_volume(dataset, ask)
         if self._request.include_unmounted:
             return self._take_unmounted(dataset, ask)
         return self._not_mounted(dataset)
@@ -261,24 +261,14 @@ class ZfsSelection:
             return self._not_mounted(dataset)
         point = dataset.mountpoint
         usual = dataset.canmount != "off" and point.startswith("/") and point != "/" and self._is_free(point)
-        place = point if usual else f"{_UNMOUNTED}/{dataset.name}"
-        if not usual and self._is_taken_at_root():
-            raise KopiatomicError(
-                f"{printable(dataset.name)} would appear at {printable(place)}, which cannot be made in the frozen tree of "
-                "the dataset at /",
-                kind="no-place",
-                hint="Back it up with a command of its own, with --include-unmounted and a --name; leave it out of this one "
-                "with --exclude.",
-            )
-        self._take(dataset, ask, place, mountpoint="")
+        self._take(dataset, ask, point if usual else f"{UNMOUNTED}/{dataset.name}", mountpoint="")
         reason = f"{ask.why}; it is not mounted, and --include-unmounted takes it"
         return self._verdict(dataset, Verdict.TAKEN, reason, places=self._shared.taken[-1].places)
 
-    def _is_taken_at_root(self) -> bool:
-        root = self._shared.seen.get("/")
-        if root is None or root.fstype != "zfs":
-            return root is not None and any(t.place == "/" for t in self._shared.taken)
-        return root.source in self._asked and self._shared.excluded_by((root.source, "/")) is None
+    def _take_volume(self, dataset: ZfsDataset, ask: Ask) -> Judged:
+        self._take(dataset, ask, f"{VOLUMES}/{dataset.name}", mountpoint="")
+        reason = f"{ask.why}; it is a volume, and --volumes takes it"
+        return self._verdict(dataset, Verdict.TAKEN, reason, places=self._shared.taken[-1].places)
 
     def _is_free(self, point: str) -> bool:
         """Whether nothing stands at a place, and it exists where a mount of what may be taken would have to have it."""
@@ -287,7 +277,8 @@ class ZfsSelection:
     def _take(self, dataset: ZfsDataset, ask: Ask, place: str, mountpoint: str | None = None) -> None:
         pool = dataset.name.partition("/")[0]
         where = place if mountpoint is None else mountpoint
-        self._shared.taken.append(Taken(Dataset("zfs", dataset.name, pool, where), place, ask.named, ask.parts))
+        what = Dataset("zfs", dataset.name, pool, where, volume=dataset.kind != "filesystem")
+        self._shared.taken.append(Taken(what, place, ask.named, ask.parts))
 
     def _visible(self, name: str) -> Mount | None:
         """The mount that shows the whole dataset and can be seen; of several the first."""

@@ -38,6 +38,7 @@ class ZfsMaker:
         self._mark = str(mark(run_id))
         self._pool = pool
         self._names = [f"{t.dataset.name}@{PREFIX}{run_id}" for t in taken]
+        self._volumes = [f"{t.dataset.name}@{PREFIX}{run_id}" for t in taken if t.dataset.volume]
 
     def needs_descriptor(self) -> bool:
         """Temporary holds hang on it."""
@@ -87,8 +88,10 @@ class ZfsMaker:
                 kind="snapshot-gone",
                 hint="Somebody else destroys snapshots here; run again.",
             )
+        sizes = _sizes(self._volumes) if self._volumes else {}
         snapshots = tuple(
-            Snapshot(name.partition("@")[0], name, found[name].createtxg, found[name].guid) for name in self._names
+            Snapshot(name.partition("@")[0], name, found[name].createtxg, found[name].guid, sizes.get(name))
+            for name in self._names
         )
         made = SnapshotSet("zfs", self._pool, snapshots, instant)
         if not made.one_instant:
@@ -218,6 +221,21 @@ def look(names: Sequence[str]) -> dict[str, Seen]:
                 hint="See 'zpool status'.",
             )
     return {name: Seen(f["guid"], int(f["createtxg"]), f[PROPERTY], int(f["userrefs"])) for name, f in fields.items()}
+
+
+def _sizes(names: Sequence[str]) -> dict[str, int]:
+    """The sizes (bytes) of volumes at the instant of these snapshots. Raises KopiatomicError."""
+    sizes = {}
+    for part in _parts(names):
+        result = _zfs(["get", "-Hp", "-t", "snapshot", "-o", "name,value", "volsize", *part])
+        for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
+            name, value = line.split("\t")
+            sizes[name] = int(value)
+    if unknown := set(names) - sizes.keys():
+        raise KopiatomicError(
+            f"the size of the volume {printable(min(unknown).partition('@')[0])} cannot be read", kind="zfs-look"
+        )
+    return sizes
 
 
 _GONE = re.compile(r"^cannot open '(.*)': dataset does not exist$", re.MULTILINE)

@@ -45,7 +45,7 @@ def _nvpair() -> ctypes.CDLL:
 @cache
 def _core() -> ctypes.CDLL:
     library = _load(_LIBRARIES[1])
-    for function in ("lzc_snapshot", "lzc_hold", "lzc_destroy_snaps", "lzc_release"):
+    for function in ("lzc_snapshot", "lzc_hold", "lzc_destroy_snaps", "lzc_release", "lzc_send_resume"):
         if not hasattr(library, function):
             raise KopiatomicError(
                 f"{library._name} has no function {function}, which kopiatomic needs",
@@ -218,3 +218,11 @@ def destroy(names: Iterable[str], *, deferred: bool) -> None:
             snapshots.add_boolean(name)
         number = _core().lzc_destroy_snaps(snapshots.pointer, ctypes.c_int(deferred), ctypes.byref(errors))
         _finish("destroy", number, errors)
+
+
+def send_object(snapshot: str, fd: int, number: int, offset: int) -> None:
+    """Write the stream of a snapshot to a pipe, from this offset of this object on. Blocks; raises ZfsCallError."""
+    result = _core().lzc_send_resume(
+        os.fsencode(snapshot), None, ctypes.c_int(fd), ctypes.c_int(0), ctypes.c_uint64(number), ctypes.c_uint64(offset)
+    )
+    _check("send", result)

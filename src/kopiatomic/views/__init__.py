@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from kopiatomic.model import Plan, Sets
+from kopiatomic.model import UNMOUNTED, VOLUMES, Plan, Sets
 from kopiatomic.text import printable
 
 SCAFFOLD = "scaffold"
 """The kind of a step that is no snapshot: an empty directory of ours that holds mount points inside a frozen tree."""
+
+FILES = "files"
+"""The kind of a step that shows volumes as files."""
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeFile:
+    """A volume's snapshot, and the file that it becomes: its place in the view, and its size (bytes)."""
+
+    dataset: str
+    place: str
+    snapshot: str
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +40,13 @@ class Step:
     device: str
     named: bool
     part: str = ""
+    open_top: bool = False
+    """Whether entries of ours have to stand beside those of the snapshot's top directory."""
+    file: bool = False
+    """Whether the part is no directory."""
+    files: tuple[VolumeFile, ...] = ()
+    instant: int = 0
+    """Nanoseconds since the epoch: the time of ``files``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +70,44 @@ class View:
 
 def merged(plan: Plan, sets: Sets) -> list[Step]:
     """The steps of the merged layout: every snapshot at its dataset's own path below the root, parents first."""
-    sources = {(s.filesystem, snapshot.dataset): snapshot.source for s in sets.sets for snapshot in s.snapshots}
-    scaffolds = [Step("", place, SCAFFOLD, "", "", named=False) for place in plan.scaffolds]
-    steps = [
-        Step(
-            dataset=taken.dataset.name,
-            place=place,
-            fstype=taken.dataset.filesystem,
-            source=sources[taken.dataset.filesystem, taken.dataset.name],
-            device=taken.dataset.device,
-            named=taken.named,
-            part=part,
+    made = {(s.filesystem, snapshot.dataset): snapshot for s in sets.sets for snapshot in s.snapshots}
+    places = [place for taken in plan.taken for place in taken.places]
+    ours = any(place.startswith((f"{UNMOUNTED}/", f"{VOLUMES}/")) for place in places)
+    steps = [Step("", place, SCAFFOLD, "", "", named=False) for place in plan.scaffolds]
+    files = []
+    for taken in plan.taken:
+        snapshot = made[taken.dataset.filesystem, taken.dataset.name]
+        if taken.dataset.volume:
+            assert snapshot.size is not None
+            files.append(VolumeFile(taken.dataset.name, taken.place, snapshot.source, snapshot.size))
+            continue
+        steps += [
+            Step(
+                dataset=taken.dataset.name,
+                place=place,
+                fstype=taken.dataset.filesystem,
+                source=snapshot.source,
+                device=taken.dataset.device,
+                named=taken.named,
+                part=part,
+                open_top=ours and place == "/",
+            )
+            for part, place in zip(taken.parts, taken.places, strict=True)
+        ]
+    if files:
+        steps.append(
+            Step("", VOLUMES, FILES, "", "", named=True, files=tuple(files), instant=sets.started_ns),
         )
-        for taken in plan.taken
-        for part, place in zip(taken.parts, taken.places, strict=True)
-    ]
-    return sorted([*scaffolds, *steps], key=lambda step: step.place.rstrip("/").split("/"))
+    return sorted(steps, key=lambda step: step.place.rstrip("/").split("/"))
 
 
-def above(place: str, steps: list[Step]) -> Step | None:
+def above(place: str, steps: Sequence[Step]) -> Step | None:
     """The step whose mount holds a place of the view; None where only our scaffolding does."""
     holders = [s for s in steps if s.place != place and (s.place == "/" or place.startswith(s.place + "/"))]
     return max(holders, key=lambda s: len(s.place), default=None)
 
 
-def missing_text(missing: Missing, steps: list[Step]) -> str:
+def missing_text(missing: Missing, steps: Sequence[Step]) -> str:
     """Both datasets of a place that does not exist, in words."""
     holder = above(missing.place, steps)
     inside = f" in the snapshot of {printable(holder.dataset)}" if holder else ""

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from typing import Self
 
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, place_needed
 from kopiatomic.filesystems import may_hang
+from kopiatomic.model import UNMOUNTED, VOLUMES
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
-from kopiatomic.views import SCAFFOLD, Missing, Step, View, missing_text
+from kopiatomic.views import FILES, SCAFFOLD, Missing, Step, View, missing_text
+from kopiatomic.views.volumes import Volumes
 
 _FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
-_PATH = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW
+_ANY = os.O_PATH | os.O_NOFOLLOW
+_PATH = _ANY | os.O_DIRECTORY
 _LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
@@ -78,6 +83,7 @@ class LinuxView:
         self._root = root
         self._steps = list(steps)
         self._prints: list[_Print] = []
+        self._volumes = Volumes()
 
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
@@ -86,40 +92,45 @@ class LinuxView:
             _mount_scaffold(self._root)
         except OSError as error:
             raise not_permitted(f"nothing can be mounted on {printable(self._root)}", error) from None
-        base = os.open(self._root, _LOOK | os.O_CLOEXEC)
         missing = []
-        try:
-            with _tops(base, {s.device for s in self._steps if s.fstype == "btrfs"}) as tops:
-                for step in self._steps:
-                    reason = self._mount(step, base, tops)
+        with self._open_root() as base:
+            with _Tops(base) as tops:
+                steps = [piece for step in self._steps for piece in _pieces(step, tops)]
+                for step in steps:
+                    reason = self._mount(step, tops)
                     if reason is not None:
                         missing.append(self._refuse_named(step, Missing(step.dataset, step.place, reason)))
-            with self._open_root() as root:
-                _copy_attributes(root, scaffolding)
-        finally:
-            os.close(base)
-        gone = {m.place for m in missing}
-        self._prints = self._take_prints([s for s in self._steps if s.place not in gone])
-        steps = [p.step for p in self._prints if p.step.fstype != SCAFFOLD]
+                status = next((_dress(base, step, tops) for step in self._steps if step.open_top), None)
+            if status is not None:
+                _copy_status(base, ".", status)
         with self._open_root() as root:
-            filled = tuple(s.place for s in steps if _holds_something(root, s.place))
+            _copy_attributes(root, scaffolding)
+        gone = {m.place for m in missing}
+        # Of several at one place the last is the one that is seen.
+        self._prints = self._take_prints(list({s.place: s for s in steps if s.place not in gone}.values()))
+        return self._described(gone, missing)
+
+    def _described(self, gone: set[str], missing: Sequence[Missing]) -> View:
+        shown = [s for s in self._steps if s.place not in gone and s.fstype != SCAFFOLD]
+        mounted = [s.place for s in shown if s.fstype != FILES]
+        with self._open_root() as root:
+            filled = tuple(place for place in mounted if _holds_something(root, place))
+        files = [file.place for s in shown for file in s.files]
         # A scaffold that has no place is told by what should have been mounted in it.
         told = tuple(m for m in missing if m.dataset)
-        return View(mounted=tuple(s.place for s in steps), filled=filled, missing=told)
+        return View(mounted=(*mounted, *files), filled=filled, missing=told)
 
     def check(self) -> list[str]:
         """Compare every mount with the one that was made. Returns what is wrong, in words."""
         try:
             now = {p.step.place: p for p in self._take_prints([p.step for p in self._prints])}
         except KopiatomicError as error:
-            return [error.message]
+            return [error.message, *self._volumes.problems]
         except OSError as error:
             return [f"the view at {printable(self._root)} is gone ({error.strerror}): somebody removed its directory"]
-        return [
-            f"{_what(p.step)} was taken away or replaced while the engine ran"
-            for p in self._prints
-            if now[p.step.place] != p
-        ]
+        changed = [p.step for p in self._prints if now[p.step.place] != p]
+        replaced = [f"{_what(step)} was taken away or replaced while the engine ran" for step in changed]
+        return [*replaced, *self._volumes.problems]
 
     def _refuse_named(self, step: Step, missing: Missing) -> Missing:
         if step.named:
@@ -131,20 +142,15 @@ class LinuxView:
             )
         return missing
 
-    @contextmanager
-    def _open_root(self) -> Iterator[int]:
+    def _open_root(self) -> AbstractContextManager[int]:
         """The top of the view as it is seen now: our tmpfs, or the snapshot of the dataset at ``/``."""
-        root = os.open(self._root, _LOOK | os.O_CLOEXEC)
-        try:
-            yield root
-        finally:
-            os.close(root)
+        return _closing(os.open(self._root, _LOOK | os.O_CLOEXEC))
 
-    def _mount(self, step: Step, base: int, tops: dict[str, int]) -> str | None:
+    def _mount(self, step: Step, tops: _Tops) -> str | None:
         """Mount one step; returns why its place does not exist, if so."""
         with self._open_root() as root:
             try:
-                target = _make_place(root, step.place)
+                target = _make_place(root, step.place, file=step.file)
             except OSError as error:
                 if error.errno in {errno.ENOENT, errno.EROFS}:
                     return "there is no such directory"
@@ -154,33 +160,29 @@ class LinuxView:
                     f"the place {printable(step.place)} cannot be opened: {error.strerror}", kind="place"
                 ) from None
         try:
-            return self._mount_on(step, target, base, tops)
+            return self._mount_on(step, f"/proc/self/fd/{target}", tops)
         except OSError as error:
             raise _mount_failed(step, error) from None
         finally:
             os.close(target)
 
-    def _mount_on(self, step: Step, target: int, base: int, tops: dict[str, int]) -> str | None:
-        """Raises OSError; returns why the part that is to be shown does not exist, if so."""
+    def _mount_on(self, step: Step, target: str, tops: _Tops) -> str | None:
+        """Raises OSError, KopiatomicError; returns why the part that is to be shown does not exist, if so."""
         if step.fstype == SCAFFOLD:
-            _mount_scaffold(f"/proc/self/fd/{target}")
-            return None
-        if step.fstype == "zfs" and not step.part:
-            linux.mount(step.source, f"/proc/self/fd/{target}", "zfs", _FLAGS)
-            return None
-        with ExitStack() as stack:
-            if step.fstype == "zfs":
-                top = stack.enter_context(_aside(base, step.source))
-            else:
-                top = linux.open_beneath(tops[step.device], step.source, _PATH)
-                stack.callback(os.close, top)
+            _mount_scaffold(target)
+        elif step.fstype == FILES:
+            self._volumes.show(target, step)
+        elif step.fstype == "zfs" and not step.part:
+            linux.mount(step.source, target, "zfs", _FLAGS)
+        else:
+            top = tops.of(step)
             try:
-                source = linux.open_beneath(top, step.part or ".", _PATH)
+                source = linux.open_beneath(top, step.part or ".", _ANY if step.file else _PATH)
             except OSError as error:
                 return _PART_MISSING.get(error.errno or 0, error.strerror)
-            stack.callback(os.close, source)
-            # A bind of a read-only mount is read-only itself.
-            linux.mount(f"/proc/self/fd/{source}", f"/proc/self/fd/{target}", None, linux.MS_BIND)
+            with _closing(source):
+                # A bind of a read-only mount is read-only itself.
+                linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
         return None
 
     def _take_prints(self, steps: Sequence[Step]) -> list[_Print]:
@@ -190,12 +192,11 @@ class LinuxView:
             for step in steps:
                 mount = table.get(_joined(self._root, step.place))
                 try:
-                    fd = linux.open_beneath(root, _relative(step.place), _LOOK)
-                    try:
+                    kind = _ANY if step.file else _LOOK
+                    with _closing(linux.open_beneath(root, _relative(step.place), kind)) as fd:
                         inode = os.fstat(fd).st_ino
-                        subvolume = btrfs.subvolume(fd).uuid if step.fstype == "btrfs" else b""
-                    finally:
-                        os.close(fd)
+                        is_btrfs = step.fstype == "btrfs" and not step.file
+                        subvolume = btrfs.subvolume(fd).uuid if is_btrfs else b""
                 except OSError as error:
                     raise KopiatomicError(
                         f"{_what(step)} is gone from the view: {error.strerror}",
@@ -210,6 +211,19 @@ class LinuxView:
         return prints
 
 
+@contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _opened(root: int, place: str) -> AbstractContextManager[int]:
+    """A directory of the view, to look into. Raises OSError."""
+    return _closing(linux.open_beneath(root, _relative(place), _LOOK))
+
+
 def _mount_scaffold(point: str) -> None:
     """A small filesystem in memory for directories that hold mount points. Raises OSError."""
     linux.mount(_SCAFFOLD_SOURCE, point, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0700")
@@ -218,6 +232,8 @@ def _mount_scaffold(point: str) -> None:
 def _what(step: Step) -> str:
     if step.fstype == SCAFFOLD:
         return f"the directory at {printable(step.place)} that holds mount points"
+    if step.fstype == FILES:
+        return f"the directory at {printable(step.place)} that holds volumes"
     return f"the snapshot of {printable(step.dataset)}"
 
 
@@ -247,11 +263,12 @@ def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
     return found
 
 
-def _make_place(root: int, place: str) -> int:
-    """Open the directory to mount on, making it where it lies on our own tmpfs. Raises OSError."""
+def _make_place(root: int, place: str, *, file: bool = False) -> int:
+    """Open the directory (or file) to mount on, making it where it lies on our own tmpfs. Raises OSError."""
     relative = _relative(place)
+    kind = _ANY if file else _PATH
     try:
-        return linux.open_beneath(root, relative, _PATH)
+        return linux.open_beneath(root, relative, kind)
     except FileNotFoundError:
         if relative == ".":
             raise
@@ -259,8 +276,11 @@ def _make_place(root: int, place: str) -> int:
     try:
         name = relative.rpartition("/")[2]
         # In a frozen tree this fails with EROFS: only our scaffolding can be written.
-        os.mkdir(name, 0o755, dir_fd=parent)
-        return linux.open_beneath(parent, name, _PATH)
+        if file:
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent))
+        else:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        return linux.open_beneath(parent, name, kind)
     finally:
         os.close(parent)
 
@@ -289,52 +309,54 @@ def _copy_attributes(root: int, scaffolding: dict[str, os.stat_result]) -> None:
                 os.close(fd)
 
 
-@contextmanager
-def _tops(base: int, devices: set[str]) -> Iterator[dict[str, int]]:
-    """The top-level subvolumes of Btrfs filesystems, each open as a directory of a mount that goes with the block."""
-    tops: dict[str, int] = {}
-    name = ".top-level"
-    try:
-        for device in sorted(devices):
-            os.mkdir(name, 0o700, dir_fd=base)
-            point = os.open(name, _PATH | os.O_CLOEXEC, dir_fd=base)
-            try:
-                linux.mount(device, f"/proc/self/fd/{point}", "btrfs", _FLAGS, f"subvolid={btrfs.TOP_LEVEL}")
-                tops[device] = linux.open_beneath(base, name, _PATH)
-            except OSError as error:
-                raise not_permitted(f"the Btrfs filesystem {printable(device)} cannot be mounted", error) from None
-            finally:
-                os.close(point)
-            # A detached mount stays usable through its descriptor, but cannot be the source of a bind: keep it attached.
-            name += "-"
-        yield tops
-    finally:
-        for fd in tops.values():
+class _Tops:
+    """The tops of snapshots, open as directories of mounts on directories of our own, which go with the block.
+
+    A bind of a part outlives them.
+    """
+
+    def __init__(self, base: int) -> None:
+        self._base = base
+        self._mounts: dict[str, int] = {}
+        self._tops: list[int] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for fd in self._tops:
+            os.close(fd)
+        for position, fd in enumerate(self._mounts.values()):
             linux.detach(f"/proc/self/fd/{fd}")
             os.close(fd)
-        for position in range(len(tops)):
-            os.rmdir(".top-level" + "-" * position, dir_fd=base)
+            os.rmdir(_ASIDE.format(position), dir_fd=self._base)
 
-
-@contextmanager
-def _aside(base: int, source: str) -> Iterator[int]:
-    """A snapshot mounted on a directory of our own, open as a directory; a bind of a part of it outlives the block."""
-    os.mkdir(_ASIDE, 0o700, dir_fd=base)
-    point = os.open(_ASIDE, _PATH | os.O_CLOEXEC, dir_fd=base)
-    try:
-        linux.mount(source, f"/proc/self/fd/{point}", "zfs", _FLAGS)
-        top = linux.open_beneath(base, _ASIDE, _PATH)
+    def of(self, step: Step) -> int:
+        """The top directory of a step's snapshot. Raises OSError, KopiatomicError."""
+        if step.fstype == "zfs":
+            return self._mounted(step.source, "zfs", None)
         try:
-            yield top
-        finally:
-            linux.detach(f"/proc/self/fd/{top}")
-            os.close(top)
-    finally:
-        os.close(point)
-        os.rmdir(_ASIDE, dir_fd=base)
+            mounted = self._mounted(step.device, "btrfs", f"subvolid={btrfs.TOP_LEVEL}")
+        except OSError as error:
+            raise not_permitted(f"the Btrfs filesystem {printable(step.device)} cannot be mounted", error) from None
+        self._tops.append(linux.open_beneath(mounted, step.source, _PATH))
+        return self._tops[-1]
+
+    def _mounted(self, source: str, fstype: str, data: str | None) -> int:
+        """Mounted once. A detached mount cannot be the source of a bind: it stays attached until the end."""
+        if source not in self._mounts:
+            name = _ASIDE.format(len(self._mounts))
+            os.mkdir(name, 0o700, dir_fd=self._base)
+            point = os.open(name, _PATH | os.O_CLOEXEC, dir_fd=self._base)
+            try:
+                linux.mount(source, f"/proc/self/fd/{point}", fstype, _FLAGS, data)
+                self._mounts[source] = linux.open_beneath(self._base, name, _PATH)
+            finally:
+                os.close(point)
+        return self._mounts[source]
 
 
-_ASIDE = ".aside"
+_ASIDE = ".aside-{}"
 _SCAFFOLD_SOURCE = "kopiatomic"
 _PART_MISSING = {
     errno.ENOENT: "there is no such directory in its snapshot",
@@ -343,17 +365,65 @@ _PART_MISSING = {
 }
 
 
+# The frozen top directory as one of ours, so that there is room in it for more
+
+
+def _pieces(step: Step, tops: _Tops) -> Iterator[Step]:
+    """A step as it is; for one whose top has to be opened each entry of its top directory for itself.
+
+    Links are no mounts: :func:`_dress` makes them. Raises KopiatomicError.
+    """
+    if not step.open_top:
+        yield step
+        return
+    with _opened(tops.of(step), ".") as top, os.scandir(top) as entries:
+        for entry in entries:
+            place = f"/{entry.name}"
+            if place in {UNMOUNTED, VOLUMES}:
+                raise place_needed(f"{printable(place)} exists in {printable(step.dataset)}", place)
+            if not entry.is_symlink():
+                file = not entry.is_dir(follow_symlinks=False)
+                yield replace(step, place=place, part=entry.name, file=file, open_top=False)
+
+
+def _dress(root: int, step: Step, tops: _Tops) -> os.stat_result:
+    """Give our top directory the links and extended attributes of the frozen one, whose status is returned.
+
+    Raises KopiatomicError.
+    """
+    try:
+        with _opened(tops.of(step), ".") as top:
+            with os.scandir(top) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        os.symlink(os.readlink(entry.name, dir_fd=top), entry.name, dir_fd=root)
+                        _copy_status(root, entry.name, entry.stat(follow_symlinks=False))
+            for name in os.listxattr(top):
+                os.setxattr(root, name, os.getxattr(top, name))
+            return os.fstat(top)
+    except OSError as error:
+        raise KopiatomicError(
+            f"the top directory of the frozen tree cannot be shown as it is: {error.strerror}",
+            kind="place",
+            hint="Back up what is below /.unmounted or /.volumes with a command of its own and --name.",
+        ) from None
+
+
+def _copy_status(directory: int, name: str, status: os.stat_result) -> None:
+    """Owner, mode and times; a link has no mode."""
+    os.chown(name, status.st_uid, status.st_gid, dir_fd=directory, follow_symlinks=False)
+    if not stat.S_ISLNK(status.st_mode):
+        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=directory)
+    os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=directory, follow_symlinks=False)
+
+
 def _holds_something(root: int, place: str) -> bool:
     """Whether a mount holds anything that every backup program keeps: sockets, pipes and devices do not count."""
-    fd = linux.open_beneath(root, _relative(place), _LOOK)
-    try:
-        with os.scandir(fd) as entries:
-            return any(
-                entry.is_symlink() or entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
-                for entry in entries
-            )
-    finally:
-        os.close(fd)
+    with _opened(root, place) as fd, os.scandir(fd) as entries:
+        return any(
+            entry.is_symlink() or entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
+            for entry in entries
+        )
 
 
 def _mount_failed(step: Step, error: OSError) -> KopiatomicError:
