@@ -208,7 +208,11 @@ def _string(pid: int, address: int) -> str:
             memory.seek(address)
             while b"\0" not in data and len(data) < 4096:
                 # Up to the end of a page: the next one may not be there.
-                data += memory.read(4096 - (address + len(data)) % 4096)
+                piece = memory.read(4096 - (address + len(data)) % 4096)
+                if not piece:
+                    # It was killed meanwhile, and has no memory any more.
+                    break
+                data += piece
     except OSError as error:
         if error.errno not in {errno.EIO, errno.ENOENT, errno.ESRCH}:
             raise
