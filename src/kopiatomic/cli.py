@@ -146,6 +146,12 @@ def cli() -> None:
     """Freeze datasets at one instant and back them up."""
 
 
+def _as_layout(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
+    from kopiatomic.model import Layout
+
+    return Layout(value)
+
+
 def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which datasets, of all commands that take some."""
     options = [
@@ -173,6 +179,17 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Run COMMAND with the view's root as its last argument instead of kopia.",
         ),
         click.option("-o", "--options", default="", metavar="OPTIONS", help="More options for kopia or COMMAND."),
+        click.option(
+            "--layout",
+            default="merged",
+            type=click.Choice(["merged", "in-place"]),
+            show_default=True,
+            callback=_as_layout,
+            help="All below one root, or each at its true path.",
+        ),
+        click.option(
+            "--only-frozen", is_flag=True, help="In place: hide what is mounted in these trees and not frozen."
+        ),
         click.option(
             "--mount-root", default="/kopia", metavar="DIR", show_default=True, help="Where the view is mounted."
         ),

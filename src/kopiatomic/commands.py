@@ -150,11 +150,11 @@ def last_changes(state_dir: str, report: Report, console: Console) -> list[str]:
     """What a plan takes and the last run of the same root did not, and the other way round, in words."""
     assert report.plan is not None
     try:
-        last = Records(state_dir).last_selection(report.root)
+        last = Records(state_dir).last_selection(report.series)
     except KopiatomicError as error:
         console.error(error)
         return []
-    where = printable(report.root)
+    where = printable(report.series)
     if last is None:
         return [f"no run under {where} is on record"]
     before = set(json.loads(last)["taken"])

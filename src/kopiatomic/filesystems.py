@@ -29,6 +29,9 @@ PSEUDO = frozenset(
 )
 """Made by the kernel: nothing in them is anybody's data."""
 
+SYSTEM = ("/proc", "/sys", "/dev", "/run")
+"""Where a running system has what is its own and nobody's data (file-hierarchy(7))."""
+
 LOCAL = frozenset(
     [
         "ext2",

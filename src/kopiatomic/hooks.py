@@ -27,7 +27,8 @@ def variables(run_id: str, plan: Plan) -> dict[str, str]:
     """What hooks and engines are told of a run."""
     return {
         "KOPIATOMIC_RUN_ID": run_id,
-        "KOPIATOMIC_ROOT": plan.root,
+        "KOPIATOMIC_ROOT": plan.top,
+        "KOPIATOMIC_SOURCES": "\n".join(plan.sources),
         "KOPIATOMIC_DATASETS": "\n".join(t.dataset.name for t in plan.taken),
     }
 

@@ -22,7 +22,7 @@ from kopiatomic.snapshots import Maker
 from kopiatomic.system import linux, worker
 from kopiatomic.system.channel import Channel, ClosedError, close_quietly
 from kopiatomic.views import linux as linux_view
-from kopiatomic.views import merged
+from kopiatomic.views import steps_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class _Keeper:
     def _launch(self) -> None:
         """Fork the launcher as the first process of a new PID namespace."""
         assert self._sets is not None
-        steps = merged(self._equipment.plan, self._sets)
+        steps = steps_of(self._equipment.plan, self._sets)
         try:
             pid = linux.fork_into_pid_namespace()
         except OSError as error:
@@ -171,7 +171,7 @@ class _Keeper:
             try:
                 launcher.main(
                     self._equipment.launcher_to_main,
-                    self._equipment.plan.root,
+                    self._equipment.plan,
                     steps,
                     self._equipment.streams,
                 )

@@ -9,14 +9,16 @@ import os
 import select
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Command, EngineEnd
-from kopiatomic.system import linux, mountinfo, signals
+from kopiatomic.model import Command, EngineEnd, Layout, Plan
+from kopiatomic.system import linux, mountinfo, spawn
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.views import Step
 from kopiatomic.views import linux as linux_view
+from kopiatomic.views.in_place import InPlaceView
+from kopiatomic.views.merged import MergedView
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +52,17 @@ class Streams:
     stderr: int
 
 
-def main(channel: Channel, root: str, steps: list[Step], streams: Streams) -> None:
+def main(channel: Channel, plan: Plan, steps: list[Step], streams: Streams) -> None:
     """Live as the launcher, in a PID namespace of its own; never returns to the caller's code but by returning."""
     linux.die_with_parent(signal.SIGKILL)
     try:
         host = _HostMounts()
         linux_view.enter()
-        view = linux_view.LinuxView(root, steps)
+        view = _view(plan, steps)
         channel.send(view.assemble())
         message = channel.receive()
         assert isinstance(message, Start)
-        end = _Engine(channel, host, streams).run(message)
+        end = _Engine(channel, host, streams).run(message, view.engine_root())
         _end_all_others()
         channel.send(Checked(end, tuple(view.check())))
     except KopiatomicError as error:
@@ -68,6 +70,12 @@ def main(channel: Channel, root: str, steps: list[Step], streams: Streams) -> No
     except ClosedError:
         # The main process is gone: what is left to do is to end.
         return
+
+
+def _view(plan: Plan, steps: list[Step]) -> linux_view.LinuxView:
+    if plan.layout is Layout.IN_PLACE:
+        return InPlaceView(plan.root, steps, live_system=plan.live_system)
+    return MergedView(plan.root, steps)
 
 
 class _HostMounts:
@@ -119,14 +127,19 @@ class _Engine:
         self._channel = channel
         self._host = host
         self._streams = streams
+        self._cwd = os.getcwd()
+        """As a path: what was there before something was mounted over it is still what ``.`` means."""
         self._stopped = False
 
-    def run(self, start: Start) -> EngineEnd:
-        """Start the engine and wait for its end. Raises KopiatomicError where it cannot be started, ClosedError."""
+    def run(self, start: Start, root: int | None) -> EngineEnd:
+        """Start the engine, in another root if there is one, and wait for its end.
+
+        Raises KopiatomicError where it cannot be started, ClosedError.
+        """
         wakeup, written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-        pid = self._spawn(start)
+        pid = self._spawn(start, root)
         os.close(self._streams.stdout)
         os.close(self._streams.stderr)
         poll = select.poll()
@@ -145,23 +158,24 @@ class _Engine:
                 else:
                     self._obey(pid)
 
-    def _spawn(self, start: Start) -> int:
+    def _spawn(self, start: Start, root: int | None) -> int:
         argv = list(start.command.argv)
         environment = {**start.environment, **start.command.environment}
-        actions = [
-            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-            (os.POSIX_SPAWN_DUP2, self._streams.stdout, 1),
-            (os.POSIX_SPAWN_DUP2, self._streams.stderr, 2),
-        ]
-        reset = {*signals.ENDING, signal.SIGTSTP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ}
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        setting = spawn.Setting(null, self._streams.stdout, self._streams.stderr, cwd=self._cwd, root=root)
         try:
-            return os.posix_spawnp(argv[0], argv, environment, file_actions=actions, setsigdef=reset)
+            return spawn.start(argv, environment, setting)
+        except spawn.DirectoryError:
+            # A backup does not depend on where it was called from.
+            return spawn.start(argv, environment, replace(setting, cwd="/"))
         except OSError as error:
             raise KopiatomicError(
                 f"{argv[0]} cannot be started: {error.strerror}",
                 kind="engine-start",
                 hint="Is it installed and executable, also for root's PATH?",
             ) from None
+        finally:
+            os.close(null)
 
     def _reap(self, pid: int) -> int | None:
         """Reap every child that has ended (orphans come to the first process); the engine's status if it was one."""

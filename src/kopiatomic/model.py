@@ -13,6 +13,15 @@ VOLUMES = "/.volumes"
 """Where in the view volumes appear."""
 
 
+class Layout(StrEnum):
+    """How a view is arranged."""
+
+    MERGED = "merged"
+    """Every dataset at its own path below one root."""
+    IN_PLACE = "in-place"
+    """Every dataset at its true path, in a namespace where all else is as it was."""
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """A ZFS filesystem or volume, or a Btrfs subvolume: what is snapshotted as a unit.
@@ -44,11 +53,18 @@ class Taken:
     named: bool
     """Whether the user named it; otherwise a flag, a pattern or a property brought it in."""
     parts: tuple[str, ...] = ("",)
+    again: tuple[tuple[str, str], ...] = ()
+    """Where else it is mounted, and the part that is seen there; in place these are frozen as well."""
 
     @property
     def places(self) -> tuple[str, ...]:
         """Where its parts appear."""
         return tuple(f"{self.place.rstrip('/')}/{part}" if part else self.place for part in self.parts)
+
+    @property
+    def shown(self) -> tuple[tuple[str, str], ...]:
+        """Every place at which a part of it is in the view, and that part."""
+        return (*zip(self.places, self.parts, strict=True), *self.again)
 
 
 class Verdict(StrEnum):
@@ -103,11 +119,15 @@ class Uncovered:
     """The taken dataset whose tree it is mounted in."""
     size: int | None = None
     note: str = ""
+    live: bool = False
+    """Whether it is seen in the view all the same, as it is and not frozen (in place)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """What a run takes and where it appears. ``taken`` is in mount order: parents before children.
+
+    ``root`` is the directory on the host that the view is mounted on; in place one of our own, that no engine looks for.
 
     ``judged`` has each dataset that was looked at exactly once, in the order of the names' tree.
     """
@@ -119,6 +139,28 @@ class Plan:
     judged: tuple[Judged, ...] = ()
     uncovered: tuple[Uncovered, ...] = ()
     notes: tuple[str, ...] = ()
+    layout: Layout = Layout.MERGED
+    live_system: bool = False
+    """In place: whether the kernel's filesystems (/proc, /sys, /dev) and /run are to be as they are. Not for backups."""
+    writable: tuple[str, ...] = ()
+    """In place: what an engine has to write, and so is live where it lies in a frozen tree."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What the engine is given: the root of the view, or the topmost true paths."""
+        if self.layout is Layout.MERGED:
+            return (self.root,)
+        places = sorted({place for taken in self.taken for place in taken.places})
+        return tuple(p for p in places if not any(p != q and p.startswith(q.rstrip("/") + "/") for q in places))
+
+    @property
+    def top(self) -> str:
+        """The directory that all places are below, as the engine sees it."""
+        return "/" if self.layout is Layout.IN_PLACE else self.root
+
+    def path(self, place: str) -> str:
+        """Where the engine finds a place of the view."""
+        return place if self.layout is Layout.IN_PLACE else self.root + place.rstrip("/")
 
     @property
     def left_out(self) -> tuple[Judged, ...]:
@@ -255,6 +297,18 @@ class FileProblem:
 
 
 @dataclass(slots=True)
+class Saved:
+    """What came of one source: a snapshot or archive of the engine's."""
+
+    source: str
+    snapshot_id: str | None = None
+    saved: bool = True
+    complete: bool = True
+    message: str = ""
+    """Why it is not saved or not complete; else empty."""
+
+
+@dataclass(slots=True)
 class EngineResult:
     """What came of the backup, read from what the engine wrote and not from its exit status alone.
 
@@ -271,6 +325,8 @@ class EngineResult:
     problems: list[FileProblem] = field(default_factory=list)
     """The first 20."""
     problem_count: int = 0
+    sources: list[Saved] = field(default_factory=list)
+    """One for each source; empty where the engine keeps nothing of the kind."""
 
 
 @dataclass(frozen=True, slots=True)

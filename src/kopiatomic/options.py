@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from kopiatomic.errors import UsageError
 from kopiatomic.facts import Facts
+from kopiatomic.model import Layout
 from kopiatomic.request import PROPERTY, Request
 from kopiatomic.text import printable
 
@@ -27,6 +28,10 @@ class Options:
     property: str = PROPERTY
     include_unmounted: bool = False
     volumes: bool = False
+    layout: Layout = Layout.MERGED
+    only_frozen: bool = False
+    writable: tuple[str, ...] = ()
+    engine: str | None = None
     command: str | None = None
     options: str = ""
     pre_hook: str | None = None
@@ -45,6 +50,18 @@ class Options:
     facts: Facts | None = None
     """Plan from these instead of looking; only with ``dry_run``."""
 
+    def selection_words(self) -> list[str]:
+        """What was asked of the selection, in an order of its own: the same for the same."""
+        flags = {
+            "-a": self.everything,
+            "-r": self.recursive,
+            "--by-property": self.by_property,
+            "--include-unmounted": self.include_unmounted,
+            "--only-frozen": self.only_frozen or self.require_atomic,
+        }
+        more = [f"--exclude={pattern}" for pattern in sorted(self.exclude)]
+        return [*(flag for flag, given in flags.items() if given), *more, *sorted(self.names)]
+
     def request(self, root: str, suffix: str) -> Request:
         """What is asked of the selection."""
         return Request(
@@ -58,6 +75,8 @@ class Options:
             property=self.property,
             include_unmounted=self.include_unmounted,
             volumes=self.volumes,
+            layout=self.layout,
+            only_frozen=self.only_frozen or self.require_atomic,
         )
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, UsageError, place_needed
 from kopiatomic.facts import Facts
-from kopiatomic.filesystems import PSEUDO
-from kopiatomic.model import UNMOUNTED, VOLUMES, Judged, Plan, Taken, Uncovered
+from kopiatomic.filesystems import PSEUDO, SYSTEM, may_hang
+from kopiatomic.model import UNMOUNTED, VOLUMES, Judged, Layout, Plan, Taken, Uncovered, Verdict
 from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.selection import Selection, below, is_at_or_below, not_a_dataset
 from kopiatomic.selection.btrfs import BtrfsSelection
 from kopiatomic.selection.zfs import ZfsSelection
-from kopiatomic.system.mountinfo import holder, parents, visible
+from kopiatomic.system.mountinfo import Mount, holder, parents
 from kopiatomic.text import printable
 
 
@@ -34,14 +35,20 @@ def select(facts: Facts, request: Request) -> Plan:
     if not shared.taken:
         raise _nothing(request, judged)
     _check_places(shared)
-    taken = tuple(sorted(shared.taken, key=lambda t: t.place.rstrip("/").split("/")))
+    taken = sorted(shared.taken, key=lambda t: t.place.rstrip("/").split("/"))
+    if request.layout is Layout.IN_PLACE:
+        _require_true_paths(taken)
+        taken = _seen_again(shared, taken)
+    uncovered = _uncovered(shared, taken, judged)
     return Plan(
         root=request.root,
-        taken=taken,
-        scaffolds=tuple(_scaffolds(shared, taken)),
+        taken=tuple(taken),
+        scaffolds=tuple(_scaffolds(shared, taken, {u.point for u in uncovered if u.live})),
         judged=tuple(sorted(judged, key=lambda j: (j.filesystem != "zfs", j.name.rstrip("/").split("/")))),
-        uncovered=tuple(_uncovered(facts, taken)),
+        uncovered=tuple(uncovered),
         notes=tuple(shared.notes),
+        layout=request.layout,
+        live_system=request.live_system,
     )
 
 
@@ -127,13 +134,42 @@ def _check_places(shared: Selection) -> None:
                     raise place_needed(f"{printable(taken.dataset.name)} would appear at {printable(place)}", top)
 
 
-def _scaffolds(shared: Selection, taken: Sequence[Taken]) -> list[str]:
+def _require_true_paths(taken: Sequence[Taken]) -> None:
+    """In place there is none but a dataset's own. Raises KopiatomicError."""
+    for one in taken:
+        if is_at_or_below(one.place, UNMOUNTED) or is_at_or_below(one.place, VOLUMES):
+            raise KopiatomicError(
+                f"{printable(one.dataset.name)} has no true path: it would appear at {printable(one.place)}",
+                kind="no-true-path",
+                hint="Use --layout merged for volumes and for what has no place of its own, or leave it out (--exclude).",
+            )
+
+
+def _seen_again(shared: Selection, taken: Sequence[Taken]) -> list[Taken]:
+    """With the other places at which parts of the same datasets are mounted: live, they would be of another instant."""
+    frozen = {place for one in taken for place in one.places}
+    others: dict[str, list[Mount]] = {}
+    for point, mount in shared.seen.items():
+        if point not in frozen and mount.fstype in {"zfs", "btrfs"}:
+            others.setdefault(mount.device, []).append(mount)
+    found = []
+    for one in taken:
+        own = shared.seen.get(one.dataset.mountpoint)
+        again = [m for m in others.get(own.device, ()) if is_at_or_below(m.root, own.root)] if own else []
+        found.append(
+            replace(one, again=tuple((m.point, below(m.root, own.root)) for m in again if own and m is not own))
+        )
+    return found
+
+
+def _scaffolds(shared: Selection, taken: Sequence[Taken], live: AbstractSet[str]) -> list[str]:
     """Where something that is not taken lies between a taken dataset and one below it: a mount, or a nested subvolume.
 
-    What lies in it is in no frozen tree, the mount point of the lower one included; and a frozen tree takes no new directory.
+    What lies in it is in no frozen tree, the mount point of the lower one included; and a frozen tree takes no new
+    directory. What is seen ``live`` has all that is in it.
     """
     places = {place for t in taken for place in t.places}
-    boundaries = {*shared.seen, *(subvolume.path for subvolume in shared.facts.subvolumes)}
+    boundaries = {*shared.seen, *(subvolume.path for subvolume in shared.facts.subvolumes)} - live
     found = set()
     for place in places:
         between: str | None = None
@@ -147,18 +183,33 @@ def _scaffolds(shared: Selection, taken: Sequence[Taken]) -> list[str]:
     return sorted(found)
 
 
-def _uncovered(facts: Facts, taken: Sequence[Taken]) -> list[Uncovered]:
-    """What is mounted in the trees of the taken datasets and is not in the backup, in tree order."""
-    places = {place: t for t in taken for place in t.places}
+def _of_the_system(point: str, inside: Taken, request: Request) -> bool:
+    """Whether a mount is a part of the running system and of no source: with ``/`` in place it is made anew."""
+    in_place = request.layout is Layout.IN_PLACE and not request.live_system
+    return in_place and "/" in inside.places and any(is_at_or_below(point, top) for top in SYSTEM)
+
+
+def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judged]) -> list[Uncovered]:
+    """What is mounted in the trees of the taken datasets and is not frozen, in tree order.
+
+    In place it is seen there live, but for what might not answer, what was left out on purpose, and what --only-frozen hides.
+    """
+    facts, request = shared.facts, shared.request
+    places = {place: t for t in taken for place, _ in t.shown}
     own = {t.dataset.mountpoint for t in taken if t.dataset.mountpoint}
+    hidden = {j.mountpoint for j in judged if j.verdict in {Verdict.EXCLUDED, Verdict.SUSPENDED, Verdict.OUTSIDE}}
     found = []
-    for point, mount in visible(facts.mounts).items():
-        if point in places or point in own or mount.fstype in PSEUDO:
+    for point, mount in shared.seen.items():
+        if point in places or point in own or (mount.fstype in PSEUDO and not request.live_system):
             continue
         inside = next((places[directory] for directory in parents(point) if directory in places), None)
         if inside is None:
             continue
+        if _of_the_system(point, inside, request):
+            continue
         item = Uncovered(point, mount.fstype, mount.source, inside.dataset.name, facts.sizes.get(point))
+        if request.layout is Layout.IN_PLACE and not request.only_frozen:
+            item = replace(item, live=point not in hidden and not may_hang(mount.fstype) and mount.fstype != "overlay")
         file = facts.loop_files.get(mount.source)
         if file is not None and any(directory in places for directory in parents(file)):
             item = replace(item, note=f"its file {printable(file)} is in the backup, as it is at the instant")

@@ -39,7 +39,7 @@ class Recorder:
     def begin(self, command: str, keep: float) -> None:
         """Begin the record. Raises NewerStateError."""
         self._run = RunRecord(
-            self._report.run_id, __version__, command, self._report.root, time.time(), None, None, None, None
+            self._report.run_id, __version__, command, self._report.series, time.time(), None, None, None, None
         )
         self.attempt(lambda: self.records.begin(self._run, keep=keep))
         self._begun = True
@@ -52,7 +52,7 @@ class Recorder:
     def intend(self, intents: Sequence[Intent], plan: Plan) -> None:
         """Put on record what is about to be made. Raises StateError where that is needed and cannot be."""
         selection = _selection(plan)
-        last = self.attempt(lambda: self.records.last_selection(self._report.root))
+        last = self.attempt(lambda: self.records.last_selection(self._report.series))
         if last is not None:
             self._compare(json.loads(last), json.loads(selection))
         self.attempt(lambda: self.records.intend(self._report.run_id, intents, selection))
@@ -66,7 +66,7 @@ class Recorder:
             return
         changes = [f"without {first_few(gone)}"] * bool(gone) + [f"with {first_few(new)}"] * bool(new)
         self._warn(
-            f"the last run under {printable(self._report.root)} took something else; this one is {' and '.join(changes)}: "
+            f"the last run under {printable(self._report.series)} took something else; this one is {' and '.join(changes)}: "
             "the history of that path shows datasets come and go (--name gives a selection a history of its own)"
         )
 

@@ -29,6 +29,9 @@ class Report:
 
     run_id: str
     root: str
+    """The directory on the host that the view is mounted on."""
+    series: str = ""
+    """What the runs have in common that follow each other: their view root, or in place what they were asked."""
     dry_run: bool = False
     plan: Plan | None = None
     sets: Sets | None = None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kopiatomic.model import Layout
+
 PROPERTY = "kopiatomic:backup"
 """The ZFS user property that ``--by-property`` selects by, unless told otherwise."""
 
@@ -22,6 +24,11 @@ class Request:
     property: str = PROPERTY
     include_unmounted: bool = False
     volumes: bool = False
+    layout: Layout = Layout.MERGED
+    only_frozen: bool = False
+    """In place: nothing that is not frozen is to be seen in the trees of what is."""
+    live_system: bool = False
+    """In place: the kernel's filesystems and /run stay as they are. For commands, not for backups."""
 
 
 def is_path(name: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from kopiatomic.gather import gather
 from kopiatomic.launcher import Checked
 from kopiatomic.locks import Held
 from kopiatomic.masking import Secrets
-from kopiatomic.model import EngineEnd, Plan, Progress, Sets
+from kopiatomic.model import EngineEnd, Layout, Plan, Progress, Sets
 from kopiatomic.options import Options, check_name, words
 from kopiatomic.output.summary import cleared_lines
 from kopiatomic.ownership import PREFIX
@@ -29,7 +30,7 @@ from kopiatomic.request import is_pattern
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import linux, signals
 from kopiatomic.text import ended, printable
-from kopiatomic.views import View, merged, missing_text
+from kopiatomic.views import View, missing_text, steps_of
 
 _FREEZE_TRIES = 3
 
@@ -59,7 +60,7 @@ def new_run_id() -> str:
 
 def backup(options: Options, listener: Listener) -> Report:
     """Do a whole run. Every failure is in the report, defects of kopiatomic included; nothing is raised."""
-    report = Report(new_run_id(), options.mount_root, options.dry_run)
+    report = Report(new_run_id(), options.mount_root, dry_run=options.dry_run)
 
     with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP), _failures_in(report):
         _Run(options, report, listener).run()
@@ -104,8 +105,8 @@ class _Run:
                 kind="not-root",
                 hint=f"sudo {printable(shown)}   (-n shows without root what would be done)",
             )
-        root = roots.resolve(options.mount_root if options.name is None else f"{options.mount_root}/{options.name}")
-        report.root = root
+        report.root, report.series = self._place(engine)
+        root = report.root
         if options.dry_run:
             report.plan = self._select(root)
             report.engine = EngineReport(engine.name, None, self._shown(engine.describe(report.plan)))
@@ -113,11 +114,23 @@ class _Run:
         for value in self._secrets.values:
             linux.hide_argument(value)
         with locks.run(report.run_id) as held, self._recorded(held, shown), _failures_in(report):
-            locks.take_root(held, root, self._holder(shown), options.wait)
+            locks.take_root(held, report.series, self._holder(shown), options.wait)
+            if report.series != root:
+                locks.take_root(held, root, self._holder(shown), None)
             self._clear_leftovers()
             report.plan = self._select(root)
             self._prepare(engine, report.plan)
             self._between_hooks(engine)
+
+    def _place(self, engine: Engine) -> tuple[str, str]:
+        """Where on the host the view is mounted, and the series that this run belongs to. Raises KopiatomicError."""
+        options = self._options
+        if options.layout is Layout.MERGED:
+            root = options.mount_root if options.name is None else f"{options.mount_root}/{options.name}"
+            resolved = roots.resolve(root)
+            return resolved, resolved
+        asked = [engine.name, *options.selection_words()]
+        return f"{locks.DIRECTORY}/view-{self._report.run_id}", f"in place: {printable(shlex.join(asked))}"
 
     def _shown(self, argv: Sequence[str]) -> list[str]:
         """An argv as it may be shown."""
@@ -344,7 +357,7 @@ class _Run:
     def _report_missing(self, view: View, sets: Sets) -> None:
         report = self._report
         assert report.plan is not None
-        steps = merged(report.plan, sets)
+        steps = steps_of(report.plan, sets)
         for missing in view.missing:
             text = missing_text(missing, steps)
             report.incomplete.append(text)

@@ -95,6 +95,7 @@ def test_a_hook_is_told_of_the_run() -> None:
     assert hooks.variables("ID", Plan("/kopia", tuple(taken))) == {
         "KOPIATOMIC_RUN_ID": "ID",
         "KOPIATOMIC_ROOT": "/kopia",
+        "KOPIATOMIC_SOURCES": "/kopia",
         "KOPIATOMIC_DATASETS": "tank/a\ntank/with space",
     }
 

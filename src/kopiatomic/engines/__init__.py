@@ -22,6 +22,17 @@ class Job:
     filled: Sequence[str]
     """Those of them whose top directory holds files, directories or links."""
 
+    def places(self, source: str) -> dict[str, str]:
+        """The places that are mounted in a source, by their path below it (``/`` is the source itself)."""
+        found = {}
+        for place in self.mounted:
+            path = self.plan.path(place)
+            if path == source:
+                found["/"] = place
+            elif path.startswith(source.rstrip("/") + "/"):
+                found["/" + path[len(source.rstrip("/")) + 1 :]] = place
+        return found
+
     @property
     def volumes(self) -> Mapping[str, int]:
         """The places of volumes, which are files, and their sizes (bytes)."""

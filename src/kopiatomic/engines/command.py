@@ -1,4 +1,4 @@
-"""The engine of ``-c COMMAND``: any program, with the view's root as its last argument, judged by its exit status."""
+"""The engine of ``-c COMMAND``: any program, with what it is to read as its last arguments, judged by its exit status."""
 
 from __future__ import annotations
 
@@ -52,12 +52,12 @@ class CommandEngine:
 
     def command(self, job: Job) -> Command:
         """The command with the root as its last argument; its environment is the caller's."""
-        argv = (self._program or self._words[0], *self._words[1:], *self._options, job.plan.root)
+        argv = (self._program or self._words[0], *self._words[1:], *self._options, *job.plan.sources)
         return Command(argv=argv, environment={})
 
     def describe(self, plan: Plan) -> Sequence[str]:
         """The argv as it would be started, whether the program exists or not."""
-        return (*self._words, *self._options, plan.root)
+        return (*self._words, *self._options, *plan.sources)
 
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
         """Everything is passed through, line by line; empty ``data`` says that the stream has ended."""

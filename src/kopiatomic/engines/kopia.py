@@ -19,15 +19,13 @@ from kopiatomic.engines import (
     kopia_maintenance,
     kopia_options,
     kopia_policy,
+    results,
 )
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_output import Manifest, Output, count, parse_manifest
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Plan, Progress
 from kopiatomic.text import ended, printable
-
-PROBLEMS = 20
-"""How many of the files that could not be saved are named; the rest are counted."""
 
 _LATEST = 20
 """Among how many of the latest snapshots of a source a complete one is looked for."""
@@ -54,7 +52,8 @@ class Kopia:
         self._maintenance = maintenance and self._options.value("--no-auto-maintenance") is None
         self._output = Output()
         self._status: Mapping[str, Any] = {}
-        self._policies: kopia_policy.Policies | None = None
+        self._policies: dict[str, kopia_policy.Policies] = {}
+        """What applies to each source, by its path."""
         self._ended_well = False
 
     @property
@@ -85,10 +84,10 @@ class Kopia:
         client.check_connected()
         self._status = _mapping(client.ask("repository", "status", "--json"))
         documents = [_mapping(d) for d in client.ask("policy", "list", "--json")]
-        policies = kopia_policy.Policies(documents, self._source(plan.root))
-        self._policies = policies
-        kopia_checks.check_one_file_system(policies, plan, client)
-        warnings += kopia_checks.check_actions(policies, self._status, self._options)
+        for path in plan.sources:
+            policies = self._policies[path] = kopia_policy.Policies(documents, self._source(path))
+            kopia_checks.check_one_file_system(policies, plan, path, client)
+            warnings += kopia_checks.check_actions(policies, self._status, self._options)
         warnings += kopia_location.check_repository(self._status, plan)
         warnings += kopia_location.notes(client, self._options, plan)
         return warnings
@@ -108,7 +107,7 @@ class Kopia:
         start = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
         argv = self._argv(
             self._client.program,
-            job.plan.root,
+            job.plan.sources,
             start_time=f"{start}.{nanoseconds // 1000:06d} UTC",
             run_id=job.run_id,
             atomic="yes" if job.sets.atomic else "no",
@@ -118,12 +117,12 @@ class Kopia:
     def describe(self, plan: Plan) -> Sequence[str]:
         """The argv in words; needs neither kopia nor a repository."""
         return self._argv(
-            self._client.named, plan.root, start_time="TIME-OF-THE-SNAPSHOTS", run_id="RUN-ID", atomic="YES-OR-NO"
+            self._client.named, plan.sources, start_time="TIME-OF-THE-SNAPSHOTS", run_id="RUN-ID", atomic="YES-OR-NO"
         )
 
-    def _argv(self, program: str, root: str, *, start_time: str, run_id: str, atomic: str) -> list[str]:
+    def _argv(self, program: str, sources: Sequence[str], *, start_time: str, run_id: str, atomic: str) -> list[str]:
         """kopia takes no flag twice: what ``-o`` has, it decides, but for maintenance, which waits for the release."""
-        argv = [program, "snapshot", "create", root, "--no-auto-maintenance"]
+        argv = [program, "snapshot", "create", *sources, "--no-auto-maintenance"]
         for flag in ("--json", "--json-verbose", "--progress"):
             if not self._options.has(flag):
                 argv.append(flag)
@@ -139,16 +138,20 @@ class Kopia:
         return self._output.feed(stream, data)
 
     def judge(self, job: Job, end: EngineEnd) -> EngineResult:
-        """Read the manifest, then ask the repository whether it shows every mount. Never raises for kopia's failures."""
+        """Read the manifests, then ask the repository whether they show every mount. Never raises for kopia's failures."""
         self._output.feed("stderr", b"")
         self._ended_well = end.status == 0 and not end.stopped
-        path = self._source(job.plan.root).path
+        return results.combined([(source, self._judge(job, source, end)) for source in job.plan.sources])
+
+    def _judge(self, job: Job, source: str, end: EngineEnd) -> EngineResult:
+        """What came of one source."""
+        path = self._source(source).path
         manifest = next((m for m in self._output.manifests() if m.path == path), None)
-        unchanged = manifest is None and self._may_be_unchanged(end)
+        unchanged = manifest is None and self._may_be_unchanged(source, end)
         if unchanged:
             manifest = self._latest(path)
         if manifest is None:
-            return _not_saved(self._why_no_result(job, end))
+            return _not_saved(self._why_no_result(source, end))
         if manifest.incomplete:
             ending = "was stopped" if end.stopped else f"ended early ({printable(manifest.incomplete)})"
             return _not_saved(f"kopia {ending}: what it saved is only a part, and no backup", manifest)
@@ -156,13 +159,13 @@ class Kopia:
         if end.status != 0:
             if not self._is_saved(manifest):
                 return _not_saved(f"kopia did not store its result ({ended(end.status)}): {self._errors()}")
-            if not count(manifest.summary, "numFailed"):
+            if not self._explained():
                 reasons.append(f"kopia saved its snapshot and then failed ({ended(end.status)}): {self._errors()}")
-        result = _result(manifest, job.plan.root)
+        result = _result(manifest, source)
         if unchanged:
             result.statistics["unchanged"] = 1
         reasons += _failures(manifest)
-        lacking = kopia_listing.missing(self._client, manifest, job)
+        lacking = kopia_listing.missing(self._client, manifest, job, source)
         if lacking and not self._is_saved(manifest):
             return _not_saved(f"kopia told of the snapshot {printable(manifest.id)}, which is not in its repository")
         reasons += lacking
@@ -170,11 +173,20 @@ class Kopia:
         result.message = "; ".join(reasons)
         return result
 
-    def _may_be_unchanged(self, end: EngineEnd) -> bool:
-        """Whether no output means that nothing had changed: the policy ignore-identical-snapshots is in force."""
-        if end.status != 0 or end.stopped or not self._output.empty or self._policies is None:
+    def _explained(self) -> bool:
+        """Whether its status is that of files that failed, in whichever of the sources."""
+        return any(count(m.summary, "numFailed") for m in self._output.manifests())
+
+    def _may_be_unchanged(self, source: str, end: EngineEnd) -> bool:
+        """Whether no manifest means that nothing had changed: the policy ignore-identical-snapshots is in force."""
+        policies = self._policies.get(source)
+        if end.status != 0 or end.stopped or policies is None:
             return False
-        return bool(self._policies.at_root("retention", "ignoreIdenticalSnapshots").value)
+        mine = {self._source(one).path for one in self._policies}
+        told = {m.path for m in self._output.manifests()}
+        if not self._output.empty and (not told or told - mine):
+            return False
+        return bool(policies.at_root("retention", "ignoreIdenticalSnapshots").value)
 
     def _latest(self, path: str) -> Manifest | None:
         """The latest complete snapshot of the source: the one that kopia found nothing changed since."""
@@ -194,7 +206,7 @@ class Kopia:
         except KopiatomicError:
             return False
 
-    def _why_no_result(self, job: Job, end: EngineEnd) -> str:
+    def _why_no_result(self, source: str, end: EngineEnd) -> str:
         said = self._output.errors()
         if end.status != 0:
             stopped = ", stopped by this run" if end.stopped else ""
@@ -203,7 +215,7 @@ class Kopia:
             return f"kopia ended without an error and without a result{': ' + said if said else ''}"
         others = [printable(m.path) for m in self._output.manifests()]
         if others:
-            return f"kopia's result is of {', '.join(others)} and not of {printable(job.plan.root)}"
+            return f"kopia's result is of {', '.join(others)} and not of {printable(source)}"
         return f"kopia wrote something else than its result: {self._output.excerpt}"
 
     def _errors(self) -> str:
@@ -245,7 +257,7 @@ def _result(manifest: Manifest, root: str) -> EngineResult:
     if "cachedFiles" in statistics:
         numbers["files_cached"] = count(statistics, "cachedFiles")
         numbers["files_hashed"] = count(statistics, "nonCachedFiles")
-    failed = [_mapping(f) for f in summary.get("errors") or []][:PROBLEMS]
+    failed = [_mapping(f) for f in summary.get("errors") or []][: results.PROBLEMS]
     return EngineResult(
         saved=True,
         complete=True,

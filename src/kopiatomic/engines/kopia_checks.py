@@ -23,7 +23,7 @@ def check_names(plan: Plan) -> None:
     kopia keeps names as JSON text: a byte that is not UTF-8 becomes U+FFFD there, and the name is lost.
     """
     for taken, place in _places(plan):
-        appears = (plan.root + place).rstrip("/")
+        appears = plan.path(place)
         bad = next((part for part in appears.split("/") if _unstorable(part)), None)
         if bad is None:
             continue
@@ -48,17 +48,21 @@ def _unstorable(component: str) -> bool:
     return component.endswith(PLACEHOLDER_SUFFIX) or any("\ud800" <= c <= "\udfff" for c in component)
 
 
-def check_one_file_system(policies: Policies, plan: Plan, client: Client) -> None:
-    """Refuse a policy that would drop mounts of the view. Raises KopiatomicError of kind one-file-system.
+def check_one_file_system(policies: Policies, plan: Plan, path: str, client: Client) -> None:
+    """Refuse a policy that would drop mounts of a source. Raises KopiatomicError of kind one-file-system.
+
+    ``path`` is where the source is seen, which is not what kopia calls it where ``--override-source`` is given.
 
     With one-file-system kopia leaves out every entry whose device differs from that of the folder it is in, without a word
     and with exit status 0 (fs/ignorefs/ignorefs.go, shouldIncludeByDevice): what counts is the folder that holds a mount.
     """
     root = policies.source.path.rstrip("/")
     for taken, place in _places(plan):
-        if place == "/":
+        seen = plan.path(place)
+        if seen == path or not seen.startswith(path.rstrip("/") + "/"):
             continue
-        parent = root + os.path.dirname(place).rstrip("/") or "/"
+        named = f"{root}/{seen[len(path.rstrip('/')) + 1 :]}"
+        parent = os.path.dirname(named)
         setting = policies.at(parent, "files", "oneFileSystem")
         if not setting.value:
             continue
@@ -67,7 +71,7 @@ def check_one_file_system(policies: Policies, plan: Plan, client: Client) -> Non
         mend = setting.target if below and setting.target is not None else policies.source
         raise KopiatomicError(
             f"kopia's policy {_target(setting.target)} sets one-file-system, in force at {printable(parent)}: kopia would "
-            f"silently leave out {printable(root + place)} ({printable(taken.dataset.name)}) and every other mount there",
+            f"silently leave out {printable(named)} ({printable(taken.dataset.name)}) and every other mount there",
             kind="one-file-system",
             hint=f"Unset it: {client.hint_command('policy', 'set', str(mend), '--one-file-system=false')}",
         )

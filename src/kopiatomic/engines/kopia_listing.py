@@ -23,19 +23,19 @@ _BEGINNING = 4096
 _ABSENT = ("entry not found", "parent is not a directory")
 
 
-def missing(client: Client, manifest: Manifest, job: Job) -> list[str]:
-    """What the snapshot lacks, in words: mounts that it does not show, or shows empty though they are not.
+def missing(client: Client, manifest: Manifest, job: Job, source: str) -> list[str]:
+    """What the snapshot of a source lacks, in words: mounts that it does not show, or shows empty though they are not.
 
     One process for each folder that holds mount points. A place that could not be looked at is reported as well.
     """
-    by_parent: dict[str, list[str]] = {}
+    by_parent: dict[str, dict[str, str]] = {}
     problems = []
-    for place in job.mounted:
-        if place == "/":
-            if "/" in job.filled and not _holds_something(manifest.summary):
+    for path, place in job.places(source).items():
+        if path == "/":
+            if place in job.filled and not _holds_something(manifest.summary):
                 problems.append(_empty(job, place))
         else:
-            by_parent.setdefault(os.path.dirname(place), []).append(place)
+            by_parent.setdefault(os.path.dirname(path), {})[path] = place
     for parent, places in by_parent.items():
         try:
             problems += _below(client, manifest, job, parent, places)
@@ -44,7 +44,7 @@ def missing(client: Client, manifest: Manifest, job: Job) -> list[str]:
     return problems
 
 
-def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: list[str]) -> Iterator[str]:
+def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: Mapping[str, str]) -> Iterator[str]:
     finished = client.show(manifest.root_object + parent.rstrip("/"))
     if len(finished.stdout) >= KEEP:
         # A folder of some 250,000 entries: ask for each mount alone.
@@ -52,8 +52,8 @@ def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: li
         return
     entries = {} if _is_absent(finished) else _entries(finished)
     volumes = job.volumes
-    for place in places:
-        entry = entries.get(os.path.basename(place))
+    for path, place in places.items():
+        entry = entries.get(os.path.basename(path))
         volume = place in volumes
         if entry is None or entry.get("type") != ("f" if volume else "d"):
             yield _absent(job, place)
@@ -63,9 +63,9 @@ def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: li
             yield _empty(job, place)
 
 
-def _one_by_one(client: Client, manifest: Manifest, job: Job, places: list[str]) -> Iterator[str]:
-    for place in places:
-        finished = client.show(manifest.root_object + place, keep=_BEGINNING)
+def _one_by_one(client: Client, manifest: Manifest, job: Job, places: Mapping[str, str]) -> Iterator[str]:
+    for path, place in places.items():
+        finished = client.show(manifest.root_object + path, keep=_BEGINNING)
         if _is_absent(finished) or not finished.stdout.startswith(_HEAD):
             yield _absent(job, place)
         elif place in job.filled and not finished.stdout.startswith(b"[", len(_HEAD)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from typing import Any
 
 from kopiatomic import __version__
@@ -25,7 +26,9 @@ def document(report: Report) -> dict[str, Any]:
         "format": FORMAT,
         "version": __version__,
         "run_id": report.run_id,
-        "root": report.root,
+        "root": report.plan.top if report.plan else report.root,
+        "layout": str(report.plan.layout) if report.plan else None,
+        "sources": list(report.plan.sources) if report.plan else [],
         "dry_run": report.dry_run,
         "result": report.result,
         "exit_code": report.exit_code,
@@ -100,6 +103,7 @@ def _uncovered(plan: Plan) -> list[dict[str, Any]]:
             "inside": u.inside,
             "bytes": u.size,
             "note": u.note or None,
+            "live": u.live,
         }
         for u in plan.uncovered
     ]
@@ -149,6 +153,7 @@ def _engine(engine: EngineReport) -> dict[str, Any]:
         "message": result.message if result else None,
         "snapshot_id": result.snapshot_id if result else None,
         "root_object": result.root_object if result else None,
+        "sources": [asdict(source) for source in result.sources] if result else [],
         "statistics": result.statistics if result else {},
         "problems": [{"path": p.path, "message": p.message} for p in result.problems] if result else [],
         "problem_count": result.problem_count if result else 0,

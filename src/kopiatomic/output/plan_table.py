@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from kopiatomic.model import Judged, Plan, Uncovered, Verdict
-from kopiatomic.output.summary import Line, size, view_path
+from kopiatomic.model import Judged, Layout, Plan, Uncovered, Verdict
+from kopiatomic.output.summary import Line, size
 from kopiatomic.report import EngineReport
 from kopiatomic.text import printable
 
@@ -22,10 +22,16 @@ def headline(plan: Plan) -> Line:
     """How many are taken, and how many that a user would miss are not."""
     missing = sum(judged.incomplete for judged in plan.left_out)
     count = len(plan.taken)
-    taken = f"Would save {count} dataset{'' if count == 1 else 's'} below {printable(plan.root)}"
+    taken = f"Would save {count} dataset{'' if count == 1 else 's'} {_where(plan)}"
     if missing:
         return "yellow", f"{taken}, but not {missing} that would be missed; nothing was changed"
     return "bold", f"{taken}; nothing was changed"
+
+
+def _where(plan: Plan) -> str:
+    if plan.layout is Layout.IN_PLACE:
+        return f"in place, as {', '.join(map(printable, plan.sources))}"
+    return f"below {printable(plan.root)}"
 
 
 def table(plan: Plan) -> Table:
@@ -54,7 +60,7 @@ def where(plan: Plan, judged: Judged) -> str:
     """For what is taken, where it appears and from where; else the reason."""
     if judged.verdict is not Verdict.TAKEN:
         return judged.reason + (" (a run ends with exit code 3 for it)" if judged.incomplete else "")
-    places = ", ".join(view_path(plan.root, place) for place in judged.places)
+    places = ", ".join(plan.path(place) for place in judged.places)
     usual = judged.places == (judged.mountpoint,)
     return places if usual else f"{places} ({judged.reason})"
 
@@ -65,7 +71,12 @@ def lines(plan: Plan, engine: EngineReport, *, verbose: bool) -> Iterator[Line]:
     told = {judged.name for judged in plan.judged}
     others = [u for u in plan.uncovered if u.source not in told and u.point not in told]
     if others:
-        yield "bold", "In these trees and not in the backup:"
+        yield (
+            "bold",
+            "In these trees and not frozen:"
+            if any(u.live for u in others)
+            else "In these trees and not in the backup:",
+        )
         yield from (("", f"  {_uncovered(u)}") for u in others)
     if verbose:
         yield "bold", "What the verdicts are from:"
@@ -82,4 +93,5 @@ def _uncovered(uncovered: Uncovered) -> str:
     source = f" {printable(uncovered.source)}" if uncovered.source not in {"none", uncovered.fstype} else ""
     amount = "" if uncovered.size is None else f", {size(uncovered.size)}"
     note = f" ({uncovered.note})" if uncovered.note else ""
+    note += " (in the backup, live and not frozen)" if uncovered.live else ""
     return f"{printable(uncovered.point)}: {uncovered.fstype}{source}{amount}{note}"

@@ -59,17 +59,12 @@ def _headline(report: Report) -> Line:
 
 def _table(plan: Plan, *, all_of_it: bool) -> list[str]:
     taken = plan.taken if all_of_it or len(plan.taken) <= _LISTED else plan.taken[: _LISTED - 1]
-    rows = [(printable(t.dataset.name), printable(view_path(plan.root, place))) for t in taken for place in t.places]
+    rows = [(printable(t.dataset.name), printable(plan.path(place))) for t in taken for place in t.places]
     width = min(40, max((len(name) for name, _ in rows), default=0))
     lines = [f"  {name:<{width}}  in {place}" for name, place in rows]
     if len(taken) < len(plan.taken):
         lines.append(f"  and {len(plan.taken) - len(taken)} more (--verbose lists them)")
     return lines
-
-
-def view_path(root: str, place: str) -> str:
-    """Where a place of the view is for the engine."""
-    return root if place == "/" else root + place
 
 
 def proof(sets: Sets) -> list[str]:

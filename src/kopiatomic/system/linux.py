@@ -17,6 +17,7 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
+MS_REMOUNT = 32
 MS_BIND = 0x1000
 MS_REC = 0x4000
 MS_SLAVE = 1 << 19
@@ -28,6 +29,7 @@ RESOLVE_BENEATH = 0x08
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
@@ -130,6 +132,12 @@ def detach(target: str) -> None:
 def die_with_parent(signum: int) -> None:
     """Have the kernel send this process a signal when its parent ends."""
     if _libc().prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0) != 0:
+        raise _failed()
+
+
+def no_new_privileges() -> None:
+    """No program that this process executes gains anything by a set-user-id bit or a capability of its file."""
+    if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise _failed()
 
 

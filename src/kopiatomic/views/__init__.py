@@ -14,6 +14,12 @@ SCAFFOLD = "scaffold"
 FILES = "files"
 """The kind of a step that shows volumes as files."""
 
+LIVE = "live"
+"""The kind of a step that shows what the host has there, and is not frozen."""
+
+OURS = frozenset([SCAFFOLD, LIVE])
+"""The kinds of steps that show nothing frozen."""
+
 
 @dataclass(frozen=True, slots=True)
 class VolumeFile:
@@ -36,9 +42,9 @@ class Step:
     dataset: str
     place: str
     fstype: str
-    source: str
-    device: str
-    named: bool
+    source: str = ""
+    device: str = ""
+    named: bool = False
     part: str = ""
     open_top: bool = False
     """Whether entries of ours have to stand beside those of the snapshot's top directory."""
@@ -68,12 +74,15 @@ class View:
     missing: tuple[Missing, ...]
 
 
-def merged(plan: Plan, sets: Sets) -> list[Step]:
-    """The steps of the merged layout: every snapshot at its dataset's own path below the root, parents first."""
+def steps_of(plan: Plan, sets: Sets) -> list[Step]:
+    """What is mounted, parents first: every snapshot where the plan says, and what else has to be seen in their trees."""
     made = {(s.filesystem, snapshot.dataset): snapshot for s in sets.sets for snapshot in s.snapshots}
     places = [place for taken in plan.taken for place in taken.places]
     ours = any(place.startswith((f"{UNMOUNTED}/", f"{VOLUMES}/")) for place in places)
-    steps = [Step("", place, SCAFFOLD, "", "", named=False) for place in plan.scaffolds]
+    steps = [Step("", place, SCAFFOLD) for place in plan.scaffolds]
+    live = [(u.point, f"{u.fstype} {u.source}") for u in plan.uncovered if u.live]
+    live += [(path, f"the directory {path}, which has to be writable,") for path in plan.writable]
+    steps += [Step(what, place, LIVE) for place, what in live]
     files = []
     for taken in plan.taken:
         snapshot = made[taken.dataset.filesystem, taken.dataset.name]
@@ -88,16 +97,14 @@ def merged(plan: Plan, sets: Sets) -> list[Step]:
                 fstype=taken.dataset.filesystem,
                 source=snapshot.source,
                 device=taken.dataset.device,
-                named=taken.named,
+                named=taken.named and place in taken.places,
                 part=part,
                 open_top=ours and place == "/",
             )
-            for part, place in zip(taken.parts, taken.places, strict=True)
+            for place, part in taken.shown
         ]
     if files:
-        steps.append(
-            Step("", VOLUMES, FILES, "", "", named=True, files=tuple(files), instant=sets.started_ns),
-        )
+        steps.append(Step("", VOLUMES, FILES, named=True, files=tuple(files), instant=sets.started_ns))
     return sorted(steps, key=lambda step: step.place.rstrip("/").split("/"))
 
 

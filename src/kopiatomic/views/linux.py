@@ -1,31 +1,28 @@
-"""The view on Linux: a private mount namespace in which snapshots are mounted with mount(2), read-only.
+"""Views on Linux: a private mount namespace in which snapshots are mounted with mount(2), read-only.
 
 Everything here runs in the launcher, alone in its namespaces. Mount points inside frozen trees are opened beneath the
-view's root without following links: a frozen tree belongs to its users.
+view's top without following links: a frozen tree belongs to its users.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Self
 
-from kopiatomic.errors import KopiatomicError, place_needed
-from kopiatomic.filesystems import may_hang
-from kopiatomic.model import UNMOUNTED, VOLUMES
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
-from kopiatomic.views import FILES, SCAFFOLD, Missing, Step, View, missing_text
+from kopiatomic.views import FILES, LIVE, OURS, SCAFFOLD, Missing, Step, View, missing_text
 from kopiatomic.views.volumes import Volumes
 
-_FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
-_ANY = os.O_PATH | os.O_NOFOLLOW
-_PATH = _ANY | os.O_DIRECTORY
-_LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
+FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
+ANY = os.O_PATH | os.O_NOFOLLOW
+PATH = ANY | os.O_DIRECTORY
+LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 
 def enter() -> None:
@@ -77,46 +74,46 @@ class _Print:
 
 
 class LinuxView:
-    """Assembles the view at a root directory, and checks it again after the engine."""
+    """Mounts the steps of a view, and checks them again after the engine. A layout says where its top is."""
 
-    def __init__(self, root: str, steps: Sequence[Step]) -> None:
-        self._root = root
+    def __init__(self, base: str, steps: Sequence[Step]) -> None:
+        self._base = base
+        """The directory on the host that a tmpfs of ours is mounted on."""
         self._steps = list(steps)
         self._prints: list[_Print] = []
         self._volumes = Volumes()
 
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
-        scaffolding = _scaffolding(self._steps)
-        try:
-            _mount_scaffold(self._root)
-        except OSError as error:
-            raise not_permitted(f"nothing can be mounted on {printable(self._root)}", error) from None
-        missing = []
-        with self._open_root() as base:
-            with _Tops(base) as tops:
-                steps = [piece for step in self._steps for piece in _pieces(step, tops)]
-                for step in steps:
-                    reason = self._mount(step, tops)
-                    if reason is not None:
-                        missing.append(self._refuse_named(step, Missing(step.dataset, step.place, reason)))
-                status = next((_dress(base, step, tops) for step in self._steps if step.open_top), None)
-            if status is not None:
-                _copy_status(base, ".", status)
-        with self._open_root() as root:
-            _copy_attributes(root, scaffolding)
-        gone = {m.place for m in missing}
-        # Of several at one place the last is the one that is seen.
-        self._prints = self._take_prints(list({s.place: s for s in steps if s.place not in gone}.values()))
-        return self._described(gone, missing)
+        raise NotImplementedError
 
-    def _described(self, gone: set[str], missing: Sequence[Missing]) -> View:
-        shown = [s for s in self._steps if s.place not in gone and s.fstype != SCAFFOLD]
+    def top(self) -> str:
+        """The path of the view's top directory."""
+        raise NotImplementedError
+
+    def engine_root(self) -> int | None:
+        """A descriptor of the directory that the engine's root has to be; None where it stays."""
+        return None
+
+    def mount_base(self) -> None:
+        """Mount our tmpfs. Raises KopiatomicError."""
+        try:
+            mount_scaffold(self._base)
+        except OSError as error:
+            raise not_permitted(f"nothing can be mounted on {printable(self._base)}", error) from None
+
+    def finished(self, steps: Sequence[Step], missing: Sequence[Missing]) -> View:
+        """Note what was mounted, so that it can be checked; the view as it is."""
+        gone = {m.place for m in missing}
+        # Of several at one place the last is the one that is seen. What is live may change.
+        last = {s.place: s for s in steps if s.place not in gone}
+        self._prints = self._take_prints([s for s in last.values() if s.fstype != LIVE])
+        shown = [s for s in self._steps if s.place not in gone and s.fstype not in OURS]
         mounted = [s.place for s in shown if s.fstype != FILES]
-        with self._open_root() as root:
-            filled = tuple(place for place in mounted if _holds_something(root, place))
+        with self.open_top() as top:
+            filled = tuple(place for place in mounted if _holds_something(top, place))
         files = [file.place for s in shown for file in s.files]
-        # A scaffold that has no place is told by what should have been mounted in it.
+        # What has no dataset and no place is told by what should have been mounted in it.
         told = tuple(m for m in missing if m.dataset)
         return View(mounted=(*mounted, *files), filled=filled, missing=told)
 
@@ -127,12 +124,13 @@ class LinuxView:
         except KopiatomicError as error:
             return [error.message, *self._volumes.problems]
         except OSError as error:
-            return [f"the view at {printable(self._root)} is gone ({error.strerror}): somebody removed its directory"]
+            return [f"the view at {printable(self._base)} is gone ({error.strerror}): somebody removed its directory"]
         changed = [p.step for p in self._prints if now[p.step.place] != p]
         replaced = [f"{_what(step)} was taken away or replaced while the engine ran" for step in changed]
         return [*replaced, *self._volumes.problems]
 
-    def _refuse_named(self, step: Step, missing: Missing) -> Missing:
+    def refuse_named(self, step: Step, missing: Missing) -> Missing:
+        """Raises KopiatomicError where the user named what has no place."""
         if step.named:
             raise KopiatomicError(
                 missing_text(missing, self._steps),
@@ -142,15 +140,15 @@ class LinuxView:
             )
         return missing
 
-    def _open_root(self) -> AbstractContextManager[int]:
-        """The top of the view as it is seen now: our tmpfs, or the snapshot of the dataset at ``/``."""
-        return _closing(os.open(self._root, _LOOK | os.O_CLOEXEC))
+    def open_top(self) -> AbstractContextManager[int]:
+        """The top of the view as it is seen now."""
+        return closing(os.open(self.top(), LOOK | os.O_CLOEXEC))
 
-    def _mount(self, step: Step, tops: _Tops) -> str | None:
+    def mount(self, step: Step, tops: Tops) -> str | None:
         """Mount one step; returns why its place does not exist, if so."""
-        with self._open_root() as root:
+        with self.open_top() as root:
             try:
-                target = _make_place(root, step.place, file=step.file)
+                target = self.place(root, step)
             except OSError as error:
                 if error.errno in {errno.ENOENT, errno.EROFS}:
                     return "there is no such directory"
@@ -160,27 +158,31 @@ class LinuxView:
                     f"the place {printable(step.place)} cannot be opened: {error.strerror}", kind="place"
                 ) from None
         try:
-            return self._mount_on(step, f"/proc/self/fd/{target}", tops)
+            return self.mount_on(step, f"/proc/self/fd/{target}", tops)
         except OSError as error:
             raise _mount_failed(step, error) from None
         finally:
             os.close(target)
 
-    def _mount_on(self, step: Step, target: str, tops: _Tops) -> str | None:
+    def place(self, top: int, step: Step) -> int:
+        """Open what a step is mounted on. Raises OSError."""
+        return linux.open_beneath(top, relative(step.place), ANY if step.file else PATH)
+
+    def mount_on(self, step: Step, target: str, tops: Tops) -> str | None:
         """Raises OSError, KopiatomicError; returns why the part that is to be shown does not exist, if so."""
         if step.fstype == SCAFFOLD:
-            _mount_scaffold(target)
+            mount_scaffold(target)
         elif step.fstype == FILES:
             self._volumes.show(target, step)
         elif step.fstype == "zfs" and not step.part:
-            linux.mount(step.source, target, "zfs", _FLAGS)
+            linux.mount(step.source, target, "zfs", FLAGS)
         else:
             top = tops.of(step)
             try:
-                source = linux.open_beneath(top, step.part or ".", _ANY if step.file else _PATH)
+                source = linux.open_beneath(top, step.part or ".", ANY if step.file else PATH)
             except OSError as error:
                 return _PART_MISSING.get(error.errno or 0, error.strerror)
-            with _closing(source):
+            with closing(source):
                 # A bind of a read-only mount is read-only itself.
                 linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
         return None
@@ -188,12 +190,12 @@ class LinuxView:
     def _take_prints(self, steps: Sequence[Step]) -> list[_Print]:
         table = mountinfo.visible(mountinfo.read())
         prints = []
-        with self._open_root() as root:
+        with self.open_top() as root:
             for step in steps:
-                mount = table.get(_joined(self._root, step.place))
+                mount = table.get(_joined(self.top(), step.place))
                 try:
-                    kind = _ANY if step.file else _LOOK
-                    with _closing(linux.open_beneath(root, _relative(step.place), kind)) as fd:
+                    kind = ANY if step.file else LOOK
+                    with closing(linux.open_beneath(root, relative(step.place), kind)) as fd:
                         inode = os.fstat(fd).st_ino
                         is_btrfs = step.fstype == "btrfs" and not step.file
                         subvolume = btrfs.subvolume(fd).uuid if is_btrfs else b""
@@ -212,21 +214,21 @@ class LinuxView:
 
 
 @contextmanager
-def _closing(fd: int) -> Iterator[int]:
+def closing(fd: int) -> Iterator[int]:
     try:
         yield fd
     finally:
         os.close(fd)
 
 
-def _opened(root: int, place: str) -> AbstractContextManager[int]:
+def opened(root: int, place: str) -> AbstractContextManager[int]:
     """A directory of the view, to look into. Raises OSError."""
-    return _closing(linux.open_beneath(root, _relative(place), _LOOK))
+    return closing(linux.open_beneath(root, relative(place), LOOK))
 
 
-def _mount_scaffold(point: str) -> None:
+def mount_scaffold(point: str) -> None:
     """A small filesystem in memory for directories that hold mount points. Raises OSError."""
-    linux.mount(_SCAFFOLD_SOURCE, point, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0700")
+    linux.mount(SCAFFOLD_SOURCE, point, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0700")
 
 
 def _what(step: Step) -> str:
@@ -237,7 +239,7 @@ def _what(step: Step) -> str:
     return f"the snapshot of {printable(step.dataset)}"
 
 
-def _relative(place: str) -> str:
+def relative(place: str) -> str:
     return place.strip("/") or "."
 
 
@@ -245,71 +247,7 @@ def _joined(root: str, place: str) -> str:
     return root if place == "/" else root.rstrip("/") + place
 
 
-def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
-    """The directories that only hold mount points, with the attributes of the real ones; the top from ``/``."""
-    places = {s.place for s in steps if s.fstype != SCAFFOLD}
-    seen = mountinfo.visible(mountinfo.read())
-    found: dict[str, os.stat_result] = {}
-    for place in places:
-        for directory in mountinfo.parents(place):
-            # A server that does not answer is not waited for, and keeps the attributes that its directory is made with.
-            if directory in found or directory in places or may_hang(mountinfo.holder(directory, seen).fstype):
-                continue
-            try:
-                found[directory] = os.stat(directory)
-            except OSError:
-                # Gone or unreadable: likewise.
-                continue
-    return found
-
-
-def _make_place(root: int, place: str, *, file: bool = False) -> int:
-    """Open the directory (or file) to mount on, making it where it lies on our own tmpfs. Raises OSError."""
-    relative = _relative(place)
-    kind = _ANY if file else _PATH
-    try:
-        return linux.open_beneath(root, relative, kind)
-    except FileNotFoundError:
-        if relative == ".":
-            raise
-    parent = _make_place(root, "/" + relative.rpartition("/")[0])
-    try:
-        name = relative.rpartition("/")[2]
-        # In a frozen tree this fails with EROFS: only our scaffolding can be written.
-        if file:
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent))
-        else:
-            os.mkdir(name, 0o755, dir_fd=parent)
-        return linux.open_beneath(parent, name, kind)
-    finally:
-        os.close(parent)
-
-
-def _copy_attributes(root: int, scaffolding: dict[str, os.stat_result]) -> None:
-    """Give our directories the mode, owner and times of the real ones; times last, for making entries changes them."""
-    ours = {m.device for m in mountinfo.read() if (m.fstype, m.source) == ("tmpfs", _SCAFFOLD_SOURCE)}
-    for times_too in (False, True):
-        for directory, status in scaffolding.items():
-            try:
-                fd = linux.open_beneath(root, _relative(directory), _LOOK)
-            except OSError:
-                # Below a dataset that was left out.
-                continue
-            try:
-                device = os.fstat(fd).st_dev
-                if f"{os.major(device)}:{os.minor(device)}" not in ours:
-                    # Inside a frozen tree, which has its own attributes.
-                    continue
-                if times_too:
-                    os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
-                else:
-                    os.fchown(fd, status.st_uid, status.st_gid)
-                    os.fchmod(fd, status.st_mode & 0o7777)
-            finally:
-                os.close(fd)
-
-
-class _Tops:
+class Tops:
     """The tops of snapshots, open as directories of mounts on directories of our own, which go with the block.
 
     A bind of a part outlives them.
@@ -339,7 +277,7 @@ class _Tops:
             mounted = self._mounted(step.device, "btrfs", f"subvolid={btrfs.TOP_LEVEL}")
         except OSError as error:
             raise not_permitted(f"the Btrfs filesystem {printable(step.device)} cannot be mounted", error) from None
-        self._tops.append(linux.open_beneath(mounted, step.source, _PATH))
+        self._tops.append(linux.open_beneath(mounted, step.source, PATH))
         return self._tops[-1]
 
     def _mounted(self, source: str, fstype: str, data: str | None) -> int:
@@ -347,17 +285,17 @@ class _Tops:
         if source not in self._mounts:
             name = _ASIDE.format(len(self._mounts))
             os.mkdir(name, 0o700, dir_fd=self._base)
-            point = os.open(name, _PATH | os.O_CLOEXEC, dir_fd=self._base)
+            point = os.open(name, PATH | os.O_CLOEXEC, dir_fd=self._base)
             try:
-                linux.mount(source, f"/proc/self/fd/{point}", fstype, _FLAGS, data)
-                self._mounts[source] = linux.open_beneath(self._base, name, _PATH)
+                linux.mount(source, f"/proc/self/fd/{point}", fstype, FLAGS, data)
+                self._mounts[source] = linux.open_beneath(self._base, name, PATH)
             finally:
                 os.close(point)
         return self._mounts[source]
 
 
 _ASIDE = ".aside-{}"
-_SCAFFOLD_SOURCE = "kopiatomic"
+SCAFFOLD_SOURCE = "kopiatomic"
 _PART_MISSING = {
     errno.ENOENT: "there is no such directory in its snapshot",
     errno.ENOTDIR: "it is a link or no directory in its snapshot",
@@ -365,61 +303,9 @@ _PART_MISSING = {
 }
 
 
-# The frozen top directory as one of ours, so that there is room in it for more
-
-
-def _pieces(step: Step, tops: _Tops) -> Iterator[Step]:
-    """A step as it is; for one whose top has to be opened each entry of its top directory for itself.
-
-    Links are no mounts: :func:`_dress` makes them. Raises KopiatomicError.
-    """
-    if not step.open_top:
-        yield step
-        return
-    with _opened(tops.of(step), ".") as top, os.scandir(top) as entries:
-        for entry in entries:
-            place = f"/{entry.name}"
-            if place in {UNMOUNTED, VOLUMES}:
-                raise place_needed(f"{printable(place)} exists in {printable(step.dataset)}", place)
-            if not entry.is_symlink():
-                file = not entry.is_dir(follow_symlinks=False)
-                yield replace(step, place=place, part=entry.name, file=file, open_top=False)
-
-
-def _dress(root: int, step: Step, tops: _Tops) -> os.stat_result:
-    """Give our top directory the links and extended attributes of the frozen one, whose status is returned.
-
-    Raises KopiatomicError.
-    """
-    try:
-        with _opened(tops.of(step), ".") as top:
-            with os.scandir(top) as entries:
-                for entry in entries:
-                    if entry.is_symlink():
-                        os.symlink(os.readlink(entry.name, dir_fd=top), entry.name, dir_fd=root)
-                        _copy_status(root, entry.name, entry.stat(follow_symlinks=False))
-            for name in os.listxattr(top):
-                os.setxattr(root, name, os.getxattr(top, name))
-            return os.fstat(top)
-    except OSError as error:
-        raise KopiatomicError(
-            f"the top directory of the frozen tree cannot be shown as it is: {error.strerror}",
-            kind="place",
-            hint="Back up what is below /.unmounted or /.volumes with a command of its own and --name.",
-        ) from None
-
-
-def _copy_status(directory: int, name: str, status: os.stat_result) -> None:
-    """Owner, mode and times; a link has no mode."""
-    os.chown(name, status.st_uid, status.st_gid, dir_fd=directory, follow_symlinks=False)
-    if not stat.S_ISLNK(status.st_mode):
-        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=directory)
-    os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=directory, follow_symlinks=False)
-
-
 def _holds_something(root: int, place: str) -> bool:
     """Whether a mount holds anything that every backup program keeps: sockets, pipes and devices do not count."""
-    with _opened(root, place) as fd, os.scandir(fd) as entries:
+    with opened(root, place) as fd, os.scandir(fd) as entries:
         return any(
             entry.is_symlink() or entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
             for entry in entries

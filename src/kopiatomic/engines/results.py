@@ -1,0 +1,33 @@
+"""What came of several sources, as one result."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from kopiatomic.model import EngineResult, Saved
+from kopiatomic.text import printable
+
+PROBLEMS = 20
+"""How many of the files that could not be saved are named; the rest are counted."""
+
+
+def combined(found: Sequence[tuple[str, EngineResult]]) -> EngineResult:
+    """One result of those of several sources: saved if any is, complete only if all are."""
+    sources = [Saved(path, r.snapshot_id, r.saved, r.complete, r.message) for path, r in found]
+    if len(found) == 1:
+        found[0][1].sources = sources
+        return found[0][1]
+    statistics: Counter[str] = Counter()
+    for _, result in found:
+        statistics.update(result.statistics)
+    return EngineResult(
+        saved=any(one.saved for one in sources),
+        complete=all(one.saved and one.complete for one in sources),
+        message="; ".join(f"{printable(one.source)}: {one.message}" for one in sources if one.message),
+        snapshot_id=next((one.snapshot_id for one in sources if one.snapshot_id), None),
+        statistics=dict(statistics),
+        problems=[problem for _, result in found for problem in result.problems][:PROBLEMS],
+        problem_count=sum(result.problem_count for _, result in found),
+        sources=sources,
+    )

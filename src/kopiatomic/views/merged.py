@@ -1,0 +1,166 @@
+"""The merged layout: every dataset at its own path below one root.
+
+Directories that only hold mount points are made on our own tmpfs, with the attributes of the real ones.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from kopiatomic.errors import KopiatomicError, place_needed
+from kopiatomic.filesystems import may_hang
+from kopiatomic.model import UNMOUNTED, VOLUMES
+from kopiatomic.system import linux, mountinfo
+from kopiatomic.text import printable
+from kopiatomic.views import SCAFFOLD, Missing, Step, View
+from kopiatomic.views.linux import ANY, LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, opened, relative
+
+
+class MergedView(LinuxView):
+    """The view below the base directory itself."""
+
+    def top(self) -> str:
+        """Our tmpfs, or what is mounted on it: the snapshot of the dataset at ``/``."""
+        return self._base
+
+    def assemble(self) -> View:
+        """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
+        scaffolding = _scaffolding(self._steps)
+        self.mount_base()
+        missing = []
+        with self.open_top() as base:
+            with Tops(base) as tops:
+                steps = [piece for step in self._steps for piece in _pieces(step, tops)]
+                for step in steps:
+                    reason = self.mount(step, tops)
+                    if reason is not None:
+                        missing.append(self.refuse_named(step, Missing(step.dataset, step.place, reason)))
+                status = next((_dress(base, step, tops) for step in self._steps if step.open_top), None)
+            if status is not None:
+                _copy_status(base, ".", status)
+        with self.open_top() as root:
+            _copy_attributes(root, scaffolding)
+        return self.finished(steps, missing)
+
+    def place(self, top: int, step: Step) -> int:
+        """Open what a step is mounted on, making it where it lies on our own tmpfs. Raises OSError."""
+        return make_place(top, step.place, file=step.file)
+
+
+def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
+    """The directories that only hold mount points, with the attributes of the real ones; the top from ``/``."""
+    places = {s.place for s in steps if s.fstype != SCAFFOLD}
+    seen = mountinfo.visible(mountinfo.read())
+    found: dict[str, os.stat_result] = {}
+    for place in places:
+        for directory in mountinfo.parents(place):
+            # A server that does not answer is not waited for, and keeps the attributes that its directory is made with.
+            if directory in found or directory in places or may_hang(mountinfo.holder(directory, seen).fstype):
+                continue
+            try:
+                found[directory] = os.stat(directory)
+            except OSError:
+                # Gone or unreadable: likewise.
+                continue
+    return found
+
+
+def make_place(root: int, place: str, *, file: bool = False) -> int:
+    """Open the directory (or file) to mount on, making it where it lies on our own tmpfs. Raises OSError."""
+    path = relative(place)
+    kind = ANY if file else PATH
+    try:
+        return linux.open_beneath(root, path, kind)
+    except FileNotFoundError:
+        if path == ".":
+            raise
+    parent = make_place(root, "/" + path.rpartition("/")[0])
+    try:
+        name = path.rpartition("/")[2]
+        # In a frozen tree this fails with EROFS: only our scaffolding can be written.
+        if file:
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent))
+        else:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        return linux.open_beneath(parent, name, kind)
+    finally:
+        os.close(parent)
+
+
+def _copy_attributes(root: int, scaffolding: dict[str, os.stat_result]) -> None:
+    """Give our directories the mode, owner and times of the real ones; times last, for making entries changes them."""
+    ours = {m.device for m in mountinfo.read() if (m.fstype, m.source) == ("tmpfs", SCAFFOLD_SOURCE)}
+    for times_too in (False, True):
+        for directory, status in scaffolding.items():
+            try:
+                fd = linux.open_beneath(root, relative(directory), LOOK)
+            except OSError:
+                # Below a dataset that was left out.
+                continue
+            try:
+                device = os.fstat(fd).st_dev
+                if f"{os.major(device)}:{os.minor(device)}" not in ours:
+                    # Inside a frozen tree, which has its own attributes.
+                    continue
+                if times_too:
+                    os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+                else:
+                    os.fchown(fd, status.st_uid, status.st_gid)
+                    os.fchmod(fd, status.st_mode & 0o7777)
+            finally:
+                os.close(fd)
+
+
+# The frozen top directory as one of ours, so that there is room in it for more
+
+
+def _pieces(step: Step, tops: Tops) -> Iterator[Step]:
+    """A step as it is; for one whose top has to be opened each entry of its top directory for itself.
+
+    Links are no mounts: :func:`_dress` makes them. Raises KopiatomicError.
+    """
+    if not step.open_top:
+        yield step
+        return
+    with opened(tops.of(step), ".") as top, os.scandir(top) as entries:
+        for entry in entries:
+            place = f"/{entry.name}"
+            if place in {UNMOUNTED, VOLUMES}:
+                raise place_needed(f"{printable(place)} exists in {printable(step.dataset)}", place)
+            if not entry.is_symlink():
+                file = not entry.is_dir(follow_symlinks=False)
+                yield replace(step, place=place, part=entry.name, file=file, open_top=False)
+
+
+def _dress(root: int, step: Step, tops: Tops) -> os.stat_result:
+    """Give our top directory the links and extended attributes of the frozen one, whose status is returned.
+
+    Raises KopiatomicError.
+    """
+    try:
+        with opened(tops.of(step), ".") as top:
+            with os.scandir(top) as entries:
+                for entry in entries:
+                    if entry.is_symlink():
+                        os.symlink(os.readlink(entry.name, dir_fd=top), entry.name, dir_fd=root)
+                        _copy_status(root, entry.name, entry.stat(follow_symlinks=False))
+            for name in os.listxattr(top):
+                os.setxattr(root, name, os.getxattr(top, name))
+            return os.fstat(top)
+    except OSError as error:
+        raise KopiatomicError(
+            f"the top directory of the frozen tree cannot be shown as it is: {error.strerror}",
+            kind="place",
+            hint="Back up what is below /.unmounted or /.volumes with a command of its own and --name.",
+        ) from None
+
+
+def _copy_status(directory: int, name: str, status: os.stat_result) -> None:
+    """Owner, mode and times; a link has no mode."""
+    os.chown(name, status.st_uid, status.st_gid, dir_fd=directory, follow_symlinks=False)
+    if not stat.S_ISLNK(status.st_mode):
+        os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=directory)
+    os.utime(name, ns=(status.st_atime_ns, status.st_mtime_ns), dir_fd=directory, follow_symlinks=False)
