@@ -191,6 +191,12 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
             "--only-frozen", is_flag=True, help="In place: hide what is mounted in these trees and not frozen."
         ),
         click.option(
+            "--writable",
+            multiple=True,
+            metavar="PATH",
+            help="In place: a directory that the engine has to write to stays live. Repeatable.",
+        ),
+        click.option(
             "--mount-root", default="/kopia", metavar="DIR", show_default=True, help="Where the view is mounted."
         ),
         click.option("--name", metavar="NAME", help="Use DIR/NAME, so that this selection has a history of its own."),

@@ -12,6 +12,9 @@ UNMOUNTED = "/.unmounted"
 VOLUMES = "/.volumes"
 """Where in the view volumes appear."""
 
+SCRATCH = "scratch"
+"""The directory below the view's own one that an engine may write to as it likes."""
+
 
 class Layout(StrEnum):
     """How a view is arranged."""
@@ -152,6 +155,11 @@ class Plan:
             return (self.root,)
         places = sorted({place for taken in self.taken for place in taken.places})
         return tuple(p for p in places if not any(p != q and p.startswith(q.rstrip("/") + "/") for q in places))
+
+    @property
+    def scratch(self) -> str:
+        """In place: a directory of ours outside of all sources, for an engine to write into; it goes with the view."""
+        return f"{self.root}/{SCRATCH}"
 
     @property
     def top(self) -> str:

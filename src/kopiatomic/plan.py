@@ -14,7 +14,7 @@ from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.selection import Selection, below, is_at_or_below, not_a_dataset
 from kopiatomic.selection.btrfs import BtrfsSelection
 from kopiatomic.selection.zfs import ZfsSelection
-from kopiatomic.system.mountinfo import Mount, holder, parents
+from kopiatomic.system.mountinfo import holder, parents
 from kopiatomic.text import printable
 
 
@@ -148,18 +148,24 @@ def _require_true_paths(taken: Sequence[Taken]) -> None:
 def _seen_again(shared: Selection, taken: Sequence[Taken]) -> list[Taken]:
     """With the other places at which parts of the same datasets are mounted: live, they would be of another instant."""
     frozen = {place for one in taken for place in one.places}
-    others: dict[str, list[Mount]] = {}
+    # Of one that is mounted twice the place that is taken counts: it comes last.
+    paths = [*(s.path for s in shared.facts.subvolumes), *(t.dataset.mountpoint for t in taken if t.dataset.mountpoint)]
+    tops: dict[str, dict[str, str]] = {}
+    for path in paths:
+        mount = holder(path, shared.seen)
+        inside = below(path, mount.point)
+        tops.setdefault(mount.device, {})[f"{mount.root.rstrip('/')}/{inside}" if inside else mount.root] = path
+    again: dict[str, list[tuple[str, str]]] = {}
     for point, mount in shared.seen.items():
-        if point not in frozen and mount.fstype in {"zfs", "btrfs"}:
-            others.setdefault(mount.device, []).append(mount)
-    found = []
-    for one in taken:
-        own = shared.seen.get(one.dataset.mountpoint)
-        again = [m for m in others.get(own.device, ()) if is_at_or_below(m.root, own.root)] if own else []
-        found.append(
-            replace(one, again=tuple((m.point, below(m.root, own.root)) for m in again if own and m is not own))
-        )
-    return found
+        if point not in frozen and mount.device in tops:
+            # Of Btrfs one device number stands for all of a filesystem: the nearest subvolume above it is the one.
+            inside_of = [top for top in tops[mount.device] if is_at_or_below(mount.root, top)]
+            if inside_of:
+                top = max(inside_of, key=len)
+                path = tops[mount.device][top]
+                if path != point:
+                    again.setdefault(path, []).append((point, below(mount.root, top)))
+    return [replace(one, again=tuple(again.get(one.dataset.mountpoint, ()))) for one in taken]
 
 
 def _scaffolds(shared: Selection, taken: Sequence[Taken], live: AbstractSet[str]) -> list[str]:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 from kopiatomic import engines, hooks, locks, plan, root_leftovers, roots, snapshots
 from kopiatomic.engines import Engine, Job
+from kopiatomic.engines.own import Own, in_place, writable
 from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, unforeseen
 from kopiatomic.gather import gather
 from kopiatomic.launcher import Checked
@@ -29,10 +32,14 @@ from kopiatomic.report import EngineReport, Report
 from kopiatomic.request import is_pattern
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import linux, signals
-from kopiatomic.text import ended, printable
+from kopiatomic.text import ended, first_few, printable
 from kopiatomic.views import View, missing_text, steps_of
 
 _FREEZE_TRIES = 3
+
+_NOT_SKIPPED = (
+    "It would be read while it is written: mark it as a cache (CACHEDIR.TAG), or move it out of what is backed up."
+)
 
 _REFUSES_TO_STOP = "kopiatomic: Ctrl-Z does not stop a run: it would keep its snapshots for as long; Ctrl-C ends it"
 
@@ -189,6 +196,17 @@ class _Run:
             for warning in engine.check(selected):
                 self._warn(warning)
             report.engine.version = engine.version
+            report.plan = replace(selected, writable=self._writable(engine, selected))
+
+    def _writable(self, engine: Engine, selected: Plan) -> tuple[str, ...]:
+        """What has to stay live in the frozen trees. Raises KopiatomicError where it would be read as data."""
+        if selected.layout is not Layout.IN_PLACE:
+            return ()
+        asked = [
+            Own("--writable", os.path.abspath(path), engine.skips(path), _NOT_SKIPPED)
+            for path in self._options.writable
+        ]
+        return writable([*engine.own(selected), *asked], selected)
 
     def _finish(self, engine: Engine) -> None:
         """What the engine put off; the backup is saved, so nothing that goes wrong here makes it a failure."""
@@ -324,7 +342,7 @@ class _Run:
                 if attempt == _FREEZE_TRIES or named.intersection(error.datasets):
                     raise
                 self._warn(f"{', '.join(map(printable, error.datasets))} vanished; the datasets are listed again")
-                report.plan = self._select(report.root)
+                report.plan = replace(self._select(report.root), writable=report.plan.writable)
                 continue
             finally:
                 report.left_behind += supervisor.left
@@ -380,8 +398,10 @@ class _Run:
                 else:
                     self._listener.engine_line(found)
 
-        self._listener.phase(f"{engine.name} is backing up {printable(report.root)}")
+        self._listener.phase(f"{engine.name} is backing up {first_few(job.plan.sources)}")
         environment = {**os.environ, **hooks.variables(job.run_id, job.plan)}
+        if in_place(job.plan, tempfile.gettempdir()):
+            environment["TMPDIR"] = job.plan.scratch
         with report.phase("engine"):
             return supervisor.run_engine(command, environment, take, self._options.stop_timeout)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from kopiatomic.engines.own import Own
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Sets
 
 
@@ -63,6 +64,12 @@ class Engine(Protocol):
 
     def check(self, plan: Plan) -> list[str]:
         """Make sure that it can work, before anything is made. Returns warnings; raises KopiatomicError."""
+
+    def own(self, plan: Plan) -> list[Own]:
+        """The directories that it writes to. Called after ``check``; of interest in place."""
+
+    def skips(self, path: str) -> bool:
+        """Whether it surely never reads a directory of the user's as data (``--writable``)."""
 
     def command(self, job: Job) -> Command:
         """The command that backs the view up."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from kopiatomic.engines import Job, program
 from kopiatomic.engines.lines import Lines
+from kopiatomic.engines.own import Own
 from kopiatomic.errors import UsageError
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
 from kopiatomic.text import ended, printable
@@ -49,6 +50,14 @@ class CommandEngine:
             hint="-c takes a program and its arguments, split as a shell splits words but not run by one.",
         )
         return []
+
+    def own(self, plan: Plan) -> list[Own]:
+        """Not known: the user says it (``--writable``)."""
+        return []
+
+    def skips(self, path: str) -> bool:
+        """The user's command is trusted in this, for nobody else can know."""
+        return True
 
     def command(self, job: Job) -> Command:
         """The command with the root as its last argument; its environment is the caller's."""

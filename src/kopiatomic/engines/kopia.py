@@ -7,6 +7,7 @@ what its repository shows afterwards.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -19,12 +20,13 @@ from kopiatomic.engines import (
     kopia_maintenance,
     kopia_options,
     kopia_policy,
+    own,
     results,
 )
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_output import Manifest, Output, count, parse_manifest
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Plan, Progress
+from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Layout, Plan, Progress
 from kopiatomic.text import ended, printable
 
 _LATEST = 20
@@ -89,8 +91,28 @@ class Kopia:
             kopia_checks.check_one_file_system(policies, plan, path, client)
             warnings += kopia_checks.check_actions(policies, self._status, self._options)
         warnings += kopia_location.check_repository(self._status, plan)
+        if plan.layout is Layout.IN_PLACE:
+            return warnings + kopia_checks.check_in_place(self._policies, plan, client, self._options)
         warnings += kopia_location.notes(client, self._options, plan)
         return warnings
+
+    def own(self, plan: Plan) -> list[own.Own]:
+        """The cache; logs go to a place of ours where theirs is in a source (:meth:`command`), the configuration is only read."""
+        cache = kopia_location.cache(self._client)
+        if cache is None:
+            return []
+        why = "Set ignore-cache-dirs to true in kopia's policy, or move the cache (kopia cache set --cache-directory)."
+        return [own.Own("kopia's cache", cache, self.skips(cache), why)]
+
+    def skips(self, path: str) -> bool:
+        """A directory with a CACHEDIR.TAG, where the policy in force leaves those out."""
+        real = os.path.realpath(path)
+        inside = [
+            p for source, p in self._policies.items() if real == source or real.startswith(source.rstrip("/") + "/")
+        ]
+        return kopia_location.is_cache(real) and all(
+            p.at(real, "files", "ignoreCacheDirs").value is not False for p in inside
+        )
 
     def _source(self, root: str) -> kopia_policy.Source:
         """The source whose history and policies kopia will use."""
@@ -112,7 +134,11 @@ class Kopia:
             run_id=job.run_id,
             atomic="yes" if job.sets.atomic else "no",
         )
-        return Command(argv=argv, environment=self._client.additions)
+        environment = dict(self._client.additions)
+        logs = kopia_location.logs(self._client, self._options)
+        if logs is not None and own.in_place(job.plan, logs):
+            environment["KOPIA_LOG_DIR"] = f"{job.plan.scratch}/kopia-logs"
+        return Command(argv=argv, environment=environment)
 
     def describe(self, plan: Plan) -> Sequence[str]:
         """The argv in words; needs neither kopia nor a repository."""

@@ -11,7 +11,7 @@ from kopiatomic.engines.kopia_options import Options
 from kopiatomic.engines.kopia_policy import Policies, Source
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan, Taken
-from kopiatomic.text import printable
+from kopiatomic.text import first_few, printable
 
 PLACEHOLDER_SUFFIX = ".kopia-entry"
 """A folder of that name ends kopia's backup with an error: kopia takes it for a placeholder of its own."""
@@ -118,3 +118,52 @@ def _with_actions(policies: Policies) -> Iterator[Source]:
     inherited = policies.at_root("actions", "beforeSnapshotRoot")
     if inherited.value and inherited.target is not None:
         yield inherited.target
+
+
+def check_in_place(by_source: Mapping[str, Policies], plan: Plan, client: Client, options: Options) -> list[str]:
+    """What only true paths need. Returns warnings; raises KopiatomicError of kind override-source or ignore-rules."""
+    if options.has("--override-source"):
+        raise KopiatomicError(
+            "--override-source makes no sense in place: the true paths are the sources",
+            kind="override-source",
+            hint="Leave it out, or use --layout merged.",
+        )
+    warnings = []
+    for path, policies in by_source.items():
+        if path == "/":
+            _check_ignore_files(policies, client)
+        for key in ("intervalSeconds", "timeOfDay", "cron"):
+            setting = policies.at_root("scheduling", key)
+            if setting.value and not policies.at_root("scheduling", "manual").value:
+                warnings.append(
+                    f"kopia itself has a schedule for {printable(path)} (policy {_target(setting.target)}): what its server or "
+                    "KopiaUI saves by it is not frozen"
+                )
+                break
+    return warnings + _histories_below(plan, client)
+
+
+def _check_ignore_files(policies: Policies, client: Client) -> None:
+    """/dev and /run are kept out of a backup of / by files that kopia heeds unless a policy says otherwise."""
+    for place in ("/dev", "/run"):
+        setting = policies.at(place, "files", "ignoreDotFiles")
+        if setting.value is not None and ".kopiaignore" not in setting.value:
+            mend = client.hint_command("policy", "set", str(setting.target), "--add-dot-ignore=.kopiaignore")
+            raise KopiatomicError(
+                f"kopia's policy {_target(setting.target)} does not heed .kopiaignore in {place}, which would be in the backup "
+                "of /",
+                kind="ignore-rules",
+                hint=f"Add it: {mend}",
+            )
+
+
+def _histories_below(plan: Plan, client: Client) -> list[str]:
+    """Paths below a source that kopia has a history of: it does not go on in this backup."""
+    documents = client.ask("snapshot", "list", "--json", "--max-results=1")
+    known = {str((d.get("source") or {}).get("path", "")) for d in documents if isinstance(d, dict)}
+    below = sorted(p for p in known if any(p != s and p.startswith(s.rstrip("/") + "/") for s in plan.sources))
+    if not below:
+        return []
+    return [
+        f"kopia has a history of {first_few(below)} of its own; it is a part of this backup and does not go on by itself"
+    ]

@@ -10,7 +10,7 @@ from typing import Any
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_options import Options
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Plan, Taken
+from kopiatomic.model import Layout, Plan, Taken
 from kopiatomic.text import printable
 
 
@@ -27,6 +27,13 @@ def check_repository(status: Mapping[str, Any], plan: Plan) -> list[str]:
     if taken is None:
         return []
     where = f"kopia's repository {printable(path)} lies on {printable(taken.dataset.name)}"
+    if plan.layout is Layout.IN_PLACE:
+        raise KopiatomicError(
+            f"{where}, which is backed up in place: it could not be written to, and would be backed up into itself",
+            kind="repository-in-selection",
+            hint="Move the repository to a dataset of its own outside of this backup, leave its dataset out (--exclude), or "
+            "use --layout merged.",
+        )
     if taken.named:
         return [f"{where}, which is in this backup: the repository is backed up into itself and grows with every run"]
     raise KopiatomicError(
@@ -92,19 +99,43 @@ def _device(path: str, *, climb: bool = True) -> int | None:
 
 
 def _own_folders(client: Client, options: Options) -> Iterator[tuple[str, str]]:
-    """Cache and logs, as kopia finds them (repo/local_config.go, internal/logfile/logfile.go, internal/ospath)."""
+    for what, path in (("cache", cache(client)), ("logs", logs(client, options))):
+        if path is not None:
+            yield what, path
+
+
+def cache(client: Client) -> str | None:
+    """kopia's cache, as its configuration says (repo/local_config.go)."""
     try:
         with open(client.config.path, "rb") as file:
-            cache = (json.load(file).get("caching") or {}).get("cacheDirectory")
+            found = (json.load(file).get("caching") or {}).get("cacheDirectory")
     except (OSError, ValueError, AttributeError):
-        cache = None
-    if isinstance(cache, str) and cache:
-        yield "cache", os.path.normpath(os.path.join(os.path.dirname(client.config.path), cache))
+        return None
+    if not isinstance(found, str) or not found:
+        return None
+    return os.path.normpath(os.path.join(os.path.dirname(client.config.path), found))
+
+
+def logs(client: Client, options: Options) -> str | None:
+    """Where kopia writes its logs (internal/logfile/logfile.go, internal/ospath)."""
     if options.has("--disable-file-logging"):
-        return
+        return None
     environment = client.environment
-    logs = options.value("--log-dir") or environment.get("KOPIA_LOG_DIR")
-    if not logs:
+    found = options.value("--log-dir") or environment.get("KOPIA_LOG_DIR")
+    if not found:
         base = environment.get("XDG_CACHE_HOME") or os.path.join(environment.get("HOME", ""), ".cache")
-        logs = os.path.join(base, "kopia")
-    yield "logs", os.path.abspath(logs)
+        found = os.path.join(base, "kopia")
+    return os.path.abspath(found)
+
+
+_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
+"""How a CACHEDIR.TAG begins (bford.info/cachedir)."""
+
+
+def is_cache(path: str) -> bool:
+    """Whether a directory says that it is a cache, so that backups may leave it out."""
+    try:
+        with open(os.path.join(path, "CACHEDIR.TAG"), "rb") as file:
+            return file.read(len(_SIGNATURE)) == _SIGNATURE
+    except OSError:
+        return False

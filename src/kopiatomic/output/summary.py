@@ -36,6 +36,7 @@ def summary(report: Report, *, verbose: bool) -> list[Line]:
     lines += [("", line) for line in _table(report.plan, all_of_it=verbose)]
     lines += [("", line) for line in proof(report.sets)]
     lines += [("", line) for line in _engine_lines(report.engine)]
+    lines += [("", line) for line in _live(report.plan)]
     if not report.left_behind:
         lines.append(("", f"Removed:  all snapshots and mounts; they existed for {duration(report.frozen_seconds)}"))
     if verbose:
@@ -101,7 +102,8 @@ def _engine_lines(engine: EngineReport) -> list[str]:
     result = engine.result
     assert result is not None
     words = [engine.name + (f" {engine.version}" if engine.version else "")]
-    if result.snapshot_id:
+    several = len(result.sources) > 1
+    if result.snapshot_id and not several:
         words.append(f"snapshot {result.snapshot_id}")
     statistics = result.statistics
     if "files_total" in statistics:
@@ -109,11 +111,19 @@ def _engine_lines(engine: EngineReport) -> list[str]:
     if "files_cached" in statistics:
         words.append(f"{statistics['files_cached']:,} unchanged")
     lines = ["Engine:   " + ", ".join(words)]
+    for one in result.sources if several else ():
+        lines.append(f"  {printable(one.source)}: {f'snapshot {one.snapshot_id}' if one.saved else 'NOT saved'}")
     for problem in result.problems:
         lines.append(f"  not saved: {printable(problem.path)}: {printable(problem.message)}")
     if result.problem_count > len(result.problems):
         lines.append(f"  and {result.problem_count - len(result.problems)} more")
     return lines
+
+
+def _live(plan: Plan) -> list[str]:
+    """What was in the backup all the same, and is of no instant."""
+    shown = [f"{printable(u.point)} ({u.fstype})" for u in plan.uncovered if u.live]
+    return [f"Live:     {first_few(shown)}: in the backup as it was then, not frozen"] if shown else []
 
 
 def cleared_lines(cleared: Cleared) -> list[str]:

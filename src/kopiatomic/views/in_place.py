@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import SCRATCH
 from kopiatomic.system import linux
 from kopiatomic.text import printable
 from kopiatomic.views import LIVE, SCAFFOLD, Missing, Step, View, above
@@ -24,9 +25,6 @@ from kopiatomic.views.linux import (
     opened,
 )
 from kopiatomic.views.merged import make_place
-
-SCRATCH = "tmp"
-"""The directory below our base that is the engine's own, to write into as it likes; it goes with the view."""
 
 _NODES = ("null", "zero", "full", "random", "urandom", "tty")
 _RESOLVER = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager", "/run/nscd", "/run/connman")
