@@ -206,7 +206,7 @@ class _Run:
             Own("--writable", os.path.abspath(path), engine.skips(path), _NOT_SKIPPED)
             for path in self._options.writable
         ]
-        return writable([*engine.own(selected), *asked], selected)
+        return writable([*engine.own(selected), *asked], selected, self._warn)
 
     def _finish(self, engine: Engine) -> None:
         """What the engine put off; the backup is saved, so nothing that goes wrong here makes it a failure."""

@@ -102,17 +102,18 @@ class Kopia:
         if cache is None:
             return []
         why = "Set ignore-cache-dirs to true in kopia's policy, or move the cache (kopia cache set --cache-directory)."
-        return [own.Own("kopia's cache", cache, self.skips(cache), why)]
+        return [own.Own("kopia's cache", cache, self._leaves_out_caches(cache), why, cache=True)]
 
     def skips(self, path: str) -> bool:
         """A directory with a CACHEDIR.TAG, where the policy in force leaves those out."""
+        return own.is_cache(os.path.realpath(path)) and self._leaves_out_caches(path)
+
+    def _leaves_out_caches(self, path: str) -> bool:
         real = os.path.realpath(path)
         inside = [
             p for source, p in self._policies.items() if real == source or real.startswith(source.rstrip("/") + "/")
         ]
-        return kopia_location.is_cache(real) and all(
-            p.at(real, "files", "ignoreCacheDirs").value is not False for p in inside
-        )
+        return all(p.at(real, "files", "ignoreCacheDirs").value is not False for p in inside)
 
     def _source(self, root: str) -> kopia_policy.Source:
         """The source whose history and policies kopia will use."""

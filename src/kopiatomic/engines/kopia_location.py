@@ -126,16 +126,3 @@ def logs(client: Client, options: Options) -> str | None:
         base = environment.get("XDG_CACHE_HOME") or os.path.join(environment.get("HOME", ""), ".cache")
         found = os.path.join(base, "kopia")
     return os.path.abspath(found)
-
-
-_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
-"""How a CACHEDIR.TAG begins (bford.info/cachedir)."""
-
-
-def is_cache(path: str) -> bool:
-    """Whether a directory says that it is a cache, so that backups may leave it out."""
-    try:
-        with open(os.path.join(path, "CACHEDIR.TAG"), "rb") as file:
-            return file.read(len(_SIGNATURE)) == _SIGNATURE
-    except OSError:
-        return False

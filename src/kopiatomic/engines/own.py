@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kopiatomic.errors import KopiatomicError
@@ -20,6 +20,22 @@ class Own:
     skipped: bool
     why: str = ""
     """Where it is not skipped: what would have to be different."""
+    cache: bool = False
+    """Whether it is skipped because it is marked as a cache; one that is not marked yet is marked."""
+
+
+_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
+"""How a CACHEDIR.TAG begins (bford.info/cachedir)."""
+_TAG = "CACHEDIR.TAG"
+
+
+def is_cache(path: str) -> bool:
+    """Whether a directory says that it is a cache, so that backups may leave its content out."""
+    try:
+        with open(os.path.join(path, _TAG), "rb") as file:
+            return file.read(len(_SIGNATURE)) == _SIGNATURE
+    except OSError:
+        return False
 
 
 def source_of(path: str, plan: Plan) -> str | None:
@@ -32,8 +48,8 @@ def in_place(plan: Plan, path: str) -> bool:
     return plan.layout is Layout.IN_PLACE and source_of(os.path.realpath(path), plan) is not None
 
 
-def writable(found: Sequence[Own], plan: Plan) -> tuple[str, ...]:
-    """Those that lie in a source, made if they are missing, so that they exist in the snapshot too.
+def writable(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> tuple[str, ...]:
+    """Those that lie in a source, made (and marked) if they are not yet, so that they exist in the snapshot too.
 
     Raises KopiatomicError for one that would be read as data.
     """
@@ -53,6 +69,12 @@ def writable(found: Sequence[Own], plan: Plan) -> tuple[str, ...]:
             )
         try:
             os.makedirs(path, 0o700, exist_ok=True)
+            if own.cache and not is_cache(path):
+                with open(os.path.join(path, _TAG), "xb") as file:
+                    file.write(_SIGNATURE + b"\n")
+                warn(
+                    f"{own.what} {printable(path)} lies in this backup and was not marked as a cache: a {_TAG} is in it now"
+                )
         except OSError as error:
             raise KopiatomicError(
                 f"{own.what} {printable(own.path)} cannot be made: {error.strerror}",
