@@ -132,7 +132,7 @@ def test_what_an_engine_finds_in_a_frozen_root(system: System) -> None:
 @pytest.mark.usefixtures("server")
 def test_a_policy_that_heeds_no_ignore_files_is_refused(system: System) -> None:
     kopia, password = "/usr/local/bin/kopia", {"KOPIA_PASSWORD": "client"}
-    system.run(kopia, "policy", "set", "/", "--clear-dot-ignore", "--add-dot-ignore=.other", env=password)
+    system.run(kopia, "policy", "set", "/", "--add-dot-ignore=.other", env=password)
     ended = system.kopiatomic("--json", "-r", "/", "--layout", "in-place", env=password)
     system.run(kopia, "policy", "delete", "/", env=password)
     document = valid(ended.stdout)
