@@ -14,7 +14,7 @@ from typing import Protocol
 
 from kopiatomic import engines, hooks, locks, plan, root_leftovers, roots, snapshots
 from kopiatomic.engines import Engine, Job
-from kopiatomic.engines.own import Own, in_place, writable
+from kopiatomic.engines.own import Own, in_place, prepared
 from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, unforeseen
 from kopiatomic.gather import gather
 from kopiatomic.launcher import Checked
@@ -196,17 +196,15 @@ class _Run:
             for warning in engine.check(selected):
                 self._warn(warning)
             report.engine.version = engine.version
-            report.plan = replace(selected, writable=self._writable(engine, selected))
+            report.plan = self._with_writable(engine, selected)
 
-    def _writable(self, engine: Engine, selected: Plan) -> tuple[str, ...]:
-        """What has to stay live in the frozen trees. Raises KopiatomicError where it would be read as data."""
+    def _with_writable(self, engine: Engine, selected: Plan) -> Plan:
+        """The plan with what has to stay live in the frozen trees. Raises KopiatomicError where it would be read as data."""
         if selected.layout is not Layout.IN_PLACE:
-            return ()
-        asked = [
-            Own("--writable", os.path.abspath(path), engine.skips(path), _NOT_SKIPPED)
-            for path in self._options.writable
-        ]
-        return writable([*engine.own(selected), *asked], selected, self._warn)
+            return selected
+        paths = map(os.path.abspath, self._options.writable)
+        asked = [Own("--writable", path, engine.skips(path), _NOT_SKIPPED) for path in paths]
+        return prepared([*engine.own(selected), *asked], selected, self._warn)
 
     def _finish(self, engine: Engine) -> None:
         """What the engine put off; the backup is saved, so nothing that goes wrong here makes it a failure."""

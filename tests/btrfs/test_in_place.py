@@ -343,18 +343,29 @@ def test_a_cache_that_would_be_read_is_refused(kopia_at_home: tuple[Path, Kopia]
     assert document["sets"] == []
 
 
-def test_a_repository_in_a_source_is_refused_before_anything_is_made(
-    btrfs: Btrfs, kopia: Kopia, in_place: InPlace
+def test_a_repository_in_a_source_is_refused_unless_kopia_leaves_it_out(
+    btrfs: Btrfs, kopia: Kopia, in_place: InPlace, tmp_path: Path
 ) -> None:
     home = btrfs.subvolume("home")
     repository = home / "repository"
     repository.mkdir()
+    (home / "file").write_text("x")
     kopia("repository", "create", "filesystem", "--path", repository)
     ended, document = in_place(home, env=kopia.environment)
     assert ended.returncode == 1
-    assert document["error"]["kind"] == "repository-in-selection"
-    assert str(repository) in document["error"]["message"]
+    assert document["error"]["kind"] == "own-in-source"
+    assert f"kopia's repository {repository} lies in {home}" in document["error"]["message"]
+    assert f"kopia policy set {home} --add-ignore=/repository" in document["error"]["hint"]
     assert document["sets"] == []
+
+    kopia("policy", "set", home, "--add-ignore=/repository")
+    ended, document = in_place(home, env=kopia.environment)
+    assert ended.returncode == 0, str(ended)
+    kopia("snapshot", "restore", document["engine"]["snapshot_id"], tmp_path / "restored")
+    assert not (tmp_path / "restored" / "repository").exists()
+    kopia("policy", "set", home / "repository", "--compression=zstd")
+    ended, document = in_place(home, env=kopia.environment)
+    assert (ended.returncode, document["error"]["kind"]) == (1, "own-in-source"), "a policy of its own on the way"
 
 
 def test_an_override_of_the_source_is_refused(data: Path, kopia: Kopia, in_place: InPlace) -> None:
@@ -397,3 +408,19 @@ def test_an_engine_has_a_place_for_its_temporary_files(data: Path, in_place: InP
     assert ended.returncode == 0, str(ended)
     assert script.said == ["x"]
     assert list(temporary.iterdir()) == []
+
+
+def test_what_has_to_be_written_is_there_also_on_a_disk_that_is_hidden(
+    data: Path, in_place: InPlace, script: Script
+) -> None:
+    point = data / "disk"
+    point.mkdir()
+    with mounted("-t", "tmpfs", "none", point):
+        (point / "repository").mkdir()
+        (point / "file").touch()
+        lines = f"ls {point}; echo x > {point}/repository/written"
+        words = ["--only-frozen", "--writable", point / "repository", "-c", script(lines), data]
+        ended, _ = in_place(*words)
+        assert ended.returncode == 0, str(ended)
+        assert script.said == ["repository"]
+        assert (point / "repository" / "written").read_text() == "x\n"

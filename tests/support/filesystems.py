@@ -89,11 +89,11 @@ def mounted_btrfs(folder: Path) -> Iterator[Btrfs]:
 
 
 @contextmanager
-def imported_pool(folder: Path, mountpoint: Path | None = None) -> Iterator[Pool]:
+def imported_pool(folder: Path, mountpoint: Path | None = None, size: int = POOL_BYTES) -> Iterator[Pool]:
     folder.mkdir()
     pool = Pool(f"pool{secrets.token_hex(3)}", mountpoint or folder / "mnt", folder / "vdev")
     with pool.image.open("wb") as image:
-        image.truncate(POOL_BYTES)
+        image.truncate(size)
     options = ["-o", "cachefile=none", "-O", f"mountpoint={pool.mountpoint}", "-O", "compression=off"]
     command("zpool", "create", *options, pool.name, pool.image)
     try:

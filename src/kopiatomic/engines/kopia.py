@@ -90,19 +90,28 @@ class Kopia:
             policies = self._policies[path] = kopia_policy.Policies(documents, self._source(path))
             kopia_checks.check_one_file_system(policies, plan, path, client)
             warnings += kopia_checks.check_actions(policies, self._status, self._options)
-        warnings += kopia_location.check_repository(self._status, plan)
         if plan.layout is Layout.IN_PLACE:
             return warnings + kopia_checks.check_in_place(self._policies, plan, client, self._options)
+        warnings += kopia_location.check_repository(self._status, plan)
         warnings += kopia_location.notes(client, self._options, plan)
         return warnings
 
     def own(self, plan: Plan) -> list[own.Own]:
-        """The cache; logs go to a place of ours where theirs is in a source (:meth:`command`), the configuration is only read."""
+        """Cache and repository; logs go to a place of ours where theirs is in a source, the configuration is only read."""
+        found = []
         cache = kopia_location.cache(self._client)
-        if cache is None:
-            return []
-        why = "Set ignore-cache-dirs to true in kopia's policy, or move the cache (kopia cache set --cache-directory)."
-        return [own.Own("kopia's cache", cache, self._leaves_out_caches(cache), why, cache=True)]
+        if cache is not None:
+            why = "Set ignore-cache-dirs to true in kopia's policy, or move it (kopia cache set --cache-directory)."
+            found.append(own.Own("kopia's cache", cache, self._leaves_out_caches(cache), why, cache=True))
+        repository = kopia_location.repository(self._status)
+        source = own.source_of(os.path.realpath(repository), plan) if repository else None
+        if repository is not None and source is not None:
+            rule = os.path.realpath(repository)[len(source.rstrip("/")) :]
+            mend = self._client.hint_command("policy", "set", source, f"--add-ignore={rule}")
+            why = f"Have kopia leave it out ({mend}), move it out of what is backed up, or use --layout merged."
+            skipped = self._policies[source].ignores(os.path.realpath(repository))
+            found.append(own.Own("kopia's repository", repository, skipped, why))
+        return found
 
     def skips(self, path: str) -> bool:
         """A directory with a CACHEDIR.TAG, where the policy in force leaves those out."""

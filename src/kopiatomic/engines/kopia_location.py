@@ -10,8 +10,15 @@ from typing import Any
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_options import Options
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Layout, Plan, Taken
+from kopiatomic.model import Plan, Taken
 from kopiatomic.text import printable
+
+
+def repository(status: Mapping[str, Any]) -> str | None:
+    """The folder of a repository that is one, by ``kopia repository status``."""
+    storage = status.get("storage") or {}
+    path = (storage.get("config") or {}).get("path")
+    return path if storage.get("type") == "filesystem" and isinstance(path, str) else None
 
 
 def check_repository(status: Mapping[str, Any], plan: Plan) -> list[str]:
@@ -19,21 +26,13 @@ def check_repository(status: Mapping[str, Any], plan: Plan) -> list[str]:
 
     Raises KopiatomicError of kind repository-in-selection where ``-a`` or ``-r`` brought that dataset in.
     """
-    storage = status.get("storage") or {}
-    path = (storage.get("config") or {}).get("path")
-    if storage.get("type") != "filesystem" or not isinstance(path, str):
+    path = repository(status)
+    if path is None:
         return []
     taken = holder(path, plan)
     if taken is None:
         return []
     where = f"kopia's repository {printable(path)} lies on {printable(taken.dataset.name)}"
-    if plan.layout is Layout.IN_PLACE:
-        raise KopiatomicError(
-            f"{where}, which is backed up in place: it could not be written to, and would be backed up into itself",
-            kind="repository-in-selection",
-            hint="Move the repository to a dataset of its own outside of this backup, leave its dataset out (--exclude), or "
-            "use --layout merged.",
-        )
     if taken.named:
         return [f"{where}, which is in this backup: the repository is backed up into itself and grows with every run"]
     raise KopiatomicError(

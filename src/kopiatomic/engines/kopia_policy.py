@@ -82,6 +82,23 @@ class Policies:
             path = os.path.dirname(path)
         return self.at_root(section, key)
 
+    def ignores(self, path: str) -> bool:
+        """Whether a rule surely leaves out a folder: one that names it, or one above it, by its whole path in the source.
+
+        What patterns fit is not computed here; a rule that takes something back, and a policy of its own on the way, end
+        the certainty.
+        """
+        prefix = self.source.path.rstrip("/")
+        inside = path[len(prefix) :]
+        ways = {inside}
+        while inside.count("/") > 1:
+            inside = os.path.dirname(inside)
+            ways.add(inside)
+        if any(path == n.path or path.startswith(f"{n.path}/") for n in self.nested()):
+            return False
+        rules = self.at_root("files", "ignore").value or []
+        return not any(rule.startswith("!") for rule in rules) and any(rule.rstrip("/") in ways for rule in rules)
+
     def nested(self) -> Iterator[Source]:
         """The targets of policies below the source."""
         prefix = self.source.path.rstrip("/") + "/"

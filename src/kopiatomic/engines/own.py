@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Layout, Plan
@@ -48,8 +48,8 @@ def in_place(plan: Plan, path: str) -> bool:
     return plan.layout is Layout.IN_PLACE and source_of(os.path.realpath(path), plan) is not None
 
 
-def writable(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> tuple[str, ...]:
-    """Those that lie in a source, made (and marked) if they are not yet, so that they exist in the snapshot too.
+def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> Plan:
+    """The plan with those that lie in a source, made (and marked) if they are not yet, so that they are in the snapshot too.
 
     Raises KopiatomicError for one that would be read as data.
     """
@@ -82,4 +82,7 @@ def writable(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> t
                 hint="It has to exist before the snapshot, so that it has a place there.",
             ) from None
         paths.add(path)
-    return tuple(sorted(p for p in paths if not any(p.startswith(f"{q}/") for q in paths)))
+    tops = sorted(p for p in paths if not any(p.startswith(f"{q}/") for q in paths))
+    # Where the mount that it is on is hidden, a directory of ours stands for that.
+    hidden = {u.point for u in plan.uncovered if not u.live and any(p.startswith(f"{u.point}/") for p in tops)}
+    return replace(plan, writable=tuple(tops), scaffolds=tuple(sorted({*plan.scaffolds, *hidden})))
