@@ -13,14 +13,14 @@ from tests.support.sweep import Sweeper, Totals
 from tests.support.sweep_cases import Case, Chunk, chosen, chunks
 
 
-@pytest.fixture(scope="module")
-def sweeper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeper]:
+@pytest.fixture(scope="module", params=["merged", "in-place"])
+def sweeper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeper]:
     folder = tmp_path_factory.mktemp("sweep")
     with mounted_btrfs(folder / "crowded") as crowded, mounted_btrfs(folder / "plain") as plain:
         ground = BtrfsGround(folder, crowded, plain)
         ground.make()
         with ground.living_run():
-            yield Sweeper(ground)
+            yield Sweeper(ground, request.param)
 
 
 @pytest.mark.parametrize("chunk", chunks(), ids=str)
@@ -48,4 +48,4 @@ def test_the_sweep_sees_what_is_left_and_what_is_harmed(sweeper: Sweeper, monkey
 
 def test_what_was_counted(sweeper: Sweeper) -> None:
     """Shown by `./test sweep`: no assertion, the tests above have made them all."""
-    print(f"Btrfs: {sweeper.totals.table(sweeper.points)}")
+    print(f"Btrfs, {sweeper.layout}: {sweeper.totals.table(sweeper.points)}")

@@ -86,8 +86,9 @@ def _is_locked(path: Path) -> bool:
 class Sweeper:
     """Runs cases on a ground."""
 
-    def __init__(self, ground: Ground) -> None:
+    def __init__(self, ground: Ground, layout: str) -> None:
         self.ground = ground
+        self.layout = layout
         self.totals = Totals()
         self._proof = ground.folder / "proof"
         self._output = {fd: ground.folder / f"swept.{fd}" for fd in (1, 2)}
@@ -110,7 +111,8 @@ class Sweeper:
 
     def _write_engines(self) -> None:
         """One that only the shell is needed for, and one with children that nothing but their PID namespace ties."""
-        files = [f"{self.ground.root}{source}/file" for source in self.ground.sources()]
+        top = self.ground.root if self.layout == "merged" else ""
+        files = [f"{top}{source}/file" for source in self.ground.sources()]
         reads = "".join(f"read -r line < '{file}' && all=$all$line, || exit 1\n" for file in files)
         self._plain_engine.write_text(f"all=\n{reads}echo $all > {self._proof}\n")
         self._engine_with_helpers.write_text(
@@ -129,7 +131,8 @@ class Sweeper:
     def _run(self, helpers: int) -> NoReturn:
         python = f"python3 -SI {self._engine_with_helpers}"
         engine = python if helpers else f"sh {self._plain_engine}"
-        words = ["--mount-root", str(self.ground.root), "-c", engine, *self.ground.words()]
+        place = ["--mount-root", str(self.ground.root)] if self.layout == "merged" else ["--layout", self.layout]
+        words = [*place, "-c", engine, *self.ground.words()]
         forked.become(words, self._output, forked.environment(self.ground.folder))
 
     def _trace(self, helpers: int, kill: AtPoint | AtTime | None, closing: set[int] | None) -> Trace:
@@ -240,7 +243,8 @@ class Sweeper:
 
     def _rest(self, traced: Trace) -> list[str]:
         """What may stay until the next run: the empty mount root, and files that nobody has locked."""
-        roots = (self.ground.root, self.ground.next_root)
+        own = self.ground.root if self.layout == "merged" else Path(f"{locks.DIRECTORY}/view-{traced.run_id}")
+        roots = (own, self.ground.next_root)
         paths = [Path(locks.path_of(kind, str(root))) for root in roots for kind in ("root", "made")]
         paths += [Path(locks.DIRECTORY) / f"run-{traced.run_id}"]
         found = [f"{'locked' if _is_locked(path) else 'file'} {path}" for path in paths if path.exists()]

@@ -20,7 +20,7 @@ RANDOM = 100
 """At how many instants one process is killed, and at how many all are."""
 
 HELPERS = 20
-SAMPLE = int(os.environ.get("KOPIATOMIC_TEST_CASES", "6" if SLOWNESS > 1 else "12"))
+SAMPLE = int(os.environ.get("KOPIATOMIC_TEST_CASES", "3" if SLOWNESS > 1 else "6"))
 
 INSTANT = "instant"
 _SHARES = 3
