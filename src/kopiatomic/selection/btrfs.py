@@ -9,7 +9,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import BtrfsSubvolume
 from kopiatomic.model import Dataset, Judged, Taken, Verdict
 from kopiatomic.selection import Ask, Selection, below, is_at_or_below
-from kopiatomic.text import printable
+from kopiatomic.text import first_few, printable
 
 
 class BtrfsSelection:
@@ -20,6 +20,8 @@ class BtrfsSelection:
         self._subvolumes = {s.path: s for s in shared.facts.subvolumes}
         self._asked: dict[str, Ask] = {}
         self._outside: dict[str, str] = {}
+        self._alone: list[str] = []
+        """Those that are asked for without what is nested in them."""
         self._inside: dict[str, list[BtrfsSubvolume]] = {}
         for subvolume in shared.facts.subvolumes:
             if subvolume.above is not None:
@@ -45,7 +47,7 @@ class BtrfsSelection:
                 else:
                     self._outside[inside.path] = path
         elif nested and not part:
-            self._say_nested(top, nested)
+            self._alone.append(top)
         return True
 
     def _imply(self, path: str, why: str) -> None:
@@ -72,23 +74,27 @@ class BtrfsSelection:
                 for inside in nested:
                     self._imply(inside.path, "-a -r")
             elif nested:
-                self._say_nested(point, nested)
+                self._alone.append(point)
 
     def _nested(self, top: str) -> Iterator[BtrfsSubvolume]:
         for subvolume in self._inside.get(top, ()):
             yield subvolume
             yield from self._nested(subvolume.path)
 
-    def _say_nested(self, top: str, nested: list[BtrfsSubvolume]) -> None:
-        names = ", ".join(printable(s.path) for s in nested[:3]) + (", ..." if len(nested) > 3 else "")
-        self._shared.note(
-            f"{printable(top)} holds {len(nested)} nested subvolume(s) that are not taken (-r takes them): {names}"
-        )
+    def _say_nested(self) -> None:
+        for top in self._alone:
+            left_out = [s.path for s in self._nested(top) if s.path not in self._asked]
+            if left_out:
+                self._shared.note(
+                    f"{printable(top)} holds {len(left_out)} nested subvolume(s) that are not taken (-r takes them): "
+                    f"{first_few(left_out)}"
+                )
 
     # What becomes of each
 
     def judge(self) -> Iterator[Judged]:
         """The verdict on each subvolume that is known. Raises KopiatomicError where one that was named cannot be taken."""
+        self._say_nested()
         first: dict[tuple[str, int], str] = {}
         # Named ones first, so that of one mounted twice the named place is the one that is shown.
         order = sorted(self._subvolumes, key=lambda path: (not self._is_named(path), path))
