@@ -30,7 +30,7 @@ OTHER_RUN = "20200102T030405Z-deadbeef"
 SCRATCH = Path("/run/power")
 
 READER = """
-cd "$1" && : > {ready} && while :; do
+cd "$KOPIATOMIC_ROOT" && : > {ready} && while :; do
     for file in tank/data/* tank/data/sub/*; do
         while read -r line; do :; done < "$file"
     done
@@ -77,13 +77,14 @@ def mount() -> None:
 class Boot:
     """What is done in one boot."""
 
-    def __init__(self, datasets: Sequence[str]) -> None:
+    def __init__(self, datasets: Sequence[str], layout: str) -> None:
         SCRATCH.mkdir()
         group = Cgroup(Path("/sys/fs/cgroup") / f"kopiatomic-{secrets.token_hex(4)}")
         group.folder.mkdir()
         self._runner = Runner(group, SCRATCH)
         self._environment = {"KOPIATOMIC_STATE_DIR": str(STATE)}
-        self._datasets = datasets
+        place = ["--mount-root", str(ROOT)] if layout == "merged" else ["--layout", layout]
+        self._words = ["--json", *place, *datasets]
         self._called, self._tied, self._ready = (SCRATCH / name for name in ("called", "tied", "ready"))
         reader = SCRATCH / "reader"
         reader.write_text(READER.format(ready=self._ready))
@@ -129,7 +130,7 @@ class Boot:
         os.write(trigger, b"b")
 
     def _start(self, command_line: str) -> Run:
-        words = ("--json", "--mount-root", str(ROOT), "-c", command_line, *self._datasets)
+        words = [*self._words, "-c", command_line]
         return self._runner.start(*words, env=self._environment, before=self._mark)
 
     def _mark(self) -> None:
@@ -148,14 +149,22 @@ class Boot:
         libzfs_core.snapshot, libzfs_core.destroy = marked_snapshot, marked_destroy
 
 
-def main(first: bool, datasets: Sequence[str], recover: bool, moment: str | None, fraction: float, where: str) -> None:
+def main(
+    first: bool,
+    datasets: Sequence[str],
+    layout: str,
+    recover: bool,
+    moment: str | None,
+    fraction: float,
+    where: str,
+) -> None:
     """`fraction` is the place of the cut: in seconds while the engine reads, else as a part of `where` (gap or window)."""
     if first:
         prepare()
     else:
         command("zpool", "import", "-d", "/dev", POOL)
         mount()
-    boot = Boot(datasets)
+    boot = Boot(datasets, layout)
     say(after_import=boot.found(), history=boot.look("history"))
     if recover:
         say(recover=boot.look("recover"), after_recover=boot.found())

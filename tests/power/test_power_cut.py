@@ -40,9 +40,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Step:
-    """One boot: what is selected in its runs, whether `recover` comes before the first of them, and how it ends."""
+    """One boot: what is selected in its runs and how it is shown, whether `recover` comes before the first of them, and how it ends."""
 
     datasets: list[str]
+    layout: str
     recover: bool
     cut: Cut | None
 
@@ -55,7 +56,8 @@ def steps(moment: str) -> list[Step]:
         where = "window" if number % 2 else "gap"
         fraction = dice.random() * (ENGINE_READS_S if moment == "engine" else PARTS[where])
         cut = Cut(moment, where, fraction) if number < CUTS else None
-        made.append(Step(dice.choice([ZFS, BOTH]), recover=dice.random() < 0.5, cut=cut))
+        layout = dice.choice(["merged", "in-place"])
+        made.append(Step(dice.choice([ZFS, BOTH]), layout, recover=dice.random() < 0.5, cut=cut))
     return made
 
 
@@ -65,6 +67,7 @@ def boot(disk: Path, step: Step, *, first: bool) -> dict[str, Any]:
     told = {
         "first": first,
         "datasets": step.datasets,
+        "layout": step.layout,
         "recover": step.recover and not first,
         "moment": cut and cut.moment,
         "fraction": cut.fraction if cut else 0,
