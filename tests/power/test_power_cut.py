@@ -40,7 +40,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Step:
-    """One boot: what is selected in its runs and how it is shown, whether `recover` comes before the first of them, and how it ends."""
+    """One boot: what its runs take and in which layout, whether `recover` comes before the first, and how it ends."""
 
     datasets: list[str]
     layout: str
