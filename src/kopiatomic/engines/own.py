@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Layout, Plan
+from kopiatomic.system import linux
 from kopiatomic.text import printable
 
 
@@ -48,6 +49,24 @@ def in_place(plan: Plan, path: str) -> bool:
     return plan.layout is Layout.IN_PLACE and source_of(os.path.realpath(path), plan) is not None
 
 
+def _made(path: str, *, mark: bool) -> bool:
+    """Make a directory, following no link; returns whether it had to be marked as a cache. Raises OSError."""
+    top = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    try:
+        directory = linux.make_beneath(top, path.strip("/"), mode=0o700)
+    finally:
+        os.close(top)
+    try:
+        if not mark or is_cache(f"/proc/self/fd/{directory}"):
+            return False
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os.fdopen(os.open(_TAG, flags, 0o644, dir_fd=directory), "wb") as file:
+            file.write(_SIGNATURE + b"\n")
+        return True
+    finally:
+        os.close(directory)
+
+
 def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> Plan:
     """The plan with those that lie in a source, made (and marked) if they are not yet, so that they are in the snapshot too.
 
@@ -68,13 +87,9 @@ def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> P
                 or "Move it out of what is backed up, leave its dataset out (--exclude), or use --layout merged.",
             )
         try:
-            os.makedirs(path, 0o700, exist_ok=True)
-            if own.cache and not is_cache(path):
-                with open(os.path.join(path, _TAG), "xb") as file:
-                    file.write(_SIGNATURE + b"\n")
-                warn(
-                    f"{own.what} {printable(path)} lies in this backup and was not marked as a cache: a {_TAG} is in it now"
-                )
+            if _made(path, mark=own.cache):
+                told = f"{own.what} {printable(path)} lies in this backup and was not marked as a cache"
+                warn(f"{told}: a {_TAG} is in it now")
         except OSError as error:
             raise KopiatomicError(
                 f"{own.what} {printable(own.path)} cannot be made: {error.strerror}",

@@ -161,6 +161,29 @@ def open_beneath(directory: int, path: str, flags: int) -> int:
     return int(result)
 
 
+def make_beneath(directory: int, path: str, *, mode: int = 0o755, file: bool = False) -> int:
+    """Open a directory (or file) below another as :func:`open_beneath` does, with O_PATH, making what is missing.
+
+    Raises OSError.
+    """
+    kind = os.O_PATH | os.O_NOFOLLOW | (0 if file else os.O_DIRECTORY)
+    try:
+        return open_beneath(directory, path, kind)
+    except FileNotFoundError:
+        if path == ".":
+            raise
+    above, _, name = path.rpartition("/")
+    parent = make_beneath(directory, above or ".", mode=mode)
+    try:
+        if file:
+            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent))
+        else:
+            os.mkdir(name, mode, dir_fd=parent)
+        return open_beneath(parent, name, kind)
+    finally:
+        os.close(parent)
+
+
 def detached_mount(fstype: str, source: str, options: dict[str, str]) -> int:
     """Mount a filesystem without attaching it anywhere: only the returned descriptor leads to it.
 

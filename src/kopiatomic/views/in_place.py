@@ -23,8 +23,8 @@ from kopiatomic.views.linux import (
     Tops,
     closing,
     opened,
+    relative,
 )
-from kopiatomic.views.merged import make_place
 
 _NODES = ("null", "zero", "full", "random", "urandom", "tty")
 _RESOLVER = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager", "/run/nscd", "/run/connman")
@@ -77,7 +77,7 @@ class InPlaceView(LinuxView):
         """Open what a step is mounted on; only in a directory of ours it is made. Raises OSError."""
         holder = above(step.place, self._steps)
         if holder is not None and holder.fstype == SCAFFOLD:
-            return make_place(top, step.place)
+            return linux.make_beneath(top, relative(step.place))
         return super().place(top, step)
 
     def mount_on(self, step: Step, target: str, tops: Tops) -> str | None:
@@ -105,14 +105,16 @@ class InPlaceView(LinuxView):
     def _show_scratch(self, top: int) -> None:
         if self._live_system:
             return
-        with closing(make_place(top, self._base)) as target:
+        with closing(linux.make_beneath(top, relative(self._base))) as target:
             linux.mount(self._base, f"/proc/self/fd/{target}", None, linux.MS_BIND)
 
 
 @contextmanager
 def _live(step: Step) -> Iterator[int]:
     try:
-        fd = os.open(step.place, PATH | os.O_CLOEXEC)
+        # Above a mount point lie directories of its users', who may put a link there at any moment.
+        with closing(os.open("/", PATH | os.O_CLOEXEC)) as top:
+            fd = linux.open_beneath(top, relative(step.place), PATH)
     except OSError as error:
         raise KopiatomicError(
             f"{printable(step.dataset)} cannot be opened at {printable(step.place)}: {error.strerror}", kind="live"
@@ -141,7 +143,7 @@ def _furnish_run(top: int) -> None:
         _ignore_all(run)
     for path in _RESOLVER:
         if os.path.isdir(path):
-            with closing(make_place(top, path)) as target:
+            with closing(linux.make_beneath(top, relative(path))) as target:
                 linux.mount(path, f"/proc/self/fd/{target}", None, linux.MS_BIND)
                 flags = linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
             with suppress(OSError), opened(top, path) as bound:

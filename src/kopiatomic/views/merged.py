@@ -16,7 +16,7 @@ from kopiatomic.model import UNMOUNTED, VOLUMES
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.text import printable
 from kopiatomic.views import SCAFFOLD, Missing, Step, View
-from kopiatomic.views.linux import ANY, LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, opened, relative
+from kopiatomic.views.linux import LOOK, SCAFFOLD_SOURCE, LinuxView, Tops, opened, relative
 
 
 class MergedView(LinuxView):
@@ -47,7 +47,8 @@ class MergedView(LinuxView):
 
     def place(self, top: int, step: Step) -> int:
         """Open what a step is mounted on, making it where it lies on our own tmpfs. Raises OSError."""
-        return make_place(top, step.place, file=step.file)
+        # In a frozen tree this fails with EROFS: only our scaffolding can be written.
+        return linux.make_beneath(top, relative(step.place), file=step.file)
 
 
 def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
@@ -66,28 +67,6 @@ def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
                 # Gone or unreadable: likewise.
                 continue
     return found
-
-
-def make_place(root: int, place: str, *, file: bool = False) -> int:
-    """Open the directory (or file) to mount on, making it where it lies on our own tmpfs. Raises OSError."""
-    path = relative(place)
-    kind = ANY if file else PATH
-    try:
-        return linux.open_beneath(root, path, kind)
-    except FileNotFoundError:
-        if path == ".":
-            raise
-    parent = make_place(root, "/" + path.rpartition("/")[0])
-    try:
-        name = path.rpartition("/")[2]
-        # In a frozen tree this fails with EROFS: only our scaffolding can be written.
-        if file:
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent))
-        else:
-            os.mkdir(name, 0o755, dir_fd=parent)
-        return linux.open_beneath(parent, name, kind)
-    finally:
-        os.close(parent)
 
 
 def _copy_attributes(root: int, scaffolding: dict[str, os.stat_result]) -> None:
