@@ -173,17 +173,10 @@ class Console:
                 self.error(error)
 
     def _plan(self, plan: Plan, engine: EngineReport) -> None:
-        from rich.console import Console as Rich
-
-        from kopiatomic.output import plan_table
+        from kopiatomic.output import columns, plan_table
 
         _styled(sys.stdout, [plan_table.headline(plan)])
-        # Where stdout is no terminal rich takes COLUMNS, or 80, and writes no colour.
-        rich = Rich(file=sys.stdout, highlight=False)
-        with rich.capture() as capture:
-            rich.print(plan_table.table(plan))
-        for line in capture.get().splitlines():
-            write(sys.stdout, line.rstrip())
+        write(sys.stdout, "\n".join(columns.rows(plan_table.table(plan), *columns.look(sys.stdout))))
         _styled(sys.stdout, list(plan_table.lines(plan, engine, verbose=self._verbose)))
 
     def error(self, error: KopiatomicError) -> None:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from kopiatomic.model import Judged, Layout, Plan, Uncovered, Verdict
+from kopiatomic.output.columns import Cell
 from kopiatomic.output.summary import Line, size
 from kopiatomic.report import EngineReport
 from kopiatomic.text import printable
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 MARKS = {True: "+", False: "-"}
 """Taken or not, so that the table also reads without colour."""
@@ -34,26 +31,16 @@ def _where(plan: Plan) -> str:
     return f"below {printable(plan.root)}"
 
 
-def table(plan: Plan) -> Table:
-    """The verdicts: name, verdict, and where it appears or why not."""
-    from rich.table import Table
-    from rich.text import Text
-
-    result = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=True, header_style="bold")
-    result.add_column("", no_wrap=True)
-    result.add_column("DATASET", overflow="fold")
-    result.add_column("VERDICT", overflow="fold")
-    result.add_column("WHERE IT APPEARS, OR WHY NOT", overflow="fold")
+def table(plan: Plan) -> list[list[Cell]]:
+    """The verdicts, below their heads: name, verdict, and where it appears or why not."""
+    heads = ["", "DATASET", "VERDICT", "WHERE IT APPEARS, OR WHY NOT"]
+    rows: list[list[Cell]] = [[("bold", head) for head in heads]]
     for judged in plan.judged:
         taken = judged.verdict is Verdict.TAKEN
         style = "green" if taken else ("red" if judged.incomplete else "")
-        result.add_row(
-            Text(MARKS[taken], style=style),
-            Text(printable(judged.name)),
-            Text(str(judged.verdict), style=style),
-            Text(printable(where(plan, judged))),
-        )
-    return result
+        name, place = printable(judged.name), printable(where(plan, judged))
+        rows.append([(style, MARKS[taken]), ("", name), (style, str(judged.verdict)), ("", place)])
+    return rows
 
 
 def where(plan: Plan, judged: Judged) -> str:
