@@ -299,7 +299,7 @@ def plan(
 
     The exit code is what a run would end with for these reasons.
     """
-    from kopiatomic.commands import facts_text, last_changes
+    from kopiatomic.commands import compare, facts_text
     from kopiatomic.facts import load
     from kopiatomic.options import Options
     from kopiatomic.output.console import Console
@@ -313,8 +313,7 @@ def plan(
         found = _told(lambda: load(from_facts.read()), console)
     report = run(Options(dry_run=True, facts=found, **options), console)
     if diff_last and report.plan is not None:
-        for line in last_changes(options["state_dir"], report, console):
-            console.warning(line)
+        compare(options["state_dir"], report, console)
     _finish(report, console, as_json=as_json)
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from kopiatomic import errors, facts, locks
+from kopiatomic import changes, errors, facts, locks
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.gather import gather
 from kopiatomic.options import Options
@@ -146,22 +146,15 @@ def facts_text(options: Options, console: Console) -> int:
     return _told(run, console)
 
 
-def last_changes(state_dir: str, report: Report, console: Console) -> list[str]:
-    """What a plan takes and the last run of the same root did not, and the other way round, in words."""
+def compare(state_dir: str, report: Report, console: Console) -> None:
+    """Find out what a plan takes and the last run of the same series did not, and the other way round."""
     assert report.plan is not None
     try:
-        last = Records(state_dir).last_selection(report.series)
+        last = Records(state_dir).last_selection(report.series, report.run_id)
     except KopiatomicError as error:
         console.error(error)
-        return []
-    where = printable(report.series)
-    if last is None:
-        return [f"no run under {where} is on record"]
-    before = set(json.loads(last)["taken"])
-    now = {taken.dataset.name for taken in report.plan.taken}
-    changes = [f"new since the last run under {where}: {printable(name)}" for name in sorted(now - before)]
-    changes += [f"in the last run under {where} and not any more: {printable(name)}" for name in sorted(before - now)]
-    return changes or [f"the same datasets as in the last run under {where}"]
+        return
+    report.changes = changes.between(last, report.plan)
 
 
 def result_of(record: RunRecord) -> str:

@@ -5,20 +5,19 @@ Where safety needs the record (nothing of Btrfs is tied by the kernel), :meth:`R
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from kopiatomic import __version__
+from kopiatomic import __version__, changes
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import Secrets
 from kopiatomic.model import Intent, Plan
 from kopiatomic.output.document import document
 from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
 from kopiatomic.report import Report
-from kopiatomic.text import first_few, printable
+from kopiatomic.text import printable
 
 T = TypeVar("T")
 
@@ -51,24 +50,17 @@ class Recorder:
 
     def intend(self, intents: Sequence[Intent], plan: Plan) -> None:
         """Put on record what is about to be made. Raises StateError where that is needed and cannot be."""
-        selection = _selection(plan)
-        last = self.attempt(lambda: self.records.last_selection(self._report.series))
-        if last is not None:
-            self._compare(json.loads(last), json.loads(selection))
-        self.attempt(lambda: self.records.intend(self._report.run_id, intents, selection))
+        run = self._report
+        last = self.attempt(lambda: self.records.last_selection(run.series, run.run_id))
+        if self.problem is None:
+            run.changes = changes.between(last, plan)
+            if run.changes.of_datasets:
+                self._warn(
+                    f"the last run under {printable(run.series)} took something else; this one is {run.changes.of_datasets}: "
+                    "the history of that path shows datasets come and go (--name gives a selection a history of its own)"
+                )
+        self.attempt(lambda: self.records.intend(run.run_id, intents, changes.selection(plan)))
         self.require(plan)
-
-    def _compare(self, before: dict[str, list[str]], now: dict[str, list[str]]) -> None:
-        """Warn where this selection is another than that of the last run under the same root."""
-        gone = sorted(set(before["taken"]) - set(now["taken"]))
-        new = sorted(set(now["taken"]) - set(before["taken"]))
-        if not gone and not new:
-            return
-        changes = [f"without {first_few(gone)}"] * bool(gone) + [f"with {first_few(new)}"] * bool(new)
-        self._warn(
-            f"the last run under {printable(self._report.series)} took something else; this one is {' and '.join(changes)}: "
-            "the history of that path shows datasets come and go (--name gives a selection a history of its own)"
-        )
 
     def made(self) -> None:
         """Add what identifies the snapshots that were made."""
@@ -142,7 +134,3 @@ class Recorder:
         while self.records.warnings:
             self._warn(self.records.warnings.pop(0))
         return told
-
-
-def _selection(plan: Plan) -> str:
-    return json.dumps({"taken": [taken.dataset.name for taken in plan.taken]})

@@ -153,14 +153,14 @@ class Records:
             pattern = run_id.replace("*", "").replace("?", "").replace("[", "") + "*"
             return [_run(row) for row in database.execute(f"{_SELECT} WHERE id GLOB ? ORDER BY number", (pattern,))]
 
-    def last_selection(self, root: str) -> str | None:
-        """What the last run that came as far as its plan selected under a root."""
+    def last_selection(self, root: str, before: str) -> tuple[str, str] | None:
+        """The last run under a root that came as far as its plan, and what it selected; not the run ``before``."""
         with self._transaction() as database:
             row = database.execute(
-                "SELECT selection FROM run WHERE root = ? AND selection != '' ORDER BY number DESC LIMIT 1",
-                (os.fsencode(root),),
+                "SELECT id, selection FROM run WHERE root = ? AND selection != '' AND id != ? ORDER BY number DESC LIMIT 1",
+                (os.fsencode(root), before),
             ).fetchone()
-            return None if row is None else str(row[0])
+            return None if row is None else (str(row[0]), str(row[1]))
 
     # Intents
 

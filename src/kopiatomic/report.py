@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from kopiatomic import errors
+from kopiatomic.changes import Changes
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.model import EngineEnd, EngineResult, Plan, Sets
 
@@ -34,6 +35,8 @@ class Report:
     """What the runs have in common that follow each other: their view root, or in place what they were asked."""
     dry_run: bool = False
     plan: Plan | None = None
+    changes: Changes | None = None
+    """Against the last run of the series; None where it was not asked for, or could not be found out."""
     sets: Sets | None = None
     engine: EngineReport | None = None
     frozen_seconds: float | None = None

@@ -13,6 +13,7 @@ import pytest
 from tests.btrfs.conftest import Gate
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic
+from tests.support.schema import valid
 
 Run = Callable[..., Completed]
 
@@ -111,6 +112,22 @@ def test_another_selection_under_the_same_root_is_warned_about(data: Path, btrfs
     assert "took something else" not in run("-c", "true", data).stderr
     assert f"this one is without {data} and with {other}" in run("-c", "true", other).stderr
     assert "took something else" not in run("--name", "x", "-c", "true", data).stderr
+
+
+def test_a_plan_beside_the_last_run(
+    data: Path, btrfs: Btrfs, run: Run, runs: Any, kopiatomic: Kopiatomic, root: Path
+) -> None:
+    other = btrfs.subvolume("other")
+    words = ("plan", "--diff-last", "--mount-root", root, "-c", "true")
+    assert f"\nNo run under {root} is on record.\n" in kopiatomic(*words, data).stdout
+    run("-c", "true", data)
+    changed = kopiatomic(*words, other).stdout
+    assert f"\n  new: {other}\n  not any more: {data}\n" in changed
+    document = valid(kopiatomic(*words, "--json", data, other).stdout)
+    (last,) = runs()
+    assert last["document"]["changes"]["last_run"] is None
+    assert document["changes"] == {"last_run": last["run_id"], "added": [str(other)], "removed": [], "moved": []}
+    assert valid(kopiatomic("plan", "--json", "-c", "true", data).stdout)["changes"] is None
 
 
 def test_old_runs_go_when_the_time_to_keep_them_is_over(data: Path, run: Run, runs: Any) -> None:

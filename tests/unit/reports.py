@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 
+from kopiatomic.changes import Changes, Moved
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.model import (
     Dataset,
@@ -11,11 +12,13 @@ from kopiatomic.model import (
     EngineResult,
     FileProblem,
     Instant,
+    Judged,
     Plan,
     Sets,
     Snapshot,
     SnapshotSet,
     Taken,
+    Verdict,
 )
 from kopiatomic.report import EngineReport, Report
 
@@ -62,6 +65,7 @@ def several() -> Report:
     """A run over two pools with something missing and something left."""
     report = finished()
     report.sets = Sets((made("tank", "tank/usr/home"), made("other", "other/a", "other/b", transactions=(3, 4))))
+    report.changes = Changes(RUN_ID, ["other/b"], ["other/c"], [Moved("other/a", ("/x",), ("/y", "/z"))])
     report.incomplete = ["tank/x: its encryption key is not loaded"]
     report.left_behind = ["snapshot tank@x"]
     report.hook_error = KopiatomicError("the hook -q failed (exit status 1): false", kind="hook-failed")
@@ -69,6 +73,20 @@ def several() -> Report:
     assert report.engine.result is not None
     report.engine.result.problems = [FileProblem("/kopia/a\x1b", "unreadable")]
     report.engine.result.problem_count = 25
+    return report
+
+
+def planned() -> Report:
+    """A dry run that takes one of two datasets, and has a last run to be compared with."""
+    home = Taken(Dataset("zfs", "tank/home", "tank", "/usr/home"), "/usr/home", named=True)
+    judged = (
+        Judged("tank/home", "zfs", Verdict.TAKEN, "it was named", "/usr/home", ("/usr/home",)),
+        Judged("tank/secret", "zfs", Verdict.KEY_NOT_LOADED, "its encryption key is not loaded", incomplete=True),
+    )
+    report = Report(RUN_ID, "/kopia", "/kopia", dry_run=True, plan=Plan("/kopia", (home,), judged=judged))
+    report.engine = EngineReport("kopia", None, ("kopia", "snapshot", "create", "/kopia"))
+    report.changes = Changes(RUN_ID, removed=["tank/src"])
+    report.incomplete = ["tank/secret: its encryption key is not loaded"]
     return report
 
 

@@ -20,7 +20,7 @@ from kopiatomic.model import Progress
 from kopiatomic.output.console import Console
 from kopiatomic.output.summary import duration, size
 from kopiatomic.report import Report
-from tests.unit.reports import failed, finished, interrupted, several
+from tests.unit.reports import RUN_ID, failed, finished, interrupted, planned, several
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -125,12 +125,38 @@ def test_many_datasets_are_counted_unless_all_are_asked_for(count: int, capsys: 
     assert plain(report, capsys, verbose=True)[0].count("  in /kopia/d") == count
 
 
+def test_a_plan_says_of_each_dataset_where_it_appears_or_why_not(capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = plain(planned(), capsys)
+    assert out.splitlines() == [
+        "Would save 1 dataset below /kopia, but not 1 that would be missed; nothing was changed",
+        "   DATASET      VERDICT         WHERE IT APPEARS, OR WHY NOT",
+        "+  tank/home    taken           /kopia/usr/home",
+        "-  tank/secret  key not loaded  its encryption key is not loaded (a run ends",
+        "                                with exit code 3 for it)",
+        "Command:  kopia snapshot create /kopia",
+        f"Against the last run under /kopia ({RUN_ID}):",
+        "  not any more: tank/src",
+    ]
+    assert err == "kopiatomic: not complete: tank/secret: its encryption key is not loaded\n"
+
+
 # On a terminal
+
+
+def test_what_colours_say_in_a_plan_is_also_said_in_words() -> None:
+    written = on_terminal(shown(planned()))
+    assert "\x1b[32m+\x1b[0m" in written
+    assert "\x1b[31mkey not loaded\x1b[0m" in written
+    assert "+  tank/home" in ESCAPE.sub("", written)
+    assert re.search(r"\x1b\[3[0-9]m", on_terminal(shown(planned()), NO_COLOR="1")) is None
+    assert "\x1b" not in on_terminal(shown(planned()), TERM="dumb")
 
 
 @pytest.mark.parametrize("columns", [80, 120])
 @pytest.mark.parametrize(
-    "report", [finished(), several(), failed(), interrupted()], ids=["saved", "several", "failed", "stopped"]
+    "report",
+    [finished(), several(), failed(), interrupted(), planned()],
+    ids=["saved", "several", "failed", "stopped", "planned"],
 )
 def test_lines_fit_the_terminal_and_lose_nothing(
     report: Report, columns: int, capsys: pytest.CaptureFixture[str]

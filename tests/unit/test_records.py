@@ -137,7 +137,8 @@ def test_names_with_any_bytes_are_kept(state: Records) -> None:
     state.intend(RUN, [Intent("directory", "", name)], "here")
     assert state.history(1)[0].root == name
     assert state.intents(RUN) == [Intent("directory", "", name)]
-    assert state.last_selection(name) == "here"
+    assert state.last_selection(name, "") == (RUN, "here")
+    assert state.last_selection(name, RUN) is None
 
 
 # Intents
@@ -293,7 +294,7 @@ def test_a_database_of_an_older_schema_is_brought_up_to_date(version: int, state
             )
     state.begin(run_record(), keep=YEAR)
     state.intend(RUN, [Intent("zfs", "tank", "tank@x")], "chosen")
-    assert state.last_selection("/kopia") == "chosen"
+    assert state.last_selection("/kopia", "") == (RUN, "chosen")
     assert {run.id for run in state.history(5)} == {RUN, numbered(9)} - (set() if version else {numbered(9)})
 
 

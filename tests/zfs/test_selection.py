@@ -65,6 +65,9 @@ def test_an_implied_dataset_that_vanishes_is_left_out(pool: Pool, run: Runner, t
     assert ended.returncode == 0, ended
     assert taken(document) == [f"{pool.name}/home", f"{pool.name}/home/ann"]
     assert any(f"{pool.name}/home/gone vanished" in text for text in document["warnings"])
+    # What it meant to take first is on record, and is no last run.
+    assert document["changes"]["last_run"] is None
+    assert not any("took something else" in text for text in document["warnings"])
     assert (tmp_path / "hooks").read_text() == "\n"
     assert run.left(pool) == []
 

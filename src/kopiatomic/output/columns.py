@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
 from rich.cells import cell_len, chop_cells
+from rich.color import ColorSystem
+from rich.console import Console
 
 GAP = "  "
 _NARROW = 8
@@ -70,9 +72,6 @@ def look(stream: TextIO) -> tuple[int, Paint]:
 
     Where it is no terminal the width is COLUMNS, or 80, and there are no styles; NO_COLOR and TERM=dumb are rich's to respect.
     """
-    from rich.color import ColorSystem
-    from rich.console import Console
-
     console = Console(file=stream, highlight=False)
     if not console.is_terminal or console.color_system is None:
         return console.width, lambda _, text: text

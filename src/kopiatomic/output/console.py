@@ -162,6 +162,8 @@ class Console:
             pass
         elif report.dry_run and report.plan and report.engine and report.error is None:
             self._plan(report.plan, report.engine)
+            if report.changes is not None:
+                _styled(sys.stdout, [("", line) for line in report.changes.lines(report.series)])
         elif has_summary(report):
             _styled(sys.stdout, summary_lines(report, verbose=self._verbose))
         for text in report.incomplete:

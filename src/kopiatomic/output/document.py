@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from kopiatomic import __version__
+from kopiatomic.changes import Changes
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan, Sets, SnapshotSet
 from kopiatomic.report import EngineReport, Report
@@ -41,6 +42,7 @@ def document(report: Report) -> dict[str, Any]:
         "datasets": _datasets(report.plan) if report.plan else [],
         "left_out": _left_out(report.plan) if report.plan else [],
         "uncovered": _uncovered(report.plan) if report.plan else [],
+        "changes": _changes(report.changes),
         "sets": [_set(s, _places(report.plan)) for s in report.sets.sets] if report.sets else [],
         "engine": _engine(report.engine) if report.engine else None,
         "durations": report.durations,
@@ -107,6 +109,17 @@ def _uncovered(plan: Plan) -> list[dict[str, Any]]:
         }
         for u in plan.uncovered
     ]
+
+
+def _changes(changes: Changes | None) -> dict[str, Any] | None:
+    if changes is None:
+        return None
+    return {
+        "last_run": changes.last,
+        "added": list(changes.added),
+        "removed": list(changes.removed),
+        "moved": [{"dataset": m.name, "before": list(m.before), "now": list(m.now)} for m in changes.moved],
+    }
 
 
 def _places(plan: Plan | None) -> dict[tuple[str, str], str]:
