@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
@@ -66,6 +67,15 @@ def facts(
         directories=frozenset(directories),
         properties={name: Setting(*setting) for name, setting in (properties or {}).items()},
     )
+
+
+def many(count: int) -> Facts:
+    """So many datasets, all mounted. What is seen at a point is not looked for again at each, as :func:`facts` does."""
+    names = [f"tank/d{number:05d}" for number in range(count)]
+    known = facts(("/tank", "zfs", "tank"), datasets=map(zfs, names))
+    root, template = known.mounts
+    made = (replace(template, id=10 + n, parent=1, point=f"/{name}", source=name) for n, name in enumerate(names))
+    return replace(known, mounts=(root, *made))
 
 
 def plan(known: Facts, *names: str, everything: bool = False, recursive: bool = False, **more: Any) -> Plan:

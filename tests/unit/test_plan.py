@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -14,7 +17,8 @@ from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.facts import Facts, ZfsDataset, ZfsPool, dump, load
 from kopiatomic.model import Plan, Verdict
 from kopiatomic.system.mountinfo import visible
-from tests.unit.plans import facts, mounts, places, plan, subvolume, zfs
+from tests.support.programs import SOURCE, command
+from tests.unit.plans import facts, many, mounts, places, plan, subvolume, zfs
 
 TANK = facts(
     ("/tank", "zfs", "tank"),
@@ -715,14 +719,7 @@ def test_what_are_no_facts_is_refused(text: str) -> None:
 
 def test_a_plan_of_ten_thousand_datasets_does_not_grow_with_their_square() -> None:
     def seconds(count: int) -> float:
-        names = [f"tank/d{number:05d}" for number in range(count)]
-        known = facts(*((f"/{name}", "zfs", name) for name in names[:100]), datasets=map(zfs, names))
-        template = known.mounts[1]
-        more = (
-            replace(template, id=1000 + n, parent=1, point=f"/{name}", source=name)
-            for n, name in enumerate(names[100:])
-        )
-        known = replace(known, mounts=(*known.mounts, *more))
+        known = many(count)
         return min(_timed(known) for _ in range(3))
 
     def _timed(known: Facts) -> float:
@@ -732,6 +729,19 @@ def test_a_plan_of_ten_thousand_datasets_does_not_grow_with_their_square() -> No
 
     # Were it quadratic, it would be a hundred.
     assert seconds(10_000) / seconds(1_000) < 50
+
+
+def test_a_plan_of_ten_thousand_datasets_needs_little_memory(tmp_path: Path) -> None:
+    file = tmp_path / "facts"
+    file.write_text(dump(many(10_000)))
+    words = ("plan", "-a", "--from-facts", str(file))
+    # A process between: the peak of a child's memory begins with that of what started it, and the tests' is large.
+    program = (
+        "import os, subprocess, sys; subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL, check=True);"
+        "import resource; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    )
+    argv = (sys.executable, "-c", program, sys.executable, "-m", "kopiatomic", *words, "-c", "true")
+    assert int(command(*argv, env={**os.environ, "PYTHONPATH": str(SOURCE)}).stdout) * 1024 < 150e6
 
 
 # Whatever there is
