@@ -562,6 +562,16 @@ def test_unmounted_datasets_appear_at_their_place_or_in_a_folder_of_their_own() 
     assert all(t.dataset.mountpoint == "" for t in chosen.taken if t.dataset.name != "t")
 
 
+def test_unmounted_datasets_of_one_place_are_all_in_the_folder_of_their_own() -> None:
+    known = facts(
+        ("/t", "zfs", "t"),
+        datasets=[zfs("t"), *(zfs(f"t/{n}", canmount="noauto", mountpoint="/t/x") for n in "ab")],
+        directories=["/t/x"],
+    )
+    chosen = plan(known, everything=True, include_unmounted=True)
+    assert places(chosen) == [("t/a", "/.unmounted/t/a"), ("t/b", "/.unmounted/t/b"), ("t", "/t")]
+
+
 def test_unmounted_datasets_appear_beside_a_frozen_root() -> None:
     known = facts(("/", "zfs", "r/root"), datasets=[zfs("r/root"), zfs("r/legacy", mountpoint="legacy")])
     chosen = plan(known, everything=True, include_unmounted=True)
@@ -616,12 +626,22 @@ def test_a_dataset_that_is_mounted_where_volumes_appear_is_refused() -> None:
         (zfs("t/x", mountpoint="legacy"), Verdict.NOT_MOUNTED, False),
         (zfs("t/x", mountpoint="none"), Verdict.NO_MOUNT_POINT, False),
         (zfs("t/x", mountpoint="/", canmount="noauto"), Verdict.BOOT_ENVIRONMENT, False),
+        (zfs("t/x", mountpoint="/alt", canmount="noauto"), Verdict.BOOT_ENVIRONMENT, False),
+        (zfs("t/x", mountpoint="/alt"), Verdict.NOT_MOUNTED, True),
+        (zfs("t/y/x", mountpoint="/alt", canmount="noauto"), Verdict.NOT_MOUNTED, False),
+        (zfs("t/x", mountpoint="/snapshot", canmount="noauto"), Verdict.NOT_MOUNTED, False),
         (zfs("t/x", mountpoint="/t/x", keystatus="unavailable"), Verdict.KEY_NOT_LOADED, True),
         (zfs("t/" + "x" * 230), Verdict.NAME_TOO_LONG, True),
     ],
 )
 def test_each_reason_has_its_verdict(dataset: ZfsDataset, verdict: Verdict, incomplete: bool) -> None:
-    known = facts(("/", "zfs", "t/root"), ("/t", "zfs", "t"), datasets=[zfs("t"), zfs("t/root"), dataset])
+    mounted = [
+        ("/", "zfs", "t/root"),
+        ("/t", "zfs", "t"),
+        ("/alt", "zfs", "t/other"),
+        ("/snapshot", "zfs", "t/other@x"),
+    ]
+    known = facts(*mounted, datasets=[zfs("t"), zfs("t/root"), zfs("t/other"), dataset])
     (left_out,) = (o for o in plan(known, everything=True).left_out if o.name == dataset.name)
     assert (left_out.verdict, left_out.incomplete) == (verdict, incomplete)
 

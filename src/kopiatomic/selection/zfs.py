@@ -5,6 +5,7 @@ The mount table is the truth about what is mounted where; the properties only sa
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,6 +23,10 @@ MAX_NAME = 255
 """The longest name of a ZFS snapshot, dataset's name included (ZFS_MAX_DATASET_NAME_LEN - 1)."""
 
 
+def _container(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
 class ZfsSelection:
     """The datasets that are asked for, and the verdict on each that is known."""
 
@@ -36,6 +41,8 @@ class ZfsSelection:
         for mount in self._facts.mounts:
             if mount.fstype == "zfs" and "@" not in mount.source:
                 self._mounts.setdefault(mount.source, []).append(mount)
+        self._claims = Counter(d.mountpoint for d in self._facts.datasets.values() if d.canmount != "off")
+        """How many datasets that are not mounted would be at a place."""
 
     # What is asked for
 
@@ -241,9 +248,9 @@ class ZfsSelection:
         if parts:
             reason = f"only a part of it is mounted (a bind mount at {printable(parts[0].point)})"
             return self._verdict(dataset, Verdict.MOUNTED_ELSEWHERE, reason, incomplete=True, hint=hint)
-        root = self._shared.seen.get("/")
-        if point == "/" and dataset.canmount != "off" and root is not None and root.fstype == "zfs":
-            reason = f"another boot environment is booted ({printable(root.source)})"
+        other = self._shared.seen.get(point)
+        if other is not None and other.fstype == "zfs" and self._is_environment(dataset, other):
+            reason = f"another boot environment is {'booted' if point == '/' else 'mounted there'} ({printable(other.source)})"
             return self._verdict(dataset, Verdict.BOOT_ENVIRONMENT, reason, hint=hint)
         if dataset.canmount == "off":
             return self._verdict(dataset, Verdict.NOT_MOUNTED, "it is not mounted (canmount=off)", hint=hint)
@@ -254,6 +261,13 @@ class ZfsSelection:
             return self._verdict(dataset, Verdict.NOT_MOUNTED, reason, incomplete=True, hint=hint)
         why = "mountpoint=legacy" if point == "legacy" else f"canmount={dataset.canmount}"
         return self._verdict(dataset, Verdict.NOT_MOUNTED, f"it is not mounted ({why})", hint=hint)
+
+    def _is_environment(self, dataset: ZfsDataset, mounted: Mount) -> bool:
+        """Whether a dataset is a boot environment as the one that is mounted in its place is: at ``/``, or by an altroot
+        elsewhere; there they are siblings that are mounted only by hand.
+        """
+        siblings = "@" not in mounted.source and _container(dataset.name) == _container(mounted.source)
+        return dataset.canmount != "off" and (dataset.mountpoint == "/" or (siblings and dataset.canmount == "noauto"))
 
     def _take_unmounted(self, dataset: ZfsDataset, ask: Ask) -> Judged:
         """Its snapshot is mounted in the view alone."""
@@ -271,8 +285,8 @@ class ZfsSelection:
         return self._verdict(dataset, Verdict.TAKEN, reason, places=self._shared.taken[-1].places)
 
     def _is_free(self, point: str) -> bool:
-        """Whether nothing stands at a place, and it exists where a mount of what may be taken would have to have it."""
-        return point not in self._shared.seen and point in self._facts.directories
+        """Whether nothing else is or would be at a place, and it exists where a mount of what is taken has to have it."""
+        return point not in self._shared.seen and self._claims[point] == 1 and point in self._facts.directories
 
     def _take(self, dataset: ZfsDataset, ask: Ask, place: str, mountpoint: str | None = None) -> None:
         pool = dataset.name.partition("/")[0]
