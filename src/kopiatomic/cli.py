@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from kopiatomic import __version__
-from kopiatomic.request import PROPERTY
+from kopiatomic.request import PROPERTY, is_user_property
 
 if TYPE_CHECKING:
     from kopiatomic.output.console import Console
@@ -152,6 +152,12 @@ def _as_layout(_context: click.Context, _parameter: click.Parameter, value: str)
     return Layout(value)
 
 
+def _property_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if not is_user_property(value):
+        raise click.BadParameter(f"{value}: it has to be a user property of ZFS, such as backup:this (see zfsprops(7))")
+    return value
+
+
 def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which datasets, of all commands that take some."""
     options = [
@@ -169,7 +175,13 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
             is_flag=True,
             help="Those with kopiatomic:backup=on or inherited children; names limit it to their subtrees.",
         ),
-        click.option("--property", default=PROPERTY, metavar="NAME", help="Another ZFS property for that."),
+        click.option(
+            "--property",
+            default=PROPERTY,
+            metavar="NAME",
+            callback=_property_name,
+            help="Another ZFS user property for that.",
+        ),
         click.option("--include-unmounted", is_flag=True, help="ZFS: also those that are not mounted."),
         click.option("--volumes", is_flag=True, help="ZFS: also volumes, each as a file below /.volumes in the view."),
         click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from kopiatomic.model import Layout
@@ -29,6 +30,11 @@ class Request:
     """In place: nothing that is not frozen is to be seen in the trees of what is."""
     live_system: bool = False
     """In place: the kernel's filesystems and /run stay as they are. For commands, not for backups."""
+
+
+def is_user_property(name: str) -> bool:
+    """Whether ZFS takes this for the name of a property of its users (zfsprops(7)): any other means something to it."""
+    return ":" in name and re.fullmatch(r"[a-z0-9_.:][a-z0-9_.:-]{0,255}", name) is not None
 
 
 def is_path(name: str) -> bool:

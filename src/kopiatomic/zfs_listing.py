@@ -50,8 +50,9 @@ def datasets(
     ``everything``: all there are; else those named and what lies below them, ``depth`` levels (None: all). Raises
     KopiatomicError.
     """
-    # The property is the last column: the only one that may hold a tab or a newline.
-    argv = ["zfs", "list", "-Hp", "-t", "filesystem,volume", "-o", f"{_COLUMNS},{user_property}"]
+    # The property may hold tabs and newlines, and with them what looks like other datasets' lines. The name behind it shows
+    # that: a value of several lines has to end in a line that begins with the name, which then is there twice.
+    argv = ["zfs", "list", "-Hp", "-t", "filesystem,volume", "-o", f"{_COLUMNS},{user_property},name"]
     if not everything:
         for name in names:
             _check_kind(name)
@@ -60,10 +61,10 @@ def datasets(
     found: dict[str, ZfsDataset] = {}
     valued: list[str] = []
     for line in _lines(result):
-        fields = line.split("\t", 5)
-        if len(fields) != 6 or fields[1] not in {"filesystem", "volume"}:
-            raise _odd_property(user_property, valued[-1] if valued else fields[0])
-        name, kind, canmount, keystatus, zoned, value = fields
+        fields = line.split("\t")
+        if len(fields) != 7 or fields[0] != fields[6] or fields[0] in found:
+            raise _odd_property(user_property, [fields[0], *reversed(found)])
+        name, kind, canmount, keystatus, zoned, value, _ = fields
         found[name] = ZfsDataset(name, kind, canmount, keystatus, zoned == "on")
         if value != "-":
             valued.append(name)
@@ -84,11 +85,20 @@ def require(names: Collection[str], found: Collection[str], result: process.Fini
             raise _missing(name, result or run(["zfs", "list", "-H", "-o", "name", "--", name]))
 
 
-def _odd_property(user_property: str, name: str) -> KopiatomicError:
+def _odd_property(user_property: str, names: Iterable[str]) -> KopiatomicError:
+    """``names``: whose it may be. Each is asked by itself, because the value can look as if it were another's."""
+    for name in names:
+        value = run(["zfs", "get", "-H", "-o", "value", user_property, name]).stdout.removesuffix(b"\n")
+        if b"\t" in value or b"\n" in value:
+            return KopiatomicError(
+                f"the property {user_property} of {printable(name)} holds a tab or a newline",
+                kind="bad-property",
+                hint=f"zfs inherit {user_property} {printable(name)}, or set it to on, off or children.",
+            )
     return KopiatomicError(
-        f"the property {user_property} of {printable(name)} holds a tab or a newline",
-        kind="bad-property",
-        hint=f"zfs set {user_property}=on, off or children, or zfs inherit {user_property}",
+        f"'zfs list' does not list the property {user_property} as it was asked to",
+        kind="zfs-list",
+        hint="Was it changed just now? Run again; if it happens twice, please report it with the output of 'zfs version'.",
     )
 
 
@@ -128,15 +138,18 @@ def _mountpoints(wanted: list[ZfsDataset]) -> list[str]:
 
 
 def settings(names: Sequence[str], user_property: str) -> dict[str, Setting]:
-    """A user property of these datasets, and of those that they have it from. Raises KopiatomicError."""
+    """A user property of these datasets, and of those that they have it from. Raises KopiatomicError.
+
+    The values are those that :func:`datasets` has seen: without tabs and newlines.
+    """
     found: dict[str, Setting] = {}
     waiting = list(names)
     while waiting:
         argv = ["zfs", "get", "-H", "-t", "filesystem,volume", "-o", "source,name,value", user_property, *waiting]
         for line in _lines(run(argv)):
-            fields = line.split("\t", 2)
+            fields = line.split("\t")
             if len(fields) != 3:
-                raise _odd_property(user_property, waiting[0])
+                raise _odd_property(user_property, waiting)
             source, name, value = fields
             found[name] = Setting(value, source)
         above = {
@@ -213,5 +226,7 @@ def _failure(result: process.Finished) -> KopiatomicError:
     if "no datasets available" in text or "no pools available" in text:
         return _no_pools()
     return KopiatomicError(
-        f"'{' '.join(result.argv[:2])}' failed: {text or f'exit status {result.status}'}", kind="zfs-list"
+        f"'{' '.join(result.argv[:2])}' failed: {text or f'exit status {result.status}'}",
+        kind="zfs-list",
+        hint=f"Type '{' '.join(result.argv[:2])}' by hand; what it needs is missing or broken.",
     )

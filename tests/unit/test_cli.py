@@ -16,6 +16,7 @@ import kopiatomic.run
 from kopiatomic import __version__, cli
 from kopiatomic.options import Options
 from kopiatomic.report import Report
+from kopiatomic.request import is_user_property
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.without_root import as_nobody
 
@@ -54,6 +55,24 @@ LONG_WITH_VALUE = [
     ("-p", "--pre-hook", "pre_hook"),
     ("-q", "--post-hook", "post_hook"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [
+        ("kopiatomic:backup", True),
+        ("a:b-c._9", True),
+        ("compression", False),
+        ("a:b,name", False),
+        ("-a:b", False),
+        ("A:b", False),
+        ("a:\tb", False),
+        (":" * 257, False),
+    ],
+)
+def test_a_property_is_a_user_property(name: str, good: bool) -> None:
+    """As zfsprops(7) has it: any other name would be asked of ZFS as something else."""
+    assert is_user_property(name) == good
 
 
 @pytest.mark.parametrize(("short", "long", "field"), LONG)

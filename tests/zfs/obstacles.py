@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,14 @@ def replaced(path: Path, by: Path) -> Callable[[], None]:
         linux.mount(str(by), str(path.resolve()), None, linux.MS_BIND)
 
     return bind
+
+
+def hung_fuse(point: Path) -> None:
+    """A FUSE filesystem whose daemon never answers: whoever looks into it waits for ever."""
+    # Where udev runs, the device is there from the start and opening it loads the module.
+    subprocess.run(["modprobe", "fuse"], check=True)
+    descriptor = os.open("/dev/fuse", os.O_RDWR)
+    linux.mount("hung", str(point), "fuse", 0, f"fd={descriptor},rootmode=40000,user_id=0,group_id=0")
 
 
 def read_only(folder: Path) -> Callable[[], None]:

@@ -7,12 +7,17 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from kopiatomic import zfs_listing
+from kopiatomic.model import VOLUMES
+from kopiatomic.request import PROPERTY
+from kopiatomic.system import linux
 from tests.support.filesystems import Pool
 from tests.support.programs import command
 from tests.zfs import obstacles
@@ -20,7 +25,11 @@ from tests.zfs.runs import Runner
 
 TABLE = os.environ.get("KOPIATOMIC_TEST_ERROR_TABLE")
 LIBZFS_CORE = next(iter(Path("/lib").glob("*/libzfs_core.so.3")), Path("/lib/libzfs_core.so.3"))
+LIBZFS = next(iter(LIBZFS_CORE.parent.glob("libzfs.so.4")), Path("/lib/libzfs.so.4"))
 LIBM = LIBZFS_CORE.parent / "libm.so.6"
+
+FORGED = "on\t{own}\n{other}\tvolume\t-\t-\toff\t-\t{other}\n{own}\tfilesystem\ton\t-\toff\ton"
+"""A property's value that looks like lines of 'zfs list', of which one makes a volume of another dataset."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tank: Pool, tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(tank: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("world")
     for name in ("home", "src"):
         tank.dataset(name)
@@ -59,7 +68,44 @@ def world(tank: Pool, tmp_path_factory: pytest.TempPathFactory) -> World:
     programs.mkdir()
     for name in ("zpool", "mount", "umount", "env", "sh"):
         (programs / name).symlink_to(command("which", name).stdout.strip())
-    return World(tank, folder)
+    (folder / "loop").symlink_to(folder / "loop")
+    with ExitStack() as stack:
+        _out_of_reach(World(tank, folder), stack)
+        yield World(tank, folder)
+
+
+def _out_of_reach(world: World, stack: ExitStack) -> None:
+    """Datasets that cannot be taken, each for another reason, and mounts of what is no whole dataset."""
+    pool, folder = world.pool, world.folder
+
+    def mount(source: str | Path, where: str, fstype: str | None, flags: int = 0) -> None:
+        (folder / where).mkdir(exist_ok=True)
+        linux.mount(str(source), str(folder / where), fstype, flags)
+        stack.callback(linux.detach, str(folder / where))
+
+    pool.dataset("none", mountpoint="none")
+    pool.dataset("off", canmount="off")
+    pool.dataset("legacy", mountpoint="legacy")
+    pool.dataset("zoned", zoned="on")
+    for name in ("gone", "part"):
+        pool.dataset(name)
+    (pool.path("part") / "inner").mkdir()
+    mount(pool.path("part") / "inner", "bind", None, linux.MS_BIND)
+    for name in ("gone", "part"):
+        command("zfs", "unmount", world(name))
+    for name in ("blue", "green"):
+        pool.dataset(name, mountpoint=str(folder / "root"), canmount="noauto")
+    command("zfs", "mount", world("green"))
+    pool.dataset("below", mountpoint=str(folder / "covered"))
+    mount("none", "covered", "tmpfs")
+    mount(world("home@monday"), "monday", "zfs", linux.MS_RDONLY)
+    pool.dataset("there", mountpoint=str(pool.path("home") / "ann"), canmount="noauto")
+    pool.dataset("volumes", mountpoint=VOLUMES)
+    stack.callback(os.rmdir, VOLUMES)
+    stack.callback(linux.detach, VOLUMES)
+    pool.dataset("values")
+    for name, value in (("odd", "yes"), ("empty", "")):
+        pool.dataset(f"values/{name}", **{PROPERTY: value})
 
 
 @dataclass(frozen=True)
@@ -89,18 +135,42 @@ def _with_name(name: str) -> Callable[[World], Sequence[str | Path]]:
     return lambda world: ["--name", name, world("home")]
 
 
+def _unanswered_listing() -> None:
+    zfs_listing.LIST_TIMEOUT = 0.5
+
+
+def _hung_fuse(world: World) -> Callable[[], None]:
+    """A FUSE filesystem whose daemon never answers, for this run alone."""
+
+    def mount() -> None:
+        obstacles.own_mounts()
+        obstacles.hung_fuse(world.folder / "empty")
+
+    return mount
+
+
+def _programs(world: World, **lines: str) -> dict[str, str]:
+    """Scripts of these names before all else on PATH."""
+    folder = world.folder / "shims"
+    folder.mkdir(exist_ok=True)
+    for name, line in lines.items():
+        (folder / name).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / name).chmod(0o755)
+    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+
+
+def _property(name: str) -> Callable[[World], Sequence[str | Path]]:
+    return lambda world: ["--property", name, "--by-property", *_true(world)]
+
+
 def _obstacle(step: Callable[[], None]) -> Callable[[World], Callable[[], None]]:
     return lambda _: step
 
 
 def _zfs_of_the_host(world: World) -> dict[str, str]:
     """A zfs that works although the run's own libzfs_core does not: stands for an old library beside a newer program."""
-    folder = world.folder / "shims"
-    folder.mkdir(exist_ok=True)
-    for name in ("zfs", "zpool"):
-        (folder / name).write_text(f'#!/bin/sh\nexec nsenter --mount=/proc/1/ns/mnt /usr/sbin/{name} "$@"\n')
-        (folder / name).chmod(0o755)
-    return {"PATH": f"{folder}:{os.environ['PATH']}"}
+    there = 'exec nsenter --mount=/proc/1/ns/mnt /usr/sbin/{} "$@"'
+    return _programs(world, zfs=there.format("zfs"), zpool=there.format("zpool"))
 
 
 CASES = [
@@ -156,6 +226,148 @@ CASES = [
         r"{pool}/nnn.* cannot be backed up: its name is too long for a snapshot's \(2\d\d \+ \d+ > 255\)",
         _named("n" * 215),
         "Rename",
+    ),
+    Case(
+        "no mount point", 1, r"{pool}/none cannot be backed up: it is not mounted \(mountpoint=none\)", _named("none")
+    ),
+    Case("canmount=off", 1, r"{pool}/off cannot be backed up: it is not mounted \(canmount=off\)", _named("off")),
+    Case("legacy", 1, r"{pool}/legacy cannot be backed up: it is not mounted \(mountpoint=legacy\)", _named("legacy")),
+    Case(
+        "should be mounted",
+        1,
+        "{pool}/gone cannot be backed up: it should be mounted and is not",
+        _named("gone"),
+        "zfs mount {pool}/gone.*--include-unmounted",
+    ),
+    Case(
+        "zoned", 1, r"{pool}/zoned cannot be backed up: it belongs to a jail .*zoned=on", _named("zoned"), "from there"
+    ),
+    Case(
+        "only a part is mounted",
+        1,
+        r"{pool}/part cannot be backed up: only a part of it is mounted \(a bind mount at {folder}/bind\)",
+        _named("part"),
+    ),
+    Case(
+        "another boot environment",
+        1,
+        r"{pool}/blue cannot be backed up: another boot environment is mounted there \({pool}/green\)",
+        _named("blue"),
+    ),
+    Case(
+        "covered",
+        1,
+        r"{pool}/below cannot be backed up: its mount at {folder}/covered is covered by none \(tmpfs\)",
+        _named("below"),
+        "Unmount",
+    ),
+    Case(
+        "a path in a mounted snapshot",
+        1,
+        r"{folder}/monday is in a mounted snapshot \({pool}/home@monday\), not a filesystem",
+        lambda world: ["-c", "true", world.folder / "monday"],
+        "Name the dataset itself: {pool}/home$",
+    ),
+    Case(
+        "a path in a mount of a part",
+        1,
+        r"{folder}/bind is in a mount of only a part of the dataset {pool}/part \(a bind mount at {folder}/bind\)",
+        lambda world: ["-c", "true", world.folder / "bind"],
+        "Name {pool}/part",
+    ),
+    Case(
+        "a path in a hung FUSE filesystem",
+        1,
+        r"{folder}/empty/x is on fuse \(hung\), which is neither ZFS nor Btrfs",
+        lambda world: ["-c", "true", world.folder / "empty" / "x"],
+        before=_hung_fuse,
+    ),
+    Case(
+        "a link to itself",
+        1,
+        "{folder}/loop: Too many levels of symbolic links",
+        lambda world: ["-c", "true", world.folder / "loop"],
+    ),
+    Case(
+        "a directory is meant",
+        1,
+        "no such dataset: full",
+        lambda _: ["full"],
+        "To name the directory, write ./full",
+        before=lambda world: lambda: os.chdir(world.folder),
+    ),
+    Case(
+        "a pattern that fits nothing",
+        1,
+        r"the pattern {pool}/zz\* matches no dataset",
+        _named("zz*"),
+        "any number",
+    ),
+    Case(
+        "all is excluded",
+        1,
+        "nothing is left to take: {pool}/home: --exclude {pool}/h",
+        lambda world: ["--exclude", world("h**"), *_true(world)],
+        "kopiatomic plan",
+    ),
+    Case(
+        "no dataset has the property",
+        1,
+        "nothing is left to take: {pool}/home: kopiatomic:backup is not set for it",
+        lambda world: ["--by-property", *_true(world)],
+        "No dataset has the property",
+    ),
+    *(
+        Case(
+            f"the property is {value!r}",
+            1,
+            f"the property kopiatomic:backup of {{pool}}/values/{name} is '{value}'",
+            lambda world, name=name: ["--by-property", "-c", "true", world(f"values/{name}")],  # type: ignore[misc]
+            "on, off or children",
+        )
+        for name, value in (("odd", "yes"), ("empty", ""))
+    ),
+    *(
+        Case(f"--property {name}", 2, f"Invalid value for '--property': {name}: ", _property(name))
+        for name in ("compression", "a:b,name", "-a:b")
+    ),
+    Case(
+        "two at one place",
+        1,
+        "{pool}/home and {pool}/there would both appear at {mnt}/home/ann",
+        lambda world: ["--include-unmounted", "-c", "true", world.pool.path("home") / "ann", world("there")],
+        "--exclude",
+    ),
+    Case(
+        "a dataset where volumes appear",
+        1,
+        "{pool}/volumes would appear at /.volumes, where --include-unmounted and --volumes put",
+        lambda world: ["--volumes", "-c", "true", world("volumes"), world("volume")],
+        "Rename /.volumes",
+    ),
+    Case(
+        "a volume in place",
+        1,
+        "{pool}/volume has no true path: it would appear at /.volumes/{pool}/volume",
+        lambda world: ["--layout", "in-place", "--volumes", "-c", "true", world("volume")],
+        "--layout merged",
+    ),
+    Case(
+        "zfs does not answer",
+        1,
+        "'zfs list' did not answer within 0.5 s",
+        _true,
+        "suspended",
+        env=lambda world: _programs(world, zfs="exec sleep 99"),
+        before=_obstacle(_unanswered_listing),
+    ),
+    Case(
+        "zfs is broken",
+        1,
+        "'zfs list' failed: .*libzfs.so.4",
+        _true,
+        "zfs list",
+        before=lambda world: obstacles.replaced(LIBZFS, world.folder / "file"),
     ),
     Case(
         "ZFS not installed",
@@ -305,6 +517,22 @@ def test_error(case: Case, world: World, run: Runner) -> None:
     assert "Traceback" not in ended.stderr
     assert run.left(world.pool) == []
     assert run.left(root=world.folder / "empty" / "root") == []
+
+
+@pytest.mark.parametrize("value", ["o\tn", "on\n", FORGED], ids=["a tab", "a newline", "another line"])
+def test_a_property_that_looks_like_more_than_a_value(value: str, world: World, run: Runner) -> None:
+    """Whoever may set a property of one dataset must not be able to take another one out of the backup."""
+    own = world("src")
+    command("zfs", "set", f"{PROPERTY}={value.format(own=own, other=world('home'))}", own)
+    try:
+        ended = run("-c", "true", world("home"), own)
+    finally:
+        command("zfs", "inherit", PROPERTY, own)
+    message, hint = message_and_hint(ended.stderr)
+    _note("the property is no value", ended.returncode, message, hint, world)
+    assert ended.returncode == 1
+    assert message == f"the property {PROPERTY} of {own} holds a tab or a newline"
+    assert "zfs inherit" in hint
 
 
 def message_and_hint(stderr: str) -> tuple[str, str]:
