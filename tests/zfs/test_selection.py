@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from kopiatomic.system import process
 from kopiatomic.system.process import TimeLimitError
 from tests.support.filesystems import Pool
 from tests.support.programs import command
+from tests.support.schema import valid
 from tests.zfs import obstacles
 from tests.zfs.runs import Runner
 from tests.zfs.suspended import WASTE, suspendable
@@ -146,6 +148,22 @@ def test_a_full_pool_keeps_nothing(make_pool: Callable[[], Pool], run: Runner) -
     assert run.left(pool) == []
 
 
+def test_a_hung_fuse_daemon_does_not_hang_the_plan(pool: Pool, run: Runner) -> None:
+    point = pool.path("src") / "hung"
+    point.mkdir()
+
+    def hang() -> None:
+        obstacles.own_mounts()
+        obstacles.hung_fuse(point)
+
+    for words in (("-a",), ("-r", pool.name), (pool.path("src"),)):
+        planned = run("plan", "--json", *words, "-c", "true", before=hang, timeout=60)
+        assert planned.returncode == 0, planned
+        (told,) = (u for u in valid(planned.stdout)["uncovered"] if u["path"] == str(point))
+        assert (told["type"], told["source"], told["bytes"]) == ("fuse", "hung", None)
+    point.rmdir()
+
+
 def test_a_suspended_pool(pool: Pool, run: Runner, tmp_path: Path) -> None:
     """With failmode=wait any call into it waits for ever: it has to be seen before."""
     with suspendable(tmp_path / "device") as device:
@@ -154,6 +172,11 @@ def test_a_suspended_pool(pool: Pool, run: Runner, tmp_path: Path) -> None:
         by_name = run("-c", "true", name, f"{pool.name}/src", timeout=60)
         by_path = run("-c", "true", point, timeout=60)
         among_all, document = run.json("-a", "-c", "true", timeout=60)
+        planned = {
+            words: run("plan", "--json", *words, "-c", "true", timeout=60)
+            for words in (("-a",), ("-r", name), (str(point),), (f"{pool.name}/src",), ("--by-property",), ("**/src",))
+        }
+        saved = run("plan", "--facts", "-a", timeout=60)
         # What hangs in the pool cannot be killed, and does not hold up who started it.
         with pytest.raises(TimeLimitError):
             process.run([sys.executable, "-SIc", WASTE, str(point / "more")], timeout=2)
@@ -164,6 +187,19 @@ def test_a_suspended_pool(pool: Pool, run: Runner, tmp_path: Path) -> None:
         assert f"the pool {name} is suspended" in ended.stderr
         assert f"zpool clear {name}" in ended.stderr
     assert among_all.returncode == 3, among_all
+    assert {words: ended.returncode for words, ended in planned.items()} == {
+        ("-a",): 3,
+        ("-r", name): 1,
+        (str(point),): 1,
+        (f"{pool.name}/src",): 0,
+        ("--by-property",): 1,
+        ("**/src",): 0,
+    }
+    (told,) = (o for o in valid(planned["-a",].stdout)["left_out"] if o["dataset"] == name)
+    assert (told["verdict"], told["incomplete"]) == ("suspended pool", True)
+    for words in (("-r", name), (str(point),)):
+        assert valid(planned[words].stdout)["error"]["kind"] == "pool-suspended"
+    assert {"name": name, "health": "SUSPENDED", "read_only": False} in json.loads(saved.stdout)["pools"]
     assert f"{name}: its pool is suspended" in document["incomplete"]
     assert f"{pool.name}/src" in taken(document)
     assert after.returncode == 0, after
