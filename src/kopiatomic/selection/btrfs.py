@@ -31,14 +31,13 @@ class BtrfsSelection:
 
     def ask_for(self, name: str, path: str) -> bool:
         """The subvolume that holds a path, or the part of it; returns whether there is one."""
-        holders = [top for top in self._subvolumes if is_at_or_below(path, top)]
-        if not holders:
+        top = self.holder(path)
+        if top is None:
             return False
-        top = max(holders, key=len)
         part = below(path, top)
         if part and path not in self._shared.facts.directories:
             return False
-        self._asked.setdefault(top, Ask("it was named", named=True)).add(part, named=True)
+        self._asked.setdefault(top, Ask()).add(part, "it was named", named=True)
         nested = list(self._nested(top))
         if self._shared.request.recursive:
             for inside in nested:
@@ -50,8 +49,12 @@ class BtrfsSelection:
             self._alone.append(top)
         return True
 
+    def holder(self, path: str) -> str | None:
+        """The subvolume whose tree a path lies in; None where only a part of one is mounted there."""
+        return max((top for top in self._subvolumes if is_at_or_below(path, top)), key=len, default=None)
+
     def _imply(self, path: str, why: str) -> None:
-        self._asked.setdefault(path, Ask(why, named=False)).add("", named=False)
+        self._asked.setdefault(path, Ask()).add("", why, named=False)
 
     def ask_by_pattern(self, pattern: str) -> int:
         """Subvolumes whose path a pattern fits. Returns how many do."""
