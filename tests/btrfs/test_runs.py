@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.btrfs.conftest import Listing
+from tests.btrfs.conftest import Listing, alone
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
@@ -122,7 +122,7 @@ def test_a_filesystem_mounted_in_a_subvolume_that_is_not_taken_is_shown_at_its_p
     place = outer.subvolume("nested") / "place"
     place.mkdir()
     (inner.mountpoint / "file").touch()
-    command("mount", device_of(inner), place)
+    command("mount", inner.device, place)
     saved("-c", listing.command, outer.mountpoint, place)
     assert os.fsencode(place / "file")[1:] in listing.entries()
     assert leftovers(root) == []
@@ -133,21 +133,9 @@ def moved_mount(make_btrfs: Callable[[], Btrfs]) -> tuple[Path, Path, str]:
     outer, inner = make_btrfs(), make_btrfs()
     place = outer.mountpoint / "folder" / "place"
     place.mkdir(parents=True)
-    command("mount", device_of(inner), place)
+    command("mount", inner.device, place)
     folder = shlex.quote(str(place.parent))
     return outer.mountpoint, place, f"mv {folder} {folder}.moved; ln -s folder.moved {folder}"
-
-
-def alone(points: list[Path], kopiatomic: Kopiatomic, *args: str | Path) -> Completed:
-    """kopiatomic in a mount namespace in which no other Btrfs filesystem is mounted, for -a."""
-    keep = " ".join(f"-e {shlex.quote(str(point))}" for point in points)
-    script = f'findmnt -rn -t btrfs -o TARGET | grep -v -x -F {keep} | xargs -r umount -l; exec "$@"'
-    argv = ["unshare", "-m", "bash", "-c", script, "bash", *Kopiatomic.argv(*args)]
-    return command(*argv, env=kopiatomic.environment, check=False)
-
-
-def device_of(filesystem: Btrfs) -> str:
-    return command("findmnt", "-n", "-o", "SOURCE", "--mountpoint", filesystem.mountpoint).stdout.split("[")[0].strip()
 
 
 def test_a_subvolume_mounted_by_itself_is_named_by_its_mount_point(
@@ -156,7 +144,7 @@ def test_a_subvolume_mounted_by_itself_is_named_by_its_mount_point(
     (btrfs.subvolume("@home") / "file").write_text("x")
     home = root.with_name("home2")
     home.mkdir()
-    command("mount", "-o", "subvol=@home", device_of(btrfs), home)
+    command("mount", "-o", "subvol=@home", btrfs.device, home)
     try:
         document = saved("-c", listing.command, home)
         assert paths(document) == [str(home)]
@@ -224,7 +212,7 @@ def test_everything_takes_every_mounted_subvolume_once(
     other.subvolume("nested")
     again = tmp_path / "again"
     again.mkdir()
-    command("mount", device_of(one), again)
+    command("mount", one.device, again)
     try:
         points = [one.mountpoint, other.mountpoint, again]
         ended = alone(points, kopiatomic, "--mount-root", root, "-a", "-c", "true", "--json")

@@ -5,7 +5,6 @@ What is expected of a row is written by hand from zfs(8), zfsprops(7) and mount(
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,21 +15,12 @@ import pytest
 
 from kopiatomic.system import linux
 from tests.support.filesystems import Pool, imported_pool
+from tests.support.matrix import MARKER, Markers, Row, expected_markers, verdicts, wrong
 from tests.support.programs import command
 from tests.support.schema import valid
 from tests.zfs.runs import Runner
 
-MARKER = "marker"
 ODD = "/odd space\ttab\nline'\"\\#\udcff"
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is expected of a dataset: its verdict, whether that makes the run incomplete, and where it appears."""
-
-    verdict: str
-    incomplete: bool = False
-    place: str = ""
 
 
 class Builder:
@@ -193,19 +183,6 @@ def build_by_property(make: Builder) -> None:
     make.mark(received, make.pool.path("received"))
 
 
-ENGINE = """
-import json, os, sys
-out, root = sys.argv[1], sys.argv[2]
-found = {}
-for folder, folders, files in os.walk(os.fsencode(root)):
-    if b"marker" in files:
-        with open(os.path.join(folder, b"marker"), "rb") as file:
-            found[os.fsdecode(folder)[len(root):] or "/"] = os.fsdecode(file.read())
-with open(out, "w") as file:
-    json.dump(found, file)
-"""
-
-
 @dataclass(frozen=True)
 class Seen:
     """The matrix, what the plan said of it, and the marker files that a run showed to its engine."""
@@ -231,39 +208,26 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         try:
             build(make)
             run = Runner(group, folder)
-            engine, out = folder / "engine.py", folder / "shown.json"
-            engine.write_text(ENGINE)
-            words = ("-r", pool.name, "-c", f"python3 -SI {engine} {out}")
+            markers = Markers(folder)
+            words = ("-r", pool.name, "-c", markers.command)
             planned = run("plan", "--json", *words)
             ended = run("--json", *words)
             assert ended.returncode == planned.returncode, (ended, planned)
             assert run.left(pool) == []
-            yield Seen(
-                make.rows, valid(planned.stdout), planned.returncode, valid(ended.stdout), json.loads(out.read_text())
-            )
+            yield Seen(make.rows, valid(planned.stdout), planned.returncode, valid(ended.stdout), markers.shown())
         finally:
             for point in reversed(make.mounted):
                 linux.detach(point)
 
 
-def verdicts(document: Any) -> dict[str, tuple[str, bool, str]]:
-    taken = {d["dataset"]: ("taken", False, d["path"]) for d in document["datasets"]}
-    return taken | {o["dataset"]: (o["verdict"], o["incomplete"], "") for o in document["left_out"]}
-
-
 def test_every_dataset_has_the_verdict_that_the_manuals_say(seen: Seen) -> None:
-    expected = {name: (row.verdict, row.incomplete, row.place) for name, row in seen.rows.items()}
-    found = verdicts(seen.plan)
-    wrong = {name: (found.get(name), row) for name, row in expected.items() if found.get(name) != row}
-    assert wrong == {}
-    assert found.keys() == expected.keys()
+    assert wrong(seen.rows, seen.plan) == {}
 
 
 def test_the_run_does_what_the_plan_says(seen: Seen) -> None:
     assert verdicts(seen.run) == verdicts(seen.plan)
-    expected = {row.place: name for name, row in seen.rows.items() if row.verdict == "taken"}
     # A received copy carries the marker of what it was sent from until it is written anew.
-    assert seen.shown == expected
+    assert seen.shown == expected_markers(seen.rows)
 
 
 def test_the_plans_exit_code_is_the_runs(seen: Seen) -> None:
