@@ -33,7 +33,7 @@ from kopiatomic.request import is_pattern
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import linux, signals
 from kopiatomic.text import ended, first_few, printable
-from kopiatomic.views import View, missing_text, steps_of
+from kopiatomic.views import View, missing_text
 
 _FREEZE_TRIES = 3
 
@@ -287,7 +287,7 @@ class _Run:
                 self._listener.phase("mounting the snapshots")
                 with report.phase("mount"):
                     view = supervisor.mount()
-                self._report_missing(view, sets)
+                self._report_missing(view)
                 job = self._job(view, sets)
                 checked = self._run_engine(engine, supervisor, job)
         finally:
@@ -372,12 +372,10 @@ class _Run:
             if new.dataset not in known:
                 self._warn(f"{printable(new.dataset.name)} appeared after the listing and is not in this backup")
 
-    def _report_missing(self, view: View, sets: Sets) -> None:
+    def _report_missing(self, view: View) -> None:
         report = self._report
-        assert report.plan is not None
-        steps = steps_of(report.plan, sets)
         for missing in view.missing:
-            text = missing_text(missing, steps)
+            text = missing_text(missing)
             report.incomplete.append(text)
             self._warn(text)
 

@@ -213,7 +213,7 @@ def nested_and_not_asked_for(ground: Ground) -> Case:
 def an_untaken_one_between_two(ground: Ground) -> Case:
     data, middle, lower = ground.subvolumes("data", "data/middle", "data/middle/lower")
     rows = {str(data): taken(data, "data"), str(middle): UNASKED, str(lower): taken(lower, "data/middle/lower")}
-    return Case([data, lower], rows, said=[nested(data, 2)])
+    return Case([data, lower], rows, said=[nested(data, 1) + f"{middle}$"])
 
 
 def excluded_with_what_is_below_left_in(ground: Ground) -> Case:

@@ -112,7 +112,7 @@ class InPlaceView(LinuxView):
 @contextmanager
 def _live(step: Step) -> Iterator[int]:
     try:
-        fd = os.open(step.place, PATH | os.O_CLOEXEC)
+        fd = linux.open_without_links(step.place, PATH)
     except OSError as error:
         raise KopiatomicError(
             f"{printable(step.dataset)} cannot be opened at {printable(step.place)}: {error.strerror}", kind="live"
