@@ -47,6 +47,6 @@ def _swap(folder: Path, one: bytes, other: bytes, drawn: random.Random) -> None:
         if libc.renameat2(-100, one, -100, other, _EXCHANGE) != 0:
             raise OSError(ctypes.get_errno(), "renameat2")
         swapped = not swapped
-        if not swapped and drawn.random() < 0.3:
+        if not swapped and drawn.random() < 0.02:
             time.sleep(drawn.random() * 0.02)
     os._exit(0)
