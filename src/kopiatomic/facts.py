@@ -70,7 +70,7 @@ class BtrfsSubvolume:
     """A read-only snapshot: somebody's copy of another subvolume (snapper and the like), not live data."""
     above: str | None = None
     covered: bool = False
-    """Whether something else is mounted over it, so that its path leads elsewhere."""
+    """Whether its path leads elsewhere: something is mounted over it, or somebody moves it all the time."""
 
 
 @dataclass(frozen=True, slots=True)

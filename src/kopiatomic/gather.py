@@ -1,7 +1,8 @@
 """Gathers the facts that a plan is made of. Looks, and changes nothing.
 
 What may not answer (network, FUSE and autofs mounts, suspended pools) is known from the mount table and the kernel's own
-statistics, and is never touched.
+statistics, and is never touched. Users may exchange directories and links while we look: links are followed here, once
+and step by step, and a resolved path is only ever opened as it is.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import errno
 import os
 import re
 import shutil
+import stat
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kopiatomic import zfs_listing
@@ -19,12 +23,15 @@ from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.filesystems import LOCAL, may_hang
 from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.snapshots.btrfs_folder import DIRECTORY as RUNS_DIRECTORY
-from kopiatomic.system import btrfs, mountinfo, pools
+from kopiatomic.system import btrfs, linux, mountinfo, pools
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.text import printable
 
 _LINKS = 40
 """How many symbolic links a path may lead through, as the kernel has it (path_resolution(7))."""
+
+_TRIES = 20
+"""How often a subvolume is looked for that somebody moves just now."""
 
 _LOOP = re.compile(r"/dev/(loop\d+)")
 
@@ -33,8 +40,8 @@ def gather(request: Request) -> Facts:
     """Look at what a request can reach. Raises KopiatomicError, Interrupted."""
     mounts = tuple(mountinfo.read())
     seen = mountinfo.visible(mounts)
-    names = _literal(request.names)
-    resolved = {name: resolve(name, seen) for name in names if is_path(name)}
+    resolved = dict(_resolved(request.names, seen))
+    names = [name for name in request.names if name in resolved or not is_pattern(name)]
     datasets, properties, found_pools = _zfs(request, names, resolved, mounts, seen)
     everything = request.everything or any(is_path(n) and is_pattern(n) for n in request.names if n not in resolved)
     return Facts(
@@ -50,12 +57,20 @@ def gather(request: Request) -> Facts:
     )
 
 
-def _literal(names: Iterable[str]) -> list[str]:
-    """Those of the names that are no patterns. A path that exists is taken literally."""
-    return [name for name in names if not is_pattern(name) or (is_path(name) and os.path.lexists(name))]
-
-
 # Paths
+
+
+def _resolved(names: Iterable[str], seen: Mapping[str, Mount]) -> Iterator[tuple[str, str]]:
+    """The paths among the names, links followed. One that looks like a pattern and exists is taken literally.
+
+    Raises KopiatomicError.
+    """
+    for name in filter(is_path, names):
+        try:
+            yield name, resolve(name, seen)
+        except KopiatomicError:
+            if not is_pattern(name):
+                raise
 
 
 def resolve(name: str, seen: Mapping[str, Mount]) -> str:
@@ -63,7 +78,7 @@ def resolve(name: str, seen: Mapping[str, Mount]) -> str:
 
     Raises KopiatomicError.
     """
-    waiting = [part for part in reversed(os.path.join(os.getcwd(), name).split("/")) if part not in {"", "."}]
+    waiting = _parts(os.path.join(os.getcwd(), name))
     path = "/"
     links = 0
     while waiting:
@@ -74,17 +89,34 @@ def resolve(name: str, seen: Mapping[str, Mount]) -> str:
         path = f"{path.rstrip('/')}/{part}"
         _require_answer(name, path, seen)
         try:
-            target = os.readlink(path)
+            target = _target(path)
         except OSError as error:
-            if error.errno == errno.EINVAL:
-                continue
-            raise _no_such_path(name, error) from None
+            if error.errno != errno.ELOOP:
+                raise _no_such_path(name, error) from None
+            # What was a directory in it is a link now: it is gone through again from the beginning.
+            target = path
+        if target is None:
+            continue
         links += 1
         if links > _LINKS:
             raise _no_such_path(name, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
         path = "/" if target.startswith("/") else os.path.dirname(path)
-        waiting += [inside for inside in reversed(target.split("/")) if inside not in {"", "."}]
+        waiting += _parts(target)
     return path
+
+
+def _parts(path: str) -> list[str]:
+    """The components of a path, the last one first."""
+    return [part for part in reversed(path.split("/")) if part not in {"", "."}]
+
+
+def _target(path: str) -> str | None:
+    """What a link holds; None for anything else. Raises OSError."""
+    fd = linux.open_without_links(path, os.O_PATH | os.O_NOFOLLOW)
+    try:
+        return os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else None
+    finally:
+        os.close(fd)
 
 
 def _no_such_path(name: str, error: OSError) -> KopiatomicError:
@@ -159,77 +191,141 @@ def _btrfs_subvolumes(seen: dict[str, Mount], named: Iterable[str], *, everythin
     for path in paths:
         mount = mountinfo.holder(path, seen)
         if mount.fstype == "btrfs":
-            for subvolume in _with_nested(_top_of(path, mount.point), mount.source):
+            for subvolume in _with_nested(_top_of(path, mount), mount.source, seen):
                 if subvolume.path not in known:
                     known.add(subvolume.path)
                     yield subvolume
 
 
-def _top_of(path: str, point: str) -> str:
-    """The top directory of the subvolume that holds a path; the mount point where there is none up to it."""
-    while path != point:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            path = os.path.dirname(path)
-            continue
-        try:
-            if btrfs.is_top(fd):
-                return path
-        finally:
-            os.close(fd)
-        path = os.path.dirname(path)
-    return point
+def _top_of(path: str, mount: Mount) -> str:
+    """The top directory of the subvolume that holds a path; the mount point where there is none up to it.
 
-
-def _with_nested(top: str, device: str) -> Iterator[BtrfsSubvolume]:
-    """The subvolume at ``top``, if one is there, and those nested in it. Raises KopiatomicError."""
-    waiting: list[tuple[str, str | None, int | None]] = [(top, None, None)]
-    while waiting:
-        path, above, expected = waiting.pop()
+    Raises KopiatomicError.
+    """
+    while path != mount.point:
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except (NotADirectoryError, FileNotFoundError):
-            # A file that was named, or a subvolume deleted since: the plan says that no subvolume is there.
-            continue
+            with _opened(path, mount) as fd:
+                if btrfs.is_top(fd):
+                    return path
+        except (NotADirectoryError, PermissionError):
+            # A file, or one may not look in: it lies in what is above it.
+            pass
         except OSError as error:
             raise _btrfs_failure(path, error) from None
+        path = os.path.dirname(path)
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A subvolume to look at: the path it should be seen at; of a nested one its id, and where that stands."""
+
+    path: str
+    id: int = 0
+    above: str | None = None
+
+
+def _with_nested(top: str, device: str, seen: dict[str, Mount]) -> Iterator[BtrfsSubvolume]:
+    """The subvolume at ``top``, if one is there, and those nested in it. Raises KopiatomicError."""
+    waiting = [_Wanted(top)]
+    while waiting:
+        look = _search(waiting.pop(), device, seen)
+        if look is not None:
+            found, nested = look
+            yield found
+            waiting += nested
+
+
+_Look = tuple[BtrfsSubvolume, list[_Wanted]]
+"""A subvolume, and those directly in it."""
+
+
+class _MovedError(Exception):
+    """A path does not lead to the subvolume: it, or a directory above it, was moved or deleted just now."""
+
+
+def _search(wanted: _Wanted, device: str, seen: dict[str, Mount]) -> _Look | None:
+    """Look at a subvolume where it is by now; None where there is none. Raises KopiatomicError."""
+    for _ in range(_TRIES):
+        mount = mountinfo.holder(wanted.path, seen)
+        if mount.fstype != "btrfs":
+            # What is mounted over it might not answer.
+            break
         try:
-            if expected is None and not btrfs.is_top(fd):
-                continue
+            return _look(wanted, device, mount)
+        except _MovedError:
+            if wanted.above is not None:
+                place = _place_of(wanted, seen)
+                if place is None:
+                    return None
+                wanted = replace(wanted, path=place)
+    covered = BtrfsSubvolume(
+        wanted.path, wanted.id, "", device, foreign_snapshot=False, above=wanted.above, covered=True
+    )
+    return covered, []
+
+
+def _look(wanted: _Wanted, device: str, mount: Mount) -> _Look | None:
+    """Look at a subvolume; None where none is mounted or was named. Raises _MovedError, KopiatomicError."""
+    try:
+        with _opened(wanted.path, mount) as fd:
+            top = btrfs.is_top(fd)
+            if wanted.above is None and not top:
+                return None
             info = btrfs.subvolume(fd)
-            covered = expected is not None and (info.id != expected or not btrfs.is_top(fd))
-            yield BtrfsSubvolume(
-                path=path,
-                id=expected if expected is not None else info.id,
-                filesystem=btrfs.filesystem_uuid(fd),
-                device=device,
-                foreign_snapshot=not covered and info.read_only and info.is_snapshot,
-                above=above,
-                covered=covered,
-            )
-            if not covered:
-                waiting += [(os.path.join(path, inside), path, id_) for id_, inside in _children(fd, info)]
-        except OSError as error:
-            if expected is not None and error.errno == errno.ENOENT:
-                # Deleted just now.
-                continue
-            if expected is None or error.errno != errno.ENOTTY:
-                raise _btrfs_failure(path, error) from None
-            # Another filesystem is mounted there.
-            yield BtrfsSubvolume(path, expected, "", device, foreign_snapshot=False, above=above, covered=True)
-        finally:
-            os.close(fd)
+            if not top or wanted.id not in {0, info.id}:
+                raise _MovedError
+            foreign = info.read_only and info.is_snapshot
+            uuid = btrfs.filesystem_uuid(fd)
+            found = BtrfsSubvolume(wanted.path, info.id, uuid, device, foreign_snapshot=foreign, above=wanted.above)
+            return found, [_Wanted(path, id_, wanted.path) for id_, path in _children(fd, info, wanted.path)]
+    except OSError as error:
+        if isinstance(error, NotADirectoryError) and wanted.above is None:
+            return None
+        if error.errno in linux.GONE:
+            raise _MovedError from None
+        raise _btrfs_failure(wanted.path, error) from None
 
 
-def _children(fd: int, info: btrfs.Subvolume) -> Iterator[tuple[int, str]]:
-    """The subvolumes directly in an open one, but for the snapshots of runs that go on at this moment."""
+def _place_of(wanted: _Wanted, seen: dict[str, Mount]) -> str | None:
+    """The path of a nested subvolume as it is by now; None where it is deleted. Raises KopiatomicError."""
+    assert wanted.above is not None
+    try:
+        with _opened(wanted.above, mountinfo.holder(wanted.above, seen)) as fd:
+            places = dict(_children(fd, btrfs.subvolume(fd), wanted.above))
+    except OSError as error:
+        if error.errno in linux.GONE:
+            return wanted.path
+        raise _btrfs_failure(wanted.above, error) from None
+    return places.get(wanted.id)
+
+
+@contextmanager
+def _opened(path: str, mount: Mount) -> Iterator[int]:
+    """A directory in a mount, open. Raises OSError; ELOOP also where by now the path leads into another mount."""
+    fd = linux.open_without_links(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        if mountinfo.id_of(fd) != mount.id:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _children(fd: int, info: btrfs.Subvolume, top: str) -> Iterator[tuple[int, str]]:
+    """The subvolumes directly in an open one, id and path, but for the snapshots of runs that go on at this moment."""
     for id_, inside in btrfs.children(fd):
         if info.id != btrfs.TOP_LEVEL or not inside.startswith(f"{RUNS_DIRECTORY}/"):
-            yield id_, inside
+            yield id_, os.path.join(top, inside)
 
 
 def _btrfs_failure(path: str, error: OSError) -> KopiatomicError:
+    if error.errno in linux.GONE:
+        return KopiatomicError(
+            f"{printable(path)} was moved or replaced while it was looked at",
+            kind="path-changed",
+            hint="Run again. Who may write to a directory above it can do so at any time.",
+        )
     return KopiatomicError(
         f"the Btrfs subvolume at {printable(path)} cannot be looked at: {error.strerror}",
         kind="btrfs-look",
@@ -247,7 +343,15 @@ def _directories(
     paths = set(named)
     if unmounted:
         paths |= {d.mountpoint for d in datasets if d.mountpoint.startswith("/")}
-    return frozenset(path for path in paths if _answers(path, seen) and os.path.isdir(path))
+    return frozenset(path for path in paths if _answers(path, seen) and _is_directory(path))
+
+
+def _is_directory(path: str) -> bool:
+    try:
+        os.close(linux.open_without_links(path, os.O_PATH | os.O_DIRECTORY))
+    except OSError:
+        return False
+    return True
 
 
 def _answers(path: str, seen: dict[str, Mount]) -> bool:

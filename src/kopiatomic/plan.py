@@ -84,10 +84,11 @@ def _ask_for(name: str, shared: Selection, zfs: ZfsSelection, btrfs: BtrfsSelect
     if mount.fstype == "zfs" and "@" not in mount.source and mount.root == "/":
         part = below(path, mount.point)
         if part and path not in facts.directories:
-            raise not_a_dataset(name, path, mount)
+            raise not_a_dataset(name, path, mount, partial=False)
         zfs.ask_for(mount.source, "it was named by a path", part=part)
     elif mount.fstype != "btrfs" or not btrfs.ask_for(name, path):
-        raise not_a_dataset(name, path, mount)
+        partial = mount.root != "/" and (mount.fstype != "btrfs" or btrfs.holder(path) is None)
+        raise not_a_dataset(name, path, mount, partial=partial)
 
 
 def _nothing(request: Request, judged: Sequence[Judged]) -> KopiatomicError:

@@ -33,7 +33,7 @@ from kopiatomic.request import is_pattern
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import linux, signals
 from kopiatomic.text import ended, first_few, printable
-from kopiatomic.views import View, missing_text, steps_of
+from kopiatomic.views import View, missing_text
 
 _FREEZE_TRIES = 3
 
@@ -233,6 +233,8 @@ class _Run:
         self._report.incomplete = [f"{printable(o.name)}: {o.reason}" for o in selected.left_out if o.incomplete]
         for note in selected.notes:
             self._warn(note)
+        if self._options.require_atomic:
+            _require_one_pool(selected)
         return selected
 
     def _look(self, root: str) -> Plan:
@@ -279,13 +281,13 @@ class _Run:
         try:
             with self._frozen() as (supervisor, sets):
                 if self._options.require_atomic and not sets.atomic:
-                    raise _not_atomic(sets)
+                    raise _not_atomic("Btrfs put the snapshots of the subvolumes into different transactions")
                 # Only now, so that no snapshot shows it.
                 roots.make(report.root)
                 self._listener.phase("mounting the snapshots")
                 with report.phase("mount"):
                     view = supervisor.mount()
-                self._report_missing(view, sets)
+                self._report_missing(view)
                 job = self._job(view, sets)
                 checked = self._run_engine(engine, supervisor, job)
         finally:
@@ -370,12 +372,10 @@ class _Run:
             if new.dataset not in known:
                 self._warn(f"{printable(new.dataset.name)} appeared after the listing and is not in this backup")
 
-    def _report_missing(self, view: View, sets: Sets) -> None:
+    def _report_missing(self, view: View) -> None:
         report = self._report
-        assert report.plan is not None
-        steps = steps_of(report.plan, sets)
         for missing in view.missing:
-            text = missing_text(missing, steps)
+            text = missing_text(missing)
             report.incomplete.append(text)
             self._warn(text)
 
@@ -434,14 +434,17 @@ def _engine_failed(name: str, message: str, end: EngineEnd) -> KopiatomicError:
     )
 
 
-def _not_atomic(sets: Sets) -> KopiatomicError:
-    if len(sets.sets) > 1:
-        where = ", ".join(f"{s.filesystem} {printable(s.pool)}" for s in sets.sets)
-        why = f"the datasets lie in {len(sets.sets)} pools or filesystems ({where}), which share no instant"
-    else:
-        why = "Btrfs put the snapshots of the subvolumes into different transactions"
+def _not_atomic(why: str) -> KopiatomicError:
     return KopiatomicError(
         f"--require-atomic: {why}",
         kind="not-atomic",
         hint="Back them up with one command for each pool, or hold the programs that write to them still.",
     )
+
+
+def _require_one_pool(selected: Plan) -> None:
+    """Refuse, before anything is made, what can share no instant. Raises KopiatomicError."""
+    places = {(t.dataset.filesystem, t.dataset.pool) for t in selected.taken}
+    if len(places) > 1:
+        where = ", ".join(f"{filesystem} {printable(pool)}" for filesystem, pool in sorted(places))
+        raise _not_atomic(f"the datasets lie in {len(places)} pools or filesystems ({where}), which share no instant")

@@ -109,7 +109,9 @@ class Supervisor:
             raise _died("keeper") from None
         message = self._from_keeper()
         assert isinstance(message, keeper.Launched)
-        self._launcher_pidfd = os.pidfd_open(message.pid)
+        with suppress(ProcessLookupError):
+            # It may have failed and ended by now; why is in the channel.
+            self._launcher_pidfd = os.pidfd_open(message.pid)
         view = self._from_launcher()
         assert isinstance(view, View)
         return view

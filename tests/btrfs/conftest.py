@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.programs import Completed, Kopiatomic
+from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 
 
@@ -23,6 +23,14 @@ def wait_for(happened: Callable[[], Any], what: str, within: float = 15) -> Any:
             pytest.fail(f"{what} did not happen within {within:g} s")
         time.sleep(0.01)
     return found
+
+
+def alone(points: Sequence[Path], kopiatomic: Kopiatomic, *args: str | Path) -> Completed:
+    """kopiatomic in a mount namespace in which no other Btrfs filesystem is mounted, for -a."""
+    keep = " ".join(f"-e {shlex.quote(str(point))}" for point in points)
+    script = f'findmnt -rn -t btrfs -o TARGET | grep -v -x -F {keep} | xargs -r umount -l; exec "$@"'
+    argv = ["unshare", "-m", "bash", "-c", script, "bash", *Kopiatomic.argv(*args)]
+    return command(*argv, env=kopiatomic.environment, check=False)
 
 
 @dataclass(frozen=True)

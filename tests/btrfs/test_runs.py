@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.btrfs.conftest import Listing
+from tests.btrfs.conftest import Listing, alone
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
@@ -99,9 +98,22 @@ def test_a_named_subvolume_whose_place_is_not_in_the_view_is_an_error(
     outer, place, move = moved_mount(make_btrfs)
     ended = run("-p", move, "-c", "true", outer, place)
     assert ended.returncode == 1
-    assert f"{place} cannot appear at {place}: a part of that path is a link or no directory" in ended.stderr
-    assert f"in the snapshot of {outer}" in ended.stderr
+    assert f"{place} cannot appear at {place}: {place} is a link in the snapshot of {outer}" in ended.stderr
     assert "--name" in ended.stderr
+    assert leftovers(root) == []
+
+
+def test_a_subvolume_that_is_moved_meanwhile_is_taken_where_it_is(
+    make_btrfs: Callable[[], Btrfs], run: Run, root: Path, listing: Listing, leftovers: Leftovers
+) -> None:
+    """Through a link that stands at its old place it is not found."""
+    data = make_btrfs().subvolume("data")
+    (data / "dir" / "nested").parent.mkdir()
+    command("btrfs", "subvolume", "create", data / "dir" / "nested")
+    ended = run("-r", "-p", f"mv {data}/dir {data}/moved; ln -s moved {data}/dir", "-c", listing.command, data)
+    assert ended.returncode == 0, str(ended)
+    assert f"{data}/dir/nested vanished; the datasets are listed again" in ended.stderr
+    assert f"{data}/moved/nested  in" in ended.stdout
     assert leftovers(root) == []
 
 
@@ -122,32 +134,24 @@ def test_a_filesystem_mounted_in_a_subvolume_that_is_not_taken_is_shown_at_its_p
     place = outer.subvolume("nested") / "place"
     place.mkdir()
     (inner.mountpoint / "file").touch()
-    command("mount", device_of(inner), place)
+    command("mount", inner.device, place)
     saved("-c", listing.command, outer.mountpoint, place)
     assert os.fsencode(place / "file")[1:] in listing.entries()
     assert leftovers(root) == []
 
 
 def moved_mount(make_btrfs: Callable[[], Btrfs]) -> tuple[Path, Path, str]:
-    """A subvolume, the place of a filesystem that is mounted in it, and what makes a link of a part of that path."""
+    """A subvolume, the place of a filesystem that is mounted in it, and what makes a link of that place.
+
+    The link is only in the subvolume itself: a filesystem in memory is between it and the path.
+    """
     outer, inner = make_btrfs(), make_btrfs()
     place = outer.mountpoint / "folder" / "place"
     place.mkdir(parents=True)
-    command("mount", device_of(inner), place)
-    folder = shlex.quote(str(place.parent))
-    return outer.mountpoint, place, f"mv {folder} {folder}.moved; ln -s folder.moved {folder}"
-
-
-def alone(points: list[Path], kopiatomic: Kopiatomic, *args: str | Path) -> Completed:
-    """kopiatomic in a mount namespace in which no other Btrfs filesystem is mounted, for -a."""
-    keep = " ".join(f"-e {shlex.quote(str(point))}" for point in points)
-    script = f'findmnt -rn -t btrfs -o TARGET | grep -v -x -F {keep} | xargs -r umount -l; exec "$@"'
-    argv = ["unshare", "-m", "bash", "-c", script, "bash", *Kopiatomic.argv(*args)]
-    return command(*argv, env=kopiatomic.environment, check=False)
-
-
-def device_of(filesystem: Btrfs) -> str:
-    return command("findmnt", "-n", "-o", "SOURCE", "--mountpoint", filesystem.mountpoint).stdout.split("[")[0].strip()
+    command("mount", inner.device, place)
+    link = f"umount {place}; rmdir {place}; ln -s / {place}"
+    memory = f"mount -t tmpfs none {place.parent}; mkdir {place}"
+    return outer.mountpoint, place, f"{link}; {memory}; mount {inner.device} {place}"
 
 
 def test_a_subvolume_mounted_by_itself_is_named_by_its_mount_point(
@@ -156,7 +160,7 @@ def test_a_subvolume_mounted_by_itself_is_named_by_its_mount_point(
     (btrfs.subvolume("@home") / "file").write_text("x")
     home = root.with_name("home2")
     home.mkdir()
-    command("mount", "-o", "subvol=@home", device_of(btrfs), home)
+    command("mount", "-o", "subvol=@home", btrfs.device, home)
     try:
         document = saved("-c", listing.command, home)
         assert paths(document) == [str(home)]
@@ -202,19 +206,24 @@ def test_what_lies_below_an_excluded_subvolume_is_shown_at_its_place(
 def test_a_part_that_is_a_link_or_gone_in_the_frozen_tree_is_named(
     btrfs: Btrfs, run: Run, root: Path, leftovers: Leftovers
 ) -> None:
-    data = btrfs.subvolume("data")
-    for how, reason in (
-        ("ln -s /etc", "it is a link or no directory in its snapshot"),
-        ("true", "there is no such directory"),
+    part = btrfs.subvolume("data") / "part"
+    for how, where, reason in (
+        ("ln -s /etc", part, "is a link"),
+        ("touch", part, "is no directory"),
+        ("true", part, "does not exist"),
+        ("btrfs subvolume create", part, "is a subvolume of its own"),
+        ("ln -s /etc", part / "deep", "is a link"),
+        ("touch", part / "deep", "is no directory"),
     ):
-        (data / "part").mkdir()
-        swap = f"rmdir {data}/part; {how} {data}/part"
-        ended = run("-p", swap, "-c", "true", data / "part")
-        assert ended.returncode == 1
-        assert reason in ended.stderr
-        assert str(data / "part") in ended.stderr
+        (part / "deep").mkdir(parents=True)
+        named = part if where == part else part / "deep" / "inside"
+        named.mkdir(exist_ok=True)
+        ended = run("-p", f"rm -r {where}; {how} {where}", "-c", "true", named)
+        assert ended.returncode == 1, str(ended)
+        assert f"{named} cannot appear at" not in ended.stderr
+        assert f" cannot appear at {named}: {where} {reason} in its snapshot" in ended.stderr
         assert leftovers(root) == []
-        (data / "part").unlink(missing_ok=True)
+        command("rm", "-rf", part)
 
 
 def test_everything_takes_every_mounted_subvolume_once(
@@ -224,7 +233,7 @@ def test_everything_takes_every_mounted_subvolume_once(
     other.subvolume("nested")
     again = tmp_path / "again"
     again.mkdir()
-    command("mount", device_of(one), again)
+    command("mount", one.device, again)
     try:
         points = [one.mountpoint, other.mountpoint, again]
         ended = alone(points, kopiatomic, "--mount-root", root, "-a", "-c", "true", "--json")

@@ -28,10 +28,6 @@ def mounts_of(process: int) -> list[str]:
     return Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").splitlines()
 
 
-def device_of(filesystem: Btrfs) -> str:
-    return command("findmnt", "-n", "-o", "SOURCE", "--mountpoint", filesystem.mountpoint).stdout.strip()
-
-
 def test_no_other_process_sees_a_mount_of_the_view(
     data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, leftovers: Leftovers
 ) -> None:
@@ -131,7 +127,7 @@ def test_a_snapshot_that_somebody_deletes_fails_the_run(
 ) -> None:
     top = tmp_path / "top"
     top.mkdir()
-    command("mount", "-o", "subvolid=5", device_of(btrfs), top)
+    command("mount", "-o", "subvolid=5", btrfs.device, top)
     try:
         with kopiatomic.started("--mount-root", root, "--json", "-c", gate.command, data) as process:
             gate.wait()
@@ -173,7 +169,7 @@ def test_scaffolding_looks_like_the_directories_that_it_stands_for(
     above = tmp_path / "above"
     point = above / "point"
     point.mkdir(parents=True)
-    command("mount", device_of(btrfs), point)
+    command("mount", btrfs.device, point)
     try:
         os.chown(above, 1234, 2345)
         above.chmod(0o3751)

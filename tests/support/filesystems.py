@@ -31,6 +31,11 @@ class Btrfs:
     mountpoint: Path
     image: Path
 
+    @property
+    def device(self) -> str:
+        """The loop device it is mounted from."""
+        return command("findmnt", "-n", "-o", "SOURCE", "--mountpoint", self.mountpoint).stdout.split("[")[0].strip()
+
     def subvolume(self, name: str) -> Path:
         """Create a subvolume, given by its path below the mount point."""
         path = self.mountpoint / name

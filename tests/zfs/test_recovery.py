@@ -150,7 +150,7 @@ def test_somebody_elses_hold_is_not_released_and_ours_is(killed: Callable[[], st
 
 
 def test_what_only_looks_like_ours_stays(killed: Callable[[], str], pool: Pool, run: Runner, tmp_path: Path) -> None:
-    """Another host's, another run's, an inherited property, a received copy, similar names."""
+    """Another host's, another run's, an inherited property, a received copy, similar names, lines in a property."""
     run_id = killed()
     mark = command("zfs", "get", "-H", "-o", "value", "kopiatomic:run", ours(pool)[0]).stdout.strip()
     host = mark.partition("@")[2]
@@ -163,6 +163,11 @@ def test_what_only_looks_like_ours_stays(killed: Callable[[], str], pool: Pool, 
         f"{dataset}@kopiatomic_x": f"{run_id}@{host}",
         f"{dataset}@my_kopiatomic_{run_id}": f"{run_id}@{host}",
     }
+    # What looks like a line of zfs get that makes another one ours.
+    victim, forger = f"{dataset}@kopiatomic_{run_id}", f"{dataset}@kopiatomic_{run_id[:-8]}11111111"
+    forged = f"{victim}\tkopiatomic:run\t{run_id}@{host}\tlocal\t{victim}"
+    decoys[forger] = f"x\tlocal\t{forger}\n{forged}\n{forger}\tguid\t1"
+    decoys[f"{dataset}@kopiatomic_{run_id[:-8]}22222222"] = "two\nlines"
     for name, value in decoys.items():
         command("zfs", "snapshot", "-o", f"kopiatomic:run={value}", name)
     inherits = pool.dataset("inherits", **{"kopiatomic:run": mark})

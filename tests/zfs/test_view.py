@@ -301,7 +301,7 @@ def test_a_named_child_without_a_place_is_an_error_that_names_both(pool: Pool, r
     with child_that_goes(pool) as (child, point, hook):
         ended = run("-p", hook, "-c", f"touch {started}", f"{pool.name}/home", child)
     assert ended.returncode == 1
-    message = f"{child} cannot appear at {point}: there is no such directory in the snapshot of {pool.name}/home"
+    message = f"{child} cannot appear at {point}: {point} does not exist in the snapshot of {pool.name}/home"
     assert message in ended.stderr
     assert not started.exists()
     assert run.left(pool) == []
@@ -326,7 +326,7 @@ def test_a_link_in_the_frozen_tree_is_not_followed(pool: Pool, run: Runner, tmp_
     started = tmp_path / "started"
     ended = run("-p", hook, "-c", f"touch {started}", f"{pool.name}/home", child)
     assert ended.returncode == 1
-    assert f"{child} cannot appear at {point}: a part of that path is a link" in ended.stderr
+    assert f"{child} cannot appear at {point}: {point} is a link in the snapshot of {pool.name}/home" in ended.stderr
     assert not started.exists()
     assert run.left(pool) == []
     point.unlink()

@@ -39,15 +39,17 @@ class Selection:
 
 
 class Ask:
-    """That a dataset was asked for: by its name, or for a reason that brought it in; whole or in parts."""
+    """That a dataset was asked for, whole or in parts: by its name, or for a reason that brought it in."""
 
-    def __init__(self, why: str, *, named: bool) -> None:
-        self.why = why
-        self.named = named
+    def __init__(self) -> None:
+        self.why = ""
+        self.named = False
         self._parts: set[str] = set()
 
-    def add(self, part: str, *, named: bool) -> None:
-        """Ask for a part; the empty one is the whole."""
+    def add(self, part: str, why: str, *, named: bool) -> None:
+        """Ask for a part; the empty one is the whole. That it was named counts more than what else brings it in."""
+        if not self._parts or (named and not self.named):
+            self.why = why
         self._parts.add(part)
         self.named = self.named or named
 
@@ -75,8 +77,8 @@ def described(mount: Mount) -> str:
     return f"{printable(mount.source)} ({mount.fstype})"
 
 
-def not_a_dataset(name: str, path: str, mount: Mount) -> KopiatomicError:
-    """Why a path cannot be taken."""
+def not_a_dataset(name: str, path: str, mount: Mount, *, partial: bool) -> KopiatomicError:
+    """Why a path cannot be taken. ``partial``: the mount shows only a part of a dataset."""
     shown = printable(name)
     if path != name.rstrip("/") and path != name:
         shown += f" (which is {printable(path)})"
@@ -93,11 +95,12 @@ def not_a_dataset(name: str, path: str, mount: Mount) -> KopiatomicError:
             hint=f"Name the dataset itself: {printable(mount.source.partition('@')[0])}",
         )
     what = f"dataset {printable(mount.source)}" if mount.fstype == "zfs" else "Btrfs subvolume"
-    if mount.root != "/" and mount.fstype == "zfs":
+    if partial:
+        whole = printable(mount.source) if mount.fstype == "zfs" else "the subvolume"
         return KopiatomicError(
             f"{shown} is in a mount of only a part of the {what} (a bind mount at {printable(mount.point)})",
             kind="bind-mount",
-            hint=f"Name {printable(mount.source)}, or a path in the place where it is mounted whole.",
+            hint=f"Name {whole}, or a path in it, where it is mounted whole.",
         )
     return KopiatomicError(
         f"{shown} is neither a mount point nor a directory: it lies in the {what} mounted at {printable(mount.point)}",

@@ -9,6 +9,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import BtrfsSubvolume
 from kopiatomic.model import Dataset, Judged, Taken, Verdict
 from kopiatomic.selection import Ask, Selection, below, is_at_or_below
+from kopiatomic.system.mountinfo import holder
 from kopiatomic.text import first_few, printable
 
 
@@ -31,14 +32,13 @@ class BtrfsSelection:
 
     def ask_for(self, name: str, path: str) -> bool:
         """The subvolume that holds a path, or the part of it; returns whether there is one."""
-        holders = [top for top in self._subvolumes if is_at_or_below(path, top)]
-        if not holders:
+        top = self.holder(path)
+        if top is None:
             return False
-        top = max(holders, key=len)
         part = below(path, top)
         if part and path not in self._shared.facts.directories:
             return False
-        self._asked.setdefault(top, Ask("it was named", named=True)).add(part, named=True)
+        self._asked.setdefault(top, Ask()).add(part, "it was named", named=True)
         nested = list(self._nested(top))
         if self._shared.request.recursive:
             for inside in nested:
@@ -50,8 +50,12 @@ class BtrfsSelection:
             self._alone.append(top)
         return True
 
+    def holder(self, path: str) -> str | None:
+        """The subvolume whose tree a path lies in; None where only a part of one is mounted there."""
+        return max((top for top in self._subvolumes if is_at_or_below(path, top)), key=len, default=None)
+
     def _imply(self, path: str, why: str) -> None:
-        self._asked.setdefault(path, Ask(why, named=False)).add("", named=False)
+        self._asked.setdefault(path, Ask()).add("", why, named=False)
 
     def ask_by_pattern(self, pattern: str) -> int:
         """Subvolumes whose path a pattern fits. Returns how many do."""
@@ -117,9 +121,9 @@ class BtrfsSelection:
                 return _verdict(subvolume, Verdict.OUTSIDE, f"it is not below {printable(top)}, which was named")
             return _verdict(subvolume, Verdict.NOT_ASKED_FOR, "it was not named; -r takes it")
         if subvolume.covered:
-            reason = "another filesystem is mounted over it"
+            reason, hint = self._why_covered(subvolume)
             if ask.named:
-                raise KopiatomicError(f"{printable(path)} cannot be backed up: {reason}", kind="cannot-take")
+                raise KopiatomicError(f"{printable(path)} cannot be backed up: {reason}", kind="cannot-take", hint=hint)
             return _verdict(subvolume, Verdict.COVERED, reason, incomplete=True)
         if subvolume.foreign_snapshot and subvolume.above is not None and not ask.named:
             reason = "a read-only snapshot made by another program; name it to take it"
@@ -132,6 +136,13 @@ class BtrfsSelection:
         taken = Taken(dataset, path, ask.named, ask.parts)
         self._shared.taken.append(taken)
         return _verdict(subvolume, Verdict.TAKEN, ask.why, places=taken.places)
+
+    def _why_covered(self, subvolume: BtrfsSubvolume) -> tuple[str, str]:
+        """Why its path does not lead to it, and what to do."""
+        seen = self._shared.seen
+        if subvolume.above is not None and holder(subvolume.path, seen) is not holder(subvolume.above, seen):
+            return "another filesystem is mounted over it", "Unmount what covers it, or leave it out."
+        return "it is being moved, or a directory above it is", "Run again, when nobody moves it any more."
 
 
 def _verdict(

@@ -51,7 +51,7 @@ class ZfsSelection:
         if self._request.by_property:
             # Names only say where to look for the property.
             return
-        self._asked.setdefault(name, Ask(why, named=True)).add(part, named=True)
+        self._asked.setdefault(name, Ask()).add(part, why, named=True)
         if self._request.recursive:
             self._ask_below(name, part)
 
@@ -72,7 +72,7 @@ class ZfsSelection:
         return mount.point if mount else ""
 
     def _imply(self, name: str, why: str) -> None:
-        self._asked.setdefault(name, Ask(why, named=False)).add("", named=False)
+        self._asked.setdefault(name, Ask()).add("", why, named=False)
 
     def ask_by_pattern(self, pattern: str) -> int:
         """Datasets whose name, or for a path whose mount point, a pattern fits. Returns how many do."""

@@ -18,7 +18,7 @@ from kopiatomic.errors import VanishedError
 from kopiatomic.model import Instant, Intent, Snapshot, SnapshotSet, Taken
 from kopiatomic.snapshots import btrfs_folder as folder
 from kopiatomic.snapshots.btrfs_folder import SNAPSHOT, failed
-from kopiatomic.system import btrfs, mountinfo
+from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
 
 _TRIES = 20
@@ -75,15 +75,17 @@ class BtrfsMaker:
         for taken in self.taken:
             dataset = taken.dataset
             try:
-                fd = os.open(dataset.mountpoint, folder.OPEN_DIRECTORY)
+                fd = linux.open_without_links(dataset.mountpoint, folder.OPEN_DIRECTORY)
                 self._sources.append(fd)
                 found = btrfs.subvolume(fd)
                 self._origins.append(found.uuid)
-                if not btrfs.is_top(fd) or found.id != dataset.subvolume:
+                same = found.id == dataset.subvolume and btrfs.filesystem_uuid(fd) == dataset.pool
+                if not btrfs.is_top(fd) or not same:
                     gone.append(dataset.name)
-            except (FileNotFoundError, NotADirectoryError):
-                gone.append(dataset.name)
             except OSError as error:
+                if error.errno in {*linux.GONE, errno.ENOTTY}:
+                    gone.append(dataset.name)
+                    continue
                 raise failed(f"the subvolume {printable(dataset.name)} cannot be opened", error) from None
         if gone:
             raise VanishedError(gone)

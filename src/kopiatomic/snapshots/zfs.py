@@ -189,6 +189,9 @@ _REASONS = {
 }
 
 
+_NUMBERS = ("guid", "createtxg", "userrefs")
+
+
 @dataclass(frozen=True, slots=True)
 class Seen:
     """A snapshot as it is now. ``mark`` is our property's value if it is set on the snapshot itself, else empty."""
@@ -206,13 +209,20 @@ def look(names: Sequence[str]) -> dict[str, Seen]:
     """
     fields: dict[str, dict[str, str]] = {}
     gone: set[str] = set()
-    for part in _parts(names):
-        columns = f"guid,createtxg,userrefs,{PROPERTY}"
-        result = _zfs(["get", "-Hp", "-t", "snapshot", "-o", "name,property,value,source", columns, *part])
-        for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
-            name, key, value, source = line.split("\t")
-            fields.setdefault(name, {})[key] = value if key != PROPERTY or source == "local" else ""
-        gone |= {found.group(1) for found in _GONE.finditer(result.stderr.decode("utf-8", "surrogateescape"))}
+    waiting = _parts(names)
+    while waiting:
+        part = waiting.pop()
+        result, found = _get(part, [*_NUMBERS, PROPERTY])
+        if found is None:
+            # Somebody's property with tabs or newlines, which no mark of ours has: whose it is, is found by halves.
+            middle = len(part) // 2
+            if middle:
+                waiting += [part[:middle], part[middle:]]
+                continue
+            result, found = _get(part, _NUMBERS)
+            assert found is not None
+        fields |= found
+        gone |= {text.group(1) for text in _GONE.finditer(result.stderr.decode("utf-8", "surrogateescape"))}
         if unknown := set(part) - fields.keys() - gone:
             raise KopiatomicError(
                 f"it cannot be told whether the snapshot {printable(min(unknown))} exists: "
@@ -220,7 +230,32 @@ def look(names: Sequence[str]) -> dict[str, Seen]:
                 kind="zfs-look",
                 hint="See 'zpool status'.",
             )
-    return {name: Seen(f["guid"], int(f["createtxg"]), f[PROPERTY], int(f["userrefs"])) for name, f in fields.items()}
+    return {
+        name: Seen(f["guid"], int(f["createtxg"]), f.get(PROPERTY, ""), int(f["userrefs"]))
+        for name, f in fields.items()
+    }
+
+
+def _get(names: Sequence[str], columns: Sequence[str]) -> tuple[process.Finished, dict[str, dict[str, str]] | None]:
+    """Properties of snapshots by name; of ours only what is set on the snapshot itself.
+
+    None where a value holds tabs or newlines: with them it may look like other snapshots' lines. The name behind it shows that:
+    such a value has to end in a line that begins with the name and one of the columns, which then are there twice.
+    """
+    result = _zfs(["get", "-Hp", "-t", "snapshot", "-o", "name,property,value,source,name", ",".join(columns), *names])
+    found: dict[str, dict[str, str]] = {}
+    for line in (
+        result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n") if result.stdout else ()
+    ):
+        fields = line.split("\t")
+        if len(fields) != 5 or fields[0] != fields[4]:
+            return result, None
+        name, key, value, source, _ = fields
+        of_this = found.setdefault(name, {})
+        if key not in columns or key in of_this:
+            return result, None
+        of_this[key] = value if key != PROPERTY or source == "local" else ""
+    return result, found
 
 
 def _sizes(names: Sequence[str]) -> dict[str, int]:

@@ -20,6 +20,9 @@ TOP_LEVEL = 5
 SUBVOLUME_INODE = 256
 """The inode number of every subvolume's top directory (BTRFS_FIRST_FREE_OBJECTID)."""
 
+_LEFT_OUT_INODE = 2
+"""The inode number of the empty directory that stands for a nested subvolume in a snapshot (BTRFS_EMPTY_SUBVOL_DIR_OBJECTID)."""
+
 _READ_ONLY = 1 << 1
 _ROOT_READ_ONLY = 1 << 0
 _NO_UUID = bytes(16)
@@ -152,6 +155,11 @@ def is_top(fd: int) -> bool:
     """Whether an open directory is the top of a subvolume (its filesystem is known to be Btrfs)."""
     status = os.fstat(fd)
     return stat.S_ISDIR(status.st_mode) and status.st_ino == SUBVOLUME_INODE
+
+
+def is_left_out(fd: int) -> bool:
+    """Whether an open directory of a snapshot stands for a subvolume that was nested there, which is not in it."""
+    return os.fstat(fd).st_ino == _LEFT_OUT_INODE
 
 
 def filesystem_uuid(fd: int) -> str:

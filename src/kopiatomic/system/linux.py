@@ -7,6 +7,7 @@ Numbers of the calls made through syscall(2) are the same on every architecture 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from functools import cache
 
@@ -26,6 +27,9 @@ MNT_DETACH = 2
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
+
+GONE = frozenset([errno.ENOENT, errno.ENOTDIR, errno.ELOOP])
+"""How it fails to open a directory without links where it is not, or not any more."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -182,6 +186,18 @@ def make_beneath(directory: int, path: str, *, mode: int = 0o755, file: bool = F
         return open_beneath(parent, name, kind)
     finally:
         os.close(parent)
+
+
+def open_without_links(path: str, flags: int) -> int:
+    """Open an absolute path that no link may lead through (openat2(2)). Raises OSError; ELOOP where one does.
+
+    With O_PATH and O_NOFOLLOW the last component may be a link: then it is the link that is opened.
+    """
+    root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return open_beneath(root, path.lstrip("/") or ".", flags)
+    finally:
+        os.close(root)
 
 
 def detached_mount(fstype: str, source: str, options: dict[str, str]) -> int:

@@ -39,6 +39,12 @@ def read(path: str = SELF) -> list[Mount]:
         return parse(table.read())
 
 
+def id_of(fd: int) -> int:
+    """The id of the mount that an open file is in, from proc_pid_fdinfo(5). Raises OSError."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
+        return next(int(line.partition(":")[2]) for line in info if line.startswith("mnt_id:"))
+
+
 def parse(data: bytes) -> list[Mount]:
     """Read the text of a mountinfo file; a line that does not fit the format raises ValueError."""
     return [_parse_line(line) for line in data.split(b"\n") if line]

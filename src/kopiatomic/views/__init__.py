@@ -114,8 +114,6 @@ def above(place: str, steps: Sequence[Step]) -> Step | None:
     return max(holders, key=lambda s: len(s.place), default=None)
 
 
-def missing_text(missing: Missing, steps: Sequence[Step]) -> str:
-    """Both datasets of a place that does not exist, in words."""
-    holder = above(missing.place, steps)
-    inside = f" in the snapshot of {printable(holder.dataset)}" if holder else ""
-    return f"{printable(missing.dataset)} cannot appear at {printable(missing.place)}: {missing.reason}{inside}"
+def missing_text(missing: Missing) -> str:
+    """What has no place, and why, in words."""
+    return f"{printable(missing.dataset)} cannot appear at {printable(missing.place)}: {missing.reason}"

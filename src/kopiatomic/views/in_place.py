@@ -112,9 +112,7 @@ class InPlaceView(LinuxView):
 @contextmanager
 def _live(step: Step) -> Iterator[int]:
     try:
-        # Above a mount point lie directories of its users', who may put a link there at any moment.
-        with closing(os.open("/", PATH | os.O_CLOEXEC)) as top:
-            fd = linux.open_beneath(top, relative(step.place), PATH)
+        fd = linux.open_without_links(step.place, PATH)
     except OSError as error:
         raise KopiatomicError(
             f"{printable(step.dataset)} cannot be opened at {printable(step.place)}: {error.strerror}", kind="live"

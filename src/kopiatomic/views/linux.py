@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Self
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
-from kopiatomic.views import FILES, LIVE, OURS, SCAFFOLD, Missing, Step, View, missing_text
+from kopiatomic.views import FILES, LIVE, OURS, SCAFFOLD, Missing, Step, View, above, missing_text
 from kopiatomic.views.volumes import Volumes
 
 FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
@@ -133,7 +134,7 @@ class LinuxView:
         """Raises KopiatomicError where the user named what has no place."""
         if step.named:
             raise KopiatomicError(
-                missing_text(missing, self._steps),
+                missing_text(missing),
                 kind="place-missing",
                 hint="The directory that it is mounted on did not exist at the instant of the snapshot. Leave one of "
                 "the two out, or back them up with two commands and --name.",
@@ -150,10 +151,8 @@ class LinuxView:
             try:
                 target = self.place(root, step)
             except OSError as error:
-                if error.errno in {errno.ENOENT, errno.EROFS}:
-                    return "there is no such directory"
-                if error.errno in {errno.ENOTDIR, errno.ELOOP}:
-                    return "a part of that path is a link or no directory"
+                if error.errno in linux.GONE or error.errno == errno.EROFS:
+                    return _obstacle(root, relative(step.place), "/", error) + self._inside(step.place)
                 raise KopiatomicError(
                     f"the place {printable(step.place)} cannot be opened: {error.strerror}", kind="place"
                 ) from None
@@ -163,6 +162,11 @@ class LinuxView:
             raise _mount_failed(step, error) from None
         finally:
             os.close(target)
+
+    def _inside(self, place: str) -> str:
+        """Whose frozen tree holds a place, in words; empty where ours does."""
+        holder = above(place, self._steps)
+        return "" if holder is None or holder.fstype in OURS else f" in the snapshot of {printable(holder.dataset)}"
 
     def place(self, top: int, step: Step) -> int:
         """Open what a step is mounted on. Raises OSError."""
@@ -181,8 +185,10 @@ class LinuxView:
             try:
                 source = linux.open_beneath(top, step.part or ".", ANY if step.file else PATH)
             except OSError as error:
-                return _PART_MISSING.get(error.errno or 0, error.strerror)
+                return _obstacle(top, step.part, step.place.removesuffix(step.part), error) + " in its snapshot"
             with closing(source):
+                if step.fstype == "btrfs" and btrfs.is_left_out(source):
+                    return f"{printable(step.place)} is a subvolume of its own in its snapshot"
                 # A bind of a read-only mount is read-only itself.
                 linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
         return None
@@ -296,11 +302,27 @@ class Tops:
 
 _ASIDE = ".aside-{}"
 SCAFFOLD_SOURCE = "kopiatomic"
-_PART_MISSING = {
-    errno.ENOENT: "there is no such directory in its snapshot",
-    errno.ENOTDIR: "it is a link or no directory in its snapshot",
-    errno.ELOOP: "a part of that path is a link in its snapshot",
-}
+
+
+def _obstacle(top: int, path: str, place: str, error: OSError) -> str:
+    """Why a path below an open directory cannot be opened: its first component that is not there, or no directory.
+
+    ``place`` is that directory's in the view.
+    """
+    parts = path.split("/")
+    for count in range(1, len(parts) + 1):
+        beginning = "/".join(parts[:count])
+        shown = printable(f"{place.rstrip('/')}/{beginning}")
+        try:
+            with closing(linux.open_beneath(top, beginning, ANY)) as fd:
+                mode = os.fstat(fd).st_mode
+        except FileNotFoundError:
+            return f"{shown} does not exist"
+        except OSError as failure:
+            return f"{shown}: {failure.strerror}"
+        if not stat.S_ISDIR(mode):
+            return f"{shown} is {'a link' if stat.S_ISLNK(mode) else 'no directory'}"
+    return error.strerror or str(error)
 
 
 def _holds_something(root: int, place: str) -> bool:

@@ -16,7 +16,7 @@ from kopiatomic.model import UNMOUNTED, VOLUMES
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.text import printable
 from kopiatomic.views import SCAFFOLD, Missing, Step, View
-from kopiatomic.views.linux import LOOK, SCAFFOLD_SOURCE, LinuxView, Tops, opened, relative
+from kopiatomic.views.linux import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, closing, opened, relative
 
 
 class MergedView(LinuxView):
@@ -62,7 +62,8 @@ def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
             if directory in found or directory in places or may_hang(mountinfo.holder(directory, seen).fstype):
                 continue
             try:
-                found[directory] = os.stat(directory)
+                with closing(linux.open_without_links(directory, PATH)) as fd:
+                    found[directory] = os.fstat(fd)
             except OSError:
                 # Gone or unreadable: likewise.
                 continue
