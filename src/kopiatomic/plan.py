@@ -82,10 +82,9 @@ def _ask_for(name: str, shared: Selection, zfs: ZfsSelection, btrfs: BtrfsSelect
         shared.note(f"{printable(name)} leads to {printable(path)}")
     mount = holder(path, shared.seen)
     if mount.fstype == "zfs" and "@" not in mount.source and mount.root == "/":
-        part = below(path, mount.point)
-        if part and path not in facts.directories:
+        if path != mount.point and path not in facts.directories:
             raise not_a_dataset(name, path, mount, partial=False)
-        zfs.ask_for(mount.source, "it was named by a path", part=part)
+        zfs.ask_for_path(path, mount)
     elif mount.fstype != "btrfs" or not btrfs.ask_for(name, path):
         partial = mount.root != "/" and (mount.fstype != "btrfs" or btrfs.holder(path) is None)
         raise not_a_dataset(name, path, mount, partial=partial)
@@ -203,11 +202,11 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
     """
     facts, request = shared.facts, shared.request
     places = {place: t for t in taken for place, _ in t.shown}
-    own = {t.dataset.mountpoint for t in taken if t.dataset.mountpoint}
+    parts = {t.dataset.mountpoint: t.places for t in taken if t.dataset.mountpoint not in t.places}
     hidden = {j.mountpoint for j in judged if j.verdict in {Verdict.EXCLUDED, Verdict.SUSPENDED, Verdict.OUTSIDE}}
     found = []
     for point, mount in shared.seen.items():
-        if point in places or point in own or (mount.fstype in PSEUDO and not request.live_system):
+        if point in places or (mount.fstype in PSEUDO and not request.live_system):
             continue
         inside = next((places[directory] for directory in parents(point) if directory in places), None)
         if inside is None:
@@ -220,5 +219,7 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
         file = facts.loop_files.get(mount.source)
         if file is not None and any(directory in places for directory in parents(file)):
             item = replace(item, note=f"its file {printable(file)} is in the backup, as it is at the instant")
+        elif point in parts:
+            item = replace(item, note=f"but for {', '.join(map(printable, parts[point]))}")
         found.append(item)
     return sorted(found, key=lambda u: u.point.rstrip("/").split("/"))

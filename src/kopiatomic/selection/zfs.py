@@ -14,7 +14,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import ZfsDataset
 from kopiatomic.model import UNMOUNTED, VOLUMES, Dataset, Judged, Taken, Verdict
 from kopiatomic.request import is_path
-from kopiatomic.selection import Ask, Selection, described, is_at_or_below
+from kopiatomic.selection import Ask, Selection, below, described, is_at_or_below
 from kopiatomic.system.mountinfo import Mount, holder
 from kopiatomic.text import printable
 from kopiatomic.zfs_listing import pool_suspended
@@ -37,6 +37,8 @@ class ZfsSelection:
         self._asked: dict[str, Ask] = {}
         self._outside: dict[str, str] = {}
         """Datasets below one of which only a path was named, and that path."""
+        self._chosen: dict[str, Mount] = {}
+        """The mounts that were named by a path."""
         self._mounts: dict[str, list[Mount]] = {}
         for mount in self._facts.mounts:
             if mount.fstype == "zfs" and "@" not in mount.source:
@@ -46,23 +48,37 @@ class ZfsSelection:
 
     # What is asked for
 
-    def ask_for(self, name: str, why: str, part: str = "") -> None:
-        """A dataset that the user named, or a part of it; with ``-r`` what lies below."""
+    def ask_for(self, name: str, why: str) -> None:
+        """A dataset that the user named; with ``-r`` what lies below."""
         if self._request.by_property:
             # Names only say where to look for the property.
             return
-        self._asked.setdefault(name, Ask()).add(part, why, named=True)
+        self._asked.setdefault(name, Ask()).add("", why, named=True)
         if self._request.recursive:
-            self._ask_below(name, part)
+            self._ask_below(name)
 
-    def _ask_below(self, name: str, part: str) -> None:
+    def ask_for_path(self, path: str, mount: Mount) -> None:
+        """A path in a mount of a whole dataset: that dataset or a part of it; with ``-r`` what belongs below the path."""
+        name, part = mount.source, below(path, mount.point)
+        self._chosen.setdefault(name, mount)
+        if not part or self._request.by_property:
+            self.ask_for(name, "it was named by a path")
+            return
+        self._asked.setdefault(name, Ask()).add(part, "it was named by a path", named=True)
+        if self._request.recursive:
+            self._ask_below(name, path)
+
+    def _ask_below(self, name: str, path: str = "") -> None:
         for inside in self._below(name):
-            if part:
-                top = f"{self._point(name).rstrip('/')}/{part}"
-                if not is_at_or_below(self._point(inside), top):
-                    self._outside[inside] = top
-                    continue
-            self._imply(inside, f"-r {printable(name)}")
+            if path and not any(is_at_or_below(point, path) for point in self._belongs_at(inside)):
+                self._outside[inside] = path
+            else:
+                self._imply(inside, f"-r {printable(name)}")
+
+    def _belongs_at(self, name: str) -> list[str]:
+        """Where a dataset is mounted, covered or not; where it would be if it is not."""
+        points = [m.point for m in self._mounts.get(name, ()) if m.root == "/"]
+        return points or [self._facts.datasets[name].mountpoint]
 
     def _below(self, name: str) -> Iterator[str]:
         return (other for other in self._facts.datasets if other.startswith(f"{name}/"))
@@ -84,7 +100,7 @@ class ZfsSelection:
                 count += 1
                 self._imply(name, f"the pattern {printable(pattern)}")
                 if self._request.recursive:
-                    self._ask_below(name, "")
+                    self._ask_below(name)
         return count
 
     def ask_for_everything(self) -> None:
@@ -295,7 +311,9 @@ class ZfsSelection:
         self._shared.taken.append(Taken(what, place, ask.named, ask.parts))
 
     def _visible(self, name: str) -> Mount | None:
-        """The mount that shows the whole dataset and can be seen; of several the first."""
+        """The mount that shows the whole dataset and can be seen; of several the one that was named, else the first."""
+        if name in self._chosen:
+            return self._chosen[name]
         for mount in self._mounts.get(name, ()):
             if mount.root == "/" and self._shared.seen.get(mount.point) is mount:
                 return mount
@@ -303,7 +321,10 @@ class ZfsSelection:
 
     def _other_places(self, name: str, mount: Mount) -> str:
         others = [printable(m.point) for m in self._mounts[name] if m is not mount and m.root == "/"]
-        return f"; it is mounted at {', '.join(others)} as well" if others else ""
+        seen = [m for m in self._mounts[name] if m.root != "/" and self._shared.seen.get(m.point) is m]
+        parts = [printable(m.point) for m in seen]
+        said = f"; it is mounted at {', '.join(others)} as well" if others else ""
+        return said + (f"; parts of it are mounted at {', '.join(parts)} as well" if parts else "")
 
     def _suspended(self) -> Iterator[Judged]:
         """What is mounted of suspended pools: zfs does not list it."""
