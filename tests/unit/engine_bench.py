@@ -22,7 +22,8 @@ class EngineBench:
     def __init__(self, repository: Restic | Borg, base: Path) -> None:
         self.repository = repository
         self.base = base
-        self.environment = {"PATH": os.environ["PATH"], "HOME": str(base / "home"), **repository.environment}
+        home = {"HOME": str(base / "home"), "RESTIC_PROGRESS_FPS": "60"}
+        self.environment = {"PATH": os.environ["PATH"], **home, **repository.environment}
         self.one, self.other = base / "one", base / "other"
         self.inner = self.one / "deep" / "inner"
         for folder in (self.inner, self.other, base / "home"):

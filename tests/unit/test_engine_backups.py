@@ -226,6 +226,21 @@ def test_an_engine_that_is_ended_has_saved_nothing(signum: int, stopped: bool, b
     assert bench.repository.kept() == []
 
 
+def test_no_lock_of_another_borg_is_taken_for_a_dead_ones(borg_bench: EngineBench) -> None:
+    """In the engine's PID namespace every process of the host's looks dead."""
+    lock = borg_bench.repository.path / "lock.exclusive"
+    name = borg_bench.repository("with-lock", borg_bench.repository.path, "ls", lock).stdout.strip()
+    engine = borg_bench.engine()
+    engine.check(borg_bench.plan)
+    lock.mkdir()
+    (lock / name).touch()
+    result = Driven(engine, make_job(borg_bench.plan), borg_bench).result
+    assert not result.saved
+    assert "locked" in result.message
+    # The control: one that goes by its own processes removes it.
+    borg_bench.repository("info")
+
+
 def test_a_checkpoint_that_borg_left_is_named(borg_bench: EngineBench) -> None:
     noise(borg_bench.other)
 
