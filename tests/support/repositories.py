@@ -123,7 +123,8 @@ class Borg(Repository):
 
     def _tops(self, name: str) -> tuple[str, ...]:
         """The topmost paths in an archive, which keeps no list of what it was asked for."""
-        paths = sorted("/" + path for path in self("list", "--format={path}{NL}", f"::{name}").stdout.splitlines())
+        listed = self("list", "--format={path}{NUL}", f"::{name}").stdout.split("\0")[:-1]
+        paths = sorted(f"/{path}" for path in listed)
         return tuple(p for p in paths if not any(p.startswith(f"{q}/") for q in paths))
 
     def restore(self, snapshot: str, target: Path) -> None:

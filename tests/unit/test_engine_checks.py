@@ -153,7 +153,7 @@ def test_a_version_that_is_not_supported(version: str, bench: EngineBench) -> No
     if name == "restic" and version.startswith("2"):
         bench.engine().check(bench.plan)
         return
-    assert bench.refused().kind == ("restic-too-old" if name == "restic" else "borg-unsupported")
+    assert bench.refused().kind == f"{name}-unsupported"
 
 
 def test_a_version_that_nobody_knows(bench: EngineBench) -> None:

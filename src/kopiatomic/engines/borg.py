@@ -18,10 +18,8 @@ from typing import Any
 from kopiatomic.engines import Job, flags, repository
 from kopiatomic.engines.borg_output import Output, archive_in, messages
 from kopiatomic.engines.listing import Listing, left_out, pattern
-from kopiatomic.engines.own import Own
-from kopiatomic.engines.program import Program, user
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Saved
+from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
 from kopiatomic.system import process
 from kopiatomic.text import ended, first_few, printable
 
@@ -119,17 +117,21 @@ _KINDS: tuple[tuple[str, str, str, str], ...] = (
 """What failures mean, by Borg's own words for them (``msgid``)."""
 
 
-class Borg:
+class Borg(repository.RepositoryEngine):
     """One backup with Borg. Make a new one for each run.
 
     ``options`` are the words of ``-o``, ``environment`` is what Borg inherits, ``named`` the repository (``--repository``),
     ``archive`` the name of the archive. Raises UsageError for options that do not go with a backup of the view.
     """
 
+    engine = "borg"
+    shared = _SHARED
+    version_words = ("--version",)
+
     def __init__(
         self, options: Sequence[str], environment: Mapping[str, str], named: str | None, archive: str | None
     ) -> None:
-        self._given = flags.parse("borg", options, _SYNTAX)
+        super().__init__(options, environment, _SYNTAX, install=_INSTALL, attempt="borg info")
         self._name = archive or ARCHIVE
         if "/" in self._name or "::" in self._name or self._name != self._name.strip():
             raise UsageError(
@@ -137,15 +139,10 @@ class Borg:
                 kind="usage",
                 hint="For example: --archive 'home-{instant}'",
             )
-        self._program = Program("borg", environment, install=_INSTALL, attempt=lambda: "borg info")
         self._repository = named or environment.get("BORG_REPO")
         additions = self._program.additions
-        # --timestamp is UTC in 1.2 and local time in 1.4, and times are written in local time.
-        additions["TZ"] = "UTC"
         if named:
             additions["BORG_REPO"] = named
-        if not environment.get("HOME"):
-            additions["HOME"] = user()[1]
         self._without_passphrase = not any(name in environment for name in _PASSPHRASES)
         if self._without_passphrase:
             # Where the repository needs none, this changes nothing; else it fails at once and asks nobody.
@@ -153,26 +150,9 @@ class Borg:
         self._output = Output()
 
     @property
-    def name(self) -> str:
-        """The engine's name in words and JSON."""
-        return "borg"
-
-    @property
-    def version(self) -> str | None:
-        """Borg's version, known after :meth:`check`."""
-        return self._program.version
-
-    @property
-    def secrets(self) -> Sequence[str]:
-        """A password in the repository's name."""
-        return repository.secrets_of(self._repository)
-
-    def _value(self, flag: str) -> str | None:
-        return next((g.value for g in reversed(self._given) if g.flag == flag), None)
-
-    @property
-    def _shared(self) -> list[str]:
-        return [word for g in self._given if g.flag in _SHARED for word in g.words]
+    def _where(self) -> str | None:
+        """The repository, as Borg will find it."""
+        return self._repository
 
     @property
     def _caches(self) -> dict[str, str]:
@@ -200,7 +180,7 @@ class Borg:
         borg-password-missing, borg-wrong-password, borg-locked, borg-unreachable, borg-newer-format, borg-unconfirmed,
         borg-key-missing, borg-failed, one-file-system, repository-in-selection.
         """
-        warnings = self._check_version()
+        warnings = self._check_version(lambda version: OLDEST <= version < NEWEST)
         repository.check_mounts("borg", self._given, plan)
         if not self._repository:
             raise KopiatomicError(
@@ -217,28 +197,10 @@ class Borg:
             warnings.append(
                 f"-o sets the time of Borg's archive to {printable(when)}: not the instant of the snapshots"
             )
-        return warnings + repository.warnings("borg", self._repository, self._caches, plan)
+        return warnings + self._check_place(plan)
 
     def _ask(self, command: str, *words: str) -> process.Finished:
-        return self._program.run(command, "--log-json", *self._shared, *words)
-
-    def _check_version(self) -> list[str]:
-        finished = self._program.run("--version")
-        said = finished.stdout.decode("utf-8", "backslashreplace").strip()
-        found = re.match(r"borg\S* (\d+)\.(\d+)\.(\d+)\S*", said)
-        if found is None:
-            return [
-                f"the version of {printable(self._program.path)} is not known ({printable(said[:80])!r}); going on with it"
-            ]
-        self._program.version = found.group().partition(" ")[2]
-        version = tuple(int(part) for part in found.groups())
-        if version < OLDEST or version >= NEWEST:
-            raise KopiatomicError(
-                f"{printable(self._program.path)} is Borg {self._program.version}, which is not supported",
-                kind="borg-unsupported",
-                hint=_INSTALL,
-            )
-        return []
+        return self._program.run(command, "--log-json", *self._shared_words, *words)
 
     def _failure(self, finished: process.Finished) -> KopiatomicError:
         """What a failed command means."""
@@ -256,21 +218,15 @@ class Borg:
         for pattern_, kind, what, hint in _KINDS:
             if re.fullmatch(pattern_, message_id):
                 return KopiatomicError(f"{what}: {said}", kind=kind, hint=hint)
-        try_it = shlex.join(["borg", "info", *self._shared])
+        try_it = shlex.join(["borg", "info", *self._shared_words])
         return KopiatomicError(
             f"borg failed ({ended(status)}): {said or 'it gave no reason'}", kind="borg-failed", hint=f"Try: {try_it}"
         )
 
-    def own(self, plan: Plan) -> list[Own]:
-        """Its cache, what it knows of repositories, and a repository in a folder."""
-        return repository.own("borg", self._repository, self._caches, self._given, plan)
-
-    def skips(self, path: str) -> bool:
-        """Whatever stays live in a frozen tree is given to Borg as an exclusion."""
-        return True
-
     def command(self, job: Job) -> Command:
-        """The command; the archive's time is the instant, to the second, and its name has it to the millisecond.
+        """The command; the archive's time is the instant to the second, and its name has it to the millisecond.
+
+        ``--timestamp`` is UTC in 1.2 and local time in 1.4: the process's zone is UTC.
 
         In the engine's PID namespace Borg would take the locks of other Borgs for those of dead processes, and others would
         take ours for such: a host id of the run's own tells them apart, so that neither removes the other's.
@@ -300,16 +256,6 @@ class Borg:
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
         """Take output; empty ``data`` says that the stream has ended."""
         return self._output.feed(stream, data)
-
-    def judge(self, job: Job, end: EngineEnd) -> EngineResult:
-        """Read the result, then ask the repository for that archive. Never raises for Borg's failures."""
-        self._output.feed("stderr", b"")
-        result = self._judge(job, end)
-        result.sources = [
-            Saved(source, result.snapshot_id, result.saved, result.complete, result.message)
-            for source in job.plan.sources
-        ]
-        return result
 
     def _judge(self, job: Job, end: EngineEnd) -> EngineResult:
         output = self._output
@@ -394,7 +340,3 @@ class Borg:
             "bytes_added": int(stats.get("deduplicated_size", 0)),
             "errors": self._output.problem_count,
         }
-
-    def finish(self) -> list[str]:
-        """Nothing is put off: what Borg removes, and when, is the user's to say (borg prune, borg compact)."""
-        return []

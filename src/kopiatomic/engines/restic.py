@@ -17,11 +17,9 @@ from typing import Any
 from kopiatomic.engines import Job, flags, repository
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Listing, left_out, pattern
-from kopiatomic.engines.own import Own
-from kopiatomic.engines.program import Program, user
 from kopiatomic.engines.restic_output import Output, number
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Saved
+from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
 from kopiatomic.system import process
 from kopiatomic.text import ended, first_few, printable
 
@@ -137,43 +135,26 @@ _KINDS: tuple[tuple[int, str, str, str, str], ...] = (
 """What failures mean: exit status (0.17.0 and later), text (all versions, seen with 0.14.0 and 0.18.0), kind, words, hint."""
 
 
-class Restic:
+class Restic(repository.RepositoryEngine):
     """One backup with restic. Make a new one for each run.
 
     ``options`` are the words of ``-o``, ``environment`` is what restic inherits, ``named`` the repository (``--repository``).
     Raises UsageError for options that do not go with a backup of the view.
     """
 
+    engine = "restic"
+    shared = _SHARED - {"--repo"}
+    version_words = ("version",)
+
     def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
-        self._given = flags.parse("restic", options, _SYNTAX)
-        self._program = Program("restic", environment, install=_INSTALL, attempt=lambda: "restic snapshots")
-        self._environment = environment
+        super().__init__(options, environment, _SYNTAX, install=_INSTALL, attempt="restic snapshots")
         self._repository = next((g.value for g in self._given if g.flag == "--repo"), named)
         additions = self._program.additions
-        # --time is read, and times are written, in the zone of the process.
-        additions["TZ"] = "UTC"
         additions.setdefault("RESTIC_PROGRESS_FPS", environment.get("RESTIC_PROGRESS_FPS") or "2")
         if self._repository is not None:
             # Not in its argv, which every user can read: it may carry a password.
             additions |= {"RESTIC_REPOSITORY": self._repository, "RESTIC_REPOSITORY_FILE": ""}
-        if not environment.get("HOME"):
-            additions["HOME"] = user()[1]
         self._output = Output()
-
-    @property
-    def name(self) -> str:
-        """The engine's name in words and JSON."""
-        return "restic"
-
-    @property
-    def version(self) -> str | None:
-        """restic's version, known after :meth:`check`."""
-        return self._program.version
-
-    @property
-    def secrets(self) -> Sequence[str]:
-        """The password in the repository's name."""
-        return repository.secrets_of(self._where)
 
     @property
     def _where(self) -> str | None:
@@ -188,13 +169,6 @@ class Restic:
                 return opened.read().strip()
         except OSError:
             return None
-
-    def _value(self, flag: str) -> str | None:
-        return next((g.value for g in reversed(self._given) if g.flag == flag), None)
-
-    @property
-    def _shared(self) -> list[str]:
-        return [word for g in self._given if g.flag in _SHARED and g.flag != "--repo" for word in g.words]
 
     @property
     def _caches(self) -> dict[str, str]:
@@ -211,14 +185,14 @@ class Restic:
     def check(self, plan: Plan) -> list[str]:
         """Make sure that restic can back this plan up: two restic processes. Returns warnings.
 
-        Raises KopiatomicError: kinds restic-missing, restic-not-executable, restic-too-old, restic-no-repository,
+        Raises KopiatomicError: kinds restic-missing, restic-not-executable, restic-unsupported, restic-no-repository,
         restic-password-missing, restic-wrong-password, restic-locked, restic-unreachable, restic-newer-format,
         restic-failed, one-file-system, repository-in-selection.
         """
-        warnings = self._check_version()
+        warnings = self._check_version(lambda version: version >= OLDEST)
         repository.check_mounts("restic", self._given, plan)
         # Takes and gives back a lock, as the backup will.
-        finished = self._program.run("cat", "config", *self._shared)
+        finished = self._program.run("cat", "config", *self._shared_words)
         if finished.status != 0:
             raise self._failure(finished)
         when = self._value("--time")
@@ -226,25 +200,7 @@ class Restic:
             warnings.append(
                 f"-o sets the time of restic's snapshot to {printable(when)}: not the instant of the snapshots"
             )
-        return warnings + repository.warnings("restic", self._where, self._caches, plan)
-
-    def _check_version(self) -> list[str]:
-        finished = self._program.run("version")
-        said = finished.stdout.decode("utf-8", "backslashreplace").strip()
-        found = re.match(r"restic (\d+)\.(\d+)\.(\d+)\S*", said)
-        if found is None:
-            return [
-                f"the version of {printable(self._program.path)} is not known ({printable(said[:80])!r}); going on with it"
-            ]
-        self._program.version = found.group().removeprefix("restic ")
-        if tuple(int(part) for part in found.groups()) < OLDEST:
-            raise KopiatomicError(
-                f"{printable(self._program.path)} is restic {self._program.version}: too old, "
-                f"{'.'.join(map(str, OLDEST))} is the oldest supported",
-                kind="restic-too-old",
-                hint=_INSTALL,
-            )
-        return []
+        return warnings + self._check_place(plan)
 
     def _failure(self, finished: process.Finished) -> KopiatomicError:
         """What a failed command means."""
@@ -253,19 +209,11 @@ class Restic:
             (line for line in said if "Fatal: " in line or "failed: " in line), (said or ["it gave no reason"])[-1]
         )
         last = last.removeprefix("Fatal: ")
-        try_it = f"Try: {shlex.join(['restic', 'snapshots', *self._shared])}"
+        try_it = f"Try: {shlex.join(['restic', 'snapshots', *self._shared_words])}"
         for status, text, kind, what, hint in _KINDS:
             if finished.status == status or re.search(text, finished.errors):
                 return KopiatomicError(f"{what}: {last}", kind=kind, hint=hint)
         return KopiatomicError(f"restic failed ({ended(finished.status)}): {last}", kind="restic-failed", hint=try_it)
-
-    def own(self, plan: Plan) -> list[Own]:
-        """Its cache, and a repository in a folder."""
-        return repository.own("restic", self._where, self._caches, self._given, plan)
-
-    def skips(self, path: str) -> bool:
-        """Whatever stays live in a frozen tree is given to restic as an exclusion."""
-        return True
 
     def command(self, job: Job) -> Command:
         """The command; the snapshot's time is the instant, to the second."""
@@ -289,17 +237,6 @@ class Restic:
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
         """Take output; empty ``data`` says that the stream has ended."""
         return self._output.feed(stream, data)
-
-    def judge(self, job: Job, end: EngineEnd) -> EngineResult:
-        """Read the summary, then ask the repository what that snapshot shows. Never raises for restic's failures."""
-        for stream in ("stdout", "stderr"):
-            self._output.feed(stream, b"")
-        result = self._judge(job, end)
-        result.sources = [
-            Saved(source, result.snapshot_id, result.saved, result.complete, result.message)
-            for source in job.plan.sources
-        ]
-        return result
 
     def _judge(self, job: Job, end: EngineEnd) -> EngineResult:
         output = self._output
@@ -354,7 +291,9 @@ class Restic:
                     head.update(found)
 
         places = [job.plan.path(place) for place in job.mounted]
-        finished = self._program.run("ls", "--json", "--no-lock", *self._shared, "--", snapshot, *places, take=take)
+        finished = self._program.run(
+            "ls", "--json", "--no-lock", *self._shared_words, "--", snapshot, *places, take=take
+        )
         take(b"")
         if finished.status != 0:
             raise self._failure(finished)
@@ -374,10 +313,6 @@ class Restic:
                 f"the time of restic's snapshot is {printable(str(shown.get('time')))}, which is not the instant"
             )
         return found
-
-    def finish(self) -> list[str]:
-        """Nothing is put off: what restic removes, and when, is the user's to say (restic forget, restic prune)."""
-        return []
 
 
 def _seconds(text: object) -> int | None:
