@@ -3,7 +3,12 @@
 import os
 import random
 
-pytest_plugins = ["tests.support.programs", "tests.support.filesystems", "tests.support.leftovers"]
+pytest_plugins = [
+    "tests.support.programs",
+    "tests.support.filesystems",
+    "tests.support.leftovers",
+    "tests.support.repositories",
+]
 if "KOPIATOMIC_IN_VM" not in os.environ:
     pytest_plugins.append("tests.support.vm_items")
 

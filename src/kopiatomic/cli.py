@@ -190,7 +190,22 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="COMMAND",
             help="Run COMMAND with the view's root as its last argument instead of kopia.",
         ),
-        click.option("-o", "--options", default="", metavar="OPTIONS", help="More options for kopia or COMMAND."),
+        click.option(
+            "--engine",
+            type=click.Choice(["kopia", "restic", "borg"]),
+            help="What backs the view up.  [default: kopia]",
+        ),
+        click.option(
+            "--repository",
+            metavar="REPOSITORY",
+            help="restic, Borg: their repository, instead of RESTIC_REPOSITORY or BORG_REPO.",
+        ),
+        click.option(
+            "--archive",
+            metavar="NAME",
+            help="Borg: the archive's name, where {instant} stands for the time.  [default: {hostname}-{instant}]",
+        ),
+        click.option("-o", "--options", default="", metavar="OPTIONS", help="More options for the engine or COMMAND."),
         click.option(
             "--layout",
             default="merged",

@@ -25,6 +25,9 @@ _ASSIGNMENT = re.compile(
     rf"(?P<value>{_WORD})",
     re.IGNORECASE,
 )
+_CREDENTIALS = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:)(?P<value>[^\s/@'\"]+)(?=@)", re.IGNORECASE)
+"""The password in a URL (``https://user:password@host/``)."""
+_PATTERNS = (_FLAG, _ASSIGNMENT, _CREDENTIALS)
 _SHORTEST = 4
 """A shorter secret would hide half of every text that it is looked for in, and its place has been masked anyway."""
 
@@ -42,13 +45,18 @@ def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if not is_secret(name)}
 
 
+def credentials(text: str) -> list[str]:
+    """The passwords in the URLs of a text."""
+    return [found["value"] for found in _CREDENTIALS.finditer(text)]
+
+
 class Secrets:
     """The secrets that a run knows of. ``values`` are those that were found elsewhere, such as in ``-o``."""
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str], values: Iterable[str] = ()) -> None:
         found = set(values) | {value for name, value in environment.items() if is_secret(name)}
         for word in words:
-            for pattern in (_FLAG, _ASSIGNMENT):
+            for pattern in _PATTERNS:
                 found |= {value for match in pattern.finditer(word) for value in _spellings(match["value"])}
         # The longest first: one may be a part of another.
         self.values = sorted((v for v in found if len(v) >= _SHORTEST and v not in _NO_SECRETS), key=len, reverse=True)
@@ -56,7 +64,7 @@ class Secrets:
     def hide(self, text: str) -> str:
         """A text with every secret masked."""
         # Whole words first, while their quotes are in pairs.
-        for pattern in (_FLAG, _ASSIGNMENT):
+        for pattern in _PATTERNS:
             text = pattern.sub(rf"\g<head>{MASK}", text)
         text = re.sub(_WORD, self._hide_quoted, text)
         for value in self.values:

@@ -32,6 +32,8 @@ class Options:
     only_frozen: bool = False
     writable: tuple[str, ...] = ()
     engine: str | None = None
+    repository: str | None = None
+    archive: str | None = None
     command: str | None = None
     options: str = ""
     pre_hook: str | None = None

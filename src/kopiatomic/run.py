@@ -103,7 +103,14 @@ class _Run:
             check_name(options.name)
         command = None if options.command is None else words("-c", options.command)
         extra = words("-o", options.options)
-        engine = engines.create(command, extra, maintenance=options.maintenance)
+        engine = engines.create(
+            command,
+            extra,
+            engine=options.engine,
+            repository=options.repository,
+            archive=options.archive,
+            maintenance=options.maintenance,
+        )
         self._secrets = Secrets(sys.argv[1:], os.environ, engine.secrets)
         shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
         if not options.dry_run and os.geteuid() != 0:
@@ -414,7 +421,7 @@ class _Run:
             raise KopiatomicError(
                 f"what {report.engine.name} saved is not the frozen view: {'; '.join(checked.problems)}",
                 kind="view-changed",
-                hint="Find out who removed it, delete that kopia snapshot if there is one, and run again."
+                hint=f"Find out who removed it, delete that snapshot of {report.engine.name}'s, and run again."
                 if result.snapshot_id
                 else "Find out who removed it, and run again.",
             )

@@ -6,6 +6,9 @@ import pytest
 from hypothesis import settings
 
 from kopiatomic import locks
+from tests.unit.engine_bench import bench, borg_bench, restic_bench
+
+__all__ = ["bench", "borg_bench", "restic_bench"]
 
 # How long an example takes says nothing on a busy machine.
 settings.register_profile("kopiatomic", deadline=None)

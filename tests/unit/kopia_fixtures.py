@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
@@ -49,7 +49,9 @@ def taken(place: str, *, mountpoint: str = "", named: bool = True, name: str = "
     return Taken(dataset, place, named)
 
 
-def make_job(plan: Plan, *, filled: Sequence[str] | None = None, pools: Sequence[str] = ("tank",)) -> Job:
+def make_job(
+    plan: Plan, *, filled: Sequence[str] | None = None, pools: Sequence[str] = ("tank",), started_ns: int = STARTED_NS
+) -> Job:
     """A job in which everything planned is mounted and, unless told otherwise, holds something."""
     mounted = [t.place for t in plan.taken]
     sets = [
@@ -57,7 +59,7 @@ def make_job(plan: Plan, *, filled: Sequence[str] | None = None, pools: Sequence
             "zfs",
             pool,
             (Snapshot(f"{pool}/a", f"{pool}/a@s", 7),),
-            Instant(STARTED_NS + i * 10**9, STARTED_NS + i * 10**9 + 5, i * 10**9, i * 10**9 + 5),
+            Instant(started_ns + i * 10**9, started_ns + i * 10**9 + 5, i * 10**9, i * 10**9 + 5),
         )
         for i, pool in enumerate(pools)
     ]
@@ -152,10 +154,19 @@ def _new_repository() -> Bench:
     return bench
 
 
+class Environment(Protocol):
+    """Where a program is run in."""
+
+    @property
+    def environment(self) -> dict[str, str]: ...
+
+
 class Driven:
     """What came of one backup."""
 
-    def __init__(self, engine: Engine, job: Job, bench: Bench, during: Callable[[int], bool] | None = None) -> None:
+    def __init__(
+        self, engine: Engine, job: Job, bench: Environment, during: Callable[[int], bool] | None = None
+    ) -> None:
         command = engine.command(job)
         self.argv = command.argv
         self.environment = command.environment

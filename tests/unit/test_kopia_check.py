@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kopiatomic import engines
-from kopiatomic.engines import kopia_client
+from kopiatomic.engines import program
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan
 
@@ -240,7 +240,7 @@ def test_a_repository_server_that_is_down(bench: Bench) -> None:
 def test_a_repository_that_does_not_answer(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake that hangs on everything but its version, with a short limit."""
     bench.fake('[ "$1" = --version ] && exec "$KOPIA" "$@"; sleep 60')
-    monkeypatch.setattr(kopia_client, "TIME_LIMIT", 1.0)
+    monkeypatch.setattr(program, "TIME_LIMIT", 1.0)
     start = time.monotonic()
     error = error_of(bench)
     assert time.monotonic() - start < 20

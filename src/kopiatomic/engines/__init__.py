@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kopiatomic.engines.own import Own
+from kopiatomic.errors import UsageError
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Sets
 
 
@@ -87,23 +88,55 @@ class Engine(Protocol):
         """What was put off until the snapshots are gone (maintenance). Returns warnings."""
 
 
+KOPIA, RESTIC, BORG = "kopia", "restic", "borg"
+
+
 def create(
     command: Sequence[str] | None,
     options: Sequence[str],
     *,
+    engine: str | None = None,
+    repository: str | None = None,
+    archive: str | None = None,
     maintenance: bool = True,
     environment: Mapping[str, str] | None = None,
     invoking_user: str | None = None,
 ) -> Engine:
-    """The engine of a run: the user's command where there is one (``-c``), else kopia.
+    """The engine of a run: the user's command where there is one (``-c``), else the one that is named, else kopia.
 
-    ``environment`` is this process's own unless told otherwise, ``invoking_user`` who called sudo. Raises UsageError.
+    ``repository`` is restic's or Borg's, ``archive`` the name of Borg's archive, ``environment`` this process's own unless
+    told otherwise, ``invoking_user`` who called sudo. Raises UsageError.
     """
     given = os.environ if environment is None else environment
+    _check_words(command is not None, engine, repository, archive)
     if command is not None:
         from kopiatomic.engines.command import CommandEngine  # noqa: PLC0415
 
         return CommandEngine(command, options, given)
+    if engine == RESTIC:
+        from kopiatomic.engines.restic import Restic  # noqa: PLC0415
+
+        return Restic(options, given, repository)
+    if engine == BORG:
+        from kopiatomic.engines.borg import Borg  # noqa: PLC0415
+
+        return Borg(options, given, repository, archive)
     from kopiatomic.engines.kopia import Kopia  # noqa: PLC0415
 
     return Kopia(options, given, invoking_user or given.get("SUDO_USER"), maintenance=maintenance)
+
+
+def _check_words(command: bool, engine: str | None, repository: str | None, archive: str | None) -> None:
+    """Refuse words that do not go together. Raises UsageError."""
+    if command and engine is not None:
+        raise UsageError(
+            "-c and --engine exclude each other", kind="usage", hint="-c runs any command, --engine one that is known."
+        )
+    if repository is not None and engine not in {RESTIC, BORG}:
+        raise UsageError(
+            "--repository is for --engine restic and borg",
+            kind="usage",
+            hint="kopia's is the one that it is connected to (kopia repository connect, or -o --config-file=FILE).",
+        )
+    if archive is not None and engine != BORG:
+        raise UsageError("--archive is for --engine borg", kind="usage", hint="Only Borg gives its archives names.")

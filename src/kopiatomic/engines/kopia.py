@@ -20,6 +20,7 @@ from kopiatomic.engines import (
     kopia_maintenance,
     kopia_options,
     kopia_policy,
+    location,
     own,
     results,
 )
@@ -92,9 +93,10 @@ class Kopia:
             warnings += kopia_checks.check_actions(policies, self._status, self._options)
         if plan.layout is Layout.IN_PLACE:
             return warnings + kopia_checks.check_in_place(self._policies, plan, client, self._options)
-        warnings += kopia_location.check_repository(self._status, plan)
-        warnings += kopia_location.notes(client, self._options, plan)
-        return warnings
+        warnings += location.check_repository("kopia", kopia_location.repository(self._status), plan)
+        left_out = "kopia leaves out what is in these folders unless the policy ignore-cache-dirs is off"
+        folders = kopia_location.folders(client, self._options)
+        return warnings + location.notes("kopia", folders, plan, left_out=left_out)
 
     def own(self, plan: Plan) -> list[own.Own]:
         """Cache and repository; logs go to a place of ours where theirs is in a source, the configuration is only read."""
@@ -138,7 +140,7 @@ class Kopia:
         seconds, nanoseconds = divmod(job.sets.started_ns, 10**9)
         start = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
         argv = self._argv(
-            self._client.program,
+            self._client.path,
             job.plan.sources,
             start_time=f"{start}.{nanoseconds // 1000:06d} UTC",
             run_id=job.run_id,

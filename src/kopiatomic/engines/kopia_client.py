@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from kopiatomic.engines import program
 from kopiatomic.engines.kopia_options import Options
+from kopiatomic.engines.program import KEEP, Program, user
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import process
 from kopiatomic.text import ended, printable
@@ -23,12 +23,6 @@ OLDEST = (0, 13, 0)
 By its source 0.11.0 (July 2022) is the first with all that is used here: ``--start-time`` and ``--auto-maintenance`` came
 with 0.6.0, ``--tags`` with 0.9.0, ``uniqueIDHex`` in the status and the policy ignore-identical-snapshots with 0.11.0.
 """
-
-TIME_LIMIT = 120.0
-"""How long (seconds) kopia may take for one question about its repository."""
-
-KEEP = 64 << 20
-"""How much of an answer of kopia's is read (bytes): the list of a folder has some 250 bytes for each entry."""
 
 CONFIG_NAME = "repository.config"
 
@@ -43,18 +37,18 @@ class Config:
     why: str
 
 
-class Client:
-    """kopia as a program that answers questions. Its environment is the caller's, with what kopia lacks filled in."""
+class Client(Program):
+    """kopia as a program that answers questions."""
 
     def __init__(self, options: Options, environment: Mapping[str, str], invoking_user: str | None) -> None:
+        super().__init__(
+            "kopia", environment, install=_INSTALL, attempt=lambda: self.hint_command("repository", "status")
+        )
         self._options = options
         self.shared = options.shared
         """Words that every command gets: which repository, which logs."""
         self._invoking_user = invoking_user
-        self._given = dict(environment)
-        self._program: str | None = None
-        self.version: str | None = None
-        self.additions: dict[str, str] = {
+        self.additions |= {
             "KOPIA_CHECK_FOR_UPDATES": "false",
             "KOPIA_DISABLE_COLOR": "true",
             **options.secrets,
@@ -81,52 +75,15 @@ class Client:
         else:
             folder, why = ".config", "HOME is not set: below the current directory"
             if not os.path.exists(os.path.join(folder, "kopia", name)):
-                home = _user()[1]
+                home = user()[1]
                 self.additions["HOME"] = home
                 folder, why = os.path.join(home, ".config"), "HOME is not set: the home directory in the table of users"
         path = os.path.abspath(os.path.join(folder, "kopia", name))
         return Config(path, f"{origin}, {why}" if origin else why)
 
-    @property
-    def environment(self) -> dict[str, str]:
-        """The whole environment of kopia's processes."""
-        return {**self._given, **self.additions}
-
-    @property
-    def named(self) -> str:
-        """The program as the user names it, whether it exists or not."""
-        return self._given.get("KOPIATOMIC_KOPIA") or "kopia"
-
-    @property
-    def program(self) -> str:
-        """The path of the program. Raises KopiatomicError: kopia-missing, kopia-not-executable."""
-        if self._program is None:
-            self._program = program.find(self.named, self.environment, kind="kopia", hint=_INSTALL)
-        return self._program
-
     def hint_command(self, *words: str) -> str:
         """A kopia command for the user to type, for the same repository, quoted for a shell."""
         return printable(shlex.join(["kopia", *words, *self.shared]))
-
-    def run(self, *words: str, timeout: float | None = None, keep: int = KEEP) -> process.Finished:
-        """Run one kopia command to its end, within TIME_LIMIT or ``timeout`` seconds.
-
-        Raises KopiatomicError where it cannot be started or takes too long.
-        """
-        argv = [self.program, *words]
-        timeout = TIME_LIMIT if timeout is None else timeout
-        try:
-            return process.run(argv, timeout=timeout, environment=self.environment, keep=keep)
-        except process.TimeLimitError:
-            raise KopiatomicError(
-                f"kopia {words[0]} gave no answer within {timeout:g} s",
-                kind="kopia-unreachable",
-                hint=f"Is its repository reachable? Try: {self.hint_command('repository', 'status')}",
-            ) from None
-        except OSError as error:
-            raise KopiatomicError(
-                f"cannot start {printable(argv[0])}: {error.strerror}", kind="kopia-not-executable", hint=_INSTALL
-            ) from None
 
     def ask(self, *words: str) -> Any:
         """The JSON answer of one kopia command that opens the repository. Raises KopiatomicError."""
@@ -139,7 +96,7 @@ class Client:
             raise KopiatomicError(
                 f"kopia's answer to `{shlex.join(words)}` is no JSON: {_excerpt(finished.stdout)}",
                 kind="kopia-failed",
-                hint=f"Is {printable(self.program)} really kopia?",
+                hint=f"Is {printable(self.path)} really kopia?",
             ) from None
 
     def show(self, object_path: str, *, keep: int = KEEP) -> process.Finished:
@@ -157,20 +114,18 @@ class Client:
         found = re.match(r"v?(\d+)\.(\d+)\.(\d+)\S*", said)
         if finished.status != 0:
             raise KopiatomicError(
-                f"{printable(self.program)} --version failed ({ended(finished.status)}): {last_error(finished)}",
+                f"{printable(self.path)} --version failed ({ended(finished.status)}): {last_error(finished)}",
                 kind="kopia-failed",
                 hint=_INSTALL,
             )
         if found is None:
             self.version = printable(said[:40]) or None
-            return [
-                f"the version of {printable(self.program)} is not known ({printable(said[:80])!r}); going on with it"
-            ]
+            return [f"the version of {printable(self.path)} is not known ({printable(said[:80])!r}); going on with it"]
         self.version = found.group().removeprefix("v")
         if tuple(int(part) for part in found.groups()) < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             raise KopiatomicError(
-                f"{printable(self.program)} is kopia {self.version}: too old, {oldest} is the oldest supported",
+                f"{printable(self.path)} is kopia {self.version}: too old, {oldest} is the oldest supported",
                 kind="kopia-too-old",
                 hint=_INSTALL,
             )
@@ -223,7 +178,7 @@ class Client:
         return "KOPIA_PASSWORD" if self._given.get("KOPIA_PASSWORD") else "the stored password"
 
     def _not_connected(self) -> KopiatomicError:
-        hint = f"Connect it as {_user()[0]}: kopia repository connect --help"
+        hint = f"Connect it as {user()[0]}: kopia repository connect --help"
         other = self._invoking_users_config()
         if other is not None:
             hint = (
@@ -247,15 +202,6 @@ class Client:
             return None
         path = os.path.join(home, ".config", "kopia", CONFIG_NAME)
         return path if path != self.config.path and os.path.exists(path) else None
-
-
-def _user() -> tuple[str, str]:
-    """Name and home directory of the user that this program runs as."""
-    try:
-        entry = pwd.getpwuid(os.geteuid())
-    except KeyError:
-        return f"user {os.geteuid()}", "/"
-    return entry.pw_name, entry.pw_dir
 
 
 def error_lines(text: str) -> Iterator[str]:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kopiatomic.engines import Job
-from kopiatomic.engines.kopia_client import KEEP, Client, last_error
+from kopiatomic.engines.kopia_client import Client, last_error
 from kopiatomic.engines.kopia_output import Manifest, count
+from kopiatomic.engines.program import KEEP
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import process
 from kopiatomic.text import printable

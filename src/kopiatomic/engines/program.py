@@ -1,12 +1,92 @@
-"""Finding a program as execvp(3) does, with an error that says what is wrong where it cannot be started."""
+"""Programs that answer questions: found as execvp(3) does, asked within a time limit, with errors that say what is wrong."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import pwd
+from collections.abc import Callable, Mapping
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.system import process
 from kopiatomic.text import printable
+
+TIME_LIMIT = 120.0
+"""How long (seconds) a program may take for one question about its repository."""
+
+KEEP = 64 << 20
+"""How much of an answer is read (bytes)."""
+
+
+class Program:
+    """An engine's program. Its environment is the caller's, with what it lacks filled in.
+
+    ``name`` is what its errors' kinds begin with; ``KOPIATOMIC_NAME`` in the environment says where it is. ``install`` is the
+    hint where it is not there, ``attempt`` what a user would try where it does not answer.
+    """
+
+    def __init__(self, name: str, environment: Mapping[str, str], *, install: str, attempt: Callable[[], str]) -> None:
+        self.name = name
+        self._given = dict(environment)
+        self._install = install
+        self._attempt = attempt
+        self._path: str | None = None
+        self.version: str | None = None
+        self.additions: dict[str, str] = {}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The whole environment of its processes."""
+        return {**self._given, **self.additions}
+
+    @property
+    def named(self) -> str:
+        """The program as the user names it, whether it exists or not."""
+        return self._given.get(f"KOPIATOMIC_{self.name.upper()}") or self.name
+
+    @property
+    def path(self) -> str:
+        """Where it is. Raises KopiatomicError: NAME-missing, NAME-not-executable."""
+        if self._path is None:
+            self._path = find(self.named, self.environment, kind=self.name, hint=self._install)
+        return self._path
+
+    def run(
+        self,
+        *words: str,
+        timeout: float | None = None,
+        keep: int = KEEP,
+        take: Callable[[bytes], None] | None = None,
+    ) -> process.Finished:
+        """Run one command to its end, within TIME_LIMIT or ``timeout`` seconds; ``take`` gets its output piece by piece.
+
+        Raises KopiatomicError where it cannot be started (NAME-not-executable) or takes too long (NAME-unreachable).
+        """
+        argv = [self.path, *words]
+        timeout = TIME_LIMIT if timeout is None else timeout
+        try:
+            return process.run(argv, timeout=timeout, environment=self.environment, keep=keep, take=take)
+        except process.TimeLimitError:
+            what = next((word for word in words if not word.startswith("-")), words[0])
+            raise KopiatomicError(
+                f"{self.name} {what} gave no answer within {timeout:g} s",
+                kind=f"{self.name}-unreachable",
+                hint=f"Is its repository reachable? Try: {self._attempt()}",
+            ) from None
+        except OSError as error:
+            raise KopiatomicError(
+                f"cannot start {printable(argv[0])}: {error.strerror}",
+                kind=f"{self.name}-not-executable",
+                hint=self._install,
+            ) from None
+
+
+def user() -> tuple[str, str]:
+    """Name and home directory of the user that this program runs as."""
+    try:
+        entry = pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return f"user {os.geteuid()}", "/"
+    return entry.pw_name, entry.pw_dir
 
 
 def find(name: str, environment: Mapping[str, str], *, kind: str, hint: str) -> str:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _LISTED = 20
 """How many datasets the summary lists; the rest is counted (--verbose lists all)."""
 
+_KEPT = {"borg": "archive"}
+"""What an engine calls that which it keeps, where that is not a snapshot."""
+
 Style = str
 """A colour for the first word of a line that is bold, or "bold", or empty."""
 
@@ -102,9 +105,9 @@ def _engine_lines(engine: EngineReport) -> list[str]:
     result = engine.result
     assert result is not None
     words = [engine.name + (f" {engine.version}" if engine.version else "")]
-    several = len(result.sources) > 1
+    several = len({source.snapshot_id for source in result.sources}) > 1
     if result.snapshot_id and not several:
-        words.append(f"snapshot {result.snapshot_id}")
+        words.append(f"{_KEPT.get(engine.name, 'snapshot')} {result.snapshot_id}")
     statistics = result.statistics
     if "files_total" in statistics:
         words.append(f"{statistics['files_total']:,} files, {size(statistics.get('bytes_total', 0))}")

@@ -7,7 +7,7 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kopiatomic.errors import KopiatomicError
@@ -49,11 +49,13 @@ def run(
     timeout: float,
     environment: Mapping[str, str] | None = None,
     keep: int = KEEP,
+    take: Callable[[bytes], None] | None = None,
 ) -> Finished:
     """Run a program to its end and return its output (at most ``keep`` bytes of each stream).
 
-    ``timeout`` is in seconds. However this function is left, the program and its process group have ended. Raises
-    FileNotFoundError, PermissionError, OSError as ``subprocess`` does, TimeLimitError, and Interrupted.
+    ``timeout`` is in seconds. ``take`` is called with each piece of standard output, which then is not kept. The program
+    has no terminal, so that it cannot ask for a password. However this function is left, the program and its process group
+    have ended. Raises FileNotFoundError, PermissionError, OSError as ``subprocess`` does, TimeLimitError, and Interrupted.
     """
     global started
     # One that came while signals were deferred wakes no wait any more.
@@ -66,7 +68,7 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=None if environment is None else dict(environment),
-        process_group=0,
+        start_new_session=True,
     )
     started += 1
     assert process.stdout is not None
@@ -93,6 +95,9 @@ def run(
                     if not chunk:
                         selector.unregister(key.fileobj)
                         open_streams -= 1
+                        continue
+                    if take is not None and key.fileobj is process.stdout:
+                        take(chunk)
                         continue
                     kept = output[key.fileobj]  # type: ignore[index]
                     kept += chunk[: max(0, keep - len(kept))]

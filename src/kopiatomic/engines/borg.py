@@ -1,0 +1,342 @@
+"""The engine Borg (1.2 and 1.4): ``borg create`` of all sources as one archive, and what came of it by Borg's own words.
+
+What counts is the result that it prints, what its repository says of that archive, and the list of entries that Borg prints
+while it stores them: to ask the repository for that list would mean to read all metadata of the archive once more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+from kopiatomic.engines import Job, flags, repository
+from kopiatomic.engines.borg_output import Output, archive_in, messages
+from kopiatomic.engines.listing import Listing, left_out, pattern
+from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
+from kopiatomic.system import process
+from kopiatomic.text import ended, first_few, printable
+
+OLDEST = (1, 2, 0)
+"""The tests of this engine were run against 1.2.4 (Debian 12) and 1.4. 2.0 has another command line."""
+NEWEST = (2,)
+
+ARCHIVE = "{hostname}-{instant}"
+"""The name of an archive unless told otherwise: ``{instant}`` is ours, everything else in braces Borg's."""
+
+_INSTALL = "Install Borg 1.2 or 1.4 (https://borgbackup.readthedocs.io), or set KOPIATOMIC_BORG to where it is."
+
+_PASSPHRASES = ("BORG_PASSPHRASE", "BORG_PASSCOMMAND", "BORG_PASSPHRASE_FD")
+
+_WARNINGS = frozenset({1, *range(100, 128)})
+"""Exit status where something went wrong on the way: the classic one, and those of BORG_EXIT_CODES=modern (1.4)."""
+
+_SHARED = frozenset({"--rsh", "--remote-path", "--lock-wait", "--umask"})
+"""Flags that every command of a run is given."""
+
+_SYNTAX = flags.Syntax(
+    long=MappingProxyType(
+        {
+            "-e": "--exclude",
+            "-c": "--checkpoint-interval",
+            "-C": "--compression",
+            "-n": "--dry-run",
+            "-x": "--one-file-system",
+        }
+    ),
+    valued=_SHARED
+    | {"--exclude", "--exclude-from", "--pattern", "--patterns-from", "--checkpoint-interval", "--compression"}
+    | {"--comment", "--timestamp", "--chunker-params", "--files-cache", "--exclude-if-present", "--filter"},
+    refused=MappingProxyType(
+        {
+            "--dry-run": "nothing is saved",
+            "--content-from-command": "it backs up a command's output in place of the view",
+            "--paths-from-stdin": "it backs up other files than the view",
+            "--paths-from-command": "it backs up other files than the view",
+            "--paths-from-shell-command": "it backs up other files than the view",
+        }
+    ),
+)
+
+_KINDS: tuple[tuple[str, str, str, str], ...] = (
+    (
+        r"LockTimeout|LockError\w*|LockFailed",
+        "borg-locked",
+        "Borg's repository, or its cache, is locked",
+        "Wait until the other Borg has ended; if none works on it any more, because it was killed: borg break-lock",
+    ),
+    (
+        r"PassphraseWrong",
+        "borg-wrong-password",
+        "Borg's repository refuses the passphrase",
+        "Check BORG_PASSPHRASE, BORG_PASSCOMMAND or BORG_PASSPHRASE_FD.",
+    ),
+    (
+        r"NoPassphraseFailure|PasscommandFailure",
+        "borg-password-missing",
+        "Borg does not know the passphrase of its repository",
+        "Set BORG_PASSCOMMAND or BORG_PASSPHRASE: nobody can be asked for it.",
+    ),
+    (
+        r"Repository\.(DoesNotExist|ParentPathDoesNotExist|InvalidRepository|PathAlreadyExists)",
+        "borg-no-repository",
+        "there is no repository of Borg's",
+        "Check its name, or make it first: borg init",
+    ),
+    (
+        r"Cache\.(RepositoryAccessAborted|CacheInitAbortedError|EncryptionMethodMismatch|RepositoryReplay)|.*Tam\w*Error",
+        "borg-unconfirmed",
+        "Borg wants to be told that this repository is the right one",
+        "Say so once yourself, as the same user: borg info",
+    ),
+    (
+        r"MandatoryFeatureUnsupported",
+        "borg-newer-format",
+        "Borg's repository has a format that this Borg does not know",
+        "Use a newer Borg.",
+    ),
+    (
+        r"Connection\w+|UnexpectedRPCDataFormatFromServer",
+        "borg-unreachable",
+        "Borg cannot reach its repository",
+        "Is its server there, and does ssh reach it without asking for anything?",
+    ),
+    (
+        r"KeyfileNotFoundError|RepoKeyNotFoundError",
+        "borg-key-missing",
+        "Borg has no key for its repository",
+        "Is it in ~/.config/borg/keys of the user that this runs as (BORG_KEYS_DIR)?",
+    ),
+)
+"""What failures mean, by Borg's own words for them (``msgid``)."""
+
+
+class Borg(repository.RepositoryEngine):
+    """One backup with Borg. Make a new one for each run.
+
+    ``options`` are the words of ``-o``, ``environment`` is what Borg inherits, ``named`` the repository (``--repository``),
+    ``archive`` the name of the archive. Raises UsageError for options that do not go with a backup of the view.
+    """
+
+    engine = "borg"
+    shared = _SHARED
+    version_words = ("--version",)
+
+    def __init__(
+        self, options: Sequence[str], environment: Mapping[str, str], named: str | None, archive: str | None
+    ) -> None:
+        super().__init__(options, environment, _SYNTAX, install=_INSTALL, attempt="borg info")
+        self._name = archive or ARCHIVE
+        if "/" in self._name or "::" in self._name or self._name != self._name.strip():
+            raise UsageError(
+                f"--archive {printable(self._name)}: it may not hold a slash, :: or outer spaces",
+                kind="usage",
+                hint="For example: --archive 'home-{instant}'",
+            )
+        self._repository = named or environment.get("BORG_REPO")
+        additions = self._program.additions
+        if named:
+            additions["BORG_REPO"] = named
+        self._without_passphrase = not any(name in environment for name in _PASSPHRASES)
+        if self._without_passphrase:
+            # Where the repository needs none, this changes nothing; else it fails at once and asks nobody.
+            additions["BORG_PASSPHRASE"] = ""
+        self._output = Output()
+
+    @property
+    def _where(self) -> str | None:
+        """The repository, as Borg will find it."""
+        return self._repository
+
+    @property
+    def _caches(self) -> dict[str, str]:
+        """Where Borg keeps its cache, and what it has seen of repositories (helpers/fs.py). Keys it only reads."""
+        environment = self._program.environment
+        base = environment.get("BORG_BASE_DIR")
+        home = base or environment["HOME"]
+
+        def below(variable: str, ours: str, general: str, folder: str) -> str:
+            general = environment.get(general, "") if not base else ""
+            return environment.get(variable) or os.path.join(general or os.path.join(home, folder), ours)
+
+        config = below("BORG_CONFIG_DIR", "borg", "XDG_CONFIG_HOME", ".config")
+        return {
+            "cache": os.path.abspath(below("BORG_CACHE_DIR", "borg", "XDG_CACHE_HOME", ".cache")),
+            "security folder": os.path.abspath(
+                environment.get("BORG_SECURITY_DIR") or os.path.join(config, "security")
+            ),
+        }
+
+    def check(self, plan: Plan) -> list[str]:
+        """Make sure that Borg can back this plan up: two processes of Borg's. Returns warnings.
+
+        Raises KopiatomicError: kinds borg-missing, borg-not-executable, borg-unsupported, borg-no-repository,
+        borg-password-missing, borg-wrong-password, borg-locked, borg-unreachable, borg-newer-format, borg-unconfirmed,
+        borg-key-missing, borg-failed, one-file-system, repository-in-selection.
+        """
+        warnings = self._check_version(lambda version: OLDEST <= version < NEWEST)
+        repository.check_mounts("borg", self._given, plan)
+        if not self._repository:
+            raise KopiatomicError(
+                "Borg was not told its repository",
+                kind="borg-no-repository",
+                hint="Name it: --repository, or BORG_REPO in the environment.",
+            )
+        # Opens repository, key and cache, and takes and gives back their locks.
+        finished = self._ask("info", "--json")
+        if finished.status not in {0, *_WARNINGS}:
+            raise self._failure(finished)
+        when = self._value("--timestamp")
+        if when is not None:
+            warnings.append(
+                f"-o sets the time of Borg's archive to {printable(when)}: not the instant of the snapshots"
+            )
+        return warnings + self._check_place(plan)
+
+    def _ask(self, command: str, *words: str) -> process.Finished:
+        return self._program.run(command, "--log-json", *self._shared_words, *words)
+
+    def _failure(self, finished: process.Finished) -> KopiatomicError:
+        """What a failed command means."""
+        errors = [m for m in messages(finished.stderr) if m.get("levelname") in {"ERROR", "CRITICAL"}]
+        said = str(errors[-1].get("message", "")) if errors else finished.errors.strip().rpartition("\n")[2]
+        message_id = str(errors[-1].get("msgid") or "") if errors else ""
+        return self._meaning(message_id, printable(said.strip().partition("\n")[0]), finished.status)
+
+    def _meaning(self, message_id: str, said: str, status: int) -> KopiatomicError:
+        if message_id == "PassphraseWrong" and self._without_passphrase:
+            message_id = "NoPassphraseFailure"
+            said = f"it wants one, and none of {', '.join(_PASSPHRASES)} is set"
+        if message_id == "Repository.InvalidRepositoryConfig" and "not supported" in said:
+            message_id = "MandatoryFeatureUnsupported"
+        for pattern_, kind, what, hint in _KINDS:
+            if re.fullmatch(pattern_, message_id):
+                return KopiatomicError(f"{what}: {said}", kind=kind, hint=hint)
+        try_it = shlex.join(["borg", "info", *self._shared_words])
+        return KopiatomicError(
+            f"borg failed ({ended(status)}): {said or 'it gave no reason'}", kind="borg-failed", hint=f"Try: {try_it}"
+        )
+
+    def command(self, job: Job) -> Command:
+        """The command; the archive's time is the instant to the second, and its name has it to the millisecond.
+
+        ``--timestamp`` is UTC in 1.2 and local time in 1.4: the process's zone is UTC.
+
+        In the engine's PID namespace Borg would take the locks of other Borgs for those of dead processes, and others would
+        take ours for such: a host id of the run's own tells them apart, so that neither removes the other's.
+        """
+        self._output.listing = Listing("borg", job, "?")
+        seconds, nanoseconds = divmod(job.sets.started_ns, 10**9)
+        start = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        argv = self._argv(self._program.path, job.plan, start, f"{start}.{nanoseconds // 10**6:03d}")
+        return Command(argv=argv, environment={**self._program.additions, "BORG_HOST_ID": f"kopiatomic-{job.run_id}"})
+
+    def describe(self, plan: Plan) -> Sequence[str]:
+        """The argv in words; needs neither Borg nor a repository."""
+        return self._argv(self._program.named, plan, "TIME-OF-THE-SNAPSHOTS", "INSTANT")
+
+    def _argv(self, program: str, plan: Plan, time: str, instant: str) -> list[str]:
+        argv = [program, "create"]
+        # The first pattern that matches decides.
+        for directory in left_out(plan):
+            argv += ["--exclude", f"sh:{pattern(directory)}"]
+        argv += [word for given in self._given for word in given.words]
+        if self._value("--timestamp") is None:
+            argv += ["--timestamp", time]
+        # Of these the last one decides: how we are told is not the user's to say.
+        argv += ["--json", "--log-json", "--progress", "--list", "--filter", "AMUCEdshbcfix-?"]
+        return [*argv, "::" + self._name.replace("{instant}", instant), *plan.sources]
+
+    def feed(self, stream: str, data: bytes) -> list[str | Progress]:
+        """Take output; empty ``data`` says that the stream has ended."""
+        return self._output.feed(stream, data)
+
+    def _judge(self, job: Job, end: EngineEnd) -> EngineResult:
+        output = self._output
+        archive = output.archive
+        if end.status not in {0, *_WARNINGS} or end.stopped:
+            if end.stopped or end.status < 0:
+                why = f"borg failed ({ended(end.status)}{', stopped by this run' if end.stopped else ''}): {output.said(1)}"
+            else:
+                why = self._meaning(output.message_id, output.said(1), end.status).message
+            return self._with_checkpoint(job, EngineResult(saved=False, complete=False, message=why))
+        if archive is None:
+            why = f"borg ended without an error and without an archive: {output.said() or 'it gave no reason'}"
+            return EngineResult(saved=False, complete=False, message=why)
+        unproven = self._unproven(archive)
+        if unproven is not None:
+            return EngineResult(saved=False, complete=False, message=unproven)
+        assert output.listing is not None
+        reasons = self._not_saved(end)
+        start = datetime.fromtimestamp(job.sets.started_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        if self._value("--timestamp") is None and archive["start"][: len(start)] != start:
+            reasons.append(f"the time of Borg's archive is {printable(archive['start'])}, which is not the instant")
+        reasons += output.listing.lacking()
+        return EngineResult(
+            saved=True,
+            complete=not reasons,
+            message="; ".join(reasons),
+            snapshot_id=printable(archive["name"]),
+            root_object=archive["id"],
+            statistics=self._statistics(archive),
+            problems=output.problems,
+            problem_count=output.problem_count,
+        )
+
+    def _unproven(self, archive: Mapping[str, Any]) -> str | None:
+        """Why the repository does not show an archive that Borg told of; None where it does."""
+        name = printable(archive["name"])
+        try:
+            finished = self._ask("info", "--json", f"::{archive['name']}")
+            shown = archive_in(finished.stdout)
+            if shown is not None and (shown["id"], shown["start"]) == (archive["id"], archive["start"]):
+                return None
+            why = "it shows another one" if shown is not None else self._failure(finished).message
+        except KopiatomicError as error:
+            why = error.message
+        return f"borg told of the archive {name}, which its repository did not show: {why}"
+
+    def _not_saved(self, end: EngineEnd) -> list[str]:
+        """What Borg warned of: in a frozen tree there is nothing that may be overlooked."""
+        output = self._output
+        failed = max(output.problem_count, output.statuses["E"] + output.statuses["C"])
+        if failed:
+            return [f"{failed} {'entry' if failed == 1 else 'entries'} could not be saved"]
+        return [f"borg ended with warnings: {output.said() or 'it named none'}"] if end.status != 0 else []
+
+    def _with_checkpoint(self, job: Job, result: EngineResult) -> EngineResult:
+        """A result that names the checkpoint that a broken-off Borg left, if there is one."""
+        instant = re.escape(datetime.fromtimestamp(job.sets.started_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+        name = self._name.partition("{instant}")
+        pattern_ = re.sub(r"\{[^}]*\}", "*", name[0]) + ("*" if name[1] else "")
+        try:
+            finished = self._ask(
+                "list", "--json", "--consider-checkpoints", "--glob-archives", f"{pattern_}*.checkpoint*"
+            )
+            archives = json.loads(finished.stdout)["archives"]
+            names = [str(a["name"]) for a in archives if not name[1] or re.search(instant, str(a["name"]))]
+        except (KopiatomicError, ValueError, KeyError, TypeError):
+            return result
+        if names:
+            result.snapshot_id = printable(names[-1])
+            result.message += f"; it left {first_few(names)}, which is only a part, and no backup"
+        return result
+
+    def _statistics(self, archive: Mapping[str, Any]) -> dict[str, int]:
+        statuses, stats = self._output.statuses, archive.get("stats") or {}
+        return {
+            "files_total": sum(statuses[letter] for letter in "AMUC"),
+            "files_cached": statuses["U"],
+            "files_hashed": sum(statuses[letter] for letter in "AMC"),
+            "directories_total": statuses["d"],
+            "symlinks_total": statuses["s"],
+            "bytes_total": int(stats.get("original_size", 0)),
+            "bytes_added": int(stats.get("deduplicated_size", 0)),
+            "errors": self._output.problem_count,
+        }

@@ -1,0 +1,95 @@
+"""Does what an engine saved show every mount of the view? Judged by what it lists itself."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from kopiatomic.engines import Job
+from kopiatomic.filesystems import SYSTEM
+from kopiatomic.model import Layout, Plan
+from kopiatomic.text import printable
+
+
+@dataclass(slots=True)
+class Found:
+    """What an engine's list shows at a place."""
+
+    kind: str = ""
+    """"d" for a directory, "f" for a file, empty where it is not in the list itself."""
+    size: int | None = None
+    """Of a file in bytes, where the list has it."""
+    filled: bool = False
+    """Whether something is listed in it."""
+
+
+class Listing:
+    """Takes what an engine lists, entry by entry, and keeps what is of interest: the places of mounts.
+
+    ``stand_in`` is what the engine writes for each byte of a name that is no text.
+    """
+
+    def __init__(self, engine: str, job: Job, stand_in: str) -> None:
+        self._engine = engine
+        self._job = job
+        self._stand_in = stand_in
+        paths = {place: self.spelled(job.plan.path(place)).strip("/") for place in job.mounted}
+        self._found = {path: Found() for path in paths.values()}
+        self._paths = paths
+
+    def spelled(self, path: str) -> str:
+        """A path as the engine writes it."""
+        return re.sub("[\udc80-\udcff]", self._stand_in.replace("\\", "\\\\"), path)
+
+    def take(self, path: str, kind: str, size: int | None = None) -> None:
+        """An entry of the list, and of which kind it is."""
+        path = path.strip("/")
+        parent = self._found.get(path.rpartition("/")[0])
+        if parent is not None and path:
+            parent.filled = True
+        found = self._found.get(path)
+        if found is not None:
+            found.kind, found.size = kind, size
+
+    def lacking(self) -> list[str]:
+        """Mounts that are not shown, or shown empty though they are not, in words."""
+        return [text for place, path in self._paths.items() if (text := self._lacks(place, self._found[path]))]
+
+    def _lacks(self, place: str, found: Found) -> str | None:
+        size = self._job.volumes.get(place)
+        if place == "/" and self._job.plan.path(place) == "/":
+            # The root of all has no entry of its own.
+            found.kind = "d"
+        if found.kind != ("d" if size is None else "f"):
+            return f"{self._named(place)} is not in what {self._engine} saved: do its exclusions leave it out?"
+        if size is not None and found.size not in {None, size}:
+            return (
+                f"{self._named(place)} has {found.size} bytes in what {self._engine} saved, and the volume has {size}"
+            )
+        if size is None and place in self._job.filled and not found.filled and not _emptied(place, self._job.plan):
+            return (
+                f"{self._named(place)} is empty in what {self._engine} saved, and the dataset is not: do its exclusions or a "
+                "CACHEDIR.TAG leave its content out?"
+            )
+        return None
+
+    def _named(self, place: str) -> str:
+        dataset = next((t.dataset.name for t in self._job.plan.taken if place in t.places), None)
+        return printable(place) + (f" ({printable(dataset)})" if dataset is not None else "")
+
+
+def left_out(plan: Plan) -> list[str]:
+    """Directories of which an engine must not read the content: what it writes, and with ``/`` what is of the system."""
+    if plan.layout is not Layout.IN_PLACE:
+        return []
+    return sorted({*plan.writable, *(SYSTEM if "/" in plan.sources else ())})
+
+
+def _emptied(place: str, plan: Plan) -> bool:
+    """Whether a place is one of these, or below one."""
+    return any(place == top or place.startswith(f"{top}/") for top in left_out(plan))
+
+
+def pattern(directory: str) -> str:
+    """What leaves out all that a directory holds, as a shell's pattern that is meant literally up to its last slash."""
+    return re.sub(r"[*?\[]", r"[\g<0>]", directory.rstrip("/")) + "/*"

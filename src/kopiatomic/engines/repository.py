@@ -1,0 +1,168 @@
+"""What restic and Borg have in common: a repository that is named by a text, and all sources as one snapshot in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import ClassVar
+
+from kopiatomic.engines import Job, flags, location
+from kopiatomic.engines.flags import Given
+from kopiatomic.engines.own import Own, source_of
+from kopiatomic.engines.program import Program, user
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.masking import credentials
+from kopiatomic.model import EngineEnd, EngineResult, Layout, Plan, Progress, Saved
+from kopiatomic.text import printable
+
+
+def folder(repository: str | None) -> str | None:
+    """The folder that a repository is, or None: absolute, without the scheme that says that it is one."""
+    if not repository:
+        return None
+    path = re.sub(r"^(local:|file://)", "", repository)
+    # Both take a path with a colon for something remote, unless a slash comes first.
+    if re.match(r"^[^/]*:", path):
+        return None
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def check_mounts(engine: str, given: Iterable[Given], plan: Plan) -> None:
+    """Refuse what would drop the mounts inside a source. Raises KopiatomicError of kind one-file-system."""
+    flag = "--one-file-system"
+    places = [plan.path(place) for taken in plan.taken for place, _ in taken.shown]
+    inside = [path for path in places if path not in plan.sources]
+    if inside and any(one.flag == flag for one in given):
+        raise KopiatomicError(
+            f"-o {flag}: {engine} would silently leave out {printable(inside[0])} and every other mount in its sources",
+            kind="one-file-system",
+            hint=f"Leave {flag} out; to keep other filesystems out of it, use --only-frozen.",
+        )
+
+
+def excluded(given: Iterable[Given]) -> set[str]:
+    """The paths that the user's own options leave out, whole or in content."""
+    values = (re.sub(r"^(fm|sh|pp|pf):", "", one.value) for one in given if one.flag == "--exclude")
+    return {value.removesuffix("/*").rstrip("/") for value in values if value.startswith("/")}
+
+
+class RepositoryEngine(ABC):
+    """An engine that keeps what it saves in a repository that a text names, and all sources of a run as one."""
+
+    engine: ClassVar[str]
+    shared: ClassVar[frozenset[str]]
+    """Flags that every command of a run is given: which repository, how it is reached."""
+    version_words: ClassVar[tuple[str, ...]]
+
+    def __init__(
+        self,
+        options: Sequence[str],
+        environment: Mapping[str, str],
+        syntax: flags.Syntax,
+        *,
+        install: str,
+        attempt: str,
+    ) -> None:
+        self._given = flags.parse(self.engine, options, syntax)
+        self._install = install
+        self._environment = environment
+        self._program = Program(self.engine, environment, install=install, attempt=lambda: attempt)
+        # Times that are given, and that are written, are in the zone of the process.
+        self._program.additions["TZ"] = "UTC"
+        if not environment.get("HOME"):
+            self._program.additions["HOME"] = user()[1]
+
+    @property
+    def name(self) -> str:
+        """The engine's name in words and JSON."""
+        return self.engine
+
+    @property
+    def version(self) -> str | None:
+        """The program's version, known after the check."""
+        return self._program.version
+
+    @property
+    def secrets(self) -> Sequence[str]:
+        """The password in the repository's name (``rest:https://user:password@host/``)."""
+        return credentials(self._where or "")
+
+    @property
+    @abstractmethod
+    def _where(self) -> str | None:
+        """The repository, as the program will find it."""
+
+    @property
+    @abstractmethod
+    def _caches(self) -> Mapping[str, str]:
+        """The folders that the program writes to, besides the repository: what, and where."""
+
+    @abstractmethod
+    def _judge(self, job: Job, end: EngineEnd) -> EngineResult:
+        """What came of it."""
+
+    @abstractmethod
+    def feed(self, stream: str, data: bytes) -> list[str | Progress]:
+        """Take output; empty ``data`` says that the stream has ended."""
+
+    def _value(self, flag: str) -> str | None:
+        """The last value of a flag; None where it was not given."""
+        return next((g.value for g in reversed(self._given) if g.flag == flag), None)
+
+    @property
+    def _shared_words(self) -> list[str]:
+        return [word for g in self._given if g.flag in self.shared for word in g.words]
+
+    def _check_version(self, supported: Callable[[tuple[int, ...]], bool]) -> list[str]:
+        """Ask for the version; returns warnings. Raises KopiatomicError of kind ENGINE-unsupported."""
+        path = printable(self._program.path)
+        said = self._program.run(*self.version_words).stdout.decode("utf-8", "backslashreplace").strip()
+        found = re.match(rf"{self.engine}\S* ((\d+)\.(\d+)\.(\d+)\S*)", said)
+        if found is None:
+            return [f"the version of {path} is not known ({printable(said[:80])!r}); going on with it"]
+        self._program.version = found[1]
+        if not supported(tuple(int(part) for part in found.groups()[1:])):
+            raise KopiatomicError(
+                f"{path} is {self.engine} {found[1]}, which is not supported",
+                kind=f"{self.engine}-unsupported",
+                hint=self._install,
+            )
+        return []
+
+    def _check_place(self, plan: Plan) -> list[str]:
+        """What the merged layout needs to be said. Raises KopiatomicError of kind repository-in-selection."""
+        if plan.layout is Layout.IN_PLACE:
+            return []
+        found = location.check_repository(self.engine, folder(self._where), plan)
+        left_out = f"to leave it out, give {self.engine} an exclusion (-o '--exclude=PATTERN')"
+        return found + location.notes(self.engine, self._caches.items(), plan, left_out=left_out)
+
+    def own(self, plan: Plan) -> list[Own]:
+        """Its folders are left out of every backup in place; a repository only where the user says so."""
+        found = [Own(f"{self.engine}'s {what}", path, skipped=True) for what, path in self._caches.items()]
+        path = folder(self._where)
+        source = source_of(os.path.realpath(path), plan) if path is not None else None
+        if path is not None and source is not None:
+            real = os.path.realpath(path)
+            why = f"Have {self.engine} leave it out (-o '--exclude={printable(real)}'), or move it out of what is backed up."
+            found.append(Own(f"{self.engine}'s repository", path, bool({path, real} & excluded(self._given)), why))
+        return found
+
+    def skips(self, path: str) -> bool:
+        """Whatever stays live in a frozen tree is given to the program as an exclusion."""
+        return True
+
+    def judge(self, job: Job, end: EngineEnd) -> EngineResult:
+        """Read the result, then ask the repository for it. Never raises for the program's failures."""
+        for stream in ("stdout", "stderr"):
+            self.feed(stream, b"")
+        result = self._judge(job, end)
+        told = (result.snapshot_id, result.saved, result.complete, result.message)
+        result.sources = [Saved(source, *told) for source in job.plan.sources]
+        return result
+
+    def finish(self) -> list[str]:
+        """Nothing is put off: what is removed from a repository, and when, is the user's to say."""
+        return []

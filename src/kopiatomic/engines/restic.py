@@ -1,0 +1,335 @@
+"""The engine restic: ``restic backup`` of all sources as one snapshot, and what came of it by restic's own words.
+
+What counts is the summary that it prints and what its repository shows of that snapshot. Exit status 0 alone says little: a
+source that does not exist is left out with a warning and 0 (0.14.0). Status 3 is a snapshot that lacks files (0.10.0).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+from kopiatomic.engines import Job, flags, repository
+from kopiatomic.engines.lines import JsonLines
+from kopiatomic.engines.listing import Listing, left_out, pattern
+from kopiatomic.engines.restic_output import Output, number
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
+from kopiatomic.system import process
+from kopiatomic.text import ended, first_few, printable
+
+OLDEST = (0, 14, 0)
+"""The oldest restic that the tests of this engine were run against (August 2022)."""
+
+_INCOMPLETE = 3
+_INSTALL = "Install restic (https://restic.net), or set KOPIATOMIC_RESTIC to where it is."
+
+_SHARED = frozenset(
+    [
+        "--repo",
+        "--repository-file",
+        "--password-file",
+        "--password-command",
+        "--key-hint",
+        "--cacert",
+        "--tls-client-cert",
+        "--insecure-tls",
+        "--insecure-no-password",
+        "--option",
+        "--cache-dir",
+        "--no-cache",
+        "--retry-lock",
+        "--limit-upload",
+        "--limit-download",
+        "--http-user-agent",
+        "--stuck-request-timeout",
+    ]
+)
+"""Flags that every command of a run is given: which repository, how it is reached."""
+
+_NO_VALUE = frozenset({"--insecure-tls", "--insecure-no-password", "--no-cache"})
+
+_SYNTAX = flags.Syntax(
+    long=MappingProxyType(
+        {
+            "-r": "--repo",
+            "-p": "--password-file",
+            "-o": "--option",
+            "-e": "--exclude",
+            "-g": "--group-by",
+            "-H": "--host",
+            "-n": "--dry-run",
+            "-x": "--one-file-system",
+        }
+    ),
+    valued=(_SHARED - _NO_VALUE) | {"--exclude", "--iexclude", "--group-by", "--host", "--time", "--tag", "--parent"},
+    refused=MappingProxyType(
+        {
+            "--dry-run": "nothing is saved",
+            "--stdin": "it backs up an input stream in place of the view",
+            "--stdin-from-command": "it backs up a command's output in place of the view",
+            "--files-from": "it backs up other files than the view",
+            "--files-from-verbatim": "it backs up other files than the view",
+            "--files-from-raw": "it backs up other files than the view",
+            "--skip-if-unchanged": "each run is proven by a snapshot of its own",
+        }
+    ),
+)
+
+_KINDS: tuple[tuple[int, str, str, str, str], ...] = (
+    (
+        12,
+        r"wrong password or no key",
+        "restic-wrong-password",
+        "restic's repository refuses the password",
+        "Check RESTIC_PASSWORD, RESTIC_PASSWORD_FILE or RESTIC_PASSWORD_COMMAND.",
+    ),
+    (
+        -1,
+        r"empty password|Resolving password failed|unable to read password",
+        "restic-password-missing",
+        "restic does not know the password of its repository",
+        "Set RESTIC_PASSWORD_FILE, RESTIC_PASSWORD_COMMAND or RESTIC_PASSWORD: nobody can be asked for it.",
+    ),
+    (
+        11,
+        r"already locked|unable to create lock",
+        "restic-locked",
+        "restic's repository is locked",
+        "Wait until the other restic has ended; if none works on it any more: restic unlock",
+    ),
+    (
+        -1,
+        r"[Pp]lease specify repository location",
+        "restic-no-repository",
+        "restic was not told its repository",
+        "Name it: --repository, or RESTIC_REPOSITORY in the environment.",
+    ),
+    (
+        -1,
+        r"unsupported repository version",
+        "restic-newer-format",
+        "restic's repository has a format that this restic does not know",
+        "Use a newer restic.",
+    ),
+    (
+        -1,
+        r"connection refused|no such host|i/o timeout|sftp session|network is unreachable|no route to host",
+        "restic-unreachable",
+        "restic cannot reach its repository",
+        "Is its storage there (mounted, switched on, server running)?",
+    ),
+    (
+        10,
+        r"unable to open config file|repository does not exist",
+        "restic-no-repository",
+        "there is no repository of restic's",
+        "Check its name, or make it first: restic init",
+    ),
+)
+"""What failures mean: exit status (0.17.0 and later), text (all versions, seen with 0.14.0 and 0.18.0), kind, words, hint."""
+
+
+class Restic(repository.RepositoryEngine):
+    """One backup with restic. Make a new one for each run.
+
+    ``options`` are the words of ``-o``, ``environment`` is what restic inherits, ``named`` the repository (``--repository``).
+    Raises UsageError for options that do not go with a backup of the view.
+    """
+
+    engine = "restic"
+    shared = _SHARED - {"--repo"}
+    version_words = ("version",)
+
+    def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
+        super().__init__(options, environment, _SYNTAX, install=_INSTALL, attempt="restic snapshots")
+        self._repository = next((g.value for g in self._given if g.flag == "--repo"), named)
+        additions = self._program.additions
+        additions.setdefault("RESTIC_PROGRESS_FPS", environment.get("RESTIC_PROGRESS_FPS") or "2")
+        if self._repository is not None:
+            # Not in its argv, which every user can read: it may carry a password.
+            additions |= {"RESTIC_REPOSITORY": self._repository, "RESTIC_REPOSITORY_FILE": ""}
+        self._output = Output()
+
+    @property
+    def _where(self) -> str | None:
+        """The repository as restic will find it."""
+        if self._repository is not None:
+            return self._repository
+        file = self._value("--repository-file") or self._environment.get("RESTIC_REPOSITORY_FILE")
+        if not file:
+            return self._environment.get("RESTIC_REPOSITORY")
+        try:
+            with open(file, encoding="utf-8", errors="surrogateescape") as opened:
+                return opened.read().strip()
+        except OSError:
+            return None
+
+    @property
+    def _caches(self) -> dict[str, str]:
+        """Where restic keeps its cache (internal/cache/dir.go)."""
+        if any(g.flag == "--no-cache" for g in self._given):
+            return {}
+        environment = self._program.environment
+        found = self._value("--cache-dir") or environment.get("RESTIC_CACHE_DIR")
+        if not found:
+            base = environment.get("XDG_CACHE_HOME") or os.path.join(environment["HOME"], ".cache")
+            found = os.path.join(base, "restic")
+        return {"cache": os.path.abspath(found)}
+
+    def check(self, plan: Plan) -> list[str]:
+        """Make sure that restic can back this plan up: two restic processes. Returns warnings.
+
+        Raises KopiatomicError: kinds restic-missing, restic-not-executable, restic-unsupported, restic-no-repository,
+        restic-password-missing, restic-wrong-password, restic-locked, restic-unreachable, restic-newer-format,
+        restic-failed, one-file-system, repository-in-selection.
+        """
+        warnings = self._check_version(lambda version: version >= OLDEST)
+        repository.check_mounts("restic", self._given, plan)
+        # Takes and gives back a lock, as the backup will.
+        finished = self._program.run("cat", "config", *self._shared_words)
+        if finished.status != 0:
+            raise self._failure(finished)
+        when = self._value("--time")
+        if when is not None:
+            warnings.append(
+                f"-o sets the time of restic's snapshot to {printable(when)}: not the instant of the snapshots"
+            )
+        return warnings + self._check_place(plan)
+
+    def _failure(self, finished: process.Finished) -> KopiatomicError:
+        """What a failed command means."""
+        said = [line for line in finished.errors.splitlines() if line.strip()]
+        last = next(
+            (line for line in said if "Fatal: " in line or "failed: " in line), (said or ["it gave no reason"])[-1]
+        )
+        last = last.removeprefix("Fatal: ")
+        try_it = f"Try: {shlex.join(['restic', 'snapshots', *self._shared_words])}"
+        for status, text, kind, what, hint in _KINDS:
+            if finished.status == status or re.search(text, finished.errors):
+                return KopiatomicError(f"{what}: {last}", kind=kind, hint=hint)
+        return KopiatomicError(f"restic failed ({ended(finished.status)}): {last}", kind="restic-failed", hint=try_it)
+
+    def command(self, job: Job) -> Command:
+        """The command; the snapshot's time is the instant, to the second."""
+        start = datetime.fromtimestamp(job.sets.started_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        argv = self._argv(self._program.path, job.plan, start)
+        return Command(argv=argv, environment=self._program.additions)
+
+    def describe(self, plan: Plan) -> Sequence[str]:
+        """The argv in words; needs neither restic nor a repository."""
+        return self._argv(self._program.named, plan, "TIME-OF-THE-SNAPSHOTS")
+
+    def _argv(self, program: str, plan: Plan, time: str) -> list[str]:
+        argv = [program, "backup", "--json"]
+        for directory in left_out(plan):
+            argv += ["--exclude", pattern(directory.replace("\\", "\\\\"))]
+        if self._value("--time") is None:
+            argv += ["--time", time]
+        argv += [word for given in self._given if given.flag != "--repo" for word in given.words]
+        return [*argv, "--", *plan.sources]
+
+    def feed(self, stream: str, data: bytes) -> list[str | Progress]:
+        """Take output; empty ``data`` says that the stream has ended."""
+        return self._output.feed(stream, data)
+
+    def _judge(self, job: Job, end: EngineEnd) -> EngineResult:
+        output = self._output
+        summary = output.summary or {}
+        short = summary.get("snapshot_id")
+        if end.status not in {0, _INCOMPLETE} or end.stopped:
+            stopped = ", stopped by this run" if end.stopped else ""
+            why = f"restic failed ({ended(end.status)}{stopped}): {output.said() or 'it gave no reason'}"
+            return EngineResult(saved=False, complete=False, message=why)
+        if not isinstance(short, str) or not short:
+            said = output.said()
+            why = f"restic ended without an error and without a snapshot{': ' + said if said else ''}"
+            return EngineResult(saved=False, complete=False, message=why)
+        listing = Listing("restic", job, "\ufffd")
+        try:
+            shown = self._shown(short, job, listing)
+        except KopiatomicError as error:
+            why = f"restic told of the snapshot {printable(short)}, which its repository did not show: {error.message}"
+            return EngineResult(saved=False, complete=False, message=why)
+        reasons = [*self._differences(shown, job, listing), *listing.lacking()]
+        if end.status == _INCOMPLETE or output.problem_count:
+            count = output.problem_count
+            what = f"{count} {'entry' if count == 1 else 'entries'} could not be saved" if count else output.said(1)
+            reasons.insert(0, what or "some files could not be read")
+        return EngineResult(
+            saved=True,
+            complete=not reasons,
+            message="; ".join(reasons),
+            snapshot_id=str(shown["id"]),
+            root_object=str(shown.get("tree") or "") or None,
+            statistics=_statistics(summary, output.problem_count),
+            problems=output.problems,
+            problem_count=output.problem_count,
+        )
+
+    def _shown(self, snapshot: str, job: Job, listing: Listing) -> Mapping[str, Any]:
+        """What the repository says of a snapshot; the entries go into ``listing``. Raises KopiatomicError.
+
+        ``restic ls`` with directories reads only the trees on the way to them, and of these the first level.
+        """
+        lines = JsonLines()
+        head: dict[str, Any] = {}
+
+        def take(data: bytes) -> None:
+            for found in lines.feed(data):
+                if isinstance(found, str):
+                    continue
+                if "path" in found and "type" in found:
+                    kind = {"dir": "d", "file": "f"}.get(str(found["type"]), "?")
+                    listing.take(str(found["path"]), kind, number(found, "size"))
+                elif "paths" in found:
+                    head.update(found)
+
+        places = [job.plan.path(place) for place in job.mounted]
+        finished = self._program.run(
+            "ls", "--json", "--no-lock", *self._shared_words, "--", snapshot, *places, take=take
+        )
+        take(b"")
+        if finished.status != 0:
+            raise self._failure(finished)
+        if not str(head.get("id", "")).startswith(snapshot):
+            raise KopiatomicError("its answer is of another one", kind="restic-failed")
+        return head
+
+    def _differences(self, shown: Mapping[str, Any], job: Job, listing: Listing) -> list[str]:
+        """What the repository says otherwise than it should."""
+        found = []
+        paths = {str(path) for path in shown.get("paths") or ()}
+        wanted = {listing.spelled(source) for source in job.plan.sources}
+        if paths != wanted:
+            found.append(f"restic's snapshot is of {first_few(sorted(paths))} and not of {first_few(sorted(wanted))}")
+        if self._value("--time") is None and _seconds(shown.get("time")) != job.sets.started_ns // 10**9:
+            found.append(
+                f"the time of restic's snapshot is {printable(str(shown.get('time')))}, which is not the instant"
+            )
+        return found
+
+
+def _seconds(text: object) -> int | None:
+    """A time as restic writes it, in seconds since the epoch."""
+    try:
+        return int(datetime.fromisoformat(re.sub(r"\.\d+", "", str(text))).timestamp())
+    except ValueError:
+        return None
+
+
+def _statistics(summary: Mapping[str, Any], errors: int) -> dict[str, int]:
+    return {
+        "files_total": number(summary, "total_files_processed"),
+        "bytes_total": number(summary, "total_bytes_processed"),
+        "files_cached": number(summary, "files_unmodified"),
+        "files_hashed": number(summary, "files_new") + number(summary, "files_changed"),
+        "directories_total": sum(number(summary, f"dirs_{key}") for key in ("new", "changed", "unmodified")),
+        "bytes_added": number(summary, "data_added"),
+        "errors": errors,
+    }

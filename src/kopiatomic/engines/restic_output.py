@@ -1,0 +1,81 @@
+"""What ``restic backup --json`` writes: a JSON object a line, on both streams (facts of 0.14.0 to 0.18.0, seen)."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kopiatomic.engines.lines import JsonLines
+from kopiatomic.engines.results import PROBLEMS
+from kopiatomic.model import FileProblem, Progress
+from kopiatomic.text import printable
+
+KEEP_ERRORS = 20
+"""How many of the last lines that are no JSON are kept for the message of a failure."""
+
+
+def number(document: Mapping[str, Any], key: str) -> int:
+    """A count in one of restic's objects; 0 where it is left out, as restic does with zeros."""
+    value = document.get(key)
+    return value if isinstance(value, int) else 0
+
+
+class Output:
+    """Takes restic's output as it comes, in bounded memory."""
+
+    def __init__(self) -> None:
+        self._streams = {"stdout": JsonLines(), "stderr": JsonLines()}
+        self._last: deque[str] = deque(maxlen=KEEP_ERRORS)
+        self.summary: Mapping[str, Any] | None = None
+        """The result, if there was one."""
+        self.problems: list[FileProblem] = []
+        """The first files that could not be saved."""
+        self.problem_count = 0
+
+    def feed(self, stream: str, data: bytes) -> list[str | Progress]:
+        """Take a piece of a stream (empty: it has ended); returns lines to pass through, and progress."""
+        return [out for found in self._streams[stream].feed(data) for out in self._take(found)]
+
+    def _take(self, found: Mapping[str, Any] | str) -> Iterator[str | Progress]:
+        if isinstance(found, str):
+            if found.strip():
+                self._last.append(found)
+                yield found
+            return
+        kind = found.get("message_type")
+        if kind == "status" and ("bytes_done" in found or "files_done" in found or "total_bytes" in found):
+            total = number(found, "total_bytes")
+            yield Progress(number(found, "files_done"), number(found, "bytes_done"), total or None)
+        elif kind == "summary":
+            self.summary = found
+        elif kind == "error":
+            yield self._problem(found)
+        elif kind == "exit_error":
+            text = printable(str(found.get("message", "")))
+            self._last.append(text)
+            yield text
+
+    def _problem(self, found: Mapping[str, Any]) -> str:
+        problem = FileProblem(printable(str(found.get("item") or "?")), _reason(found.get("error")))
+        self.problem_count += 1
+        if len(self.problems) < PROBLEMS:
+            self.problems.append(problem)
+        return f"not saved: {problem.path}: {problem.message}"
+
+    def said(self, count: int = 3) -> str:
+        """The last lines that are no JSON, as one."""
+        return "; ".join(line.strip().removeprefix("Fatal: ") for line in list(self._last)[-count:])
+
+
+def _reason(error: object) -> str:
+    """Why a file failed: a text in later versions, the fields of Go's own error in earlier ones."""
+    if not isinstance(error, dict):
+        return printable(str(error))
+    if isinstance(error.get("message"), str):
+        return printable(error["message"])
+    cause = error.get("Err")
+    if isinstance(cause, int):
+        cause = os.strerror(cause)
+    return printable(": ".join(str(part) for part in (error.get("Op"), cause) if part) or str(error))

@@ -1,0 +1,327 @@
+"""restic and Borg before anything is made: what is wrong is said by kind, and no question waits for an answer."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from kopiatomic import engines
+from kopiatomic.engines import flags
+from kopiatomic.engines.own import source_of
+from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.masking import MASK, Secrets
+from kopiatomic.model import Layout
+from tests.support.repositories import Borg, Restic
+from tests.unit.engine_bench import EngineBench
+
+
+def test_all_is_well(bench: EngineBench) -> None:
+    engine = bench.engine()
+    assert engine.check(bench.plan) == []
+    assert engine.version is not None
+    assert engine.version[0].isdigit()
+
+
+def test_a_wrong_password(bench: EngineBench) -> None:
+    bench.environment[bench.repository.password_variable] = "wrong"
+    assert bench.refused().kind == f"{bench.repository.engine}-wrong-password"
+
+
+def test_no_password_is_not_asked_for(bench: EngineBench) -> None:
+    """Also on a terminal: ssh and getpass look for one by themselves."""
+    del bench.environment[bench.repository.password_variable]
+    code = (
+        "import sys\nfrom kopiatomic import engines\nfrom kopiatomic.errors import KopiatomicError\n"
+        "from tests.unit.engine_bench import EngineBench\n"
+        f"engine = engines.create(None, [], engine={bench.repository.engine!r}, environment={bench.environment!r})\n"
+        f"plan = EngineBench.plan_of(*map(__import__('pathlib').Path, {[str(bench.other)]!r}))\n"
+        "try:\n    engine.check(plan)\nexcept KopiatomicError as error:\n    print(error.kind)\n"
+    )
+    program = bench.base / "program.py"
+    program.write_text(code)
+    # script(1) gives it a terminal of its own.
+    argv = ["script", "-qec", shlex.join(["python3", str(program)]), "/dev/null"]
+    tree = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": f"{tree / 'src'}:{tree}:{os.pathsep.join(__import__('sys').path)}"}
+    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert f"{bench.repository.engine}-password-missing" in done.stdout, done.stdout
+
+
+def test_no_repository(bench: EngineBench) -> None:
+    kind = f"{bench.repository.engine}-no-repository"
+    variable = bench.repository.variable
+    for wrong in (str(bench.base / "nowhere"), str(bench.other)):
+        bench.environment[variable] = wrong
+        error = bench.refused()
+        assert error.kind == kind
+        assert wrong in error.message
+    del bench.environment[variable]
+    error = bench.refused()
+    assert error.kind == kind
+    assert "--repository" in str(error.hint)
+
+
+def test_a_repository_that_cannot_be_reached(bench: EngineBench) -> None:
+    remote = {"restic": "rest:http://127.0.0.1:1/x", "borg": "ssh://nobody@127.0.0.1:1/./x"}
+    bench.environment[bench.repository.variable] = remote[bench.repository.engine]
+    assert bench.refused().kind == f"{bench.repository.engine}-unreachable"
+
+
+def test_a_repository_that_does_not_answer(bench: EngineBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    from kopiatomic.engines import program
+
+    monkeypatch.setattr(program, "TIME_LIMIT", 1.0)
+    bench.fake('case "$*" in *version*) exec $REAL "$@";; esac; exec sleep 60')
+    assert bench.refused().kind in {f"{bench.repository.engine}-unreachable"}
+
+
+def test_borgs_repository_is_locked(borg_bench: EngineBench) -> None:
+    lock = borg_bench.repository.path / "lock.exclusive"
+    lock.mkdir()
+    (lock / "elsewhere@1.1-0").touch()
+    error = borg_bench.refused()
+    assert error.kind == "borg-locked"
+    assert "break-lock" in str(error.hint)
+
+
+def test_restics_repository_is_locked(restic_bench: EngineBench) -> None:
+    """By a check, which wants it alone, and which is held still in the midst of it."""
+    repository = restic_bench.repository
+    locks = repository.path / "locks"
+    environment = {**os.environ, **repository.environment}
+    with subprocess.Popen([repository.program, "check", "--read-data"], env=environment, stdout=-3) as checking:
+        while not any("tmp" not in lock.name for lock in locks.iterdir()) and checking.poll() is None:
+            time.sleep(0.001)
+        checking.send_signal(signal.SIGSTOP)
+        try:
+            error = restic_bench.refused()
+        finally:
+            checking.send_signal(signal.SIGCONT)
+    assert error.kind == "restic-locked"
+    assert "restic unlock" in str(error.hint)
+
+
+def test_a_repository_of_a_newer_format(bench: EngineBench) -> None:
+    config = bench.repository.path / "config"
+    if bench.repository.engine == "borg":
+        config.write_text(config.read_text().replace("version = 1", "version = 3"))
+    else:
+        # restic's is encrypted: its words are told by a stand-in.
+        bench.fake(
+            'case "$1" in cat) echo "Fatal: config cannot be loaded: unsupported repository version 3" >&2; exit 1;; esac\n'
+            'exec $REAL "$@"'
+        )
+    assert bench.refused().kind == f"{bench.repository.engine}-newer-format"
+
+
+def test_borg_wants_to_know_that_it_is_the_right_one(borg_bench: EngineBench) -> None:
+    """A repository that is somewhere else than before: Borg asks, and nobody is there."""
+    moved = borg_bench.repository.folder / "moved"
+    borg_bench.engine().check(borg_bench.plan)
+    borg_bench.repository.path.rename(moved)
+    borg_bench.environment["BORG_REPO"] = str(moved)
+    error = borg_bench.refused()
+    assert error.kind == "borg-unconfirmed"
+    assert "borg info" in str(error.hint)
+
+
+def test_any_other_failure(bench: EngineBench) -> None:
+    bench.fake('case "$*" in *version*) exec $REAL "$@";; esac; echo strange >&2; exit 77')
+    error = bench.refused()
+    assert error.kind == f"{bench.repository.engine}-failed"
+    assert "exit status 77" in error.message
+    assert "strange" in error.message
+
+
+def test_the_program_is_not_there(bench: EngineBench) -> None:
+    del bench.environment[f"KOPIATOMIC_{bench.repository.engine.upper()}"]
+    bench.environment["PATH"] = str(bench.one)
+    assert bench.refused().kind == f"{bench.repository.engine}-missing"
+
+
+@pytest.mark.parametrize("version", ["0.9.6", "2.0.0b14"])
+def test_a_version_that_is_not_supported(version: str, bench: EngineBench) -> None:
+    name = bench.repository.engine
+    bench.fake(f'echo \'{name} {version} compiled with x\'; [ "$1" = cat ] && exec $REAL "$@"; exit 0')
+    if name == "restic" and version.startswith("2"):
+        bench.engine().check(bench.plan)
+        return
+    assert bench.refused().kind == f"{name}-unsupported"
+
+
+def test_a_version_that_nobody_knows(bench: EngineBench) -> None:
+    bench.fake('case "$*" in *version*) echo dev;; *) exec $REAL "$@";; esac')
+    (warning,) = bench.engine().check(bench.plan)
+    assert "is not known ('dev')" in warning
+
+
+# Options
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ("restic", ["--dry-run"]),
+        ("restic", ["-vn"]),
+        ("restic", ["--stdin"]),
+        ("restic", ["--files-from=/x"]),
+        ("restic", ["--skip-if-unchanged"]),
+        ("restic", ["--", "/etc"]),
+        ("borg", ["-sn"]),
+        ("borg", ["--paths-from-stdin"]),
+        ("borg", ["--content-from-command"]),
+    ],
+)
+def test_options_that_make_it_something_else(engine: str, words: list[str]) -> None:
+    with pytest.raises(UsageError):
+        engines.create(None, words, engine=engine, environment={})
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"command": ["tar"], "engine": "restic"},
+        {"engine": None, "repository": "/x"},
+        {"engine": "kopia", "repository": "/x"},
+        {"engine": "restic", "archive": "x"},
+        {"engine": "borg", "archive": "a/b"},
+    ],
+)
+def test_words_that_do_not_go_together(words: dict[str, object]) -> None:
+    command = words.pop("command", None)
+    with pytest.raises(UsageError):
+        engines.create(command, [], environment={}, **words)  # type: ignore[arg-type]
+
+
+SYNTAX = flags.Syntax(long={"-r": "--repo", "-x": "--one-file-system"}, valued=frozenset({"--repo"}), refused={})
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--repo", "/a"], [("--repo", "/a")]),
+        (["--repo=/a", "-x"], [("--repo", "/a"), ("--one-file-system", "")]),
+        (["-r", "/a"], [("--repo", "/a")]),
+        (["-r/a"], [("--repo", "/a")]),
+        (["-xr/a", "b"], [("--one-file-system", ""), ("--repo", "/a"), ("", "b")]),
+        (["-xr", "-b"], [("--one-file-system", ""), ("--repo", "-b")]),
+        (["-v=2", "-"], [("-v", "2"), ("", "-")]),
+        (["--repo"], [("--repo", "")]),
+    ],
+)
+def test_how_options_are_read(words: list[str], found: list[tuple[str, str]]) -> None:
+    assert [(given.flag, given.value) for given in flags.parse("x", words, SYNTAX)] == found
+
+
+def test_mounts_that_would_be_left_out_are_refused(bench: EngineBench) -> None:
+    error = bench.refused("-x")
+    assert error.kind == "one-file-system"
+    assert str(bench.inner) in error.message
+    bench.engine("-x").check(bench.plan_of(bench.other))
+
+
+def test_a_time_of_the_users_is_warned_of(bench: EngineBench) -> None:
+    words = {"restic": "--time=2020-01-01 00:00:00", "borg": "--timestamp=2020-01-01T00:00:00"}
+    (warning,) = bench.engine(words[bench.repository.engine]).check(bench.plan)
+    assert "not the instant" in warning
+
+
+# Secrets
+
+
+@pytest.mark.parametrize("words", [["-r", "{}"], ["--repo={}"], []])
+def test_a_password_in_the_repositorys_name_is_in_no_argv(words: list[str], restic_bench: EngineBench) -> None:
+    url = "rest:https://ann:geheim@backup.example/ann"
+    engine = restic_bench.engine(*(w.format(url) for w in words), repository=None if words else url)
+    assert list(engine.secrets) == ["geheim"]
+    assert "geheim" not in " ".join(engine.describe(restic_bench.plan))
+    restic_bench.fake('echo "$RESTIC_REPOSITORY" > $0.seen; echo "restic 0.14.0"; [ "$1" = version ]')
+    restic_bench.environment["RESTIC_REPOSITORY_FILE"] = "/other"
+    with pytest.raises(KopiatomicError):
+        restic_bench.engine("-r", url).check(restic_bench.plan)
+    assert (restic_bench.base / "fake.seen").read_text() == url + "\n"
+
+
+def test_a_password_in_a_url_is_masked() -> None:
+    line = ["kopiatomic", "--repository", "rest:https://ann:geheim@backup.example/ann", "x"]
+    hidden = Secrets(line, {}).command_line(line)
+    assert "geheim" not in hidden
+    assert f"https://ann:{MASK}@backup.example/ann" in hidden
+    assert Secrets(line, {}).values == ["geheim"]
+    assert Secrets(["ssh://ann@host:22/./x"], {}).values == []
+
+
+# What it writes itself
+
+
+def owned(bench: EngineBench, *options: str) -> dict[str, tuple[str, bool]]:
+    return {o.what: (o.path, o.skipped) for o in bench.engine(*options).own(bench.plan)}
+
+
+def test_restics_own_folders(restic_bench: EngineBench) -> None:
+    home = restic_bench.environment["HOME"]
+    assert owned(restic_bench)["restic's cache"] == (restic_bench.environment["RESTIC_CACHE_DIR"], True)
+    assert owned(restic_bench, "--cache-dir=/c")["restic's cache"] == ("/c", True)
+    assert "restic's cache" not in owned(restic_bench, "--no-cache")
+    del restic_bench.environment["RESTIC_CACHE_DIR"]
+    assert owned(restic_bench)["restic's cache"] == (f"{home}/.cache/restic", True)
+    restic_bench.environment["XDG_CACHE_HOME"] = "/xdg"
+    assert owned(restic_bench)["restic's cache"] == ("/xdg/restic", True)
+
+
+def test_borgs_own_folders(borg_bench: EngineBench) -> None:
+    base = borg_bench.environment.pop("BORG_BASE_DIR")
+    home = borg_bench.environment["HOME"]
+    default = {"borg's cache": (f"{home}/.cache/borg", True)}
+    assert owned(borg_bench) == default | {"borg's security folder": (f"{home}/.config/borg/security", True)}
+    borg_bench.environment |= {"XDG_CACHE_HOME": "/cache", "XDG_CONFIG_HOME": "/config"}
+    assert [path for path, _ in owned(borg_bench).values()] == ["/cache/borg", "/config/borg/security"]
+    borg_bench.environment["BORG_BASE_DIR"] = base
+    assert [path for path, _ in owned(borg_bench).values()] == [f"{base}/.cache/borg", f"{base}/.config/borg/security"]
+    borg_bench.environment |= {"BORG_CACHE_DIR": "/1", "BORG_CONFIG_DIR": "/2"}
+    assert [path for path, _ in owned(borg_bench).values()] == ["/1", "/2/security"]
+    borg_bench.environment["BORG_SECURITY_DIR"] = "/3"
+    assert [path for path, _ in owned(borg_bench).values()] == ["/1", "/3"]
+
+
+def test_borg_itself_says_the_same(borg_bench: EngineBench) -> None:
+    import json
+
+    said = json.loads(borg_bench.repository("info", "--json").stdout)
+    folders = dict(owned(borg_bench))
+    assert source_of(said["cache"]["path"], replace(borg_bench.plan_of(Path(folders["borg's cache"][0]))))
+    assert said["security_dir"].startswith(folders["borg's security folder"][0] + "/")
+
+
+@pytest.mark.parametrize("with_scheme", [False, True])
+def test_a_repository_in_a_source_has_to_be_left_out(with_scheme: bool, bench: EngineBench) -> None:
+    inside = bench.one / "repository"
+    scheme = {"restic": "local:", "borg": "file://"}[bench.repository.engine] if with_scheme else ""
+    bench.environment[bench.repository.variable] = scheme + str(inside)
+    what = f"{bench.repository.engine}'s repository"
+    assert owned(bench)[what] == (str(inside), False)
+    assert owned(bench, f"--exclude={inside}")[what] == (str(inside), True)
+    assert owned(bench, "-e", f"{inside}/*")[what] == (str(inside), True)
+    assert owned(bench, f"--exclude={inside}2")[what] == (str(inside), False)
+
+
+@pytest.mark.parametrize("remote", ["sftp:host:/a", "rest:http://h/", "s3:x", "ssh://h/a", "user@host:a", "rclone:a:b"])
+def test_a_repository_elsewhere_is_no_folder(remote: str, bench: EngineBench) -> None:
+    bench.environment[bench.repository.variable] = remote
+    assert f"{bench.repository.engine}'s repository" not in owned(bench)
+
+
+def test_a_repository_in_the_selection_merged(repository: Restic | Borg, tmp_path: Path) -> None:
+    bench = EngineBench(repository, tmp_path)
+    plan = bench.plan_of(tmp_path, named=False, layout=Layout.MERGED)
+    assert bench.refused(plan=plan).kind == "repository-in-selection"
+    warnings = bench.engine().check(bench.plan_of(tmp_path, layout=Layout.MERGED))
+    assert any("grows with every run" in warning for warning in warnings)
+    assert any("its cache" in warning for warning in warnings)
