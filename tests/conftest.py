@@ -2,6 +2,7 @@
 
 import os
 import random
+import signal
 
 pytest_plugins = [
     "tests.support.programs",
@@ -11,6 +12,9 @@ pytest_plugins = [
 ]
 if "KOPIATOMIC_IN_VM" not in os.environ:
     pytest_plugins.append("tests.support.vm_items")
+
+# Under nohup(1) it is ignored, and stays so in every program that the tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # Tests that choose some of very many cases choose by this; a failure is repeated with the same one.
 os.environ.setdefault("KOPIATOMIC_TEST_SEED", str(random.randrange(1_000_000)))
