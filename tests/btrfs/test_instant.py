@@ -121,7 +121,11 @@ def one_set(subvolumes: list[Path], number: int) -> tuple[bool, list[int]]:
     for path in subvolumes:
         fd = os.open(path, os.O_RDONLY)
         taken.append(
-            Taken(Dataset("btrfs", str(path), "", str(path), ioctls.subvolume(fd).id, device), str(path), named=True)
+            Taken(
+                Dataset("btrfs", str(path), ioctls.filesystem_uuid(fd), str(path), ioctls.subvolume(fd).id, device),
+                str(path),
+                named=True,
+            )
         )
         os.close(fd)
     maker = BtrfsMaker(f"kopiatomic_test{number}", "", taken)
