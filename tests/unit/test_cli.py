@@ -137,6 +137,10 @@ def test_what_is_not_said_has_these_defaults(parse: Parse) -> None:
         (("-o", 'a"', "tank"), "no closing quotation"),
         (("-c", "a\\", "tank"), "no escaped character"),
         (("-c", "  ", "tank"), "the command is empty"),
+        (("-c", "true", "--engine", "borg", "tank"), "-c and --engine exclude each other"),
+        (("--engine", "tar", "tank"), "'tar' is not one of 'kopia', 'restic', 'borg'"),
+        (("--archive", "x", "tank"), "--archive is for --engine borg"),
+        (("--repository", "/x", "tank"), "--repository is for --engine restic and borg"),
         *((("--name", name, "tank"), "one path component") for name in ("", ".", "..", "a/b", "/a", "-a")),
     ],
 )

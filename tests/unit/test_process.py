@@ -1,7 +1,9 @@
 """Programs that kopiatomic asks something are bounded in time and output, and leave nothing running."""
 
 import os
+import shlex
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -129,3 +131,17 @@ def test_no_descriptor_of_ours_reaches_a_program() -> None:
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+def test_a_program_finds_no_terminal_to_ask_on(tmp_path: Path) -> None:
+    """Where the caller has one: script(1) gives it."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import os\nfrom kopiatomic.system import process\n"
+        "os.close(os.open('/dev/tty', os.O_RDWR))\n"
+        "print(process.run(['sh', '-c', 'exec 3</dev/tty; echo found'], timeout=10).stdout)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    argv = ["script", "-qec", shlex.join([sys.executable, str(program)]), "/dev/null"]
+    done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "b''", done.stdout
