@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kopiatomic.paths import topmost
+
 UNMOUNTED = "/.unmounted"
 """Where in the view datasets appear that have no place of their own."""
 
@@ -153,8 +155,7 @@ class Plan:
         """What the engine is given: the root of the view, or the topmost true paths."""
         if self.layout is Layout.MERGED:
             return (self.root,)
-        places = sorted({place for taken in self.taken for place in taken.places})
-        return tuple(p for p in places if not any(p != q and p.startswith(q.rstrip("/") + "/") for q in places))
+        return topmost(place for taken in self.taken for place in taken.places)
 
     @property
     def scratch(self) -> str:

@@ -10,8 +10,9 @@ from kopiatomic.errors import KopiatomicError, UsageError, place_needed
 from kopiatomic.facts import Facts
 from kopiatomic.filesystems import PSEUDO, SYSTEM, may_hang
 from kopiatomic.model import UNMOUNTED, VOLUMES, Judged, Layout, Plan, Taken, Uncovered, Verdict
+from kopiatomic.paths import below, is_at_or_below, tree_order
 from kopiatomic.request import Request, is_path, is_pattern
-from kopiatomic.selection import Selection, below, is_at_or_below, not_a_dataset
+from kopiatomic.selection import Selection, not_a_dataset
 from kopiatomic.selection.btrfs import BtrfsSelection
 from kopiatomic.selection.zfs import ZfsSelection
 from kopiatomic.system.mountinfo import holder, parents
@@ -35,7 +36,7 @@ def select(facts: Facts, request: Request) -> Plan:
     if not shared.taken:
         raise _nothing(request, judged)
     _check_places(shared)
-    taken = sorted(shared.taken, key=lambda t: t.place.rstrip("/").split("/"))
+    taken = sorted(shared.taken, key=lambda t: tree_order(t.place))
     if request.layout is Layout.IN_PLACE:
         _require_true_paths(taken)
         taken = _seen_again(shared, taken)
@@ -44,7 +45,7 @@ def select(facts: Facts, request: Request) -> Plan:
         root=request.root,
         taken=tuple(taken),
         scaffolds=tuple(_scaffolds(shared, taken, {u.point for u in uncovered if u.live})),
-        judged=tuple(sorted(judged, key=lambda j: (j.filesystem != "zfs", j.name.rstrip("/").split("/")))),
+        judged=tuple(sorted(judged, key=lambda j: (j.filesystem != "zfs", tree_order(j.name)))),
         uncovered=tuple(uncovered),
         notes=tuple(shared.notes),
         layout=request.layout,
@@ -222,4 +223,4 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
         elif point in parts:
             item = replace(item, note=f"but for {', '.join(map(printable, parts[point]))}")
         found.append(item)
-    return sorted(found, key=lambda u: u.point.rstrip("/").split("/"))
+    return sorted(found, key=lambda u: tree_order(u.point))

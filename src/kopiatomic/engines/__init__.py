@@ -10,6 +10,7 @@ from typing import Protocol
 from kopiatomic.engines.own import Own
 from kopiatomic.errors import UsageError
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Sets
+from kopiatomic.paths import below, is_at_or_below
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,8 @@ class Job:
         found = {}
         for place in self.mounted:
             path = self.plan.path(place)
-            if path == source:
-                found["/"] = place
-            elif path.startswith(source.rstrip("/") + "/"):
-                found["/" + path[len(source.rstrip("/")) + 1 :]] = place
+            if is_at_or_below(path, source):
+                found[f"/{below(path, source)}"] = place
         return found
 
     @property

@@ -28,6 +28,7 @@ from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_output import Manifest, Output, count, parse_manifest
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Layout, Plan, Progress
+from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.text import ended, printable
 
 _LATEST = 20
@@ -106,12 +107,13 @@ class Kopia:
             why = "Set ignore-cache-dirs to true in kopia's policy, or move it (kopia cache set --cache-directory)."
             found.append(own.Own("kopia's cache", cache, self._leaves_out_caches(cache), why, cache=True))
         repository = kopia_location.repository(self._status)
-        source = own.source_of(os.path.realpath(repository), plan) if repository else None
+        real = os.path.realpath(repository) if repository is not None else ""
+        source = own.source_of(real, plan)
         if repository is not None and source is not None:
-            rule = os.path.realpath(repository)[len(source.rstrip("/")) :]
+            rule = f"/{below(real, source)}"
             mend = self._client.hint_command("policy", "set", source, f"--add-ignore={rule}")
             why = f"Have kopia leave it out ({mend}), move it out of what is backed up, or use --layout merged."
-            skipped = self._policies[source].ignores(os.path.realpath(repository))
+            skipped = self._policies[source].ignores(real)
             found.append(own.Own("kopia's repository", repository, skipped, why))
         return found
 
@@ -121,9 +123,7 @@ class Kopia:
 
     def _leaves_out_caches(self, path: str) -> bool:
         real = os.path.realpath(path)
-        inside = [
-            p for source, p in self._policies.items() if real == source or real.startswith(source.rstrip("/") + "/")
-        ]
+        inside = [p for source, p in self._policies.items() if is_at_or_below(real, source)]
         return all(p.at(real, "files", "ignoreCacheDirs").value is not False for p in inside)
 
     def _source(self, root: str) -> kopia_policy.Source:

@@ -11,6 +11,7 @@ from kopiatomic.engines.kopia_options import Options
 from kopiatomic.engines.kopia_policy import Policies, Source
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan, Taken
+from kopiatomic.paths import below
 from kopiatomic.text import first_few, printable
 
 PLACEHOLDER_SUFFIX = ".kopia-entry"
@@ -41,7 +42,7 @@ def _places(plan: Plan) -> Iterator[tuple[Taken, str]]:
     for taken in plan.taken:
         for place in taken.places:
             yield taken, place
-            yield from ((taken, scaffold) for scaffold in plan.scaffolds if place.startswith(f"{scaffold}/"))
+            yield from ((taken, scaffold) for scaffold in plan.scaffolds if below(place, scaffold))
 
 
 def _unstorable(component: str) -> bool:
@@ -58,17 +59,17 @@ def check_one_file_system(policies: Policies, plan: Plan, path: str, client: Cli
     """
     root = policies.source.path.rstrip("/")
     for taken, place in _places(plan):
-        seen = plan.path(place)
-        if seen == path or not seen.startswith(path.rstrip("/") + "/"):
+        inside = below(plan.path(place), path)
+        if not inside:
             continue
-        named = f"{root}/{seen[len(path.rstrip('/')) + 1 :]}"
+        named = f"{root}/{inside}"
         parent = os.path.dirname(named)
         setting = policies.at(parent, "files", "oneFileSystem")
         if not setting.value:
             continue
         # Set where it acts, it cannot be overruled from above and changes nothing for other sources.
-        below = setting.target in set(policies.nested())
-        mend = setting.target if below and setting.target is not None else policies.source
+        nested = setting.target in set(policies.nested())
+        mend = setting.target if nested and setting.target is not None else policies.source
         raise KopiatomicError(
             f"kopia's policy {_target(setting.target)} sets one-file-system, in force at {printable(parent)}: kopia would "
             f"silently leave out {printable(named)} ({printable(taken.dataset.name)}) and every other mount there",
@@ -161,9 +162,9 @@ def _histories_below(plan: Plan, client: Client) -> list[str]:
     """Paths below a source that kopia has a history of: it does not go on in this backup."""
     documents = client.ask("snapshot", "list", "--json", "--max-results=1")
     known = {str((d.get("source") or {}).get("path", "")) for d in documents if isinstance(d, dict)}
-    below = sorted(p for p in known if any(p != s and p.startswith(s.rstrip("/") + "/") for s in plan.sources))
-    if not below:
+    inside = sorted(path for path in known if any(below(path, source) for source in plan.sources))
+    if not inside:
         return []
     return [
-        f"kopia has a history of {first_few(below)} of its own; it is a part of this backup and does not go on by itself"
+        f"kopia has a history of {first_few(inside)} of its own; it is a part of this backup and does not go on by itself"
     ]

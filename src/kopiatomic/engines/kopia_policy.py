@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kopiatomic.paths import below, is_at_or_below
+
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -88,23 +90,21 @@ class Policies:
         What patterns fit is not computed here; a rule that takes something back, and a policy of its own on the way, end
         the certainty.
         """
-        prefix = self.source.path.rstrip("/")
-        inside = path[len(prefix) :]
+        inside = path[len(self.source.path.rstrip("/")) :]
         ways = {inside}
         while inside.count("/") > 1:
             inside = os.path.dirname(inside)
             ways.add(inside)
-        if any(path == n.path or path.startswith(f"{n.path}/") for n in self.nested()):
+        if any(is_at_or_below(path, n.path) for n in self.nested()):
             return False
         rules = self.at_root("files", "ignore").value or []
         return not any(rule.startswith("!") for rule in rules) and any(rule.rstrip("/") in ways for rule in rules)
 
     def nested(self) -> Iterator[Source]:
         """The targets of policies below the source."""
-        prefix = self.source.path.rstrip("/") + "/"
         for target in self._by_target:
             same = (target.user, target.host) == (self.source.user, self.source.host)
-            if same and target.path.startswith(prefix) and target != self.source:
+            if same and below(target.path, self.source.path):
                 yield target
 
     def _above(self) -> Iterator[Source]:

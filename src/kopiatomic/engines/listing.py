@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from kopiatomic.engines import Job
 from kopiatomic.filesystems import SYSTEM
 from kopiatomic.model import Layout, Plan
+from kopiatomic.paths import is_at_or_below
 from kopiatomic.text import printable
 
 
@@ -87,7 +88,7 @@ def left_out(plan: Plan) -> list[str]:
 
 def _emptied(place: str, plan: Plan) -> bool:
     """Whether a place is one of these, or below one."""
-    return any(place == top or place.startswith(f"{top}/") for top in left_out(plan))
+    return any(is_at_or_below(place, top) for top in left_out(plan))
 
 
 def pattern(directory: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan, Taken
+from kopiatomic.paths import is_at_or_below
 from kopiatomic.text import printable
 
 
@@ -58,7 +59,7 @@ def _shows(taken: Taken, path: str) -> bool:
     if taken.parts == ("",):
         return True
     real = os.path.realpath(path)
-    return any(real == place or real.startswith(f"{place}/") for place in taken.places)
+    return any(is_at_or_below(real, place) for place in taken.places)
 
 
 def _device(path: str, *, climb: bool = True) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Layout, Plan
+from kopiatomic.paths import below, is_at_or_below, topmost
 from kopiatomic.system import linux
 from kopiatomic.text import printable
 
@@ -41,7 +42,7 @@ def is_cache(path: str) -> bool:
 
 def source_of(path: str, plan: Plan) -> str | None:
     """The source of a plan that a path lies in."""
-    return next((s for s in plan.sources if path == s or path.startswith(s.rstrip("/") + "/")), None)
+    return next((source for source in plan.sources if is_at_or_below(path, source)), None)
 
 
 def in_place(plan: Plan, path: str) -> bool:
@@ -97,7 +98,7 @@ def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> P
                 hint="It has to exist before the snapshot, so that it has a place there.",
             ) from None
         paths.add(path)
-    tops = sorted(p for p in paths if not any(p.startswith(f"{q}/") for q in paths))
+    tops = topmost(paths)
     # Where the mount that it is on is hidden, a directory of ours stands for that.
-    hidden = {u.point for u in plan.uncovered if not u.live and any(p.startswith(f"{u.point}/") for p in tops)}
-    return replace(plan, writable=tuple(tops), scaffolds=tuple(sorted({*plan.scaffolds, *hidden})))
+    hidden = {u.point for u in plan.uncovered if not u.live and any(below(path, u.point) for path in tops)}
+    return replace(plan, writable=tops, scaffolds=tuple(sorted({*plan.scaffolds, *hidden})))

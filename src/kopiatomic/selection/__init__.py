@@ -8,6 +8,7 @@ from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import Facts
 from kopiatomic.model import Taken
+from kopiatomic.paths import topmost
 from kopiatomic.request import Request
 from kopiatomic.system.mountinfo import Mount, visible
 from kopiatomic.text import printable
@@ -58,18 +59,7 @@ class Ask:
         """What is asked for; a part that lies in another is the same asked for twice."""
         if not self._parts or "" in self._parts:
             return ("",)
-        return tuple(sorted(p for p in self._parts if not any(below(p, q) for q in self._parts if q != p)))
-
-
-def below(path: str, top: str) -> str:
-    """A path relative to one above it; empty where it is the same or lies elsewhere."""
-    prefix = top.rstrip("/") + "/"
-    return path[len(prefix) :] if path.startswith(prefix) else ""
-
-
-def is_at_or_below(path: str, top: str) -> bool:
-    """Whether a path is another or lies in it."""
-    return path == top or bool(below(path, top))
+        return topmost(self._parts)
 
 
 def described(mount: Mount) -> str:

@@ -8,7 +8,8 @@ from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import BtrfsSubvolume
 from kopiatomic.model import Dataset, Judged, Taken, Verdict
-from kopiatomic.selection import Ask, Selection, below, is_at_or_below
+from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.selection import Ask, Selection
 from kopiatomic.system.mountinfo import holder
 from kopiatomic.text import first_few, printable
 

@@ -13,8 +13,9 @@ from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import ZfsDataset
 from kopiatomic.model import UNMOUNTED, VOLUMES, Dataset, Judged, Taken, Verdict
+from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.request import is_path
-from kopiatomic.selection import Ask, Selection, below, described, is_at_or_below
+from kopiatomic.selection import Ask, Selection, described
 from kopiatomic.system.mountinfo import Mount, holder
 from kopiatomic.text import printable
 from kopiatomic.zfs_listing import pool_suspended

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kopiatomic.model import UNMOUNTED, VOLUMES, Plan, Sets
+from kopiatomic.paths import tree_order
 from kopiatomic.text import printable
 
 SCAFFOLD = "scaffold"
@@ -105,7 +106,7 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
         ]
     if files:
         steps.append(Step("", VOLUMES, FILES, named=True, files=tuple(files), instant=sets.started_ns))
-    return sorted(steps, key=lambda step: step.place.rstrip("/").split("/"))
+    return sorted(steps, key=lambda step: tree_order(step.place))
 
 
 def above(place: str, steps: Sequence[Step]) -> Step | None:

@@ -1,0 +1,30 @@
+"""Paths, and names of datasets, as texts: which lies in which. Nothing here looks at a filesystem."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def below(path: str, top: str) -> str:
+    """A path relative to one above it; empty where it is the same or lies elsewhere."""
+    prefix = top.rstrip("/") + "/"
+    return path[len(prefix) :] if path.startswith(prefix) else ""
+
+
+def is_at_or_below(path: str, top: str) -> bool:
+    """Whether a path is another or lies in it."""
+    return path == top or bool(below(path, top))
+
+
+def tree_order(path: str) -> list[str]:
+    """What to sort by so that everything comes right behind what it lies in."""
+    return path.rstrip("/").split("/")
+
+
+def topmost(paths: Iterable[str]) -> tuple[str, ...]:
+    """Those that lie in no other of them, sorted."""
+    found: list[str] = []
+    for path in sorted(set(paths), key=tree_order):
+        if not found or not is_at_or_below(path, found[-1]):
+            found.append(path)
+    return tuple(sorted(found))
