@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from kopiatomic.model import UNMOUNTED, VOLUMES, Plan, Sets
@@ -107,12 +106,6 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
     if files:
         steps.append(Step("", VOLUMES, FILES, named=True, files=tuple(files), instant=sets.started_ns))
     return sorted(steps, key=lambda step: tree_order(step.place))
-
-
-def above(place: str, steps: Sequence[Step]) -> Step | None:
-    """The step whose mount holds a place of the view; None where only our scaffolding does."""
-    holders = [s for s in steps if s.place != place and (s.place == "/" or place.startswith(s.place + "/"))]
-    return max(holders, key=lambda s: len(s.place), default=None)
 
 
 def missing_text(missing: Missing) -> str:

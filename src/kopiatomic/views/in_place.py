@@ -14,7 +14,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import SCRATCH
 from kopiatomic.system import linux
 from kopiatomic.text import printable
-from kopiatomic.views import LIVE, SCAFFOLD, Missing, Step, View, above
+from kopiatomic.views import LIVE, SCAFFOLD, Step, View
 from kopiatomic.views.linux import (
     LOOK,
     PATH,
@@ -66,16 +66,16 @@ class InPlaceView(LinuxView):
                 os.mkdir("root", dir_fd=base)
             with Tops(base) as tops:
                 for step in self._steps:
-                    reason = self.mount(step, tops)
-                    if reason is not None:
-                        missing.append(self.refuse_named(step, Missing(step.dataset, step.place, reason)))
-                    if step.place == "/":
+                    found = self.mount(step, tops)
+                    if found is not None:
+                        missing.append(found)
+                    if step.place == "/" and not self._live_system:
                         self._furnish()
         return self.finished(self._steps, missing)
 
     def place(self, top: int, step: Step) -> int:
         """Open what a step is mounted on; only in a directory of ours it is made. Raises OSError."""
-        holder = above(step.place, self._steps)
+        holder = self.above(step.place)
         if holder is not None and holder.fstype == SCAFFOLD:
             return linux.make_beneath(top, relative(step.place))
         return super().place(top, step)
@@ -91,22 +91,16 @@ class InPlaceView(LinuxView):
         """Give the new root what is of the running system and no part of its frozen tree. Raises KopiatomicError."""
         with self.open_top() as top:
             try:
-                if not self._live_system:
-                    _furnish_dev(top)
-                    _furnish_run(top)
-                self._show_scratch(top)
+                _furnish_dev(top)
+                _furnish_run(top)
+                with closing(linux.make_beneath(top, relative(self._base))) as target:
+                    linux.mount(self._base, f"/proc/self/fd/{target}", None, linux.MS_BIND)
             except OSError as error:
                 raise KopiatomicError(
                     f"the frozen root cannot be furnished: {error.filename or ''} {error.strerror}",
                     kind="frozen-root",
                     hint="It needs empty directories /dev and /run, as every system has.",
                 ) from None
-
-    def _show_scratch(self, top: int) -> None:
-        if self._live_system:
-            return
-        with closing(linux.make_beneath(top, relative(self._base))) as target:
-            linux.mount(self._base, f"/proc/self/fd/{target}", None, linux.MS_BIND)
 
 
 @contextmanager

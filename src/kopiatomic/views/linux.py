@@ -17,7 +17,7 @@ from typing import Self
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
-from kopiatomic.views import FILES, LIVE, OURS, SCAFFOLD, Missing, Step, View, above, missing_text
+from kopiatomic.views import FILES, LIVE, OURS, SCAFFOLD, Missing, Step, View, missing_text
 from kopiatomic.views.volumes import Volumes
 
 FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
@@ -81,6 +81,7 @@ class LinuxView:
         self._base = base
         """The directory on the host that a tmpfs of ours is mounted on."""
         self._steps = list(steps)
+        self._by_place = {step.place: step for step in steps}
         self._prints: list[_Print] = []
         self._volumes = Volumes()
 
@@ -130,8 +131,16 @@ class LinuxView:
         replaced = [f"{_what(step)} was taken away or replaced while the engine ran" for step in changed]
         return [*replaced, *self._volumes.problems]
 
-    def refuse_named(self, step: Step, missing: Missing) -> Missing:
-        """Raises KopiatomicError where the user named what has no place."""
+    def open_top(self) -> AbstractContextManager[int]:
+        """The top of the view as it is seen now."""
+        return closing(os.open(self.top(), LOOK | os.O_CLOEXEC))
+
+    def mount(self, step: Step, tops: Tops) -> Missing | None:
+        """Mount one step; returns what has no place, if so. Raises KopiatomicError where the user named that."""
+        reason = self._obstacle_to(step, tops)
+        if reason is None:
+            return None
+        missing = Missing(step.dataset, step.place, reason)
         if step.named:
             raise KopiatomicError(
                 missing_text(missing),
@@ -141,11 +150,7 @@ class LinuxView:
             )
         return missing
 
-    def open_top(self) -> AbstractContextManager[int]:
-        """The top of the view as it is seen now."""
-        return closing(os.open(self.top(), LOOK | os.O_CLOEXEC))
-
-    def mount(self, step: Step, tops: Tops) -> str | None:
+    def _obstacle_to(self, step: Step, tops: Tops) -> str | None:
         """Mount one step; returns why its place does not exist, if so."""
         with self.open_top() as root:
             try:
@@ -163,9 +168,13 @@ class LinuxView:
         finally:
             os.close(target)
 
+    def above(self, place: str) -> Step | None:
+        """The step whose mount holds a place of the view; None where only our scaffolding does."""
+        return next((self._by_place[p] for p in mountinfo.parents(place) if p in self._by_place), None)
+
     def _inside(self, place: str) -> str:
         """Whose frozen tree holds a place, in words; empty where ours does."""
-        holder = above(place, self._steps)
+        holder = self.above(place)
         return "" if holder is None or holder.fstype in OURS else f" in the snapshot of {printable(holder.dataset)}"
 
     def place(self, top: int, step: Step) -> int:
@@ -181,16 +190,22 @@ class LinuxView:
         elif step.fstype == "zfs" and not step.part:
             linux.mount(step.source, target, "zfs", FLAGS)
         else:
-            top = tops.of(step)
-            try:
-                source = linux.open_beneath(top, step.part or ".", ANY if step.file else PATH)
-            except OSError as error:
-                return _obstacle(top, step.part, step.place.removesuffix(step.part), error) + " in its snapshot"
-            with closing(source):
-                if step.fstype == "btrfs" and btrfs.is_left_out(source):
-                    return f"{printable(step.place)} is a subvolume of its own in its snapshot"
-                # A bind of a read-only mount is read-only itself.
-                linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
+            with tops.of(step) as top:
+                return self._bind(step, top, target)
+        return None
+
+    @staticmethod
+    def _bind(step: Step, top: int, target: str) -> str | None:
+        """Show a snapshot, or a part of it, whose top directory is open. As :meth:`mount_on`."""
+        try:
+            source = linux.open_beneath(top, step.part or ".", ANY if step.file else PATH)
+        except OSError as error:
+            return _obstacle(top, step.part, step.place.removesuffix(step.part), error) + " in its snapshot"
+        with closing(source):
+            if step.fstype == "btrfs" and btrfs.is_left_out(source):
+                return f"{printable(step.place)} is a subvolume of its own in its snapshot"
+            # A bind of a read-only mount is read-only itself.
+            linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
         return None
 
     def _take_prints(self, steps: Sequence[Step]) -> list[_Print]:
@@ -221,6 +236,7 @@ class LinuxView:
 
 @contextmanager
 def closing(fd: int) -> Iterator[int]:
+    """A descriptor that is closed at the end of the block."""
     try:
         yield fd
     finally:
@@ -246,6 +262,7 @@ def _what(step: Step) -> str:
 
 
 def relative(place: str) -> str:
+    """A place as a path below the view's top, as it is opened."""
     return place.strip("/") or "."
 
 
@@ -254,7 +271,7 @@ def _joined(root: str, place: str) -> str:
 
 
 class Tops:
-    """The tops of snapshots, open as directories of mounts on directories of our own, which go with the block.
+    """The tops of snapshots, in mounts on directories of our own, which go with the block.
 
     A bind of a part outlives them.
     """
@@ -262,29 +279,28 @@ class Tops:
     def __init__(self, base: int) -> None:
         self._base = base
         self._mounts: dict[str, int] = {}
-        self._tops: list[int] = []
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for fd in self._tops:
-            os.close(fd)
         for position, fd in enumerate(self._mounts.values()):
             linux.detach(f"/proc/self/fd/{fd}")
             os.close(fd)
             os.rmdir(_ASIDE.format(position), dir_fd=self._base)
 
-    def of(self, step: Step) -> int:
-        """The top directory of a step's snapshot. Raises OSError, KopiatomicError."""
+    @contextmanager
+    def of(self, step: Step) -> Iterator[int]:
+        """The top directory of a step's snapshot, open. Raises OSError, KopiatomicError."""
         if step.fstype == "zfs":
-            return self._mounted(step.source, "zfs", None)
+            yield self._mounted(step.source, "zfs", None)
+            return
         try:
             mounted = self._mounted(step.device, "btrfs", f"subvolid={btrfs.TOP_LEVEL}")
         except OSError as error:
             raise not_permitted(f"the Btrfs filesystem {printable(step.device)} cannot be mounted", error) from None
-        self._tops.append(linux.open_beneath(mounted, step.source, PATH))
-        return self._tops[-1]
+        with closing(linux.open_beneath(mounted, step.source, PATH)) as top:
+            yield top
 
     def _mounted(self, source: str, fstype: str, data: str | None) -> int:
         """Mounted once. A detached mount cannot be the source of a bind: it stays attached until the end."""

@@ -15,7 +15,7 @@ from kopiatomic.filesystems import may_hang
 from kopiatomic.model import UNMOUNTED, VOLUMES
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.text import printable
-from kopiatomic.views import SCAFFOLD, Missing, Step, View
+from kopiatomic.views import SCAFFOLD, Step, View
 from kopiatomic.views.linux import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, closing, opened, relative
 
 
@@ -30,14 +30,10 @@ class MergedView(LinuxView):
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
         scaffolding = _scaffolding(self._steps)
         self.mount_base()
-        missing = []
         with self.open_top() as base:
             with Tops(base) as tops:
                 steps = [piece for step in self._steps for piece in _pieces(step, tops)]
-                for step in steps:
-                    reason = self.mount(step, tops)
-                    if reason is not None:
-                        missing.append(self.refuse_named(step, Missing(step.dataset, step.place, reason)))
+                missing = [found for step in steps if (found := self.mount(step, tops))]
                 status = next((_dress(base, step, tops) for step in self._steps if step.open_top), None)
             if status is not None:
                 _copy_status(base, ".", status)
@@ -105,7 +101,7 @@ def _pieces(step: Step, tops: Tops) -> Iterator[Step]:
     if not step.open_top:
         yield step
         return
-    with opened(tops.of(step), ".") as top, os.scandir(top) as entries:
+    with tops.of(step) as path, opened(path, ".") as top, os.scandir(top) as entries:
         for entry in entries:
             place = f"/{entry.name}"
             if place in {UNMOUNTED, VOLUMES}:
@@ -121,7 +117,7 @@ def _dress(root: int, step: Step, tops: Tops) -> os.stat_result:
     Raises KopiatomicError.
     """
     try:
-        with opened(tops.of(step), ".") as top:
+        with tops.of(step) as path, opened(path, ".") as top:
             with os.scandir(top) as entries:
                 for entry in entries:
                     if entry.is_symlink():
