@@ -388,7 +388,7 @@ class _Run:
 
     def _job(self, view: View, sets: Sets) -> Job:
         assert self._report.plan is not None
-        return Job(self._report.run_id, self._report.plan, sets, view.mounted, view.filled)
+        return Job(self._report.run_id, self._report.plan, sets, view.mounted, frozenset(view.filled))
 
     def _run_engine(self, engine: Engine, supervisor: Supervisor, job: Job) -> Checked:
         report = self._report

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Protocol
 
 from kopiatomic.engines.own import Own
 from kopiatomic.errors import UsageError
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Sets
 from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.text import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +24,7 @@ class Job:
     sets: Sets
     mounted: Sequence[str]
     """The places (absolute, below the root) that really are mounted in the view."""
-    filled: Sequence[str]
+    filled: Collection[str]
     """Those of them whose top directory holds files, directories or links."""
 
     def places(self, source: str) -> dict[str, str]:
@@ -33,6 +35,15 @@ class Job:
             if is_at_or_below(path, source):
                 found[f"/{below(path, source)}"] = place
         return found
+
+    def started(self, form: str) -> str:
+        """The instant to the second, in UTC, in a form of strftime(3)."""
+        return datetime.fromtimestamp(self.sets.started_ns // 10**9, UTC).strftime(form)
+
+    def named(self, place: str) -> str:
+        """A place and its dataset, in words."""
+        dataset = next((t.dataset.name for t in self.plan.taken if place in t.places), None)
+        return printable(place) + (f" ({printable(dataset)})" if dataset is not None else "")
 
     @property
     def volumes(self) -> Mapping[str, int]:

@@ -11,11 +11,10 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from kopiatomic.engines import Job, flags, repository
+from kopiatomic.engines import Job, flags, repository, results
 from kopiatomic.engines.borg_output import Output, archive_in, messages
 from kopiatomic.engines.listing import Listing, left_out, pattern
 from kopiatomic.errors import KopiatomicError, UsageError
@@ -29,6 +28,9 @@ NEWEST = (2,)
 
 ARCHIVE = "{hostname}-{instant}"
 """The name of an archive unless told otherwise: ``{instant}`` is ours, everything else in braces Borg's."""
+
+_TIME = "%Y-%m-%dT%H:%M:%S"
+"""How Borg writes and takes a time."""
 
 _INSTALL = "Install Borg 1.2 or 1.4 (https://borgbackup.readthedocs.io), or set KOPIATOMIC_BORG to where it is."
 
@@ -232,9 +234,8 @@ class Borg(repository.RepositoryEngine):
         take ours for such: a host id of the run's own tells them apart, so that neither removes the other's.
         """
         self._output.listing = Listing("borg", job, "?")
-        seconds, nanoseconds = divmod(job.sets.started_ns, 10**9)
-        start = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        argv = self._argv(self._program.path, job.plan, start, f"{start}.{nanoseconds // 10**6:03d}")
+        start, milliseconds = job.started(_TIME), job.sets.started_ns % 10**9 // 10**6
+        argv = self._argv(self._program.path, job.plan, start, f"{start}.{milliseconds:03d}")
         return Command(argv=argv, environment={**self._program.additions, "BORG_HOST_ID": f"kopiatomic-{job.run_id}"})
 
     def describe(self, plan: Plan) -> Sequence[str]:
@@ -274,7 +275,7 @@ class Borg(repository.RepositoryEngine):
             return EngineResult(saved=False, complete=False, message=unproven)
         assert output.listing is not None
         reasons = self._not_saved(end)
-        start = datetime.fromtimestamp(job.sets.started_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        start = job.started(_TIME)
         if self._value("--timestamp") is None and archive["start"][: len(start)] != start:
             reasons.append(f"the time of Borg's archive is {printable(archive['start'])}, which is not the instant")
         reasons += output.listing.lacking()
@@ -307,12 +308,12 @@ class Borg(repository.RepositoryEngine):
         output = self._output
         failed = max(output.problem_count, output.statuses["E"] + output.statuses["C"])
         if failed:
-            return [f"{failed} {'entry' if failed == 1 else 'entries'} could not be saved"]
+            return [results.not_saved(failed)]
         return [f"borg ended with warnings: {output.said() or 'it named none'}"] if end.status != 0 else []
 
     def _with_checkpoint(self, job: Job, result: EngineResult) -> EngineResult:
         """A result that names the checkpoint that a broken-off Borg left, if there is one."""
-        instant = re.escape(datetime.fromtimestamp(job.sets.started_ns // 10**9, UTC).strftime("%Y-%m-%dT%H:%M:%S"))
+        instant = re.escape(job.started(_TIME))
         name = self._name.partition("{instant}")
         pattern_ = re.sub(r"\{[^}]*\}", "*", name[0]) + ("*" if name[1] else "")
         try:

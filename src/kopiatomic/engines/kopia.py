@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from kopiatomic.engines import (
@@ -55,6 +54,8 @@ class Kopia:
         self._client = Client(self._options, environment, invoking_user)
         self._maintenance = maintenance and self._options.value("--no-auto-maintenance") is None
         self._output = Output()
+        self._manifests: list[Manifest] = []
+        """What it told of its snapshots, known when it has ended."""
         self._status: Mapping[str, Any] = {}
         self._policies: dict[str, kopia_policy.Policies] = {}
         """What applies to each source, by its path."""
@@ -137,12 +138,11 @@ class Kopia:
 
     def command(self, job: Job) -> Command:
         """The command; its start time is the instant right before the earliest set, in UTC to the microsecond."""
-        seconds, nanoseconds = divmod(job.sets.started_ns, 10**9)
-        start = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        microseconds = job.sets.started_ns % 10**9 // 1000
         argv = self._argv(
             self._client.path,
             job.plan.sources,
-            start_time=f"{start}.{nanoseconds // 1000:06d} UTC",
+            start_time=f"{job.started('%Y-%m-%d %H:%M:%S')}.{microseconds:06d} UTC",
             run_id=job.run_id,
             atomic="yes" if job.sets.atomic else "no",
         )
@@ -179,12 +179,13 @@ class Kopia:
         """Read the manifests, then ask the repository whether they show every mount. Never raises for kopia's failures."""
         self._output.feed("stderr", b"")
         self._ended_well = end.status == 0 and not end.stopped
+        self._manifests = self._output.manifests()
         return results.combined([(source, self._judge(job, source, end)) for source in job.plan.sources])
 
     def _judge(self, job: Job, source: str, end: EngineEnd) -> EngineResult:
         """What came of one source."""
         path = self._source(source).path
-        manifest = next((m for m in self._output.manifests() if m.path == path), None)
+        manifest = next((m for m in self._manifests if m.path == path), None)
         unchanged = manifest is None and self._may_be_unchanged(source, end)
         if unchanged:
             manifest = self._latest(path)
@@ -213,7 +214,7 @@ class Kopia:
 
     def _explained(self) -> bool:
         """Whether its status is that of files that failed, in whichever of the sources."""
-        return any(count(m.summary, "numFailed") for m in self._output.manifests())
+        return any(count(m.summary, "numFailed") for m in self._manifests)
 
     def _may_be_unchanged(self, source: str, end: EngineEnd) -> bool:
         """Whether no manifest means that nothing had changed: the policy ignore-identical-snapshots is in force."""
@@ -221,7 +222,7 @@ class Kopia:
         if end.status != 0 or end.stopped or policies is None:
             return False
         mine = {self._source(one).path for one in self._policies}
-        told = {m.path for m in self._output.manifests()}
+        told = {m.path for m in self._manifests}
         if not self._output.empty and (not told or told - mine):
             return False
         return bool(policies.at_root("retention", "ignoreIdenticalSnapshots").value)
@@ -251,7 +252,7 @@ class Kopia:
             return f"kopia failed ({ended(end.status)}{stopped}): {said or 'it gave no reason'}"
         if self._output.empty:
             return f"kopia ended without an error and without a result{': ' + said if said else ''}"
-        others = [printable(m.path) for m in self._output.manifests()]
+        others = [printable(m.path) for m in self._manifests]
         if others:
             return f"kopia's result is of {', '.join(others)} and not of {printable(source)}"
         return f"kopia wrote something else than its result: {self._output.excerpt}"
@@ -315,8 +316,7 @@ def _failures(manifest: Manifest) -> list[str]:
     failed, ignored = count(manifest.summary, "numFailed"), count(manifest.summary, "numIgnoredErrors")
     reasons = []
     if failed:
-        reasons.append(f"{failed} {'entry' if failed == 1 else 'entries'} could not be saved")
+        reasons.append(results.not_saved(failed))
     if ignored:
-        noun = "entry" if ignored == 1 else "entries"
-        reasons.append(f"{ignored} {noun} could not be saved, which kopia's policy ignores")
+        reasons.append(f"{results.not_saved(ignored)}, which kopia's policy ignores")
     return reasons

@@ -59,7 +59,7 @@ def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: Ma
         if entry is None or entry.get("type") != ("f" if volume else "d"):
             yield _absent(job, place)
         elif volume and entry.get("size") != volumes[place]:
-            yield f"{_named(job, place)} has {entry.get('size')} bytes in kopia's snapshot, and the volume has {volumes[place]}"
+            yield f"{job.named(place)} has {entry.get('size')} bytes in kopia's snapshot, and the volume has {volumes[place]}"
         elif place in job.filled and not _holds_something(entry.get("summ") or {}):
             yield _empty(job, place)
 
@@ -98,18 +98,12 @@ def _holds_something(summary: Mapping[str, Any]) -> bool:
     )
 
 
-def _named(job: Job, place: str) -> str:
-    dataset = next((t.dataset.name for t in job.plan.taken if place in t.places), None)
-    of = f" ({printable(dataset)})" if dataset is not None else ""
-    return printable(place) + of
-
-
 def _absent(job: Job, place: str) -> str:
-    return f"{_named(job, place)} is not in kopia's snapshot: do kopia's ignore rules or its policies leave it out?"
+    return f"{job.named(place)} is not in kopia's snapshot: do kopia's ignore rules or its policies leave it out?"
 
 
 def _empty(job: Job, place: str) -> str:
     return (
-        f"{_named(job, place)} is empty in kopia's snapshot, and the dataset is not: do kopia's ignore rules or a "
+        f"{job.named(place)} is empty in kopia's snapshot, and the dataset is not: do kopia's ignore rules or a "
         "CACHEDIR.TAG leave its content out, or is it only sockets, pipes and devices, which kopia cannot store?"
     )

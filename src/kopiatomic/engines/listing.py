@@ -9,7 +9,6 @@ from kopiatomic.engines import Job
 from kopiatomic.filesystems import SYSTEM
 from kopiatomic.model import Layout, Plan
 from kopiatomic.paths import is_at_or_below
-from kopiatomic.text import printable
 
 
 @dataclass(slots=True)
@@ -37,6 +36,8 @@ class Listing:
         paths = {place: self.spelled(job.plan.path(place)).strip("/") for place in job.mounted}
         self._found = {path: Found() for path in paths.values()}
         self._paths = paths
+        self._volumes = job.volumes
+        self._left_out = left_out(job.plan)
 
     def spelled(self, path: str) -> str:
         """A path as the engine writes it."""
@@ -57,26 +58,21 @@ class Listing:
         return [text for place, path in self._paths.items() if (text := self._lacks(place, self._found[path]))]
 
     def _lacks(self, place: str, found: Found) -> str | None:
-        size = self._job.volumes.get(place)
+        size = self._volumes.get(place)
         if place == "/" and self._job.plan.path(place) == "/":
             # The root of all has no entry of its own.
             found.kind = "d"
         if found.kind != ("d" if size is None else "f"):
-            return f"{self._named(place)} is not in what {self._engine} saved: do its exclusions leave it out?"
+            return f"{self._job.named(place)} is not in what {self._engine} saved: do its exclusions leave it out?"
         if size is not None and found.size not in {None, size}:
+            return f"{self._job.named(place)} has {found.size} bytes in what {self._engine} saved, and the volume has {size}"
+        emptied = any(is_at_or_below(place, top) for top in self._left_out)
+        if size is None and place in self._job.filled and not found.filled and not emptied:
             return (
-                f"{self._named(place)} has {found.size} bytes in what {self._engine} saved, and the volume has {size}"
-            )
-        if size is None and place in self._job.filled and not found.filled and not _emptied(place, self._job.plan):
-            return (
-                f"{self._named(place)} is empty in what {self._engine} saved, and the dataset is not: do its exclusions or a "
+                f"{self._job.named(place)} is empty in what {self._engine} saved, and the dataset is not: do its exclusions or a "
                 "CACHEDIR.TAG leave its content out?"
             )
         return None
-
-    def _named(self, place: str) -> str:
-        dataset = next((t.dataset.name for t in self._job.plan.taken if place in t.places), None)
-        return printable(place) + (f" ({printable(dataset)})" if dataset is not None else "")
 
 
 def left_out(plan: Plan) -> list[str]:
@@ -84,11 +80,6 @@ def left_out(plan: Plan) -> list[str]:
     if plan.layout is not Layout.IN_PLACE:
         return []
     return sorted({*plan.writable, *(SYSTEM if "/" in plan.sources else ())})
-
-
-def _emptied(place: str, plan: Plan) -> bool:
-    """Whether a place is one of these, or below one."""
-    return any(is_at_or_below(place, top) for top in left_out(plan))
 
 
 def pattern(directory: str) -> str:

@@ -10,11 +10,11 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from kopiatomic.engines import Job, flags, repository
+from kopiatomic.engines import Job, flags, repository, results
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Listing, left_out, pattern
 from kopiatomic.engines.restic_output import Output, number
@@ -217,8 +217,7 @@ class Restic(repository.RepositoryEngine):
 
     def command(self, job: Job) -> Command:
         """The command; the snapshot's time is the instant, to the second."""
-        start = datetime.fromtimestamp(job.sets.started_ns // 10**9, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        argv = self._argv(self._program.path, job.plan, start)
+        argv = self._argv(self._program.path, job.plan, job.started("%Y-%m-%d %H:%M:%S"))
         return Command(argv=argv, environment=self._program.additions)
 
     def describe(self, plan: Plan) -> Sequence[str]:
@@ -259,7 +258,7 @@ class Restic(repository.RepositoryEngine):
         reasons = [*self._differences(shown, job, listing), *listing.lacking()]
         if end.status == _INCOMPLETE or output.problem_count:
             count = output.problem_count
-            what = f"{count} {'entry' if count == 1 else 'entries'} could not be saved" if count else output.said(1)
+            what = results.not_saved(count) if count else output.said(1)
             reasons.insert(0, what or "some files could not be read")
         return EngineResult(
             saved=True,

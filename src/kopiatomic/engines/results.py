@@ -12,6 +12,11 @@ PROBLEMS = 20
 """How many of the files that could not be saved are named; the rest are counted."""
 
 
+def not_saved(count: int) -> str:
+    """How many files and directories are not in what was saved, in words."""
+    return f"{count} {'entry' if count == 1 else 'entries'} could not be saved"
+
+
 def combined(found: Sequence[tuple[str, EngineResult]]) -> EngineResult:
     """One result of those of several sources: saved if any is, complete only if all are."""
     sources = [Saved(path, r.snapshot_id, r.saved, r.complete, r.message) for path, r in found]
