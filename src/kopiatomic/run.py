@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Protocol
 
 from kopiatomic import engines, hooks, locks, plan, root_leftovers, roots, snapshots
@@ -286,7 +285,7 @@ class _Run:
         report = self._report
         assert report.engine is not None
         try:
-            with self._frozen() as (supervisor, sets):
+            with self._frozen(engine) as (supervisor, sets):
                 if self._options.require_atomic and not sets.atomic:
                     raise _not_atomic("Btrfs put the snapshots of the subvolumes into different transactions")
                 # Only now, so that no snapshot shows it.
@@ -323,7 +322,7 @@ class _Run:
             self._held.let_go()
 
     @contextmanager
-    def _frozen(self) -> Iterator[tuple[Supervisor, Sets]]:
+    def _frozen(self, engine: Engine) -> Iterator[tuple[Supervisor, Sets]]:
         """The sets, made and tied; removed at the end of the block. Datasets that vanish meanwhile are left out."""
         report = self._report
         for attempt in range(1, _FREEZE_TRIES + 1):
@@ -349,7 +348,7 @@ class _Run:
                 if attempt == _FREEZE_TRIES or named.intersection(error.datasets):
                     raise
                 self._warn(f"{', '.join(map(printable, error.datasets))} vanished; the datasets are listed again")
-                report.plan = replace(self._select(report.root), writable=report.plan.writable)
+                report.plan = self._with_writable(engine, self._select(report.root))
                 continue
             finally:
                 report.left_behind += supervisor.left

@@ -237,7 +237,7 @@ def test_a_filesystem_that_is_not_mounted_any_more_is_said_and_stays_on_record(
     killed: Callable[[], str], recover: Any, btrfs: Btrfs
 ) -> None:
     run_id = killed()
-    command("umount", btrfs.mountpoint)
+    patiently("umount", str(btrfs.mountpoint))
     try:
         code, document = recover()
         assert code == 4

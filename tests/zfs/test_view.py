@@ -186,16 +186,16 @@ def test_datasets_appear_where_they_are_mounted_whatever_their_properties_say(
 ) -> None:
     legacy = pool.dataset("legacy", mountpoint="legacy")
     twice = f"{pool.name}/b"
-    points = [str(tmp_path / name) for name in ("legacy", "by-hand", "first", "second")]
+    points = [str(tmp_path / name) for name in ("legacy", "by-hand", "second", "first")]
     with (
         mounted(legacy, points[0]),
         mounted(f"{pool.name}/a", points[1]),
-        mounted(twice, points[2]),
         mounted(twice, points[3]),
+        mounted(twice, points[2]),
     ):
         for number, point in enumerate(points[:3]):
             Path(point, "file").write_text(str(number))
-        ended, document = run.json("-c", looker.command, legacy, points[1], points[3], twice)
+        ended, document = run.json("-c", looker.command, legacy, points[1], points[2], twice)
     assert ended.returncode == 0, ended
     assert {d["dataset"]: d["path"] for d in document["datasets"]} == {
         legacy: points[0],
