@@ -1,0 +1,300 @@
+"""The part of a run that does not ask what the frozen view is for: its lock and record, the plan, the snapshots, the view.
+
+``run.py`` backs the view up.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from kopiatomic import locks, plan, root_leftovers, roots, snapshots
+from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, unforeseen
+from kopiatomic.gather import gather
+from kopiatomic.locks import Held
+from kopiatomic.masking import Secrets
+from kopiatomic.model import Plan, Progress, Sets
+from kopiatomic.options import Options
+from kopiatomic.output.summary import cleared_lines
+from kopiatomic.ownership import PREFIX
+from kopiatomic.patience import Patience
+from kopiatomic.recorder import Recorder
+from kopiatomic.records import Records
+from kopiatomic.recovery import Recovery
+from kopiatomic.report import Report
+from kopiatomic.request import is_pattern
+from kopiatomic.supervisor import Supervisor
+from kopiatomic.system import linux, signals
+from kopiatomic.text import printable
+from kopiatomic.views import View, missing_text
+
+_FREEZE_TRIES = 3
+
+
+class Listener(Protocol):
+    """Who is told of a run while it goes on."""
+
+    def phase(self, text: str) -> None:
+        """A new part of the run begins."""
+
+    def warning(self, text: str) -> None:
+        """Something that the user should know and that does not end the run."""
+
+    def engine_line(self, text: str) -> None:
+        """A line of the engine's own output, safe to print."""
+
+    def progress(self, progress: Progress) -> None:
+        """How far the engine is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """What is there as long as the view is."""
+
+    supervisor: Supervisor
+    sets: Sets
+    view: View
+
+
+def new_run_id() -> str:
+    """A name for a run: its start to the second (UTC), and 32 random bits."""
+    return time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + os.urandom(4).hex()
+
+
+@contextmanager
+def failures_in(report: Report) -> Iterator[None]:
+    """Put a failure of the block into the report, whatever it is; the run goes on behind the block."""
+    try:
+        yield
+    except KopiatomicError as error:
+        report.error = error
+    except Exception as error:
+        report.error = unforeseen(error)
+
+
+def require_root(shown: str, hint: str = "") -> None:
+    """``shown`` is the command line as it may be shown. Raises KopiatomicError."""
+    if os.geteuid() != 0:
+        raise KopiatomicError(
+            "making and mounting snapshots needs root", kind="not-root", hint=f"sudo {printable(shown)}{hint}"
+        )
+
+
+class Freezing:
+    """One run's. ``report`` has to say where the view is mounted, and the series, before anything is called."""
+
+    def __init__(self, options: Options, report: Report, listener: Listener, secrets: Secrets) -> None:
+        self._options = options
+        self._report = report
+        self._listener = listener
+        self._secrets = secrets
+        self._held: Held
+        self._recorder: Recorder
+        self._unfinished = False
+        """Whether the keeper lives on, since a suspended pool holds it up."""
+
+    @contextmanager
+    def recorded(self, shown: str) -> Iterator[None]:
+        """Have the run's own lock, and the run on record, from here to its exit code; failures go into the report.
+
+        ``shown`` is the command line as it may be shown.
+        """
+        for value in self._secrets.values:
+            linux.hide_argument(value)
+        with locks.run(self._report.run_id) as self._held:
+            records = Records(self._options.state_dir)
+            self._recorder = Recorder(records, self._report, self._secrets, self.warn)
+            self._recorder.begin(shown, self._options.keep_history)
+            try:
+                with failures_in(self._report):
+                    yield
+            finally:
+                with signals.deferred():
+                    self._recorder.end()
+
+    def take_root(self, root: str, shown: str, wait: float | None) -> None:
+        """Lock a view root, or a series, for this run. Raises LockedError after ``wait`` seconds."""
+        locks.take_root(self._held, root, self._holder(shown), wait)
+
+    def _holder(self, shown: str) -> Mapping[str, object]:
+        since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+        return {"run": self._report.run_id, "pid": os.getpid(), "since": since, "command": shown}
+
+    def warn(self, text: str) -> None:
+        """Tell the user, once, and the report."""
+        if text not in self._report.warnings:
+            self._report.warnings.append(text)
+            self._listener.warning(text)
+
+    def clear_leftovers(self) -> None:
+        """Clear what dead runs left, before anything of this one is made."""
+        with self._report.phase("recover"):
+            recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=False, warn=self.warn)
+            cleared = self._recorder.attempt(recovery.recorded)
+            noted = root_leftovers.unrecorded(None, lambda _: True, [])
+            recovery.remove(noted)
+            recovery.remove_stale_files()
+        for line in cleared_lines(cleared or recovery.cleared):
+            self.warn(line)
+
+    def select(self) -> Plan:
+        """What is taken. Raises KopiatomicError."""
+        with self._report.phase("plan"):
+            selected = self._look()
+        self._report.incomplete = [f"{printable(o.name)}: {o.reason}" for o in selected.left_out if o.incomplete]
+        for note in selected.notes:
+            self.warn(note)
+        if self._options.require_atomic:
+            _require_one_pool(selected)
+        return selected
+
+    def _look(self) -> Plan:
+        options = self._options
+        request = options.request(self._report.root, f"@{PREFIX}{self._report.run_id}")
+        return plan.select(gather(request) if options.facts is None else options.facts, request)
+
+    def check(self, selected: Plan) -> None:
+        """What can be known before anything is made. Raises KopiatomicError."""
+        self._recorder.require(selected)
+        roots.check(self._report.root)
+        for maker in snapshots.makers(selected, self._report.run_id):
+            maker.check()
+        self._report_unrecorded(selected)
+
+    def _report_unrecorded(self, plan: Plan) -> None:
+        """Name what dead runs left off the record in the pools and filesystems of the plan: 'recover' removes that."""
+        names: dict[str, set[str]] = {}
+        for taken in plan.taken:
+            names.setdefault(taken.dataset.filesystem, set()).add(taken.dataset.pool)
+        recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=True, warn=self.warn)
+        found = recovery.unrecorded(names)
+        for problem in found.problems:
+            self.warn(f"what earlier runs may have left could not be looked for: {problem}")
+        for leftover in found.leftovers:
+            self.warn(
+                f"{printable(leftover.name)} was left by run {leftover.run_id}, of which there is no record here "
+                f"({leftover.proof}): 'kopiatomic recover' removes it"
+            )
+
+    @contextmanager
+    def view(self, again: Callable[[], Plan]) -> Iterator[Frozen]:
+        """Freeze and mount what the report's plan says; at the end of the block everything is removed again.
+
+        ``again`` makes the plan anew where a dataset has vanished since.
+        """
+        report = self._report
+        try:
+            with self._frozen(again) as (supervisor, sets):
+                if self._options.require_atomic and not sets.atomic:
+                    raise _not_atomic("Btrfs put the snapshots of the subvolumes into different transactions")
+                # Only now, so that no snapshot shows it.
+                roots.make(report.root)
+                self._listener.phase("mounting the snapshots")
+                with report.phase("mount"):
+                    view = supervisor.mount()
+                self._report_missing(view)
+                yield Frozen(supervisor, sets, view)
+        finally:
+            with signals.deferred():
+                self._let_go_of_root()
+
+    def _let_go_of_root(self) -> None:
+        """Take the mount root away, and with it the record of all that was intended."""
+        if self._unfinished:
+            # The keeper does it: here it might wait for a suspended pool.
+            self._held.keep()
+            return
+        self._report.left_behind += roots.remove(self._report.root)
+        if not self._report.left_behind:
+            self._recorder.gone()
+
+    def _orphaned(self, left: Sequence[str]) -> None:
+        """In the keeper: end the run in place of the main process, which is gone."""
+        try:
+            self._recorder.end_as_orphan([*left, *roots.remove(self._report.root)])
+        finally:
+            self._held.let_go()
+
+    @contextmanager
+    def _frozen(self, again: Callable[[], Plan]) -> Iterator[tuple[Supervisor, Sets]]:
+        """The sets, made and tied; removed at the end of the block. Datasets that vanish meanwhile are left out."""
+        report = self._report
+        for attempt in range(1, _FREEZE_TRIES + 1):
+            assert report.plan is not None
+            makers = snapshots.makers(report.plan, report.run_id)
+            pools = {t.dataset.pool for t in report.plan.taken if t.dataset.filesystem == "zfs"}
+            patience = Patience(pools, self._options.stop_timeout, self.warn)
+            supervisor = Supervisor(report.run_id, report.plan, makers, self._orphaned, patience)
+            self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
+            try:
+                intents = [intent for maker in makers for intent in maker.intents()]
+                self._recorder.intend([*intents, *roots.intents(report.root)], report.plan)
+                with supervisor:
+                    with report.phase("snapshot"):
+                        report.sets = supervisor.freeze()
+                    self._recorder.made()
+                    self._look_again()
+                    yield supervisor, report.sets
+                    released = time.monotonic()
+                    self._listener.phase("removing the snapshots")
+            except VanishedError as error:
+                named = {t.dataset.name for t in report.plan.taken if t.named}
+                if attempt == _FREEZE_TRIES or named.intersection(error.datasets):
+                    raise
+                self.warn(f"{', '.join(map(printable, error.datasets))} vanished; the datasets are listed again")
+                report.plan = again()
+                continue
+            finally:
+                report.left_behind += supervisor.left
+                self._unfinished = supervisor.unfinished
+            first = min(s.instant.monotonic_before for s in report.sets.sets)
+            report.frozen_seconds = time.monotonic() - first / 1e9
+            report.durations["release"] = time.monotonic() - released
+            return
+
+    def _look_again(self) -> None:
+        """What ``-r`` or ``-a`` would take by now and did not when the listing was made."""
+        options, report = self._options, self._report
+        implied = options.recursive or options.everything or options.by_property
+        if not implied and not any(map(is_pattern, options.names)):
+            return
+        assert report.plan is not None
+        with report.phase("plan"):
+            try:
+                taken = self._look().taken
+            except Interrupted:
+                raise
+            except KopiatomicError as error:
+                self.warn(f"what was created meanwhile could not be listed: {error.message}")
+                return
+        known = {t.dataset for t in report.plan.taken}
+        for new in taken:
+            if new.dataset not in known:
+                self.warn(f"{printable(new.dataset.name)} appeared after the listing and is not in this backup")
+
+    def _report_missing(self, view: View) -> None:
+        report = self._report
+        for missing in view.missing:
+            text = missing_text(missing)
+            report.incomplete.append(text)
+            self.warn(text)
+
+
+def _not_atomic(why: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"--require-atomic: {why}",
+        kind="not-atomic",
+        hint="Back them up with one command for each pool, or hold the programs that write to them still.",
+    )
+
+
+def _require_one_pool(selected: Plan) -> None:
+    """Refuse, before anything is made, what can share no instant. Raises KopiatomicError."""
+    places = {(t.dataset.filesystem, t.dataset.pool) for t in selected.taken}
+    if len(places) > 1:
+        where = ", ".join(f"{filesystem} {printable(pool)}" for filesystem, pool in sorted(places))
+        raise _not_atomic(f"the datasets lie in {len(places)} pools or filesystems ({where}), which share no instant")
