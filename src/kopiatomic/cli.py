@@ -6,7 +6,7 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -26,9 +26,14 @@ complete; 4 saved, but cleaning up or -q failed; 75 another run has the view
 root; 128+n ended by signal n.
 
 Other commands: 'kopiatomic plan' says what would be taken and why,
-'kopiatomic history' shows what runs did, 'kopiatomic recover' removes what
-killed runs left. 'kopiatomic backup NAME...' reaches a pool of any name.
+'kopiatomic exec' and 'kopiatomic shell' run any command, or a shell, inside
+the frozen instant, 'kopiatomic history' shows what runs did, 'kopiatomic
+recover' removes what killed runs left. 'kopiatomic backup NAME...' reaches a
+pool of any name.
 """
+
+
+_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class _Commands(click.Group):
@@ -158,8 +163,8 @@ def _property_name(_context: click.Context, _parameter: click.Parameter, value: 
     return value
 
 
-def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say which datasets, of all commands that take some."""
+def _datasets(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say which datasets."""
     options = [
         click.argument("names", nargs=-1, metavar="DATASET_OR_PATH...", shell_complete=_complete),
         click.option("-a", "--all", "everything", is_flag=True, help="All mounted ZFS datasets and Btrfs subvolumes."),
@@ -185,6 +190,39 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--include-unmounted", is_flag=True, help="ZFS: also those that are not mounted."),
         click.option("--volumes", is_flag=True, help="ZFS: also volumes, each as a file below /.volumes in the view."),
         click.option(
+            "--only-frozen", is_flag=True, help="In place: hide what is mounted in these trees and not frozen."
+        ),
+    ]
+    return _with(options, command)
+
+
+def _with(options: list[Callable[..., Any]], command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _view(layout: str, root: str) -> list[Callable[..., Any]]:
+    """The options that say where the view appears."""
+    return [
+        click.option(
+            "--layout",
+            default=layout,
+            type=click.Choice(["merged", "in-place"]),
+            show_default=True,
+            callback=_as_layout,
+            help="All below one root, or each at its true path.",
+        ),
+        click.option(
+            "--mount-root", default=root, metavar="DIR", show_default=True, help="Where a merged view is mounted."
+        ),
+    ]
+
+
+def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say what is backed up, with what and as what."""
+    options = [
+        click.option(
             "-c",
             "--command",
             metavar="COMMAND",
@@ -207,35 +245,50 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("-o", "--options", default="", metavar="OPTIONS", help="More options for the engine or COMMAND."),
         click.option(
-            "--layout",
-            default="merged",
-            type=click.Choice(["merged", "in-place"]),
-            show_default=True,
-            callback=_as_layout,
-            help="All below one root, or each at its true path.",
-        ),
-        click.option(
-            "--only-frozen", is_flag=True, help="In place: hide what is mounted in these trees and not frozen."
-        ),
-        click.option(
             "--writable",
             multiple=True,
             metavar="PATH",
             help="In place: a directory that the engine has to write to stays live. Repeatable.",
         ),
-        click.option(
-            "--mount-root", default="/kopia", metavar="DIR", show_default=True, help="Where the view is mounted."
-        ),
+        *_view("merged", "/kopia"),
         click.option("--name", metavar="NAME", help="Use DIR/NAME, so that this selection has a history of its own."),
     ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return _datasets(_with(options, command))
+
+
+_stop_timeout = click.option(
+    "--stop-timeout",
+    default="30s",
+    type=_Duration(),
+    metavar="DURATION",
+    show_default=True,
+    help="How long the engine or command has to end after a signal, and a suspended pool to resume.",
+)
+_timeout = click.option(
+    "--timeout", type=_Duration(least=0.1), metavar="DURATION", help="How long the whole run may take (90, 10m, 2h)."
+)
+_require_atomic = click.option(
+    "--require-atomic", is_flag=True, help="Fail, before anything is read, unless all share one proven instant."
+)
+
+
+def _inside(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options of what runs in the view and is no backup."""
+    options = [
+        click.option("--user", metavar="NAME", help="Run as this user, without any capability."),
+        *_view("in-place", "/frozen"),
+        _require_atomic,
+        _stop_timeout,
+        _timeout,
+        _state_dir,
+        click.option("--verbose", is_flag=True, help="Say more."),
+    ]
+    return _datasets(_with(options, command))
 
 
 @cli.command(
     cls=_Default,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings=_HELP,
     epilog="\b\n" + _EPILOG.replace("\n\n", "\n\n\b\n"),
     options_metavar="[OPTIONS]",
 )
@@ -253,26 +306,15 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
     show_default=True,
     help="How long a hook may take.",
 )
-@click.option(
-    "--stop-timeout",
-    default="30s",
-    type=_Duration(),
-    metavar="DURATION",
-    show_default=True,
-    help="How long the engine has to end after a signal, and a suspended pool to resume.",
-)
-@click.option(
-    "--timeout", type=_Duration(least=0.1), metavar="DURATION", help="How long the whole run may take (90, 10m, 2h)."
-)
+@_stop_timeout
+@_timeout
 @click.option(
     "--wait",
     type=_Duration(),
     metavar="[=DURATION]",
     help="Wait for another run on the same view root, instead of exit code 75.",
 )
-@click.option(
-    "--require-atomic", is_flag=True, help="Fail, before anything is saved, unless all share one proven instant."
-)
+@_require_atomic
 @click.option("--no-maintenance", is_flag=True, help="Leave kopia's own maintenance out.")
 @_state_dir
 @click.option(
@@ -303,7 +345,7 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
     _finish(run(Options(maintenance=not no_maintenance, **options), console), console, as_json=as_json)
 
 
-@cli.command(cls=_Default, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@cli.command(cls=_Default, context_settings=_HELP)
 @_selection
 @click.option("--facts", "save_facts", is_flag=True, help="Print what was found as JSON, to plan from it elsewhere.")
 @click.option("--from-facts", type=click.File("r", encoding="utf-8"), metavar="FILE", help="Plan from such a file.")
@@ -353,6 +395,56 @@ def _told(load: Callable[[], T], console: Console) -> T:
     except KopiatomicError as error:
         console.error(error)
         raise SystemExit(error.exit_code) from None
+
+
+class _WithCommand(_Default):
+    """What stands behind ``--`` is a command line of its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            position = args.index("--")
+            ctx.meta[_COMMAND] = args[position + 1 :]
+            args = args[:position]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "-- COMMAND [ARGUMENT]..."]
+
+
+_COMMAND = "kopiatomic.command"
+
+
+@cli.command("exec", cls=_WithCommand, context_settings=_HELP)
+@_inside
+@click.pass_context
+def execute(context: click.Context, /, *, user: str | None, verbose: bool, **options: Any) -> None:
+    """Run COMMAND inside the frozen instant, with the files at their true paths, while the live system goes on unseen.
+
+    Its standard streams are the caller's own. The exit code is COMMAND's; 1 if the view was not what it should be, 3 or 4
+    after a 0 where datasets had to be left out or something could not be removed.
+    """
+    argv = context.meta.get(_COMMAND)
+    if not argv or not argv[0]:
+        raise click.UsageError("exec needs a command: kopiatomic exec DATASET... -- COMMAND [ARGUMENT]...")
+    _run_inside(argv, user, options, verbose=verbose)
+
+
+@cli.command(cls=_Default, context_settings=_HELP)
+@_inside
+def shell(*, user: str | None, verbose: bool, **options: Any) -> None:
+    """Open a shell inside the frozen instant, with the files at their true paths."""
+    _run_inside((), user, options, verbose=verbose)
+
+
+def _run_inside(argv: Sequence[str], user: str | None, options: dict[str, Any], *, verbose: bool) -> NoReturn:
+    from kopiatomic.inside import Wanted, run
+    from kopiatomic.options import Options
+    from kopiatomic.output.console import Console
+
+    console = Console(verbose=verbose, chatter=verbose, animated=False)
+    report = run(Options(live_system=True, **options), Wanted(tuple(argv), user), console)
+    console.report(report, summary=False)
+    raise SystemExit(report.exit_code)
 
 
 @cli.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -52,6 +52,21 @@ class LockedError(KopiatomicError):
     exit_code = LOCKED
 
 
+class StartError(KopiatomicError):
+    """A program could not be started. ``number`` is the error's, of the program itself or of its working directory."""
+
+    def __init__(self, message: str, *, kind: str, hint: str | None = None, number: int = 0) -> None:
+        super().__init__(message, kind=kind, hint=hint)
+        self.number = number
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_start, (self.message, self.kind, self.hint, self.number)
+
+
+def _rebuild_start(message: str, kind: str, hint: str | None, number: int) -> StartError:
+    return StartError(message, kind=kind, hint=hint, number=number)
+
+
 class Interrupted(KopiatomicError):
     """A signal asked this run to end."""
 

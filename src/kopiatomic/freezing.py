@@ -27,6 +27,7 @@ from kopiatomic.records import Records
 from kopiatomic.recovery import Recovery
 from kopiatomic.report import Report
 from kopiatomic.request import is_pattern
+from kopiatomic.streams import Streams
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import linux, signals
 from kopiatomic.text import printable
@@ -181,14 +182,15 @@ class Freezing:
             )
 
     @contextmanager
-    def view(self, again: Callable[[], Plan]) -> Iterator[Frozen]:
+    def view(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[Frozen]:
         """Freeze and mount what the report's plan says; at the end of the block everything is removed again.
 
-        ``again`` makes the plan anew where a dataset has vanished since.
+        Where a dataset has vanished since, ``again`` makes the plan anew and freezing is tried again. ``streams`` gives, for
+        each try, those of the program that will run.
         """
         report = self._report
         try:
-            with self._frozen(again) as (supervisor, sets):
+            with self._frozen(streams, again) as (supervisor, sets):
                 if self._options.require_atomic and not sets.atomic:
                     raise _not_atomic("Btrfs put the snapshots of the subvolumes into different transactions")
                 # Only now, so that no snapshot shows it.
@@ -220,7 +222,7 @@ class Freezing:
             self._held.let_go()
 
     @contextmanager
-    def _frozen(self, again: Callable[[], Plan]) -> Iterator[tuple[Supervisor, Sets]]:
+    def _frozen(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[tuple[Supervisor, Sets]]:
         """The sets, made and tied; removed at the end of the block. Datasets that vanish meanwhile are left out."""
         report = self._report
         for attempt in range(1, _FREEZE_TRIES + 1):
@@ -228,7 +230,7 @@ class Freezing:
             makers = snapshots.makers(report.plan, report.run_id)
             pools = {t.dataset.pool for t in report.plan.taken if t.dataset.filesystem == "zfs"}
             patience = Patience(pools, self._options.stop_timeout, self.warn)
-            supervisor = Supervisor(report.run_id, report.plan, makers, self._orphaned, patience)
+            supervisor = Supervisor(report.run_id, report.plan, makers, self._orphaned, patience, streams=streams())
             self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
             try:
                 intents = [intent for maker in makers for intent in maker.intents()]

@@ -78,7 +78,7 @@ def resolve(name: str, seen: Mapping[str, Mount]) -> str:
 
     Raises KopiatomicError.
     """
-    waiting = _parts(os.path.join(os.getcwd(), name))
+    waiting = _parts(name if os.path.isabs(name) else os.path.join(os.getcwd(), name))
     path = "/"
     links = 0
     while waiting:

@@ -181,8 +181,7 @@ class _Keeper:
                 os._exit(0)
         self._launcher = pid
         self._equipment.launcher_to_main.close()
-        os.close(self._equipment.streams.stdout)
-        os.close(self._equipment.streams.stderr)
+        self._equipment.streams.close()
         self._send(Launched(pid))
 
     def _wait_for_launcher(self) -> None:
@@ -220,6 +219,8 @@ class _Keeper:
 
     def _end(self) -> None:
         """Last: close the descriptor, which destroys ZFS's snapshots, then remove what no kernel ties."""
+        # They may be the caller's, who waits for the end of a pipe.
+        self._equipment.streams.close()
         for step in (self._end_launcher, self._untie):
             try:
                 step()

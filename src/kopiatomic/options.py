@@ -30,6 +30,7 @@ class Options:
     volumes: bool = False
     layout: Layout = Layout.MERGED
     only_frozen: bool = False
+    live_system: bool = False
     writable: tuple[str, ...] = ()
     engine: str | None = None
     repository: str | None = None
@@ -79,6 +80,7 @@ class Options:
             volumes=self.volumes,
             layout=self.layout,
             only_frozen=self.only_frozen or self.require_atomic,
+            live_system=self.live_system,
         )
 
 

@@ -51,8 +51,10 @@ class Recorder:
     def intend(self, intents: Sequence[Intent], plan: Plan) -> None:
         """Put on record what is about to be made. Raises StateError where that is needed and cannot be."""
         run = self._report
-        last = self.attempt(lambda: self.records.last_selection(run.series, run.run_id))
-        if self.problem is None:
+        # Only what is backed up has a history of which something may be missing.
+        compared = run.kind == "backup"
+        last = self.attempt(lambda: self.records.last_selection(run.series, run.run_id)) if compared else None
+        if compared and self.problem is None:
             run.changes = changes.between(last, plan)
             if run.changes.of_datasets:
                 self._warn(

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from kopiatomic import errors
 from kopiatomic.changes import Changes
@@ -28,6 +29,7 @@ class EngineReport:
 class Report:
     """Filled in as the run goes on; complete at its end, however that comes."""
 
+    kind: ClassVar[str] = "backup"
     run_id: str
     root: str
     """The directory on the host that the view is mounted on."""
@@ -87,3 +89,49 @@ class Report:
             errors.INCOMPLETE: "incomplete",
             errors.UNCLEAN: "unclean",
         }.get(self.exit_code, "failed")
+
+
+@dataclass(slots=True)
+class CommandReport(Report):
+    """Of a command that was run in the view: how it ended is how the run ended, if our part of it was right."""
+
+    kind: ClassVar[str] = "exec"
+
+    @property
+    def status(self) -> int | None:
+        """What a shell says of the command's end: its exit status, or 128 + n where signal n ended it. None: it never ran."""
+        if self.engine is None or self.engine.end is None:
+            return None
+        status = self.engine.end.status
+        return status if status >= 0 else errors.SIGNAL_BASE - status
+
+    @property
+    def exit_code(self) -> int:
+        """The command's, unless there is something to say that is worse."""
+        if self.error is not None:
+            return self.error.exit_code
+        if self.status is None:
+            return errors.FAILED
+        if self.status == 0 and self.left_behind:
+            return errors.UNCLEAN
+        if self.status == 0 and self.incomplete:
+            return errors.INCOMPLETE
+        return self.status
+
+    @property
+    def result(self) -> str:
+        """The outcome of our part in one word."""
+        if isinstance(self.error, Interrupted):
+            return "interrupted"
+        if self.error is not None or self.status is None:
+            return "failed"
+        if self.left_behind:
+            return "unclean"
+        return "incomplete" if self.incomplete else "ran"
+
+
+@dataclass(slots=True)
+class ShellReport(CommandReport):
+    """Of a shell."""
+
+    kind: ClassVar[str] = "shell"

@@ -20,7 +20,7 @@ from kopiatomic.text import printable
 
 def resolve(root: str) -> str:
     """The root as the kernel will see it: absolute, links above it followed. Raises KopiatomicError if itself a link."""
-    path = os.path.normpath(os.path.join(os.getcwd(), root))
+    path = os.path.normpath(root if os.path.isabs(root) else os.path.join(os.getcwd(), root))
     if path == "/":
         raise _refused(path, "it is the root of the whole system", "Name a directory of its own, such as /kopia.")
     path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))

@@ -6,18 +6,19 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kopiatomic import engines, hooks, locks, plan, roots
 from kopiatomic.engines import Engine, Job
 from kopiatomic.engines.own import Own, in_place, prepared
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
-from kopiatomic.launcher import Checked
+from kopiatomic.launcher import Checked, Start
 from kopiatomic.masking import Secrets
 from kopiatomic.model import EngineEnd, Layout, Plan, Progress
 from kopiatomic.options import Options, check_name, words
 from kopiatomic.report import EngineReport, Report
+from kopiatomic.streams import Pipes
 from kopiatomic.system import signals
 from kopiatomic.text import ended, first_few, printable
 
@@ -162,7 +163,9 @@ class _Run:
         report = self._report
         assert report.plan is not None
         assert report.engine is not None
-        with self._freezing.view(lambda: self._with_writable(engine, self._freezing.select())) as frozen:
+        with self._freezing.view(
+            lambda: Pipes(self._taker(engine)), lambda: self._with_writable(engine, self._freezing.select())
+        ) as frozen:
             # It may be another by now: a dataset has vanished.
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
             checked = self._run_engine(engine, frozen, job)
@@ -171,11 +174,8 @@ class _Run:
             report.engine.result = engine.judge(job, checked.end)
         self._conclude(checked)
 
-    def _run_engine(self, engine: Engine, frozen: Frozen, job: Job) -> Checked:
-        report = self._report
-        assert report.engine is not None
-        command = engine.command(job)
-        report.engine.argv = self._shown(command.argv)
+    def _taker(self, engine: Engine) -> Callable[[str, bytes], None]:
+        """What takes the engine's output."""
 
         def take(stream: str, data: bytes) -> None:
             for found in engine.feed(stream, data):
@@ -184,12 +184,19 @@ class _Run:
                 else:
                     self._listener.engine_line(found)
 
+        return take
+
+    def _run_engine(self, engine: Engine, frozen: Frozen, job: Job) -> Checked:
+        report = self._report
+        assert report.engine is not None
+        command = engine.command(job)
+        report.engine.argv = self._shown(command.argv)
         self._listener.phase(f"{engine.name} is backing up {first_few(job.plan.sources)}")
         environment = {**os.environ, **hooks.variables(job.run_id, job.plan)}
         if in_place(job.plan, tempfile.gettempdir()):
             environment["TMPDIR"] = job.plan.scratch
         with report.phase("engine"):
-            return frozen.supervisor.run_engine(command, environment, take, self._options.stop_timeout)
+            return frozen.supervisor.run(Start(command, environment), self._options.stop_timeout)
 
     def _conclude(self, checked: Checked) -> None:
         """What the end of the engine, its own words and the check of the mounts say together."""

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
@@ -14,10 +14,11 @@ from typing import Self
 
 from kopiatomic import keeper, launcher
 from kopiatomic.errors import KopiatomicError, unforeseen
-from kopiatomic.model import Command, Plan, Sets
+from kopiatomic.model import Plan, Sets
 from kopiatomic.ownership import PREFIX
 from kopiatomic.patience import Patience, SuspendedError
 from kopiatomic.snapshots import Maker
+from kopiatomic.streams import Streams
 from kopiatomic.system import channel, libzfs_core, process, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import first_few, printable
@@ -32,7 +33,6 @@ _KILLED_TIMEOUT = 30.0
 
 _HELD_UP_TIMEOUT = 2.0
 """The same where a pool is suspended, which is why it may not end."""
-_READ = 1 << 16
 
 
 class Supervisor:
@@ -49,12 +49,15 @@ class Supervisor:
         makers: list[Maker],
         orphaned: Callable[[Sequence[str]], None],
         patience: Patience,
+        *,
+        streams: Streams,
     ) -> None:
         self._run_id = run_id
         self._plan = plan
         self._makers = makers
         self._orphaned = orphaned
         self._patience = patience
+        self._streams = streams
         self._cleanup_fd: int | None = None
         self._launcher_pidfd: int | None = None
         self.left: list[str] = []
@@ -63,8 +66,7 @@ class Supervisor:
     def __enter__(self) -> Self:
         if any(maker.needs_descriptor() for maker in self._makers):
             self._cleanup_fd = libzfs_core.open_cleanup_descriptor()
-        self._stdout, stdout = os.pipe2(os.O_CLOEXEC)
-        self._stderr, stderr = os.pipe2(os.O_CLOEXEC)
+        theirs = self._streams.open()
         self._keeper, to_main = channel.pair()
         self._launcher, launcher_to_main = channel.pair()
         equipment = keeper.Equipment(
@@ -73,7 +75,7 @@ class Supervisor:
             cleanup_fd=self._cleanup_fd,
             to_main=to_main,
             launcher_to_main=launcher_to_main,
-            streams=launcher.Streams(stdout, stderr),
+            streams=theirs,
             close_in_child=self._close_own_ends,
             orphaned=self._orphaned,
         )
@@ -85,15 +87,13 @@ class Supervisor:
                 os._exit(0)
         to_main.close()
         launcher_to_main.close()
-        os.close(stdout)
-        os.close(stderr)
+        theirs.close()
         return self
 
     def _close_own_ends(self) -> None:
         self._keeper.close()
         self._launcher.close()
-        os.close(self._stdout)
-        os.close(self._stderr)
+        self._streams.close()
 
     def freeze(self) -> Sets:
         """Wait for the keeper to have made the sets. Raises KopiatomicError, Interrupted."""
@@ -116,53 +116,60 @@ class Supervisor:
         assert isinstance(view, View)
         return view
 
-    def run_engine(
-        self,
-        command: Command,
-        environment: Mapping[str, str],
-        on_output: Callable[[str, bytes], None],
-        stop_timeout: float,
-    ) -> launcher.Checked:
-        """Start the engine in the view and wait for its end. Raises KopiatomicError.
+    def run(self, start: launcher.Start, stop_timeout: float) -> launcher.Checked:
+        """Start a program in the view and wait for its end. Raises KopiatomicError.
 
-        ``on_output`` gets each piece of output, and an empty one at a stream's end. A signal that asks the run to end
-        stops the engine: SIGTERM once, SIGKILL after ``stop_timeout`` seconds or at the next signal.
+        A signal that asks the run to end stops it: politely once, SIGKILL after ``stop_timeout`` seconds or at the next
+        signal.
         """
-        try:
-            self._launcher.send(launcher.Start(command, environment))
-        except ClosedError:
-            raise _died("launcher") from None
-        poll = select.poll()
-        streams = {self._stdout: "stdout", self._stderr: "stderr"}
-        for fd in (*streams, self._launcher.fileno()):
-            poll.register(fd, select.POLLIN)
-        wakeup = signals.fd()
-        if wakeup is not None:
-            poll.register(wakeup, select.POLLIN)
-        stopping = _Stopping(self._launcher, stop_timeout, self._patience)
-        result: object = None
-        while streams or result is None:
-            stopping.consider()
-            self._look_at_pools(stopping)
-            for fd, _ in poll.poll(_milliseconds(stopping.interval(), self._patience.interval())):
-                if fd == wakeup:
-                    signals.drain()
-                elif fd in streams:
-                    data = os.read(fd, _READ)
-                    on_output(streams[fd], data)
-                    if not data:
-                        poll.unregister(fd)
-                        del streams[fd]
-                else:
-                    poll.unregister(fd)
-                    # How it ended has to be known also, and above all, where a signal has stopped it.
-                    with signals.deferred():
-                        result = self._from_launcher()
-        assert isinstance(result, launcher.Checked)
+        streams = self._streams
+        with streams.attended():
+            self._tell_launcher(start)
+            stopping = _Stopping(self._launcher, stop_timeout, self._patience)
+            result: launcher.Checked | None = None
+            while result is None or streams.unfinished:
+                stopping.consider()
+                self._look_at_pools(stopping)
+                for fd, events in self._ready(streams, stopping, ended=result is not None):
+                    if fd == signals.fd():
+                        signals.drain()
+                        self._answer(streams.after_signal())
+                    elif fd != self._launcher.fileno():
+                        streams.handle(fd, events)
+                    else:
+                        # How it ended has to be known also, and above all, where a signal has stopped it.
+                        with signals.deferred():
+                            message = self._from_launcher()
+                        if isinstance(message, launcher.Checked):
+                            result = message
+                        else:
+                            self._answer(streams.told(message))
         if signals.count():
             # It may have heard the same signal (systemctl stop tells the whole group) before the launcher was told.
             return replace(result, end=replace(result.end, stopped=True))
         return result
+
+    def _ready(self, streams: Streams, stopping: _Stopping, *, ended: bool) -> list[tuple[int, int]]:
+        """Wait until there is something to do; returns where, with poll(2)'s events."""
+        poll = select.poll()
+        for fd, events in streams.interests().items():
+            poll.register(fd, events)
+        if not ended:
+            poll.register(self._launcher.fileno(), select.POLLIN)
+        wakeup = signals.fd()
+        if wakeup is not None:
+            poll.register(wakeup, select.POLLIN)
+        return poll.poll(_milliseconds(stopping.interval(), self._patience.interval()))
+
+    def _tell_launcher(self, message: object) -> None:
+        try:
+            self._launcher.send(message)
+        except ClosedError:
+            raise _died("launcher") from None
+
+    def _answer(self, answer: object | None) -> None:
+        if answer is not None:
+            self._tell_launcher(answer)
 
     def _look_at_pools(self, stopping: _Stopping) -> None:
         """Give a suspended pool up when it has been waited for long enough. Raises SuspendedError."""
@@ -213,8 +220,7 @@ class Supervisor:
                     signal.pidfd_send_signal(self._launcher_pidfd, signal.SIGKILL)
                 channel.pidfd_ended(self._launcher_pidfd, timeout)
             os.close(self._launcher_pidfd)
-        os.close(self._stdout)
-        os.close(self._stderr)
+        self._streams.close()
         try:
             if _has_ended(self._keeper_pid):
                 raise ClosedError

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.launcher import Start
 from kopiatomic.model import Command, Dataset, Plan, Taken
 from kopiatomic.patience import Patience
 from kopiatomic.snapshots import makers
+from kopiatomic.streams import Pipes
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import btrfs as btrfs_ioctls
 from tests.btrfs.conftest import Family, Gate, children, only_child, wait_for
@@ -302,7 +304,9 @@ def test_a_death_between_two_steps_is_told_as_what_it_is(victim: str, data: Path
     run_id = "20261122T101112Z-01234567"
     chosen = makers(plan, run_id)
     assert [maker.intents() for maker in chosen]
-    supervisor = Supervisor(run_id, plan, chosen, lambda _: None, Patience([], 0.0, print))
+    supervisor = Supervisor(
+        run_id, plan, chosen, lambda _: None, Patience([], 0.0, print), streams=Pipes(lambda *_: None)
+    )
     # The VM of the ZFS tests may be a child of this process as well.
     before = children(os.getpid())
     with supervisor:
@@ -318,7 +322,7 @@ def test_a_death_between_two_steps_is_told_as_what_it_is(victim: str, data: Path
             os.kill(only_child(keeper), signal.SIGKILL)
             wait_for(lambda: not Path(f"/proc/{keeper}/task/{keeper}/children").read_text(), "the launcher's end")
             with pytest.raises(KopiatomicError) as caught:
-                supervisor.run_engine(Command(["true"], {}), {}, lambda *_: None, 1.0)
+                supervisor.run(Start(Command(["true"], {}), {}), 1.0)
     assert caught.value.kind == f"{victim}-killed"
     assert supervisor.left == []
     assert not (data.parent / ".kopiatomic").exists()

@@ -139,3 +139,16 @@ def test_a_policy_that_heeds_no_ignore_files_is_refused(system: System) -> None:
     assert (ended.returncode, document["error"]["kind"]) == (1, "ignore-rules"), str(ended)
     assert "--add-dot-ignore=.kopiaignore" in document["error"]["hint"]
     assert document["sets"] == []
+
+
+def test_a_command_in_a_frozen_root_has_the_running_systems_own(system: System) -> None:
+    """Live /proc (of its own processes), /sys, /dev and /run; a place for temporary files."""
+    lines = [
+        "ls -d /proc/self /sys/kernel /dev/pts; cat /proc/1/comm > /dev/null; [ -e /proc/$$ ] && echo mine",
+        "cat /nested/file; echo; cat /mnt/usb/file; echo; touch /etc/x 2> /dev/null || echo frozen",
+        "echo x > $TMPDIR/x && cat $TMPDIR/x; ls $KOPIATOMIC_ROOT > /dev/null && echo $KOPIATOMIC_SOURCES",
+    ]
+    ended = system.kopiatomic("exec", "-r", "/", "--", "sh", "-c", "\n".join(lines), env={"TMPDIR": "/tmp"})
+    assert ended.returncode == 0, str(ended)
+    expected = ["/dev/pts", "/proc/self", "/sys/kernel", "mine", "nested", "live", "frozen", "x", "/"]
+    assert ended.stdout.splitlines() == expected, str(ended)

@@ -305,3 +305,14 @@ def test_runs_at_once_do_not_see_each_other(
         assert "kopiatomic_" not in output
     assert stamp(top) == before
     assert leftovers(root) == []
+
+
+def test_a_run_does_not_depend_on_a_directory_that_was_removed(
+    btrfs: Btrfs, kopiatomic: Kopiatomic, root: Path, tmp_path: Path
+) -> None:
+    """What is named by an absolute path is found from anywhere."""
+    data, gone = btrfs.subvolume("data"), tmp_path / "gone"
+    gone.mkdir()
+    argv = ["sh", "-c", f'cd {gone}; rmdir {gone}; exec "$@"', "sh"]
+    ended = command(*argv, *kopiatomic.argv("--mount-root", root, "-c", "ls", data), env=kopiatomic.environment)
+    assert ended.returncode == 0

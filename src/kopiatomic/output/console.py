@@ -53,9 +53,13 @@ def discard(stream: TextIO) -> None:
 class Console:
     """The listener of a run that speaks to a person, and the printer of its report."""
 
-    def __init__(self, *, verbose: bool = False, quiet: bool = False, chatter: bool = True) -> None:
+    def __init__(
+        self, *, verbose: bool = False, quiet: bool = False, chatter: bool = True, animated: bool = True
+    ) -> None:
         self._verbose = verbose
         self._quiet = quiet
+        self._animated = animated
+        """Whether a terminal may show a line of progress that changes."""
         self._chatter = chatter and not quiet
         """Whether anything but warnings and errors goes to stderr."""
         self._live: Live | None = None
@@ -78,6 +82,10 @@ class Console:
     def warning(self, text: str) -> None:
         """Something that the user should know and that does not end the run."""
         self._line(f"warning: {text}", "yellow")
+
+    def notice(self, text: str) -> None:
+        """Something that the user has to be told, whatever the flags say."""
+        self._line(text)
 
     def engine_line(self, text: str) -> None:
         """A line of the engine's own output."""
@@ -110,7 +118,7 @@ class Console:
             discard(sys.stderr)
 
     def _terminal(self) -> bool:
-        return self._chatter and _is_terminal(sys.stderr)
+        return self._chatter and self._animated and _is_terminal(sys.stderr)
 
     def _refresh(self) -> None:
         from rich.text import Text

@@ -26,6 +26,7 @@ def document(report: Report) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": __version__,
+        "kind": report.kind,
         "run_id": report.run_id,
         "root": report.plan.top if report.plan else report.root,
         "layout": str(report.plan.layout) if report.plan else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from kopiatomic.model import Intent
 from kopiatomic.output.summary import duration, size
 from kopiatomic.records import RunRecord
-from kopiatomic.text import printable
+from kopiatomic.text import ended, printable
 
 
 def list_of(runs: Sequence[tuple[RunRecord, str]]) -> list[str]:
@@ -70,7 +71,7 @@ def _document_lines(document: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Set:      {made['filesystem']} {printable(made['pool'])}: {len(made['snapshots'])}, transaction {number}"
         )
-    lines += _engine_lines(document["engine"])
+    lines += _engine_lines(document["engine"]) if document.get("kind", "backup") == "backup" else _ran_lines(document)
     if document["frozen_seconds"] is not None:
         lines.append(f"Frozen:   the snapshots existed for {duration(document['frozen_seconds'])}")
     times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in document["durations"].items())
@@ -90,6 +91,14 @@ def _engine_lines(engine: Mapping[str, Any] | None) -> list[str]:
     if "files_total" in statistics:
         words.append(f"{statistics['files_total']:,} files, {size(statistics.get('bytes_total', 0))}")
     return [f"Engine:   {', '.join(words)}"]
+
+
+def _ran_lines(document: Mapping[str, Any]) -> list[str]:
+    engine = document["engine"]
+    if engine is None:
+        return []
+    how = "it never ran" if engine["status"] is None else ended(engine["status"])
+    return [f"Ran:      {printable(shlex.join(engine['argv']))} ({document['kind']}), {how}"]
 
 
 def _time(seconds: float) -> str:

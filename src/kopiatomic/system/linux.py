@@ -32,12 +32,14 @@ GONE = frozenset([errno.ENOENT, errno.ENOTDIR, errno.ELOOP])
 """How it fails to open a directory without links where it is not, or not any more."""
 
 _PR_SET_PDEATHSIG = 1
+_PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
+_CAPABILITY_VERSION_3 = 0x20080522
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _CLOEXEC = 1
@@ -142,6 +144,22 @@ def die_with_parent(signum: int) -> None:
 def no_new_privileges() -> None:
     """No program that this process executes gains anything by a set-user-id bit or a capability of its file."""
     if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
+        raise _failed()
+
+
+def drop_bounding_capabilities() -> None:
+    """Leave no capability that a program which this process executes could get from its file. Raises OSError."""
+    capability = 0
+    while _libc().prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
+        capability += 1
+    if ctypes.get_errno() != errno.EINVAL:
+        raise _failed()
+
+
+def drop_capabilities() -> None:
+    """Give up every capability: effective, permitted, inheritable, and with them the ambient ones. Raises OSError."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    if _libc().capset(header, (ctypes.c_uint32 * 6)()) != 0:
         raise _failed()
 
 

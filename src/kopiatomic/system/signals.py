@@ -63,6 +63,24 @@ def handled(*, limit: float | None = None, on_stop: str | None = None) -> Iterat
         _pending.clear()
 
 
+@contextmanager
+def noted(*signums: signal.Signals) -> Iterator[list[int]]:
+    """Note other signals as they come, in the order of their coming; those that were ignored stay ignored.
+
+    Where the ending ones are handled, each of these wakes a wait as well.
+    """
+    came: list[int] = []
+    previous = {signum: signal.getsignal(signum) for signum in signums}
+    for signum, handler in previous.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(signum, lambda number, _: came.append(number))
+    try:
+        yield came
+    finally:
+        for signum, handler in previous.items():
+            signal.signal(signum, handler)
+
+
 def _say(line: str) -> None:
     """Write a line from within a handler, where a stream may be in the middle of another."""
     try:

@@ -6,7 +6,6 @@ import fcntl
 import os
 import signal
 import struct
-import termios
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -19,6 +18,8 @@ _RESET = (
     signal.SIGHUP,
     signal.SIGQUIT,
     signal.SIGTSTP,
+    signal.SIGTTIN,
+    signal.SIGTTOU,
     signal.SIGCHLD,
     signal.SIGPIPE,
     signal.SIGXFSZ,
@@ -27,7 +28,7 @@ _RESET = (
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Who a program runs as: numbers, and all groups."""
+    """Who a program runs as: numbers, and all groups. It has no capabilities, and no descriptor but 0, 1 and 2."""
 
     uid: int
     gid: int
@@ -36,7 +37,10 @@ class User:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How a program starts. Descriptors are those of this process; other ones it gets only if they are inheritable."""
+    """How a program starts. Descriptors are those of this process; other ones it gets only if they are inheritable.
+
+    It leads a process group of its own, and a session of its own unless it belongs to our terminal.
+    """
 
     stdin: int
     stdout: int
@@ -46,8 +50,10 @@ class Setting:
     root: int | None = None
     """A directory that becomes its root."""
     user: User | None = None
-    terminal: bool = False
-    """Whether stdin is a terminal that becomes its controlling one."""
+    terminal: int | None = None
+    """The controlling terminal of this process, which is to be that of the program too."""
+    foreground: bool = False
+    """Whether the program is in that terminal's foreground."""
 
 
 class DirectoryError(OSError):
@@ -79,18 +85,15 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
             signal.signal(signum, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        _lead_a_group(setting)
         _move_streams((setting.stdin, setting.stdout, setting.stderr))
-        if setting.terminal:
-            os.setsid()
-            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        if setting.user is not None:
+            _inherit_nothing_else()
         if setting.root is not None:
             os.fchdir(setting.root)
             os.chroot(".")
         if setting.user is not None:
-            os.setgroups(setting.user.groups)
-            os.setresgid(setting.user.gid, setting.user.gid, setting.user.gid)
-            os.setresuid(setting.user.uid, setting.user.uid, setting.user.uid)
-            linux.no_new_privileges()
+            _be(setting.user)
         at_directory = True
         os.chdir(setting.cwd)
         at_directory = False
@@ -99,6 +102,38 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
         os.write(tells, struct.pack("=i?", error.errno or 0, at_directory))
     finally:
         os._exit(127)
+
+
+def _lead_a_group(setting: Setting) -> None:
+    if setting.terminal is None:
+        os.setsid()
+        return
+    os.setpgid(0, 0)
+    if setting.foreground:
+        # Who is not in the foreground yet is stopped for that otherwise.
+        signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+        os.tcsetpgrp(setting.terminal, os.getpid())
+        signal.signal(signal.SIGTTOU, signal.SIG_DFL)
+
+
+def _inherit_nothing_else() -> None:
+    for entry in os.listdir("/proc/self/fd"):
+        if int(entry) > 2:
+            try:
+                os.set_inheritable(int(entry), False)
+            except OSError:
+                # The descriptor of the listing itself.
+                continue
+
+
+def _be(user: User) -> None:
+    """Become a user, for good."""
+    linux.drop_bounding_capabilities()
+    os.setgroups(user.groups)
+    os.setresgid(user.gid, user.gid, user.gid)
+    os.setresuid(user.uid, user.uid, user.uid)
+    linux.drop_capabilities()
+    linux.no_new_privileges()
 
 
 def _move_streams(streams: tuple[int, int, int]) -> None:

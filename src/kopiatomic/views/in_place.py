@@ -71,6 +71,10 @@ class InPlaceView(LinuxView):
                         missing.append(found)
                     if step.place == "/" and not self._live_system:
                         self._furnish()
+            if self.new_root and self._live_system:
+                # Now that the live /run is there. Where it is no mount it is frozen, and has no place for that.
+                with suppress(OSError), self.open_top() as top:
+                    self._show_scratch(top)
         return self.finished(self._steps, missing)
 
     def place(self, top: int, step: Step) -> int:
@@ -93,14 +97,17 @@ class InPlaceView(LinuxView):
             try:
                 _furnish_dev(top)
                 _furnish_run(top)
-                with closing(linux.make_beneath(top, relative(self._base))) as target:
-                    linux.mount(self._base, f"/proc/self/fd/{target}", None, linux.MS_BIND)
+                self._show_scratch(top)
             except OSError as error:
                 raise KopiatomicError(
                     f"the frozen root cannot be furnished: {error.filename or ''} {error.strerror}",
                     kind="frozen-root",
                     hint="It needs empty directories /dev and /run, as every system has.",
                 ) from None
+
+    def _show_scratch(self, top: int) -> None:
+        with closing(linux.make_beneath(top, relative(self._base))) as target:
+            linux.mount(self._base, f"/proc/self/fd/{target}", None, linux.MS_BIND)
 
 
 @contextmanager

@@ -1,0 +1,267 @@
+"""``exec`` and ``shell``: any command inside the frozen instant, with the caller's own streams and terminal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pwd
+import shlex
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+from kopiatomic import hooks, locks, plan, roots
+from kopiatomic.engines.own import in_place
+from kopiatomic.errors import KopiatomicError, StartError
+from kopiatomic.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
+from kopiatomic.launcher import Checked, Manner, Start, Started
+from kopiatomic.masking import Secrets
+from kopiatomic.model import Command, Layout, Plan, Progress, Sets
+from kopiatomic.options import Options
+from kopiatomic.output.document import instant_text
+from kopiatomic.report import CommandReport, EngineReport, ShellReport
+from kopiatomic.streams import Callers
+from kopiatomic.system import signals
+from kopiatomic.system.spawn import User
+from kopiatomic.text import first_few, printable
+
+_SHELL = "/bin/sh"
+
+_NOT_EXECUTABLE = 126
+_NOT_FOUND = 127
+
+_REFUSES_TO_STOP = "kopiatomic: Ctrl-Z is not heeded before the command runs; Ctrl-C ends it"
+
+
+class Speaker(Listener, Protocol):
+    """Who is told, and says what has to be said anyhow."""
+
+    def notice(self, text: str) -> None:
+        """Say something to the user, however quiet it is to be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is to be run: ``argv``, or the user's shell where that is empty. ``user``: a name or number, or the caller."""
+
+    argv: Sequence[str] = ()
+    user: str | None = None
+
+
+def run(options: Options, wanted: Wanted, speaker: Speaker) -> CommandReport:
+    """Run a command, or a shell. Every failure is in the report; nothing is raised."""
+    kind = CommandReport if wanted.argv else ShellReport
+    report = kind(new_run_id(), options.mount_root)
+    with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP), failures_in(report):
+        _Inside(options, wanted, report, speaker).run()
+    return report
+
+
+class _StartError(KopiatomicError):
+    """The command could not be started, and the exit code is the one that a shell has for that."""
+
+    def __init__(self, cause: StartError, exit_code: int) -> None:
+        super().__init__(cause.message, kind="command-start", hint="Is it there at that instant, and executable?")
+        self._exit_code = exit_code
+
+    @property
+    def exit_code(self) -> int:  # type: ignore[override]
+        return self._exit_code
+
+
+class _Aside:
+    """A listener who knows that the command may have the terminal."""
+
+    def __init__(self, speaker: Speaker) -> None:
+        self._speaker = speaker
+        self.streams: Callers | None = None
+
+    def _aside(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.streams is None else self.streams.aside()
+
+    def phase(self, text: str) -> None:
+        """Pass it on."""
+        self._speaker.phase(text)
+
+    def warning(self, text: str) -> None:
+        """Pass it on, also while the command has the terminal."""
+        with self._aside():
+            self._speaker.warning(text)
+
+    def notice(self, text: str) -> None:
+        """Pass it on, also while the command has the terminal."""
+        with self._aside():
+            self._speaker.notice(text)
+
+    def engine_line(self, text: str) -> None:
+        """No engine, no lines."""
+
+    def progress(self, progress: Progress) -> None:
+        """No engine, no progress."""
+
+
+class _Inside:
+    def __init__(self, options: Options, wanted: Wanted, report: CommandReport, speaker: Speaker) -> None:
+        self._options = options
+        self._report = report
+        self._listener = _Aside(speaker)
+        self._secrets = Secrets(sys.argv[1:], os.environ)
+        self._freezing = Freezing(options, report, self._listener, self._secrets)
+        self._is_shell = not wanted.argv
+        self._account = None if wanted.user is None else _account(wanted.user)
+        self._argv = wanted.argv or [self._shell()]
+        self._user = self._account and _user(self._account)
+
+    def run(self) -> None:
+        options, report = self._options, self._report
+        plan.require_names(options.request("", ""))
+        if self._is_shell and not os.isatty(0):
+            raise KopiatomicError(
+                "a shell needs a terminal, and standard input is none",
+                kind="no-terminal",
+                hint="kopiatomic exec ... -- sh -c '...' does without; so does 'ssh -t' to get one from afar.",
+            )
+        shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
+        require_root(shown)
+        report.root = self._place()
+        # Not the series of any backup: an open shell is in nobody's way.
+        report.series = printable(f"{report.kind}: {shlex.join(options.selection_words())}")
+        with self._freezing.recorded(shown):
+            self._freezing.take_root(report.root, shown, None)
+            self._freezing.clear_leftovers()
+            report.plan = self._freezing.select()
+            with report.phase("check"):
+                self._freezing.check(report.plan)
+            report.engine = EngineReport(printable(self._argv[0]), None, [self._secrets.hide(w) for w in self._argv])
+            with self._freezing.view(self._streams, self._freezing.select) as frozen:
+                checked = self._started(frozen)
+            self._conclude(checked)
+
+    def _place(self) -> str:
+        """Where on the host the view is mounted. Raises KopiatomicError."""
+        if self._options.layout is Layout.MERGED:
+            return roots.resolve(self._options.mount_root)
+        return f"{locks.DIRECTORY}/view-{self._report.run_id}"
+
+    def _shell(self) -> str:
+        if self._account is not None:
+            return self._account.pw_shell or _SHELL
+        return os.environ.get("SHELL") or _SHELL
+
+    def _streams(self) -> Callers:
+        self._listener.streams = None
+        owner = None if self._user is None else self._user.uid
+        self._listener.streams = streams = Callers(owner=owner, say=self._listener.notice, started=self._tell_where)
+        return streams
+
+    def _started(self, frozen: Frozen) -> Checked:
+        """Run it to its end."""
+        report = self._report
+        assert report.plan is not None
+        assert report.engine is not None
+        streams = self._listener.streams
+        assert streams is not None
+        self._listener.phase(f"running {report.engine.name}")
+        if self._is_shell:
+            for line in _welcome(report.plan, frozen.sets):
+                self._listener.notice(line)
+        manner = Manner(
+            user=self._user,
+            anywhere=self._is_shell,
+            foreground=streams.foreground,
+            stop=signal.SIGHUP if self._is_shell else signal.SIGTERM,
+        )
+        start = Start(Command(self._argv, {}), self._environment(report.plan, frozen.sets), manner)
+        with report.phase("command"):
+            try:
+                checked = frozen.supervisor.run(start, self._options.stop_timeout)
+            except StartError as error:
+                raise _as_a_shell_says(error) from None
+        report.engine.end = checked.end
+        return checked
+
+    def _tell_where(self, started: Started) -> None:
+        if self._is_shell and started.elsewhere:
+            self._listener.notice("the working directory cannot be entered at that instant: this shell starts in /")
+
+    def _environment(self, plan: Plan, sets: Sets) -> Mapping[str, str]:
+        instant = instant_text(sets.started_ns)
+        told = {**hooks.variables(self._report.run_id, plan), "KOPIATOMIC_INSTANT": instant}
+        if self._account is not None:
+            name = self._account.pw_name
+            told |= {"HOME": self._account.pw_dir, "USER": name, "LOGNAME": name}
+            told["SHELL"] = self._account.pw_shell or _SHELL
+        elif in_place(plan, tempfile.gettempdir()):
+            told["TMPDIR"] = plan.scratch
+        if self._is_shell:
+            told |= _prompt(
+                f"(frozen {instant[11:19]}Z) ", os.environ.get("PROMPT_COMMAND", ""), root=self._user is None
+            )
+        return {**os.environ, **told}
+
+    def _conclude(self, checked: Checked) -> None:
+        """What the end of the command and the check of the mounts say together."""
+        report = self._report
+        assert report.engine is not None
+        if checked.problems:
+            raise KopiatomicError(
+                f"what {report.engine.name} saw is not the frozen view: {'; '.join(checked.problems)}",
+                kind="view-changed",
+                hint="What it made of that is not to be trusted. Find out who removed it, and run again.",
+            )
+        reason = signals.reason()
+        if checked.end.stopped and reason is not None:
+            raise reason
+        if checked.strays:
+            what = "a process" if checked.strays == 1 else f"{checked.strays} processes"
+            self._freezing.warn(f"{what} that {report.engine.name} left running ended with it")
+
+
+def _account(name: str) -> pwd.struct_passwd:
+    """Who a name or a number stands for. Raises KopiatomicError."""
+    try:
+        return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        raise KopiatomicError(
+            f"--user {printable(name)}: there is no such user", kind="no-such-user", hint="'getent passwd' lists them."
+        ) from None
+
+
+def _user(account: pwd.struct_passwd) -> User:
+    return User(account.pw_uid, account.pw_gid, tuple(os.getgrouplist(account.pw_name, account.pw_gid)))
+
+
+def _as_a_shell_says(error: StartError) -> KopiatomicError:
+    if error.kind == "no-directory":
+        return error
+    return _StartError(error, _NOT_FOUND if error.number in {errno.ENOENT, errno.ENOTDIR} else _NOT_EXECUTABLE)
+
+
+def _welcome(plan: Plan, sets: Sets) -> list[str]:
+    """What a shell is told at its start."""
+    when = instant_text(sets.started_ns).replace("T", " ").replace("Z", " UTC")
+    count = len(plan.taken)
+    what = f"{count} datasets" if count > 1 else "one dataset"
+    instant = "one instant" if sets.atomic else f"NOT one instant, up to {sets.skew_ns / 1e9:.3f} s apart"
+    where = first_few([plan.path(place) for taken in plan.taken for place in taken.places])
+    lines = [f"frozen at {when} ({instant}): {what}, in {where}; all else is live"]
+    live = [u.point for u in plan.uncovered if u.live]
+    if live and not plan.live_system:
+        lines.append(f"live in these trees: {first_few(live)}")
+    blocked = "it keeps the space of what is deleted meanwhile"
+    if any(made.filesystem == "zfs" for made in sets.sets):
+        blocked += ", and 'zpool export' and 'zfs rollback' are refused"
+    return [*lines, f"as long as this shell is open {blocked}"]
+
+
+def _prompt(marker: str, before: str, *, root: bool) -> dict[str, str]:
+    """A marker in the prompt: of sh, dash and ksh by PS1, of bash whatever its start-up files say of PS1."""
+    command = f'case $PS1 in "{marker}"*) ;; *) PS1="{marker}$PS1" ;; esac'
+    return {
+        "PS1": marker + ("# " if root else "$ "),
+        "PROMPT_COMMAND": f"{command}; {before}" if before else command,
+    }

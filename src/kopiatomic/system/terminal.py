@@ -1,0 +1,190 @@
+"""A terminal for a program that is started far from its caller's: a pty(7), and the relay between the two.
+
+While the caller's terminal is attached it is in raw mode: every key goes to the program's terminal, whose own line
+discipline echoes, edits, and makes signals of Ctrl-C and Ctrl-Z.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import termios
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+_PIECE = 1 << 14
+_PATIENCE = 2.0
+"""Seconds that a terminal which takes nothing may keep us when the program has ended, or something has to be said."""
+
+_FAILED = (OSError, termios.error)
+
+
+def is_same(one: int, other: int) -> bool:
+    """Whether two descriptors are the same terminal."""
+    return os.isatty(one) and os.isatty(other) and os.fstat(one).st_rdev == os.fstat(other).st_rdev
+
+
+class Terminal:
+    """The pty, in the likeness of the caller's terminal.
+
+    ``owner`` is a user who has to be able to open it. Where the caller's is ``shared`` with other programs, what they write
+    keeps its line ends.
+    """
+
+    def __init__(self, fd: int, *, owner: int | None, shared: bool) -> None:
+        # Opened anew: what is set for this descriptor is not set for the caller's.
+        flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
+        self._callers = os.open(f"/proc/self/fd/{fd}", flags)
+        self._before = termios.tcgetattr(self._callers)
+        self._ours, self.theirs = os.openpty()
+        os.set_blocking(self._ours, False)
+        termios.tcsetattr(self.theirs, termios.TCSANOW, self._before)
+        if owner is not None:
+            os.fchown(self.theirs, owner, -1)
+        self._to_caller = b""
+        self._to_program = b""
+        self._shared = shared
+        self._raw = False
+        self._gone = False
+        self.fit()
+
+    def in_foreground(self) -> bool:
+        """Whether the caller's terminal may be changed and read from by us now."""
+        try:
+            return os.tcgetpgrp(self._callers) == os.getpgrp()
+        except OSError:
+            # It is not our controlling terminal: no shell manages jobs on it.
+            return True
+
+    def resemble(self) -> None:
+        """Take on what the caller's terminal has become since, such as one in which a shell reads no commands any more."""
+        with suppress(*_FAILED):
+            termios.tcsetattr(self.theirs, termios.TCSANOW, termios.tcgetattr(self._callers))
+
+    def attach(self, *, keyboard: bool) -> None:
+        """Give the program the keyboard, if it is to have it and we have it; also where that may have been undone."""
+        self.fit()
+        if not keyboard or not self.in_foreground():
+            self._raw = False
+            return
+        with suppress(*_FAILED):
+            if not self._raw:
+                self._before = termios.tcgetattr(self._callers)
+            termios.tcsetattr(self._callers, termios.TCSANOW, _raw(self._before, output=not self._shared))
+            self._raw = True
+
+    def detach(self) -> None:
+        """Leave the caller's terminal as it was."""
+        if self._raw and self.in_foreground():
+            with suppress(*_FAILED):
+                termios.tcsetattr(self._callers, termios.TCSANOW, self._before)
+        self._raw = False
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """However the block is left, the caller's terminal is as it was then."""
+        try:
+            yield
+        finally:
+            self.detach()
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """For as long as the block takes, the caller's terminal is as it was."""
+        attached = self._raw
+        if attached:
+            self._flush()
+            self.detach()
+            with suppress(OSError):
+                os.write(self._callers, b"\n")
+        try:
+            yield
+        finally:
+            if attached:
+                self.attach(keyboard=True)
+
+    def fit(self) -> None:
+        """Give the program's terminal the size of the caller's; the kernel tells the program."""
+        with suppress(OSError):
+            size = fcntl.ioctl(self._callers, termios.TIOCGWINSZ, b"\0" * 8)
+            fcntl.ioctl(self._ours, termios.TIOCSWINSZ, size)
+
+    def interests(self) -> Mapping[int, int]:
+        """What to watch: nothing is taken from one side that the other has no room for."""
+        if self._gone:
+            return {}
+        ours = (0 if self._to_caller else select.POLLIN) | (select.POLLOUT if self._to_program else 0)
+        reads = self._raw and not self._to_program
+        callers = (select.POLLIN if reads else 0) | (select.POLLOUT if self._to_caller else 0)
+        return {fd: events for fd, events in ((self._ours, ours), (self._callers, callers)) if events}
+
+    def handle(self, fd: int, events: int) -> None:
+        """Pass on what there is."""
+        try:
+            if fd == self._ours:
+                if events & select.POLLOUT:
+                    self._to_program = self._to_program[os.write(fd, self._to_program) :]
+                if events & (select.POLLIN | select.POLLHUP) and not self._to_caller:
+                    self._to_caller = os.read(fd, _PIECE)
+            else:
+                if events & select.POLLOUT:
+                    self._to_caller = self._to_caller[os.write(fd, self._to_caller) :]
+                if events & (select.POLLIN | select.POLLHUP | select.POLLERR) and not self._to_program:
+                    self._to_program = os.read(fd, _PIECE)
+                    if not self._to_program:
+                        self._hang_up()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """The caller's terminal is gone, so the program's goes too: the kernel tells the program (SIGHUP)."""
+        if not self._gone:
+            self._gone = True
+            self._raw = False
+            os.close(self._ours)
+            self._to_caller = self._to_program = b""
+
+    def drain(self) -> None:
+        """Show what the program, which has ended, has left."""
+        while not self._gone and self._flush():
+            try:
+                self._to_caller = os.read(self._ours, _PIECE)
+            except OSError:
+                return
+
+    def _flush(self) -> bool:
+        """Show what is waiting for that; returns whether it could be."""
+        while self._to_caller:
+            if not select.select([], [self._callers], [], _PATIENCE)[1]:
+                return False
+            try:
+                self._to_caller = self._to_caller[os.write(self._callers, self._to_caller) :]
+            except BlockingIOError:
+                continue
+            except OSError:
+                return False
+        return True
+
+    def close(self) -> None:
+        """Close all descriptors, here or in a fork."""
+        for fd in (self._callers, self.theirs, -1 if self._gone else self._ours):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _raw(mode: list[Any], *, output: bool) -> list[Any]:
+    """A mode in which every byte passes as it is (cfmakeraw(3)), on the way out only if ``output``."""
+    iflag, oflag, cflag, lflag, ispeed, ospeed, characters = mode
+    iflag &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP)
+    iflag &= ~(termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON)
+    if output:
+        oflag &= ~termios.OPOST
+    cflag = cflag & ~(termios.CSIZE | termios.PARENB) | termios.CS8
+    lflag &= ~(termios.ECHO | termios.ECHONL | termios.ICANON | termios.ISIG | termios.IEXTEN)
+    characters = list(characters)
+    characters[termios.VMIN], characters[termios.VTIME] = 1, 0
+    return [iflag, oflag, cflag, lflag, ispeed, ospeed, characters]
