@@ -250,6 +250,11 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="PATH",
             help="In place: a directory that the engine has to write to stays live. Repeatable.",
         ),
+        click.option(
+            "--skip-unchanged",
+            is_flag=True,
+            help="kopia, in place: where nothing has changed, let the last snapshot stand, and read nothing.",
+        ),
         *_view("merged", "/kopia"),
         click.option("--name", metavar="NAME", help="Use DIR/NAME, so that this selection has a history of its own."),
     ]
@@ -449,7 +454,14 @@ def _run_inside(argv: Sequence[str], user: str | None, options: dict[str, Any], 
 
 @cli.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("-n", "--dry-run", is_flag=True, help="Only say what is left and what would be done.")
-@click.option("--forget", metavar="RUN", help="Take a dead run off the record first: its disks are gone for good.")
+@click.option(
+    "--forget",
+    is_flag=False,
+    flag_value="",
+    metavar="[RUN]",
+    help="Take a dead run off the record first: its disks are gone for good. "
+    "Without RUN: forget what --skip-unchanged keeps, its bookmarks included.",
+)
 @_state_dir
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def recover(*, dry_run: bool, forget: str | None, state_dir: str, as_json: bool) -> None:

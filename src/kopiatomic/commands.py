@@ -16,6 +16,7 @@ from kopiatomic.output.history import lines_of, list_of
 from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
 from kopiatomic.recovery import Cleared, Recovery
 from kopiatomic.report import Report
+from kopiatomic.snapshots import zfs_bookmarks
 from kopiatomic.system import signals
 from kopiatomic.text import printable
 
@@ -24,14 +25,19 @@ HISTORY_FORMAT = "kopiatomic-history-1"
 
 
 def recover(state_dir: str, console: Console, *, dry_run: bool, as_json: bool, forget: str | None) -> int:
-    """Remove what dead runs left; returns the exit code. ``forget`` is a run whose disks are gone for good."""
+    """Remove what dead runs left; returns the exit code.
+
+    ``forget`` is a run whose disks are gone for good; where it is empty, what ``--skip-unchanged`` keeps goes as well.
+    """
 
     def run() -> int:
         _require_root("removing snapshots")
         records = Records(state_dir)
-        if forget is not None:
+        if forget:
             _forget(records, forget, console)
         cleared = _recovered(records, console, dry_run=dry_run)
+        if forget == "":
+            _forget_unchanged(records, cleared, dry_run=dry_run)
         left = len(cleared.leftovers) + len(cleared.problems) if dry_run else cleared.left
         if as_json:
             console.result(json.dumps(_recover_document(cleared, dry_run=dry_run, left=left), indent=2))
@@ -51,6 +57,17 @@ def _forget(records: Records, run_id: str, console: Console) -> None:
         raise KopiatomicError(
             f"run {run.id} is alive", kind="run-alive", hint="Only what dead runs left can be forgotten."
         )
+
+
+def _forget_unchanged(records: Records, cleared: Cleared, *, dry_run: bool) -> None:
+    try:
+        kept = zfs_bookmarks.kept()
+        if not dry_run:
+            records.forget_standing()
+            kept = zfs_bookmarks.remove(kept) if kept else []
+        cleared.leftovers += kept
+    except KopiatomicError as error:
+        cleared.problems.append(f"{error.message} ({error.hint})")
 
 
 def _recovered(records: Records, console: Console, *, dry_run: bool) -> Cleared:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from kopiatomic import locks, plan, root_leftovers, roots, snapshots
 from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, unforeseen
@@ -32,6 +32,8 @@ from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import linux, signals
 from kopiatomic.text import printable
 from kopiatomic.views import View, missing_text
+
+T = TypeVar("T")
 
 _FREEZE_TRIES = 3
 
@@ -116,6 +118,10 @@ class Freezing:
             finally:
                 with signals.deferred():
                     self._recorder.end()
+
+    def attempt(self, call: Callable[[Records], T]) -> T | None:
+        """Ask the records, or put something on record; None where they cannot be used, which the user is told once."""
+        return self._recorder.attempt(lambda: call(self._recorder.records))
 
     def take_root(self, root: str, shown: str, wait: float | None) -> None:
         """Lock a view root, or a series, for this run. Raises LockedError after ``wait`` seconds."""

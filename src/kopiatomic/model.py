@@ -149,6 +149,8 @@ class Plan:
     """In place: whether the kernel's filesystems (/proc, /sys, /dev) and /run are to be as they are. Not for backups."""
     writable: tuple[str, ...] = ()
     """In place: what an engine has to write, and so is live where it lies in a frozen tree."""
+    bookmark: str = ""
+    """ZFS: the bookmark that is kept on each dataset, so that the next run knows what has changed. Empty: none."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -189,6 +191,10 @@ class Snapshot:
     """What no other snapshot has, whatever its name. ZFS: ``guid``. Btrfs: the subvolume's UUID."""
     size: int | None = None
     """Of a volume: its exact size in bytes."""
+    before: str = ""
+    """The state that the dataset is proven to have been in since: the ``after`` of an earlier snapshot. Empty: not known."""
+    after: str = ""
+    """The state that this snapshot is of; nothing else has it. Empty: it cannot be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +321,8 @@ class Saved:
     complete: bool = True
     message: str = ""
     """Why it is not saved or not complete; else empty."""
+    unchanged: bool = False
+    """Whether nothing was read: nothing has changed since this earlier snapshot, which stands for it."""
 
 
 @dataclass(slots=True)
@@ -336,6 +344,8 @@ class EngineResult:
     problem_count: int = 0
     sources: list[Saved] = field(default_factory=list)
     """One for each source; empty where the engine keeps nothing of the kind."""
+    unchanged: bool = False
+    """Whether an earlier snapshot stands for it and nothing was read."""
 
 
 @dataclass(frozen=True, slots=True)

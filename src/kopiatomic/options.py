@@ -6,6 +6,7 @@ import re
 import shlex
 from dataclasses import dataclass
 
+from kopiatomic import ownership
 from kopiatomic.errors import UsageError
 from kopiatomic.facts import Facts
 from kopiatomic.model import Layout
@@ -32,6 +33,7 @@ class Options:
     only_frozen: bool = False
     live_system: bool = False
     writable: tuple[str, ...] = ()
+    skip_unchanged: bool = False
     engine: str | None = None
     repository: str | None = None
     archive: str | None = None
@@ -81,6 +83,7 @@ class Options:
             layout=self.layout,
             only_frozen=self.only_frozen or self.require_atomic,
             live_system=self.live_system,
+            bookmark=ownership.bookmark() if self.skip_unchanged else "",
         )
 
 

@@ -21,6 +21,9 @@ ATTRIBUTE = "trusted.kopiatomic.run"
 TAG = "kopiatomic"
 """The tag of our holds. Holds with any other tag are somebody else's."""
 
+_BOOKMARK = "kopiatomic_"
+"""ZFS: every bookmark of ours is named this plus the host's id. A bookmark has no properties, so that its name has to say it."""
+
 _RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _MACHINE_ID = Path("/etc/machine-id")
 
@@ -61,6 +64,11 @@ def run_of(snapshot: str) -> str | None:
     """The run that a snapshot's or directory's name (without its dataset) speaks of; None for foreign names."""
     run_id = snapshot.removeprefix(PREFIX)
     return run_id if run_id != snapshot and is_run_id(run_id) else None
+
+
+def bookmark() -> str:
+    """What a bookmark of this host's is called, without its dataset."""
+    return _BOOKMARK + host_id()
 
 
 @cache

@@ -41,6 +41,11 @@ def select(facts: Facts, request: Request) -> Plan:
         _require_true_paths(taken)
         taken = _seen_again(shared, taken)
     uncovered = _uncovered(shared, taken, judged)
+    if request.bookmark and any(t.dataset.filesystem == "zfs" for t in taken):
+        shared.note(
+            f"each ZFS dataset keeps one bookmark for --skip-unchanged, DATASET#{request.bookmark} ('kopiatomic recover "
+            "--forget' removes them)"
+        )
     return Plan(
         root=request.root,
         taken=tuple(taken),
@@ -50,6 +55,7 @@ def select(facts: Facts, request: Request) -> Plan:
         notes=tuple(shared.notes),
         layout=request.layout,
         live_system=request.live_system,
+        bookmark=request.bookmark if any(t.dataset.filesystem == "zfs" for t in taken) else "",
     )
 
 

@@ -61,6 +61,16 @@ _STEPS = (
     ) WITHOUT ROWID
     """,
     "ALTER TABLE run ADD COLUMN selection TEXT NOT NULL DEFAULT ''",
+    """
+    CREATE TABLE standing (
+        series BLOB NOT NULL,
+        source BLOB NOT NULL,
+        snapshot TEXT NOT NULL,
+        terms TEXT NOT NULL,
+        states TEXT NOT NULL,
+        PRIMARY KEY (series, source)
+    ) WITHOUT ROWID
+    """,
 )
 """What makes a database of schema N one of schema N+1; a new one begins at 0."""
 
@@ -88,6 +98,17 @@ class RunRecord:
     result: str | None
     exit_code: int | None
     document: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A complete snapshot of a source, which stands for a new one as long as all of this is still so."""
+
+    snapshot_id: str
+    terms: str
+    """Where and how it was saved: the engine's."""
+    states: Mapping[str, Sequence[str]]
+    """The places in the source: for each the dataset, the part, and the state that it was in."""
 
 
 class Records:
@@ -161,6 +182,37 @@ class Records:
                 (os.fsencode(root), before),
             ).fetchone()
             return None if row is None else (str(row[0]), str(row[1]))
+
+    # What was saved last
+
+    def standing(self, series: str) -> dict[str, Standing]:
+        """The last complete snapshots of a series' sources."""
+        with self._transaction() as database:
+            rows = database.execute(
+                "SELECT source, snapshot, terms, states FROM standing WHERE series = ?", (os.fsencode(series),)
+            )
+            return {os.fsdecode(row[0]): Standing(row[1], row[2], json.loads(row[3])) for row in rows}
+
+    def stand(self, series: str, standing: Mapping[str, Standing | None]) -> None:
+        """Put on record what was saved last of these sources; None where nothing complete was."""
+        key = os.fsencode(series)
+        with self._transaction() as database:
+            database.executemany(
+                "DELETE FROM standing WHERE series = ? AND source = ?", [(key, os.fsencode(path)) for path in standing]
+            )
+            database.executemany(
+                "INSERT INTO standing (series, source, snapshot, terms, states) VALUES (?, ?, ?, ?, ?)",
+                [
+                    (key, os.fsencode(path), one.snapshot_id, one.terms, json.dumps(one.states))
+                    for path, one in standing.items()
+                    if one is not None
+                ],
+            )
+
+    def forget_standing(self) -> None:
+        """Take it off the record, of all series."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM standing")
 
     # Intents
 

@@ -30,6 +30,8 @@ class Request:
     """In place: nothing that is not frozen is to be seen in the trees of what is."""
     live_system: bool = False
     """In place: the kernel's filesystems and /run stay as they are. For commands, not for backups."""
+    bookmark: str = ""
+    """What the bookmarks are called that are to be kept; empty for none."""
 
 
 def is_user_property(name: str) -> bool:

@@ -7,9 +7,10 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from kopiatomic import engines, hooks, locks, plan, roots
-from kopiatomic.engines import Engine, Job
+from kopiatomic import engines, hooks, locks, plan, roots, skipping
+from kopiatomic.engines import Engine, Job, Remembering
 from kopiatomic.engines.own import Own, in_place, prepared
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
@@ -25,6 +26,9 @@ from kopiatomic.text import ended, first_few, printable
 _NOT_SKIPPED = (
     "It would be read while it is written: mark it as a cache (CACHEDIR.TAG), or move it out of what is backed up."
 )
+
+_NOTHING_READ = Checked(EngineEnd(0, stopped=False), ())
+"""What there is to say of the engine where every source was unchanged."""
 
 _REFUSES_TO_STOP = "kopiatomic: Ctrl-Z does not stop a run: it would keep its snapshots for as long; Ctrl-C ends it"
 
@@ -45,6 +49,7 @@ class _Run:
         self._listener = listener
         self._secrets: Secrets
         self._freezing: Freezing
+        self._remembering: Remembering | None = None
 
     def run(self) -> None:
         options, report = self._options, self._report
@@ -61,6 +66,8 @@ class _Run:
             archive=options.archive,
             maintenance=options.maintenance,
         )
+        if options.skip_unchanged:
+            self._remembering = skipping.require(engine, options.layout)
         self._secrets = Secrets(sys.argv[1:], os.environ, engine.secrets)
         shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
         if not options.dry_run:
@@ -168,11 +175,32 @@ class _Run:
         ) as frozen:
             # It may be another by now: a dataset has vanished.
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
-            checked = self._run_engine(engine, frozen, job)
-        report.engine.end = checked.end
+            job = self._without_unchanged(job)
+            checked = self._run_engine(engine, frozen, job) if job.sources else _NOTHING_READ
+        report.engine.end = checked.end if job.sources else None
         with report.phase("verify"), signals.deferred():
             report.engine.result = engine.judge(job, checked.end)
         self._conclude(checked)
+        if self._remembering is not None:
+            saved = skipping.saved(job, self._remembering, report.engine.result)
+            self._freezing.attempt(lambda records: records.stand(report.series, saved))
+
+    def _without_unchanged(self, job: Job) -> Job:
+        """The job without the sources in which nothing has changed (``--skip-unchanged``)."""
+        engine, series = self._remembering, self._report.series
+        if engine is None:
+            return job
+        with self._report.phase("compare"):
+            known = self._freezing.attempt(lambda records: records.standing(series)) or {}
+            try:
+                job = replace(job, unchanged=skipping.unchanged(job, engine, known))
+            except Interrupted:
+                raise
+            except KopiatomicError as error:
+                self._freezing.warn(f"all is read, whether it has changed or not: {error.message}")
+            # What is read now may come to nothing.
+            self._freezing.attempt(lambda records: records.stand(series, dict.fromkeys(job.sources)))
+        return job
 
     def _taker(self, engine: Engine) -> Callable[[str, bytes], None]:
         """What takes the engine's output."""
@@ -191,7 +219,7 @@ class _Run:
         assert report.engine is not None
         command = engine.command(job)
         report.engine.argv = self._shown(command.argv)
-        self._listener.phase(f"{engine.name} is backing up {first_few(job.plan.sources)}")
+        self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
         environment = {**os.environ, **hooks.variables(job.run_id, job.plan)}
         if in_place(job.plan, tempfile.gettempdir()):
             environment["TMPDIR"] = job.plan.scratch

@@ -94,12 +94,16 @@ def mounted_btrfs(folder: Path) -> Iterator[Btrfs]:
 
 
 @contextmanager
-def imported_pool(folder: Path, mountpoint: Path | None = None, size: int = POOL_BYTES) -> Iterator[Pool]:
+def imported_pool(
+    folder: Path, mountpoint: Path | None = None, size: int = POOL_BYTES, *, features: bool = True
+) -> Iterator[Pool]:
     folder.mkdir()
     pool = Pool(f"pool{secrets.token_hex(3)}", mountpoint or folder / "mnt", folder / "vdev")
     with pool.image.open("wb") as image:
         image.truncate(size)
     options = ["-o", "cachefile=none", "-O", f"mountpoint={pool.mountpoint}", "-O", "compression=off"]
+    if not features:
+        options.append("-d")
     command("zpool", "create", *options, pool.name, pool.image)
     try:
         yield pool

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from kopiatomic.engines.own import Own
 from kopiatomic.errors import UsageError
@@ -26,6 +26,13 @@ class Job:
     """The places (absolute, below the root) that really are mounted in the view."""
     filled: Collection[str]
     """Those of them whose top directory holds files, directories or links."""
+    unchanged: Mapping[str, str] = field(default_factory=dict)
+    """The sources that need not be read, and the snapshots that stand for them (``--skip-unchanged``)."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Those that have to be read."""
+        return tuple(source for source in self.plan.sources if source not in self.unchanged)
 
     def places(self, source: str) -> dict[str, str]:
         """The places that are mounted in a source, by their path below it (``/`` is the source itself)."""
@@ -96,6 +103,17 @@ class Engine(Protocol):
 
     def finish(self) -> list[str]:
         """What was put off until the snapshots are gone (maintenance). Returns warnings."""
+
+
+@runtime_checkable
+class Remembering(Protocol):
+    """An engine that can tell whether an earlier snapshot may stand for a new one. Called after ``check``."""
+
+    def terms(self, source: str) -> str:
+        """All that a snapshot depends on beside the files: where it is saved, policies, options, versions; as a digest."""
+
+    def standing(self, snapshots: Mapping[str, str]) -> Mapping[str, str]:
+        """Those of the snapshots (by source) that are in the repository, complete. Raises KopiatomicError."""
 
 
 KOPIA, RESTIC, BORG = "kopia", "restic", "borg"

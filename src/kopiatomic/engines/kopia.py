@@ -7,6 +7,8 @@ what its repository shows afterwards.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -56,6 +58,8 @@ class Kopia:
         self._output = Output()
         self._manifests: list[Manifest] = []
         """What it told of its snapshots, known when it has ended."""
+        self._standing: dict[str, Manifest] = {}
+        """Snapshots that stand for sources which are not read."""
         self._status: Mapping[str, Any] = {}
         self._policies: dict[str, kopia_policy.Policies] = {}
         """What applies to each source, by its path."""
@@ -141,7 +145,7 @@ class Kopia:
         microseconds = job.sets.started_ns % 10**9 // 1000
         argv = self._argv(
             self._client.path,
-            job.plan.sources,
+            job.sources,
             start_time=f"{job.started('%Y-%m-%d %H:%M:%S')}.{microseconds:06d} UTC",
             run_id=job.run_id,
             atomic="yes" if job.sets.atomic else "no",
@@ -182,8 +186,36 @@ class Kopia:
         self._manifests = self._output.manifests()
         return results.combined([(source, self._judge(job, source, end)) for source in job.plan.sources])
 
+    def terms(self, source: str) -> str:
+        """Repository, source, policies, kopia's version and the words of ``-o``, as a digest."""
+        policies = self._policies[source]
+        told = [
+            self._status.get("uniqueIDHex"),
+            str(policies.source),
+            self.version,
+            self._options.words,
+            sorted(json.dumps(policy, sort_keys=True) for policy in policies.all()),
+        ]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    def standing(self, snapshots: Mapping[str, str]) -> Mapping[str, str]:
+        """Those that are in the repository, complete and without errors; one process. Raises KopiatomicError."""
+        documents = self._client.ask("snapshot", "list", "--json")
+        found = {manifest.id: manifest for document in documents if (manifest := parse_manifest(document)) is not None}
+        standing = {}
+        for source, snapshot_id in snapshots.items():
+            manifest = found.get(snapshot_id)
+            if manifest is None or manifest.path != self._source(source).path or manifest.incomplete:
+                continue
+            if not _failures(manifest) and not count(manifest.summary, "numIgnoredErrors"):
+                standing[source] = snapshot_id
+                self._standing[source] = manifest
+        return standing
+
     def _judge(self, job: Job, source: str, end: EngineEnd) -> EngineResult:
         """What came of one source."""
+        if source in job.unchanged:
+            return _standing(self._standing[source], source)
         path = self._source(source).path
         manifest = next((m for m in self._manifests if m.path == path), None)
         unchanged = manifest is None and self._may_be_unchanged(source, end)
@@ -273,6 +305,14 @@ class Kopia:
 
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
+
+
+def _standing(manifest: Manifest, source: str) -> EngineResult:
+    """A result for a source that was not read; what is counted of it is what its snapshot holds."""
+    result = _result(manifest, source)
+    result.unchanged = True
+    result.statistics = {k: v for k, v in result.statistics.items() if k not in {"files_cached", "files_hashed"}}
+    return result
 
 
 def _not_saved(message: str, manifest: Manifest | None = None) -> EngineResult:

@@ -107,6 +107,10 @@ class Policies:
             if same and below(target.path, self.source.path):
                 yield target
 
+    def all(self) -> list[Mapping[str, Any]]:
+        """All policies that have a say in this source."""
+        return [document for target in (*self._above(), *self.nested()) for document in self._by_target.get(target, [])]
+
     def _above(self) -> Iterator[Source]:
         """Where kopia looks for a setting of the root, nearest first."""
         user, host, path = self.source.user, self.source.host, self.source.path

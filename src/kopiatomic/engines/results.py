@@ -19,7 +19,7 @@ def not_saved(count: int) -> str:
 
 def combined(found: Sequence[tuple[str, EngineResult]]) -> EngineResult:
     """One result of those of several sources: saved if any is, complete only if all are."""
-    sources = [Saved(path, r.snapshot_id, r.saved, r.complete, r.message) for path, r in found]
+    sources = [Saved(path, r.snapshot_id, r.saved, r.complete, r.message, r.unchanged) for path, r in found]
     if len(found) == 1:
         found[0][1].sources = sources
         return found[0][1]

@@ -114,8 +114,11 @@ def _engine_lines(engine: EngineReport) -> list[str]:
     if "files_cached" in statistics:
         words.append(f"{statistics['files_cached']:,} unchanged")
     lines = ["Engine:   " + ", ".join(words)]
-    for one in result.sources if several else ():
-        lines.append(f"  {printable(one.source)}: {f'snapshot {one.snapshot_id}' if one.saved else 'NOT saved'}")
+    for one in result.sources if several or any(one.unchanged for one in result.sources) else ():
+        stands = "unchanged, not read: this stands for it: " if one.unchanged else ""
+        lines.append(
+            f"  {printable(one.source)}: {f'{stands}snapshot {one.snapshot_id}' if one.saved else 'NOT saved'}"
+        )
     for problem in result.problems:
         lines.append(f"  not saved: {printable(problem.path)}: {printable(problem.message)}")
     if result.problem_count > len(result.problems):

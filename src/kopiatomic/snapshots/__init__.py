@@ -40,7 +40,10 @@ class Maker(Protocol):
         """Before that last close: wait here for what it would have to wait for. In any process that has no mount of them."""
 
     def read_back(self, instant: Instant) -> SnapshotSet:
-        """The set as the filesystem shows it now, with the transactions that are the proof. Raises KopiatomicError."""
+        """The set as the filesystem shows it now: the transactions that are the proof, the states that tell what changed.
+
+        Raises KopiatomicError.
+        """
 
     def remove(self) -> list[str]:
         """Make sure that no snapshot of the set is left, whether it was tied or not, made whole or in part.
@@ -75,7 +78,7 @@ class Leftovers(Protocol):
 LEFTOVERS: dict[str, Leftovers] = {"zfs": zfs_leftovers, "btrfs": btrfs_leftovers}
 
 
-MAKERS: dict[str, Callable[[str, str, Sequence[Taken]], Maker]] = {"zfs": ZfsMaker, "btrfs": BtrfsMaker}
+MAKERS: dict[str, Callable[[str, str, Sequence[Taken], str], Maker]] = {"zfs": ZfsMaker, "btrfs": BtrfsMaker}
 
 
 def makers(plan: Plan, run_id: str) -> list[Maker]:
@@ -84,4 +87,4 @@ def makers(plan: Plan, run_id: str) -> list[Maker]:
     for taken in plan.taken:
         groups.setdefault((taken.dataset.filesystem, taken.dataset.pool), []).append(taken)
     order = sorted(groups, key=lambda key: (list(MAKERS).index(key[0]), key[1]))
-    return [MAKERS[filesystem](run_id, pool, groups[filesystem, pool]) for filesystem, pool in order]
+    return [MAKERS[filesystem](run_id, pool, groups[filesystem, pool], plan.bookmark) for filesystem, pool in order]

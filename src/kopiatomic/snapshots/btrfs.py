@@ -36,9 +36,13 @@ class BtrfsMaker:
     run_id: str
     pool: str
     taken: Sequence[Taken]
+    bookmark: str = ""
+    """ZFS has bookmarks; Btrfs knows without."""
     _sources: list[int] = field(default_factory=list)
     _origins: list[bytes] = field(default_factory=list)
     """The UUIDs of what is snapshotted: with the folder, the proof that a snapshot is of this run."""
+    _generations: list[int] = field(default_factory=list)
+    """The last changes to their trees, right before the snapshots."""
 
     def needs_descriptor(self) -> bool:
         """Nothing of Btrfs can be tied to a descriptor."""
@@ -72,6 +76,7 @@ class BtrfsMaker:
     def _open_sources(self) -> None:
         gone = []
         self._origins.clear()
+        self._generations.clear()
         for taken in self.taken:
             dataset = taken.dataset
             try:
@@ -79,6 +84,7 @@ class BtrfsMaker:
                 self._sources.append(fd)
                 found = btrfs.subvolume(fd)
                 self._origins.append(found.uuid)
+                self._generations.append(found.generation)
                 same = found.id == dataset.subvolume and btrfs.filesystem_uuid(fd) == dataset.pool
                 if not btrfs.is_top(fd) or not same:
                     gone.append(dataset.name)
@@ -203,12 +209,26 @@ class BtrfsMaker:
                         os.close(place)
                     snapshots.append(
                         Snapshot(
-                            taken.dataset.name, folder.path_of(self.run_id, position), found.born, found.uuid.hex()
+                            taken.dataset.name,
+                            folder.path_of(self.run_id, position),
+                            found.born,
+                            found.uuid.hex(),
+                            before=self._state(position, self._generations[position], found),
+                            after=self._state(position, found.born, found),
                         )
                     )
             except OSError as error:
                 raise failed(f"a snapshot of {self._where()} disappeared right after it was made", error) from None
         return SnapshotSet("btrfs", self.pool, tuple(snapshots), instant)
+
+    def _state(self, position: int, generation: int, snapshot: btrfs.Subvolume) -> str:
+        """What a subvolume holds, told by the last change to its tree and to a file in it.
+
+        A snapshot changes the tree of its source, to the transaction that it is born in: after that only what somebody else
+        changed gives the tree another. Writes that are not on the disk yet show in the snapshot's ``ctransid`` alone; what is
+        replayed from the log after a crash shows in the tree's generation alone.
+        """
+        return f"{self._origins[position].hex()} {generation} {snapshot.changed}"
 
     def remove(self) -> list[str]:
         """Delete the run's snapshots and directories: only what lies in the run's own directory, by name."""

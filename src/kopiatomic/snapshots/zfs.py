@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from kopiatomic.errors import KopiatomicError, VanishedError
 from kopiatomic.model import Instant, Intent, Snapshot, SnapshotSet, Taken
 from kopiatomic.ownership import PREFIX, PROPERTY, TAG, mark
+from kopiatomic.snapshots import zfs_bookmarks, zfs_get
 from kopiatomic.system import libzfs_core, process
 from kopiatomic.text import ended, printable
 
@@ -26,17 +27,14 @@ _HELD_TIMEOUT = 5.0
 _RESUMED_POLL = 0.5
 """Seconds between two tries to release what a suspended pool holds up."""
 
-_READ_TIMEOUT = 120.0
-_ARGUMENT_BYTES = 1 << 20
-"""How much goes into one argv; the kernel's limit is 2 MiB at the usual stack size (execve(2))."""
-
 
 class ZfsMaker:
     """The set of one pool."""
 
-    def __init__(self, run_id: str, pool: str, taken: Sequence[Taken]) -> None:
+    def __init__(self, run_id: str, pool: str, taken: Sequence[Taken], bookmark: str = "") -> None:
         self._mark = str(mark(run_id))
         self._pool = pool
+        self._bookmark = bookmark
         self._names = [f"{t.dataset.name}@{PREFIX}{run_id}" for t in taken]
         self._volumes = [f"{t.dataset.name}@{PREFIX}{run_id}" for t in taken if t.dataset.volume]
 
@@ -89,8 +87,16 @@ class ZfsMaker:
                 hint="Somebody else destroys snapshots here; run again.",
             )
         sizes = _sizes(self._volumes) if self._volumes else {}
+        states = zfs_bookmarks.follow({n: found[n].guid for n in self._names}, self._bookmark) if self._bookmark else {}
         snapshots = tuple(
-            Snapshot(name.partition("@")[0], name, found[name].createtxg, found[name].guid, sizes.get(name))
+            Snapshot(
+                name.partition("@")[0],
+                name,
+                found[name].createtxg,
+                found[name].guid,
+                sizes.get(name),
+                *states.get(name, ("", "")),
+            )
             for name in self._names
         )
         made = SnapshotSet("zfs", self._pool, snapshots, instant)
@@ -209,7 +215,7 @@ def look(names: Sequence[str]) -> dict[str, Seen]:
     """
     fields: dict[str, dict[str, str]] = {}
     gone: set[str] = set()
-    waiting = _parts(names)
+    waiting = zfs_get.parts(names)
     while waiting:
         part = waiting.pop()
         result, found = _get(part, [*_NUMBERS, PROPERTY])
@@ -242,7 +248,9 @@ def _get(names: Sequence[str], columns: Sequence[str]) -> tuple[process.Finished
     None where a value holds tabs or newlines: with them it may look like other snapshots' lines. The name behind it shows that:
     such a value has to end in a line that begins with the name and one of the columns, which then are there twice.
     """
-    result = _zfs(["get", "-Hp", "-t", "snapshot", "-o", "name,property,value,source,name", ",".join(columns), *names])
+    result = zfs_get.run(
+        ["get", "-Hp", "-t", "snapshot", "-o", "name,property,value,source,name", ",".join(columns), *names]
+    )
     found: dict[str, dict[str, str]] = {}
     for line in (
         result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n") if result.stdout else ()
@@ -260,12 +268,7 @@ def _get(names: Sequence[str], columns: Sequence[str]) -> tuple[process.Finished
 
 def _sizes(names: Sequence[str]) -> dict[str, int]:
     """The sizes (bytes) of volumes at the instant of these snapshots. Raises KopiatomicError."""
-    sizes = {}
-    for part in _parts(names):
-        result = _zfs(["get", "-Hp", "-t", "snapshot", "-o", "name,value", "volsize", *part])
-        for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
-            name, value = line.split("\t")
-            sizes[name] = int(value)
+    sizes = {name: int(value) for name, value in zfs_get.number(names, "snapshot", "volsize").items()}
     if unknown := set(names) - sizes.keys():
         raise KopiatomicError(
             f"the size of the volume {printable(min(unknown).partition('@')[0])} cannot be read", kind="zfs-look"
@@ -274,20 +277,3 @@ def _sizes(names: Sequence[str]) -> dict[str, int]:
 
 
 _GONE = re.compile(r"^cannot open '(.*)': dataset does not exist$", re.MULTILINE)
-
-
-def _zfs(words: Sequence[str]) -> process.Finished:
-    environment = {**os.environ, "LC_ALL": "C"}
-    return process.run(["zfs", *words], timeout=_READ_TIMEOUT, environment=environment, keep=1 << 30)
-
-
-def _parts(names: Sequence[str]) -> list[list[str]]:
-    parts: list[list[str]] = [[]]
-    size = 0
-    for name in names:
-        size += len(name) + 1
-        if size > _ARGUMENT_BYTES:
-            parts.append([])
-            size = len(name) + 1
-        parts[-1].append(name)
-    return parts

@@ -124,12 +124,19 @@ def _ioctl(fd: int, request: int, argument: ctypes.Structure | ctypes.c_uint64) 
 
 @dataclass(frozen=True, slots=True)
 class Subvolume:
-    """What the kernel says of one subvolume. ``born`` is the transaction it was made in (``otransid``)."""
+    """What the kernel says of one subvolume, in numbers of transactions.
+
+    ``born`` is the one it was made in (``otransid``), ``changed`` that of the last change to a file or directory
+    (``ctransid``; a snapshot has that of its source), ``generation`` that of the last change to its tree, of whatever kind, that
+    is on the disk.
+    """
 
     id: int
     uuid: bytes
     parent_uuid: bytes
     born: int
+    changed: int
+    generation: int
     read_only: bool
 
     @property
@@ -147,6 +154,8 @@ def subvolume(fd: int) -> Subvolume:
         uuid=bytes(info.uuid),
         parent_uuid=bytes(info.parent_uuid),
         born=info.otransid,
+        changed=info.ctransid,
+        generation=info.generation,
         read_only=bool(info.flags & _ROOT_READ_ONLY),
     )
 

@@ -45,7 +45,7 @@ def _nvpair() -> ctypes.CDLL:
 @cache
 def _core() -> ctypes.CDLL:
     library = _load(_LIBRARIES[1])
-    for function in ("lzc_snapshot", "lzc_hold", "lzc_destroy_snaps", "lzc_release", "lzc_send_resume"):
+    for function in ("lzc_snapshot", "lzc_hold", "lzc_destroy_snaps", "lzc_release", "lzc_send_resume", "lzc_bookmark"):
         if not hasattr(library, function):
             raise KopiatomicError(
                 f"{library._name} has no function {function}, which kopiatomic needs",
@@ -218,6 +218,24 @@ def destroy(names: Iterable[str], *, deferred: bool) -> None:
             snapshots.add_boolean(name)
         number = _core().lzc_destroy_snaps(snapshots.pointer, ctypes.c_int(deferred), ctypes.byref(errors))
         _finish("destroy", number, errors)
+
+
+def bookmark(snapshots: Mapping[str, str]) -> None:
+    """Make bookmarks, each of a snapshot; those of one pool, all or none. Raises ZfsCallError."""
+    errors = ctypes.c_void_p()
+    with _List() as bookmarks:
+        for name, snapshot_name in snapshots.items():
+            bookmarks.add_string(name, snapshot_name)
+        _finish("bookmark", _core().lzc_bookmark(bookmarks.pointer, ctypes.byref(errors)), errors)
+
+
+def destroy_bookmarks(names: Iterable[str]) -> None:
+    """Destroy bookmarks of one pool. Those that do not exist are no error. Raises ZfsCallError."""
+    errors = ctypes.c_void_p()
+    with _List() as bookmarks:
+        for name in names:
+            bookmarks.add_boolean(name)
+        _finish("destroy bookmarks", _core().lzc_destroy_bookmarks(bookmarks.pointer, ctypes.byref(errors)), errors)
 
 
 def send_object(snapshot: str, fd: int, number: int, offset: int) -> None:
