@@ -92,7 +92,7 @@ def test_the_summary_names_what_stands(
     for snapshot in kopia.json("snapshot", "list", "--all"):
         assert (
             f"{snapshot['source']['path']}: unchanged, not read: this stands for it: snapshot {snapshot['id']}"
-            in ended.stderr
+            in ended.stdout
         )
     history = kopiatomic("history", "--json", "--limit", "1").stdout
     assert '"unchanged": true' in history
@@ -253,5 +253,6 @@ def test_changes_right_at_the_snapshot_are_never_lost(
         live = (data / "file").read_text()
         _, document = in_place(*words, env=kopia.environment)
         told = {one["source"]: one for one in document["engine"]["sources"]}
-        shown = kopia("show", f"{told[str(data)]['snapshot_id']}/file").stdout
+        objects = {one["id"]: one["rootEntry"]["obj"] for one in kopia.json("snapshot", "list", data)}
+        shown = kopia("show", f"{objects[told[str(data)]['snapshot_id']]}/file").stdout
         assert shown == live
