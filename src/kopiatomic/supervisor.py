@@ -27,6 +27,9 @@ from kopiatomic.views import View
 RELEASE_TIMEOUT = 180.0
 """Seconds to wait for the keeper to have removed everything; it reports within 60 for each pool, unless one hangs."""
 
+_SHELL_TOLD_AGAIN = 1.0
+"""Seconds between two requests to a shell to end."""
+
 _LAUNCHER_TIMEOUT = 10.0
 _KILLED_TIMEOUT = 30.0
 """Seconds that an engine has to end after SIGKILL; only a call that nothing ends takes longer."""
@@ -125,7 +128,7 @@ class Supervisor:
         streams = self._streams
         with streams.attended():
             self._tell_launcher(start)
-            stopping = _Stopping(self._launcher, stop_timeout, self._patience)
+            stopping = _Stopping(self._launcher, stop_timeout, self._patience, shell=start.manner.stop == signal.SIGHUP)
             result: launcher.Checked | None = None
             while result is None or streams.unfinished:
                 stopping.consider()
@@ -312,10 +315,15 @@ def _milliseconds(*intervals: float | None) -> float | None:
 
 
 class _Stopping:
-    """Stops the engine when a signal came: once politely, then by force."""
+    """Stops the engine when a signal came: once politely, then by force.
 
-    def __init__(self, to_launcher: Channel, timeout: float, patience: Patience) -> None:
+    A shell is told every second: bash does not heed a SIGHUP that comes while it starts (seen on 5.2).
+    """
+
+    def __init__(self, to_launcher: Channel, timeout: float, patience: Patience, *, shell: bool) -> None:
         self._channel = to_launcher
+        self._pause = _SHELL_TOLD_AGAIN if shell else timeout
+        self._again = 0.0
         self._timeout = timeout
         self._patience = patience
         self._deadline: float | None = None
@@ -325,9 +333,11 @@ class _Stopping:
         """Do what is due now. Raises KopiatomicError where not even SIGKILL has ended the engine."""
         if self._deadline is None and signals.count():
             self._deadline = time.monotonic() + self._timeout
-            self._send(forcefully=False)
+            self._tell()
         elif self._deadline is not None and self._forced is None and self._due():
             self.kill()
+        elif self._deadline is not None and self._forced is None and time.monotonic() >= self._again:
+            self._tell()
         elif self._forced is not None and time.monotonic() - self._forced > self._killed_timeout():
             raise KopiatomicError(
                 "the engine was killed and does not end: it waits in the kernel",
@@ -338,6 +348,10 @@ class _Stopping:
 
     def _killed_timeout(self) -> float:
         return _HELD_UP_TIMEOUT if self._patience.suspended() else _KILLED_TIMEOUT
+
+    def _tell(self) -> None:
+        self._again = time.monotonic() + self._pause
+        self._send(forcefully=False)
 
     def kill(self) -> None:
         """End the engine by force."""
@@ -352,7 +366,7 @@ class _Stopping:
         """How long (seconds) may be waited before something is due."""
         if self._forced is not None:
             return _HELD_UP_TIMEOUT
-        return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
+        return None if self._deadline is None else max(0.0, min(self._deadline, self._again) - time.monotonic())
 
     def _send(self, *, forcefully: bool) -> None:
         try:

@@ -470,12 +470,14 @@ def test_a_database_is_dumped_while_the_live_one_is_written(
     command("sqlite3", database, f"PRAGMA journal_mode={journal}; CREATE TABLE t (n INTEGER)")
     # Every number is there twice.
     writer = (
-        "import sqlite3, sys\n"
+        "import sqlite3, sys, time\n"
         "db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
         "n = 0\n"
         "while True:\n"
         "    n += 1\n"
         "    db.executescript(f'BEGIN; INSERT INTO t VALUES ({n}); INSERT INTO t VALUES ({n}); COMMIT')\n"
+        # Who reads has to have a chance.
+        "    time.sleep(0.002)\n"
     )
     copy = f'd=$(mktemp -d -p {copies}) && cp {database}* "$d" && sqlite3 "$d"/app.db .dump; rm -r "$d"'
     rows_of = "SELECT count(*) FROM t"

@@ -250,10 +250,15 @@ def line(kopiatomic: Kopiatomic, *words: str | Path) -> str:
     return " ".join(map(str, kopiatomic.argv(*words)))
 
 
+READY_CAT = """sh -c 'echo rea""dy; exec cat'"""
+
+
 def test_ctrl_z_at_a_command_goes_back_to_the_callers_shell(outer: Session, kopiatomic: Kopiatomic, data: Path) -> None:
     cooked = "stty -a | grep -o ' -*icanon'; "
-    outer.types(cooked + line(kopiatomic, "exec", data, "--", "cat") + "\n")
+    outer.types(cooked + line(kopiatomic, "exec", data, "--", READY_CAT) + "\n")
     outer.shows(" icanon")
+    # What is typed before the command is there is nobody's to be stopped by.
+    outer.shows("ready\r\n")
     outer.types("one\n")
     outer.shows("one\r\none\r\n")
     outer.types("\x1a")

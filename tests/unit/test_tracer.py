@@ -104,9 +104,9 @@ def sleeper() -> NoReturn:
 
 
 def test_it_kills_at_an_instant() -> None:
-    alone = trace(sleeper, AtTime(0.05, "keeper"))
+    alone = trace(sleeper, AtTime(0.5, "keeper"))
     assert (alone.status, alone.killed, alone.hung) == (5, ["keeper"], [])
-    everyone = trace(sleeper, AtTime(0.05, None))
+    everyone = trace(sleeper, AtTime(0.5, None))
     assert (everyone.status, sorted(everyone.killed)) == (-signal.SIGKILL, ["keeper", "main"])
     assert everyone.ended - everyone.killed_at < 5
 

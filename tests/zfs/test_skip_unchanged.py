@@ -53,7 +53,9 @@ def rollback(pool: Pool) -> None:
 def received(pool: Pool) -> None:
     """Over it, with content as it was."""
     stream = pool.mountpoint / "stream"
-    command("sh", "-c", f"zfs send {pool.name}/data@early > {stream}")
+    command("zfs", "snapshot", f"{pool.name}/data@later")
+    command("sh", "-c", f"zfs send -i @early {pool.name}/data@later > {stream}")
+    command("zfs", "destroy", f"{pool.name}/data@later")
     command("sh", "-c", f"zfs receive -F {pool.name}/data < {stream}")
     stream.unlink()
 
@@ -67,7 +69,7 @@ def promoted(pool: Pool) -> None:
 def clone_in_its_place(pool: Pool) -> None:
     promoted(pool)
     command("zfs", "rename", f"{pool.name}/data/nested", f"{pool.name}/nested")
-    command("zfs", "destroy", f"{pool.name}/data")
+    command("zfs", "destroy", "-r", f"{pool.name}/data")
     command("zfs", "rename", f"{pool.name}/clone", f"{pool.name}/data")
     command("zfs", "rename", f"{pool.name}/nested", f"{pool.name}/data/nested")
     command("zfs", "mount", f"{pool.name}/data", check=False)
@@ -101,14 +103,15 @@ CHANGES: dict[str, Callable[[Pool], Any]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_every_change_is_read(change: str, pool: Pool, skipping: Skipping) -> None:
+def test_every_change_is_read(pool: Pool, skipping: Skipping) -> None:
+    """One after the other in one pool: a run takes 15 s in the emulated machine."""
     command("zfs", "snapshot", f"{pool.name}/data@early")
     (pool.path("data") / "file").touch()
     assert skipping() == NEITHER
     assert skipping() == BOTH
-    CHANGES[change](pool)
-    assert skipping() == HOME
+    for change, make in CHANGES.items():
+        make(pool)
+        assert skipping() == HOME, change
     assert skipping() == BOTH
 
 
