@@ -641,6 +641,18 @@ def test_unmounted_datasets_in_one_another_need_no_directory_in_one_another() ->
     assert places(plan(known, "t/a/b", include_unmounted=True)) == [("t/a/b", "/t/a/b")]
 
 
+def test_an_unmounted_dataset_gives_way_to_what_is_mounted_below_its_place() -> None:
+    known = facts(
+        ("/t", "zfs", "t"),
+        ("/t/a/b", "zfs", "t/a/b"),
+        datasets=[zfs("t"), zfs("t/a", mountpoint="/t/a"), zfs("t/a/b")],
+        directories=["/t/a"],
+    )
+    chosen = plan(known, everything=True, include_unmounted=True)
+    assert dict(places(chosen)) == {"t": "/t", "t/a": "/.unmounted/t/a", "t/a/b": "/t/a/b"}
+    assert dict(places(plan(known, "t", "t/a", include_unmounted=True))) == {"t": "/t", "t/a": "/t/a"}
+
+
 def test_unmounted_datasets_appear_beside_a_frozen_root() -> None:
     known = facts(("/", "zfs", "r/root"), datasets=[zfs("r/root"), zfs("r/legacy", mountpoint="legacy")])
     chosen = plan(known, everything=True, include_unmounted=True)

@@ -277,6 +277,9 @@ class _Oracle:
             for other in map(self._there.name, self._tree.nodes)
             if other in self._whole and other != name and self._tree.nodes[self._there.drawn(other)].canmount != "off"
         }
+        if any(under(point, usual) for other in self._whole for point in self._live.reached(other)):
+            # It would be in the way.
+            return False
         between = list(itertools.takewhile(lambda directory: directory not in self._live.seen, above(usual)))
         return usual not in self._live.seen and os.path.isdir(usual) and not claims & {usual, *between}
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
@@ -310,6 +311,9 @@ class ZfsSelection:
         """Whether nothing else is or would be at a place, and it exists where a mount of what is taken has to have it."""
         if point in self._shared.seen or len(self._claims[point]) != 1 or point not in self._facts.directories:
             return False
+        if point in self._above_asked:
+            # It would be in the way of what is mounted below its place now.
+            return False
         # What is not mounted cannot be looked into: nothing is known of a place in it.
         for above in parents(point):
             if above in self._shared.seen:
@@ -317,6 +321,17 @@ class ZfsSelection:
             if any(name in self._asked for name in self._claims.get(above, ())):
                 return False
         return True
+
+    @cached_property
+    def _above_asked(self) -> frozenset[str]:
+        """The directories that lie above mounts, or parts of them, that may be taken."""
+        found: set[str] = set()
+        for mount in self._shared.seen.values():
+            ask = self._asked.get(mount.source) if mount.fstype == "zfs" else None
+            if ask is not None or mount.fstype == "btrfs":
+                for part in ask.parts if ask else ("",):
+                    found.update(parents(f"{mount.point}/{part}" if part else mount.point))
+        return frozenset(found)
 
     def _place_aside(self, name: str) -> str:
         """A place below ``/.unmounted`` that is sure to exist.
