@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.facts import Facts, ZfsDataset, ZfsPool, dump, load
-from kopiatomic.model import Plan, Verdict
+from kopiatomic.model import Layout, Plan, Verdict
 from kopiatomic.system.mountinfo import visible
 from tests.support.programs import SOURCE, command
 from tests.unit.plans import facts, many, mounts, places, plan, subvolume, zfs
@@ -410,6 +410,49 @@ def test_several_parts_of_one_dataset_are_one_snapshot() -> None:
     assert taken.places == ("/home/ann", "/home/bob")
 
 
+def test_the_rest_of_a_dataset_whose_part_is_taken_inside_another_is_named() -> None:
+    known = facts(
+        ("/t", "zfs", "t"), ("/t/a", "zfs", "t/a"), datasets=[zfs("t"), zfs("t/a")], directories=["/t/a/docs"]
+    )
+    for layout, live in ((Layout.MERGED, False), (Layout.IN_PLACE, True)):
+        (rest,) = plan(known, "/t", "/t/a/docs", layout=layout).uncovered
+        assert (rest.point, rest.note, rest.live) == ("/t/a", "but for /t/a/docs", live)
+
+
+def test_a_path_in_the_second_mount_of_a_dataset_appears_there() -> None:
+    known = facts(
+        ("/one", "zfs", "t"),
+        ("/two", "zfs", "t"),
+        ("/two/docs/old", "zfs", "t/old"),
+        datasets=[zfs("t"), zfs("t/old")],
+        directories=["/two/docs"],
+    )
+    chosen = plan(known, "/two/docs", recursive=True)
+    assert [t.places for t in chosen.taken] == [("/two/docs",), ("/two/docs/old",)]
+    assert places(plan(known, "/two")) == [("t", "/two")]
+
+
+def test_what_should_be_mounted_in_the_named_part_and_is_not_is_missed() -> None:
+    known = facts(
+        ("/t", "zfs", "t"),
+        ("/t/docs/a", "zfs", "t/a"),
+        ("/t/docs/a", "tmpfs", "none"),
+        datasets=[
+            zfs("t"),
+            zfs("t/a", mountpoint="/t/docs/a"),
+            zfs("t/b", mountpoint="/t/docs/b"),
+            zfs("t/c", mountpoint="/t/c"),
+        ],
+        directories=["/t/docs"],
+    )
+    verdicts = {o.name: (o.verdict, o.incomplete) for o in plan(known, "/t/docs", recursive=True).left_out}
+    assert verdicts == {
+        "t/a": (Verdict.COVERED, True),
+        "t/b": (Verdict.NOT_MOUNTED, True),
+        "t/c": (Verdict.OUTSIDE, False),
+    }
+
+
 def test_a_part_in_another_and_a_part_beside_the_whole_are_asked_for_twice() -> None:
     known = facts(("/home", "zfs", "tank/home"), datasets=[zfs("tank/home")], directories=["/home/ann", "/home/ann/x"])
     assert plan(known, "/home/ann/x", "/home/ann").taken[0].places == ("/home/ann",)
@@ -572,6 +615,44 @@ def test_unmounted_datasets_of_one_place_are_all_in_the_folder_of_their_own() ->
     assert places(chosen) == [("t/a", "/.unmounted/t/a"), ("t/b", "/.unmounted/t/b"), ("t", "/t")]
 
 
+def test_unmounted_datasets_in_one_another_need_no_directory_in_one_another() -> None:
+    """What is not mounted cannot be looked into: neither at its place nor in /.unmounted has it to have a directory."""
+    known = facts(
+        ("/t", "zfs", "t"),
+        datasets=[
+            zfs("t"),
+            *(zfs(name, mountpoint=f"/{name}") for name in ("t/a", "t/a/b", "t/a/b/c")),
+            *(zfs(name, mountpoint="legacy") for name in ("t/x", "t/x/y/z", "t/x-y")),
+            zfs("t/x/y", mountpoint="none", canmount="off"),
+        ],
+        directories=["/t/a", "/t/a/b", "/t/a/b/c"],
+    )
+    everything = places(plan(known, everything=True, include_unmounted=True))
+    assert dict(everything) == {
+        "t": "/t",
+        "t/a": "/t/a",
+        "t/a/b": "/.unmounted/t/a/b",
+        "t/a/b/c": "/.unmounted/t/a/b@/c",
+        "t/x": "/.unmounted/t/x",
+        "t/x-y": "/.unmounted/t/x-y",
+        "t/x/y": "/.unmounted/t/x@/y",
+        "t/x/y/z": "/.unmounted/t/x@/y@/z",
+    }
+    assert places(plan(known, "t/a/b", include_unmounted=True)) == [("t/a/b", "/t/a/b")]
+
+
+def test_an_unmounted_dataset_gives_way_to_what_is_mounted_below_its_place() -> None:
+    known = facts(
+        ("/t", "zfs", "t"),
+        ("/t/a/b", "zfs", "t/a/b"),
+        datasets=[zfs("t"), zfs("t/a", mountpoint="/t/a"), zfs("t/a/b")],
+        directories=["/t/a"],
+    )
+    chosen = plan(known, everything=True, include_unmounted=True)
+    assert dict(places(chosen)) == {"t": "/t", "t/a": "/.unmounted/t/a", "t/a/b": "/t/a/b"}
+    assert dict(places(plan(known, "t", "t/a", include_unmounted=True))) == {"t": "/t", "t/a": "/t/a"}
+
+
 def test_unmounted_datasets_appear_beside_a_frozen_root() -> None:
     known = facts(("/", "zfs", "r/root"), datasets=[zfs("r/root"), zfs("r/legacy", mountpoint="legacy")])
     chosen = plan(known, everything=True, include_unmounted=True)
@@ -660,6 +741,12 @@ def test_a_dataset_mounted_twice_is_shown_once_and_both_places_are_said() -> Non
     chosen = plan(known, "t")
     assert places(chosen) == [("t", "/one")]
     assert "mounted at /two as well" in chosen.judged[0].reason
+
+
+def test_where_else_a_part_of_a_dataset_is_mounted_is_said() -> None:
+    """What is covered at its own place may be seen there alone."""
+    known = facts(("/t", "zfs", "t"), ("/docs", "zfs", "t:/docs"), datasets=[zfs("t")])
+    assert "parts of it are mounted at /docs as well" in plan(known, "t").judged[0].reason
 
 
 # What lies in the trees and is not covered

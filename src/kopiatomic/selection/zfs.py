@@ -5,9 +5,9 @@ The mount table is the truth about what is mounted where; the properties only sa
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 
 from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
@@ -16,7 +16,7 @@ from kopiatomic.model import UNMOUNTED, VOLUMES, Dataset, Judged, Taken, Verdict
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.request import is_path
 from kopiatomic.selection import Ask, Selection, described
-from kopiatomic.system.mountinfo import Mount, holder
+from kopiatomic.system.mountinfo import Mount, holder, parents
 from kopiatomic.text import printable
 from kopiatomic.zfs_listing import pool_suspended
 
@@ -44,8 +44,13 @@ class ZfsSelection:
         for mount in self._facts.mounts:
             if mount.fstype == "zfs" and "@" not in mount.source:
                 self._mounts.setdefault(mount.source, []).append(mount)
-        self._claims = Counter(d.mountpoint for d in self._facts.datasets.values() if d.canmount != "off")
-        """How many datasets that are not mounted would be at a place."""
+        self._claims: dict[str, list[str]] = {}
+        """The datasets that would be at a place, were they mounted as their properties say."""
+        for name, dataset in self._facts.datasets.items():
+            if dataset.canmount != "off":
+                self._claims.setdefault(dataset.mountpoint, []).append(name)
+        self._aside: set[str] = set()
+        """What is taken to a place below ``/.unmounted``."""
 
     # What is asked for
 
@@ -155,7 +160,8 @@ class ZfsSelection:
 
     def judge(self) -> Iterator[Judged]:
         """The verdict on each dataset that is known. Raises KopiatomicError where one that was named cannot be taken."""
-        verdicts = {name: self._judged(dataset) for name, dataset in self._facts.datasets.items()}
+        # Sorted, so that of two that lie in one another the upper one is judged first.
+        verdicts = {name: self._judged(dataset) for name, dataset in sorted(self._facts.datasets.items())}
         for name, judged in verdicts.items():
             ask = self._asked.get(name)
             if ask is not None and ask.named and judged.verdict not in {Verdict.TAKEN, Verdict.EXCLUDED}:
@@ -292,7 +298,7 @@ class ZfsSelection:
             return self._not_mounted(dataset)
         point = dataset.mountpoint
         usual = dataset.canmount != "off" and point.startswith("/") and point != "/" and self._is_free(point)
-        self._take(dataset, ask, point if usual else f"{UNMOUNTED}/{dataset.name}", mountpoint="")
+        self._take(dataset, ask, point if usual else self._place_aside(dataset.name), mountpoint="")
         reason = f"{ask.why}; it is not mounted, and --include-unmounted takes it"
         return self._verdict(dataset, Verdict.TAKEN, reason, places=self._shared.taken[-1].places)
 
@@ -303,7 +309,42 @@ class ZfsSelection:
 
     def _is_free(self, point: str) -> bool:
         """Whether nothing else is or would be at a place, and it exists where a mount of what is taken has to have it."""
-        return point not in self._shared.seen and self._claims[point] == 1 and point in self._facts.directories
+        if point in self._shared.seen or len(self._claims[point]) != 1 or point not in self._facts.directories:
+            return False
+        if point in self._above_asked:
+            # It would be in the way of what is mounted below its place now.
+            return False
+        # What is not mounted cannot be looked into: nothing is known of a place in it.
+        for above in parents(point):
+            if above in self._shared.seen:
+                return True
+            if any(name in self._asked for name in self._claims.get(above, ())):
+                return False
+        return True
+
+    @cached_property
+    def _above_asked(self) -> frozenset[str]:
+        """The directories that lie above mounts, or parts of them, that may be taken."""
+        found: set[str] = set()
+        for mount in self._shared.seen.values():
+            ask = self._asked.get(mount.source) if mount.fstype == "zfs" else None
+            if ask is not None or mount.fstype == "btrfs":
+                for part in ask.parts if ask else ("",):
+                    found.update(parents(f"{mount.point}/{part}" if part else mount.point))
+        return frozenset(found)
+
+    def _place_aside(self, name: str) -> str:
+        """A place below ``/.unmounted`` that is sure to exist.
+
+        In the frozen tree of a dataset that is there itself there may be no directory for another: what lies below that dataset
+        goes into a directory beside it, whose name ends in ``@``, as no dataset's does.
+        """
+        self._aside.add(name)
+        place, upper = UNMOUNTED, ""
+        for component in name.split("/"):
+            place += f"@/{component}" if upper in self._aside else f"/{component}"
+            upper = f"{upper}/{component}".lstrip("/")
+        return place
 
     def _take(self, dataset: ZfsDataset, ask: Ask, place: str, mountpoint: str | None = None) -> None:
         pool = dataset.name.partition("/")[0]
