@@ -11,7 +11,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from kopiatomic.system import btrfs as ioctls
@@ -135,6 +135,10 @@ def _walk(path: Path, found: dict[str, str]) -> None:
 def _identity(path: Path) -> str:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        return str(ioctls.subvolume(fd)) if ioctls.is_top(fd) else ""
+        if not ioctls.is_top(fd):
+            return ""
+        found = ioctls.subvolume(fd)
+        # A snapshot changes the tree of its source, and what happened to be not on the disk yet is.
+        return str(replace(found, generation=0, changed=0))
     finally:
         os.close(fd)

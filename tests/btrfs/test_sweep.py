@@ -13,7 +13,7 @@ from tests.support.sweep import Sweeper, Totals
 from tests.support.sweep_cases import Case, Chunk, chosen, chunks
 
 
-@pytest.fixture(scope="module", params=["merged", "in-place"])
+@pytest.fixture(scope="module", params=["merged", "in-place", "exec"])
 def sweeper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeper]:
     folder = tmp_path_factory.mktemp("sweep")
     with mounted_btrfs(folder / "crowded") as crowded, mounted_btrfs(folder / "plain") as plain:
@@ -48,4 +48,4 @@ def test_the_sweep_sees_what_is_left_and_what_is_harmed(sweeper: Sweeper, monkey
 
 def test_what_was_counted(sweeper: Sweeper) -> None:
     """Shown by `./test sweep`: no assertion, the tests above have made them all."""
-    print(f"Btrfs, {sweeper.layout}: {sweeper.totals.table(sweeper.points)}")
+    print(f"Btrfs, {sweeper.kind}: {sweeper.totals.table(sweeper.points)}")

@@ -21,6 +21,7 @@ from typing import NoReturn
 import kopiatomic.cli
 import kopiatomic.engines.command
 import kopiatomic.engines.kopia
+import kopiatomic.inside
 import kopiatomic.output.console
 import kopiatomic.output.document
 import kopiatomic.run

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -86,9 +87,10 @@ def _is_locked(path: Path) -> bool:
 class Sweeper:
     """Runs cases on a ground."""
 
-    def __init__(self, ground: Ground, layout: str) -> None:
+    def __init__(self, ground: Ground, kind: str) -> None:
         self.ground = ground
-        self.layout = layout
+        self.kind = kind
+        """What kind of run: a backup in a layout, or exec."""
         self.totals = Totals()
         self._proof = ground.folder / "proof"
         self._output = {fd: ground.folder / f"swept.{fd}" for fd in (1, 2)}
@@ -111,7 +113,7 @@ class Sweeper:
 
     def _write_engines(self) -> None:
         """One that only the shell is needed for, and one with children that nothing but their PID namespace ties."""
-        top = self.ground.root if self.layout == "merged" else ""
+        top = self.ground.root if self.kind == "merged" else ""
         files = [f"{top}{source}/file" for source in self.ground.sources()]
         reads = "".join(f"read -r line < '{file}' && all=$all$line, || exit 1\n" for file in files)
         self._plain_engine.write_text(f"all=\n{reads}echo $all > {self._proof}\n")
@@ -129,11 +131,21 @@ class Sweeper:
         )
 
     def _run(self, helpers: int) -> NoReturn:
-        python = f"python3 -SI {self._engine_with_helpers}"
-        engine = python if helpers else f"sh {self._plain_engine}"
-        place = ["--mount-root", str(self.ground.root)] if self.layout == "merged" else ["--layout", self.layout]
-        words = [*place, "-c", engine, *self.ground.words()]
+        engine = ["python3", "-SI", str(self._engine_with_helpers)] if helpers else ["sh", str(self._plain_engine)]
+        if self.kind == "exec":
+            words = ["exec", *self.ground.words(), "--", *engine]
+        else:
+            place = ["--mount-root", str(self.ground.root)] if self.kind == "merged" else ["--layout", self.kind]
+            words = [*place, "-c", " ".join(engine), *self.ground.words()]
         forked.become(words, self._output, forked.environment(self.ground.folder))
+
+    @property
+    def _success(self) -> str:
+        return "ran" if self.kind == "exec" else "saved"
+
+    @property
+    def _command_killed(self) -> set[int]:
+        return {128 + signal.SIGKILL} if self.kind == "exec" else set()
 
     def _trace(self, helpers: int, kill: AtPoint | AtTime | None, closing: set[int] | None) -> Trace:
         self._proof.unlink(missing_ok=True)
@@ -227,7 +239,7 @@ class Sweeper:
             yield "a traceback, or a failure that nobody foresaw"
         if traced.killed_main:
             return
-        if traced.status not in {0, 1, 3, 4}:
+        if traced.status not in {0, 1, 3, 4, *self._command_killed}:
             yield f"the exit code {traced.status} means nothing"
         if traced.status in {0, 3, 4} and not self._saved():
             yield f"a false success: exit code {traced.status}, and the engine has not read everything"
@@ -243,7 +255,7 @@ class Sweeper:
 
     def _rest(self, traced: Trace) -> list[str]:
         """What may stay until the next run: the empty mount root, and files that nobody has locked."""
-        own = self.ground.root if self.layout == "merged" else Path(f"{locks.DIRECTORY}/view-{traced.run_id}")
+        own = self.ground.root if self.kind == "merged" else Path(f"{locks.DIRECTORY}/view-{traced.run_id}")
         roots = (own, self.ground.next_root)
         paths = [Path(locks.path_of(kind, str(root))) for root in roots for kind in ("root", "made")]
         paths += [Path(locks.DIRECTORY) / f"run-{traced.run_id}"]
@@ -278,9 +290,14 @@ class Sweeper:
         result, code = mine[0]["result"], mine[0]["exit_code"]
         if traced.killed_main:
             # It may have come to its end before: then that was the truth.
-            if (result, code) != ("interrupted", None) and not (code == 0 and result == "saved" and self._saved()):
+            if (result, code) != ("interrupted", None) and not (
+                code == 0 and result == self._success and self._saved()
+            ):
                 yield f"the main process was killed, and the history says {result}, {code}"
         else:
-            expected = {0: "saved", 1: "failed", 3: "incomplete", 4: "unclean"}.get(traced.status)
+            expected = {0: self._success, 1: "failed", 3: "incomplete", 4: "unclean"}.get(traced.status)
+            if traced.status in self._command_killed:
+                # exec says how its command ended; our part of it was right.
+                expected = self._success
             if (result, code) != (expected, traced.status):
                 yield f"its exit code was {traced.status}, and the history says {result}, {code}"

@@ -15,7 +15,7 @@ from tests.support.sweep_cases import Chunk, chosen, chunks
 from tests.zfs.sweep_ground import ZfsGround
 
 
-@pytest.fixture(scope="module", params=["merged", "in-place"])
+@pytest.fixture(scope="module", params=["merged", "in-place", "exec"])
 def sweeper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeper]:
     folder = tmp_path_factory.mktemp("sweep")
     with imported_pool(folder / "pool") as pool, imported_pool(folder / "lake") as lake:
@@ -33,4 +33,4 @@ def test_a_killed_run_leaves_nothing(chunk: Chunk | None, sweeper: Sweeper) -> N
 
 def test_what_was_counted(sweeper: Sweeper) -> None:
     """Shown by `./test sweep`: no assertion, the tests above have made them all."""
-    print(f"ZFS, {sweeper.layout}: {sweeper.totals.table(sweeper.points)}")
+    print(f"ZFS, {sweeper.kind}: {sweeper.totals.table(sweeper.points)}")
