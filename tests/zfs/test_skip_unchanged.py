@@ -23,7 +23,8 @@ def skipping(pool: Pool, run: Runner, kopia: Kopia) -> Skipping:
     """A run over two datasets, one with a child; which of the sources were skipped."""
     for name in ("data", "data/nested", "home"):
         pool.dataset(name)
-        (pool.path(name) / "file").write_text(name)
+        for file in ("file", "to rename", "to delete"):
+            (pool.path(name) / file).write_text(name)
         (pool.path(name) / "folder").mkdir()
 
     def run_once(*words: str) -> dict[str, bool]:
@@ -92,8 +93,8 @@ CHANGES: dict[str, Callable[[Pool], Any]] = {
     "mtime only": lambda pool: os.utime(pool.path("data") / "file", (1, 1)),
     "chmod": lambda pool: (pool.path("data") / "file").chmod(0o600),
     "xattr": attribute,
-    "rename": lambda pool: (pool.path("data") / "file").rename(pool.path("data") / "renamed"),
-    "delete": lambda pool: (pool.path("data") / "file").unlink(),
+    "rename": lambda pool: (pool.path("data") / "to rename").rename(pool.path("data") / "renamed"),
+    "delete": lambda pool: (pool.path("data") / "to delete").unlink(),
     "hard link": lambda pool: os.link(pool.path("data") / "file", pool.path("data") / "linked"),
     "in the child": lambda pool: (pool.path("data/nested") / "file").write_text("changed"),
     "rollback": rollback,
