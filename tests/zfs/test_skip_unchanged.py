@@ -52,11 +52,12 @@ def rollback(pool: Pool) -> None:
 
 
 def received(pool: Pool) -> None:
-    """Over it, with content as it was."""
+    """Over it, with a file changed."""
     stream = pool.mountpoint / "stream"
+    (pool.path("data") / "file").write_text("received")
     command("zfs", "snapshot", f"{pool.name}/data@later")
     command("sh", "-c", f"zfs send -i @early {pool.name}/data@later > {stream}")
-    command("zfs", "destroy", f"{pool.name}/data@later")
+    rollback(pool)
     command("sh", "-c", f"zfs receive -F {pool.name}/data < {stream}")
     stream.unlink()
 
