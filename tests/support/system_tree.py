@@ -6,6 +6,7 @@ import ctypes
 import os
 import re
 import shutil
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterable, Sequence
@@ -37,6 +38,7 @@ PROGRAMS = (
 )
 FOLDERS = ("proc", "sys", "dev", "run", "tmp", "root", "var/lib", "var/log", "home", "mnt", "usr/local/bin", "opt")
 SITE = "/opt/site"
+_KOPIATOMIC = ("/usr/bin/python3", "-m", "kopiatomic")
 CONFIGURATION = ("passwd", "group", "nsswitch.conf", "ssl/certs", "ssl/openssl.cnf", "ld.so.cache", "localtime")
 
 
@@ -51,13 +53,26 @@ class System:
 
     def run(self, *argv: str, env: dict[str, str] | None = None, timeout: float = 120) -> Completed:
         """Run a program with the system as the root of everything, as if it had been booted."""
-        environment = {"HOME": "/root", "LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/sbin:/usr/bin", **(env or {})}
-        words = [sys.executable, str(Path(__file__)), str(self.top), *argv]
-        own = {**environment, "PYTHONPATH": f"{SOURCE}:{SOURCE.parent}"}
-        return command(*words, env=own, check=False, timeout=timeout)
+        return command(*self._words(argv), env=self._environment(env), check=False, timeout=timeout)
+
+    def _words(self, argv: Sequence[str]) -> list[str]:
+        return [sys.executable, str(Path(__file__)), str(self.top), *argv]
+
+    @staticmethod
+    def _environment(more: dict[str, str] | None) -> dict[str, str]:
+        own = {"HOME": "/root", "LANG": "C.UTF-8", "PATH": "/usr/local/bin:/usr/sbin:/usr/bin"}
+        return {**own, **(more or {}), "PYTHONPATH": f"{SOURCE}:{SOURCE.parent}"}
 
     def kopiatomic(self, *words: str, env: dict[str, str] | None = None) -> Completed:
-        return self.run("/usr/bin/python3", "-m", "kopiatomic", *words, env={"PYTHONPATH": SITE, **(env or {})})
+        return self.run(*_KOPIATOMIC, *words, env=env)
+
+    def start(self, *words: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+        """Start kopiatomic and leave it running; it becomes the process that is started."""
+        null = subprocess.DEVNULL
+        words = (*_KOPIATOMIC, *words)
+        return subprocess.Popen(
+            self._words(words), env=self._environment(env), stdin=null, stdout=null, stderr=null, start_new_session=True
+        )
 
 
 def make(top: Path) -> System:
