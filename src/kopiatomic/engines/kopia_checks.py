@@ -1,13 +1,15 @@
-"""What has to be right about a plan and about kopia's policies before anything is made. Pure: computes and judges."""
+"""What has to be right about a plan and about kopia's policies before anything is made."""
 
 from __future__ import annotations
 
 import os.path
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kopiatomic.engines import kopia_listing
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_options import Options
+from kopiatomic.engines.kopia_output import parse_manifest
 from kopiatomic.engines.kopia_policy import Policies, Source
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan, Taken
@@ -141,7 +143,8 @@ def check_in_place(by_source: Mapping[str, Policies], plan: Plan, client: Client
                     "KopiaUI saves by it is not frozen"
                 )
                 break
-    return warnings + _histories_below(plan, client)
+    documents = [d for d in client.ask("snapshot", "list", "--json", "--max-results=1") if isinstance(d, dict)]
+    return warnings + _histories_below(plan, documents) + _hidden_now(plan, client, documents)
 
 
 def _check_ignore_files(policies: Policies, client: Client) -> None:
@@ -158,10 +161,26 @@ def _check_ignore_files(policies: Policies, client: Client) -> None:
             )
 
 
-def _histories_below(plan: Plan, client: Client) -> list[str]:
+def _hidden_now(plan: Plan, client: Client, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is not to be seen in this backup, and is in the last one: kopia's history would show it as deleted."""
+    last = {m.path: m for m in map(parse_manifest, documents) if m is not None}
+    warnings = []
+    for uncovered in plan.uncovered:
+        source = next((s for s in plan.sources if below(uncovered.point, s)), None)
+        if uncovered.live or source not in last:
+            continue
+        path = f"/{below(uncovered.point, source)}"
+        if kopia_listing.holds(client, last[source].root_object, path):
+            warnings.append(
+                f"{printable(uncovered.point)} ({printable(uncovered.fstype)}) is hidden from this backup, and was in kopia's "
+                f"last snapshot of {printable(source)}: there it will look as if it had been deleted"
+            )
+    return warnings
+
+
+def _histories_below(plan: Plan, documents: Sequence[Mapping[str, Any]]) -> list[str]:
     """Paths below a source that kopia has a history of: it does not go on in this backup."""
-    documents = client.ask("snapshot", "list", "--json", "--max-results=1")
-    known = {str((d.get("source") or {}).get("path", "")) for d in documents if isinstance(d, dict)}
+    known = {str((d.get("source") or {}).get("path", "")) for d in documents}
     inside = sorted(path for path in known if any(below(path, source) for source in plan.sources))
     if not inside:
         return []

@@ -45,6 +45,12 @@ def missing(client: Client, manifest: Manifest, job: Job, source: str) -> list[s
     return problems
 
 
+def holds(client: Client, root_object: str, path: str) -> bool:
+    """Whether a snapshot has something in a folder. Raises KopiatomicError where that cannot be told."""
+    finished = client.show(root_object + path, keep=_BEGINNING)
+    return not _is_absent(finished) and finished.stdout.startswith(_HEAD + b"[")
+
+
 def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: Mapping[str, str]) -> Iterator[str]:
     finished = client.show(manifest.root_object + parent.rstrip("/"))
     if len(finished.stdout) >= KEEP:
