@@ -86,7 +86,7 @@ class Facts:
     properties: Mapping[str, Setting] = field(default_factory=dict)
     """The property that selects (``kopiatomic:backup``), of datasets that have it in any way and of what they have it from."""
     directories: frozenset[str] = frozenset()
-    """Those of the paths in question that are directories now."""
+    """Those of the paths in question that are directories now; of the places of what is not mounted only the empty ones."""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Bytes in use of other filesystems, by mount point; only of those that can be asked without waiting."""
     loop_files: Mapping[str, str] = field(default_factory=dict)

@@ -339,19 +339,26 @@ def _btrfs_failure(path: str, error: OSError) -> KopiatomicError:
 def _directories(
     seen: dict[str, Mount], named: Iterable[str], datasets: Iterable[ZfsDataset], *, unmounted: bool
 ) -> frozenset[str]:
-    """Those of the named paths, and of the places of datasets that are not mounted, that are directories now."""
-    paths = set(named)
+    """Those of the named paths that are directories now, and of the places of datasets that are not mounted the empty ones.
+
+    What stands in the directory of a dataset that is not mounted belongs to the one above, and would be hidden.
+    """
+    found = {path for path in named if _answers(path, seen) and _is_directory(path)}
     if unmounted:
-        paths |= {d.mountpoint for d in datasets if d.mountpoint.startswith("/")}
-    return frozenset(path for path in paths if _answers(path, seen) and _is_directory(path))
+        places = {d.mountpoint for d in datasets if d.mountpoint.startswith("/")}
+        found |= {path for path in places if _answers(path, seen) and _is_directory(path, empty=True)}
+    return frozenset(found)
 
 
-def _is_directory(path: str) -> bool:
+def _is_directory(path: str, *, empty: bool = False) -> bool:
     try:
-        os.close(linux.open_without_links(path, os.O_PATH | os.O_DIRECTORY))
+        fd = linux.open_without_links(path, (os.O_RDONLY | os.O_NOATIME if empty else os.O_PATH) | os.O_DIRECTORY)
+        try:
+            return not empty or not os.listdir(fd)
+        finally:
+            os.close(fd)
     except OSError:
         return False
-    return True
 
 
 def _answers(path: str, seen: dict[str, Mount]) -> bool:

@@ -281,7 +281,8 @@ class _Oracle:
             # It would be in the way.
             return False
         between = list(itertools.takewhile(lambda directory: directory not in self._live.seen, above(usual)))
-        return usual not in self._live.seen and os.path.isdir(usual) and not claims & {usual, *between}
+        free = usual not in self._live.seen and os.path.isdir(usual) and not os.listdir(usual)
+        return free and not claims & {usual, *between}
 
     def _aside(self, name: str) -> str:
         """Below /.unmounted; what lies below a dataset that is there itself, in a directory beside it."""
