@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,18 @@ def test_no_set_is_torn_at_true_paths(pool: Pool, counters: None, run: Runner, t
         assert document["atomic"]
         assert is_whole(numbers_in(tmp_path / "seen"))
         assert run.left(pool, root=view_of(document)) == []
+
+
+def test_no_tar_that_exec_makes_is_torn(pool: Pool, counters: None, run: Runner, tmp_path: Path) -> None:
+    archive = tmp_path / "archive"
+    files = [str(pool.path(name) / "counter") for name in DATASETS]
+    for _ in range(RUNS):
+        ended = run("exec", "-r", pool.name, "--", "tar", "-P", "-cf", archive, *files)
+        assert ended.returncode == 0, ended
+        with tarfile.open(archive) as made:
+            members = [made.extractfile(file) for file in files]
+            assert is_whole([int(member.read()) for member in members if member is not None])
+        assert run.left(pool) == []
 
 
 def test_kopia_saves_one_instant_at_true_paths(
