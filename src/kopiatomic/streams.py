@@ -37,8 +37,8 @@ class Streams(Protocol):
     def handle(self, fd: int, events: int, /) -> None:
         """One of them is ready."""
 
-    def after_signal(self) -> object | None:
-        """A signal came; returns what the launcher has to be told, if anything."""
+    def after_signal(self, tell: Callable[[object], None], /) -> None:
+        """A signal came; ``tell`` tells the launcher something."""
 
     def told(self, message: object) -> object | None:
         """The launcher has said something; returns what it has to be told, if anything."""
@@ -82,7 +82,7 @@ class Pipes:
         if not data:
             self._ended.add(fd)
 
-    def after_signal(self) -> None:
+    def after_signal(self, _tell: Callable[[object], None], /) -> None:
         """What ends a run is the supervisor's."""
 
     def told(self, message: object) -> None:
@@ -116,7 +116,6 @@ class Callers:
         self._terminal: Terminal | None = None
         self._own: set[int] = set()
         self._signals: list[int] = []
-        self._suspending = False
         self.foreground = False
         """Whether the command has the keyboard."""
 
@@ -164,7 +163,7 @@ class Callers:
         assert self._terminal is not None
         self._terminal.handle(fd, events)
 
-    def after_signal(self) -> object | None:
+    def after_signal(self, tell: Callable[[object], None], /) -> None:
         """Follow the terminal's size; stop and go on as our caller says."""
         came = set(self._signals)
         self._signals.clear()
@@ -172,11 +171,14 @@ class Callers:
             self._terminal.fit()
             if signal.SIGCONT in came:
                 self._terminal.attach(keyboard=self.foreground)
-        if signal.SIGTSTP in came:
-            self._suspending = True
-            # Without a terminal nobody has told it but us, and it can be no orphan's job.
-            return launcher.Suspend(signal.SIGTSTP if self._terminal else signal.SIGSTOP)
-        return None
+        if signal.SIGTSTP in came and self._terminal is not None:
+            tell(launcher.Suspend(signal.SIGTSTP))
+        elif signal.SIGTSTP in came:
+            # Nobody has told the command but us. Its stop is not waited for: who is in the middle of a vfork(2) cannot stop,
+            # where the child is stopped first.
+            tell(launcher.Suspend(signal.SIGSTOP))
+            self._stop(signal.SIGTSTP)
+            tell(launcher.Resume(foreground=False))
 
     def told(self, message: object) -> object | None:
         """A command that was stopped either wants the keyboard, or we stop with it."""
@@ -186,10 +188,7 @@ class Callers:
             return None
         terminal = self._terminal
         if terminal is None:
-            if not self._suspending:
-                return None
-            self._stop(signal.SIGTSTP)
-            return launcher.Resume(foreground=False)
+            return None
         if message.signum in {signal.SIGTTIN, signal.SIGTTOU} and not self.foreground:
             if not terminal.in_foreground():
                 self._stop(message.signum)
@@ -204,7 +203,6 @@ class Callers:
 
     def _stop(self, signum: int) -> None:
         """Stop with all of our caller's job until it is resumed. Nobody could resume an orphan, which goes on at once."""
-        self._suspending = False
         handler = signal.signal(signum, signal.SIG_DFL)
         if self._terminal is None:
             os.kill(os.getpid(), signum)

@@ -136,7 +136,7 @@ class Supervisor:
                 for fd, events in self._ready(streams, stopping, ended=result is not None):
                     if fd == signals.fd():
                         signals.drain()
-                        self._answer(streams.after_signal())
+                        streams.after_signal(self._tell_launcher)
                     elif fd != self._launcher.fileno():
                         streams.handle(fd, events)
                     else:

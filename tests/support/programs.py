@@ -72,8 +72,13 @@ class Kopiatomic:
         return command(*self.argv(*args), env=environment, timeout=timeout, check=False)
 
     @contextmanager
-    def started(self, *args: str | Path, env: Mapping[str, str] | None = None) -> Iterator[subprocess.Popen[str]]:
-        """Start it and leave it running; it is killed at the end if it still runs."""
+    def started(
+        self, *args: str | Path, env: Mapping[str, str] | None = None, group: int | None = None
+    ) -> Iterator[subprocess.Popen[str]]:
+        """Start it and leave it running; it is killed at the end if it still runs.
+
+        With a ``group`` of 0 it is a job of its own, which can be stopped however the tests were started.
+        """
         with subprocess.Popen(
             self.argv(*args),
             env={**self.environment, **(env or {})},
@@ -81,6 +86,7 @@ class Kopiatomic:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            process_group=group,
         ) as process:
             try:
                 yield process
