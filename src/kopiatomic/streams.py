@@ -189,6 +189,7 @@ class Callers:
         terminal = self._terminal
         if terminal is None:
             return None
+        terminal.drain()
         if message.signum in {signal.SIGTTIN, signal.SIGTTOU} and not self.foreground:
             if not terminal.in_foreground():
                 self._stop(message.signum)

@@ -149,7 +149,7 @@ class Terminal:
             self._to_caller = self._to_program = b""
 
     def drain(self) -> None:
-        """Show what the program, which has ended, has left."""
+        """Show what the program, which has ended or stopped, has written by now."""
         while not self._gone and self._flush():
             try:
                 self._to_caller = os.read(self._ours, _PIECE)
