@@ -72,8 +72,9 @@ class Equipment:
 
 def main(equipment: Equipment) -> None:
     """Live as the keeper."""
-    worker.detach()
+    # Before it opens anything itself: where descriptors are few, it has to be able to say so.
     equipment.close_in_child()
+    worker.detach()
     _Keeper(equipment).run()
 
 
