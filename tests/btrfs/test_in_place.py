@@ -388,14 +388,14 @@ def test_what_is_hidden_and_was_in_the_last_snapshot_is_named(data: Path, kopia:
     with mounted("-t", "tmpfs", "none", full), mounted("-t", "tmpfs", "none", empty):
         (full / "file").write_text("live")
         _, document = in_place("--only-frozen", data, env=kopia.environment)
-        assert not any("hidden" in warning for warning in document["warnings"])
+        assert not any("is hidden from this backup" in warning for warning in document["warnings"])
         assert in_place(data, env=kopia.environment)[0].returncode == 0
         ended, document = in_place("--only-frozen", data, env=kopia.environment)
         assert ended.returncode == 0, str(ended)
-        (warning,) = (warning for warning in document["warnings"] if "hidden" in warning)
+        (warning,) = (warning for warning in document["warnings"] if "is hidden from this backup" in warning)
         assert f"{full} (tmpfs) is hidden from this backup, and was in kopia's last snapshot of {data}" in warning
         _, document = in_place("--only-frozen", data, env=kopia.environment)
-        assert not any("hidden" in warning for warning in document["warnings"])
+        assert not any("is hidden from this backup" in warning for warning in document["warnings"])
 
 
 def test_a_directory_that_is_asked_for_stays_writable(data: Path, in_place: InPlace, script: Script) -> None:
