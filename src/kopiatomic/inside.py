@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
-from kopiatomic import hooks, locks, plan, roots
+from kopiatomic import hooks, plan, roots
 from kopiatomic.engines.own import in_place
 from kopiatomic.errors import KopiatomicError, StartError
 from kopiatomic.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
@@ -22,7 +22,7 @@ from kopiatomic.launcher import Checked, Manner, Start, Started
 from kopiatomic.masking import Secrets
 from kopiatomic.model import Command, Layout, Plan, Progress, Sets
 from kopiatomic.options import Options
-from kopiatomic.output.document import instant_text
+from kopiatomic.output.document import instant_text, instant_words
 from kopiatomic.report import CommandReport, EngineReport, ShellReport
 from kopiatomic.streams import Callers
 from kopiatomic.system import signals
@@ -145,7 +145,7 @@ class _Inside:
         """Where on the host the view is mounted. Raises KopiatomicError."""
         if self._options.layout is Layout.MERGED:
             return roots.resolve(self._options.mount_root)
-        return f"{locks.DIRECTORY}/view-{self._report.run_id}"
+        return roots.of_run(self._report.run_id)
 
     def _shell(self) -> str:
         if self._account is not None:
@@ -243,7 +243,7 @@ def _as_a_shell_says(error: StartError) -> KopiatomicError:
 
 def _welcome(plan: Plan, sets: Sets) -> list[str]:
     """What a shell is told at its start."""
-    when = instant_text(sets.started_ns).replace("T", " ").replace("Z", " UTC")
+    when = instant_words(sets.started_ns)
     count = len(plan.taken)
     what = f"{count} datasets" if count > 1 else "one dataset"
     instant = "one instant" if sets.atomic else f"NOT one instant, up to {sets.skew_ns / 1e9:.3f} s apart"

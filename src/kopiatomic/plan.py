@@ -41,9 +41,10 @@ def select(facts: Facts, request: Request) -> Plan:
         _require_true_paths(taken)
         taken = _seen_again(shared, taken)
     uncovered = _uncovered(shared, taken, judged)
-    if request.bookmark and any(t.dataset.filesystem == "zfs" for t in taken):
+    bookmark = request.bookmark if any(t.dataset.filesystem == "zfs" for t in taken) else ""
+    if bookmark:
         shared.note(
-            f"each ZFS dataset keeps one bookmark for --skip-unchanged, DATASET#{request.bookmark} ('kopiatomic recover "
+            f"each ZFS dataset keeps one bookmark for --skip-unchanged, DATASET#{bookmark} ('kopiatomic recover "
             "--forget' removes them)"
         )
     return Plan(
@@ -55,7 +56,7 @@ def select(facts: Facts, request: Request) -> Plan:
         notes=tuple(shared.notes),
         layout=request.layout,
         live_system=request.live_system,
-        bookmark=request.bookmark if any(t.dataset.filesystem == "zfs" for t in taken) else "",
+        bookmark=bookmark,
     )
 
 

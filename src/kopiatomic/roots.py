@@ -18,6 +18,11 @@ from kopiatomic.system.mountinfo import parents
 from kopiatomic.text import printable
 
 
+def of_run(run_id: str) -> str:
+    """Where on the host a view in place is mounted: a directory of its run's own, that nothing else looks for."""
+    return f"{locks.DIRECTORY}/view-{run_id}"
+
+
 def resolve(root: str) -> str:
     """The root as the kernel will see it: absolute, links above it followed. Raises KopiatomicError if itself a link."""
     path = os.path.normpath(root if os.path.isabs(root) else os.path.join(os.getcwd(), root))

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from kopiatomic import engines, hooks, locks, plan, roots, skipping
+from kopiatomic import engines, hooks, plan, roots, skipping
 from kopiatomic.engines import Engine, Job, Remembering
 from kopiatomic.engines.own import Own, in_place, prepared
 from kopiatomic.errors import Interrupted, KopiatomicError
@@ -95,7 +95,7 @@ class _Run:
             resolved = roots.resolve(root)
             return resolved, resolved
         asked = [engine.name, *options.selection_words()]
-        return f"{locks.DIRECTORY}/view-{self._report.run_id}", f"in place: {printable(shlex.join(asked))}"
+        return roots.of_run(self._report.run_id), f"in place: {printable(shlex.join(asked))}"
 
     def _shown(self, argv: Sequence[str]) -> list[str]:
         """An argv as it may be shown."""

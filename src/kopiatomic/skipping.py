@@ -6,13 +6,13 @@ has to be where it was saved, complete, and saved on the same terms. In doubt it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from kopiatomic.engines import Engine, Job, Remembering
 from kopiatomic.errors import UsageError
-from kopiatomic.model import EngineResult, Layout, Plan
-from kopiatomic.paths import is_at_or_below
+from kopiatomic.model import EngineResult, Layout, Snapshot
 from kopiatomic.records import Standing
+from kopiatomic.system.mountinfo import parents
 
 
 def require(engine: Engine, layout: Layout) -> Remembering:
@@ -28,47 +28,45 @@ def require(engine: Engine, layout: Layout) -> Remembering:
 
 def unchanged(job: Job, engine: Remembering, known: Mapping[str, Standing]) -> Mapping[str, str]:
     """The sources that need not be read, and the snapshots that stand for them. Raises KopiatomicError."""
-    candidates = {}
-    for source in job.plan.sources:
-        last = known.get(source)
-        states = _states(job, source, before=True)
-        if last is not None and states is not None and states == last.states and engine.terms(source) == last.terms:
-            candidates[source] = last.snapshot_id
+    candidates = {
+        source: known[source].snapshot_id
+        for source, states in _states(job, lambda snapshot: snapshot.before).items()
+        if source in known and states == known[source].states and engine.terms(source) == known[source].terms
+    }
     return engine.standing(candidates) if candidates else {}
 
 
 def saved(job: Job, engine: Remembering, result: EngineResult) -> dict[str, Standing | None]:
     """What stands from now on, for each source; None where nothing does."""
-    found: dict[str, Standing | None] = {}
-    for one in result.sources:
-        states = _states(job, one.source, before=False)
-        complete = one.saved and one.complete and one.snapshot_id
-        found[one.source] = (
-            Standing(one.snapshot_id or "", engine.terms(one.source), states) if complete and states else None
-        )
-    return found
+    states = _states(job, lambda snapshot: snapshot.after)
+    return {
+        one.source: Standing(one.snapshot_id, engine.terms(one.source), states[one.source])
+        if one.saved and one.complete and one.snapshot_id and one.source in states
+        else None
+        for one in result.sources
+    }
 
 
-def _states(job: Job, source: str, *, before: bool) -> dict[str, list[str]] | None:
-    """Which part of which dataset is seen at each place in a source, and in which state; None where that is not known."""
-    if _is_mixed(job.plan, source):
-        return None
+def _states(job: Job, state_of: Callable[[Snapshot], str]) -> dict[str, dict[str, list[str]]]:
+    """Which part of which dataset is seen at each place in a source, in which state; only of sources where all is known."""
+    plan, mounted = job.plan, set(job.mounted)
     snapshots = {(made.filesystem, s.dataset): s for made in job.sets.sets for s in made.snapshots}
-    mounted = set(job.mounted)
-    found = {}
-    for taken in job.plan.taken:
+    found: dict[str, dict[str, list[str]]] = {source: {} for source in plan.sources}
+    # What is seen and not frozen; the root is put together of more.
+    unknown = {
+        *_sources_of([*plan.scaffolds, *plan.writable, *(u.point for u in plan.uncovered if u.live)], found),
+        "/",
+    }
+    for taken in plan.taken:
+        state = state_of(snapshots[taken.dataset.filesystem, taken.dataset.name])
         for place, part in taken.shown:
-            if not is_at_or_below(place, source):
-                continue
-            snapshot = snapshots[taken.dataset.filesystem, taken.dataset.name]
-            state = snapshot.before if before else snapshot.after
-            if not state or place not in mounted:
-                return None
-            found[place] = [taken.dataset.name, part, state]
-    return found
+            for source in _sources_of([place], found):
+                found[source][place] = [taken.dataset.name, part, state]
+                if not state or place not in mounted:
+                    unknown.add(source)
+    return {source: states for source, states in found.items() if source not in unknown}
 
 
-def _is_mixed(plan: Plan, source: str) -> bool:
-    """Whether something is seen in a source that is not frozen."""
-    live: Sequence[str] = [*plan.scaffolds, *plan.writable, *(u.point for u in plan.uncovered if u.live)]
-    return source == "/" or any(is_at_or_below(point, source) for point in live)
+def _sources_of(places: Iterable[str], sources: Collection[str]) -> Iterator[str]:
+    """The sources that they lie in."""
+    return (path for place in places for path in (place, *parents(place)) if path in sources)

@@ -40,8 +40,8 @@ class Streams(Protocol):
     def after_signal(self, tell: Callable[[object], None], /) -> None:
         """A signal came; ``tell`` tells the launcher something."""
 
-    def told(self, message: object) -> object | None:
-        """The launcher has said something; returns what it has to be told, if anything."""
+    def told(self, message: object, tell: Callable[[object], None], /) -> None:
+        """The launcher has said something; ``tell`` answers."""
 
     def close(self) -> None:
         """Close our ends, here or in a fork."""
@@ -85,7 +85,7 @@ class Pipes:
     def after_signal(self, _tell: Callable[[object], None], /) -> None:
         """What ends a run is the supervisor's."""
 
-    def told(self, message: object) -> None:
+    def told(self, _message: object, _tell: Callable[[object], None], /) -> None:
         """An engine is neither stopped nor resumed by us."""
 
     def close(self) -> None:
@@ -180,15 +180,13 @@ class Callers:
             self._stop(signal.SIGTSTP)
             tell(launcher.Resume(foreground=False))
 
-    def told(self, message: object) -> object | None:
+    def told(self, message: object, tell: Callable[[object], None], /) -> None:
         """A command that was stopped either wants the keyboard, or we stop with it."""
         if isinstance(message, launcher.Started):
             self._started(message)
-        if not isinstance(message, launcher.Suspended):
-            return None
         terminal = self._terminal
-        if terminal is None:
-            return None
+        if terminal is None or not isinstance(message, launcher.Suspended):
+            return
         terminal.drain()
         if message.signum in {signal.SIGTTIN, signal.SIGTTOU} and not self.foreground:
             if not terminal.in_foreground():
@@ -200,7 +198,7 @@ class Callers:
             with terminal.aside():
                 self._say("stopped; its snapshots stay until it is resumed and ends")
                 self._stop(signal.SIGTSTP)
-        return launcher.Resume(foreground=self.foreground)
+        tell(launcher.Resume(foreground=self.foreground))
 
     def _stop(self, signum: int) -> None:
         """Stop with all of our caller's job until it is resumed. Nobody could resume an orphan, which goes on at once."""

@@ -146,7 +146,7 @@ class Supervisor:
                         if isinstance(message, launcher.Checked):
                             result = message
                         else:
-                            self._answer(streams.told(message))
+                            streams.told(message, self._tell_launcher)
         if signals.count():
             # It may have heard the same signal (systemctl stop tells the whole group) before the launcher was told.
             return replace(result, end=replace(result.end, stopped=True))
@@ -169,10 +169,6 @@ class Supervisor:
             self._launcher.send(message)
         except ClosedError:
             raise _died("launcher") from None
-
-    def _answer(self, answer: object | None) -> None:
-        if answer is not None:
-            self._tell_launcher(answer)
 
     def _look_at_pools(self, stopping: _Stopping) -> None:
         """Give a suspended pool up when it has been waited for long enough. Raises SuspendedError."""

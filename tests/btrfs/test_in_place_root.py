@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.btrfs.conftest import wait_for
+from tests.btrfs.conftest import only_child, wait_for
 from tests.btrfs.test_backups import described, populate
-from tests.support import system_tree
+from tests.support import leftovers, system_tree
 from tests.support.filesystems import mounted_btrfs
 from tests.support.programs import Kopia, command, kopia_in
 from tests.support.schema import valid
@@ -165,7 +165,7 @@ ROLES = ("main", "keeper", "launcher", "engine", "everyone")
 @pytest.mark.parametrize("command_of", ["backup", "exec"])
 def test_a_kill_at_any_instant_leaves_nothing(command_of: str, system: System, tmp_path: Path) -> None:
     """With the root of everything frozen, and a child of the engine's that has closed every descriptor."""
-    mark = f"KOPIATOMIC_TEST_MARK={tmp_path}"
+    mark = str(tmp_path)
     chance = random.Random(f"{SEED}/{command_of}")
     system.path("engine.sh").write_text("setsid sleep 100 <&- >&- 2>&- & cat /nested/file; sleep 0.2\n")
     words = ["-r", "/", "--layout", "in-place", "-c", "sh /engine.sh"]
@@ -175,35 +175,24 @@ def test_a_kill_at_any_instant_leaves_nothing(command_of: str, system: System, t
     for _ in range(KILLS):
         role, instant = chance.choice(ROLES), chance.random() * 1.2
         where = f"{role} after {instant:.3f} s"
-        with system.start(*words, env=dict([mark.split("=")])) as process:
+        with system.start(*words, env={"KOPIATOMIC_TEST_MARK": mark}) as process:
             time.sleep(instant)
-            family = processes(process.pid)
+            family = alive(process.pid)
             for pid in family if role == "everyone" else family[ROLES.index(role) :][:1]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait(20)
-        wait_for(lambda: not marked(mark), f"the end of all processes ({where})")
+        wait_for(lambda: not leftovers.processes(mark), f"the end of all processes ({where})")
         ended = system.kopiatomic("recover")
         assert (ended.returncode, "Traceback" in ended.stderr) == (0, False), f"{where}: {ended}"
         assert "kopiatomic_" not in command("btrfs", "subvolume", "list", system.top).stdout, where
     system.path("engine.sh").unlink()
 
 
-def processes(main: int) -> list[int]:
+def alive(main: int) -> list[int]:
     """Main process, keeper, launcher and engine, as far as they are there."""
     found = [main]
     with suppress(OSError, ValueError):
         while len(found) < 4:
-            (below,) = map(int, Path(f"/proc/{found[-1]}/task/{found[-1]}/children").read_text().split())
-            found.append(below)
-    return found
-
-
-def marked(mark: str) -> list[str]:
-    """The processes that were started with this in their environment."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if mark.encode() in (process / "environ").read_bytes():
-                found.append(process.name)
+            found.append(only_child(found[-1]))
     return found

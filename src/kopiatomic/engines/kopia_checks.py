@@ -6,7 +6,7 @@ import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import kopia_listing
+from kopiatomic.engines import kopia_listing, own
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_options import Options
 from kopiatomic.engines.kopia_output import parse_manifest
@@ -166,8 +166,8 @@ def _hidden_now(plan: Plan, client: Client, documents: Sequence[Mapping[str, Any
     last = {m.path: m for m in map(parse_manifest, documents) if m is not None}
     warnings = []
     for uncovered in plan.uncovered:
-        source = next((s for s in plan.sources if below(uncovered.point, s)), None)
-        if uncovered.live or source not in last:
+        source = own.source_of(uncovered.point, plan)
+        if uncovered.live or source is None or source not in last:
             continue
         path = f"/{below(uncovered.point, source)}"
         if kopia_listing.holds(client, last[source].root_object, path):
@@ -181,7 +181,8 @@ def _hidden_now(plan: Plan, client: Client, documents: Sequence[Mapping[str, Any
 def _histories_below(plan: Plan, documents: Sequence[Mapping[str, Any]]) -> list[str]:
     """Paths below a source that kopia has a history of: it does not go on in this backup."""
     known = {str((d.get("source") or {}).get("path", "")) for d in documents}
-    inside = sorted(path for path in known if any(below(path, source) for source in plan.sources))
+    sources = plan.sources
+    inside = sorted(path for path in known if any(below(path, source) for source in sources))
     if not inside:
         return []
     return [

@@ -59,6 +59,11 @@ def instant_text(nanoseconds: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1000:06d}Z"
 
 
+def instant_words(nanoseconds: int) -> str:
+    """The same for a person."""
+    return instant_text(nanoseconds).replace("T", " ").replace("Z", " UTC")
+
+
 def _error(error: KopiatomicError | None) -> dict[str, Any] | None:
     if error is None:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kopiatomic.model import Plan, Sets
-from kopiatomic.output.document import instant_text
+from kopiatomic.output.document import instant_words
 from kopiatomic.report import EngineReport, Report
 from kopiatomic.text import first_few, printable
 
@@ -52,7 +52,7 @@ def _headline(report: Report) -> Line:
     assert report.plan is not None
     assert report.sets is not None
     count = len(report.plan.taken)
-    when = instant_text(report.sets.started_ns).replace("T", " ").replace("Z", " UTC")
+    when = instant_words(report.sets.started_ns)
     if not report.saved:
         return "red", f"NOT a backup: interrupted or changed while {count} dataset(s) of {when} were read"
     what = "Saved" if not report.incomplete else "Saved, but not complete:"
