@@ -35,8 +35,22 @@ def state_of(pid: int) -> tuple[str, int]:
 
 
 def keeper_of(run: Running) -> int | None:
-    """The keeper: the child of the main process that leads a session of its own."""
-    return next((child for child in children(run.pid) if state_of(child)[1] == child), None)
+    """The keeper: the child of the main process that leads a session of its own and runs the same program.
+
+    A program that the main process starts leads one as well. Before its exec it cannot be told from the keeper, but the
+    main process waits for that exec in the kernel (vfork, state D).
+    """
+    for child in children(run.pid):
+        if state_of(child)[1] == child and state_of(run.pid)[0] != "D" and _command(child) == _command(run.pid):
+            return child
+    return None
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
 
 
 def launcher_of(run: Running) -> int | None:
