@@ -73,7 +73,9 @@ artefact() {
             flock 9
         fi
         if [[ ! -d $final ]]; then
-            find "$cache/$name" -mindepth 1 -maxdepth 1 ! -name lock -exec rm -rf -- {} +
+            # A build that was killed may have left programs and mounts: nothing is removed beyond them.
+            find "$cache/$name" -mindepth 1 -maxdepth 1 ! -name lock -exec rm -rf --one-file-system -- {} + ||
+                die "cannot remove what an earlier build left in $cache/$name" "unmount what is mounted there, then run this again"
             building=$cache/$name/building
             mkdir -- "$building"
             say "Building $name ..."
