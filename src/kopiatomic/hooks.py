@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import Secrets, without_secrets
 from kopiatomic.model import Plan
-from kopiatomic.system import channel, linux, process, signals
+from kopiatomic.system import channel, linux, signals
 from kopiatomic.text import ended, printable
 
 _LOOK = 0.5
@@ -48,7 +48,6 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
             env={**without_secrets(os.environ), **told},
             process_group=0,
         )
-        process.started += 1
         pidfd = os.pidfd_open(hook.pid)
         try:
             _wait(pidfd, timeout)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.filesystems import Btrfs
-from tests.support.programs import Completed, Kopiatomic, command
+from tests.support.programs import Completed, Kopiatomic
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
@@ -98,20 +98,3 @@ def test_an_engine_begins_with_no_signal_ignored_or_blocked(data: Path, run: Run
     ignored, blocked = (int(told[told.index(word) + 1], 16) for word in ("SigIgn:", "SigBlk:"))
     # 32 and 33 are glibc's own, whose posix_spawn(3) leaves them so.
     assert ignored & 0x7FFFFFFF == blocked == 0
-
-
-def started_programs(kopiatomic: Kopiatomic, log: Path, *args: str | Path) -> int:
-    """How many programs a run starts, counted by the kernel's own tracing of execve(2)."""
-    argv = ["strace", "-f", "-qq", "-e", "trace=execve", "-o", str(log), *kopiatomic.argv(*args)]
-    ended = command(*argv, env=kopiatomic.environment)
-    assert ended.returncode == 0
-    return log.read_text(errors="replace").count("execve(") - 1
-
-
-def test_the_number_of_processes_does_not_grow_with_the_subvolumes(
-    btrfs: Btrfs, kopiatomic: Kopiatomic, root: Path, tmp_path: Path
-) -> None:
-    many = [btrfs.subvolume(f"s{number}") for number in range(40)]
-    words = ("--mount-root", root, "-c", "true")
-    few = started_programs(kopiatomic, tmp_path / "few", *words, *many[:2])
-    assert few == started_programs(kopiatomic, tmp_path / "many", *words, *many) == 1

@@ -393,7 +393,7 @@ def test_what_is_hidden_and_was_in_the_last_snapshot_is_named(data: Path, kopia:
         ended, document = in_place("--only-frozen", data, env=kopia.environment)
         assert ended.returncode == 0, str(ended)
         (warning,) = (warning for warning in document["warnings"] if "is hidden from this backup" in warning)
-        assert f"{full} (tmpfs) is hidden from this backup, and was in kopia's last snapshot of {data}" in warning
+        assert f"{full} (tmpfs) is hidden from this backup, and was in kopia's last one of {data}" in warning
         _, document = in_place("--only-frozen", data, env=kopia.environment)
         assert not any("is hidden from this backup" in warning for warning in document["warnings"])
 

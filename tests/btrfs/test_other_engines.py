@@ -16,7 +16,7 @@ import pytest
 
 from tests.btrfs.conftest import Family, wait_for
 from tests.btrfs.test_backups import populate
-from tests.btrfs.test_in_place import InPlace, in_place
+from tests.btrfs.test_in_place import InPlace, in_place, mounted
 from tests.btrfs.test_instant import is_torn, writer
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
@@ -115,6 +115,27 @@ def test_merged_as_well(
     assert kept.paths == (str(root),)
     assert document["engine"]["statistics"]["files_total"] == files_below(data)
     assert leftovers(root) == []
+
+
+def test_what_is_hidden_and_was_in_the_last_one_is_named(
+    repository: Restic | Borg, data: Path, other: Path, in_place: InPlace
+) -> None:
+    def hidden(*words: str | Path) -> list[str]:
+        ended, document = in_place(*repository.words, *words, data, other, env=repository.environment)
+        assert ended.returncode == 0, str(ended)
+        return [warning for warning in document["warnings"] if "hidden from this backup" in warning]
+
+    full, empty = data / "full [1]", data / "empty"
+    for folder in (full, empty):
+        folder.mkdir()
+    with mounted("-t", "tmpfs", "none", full), mounted("-t", "tmpfs", "none", empty):
+        (full / "file").write_text("live")
+        assert hidden("--only-frozen") == []
+        assert hidden() == []
+        (warning,) = hidden("--only-frozen")
+        was_in = f"was in {repository.engine}'s last one of {data}"
+        assert f"{full} (tmpfs) is hidden from this backup, and {was_in}" in warning
+        assert hidden("--only-frozen") == []
 
 
 def test_the_summary_names_what_was_kept(repository: Restic | Borg, data: Path, kopiatomic: Kopiatomic) -> None:

@@ -109,10 +109,20 @@ def test_a_signal_during_clean_up_is_noted_and_raised_at_the_next_wait() -> None
             process.run(["sleep", "60"], timeout=10)
 
 
-def test_every_program_is_counted() -> None:
-    before = process.started
-    process.run(["true"], timeout=10)
-    assert process.started == before + 1
+def test_programs_run_side_by_side(tmp_path: Path) -> None:
+    # Each waits for the other: one after the other they would never end.
+    a, b = tmp_path / "a", tmp_path / "b"
+    os.mkfifo(a)
+    os.mkfifo(b)
+    first, second = f"echo one >{a}; cat {b}", f"cat {a}; echo two >{b}; exit 3"
+    found = process.run_together([["sh", "-c", first], ["sh", "-c", second]], timeout=10)
+    assert [(one.status, one.stdout) for one in found] == [(0, b"two\n"), (3, b"one\n")]
+
+
+def test_of_programs_side_by_side_none_outlives_one_that_cannot_be_started(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        process.run_together([["sh", "-c", f"echo $$ >{tmp_path}/pid; sleep 60"], ["/no/such/program"]], timeout=10)
+    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
 
 
 @pytest.mark.parametrize(

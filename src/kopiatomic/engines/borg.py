@@ -10,13 +10,15 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from kopiatomic.engines import Job, flags, repository, results
 from kopiatomic.engines.borg_output import Output, archive_in, messages
-from kopiatomic.engines.listing import Listing, left_out, pattern
+from kopiatomic.engines.lines import JsonLines
+from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
 from kopiatomic.system import process
@@ -201,8 +203,41 @@ class Borg(repository.RepositoryEngine):
             )
         return warnings + self._check_place(plan)
 
-    def _ask(self, command: str, *words: str) -> process.Finished:
-        return self._program.run(command, "--log-json", *self._shared_words, *words)
+    def _ask(self, command: str, *words: str, take: Callable[[bytes], None] | None = None) -> process.Finished:
+        return self._program.run(command, "--log-json", *self._shared_words, *words, take=take)
+
+    def _held(self, points: Mapping[str, str]) -> set[str]:
+        """Asked of this host's last archive of that kind of name. Borg reads all metadata of the archive for it."""
+        names = self._archives("--last=1", glob=self._glob.replace("{instant}", "*"))
+        if not names:
+            return set()
+        inside, lines = Inside(points, "?"), JsonLines()
+
+        def take(data: bytes) -> None:
+            for found in lines.feed(data):
+                if isinstance(found, dict):
+                    inside.take(str(found.get("path", "")))
+
+        words = ["--json-lines", "--format={path}", f"::{names[-1]}", *(f"pp:{point.strip('/')}" for point in points)]
+        finished = self._ask("list", *words, take=take)
+        take(b"")
+        if finished.status not in {0, *_WARNINGS}:
+            raise self._failure(finished)
+        return inside.found
+
+    @property
+    def _glob(self) -> str:
+        """Which names archives have like that of this run, as Borg's pattern: ``{instant}`` still stands in it."""
+        name = self._name.replace("{hostname}", socket.gethostname())
+        return re.sub(r"\{(?!instant\})[^}]*\}", "*", name)
+
+    def _archives(self, *words: str, glob: str) -> list[str]:
+        """The names of archives, oldest first. Raises KopiatomicError."""
+        finished = self._ask("list", "--json", *words, f"--glob-archives={glob}")
+        try:
+            return [str(archive["name"]) for archive in json.loads(finished.stdout)["archives"]]
+        except (ValueError, KeyError, TypeError):
+            raise self._failure(finished) from None
 
     def _failure(self, finished: process.Finished) -> KopiatomicError:
         """What a failed command means."""
@@ -313,16 +348,11 @@ class Borg(repository.RepositoryEngine):
 
     def _with_checkpoint(self, job: Job, result: EngineResult) -> EngineResult:
         """A result that names the checkpoint that a broken-off Borg left, if there is one."""
-        instant = re.escape(job.started(_TIME))
-        name = self._name.partition("{instant}")
-        pattern_ = re.sub(r"\{[^}]*\}", "*", name[0]) + ("*" if name[1] else "")
+        begun = job.started(_TIME)
+        glob = self._glob.replace("{instant}", f"{begun}*")
         try:
-            finished = self._ask(
-                "list", "--json", "--consider-checkpoints", "--glob-archives", f"{pattern_}*.checkpoint*"
-            )
-            archives = json.loads(finished.stdout)["archives"]
-            names = [str(a["name"]) for a in archives if not name[1] or re.search(instant, str(a["name"]))]
-        except (KopiatomicError, ValueError, KeyError, TypeError):
+            names = self._archives("--consider-checkpoints", glob=f"{glob}.checkpoint*")
+        except KopiatomicError:
             return result
         if names:
             result.snapshot_id = printable(names[-1])

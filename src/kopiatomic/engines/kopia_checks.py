@@ -6,7 +6,7 @@ import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import kopia_listing, own
+from kopiatomic.engines import hidden, kopia_listing
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_options import Options
 from kopiatomic.engines.kopia_output import parse_manifest
@@ -144,7 +144,16 @@ def check_in_place(by_source: Mapping[str, Policies], plan: Plan, client: Client
                 )
                 break
     documents = [d for d in client.ask("snapshot", "list", "--json", "--max-results=1") if isinstance(d, dict)]
-    return warnings + _histories_below(plan, documents) + _hidden_now(plan, client, documents)
+    last = {m.path: m for m in map(parse_manifest, documents) if m is not None}
+
+    def held(points: Mapping[str, str]) -> list[str]:
+        return [
+            point
+            for point, source in points.items()
+            if source in last and kopia_listing.holds(client, last[source].root_object, f"/{below(point, source)}")
+        ]
+
+    return warnings + _histories_below(plan, documents) + hidden.warnings("kopia", plan, held)
 
 
 def _check_ignore_files(policies: Policies, client: Client) -> None:
@@ -159,23 +168,6 @@ def _check_ignore_files(policies: Policies, client: Client) -> None:
                 kind="ignore-rules",
                 hint=f"Add it: {mend}",
             )
-
-
-def _hidden_now(plan: Plan, client: Client, documents: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What is not to be seen in this backup, and is in the last one: kopia's history would show it as deleted."""
-    last = {m.path: m for m in map(parse_manifest, documents) if m is not None}
-    warnings = []
-    for uncovered in plan.uncovered:
-        source = own.source_of(uncovered.point, plan)
-        if uncovered.live or source is None or source not in last:
-            continue
-        path = f"/{below(uncovered.point, source)}"
-        if kopia_listing.holds(client, last[source].root_object, path):
-            warnings.append(
-                f"{printable(uncovered.point)} ({printable(uncovered.fstype)}) is hidden from this backup, and was in kopia's "
-                f"last snapshot of {printable(source)}: there it will look as if it had been deleted"
-            )
-    return warnings
 
 
 def _histories_below(plan: Plan, documents: Sequence[Mapping[str, Any]]) -> list[str]:

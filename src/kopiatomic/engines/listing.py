@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from kopiatomic.engines import Job
 from kopiatomic.filesystems import SYSTEM
 from kopiatomic.model import Layout, Plan
-from kopiatomic.paths import is_at_or_below
+from kopiatomic.paths import below, is_at_or_below
 
 
 @dataclass(slots=True)
@@ -21,6 +22,24 @@ class Found:
     """Of a file in bytes, where the list has it."""
     filled: bool = False
     """Whether something is listed in it."""
+
+
+def spelled(path: str, stand_in: str) -> str:
+    """A path as an engine writes it that has a stand-in for each byte that is no text."""
+    return re.sub("[\udc80-\udcff]", stand_in.replace("\\", "\\\\"), path)
+
+
+class Inside:
+    """Takes what an engine lists, entry by entry, and finds the directories of which it lists something inside."""
+
+    def __init__(self, directories: Iterable[str], stand_in: str) -> None:
+        self._by_name = {spelled(path, stand_in).strip("/"): path for path in directories}
+        self.found: set[str] = set()
+
+    def take(self, path: str) -> None:
+        """An entry of the list."""
+        path = path.strip("/")
+        self.found |= {directory for name, directory in self._by_name.items() if below(path, name)}
 
 
 class Listing:
@@ -41,7 +60,7 @@ class Listing:
 
     def spelled(self, path: str) -> str:
         """A path as the engine writes it."""
-        return re.sub("[\udc80-\udcff]", self._stand_in.replace("\\", "\\\\"), path)
+        return spelled(path, self._stand_in)
 
     def take(self, path: str, kind: str, size: int | None = None) -> None:
         """An entry of the list, and of which kind it is."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from kopiatomic.engines import Job, flags, location
+from kopiatomic.engines import Job, flags, hidden, location
 from kopiatomic.engines.flags import Given
 from kopiatomic.engines.own import Own, source_of
 from kopiatomic.engines.program import Program, user
@@ -100,6 +100,10 @@ class RepositoryEngine(ABC):
         """The folders that the program writes to, besides the repository: what, and where."""
 
     @abstractmethod
+    def _held(self, points: Mapping[str, str]) -> Collection[str]:
+        """Those of some paths in which the last backup shows something. Raises KopiatomicError."""
+
+    @abstractmethod
     def _judge(self, job: Job, end: EngineEnd) -> EngineResult:
         """What came of it."""
 
@@ -132,9 +136,9 @@ class RepositoryEngine(ABC):
         return []
 
     def _check_place(self, plan: Plan) -> list[str]:
-        """What the merged layout needs to be said. Raises KopiatomicError of kind repository-in-selection."""
+        """What each layout needs to be said. Raises KopiatomicError of kind repository-in-selection."""
         if plan.layout is Layout.IN_PLACE:
-            return []
+            return hidden.warnings(self.engine, plan, self._held)
         found = location.check_repository(self.engine, folder(self._where), plan)
         left_out = f"to leave it out, give {self.engine} an exclusion (-o '--exclude=PATTERN')"
         return found + location.notes(self.engine, self._caches.items(), plan, left_out=left_out)

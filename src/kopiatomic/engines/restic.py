@@ -6,17 +6,19 @@ source that does not exist is left out with a warning and 0 (0.14.0). Status 3 i
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
 from kopiatomic.engines import Job, flags, repository, results
 from kopiatomic.engines.lines import JsonLines
-from kopiatomic.engines.listing import Listing, left_out, pattern
+from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.engines.restic_output import Output, number
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
@@ -202,6 +204,23 @@ class Restic(repository.RepositoryEngine):
             )
         return warnings + self._check_place(plan)
 
+    def _held(self, points: Mapping[str, str]) -> set[str]:
+        """Asked of the snapshot that restic would take as its parent: this host's last one of these paths."""
+        host = self._value("--host") or self._environment.get("RESTIC_HOST") or socket.gethostname()
+        words = [f"--host={host}", *(f"--path={source}" for source in sorted(set(points.values())))]
+        finished = self._program.run("snapshots", "--json", "--no-lock", "--latest=1", *self._shared_words, *words)
+        if finished.status != 0:
+            raise self._failure(finished)
+        try:
+            snapshots = sorted((str(found["time"]), str(found["id"])) for found in json.loads(finished.stdout) or ())
+        except (ValueError, KeyError, TypeError):
+            raise KopiatomicError("restic's list of snapshots cannot be read", kind="restic-failed") from None
+        if not snapshots:
+            return set()
+        inside = Inside(points, "\ufffd")
+        self._list(snapshots[-1][1], list(points), lambda entry: inside.take(str(entry.get("path", ""))))
+        return inside.found
+
     def _failure(self, finished: process.Finished) -> KopiatomicError:
         """What a failed command means."""
         said = [line for line in finished.errors.splitlines() if line.strip()]
@@ -272,32 +291,42 @@ class Restic(repository.RepositoryEngine):
         )
 
     def _shown(self, snapshot: str, job: Job, listing: Listing) -> Mapping[str, Any]:
-        """What the repository says of a snapshot; the entries go into ``listing``. Raises KopiatomicError.
+        """What the repository says of a snapshot; the entries go into ``listing``. Raises KopiatomicError."""
 
-        ``restic ls`` with directories reads only the trees on the way to them, and of these the first level.
+        def take(entry: Mapping[str, Any]) -> None:
+            kind = {"dir": "d", "file": "f"}.get(str(entry["type"]), "?")
+            listing.take(str(entry["path"]), kind, number(entry, "size"))
+
+        head = self._list(snapshot, [job.plan.path(place) for place in job.mounted], take)
+        if not str(head.get("id", "")).startswith(snapshot):
+            raise KopiatomicError("its answer is of another one", kind="restic-failed")
+        return head
+
+    def _list(
+        self, snapshot: str, directories: Sequence[str], take: Callable[[Mapping[str, Any]], None]
+    ) -> Mapping[str, Any]:
+        """Have restic list directories of a snapshot; ``take`` gets each entry. Returns the snapshot's own data.
+
+        ``restic ls`` with directories reads only the trees on the way to them, and of these the first level. Raises
+        KopiatomicError.
         """
         lines = JsonLines()
         head: dict[str, Any] = {}
 
-        def take(data: bytes) -> None:
+        def read(data: bytes) -> None:
             for found in lines.feed(data):
                 if isinstance(found, str):
                     continue
                 if "path" in found and "type" in found:
-                    kind = {"dir": "d", "file": "f"}.get(str(found["type"]), "?")
-                    listing.take(str(found["path"]), kind, number(found, "size"))
+                    take(found)
                 elif "paths" in found:
                     head.update(found)
 
-        places = [job.plan.path(place) for place in job.mounted]
-        finished = self._program.run(
-            "ls", "--json", "--no-lock", *self._shared_words, "--", snapshot, *places, take=take
-        )
-        take(b"")
+        words = ["--json", "--no-lock", *self._shared_words, "--", snapshot, *directories]
+        finished = self._program.run("ls", *words, take=read)
+        read(b"")
         if finished.status != 0:
             raise self._failure(finished)
-        if not str(head.get("id", "")).startswith(snapshot):
-            raise KopiatomicError("its answer is of another one", kind="restic-failed")
         return head
 
     def _differences(self, shown: Mapping[str, Any], job: Job, listing: Listing) -> list[str]:

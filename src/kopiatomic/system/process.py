@@ -7,8 +7,8 @@ import selectors
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import signals
@@ -19,9 +19,6 @@ KEEP = 4 << 20
 
 _KILLED_TIMEOUT = 5.0
 """Seconds that a killed program has to end."""
-
-started = 0
-"""How many programs this process has started: reported with --json, so that growth is seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +54,46 @@ def run(
     has no terminal, so that it cannot ask for a password. However this function is left, the program and its process group
     have ended. Raises FileNotFoundError, PermissionError, OSError as ``subprocess`` does, TimeLimitError, and Interrupted.
     """
-    global started
+    (finished,) = run_together([argv], timeout=timeout, environment=environment, keep=keep, take=take)
+    return finished
+
+
+def run_together(
+    argvs: Iterable[Sequence[str]],
+    *,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+    keep: int = KEEP,
+    take: Callable[[bytes], None] | None = None,
+) -> list[Finished]:
+    """Run programs side by side, each as :func:`run` does, until the last has ended."""
     # One that came while signals were deferred wakes no wait any more.
     signals.check()
-    wakeup_fd = signals.fd()
     deadline = time.monotonic() + timeout
-    process = subprocess.Popen(
+    running: list[_Running] = []
+    try:
+        for argv in argvs:
+            running.append(_Running(argv, _popen(argv, environment)))
+        _read(running, deadline, timeout, keep, take)
+        for one in running:
+            if not _ended(one.process.pid, deadline):
+                raise _too_long(one, "closed its output and did not", timeout)
+    finally:
+        for one in running:
+            _end(one.process)
+    return [Finished(one.argv, one.process.returncode, bytes(one.stdout), bytes(one.stderr)) for one in running]
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    argv: Sequence[str]
+    process: subprocess.Popen[bytes]
+    stdout: bytearray = field(default_factory=bytearray)
+    stderr: bytearray = field(default_factory=bytearray)
+
+
+def _popen(argv: Sequence[str], environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -70,50 +101,48 @@ def run(
         env=None if environment is None else dict(environment),
         start_new_session=True,
     )
-    started += 1
-    assert process.stdout is not None
-    assert process.stderr is not None
-    output = {process.stdout: bytearray(), process.stderr: bytearray()}
-    try:
-        with selectors.DefaultSelector() as selector:
-            for stream in output:
-                selector.register(stream, selectors.EVENT_READ)
-            if wakeup_fd is not None:
-                selector.register(wakeup_fd, selectors.EVENT_READ)
-            open_streams = len(output)
-            while open_streams:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise TimeLimitError(
-                        f"{os.path.basename(argv[0])} did not end within {timeout:g} s", kind="time-limit"
-                    )
-                for key, _ in selector.select(left):
-                    if key.fd == wakeup_fd:
-                        signals.check()
-                        continue
-                    chunk = os.read(key.fd, 1 << 16)
-                    if not chunk:
-                        selector.unregister(key.fileobj)
-                        open_streams -= 1
-                        continue
-                    if take is not None and key.fileobj is process.stdout:
-                        take(chunk)
-                        continue
-                    kept = output[key.fileobj]  # type: ignore[index]
-                    kept += chunk[: max(0, keep - len(kept))]
-        if not _ended(process.pid, deadline):
-            raise TimeLimitError(
-                f"{os.path.basename(argv[0])} closed its output and did not end within {timeout:g} s",
-                kind="time-limit",
-            )
-    finally:
-        _end(process)
-    return Finished(
-        argv=argv,
-        status=process.returncode,
-        stdout=bytes(output[process.stdout]),
-        stderr=bytes(output[process.stderr]),
-    )
+
+
+def _read(
+    running: Sequence[_Running],
+    deadline: float,
+    timeout: float,
+    keep: int,
+    take: Callable[[bytes], None] | None,
+) -> None:
+    """Read all that they write, until the last stream has ended. Raises TimeLimitError, Interrupted."""
+    wakeup_fd = signals.fd()
+    with selectors.DefaultSelector() as selector:
+        for one in running:
+            assert one.process.stdout is not None
+            assert one.process.stderr is not None
+            selector.register(one.process.stdout, selectors.EVENT_READ, (one, one.stdout))
+            selector.register(one.process.stderr, selectors.EVENT_READ, (one, one.stderr))
+        open_streams = 2 * len(running)
+        if wakeup_fd is not None:
+            selector.register(wakeup_fd, selectors.EVENT_READ)
+        while open_streams:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                slow = next(key.data[0] for key in selector.get_map().values() if key.data is not None)
+                raise _too_long(slow, "did not", timeout)
+            for key, _ in selector.select(left):
+                if key.fd == wakeup_fd:
+                    signals.check()
+                    continue
+                one, output = key.data
+                chunk = os.read(key.fd, 1 << 16)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                    open_streams -= 1
+                elif take is not None and output is one.stdout:
+                    take(chunk)
+                else:
+                    output += chunk[: max(0, keep - len(output))]
+
+
+def _too_long(one: _Running, what: str, timeout: float) -> TimeLimitError:
+    return TimeLimitError(f"{os.path.basename(one.argv[0])} {what} end within {timeout:g} s", kind="time-limit")
 
 
 def _ended(pid: int, deadline: float) -> bool:

@@ -1,0 +1,41 @@
+"""What a run does however many datasets it takes, counted by strace(1): programs, processes, calls, looks at the mount table."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from tests.support.programs import Kopiatomic, command
+from tests.support.syscalls import IOCTLS
+
+_CALLS = "execve,clone,clone3,fork,vfork,ioctl,openat"
+_FORK = re.compile(r"\b(clone3?|v?fork)\(")
+_THREAD = 0x10000
+"""CLONE_THREAD"""
+
+
+def counted(log: Path, *args: str | Path, env: Mapping[str, str]) -> Counter[str]:
+    """Run kopiatomic; how often each of these things was done, by all its processes."""
+    argv = ["strace", "-f", "-qq", "-X", "raw", "-e", f"trace={_CALLS}", "-o", str(log), *Kopiatomic.argv(*args)]
+    ended = command(*argv, env=env, timeout=300)
+    assert ended.returncode == 0, str(ended)
+    found: Counter[str] = Counter()
+    for line in log.read_text(errors="replace").splitlines():
+        if "= -1 " in line:
+            continue
+        if "execve(" in line:
+            found["programs"] += 1
+        elif "openat(" in line and "/mountinfo" in line:
+            found["mount tables"] += 1
+        elif _FORK.search(line) and not _is_thread(line):
+            found["processes"] += 1
+        elif (number := re.search(r"ioctl\(0x[0-9a-f]+, (0x[0-9a-f]+)", line)) and int(number[1], 16) in IOCTLS:
+            found[IOCTLS[int(number[1], 16)]] += 1
+    return found
+
+
+def _is_thread(line: str) -> bool:
+    flags = re.search(r"flags=(0x[0-9a-f]+)", line)
+    return flags is not None and bool(int(flags[1], 16) & _THREAD)

@@ -1,0 +1,48 @@
+"""What a run does does not grow with the number of datasets: programs, processes, calls, looks at the mount table.
+
+How many programs there are with kopia: test_quick_start.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+import pytest
+
+from kopiatomic.system import linux
+from tests.support.filesystems import Pool
+from tests.support.structure import counted
+from tests.zfs.runs import Runner
+
+MANY = 200
+_FILESYSTEM = 2
+"""LZC_DATSET_TYPE_ZFS of libzfs_core.h."""
+
+
+@pytest.fixture(scope="module")
+def pool(tank: Pool) -> Pool:
+    """200 datasets with the pool's own, made by calls: a process for each would take minutes."""
+    library = ctypes.CDLL("libzfs_core.so.3")
+    assert library.libzfs_core_init() == 0
+    for number in range(MANY - 1):
+        name, point = f"{tank.name}/d{number}", tank.path(f"d{number}")
+        assert library.lzc_create(os.fsencode(name), _FILESYSTEM, None, None, 0) == 0
+        point.mkdir()
+        linux.mount(name, str(point), "zfs", 0)
+    return tank
+
+
+def test_a_run_of_200_does_what_a_run_of_two_does(pool: Pool, run: Runner, tmp_path: Path) -> None:
+    words = ("--state-dir", tmp_path / "state", "--mount-root", tmp_path / "view", "-c", "true")
+    few = counted(tmp_path / "few", *words, f"{pool.name}/d0", f"{pool.name}/d1", env=os.environ)
+    many = counted(tmp_path / "many", *words, *(f"{pool.name}/d{n}" for n in range(MANY - 1)), env=os.environ)
+    print(dict(few), dict(many))
+    assert few == many
+    assert {few[call] for call in ("snapshot", "hold", "release")} == {1}
+    # -r looks once more for what has appeared meanwhile; that does not grow either.
+    one = counted(tmp_path / "one", *words, "-r", f"{pool.name}/d0", env=os.environ)
+    everything = counted(tmp_path / "everything", *words, "-r", pool.name, env=os.environ)
+    assert one == everything
+    assert run.left(pool, root=tmp_path / "view") == []
