@@ -1,0 +1,116 @@
+"""``measure PART`` runs one part and writes what it found as JSON; ``show FILE...`` makes a table of all, and the plot."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+from demo import ground
+
+from bench import engine, many, orchestration, scale, start
+from bench.results import Results, dump, load
+from bench.show import plot, table
+
+GROUPS = (2, 98, 200, 700)
+"""Their sums are the numbers of datasets that are measured."""
+
+ON_DISK = "/var/tmp"
+
+
+def _machine() -> str:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
+    zfs = Path("/sys/module/zfs/version")
+    version = f", OpenZFS {zfs.read_text().strip()}" if zfs.exists() else ""
+    where = "emulated VM" if "KOPIATOMIC_IN_VM" in os.environ else "native"
+    return (
+        f"{where}: Linux {platform.release()}{version}, Python {platform.python_version()}, {os.cpu_count()} processors, "
+        f"{memory} MiB"
+    )
+
+
+def _zfs(rounds: int, folder: Path, state: Path, results: Results) -> None:
+    with many.zfs(folder, GROUPS) as made:
+        contest = orchestration.Orchestration(made, folder, state, results, rounds)
+        goals = {100: ("", ">=20", ""), 300: ("", ">=25", "<=1.3"), 1000: ("", "", "<=1.25")}
+        taken = {}
+        for count in (2, 100, 300, 1000):
+            taken[count] = contest.measure(count, whole_loop=count <= orchestration.SAMPLE)
+            _, loop, bare = goals.get(count, ("", "", ""))
+            contest.compare(taken[count], count, loop=loop, bare=bare)
+        contest.freeze(1000)
+        contest.whole_loop_once(100)
+        for who in ("kopiatomic", "bare"):
+            orchestration.growth(taken, who, results)
+
+
+def _btrfs(rounds: int, folder: Path, state: Path, results: Results) -> None:
+    with many.btrfs(folder, GROUPS) as made:
+        contest = orchestration.Orchestration(made, folder, state, results, rounds)
+        goals = {1000: (">=4", "<=1.3")}
+        for count in (2, 100, 300, 1000):
+            loop, bare = goals.get(count, ("", ""))
+            contest.compare(contest.measure(count, whole_loop=True), count, loop=loop, bare=bare)
+
+
+def _scale(rounds: int, folder: Path, state: Path, results: Results) -> None:
+    if not ground.zfs_is_here():
+        scale.plan_from_facts(10_000, rounds, folder, results)
+        scale.memory_with_mounts(10_000, folder, results)
+        return
+    with many.zfs(folder, GROUPS) as made:
+        contest = orchestration.Orchestration(made, folder, state, results, rounds)
+        heads = {count: made.first(count)[0] for count in (2, 1000)}
+        scale.plan_beside_list(1000, rounds, folder, results)
+        scale.memory(contest, heads[1000], 1000, results)
+        scale.processes(contest, heads, results)
+
+
+def _measure(part: str, rounds: int | None, out: Path) -> None:
+    results = Results(part, _machine())
+    with ground.scratch() as folder, tempfile.TemporaryDirectory(dir=ON_DISK) as on_disk:
+        state = Path(on_disk)
+        if part == "zfs":
+            _zfs(rounds or 5, folder, state, results)
+        elif part == "btrfs":
+            _btrfs(rounds or 5, folder, state, results)
+        elif part == "scale":
+            _scale(rounds or 5, folder, state, results)
+        elif part == "start":
+            start.measure(rounds or 15, results)
+        else:
+            engine.measure(rounds or 7, state, results)
+    out.write_text(dump(results))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="bench")
+    commands = parser.add_subparsers(dest="command", required=True)
+    measure = commands.add_parser("measure")
+    measure.add_argument("part", choices=["zfs", "btrfs", "engine", "start", "scale"])
+    measure.add_argument("--rounds", type=int)
+    measure.add_argument("--out", type=Path, required=True)
+    show = commands.add_parser("show")
+    show.add_argument("--json", action="store_true")
+    show.add_argument("--plot", type=Path)
+    show.add_argument("files", type=Path, nargs="+")
+    options = parser.parse_args()
+    if options.command == "measure":
+        _measure(options.part, options.rounds, options.out)
+        return
+    found = [load(file.read_text()) for file in options.files]
+    if options.plot is not None:
+        plot(found, options.plot)
+    if options.json:
+        print("[" + ",\n".join(map(dump, found)) + "]")
+    else:
+        table(found)
+    if any(figure.reached is False for results in found for figure in results.figures):
+        sys.exit("Not every goal was reached here.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What it costs to freeze, mount and clear up many datasets, beside a shell loop and beside the kernel's calls alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import secrets
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from bench.many import Many
+from bench.results import Results, Times, figure
+from bench.timing import in_turns, median, once, ratios
+
+HERE = Path(__file__).parent
+SAMPLE = 30
+"""How many datasets the loop is timed on, where all would take minutes."""
+
+
+class Orchestration:
+    """The contestants on one filesystem. ``state`` lies on a disk, because fsync costs nothing in memory."""
+
+    def __init__(self, many: Many, folder: Path, state: Path, results: Results, rounds: int) -> None:
+        self._many = many
+        self._folder = folder
+        self._state = state
+        self._results = results
+        self._rounds = rounds
+        self._random = random.Random(1)
+        self._frozen: dict[str, list[float]] = {"bare": [], "kopiatomic": []}
+        self._document = folder / "run.json"
+        for name in ("bare", "loop"):
+            (folder / name).mkdir()
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "KOPIATOMIC_STATE_DIR": str(self._state)}
+
+    def command(self, heads: Sequence[str], *words: str) -> list[str]:
+        """A whole run of kopiatomic with the engine ``true``."""
+        given = ["--quiet", "--json", "--mount-root", str(self._folder / "view"), *words]
+        return [sys.executable, "-m", "kopiatomic", *given, "-c", "true", "-r", *heads]
+
+    def _kopiatomic(self, heads: Sequence[str]) -> float:
+        cost = once(self.command(heads), output=self._document, env=self.environment())
+        document = json.loads(self._document.read_text())
+        if self._many.filesystem == "zfs":
+            (made,) = document["sets"]
+            assert made["one_instant"]
+            self._frozen["kopiatomic"].append(made["monotonic_after"] - made["monotonic_before"])
+        return cost.seconds
+
+    def _listed(self, names: Sequence[str]) -> Path:
+        file = self._folder / "names"
+        file.write_text("\n".join(names))
+        return file
+
+    def _bare(self, names: Sequence[str]) -> float:
+        program = HERE / f"bare_{self._many.filesystem}.py"
+        folder, said = self._folder / "bare", self._folder / "said"
+        first: list[str | Path] = [self._many.device] if self._many.filesystem == "btrfs" else []
+        argv = [sys.executable, program, *first, self._listed(names), folder, secrets.token_hex(8)]
+        cost = once(argv, output=said)
+        if not first:
+            self._frozen["bare"].append(float(said.read_text()))
+        return cost.seconds
+
+    def _loop(self, names: Sequence[str]) -> float:
+        folder = self._folder / "loop"
+        if self._many.filesystem == "btrfs":
+            folder = self._many.top / ".loop"
+            (folder / "snapshots").mkdir(parents=True)
+        try:
+            return once([HERE / "loop", self._many.filesystem, self._listed(names), folder]).seconds
+        finally:
+            shutil.rmtree(folder / "view")
+            if self._many.filesystem == "btrfs":
+                (folder / "snapshots").rmdir()
+                folder.rmdir()
+
+    def measure(self, count: int, *, whole_loop: bool) -> dict[str, list[float]]:
+        """Time all for so many datasets; adds to the results. ``whole_loop``: over all of them, in each round."""
+        heads, names = self._many.first(count)
+        for taken in self._frozen.values():
+            taken.clear()
+        sample = names if whole_loop else None
+
+        def loop() -> float:
+            chosen = sample or self._random.sample(names, min(SAMPLE, len(names)))
+            return self._loop(chosen) * len(names) / len(chosen)
+
+        contestants: dict[str, Callable[[], float]] = {
+            "loop": loop,
+            "bare": lambda: self._bare(names),
+            "kopiatomic": lambda: self._kopiatomic(heads),
+        }
+        times = in_turns(contestants, self._rounds, f"{self._many.filesystem}, {count} datasets")
+        scaled = "" if whole_loop or count <= SAMPLE else f"{SAMPLE} at random, scaled"
+        for name, seconds in times.items():
+            self._results.times.append(Times(name, count, seconds, scaled if name == "loop" else ""))
+        return times
+
+    def whole_loop_once(self, count: int) -> None:
+        """Time the loop over all, once."""
+        began = time.perf_counter()
+        self._loop(self._many.first(count)[1])
+        self._results.times.append(Times("loop", count, [time.perf_counter() - began], "all of them, once"))
+
+    def freeze(self, count: int) -> None:
+        """The length of the snapshot call in the rounds measured last."""
+        ours, bare = (self._frozen[name][1:] for name in ("kopiatomic", "bare"))
+        for name, seconds in (("kopiatomic's snapshot call", ours), ("bare's snapshot call", bare)):
+            self._results.times.append(Times(name, count, list(seconds)))
+        self._results.figures.append(
+            figure(f"the freeze of {count} datasets: kopiatomic / bare", ratios(ours, bare), "<=1.1")
+        )
+
+    def compare(self, times: dict[str, list[float]], count: int, *, loop: str = "", bare: str = "") -> None:
+        """Add the ratios."""
+        name = self._many.filesystem
+        over = ratios(times["loop"], times["kopiatomic"])
+        self._results.figures.append(figure(f"{name}, {count} datasets: loop / kopiatomic", over, loop))
+        over = ratios(times["kopiatomic"], times["bare"])
+        self._results.figures.append(figure(f"{name}, {count} datasets: kopiatomic / bare", over, bare))
+
+
+def growth(taken: dict[int, dict[str, list[float]]], who: str, results: Results) -> None:
+    """Whether a dataset more costs the same where there are many: (T1000-T300)/700 over (T300-T100)/200."""
+    few, more, most = sorted(taken)[-3:]
+    values = [
+        ((c - b) / (most - more)) / ((b - a) / (more - few))
+        for a, b, c in zip(taken[few][who], taken[more][who], taken[most][who], strict=True)
+    ]
+    # The rounds' own values scatter more than their medians do.
+    a, b, c = (median(taken[count][who]) for count in (few, more, most))
+    value = ((c - b) / (most - more)) / ((b - a) / (more - few))
+    note = f"round by round {min(values):.2f} to {max(values):.2f}"
+    results.figures.append(figure(f"growth of {who}, {few} to {most} datasets", [value], "<=1.1", note=note))
