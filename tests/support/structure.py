@@ -18,7 +18,19 @@ _THREAD = 0x10000
 
 def counted(log: Path, *args: str | Path, env: Mapping[str, str]) -> Counter[str]:
     """Run kopiatomic; how often each of these things was done, by all its processes."""
-    argv = ["strace", "-f", "-qq", "-X", "raw", "-e", f"trace={_CALLS}", "-o", str(log), *Kopiatomic.argv(*args)]
+    argv = [
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-X",
+        "raw",
+        "-e",
+        f"trace={_CALLS}",
+        "-o",
+        str(log),
+        *Kopiatomic.argv(*args),
+    ]
     ended = command(*argv, env=env, timeout=300)
     assert ended.returncode == 0, str(ended)
     found: Counter[str] = Counter()
@@ -31,8 +43,10 @@ def counted(log: Path, *args: str | Path, env: Mapping[str, str]) -> Counter[str
             found["mount tables"] += 1
         elif _FORK.search(line) and not _is_thread(line):
             found["processes"] += 1
-        elif (number := re.search(r"ioctl\(0x[0-9a-f]+, (0x[0-9a-f]+)", line)) and int(number[1], 16) in IOCTLS:
-            found[IOCTLS[int(number[1], 16)]] += 1
+        elif (request := re.search(r"ioctl\(\d+, (0x[0-9a-f]+)", line)) is not None:
+            name = IOCTLS.get(int(request[1], 16) & 0xFFFF)
+            if name is not None:
+                found[name] += 1
     return found
 
 
