@@ -18,9 +18,9 @@ from bench.results import Results, Times, figure
 from bench.timing import Cost, in_turns, once
 from kopiatomic import facts
 from kopiatomic.facts import Facts, ZfsDataset, ZfsPool
-from kopiatomic.request import PROPERTY
 from kopiatomic.system import linux
 from kopiatomic.system.mountinfo import Mount
+from kopiatomic.user_property import PROPERTY
 
 WIDTH = 100
 """How many datasets lie in one container of those that are made up."""

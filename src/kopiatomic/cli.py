@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from kopiatomic import __version__
-from kopiatomic.request import PROPERTY, is_user_property
+from kopiatomic.user_property import PROPERTY, is_user_property
 
 if TYPE_CHECKING:
     from kopiatomic.output.console import Console

@@ -10,8 +10,9 @@ from kopiatomic import ownership
 from kopiatomic.errors import UsageError
 from kopiatomic.facts import Facts
 from kopiatomic.model import Layout
-from kopiatomic.request import PROPERTY, Request
+from kopiatomic.request import Request
 from kopiatomic.text import printable
+from kopiatomic.user_property import PROPERTY
 
 DEFAULT_DIRECTORY = "/var/lib/kopiatomic"
 """Where the state database is kept."""

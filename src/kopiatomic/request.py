@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from kopiatomic.model import Layout
-
-PROPERTY = "kopiatomic:backup"
-"""The ZFS user property that ``--by-property`` selects by, unless told otherwise."""
+from kopiatomic.user_property import PROPERTY
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +29,6 @@ class Request:
     """In place: the kernel's filesystems and /run stay as they are. For commands, not for backups."""
     bookmark: str = ""
     """What the bookmarks are called that are to be kept; empty for none."""
-
-
-def is_user_property(name: str) -> bool:
-    """Whether ZFS takes this for the name of a property of its users (zfsprops(7)): any other means something to it."""
-    return ":" in name and re.fullmatch(r"[a-z0-9_.:][a-z0-9_.:-]{0,255}", name) is not None
 
 
 def is_path(name: str) -> bool:

@@ -16,7 +16,7 @@ import kopiatomic.run
 from kopiatomic import __version__, cli
 from kopiatomic.options import Options
 from kopiatomic.report import Report
-from kopiatomic.request import is_user_property
+from kopiatomic.user_property import is_user_property
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.without_root import as_nobody
 
