@@ -81,7 +81,7 @@ class Kopia:
         return tuple(self._options.secrets.values())
 
     def check(self, plan: Plan) -> list[str]:
-        """Make sure that kopia can back this plan up; three kopia processes, whatever the plan's size.
+        """Make sure that kopia can back this plan up; three kopia processes (four in place), whatever the plan's size.
 
         Returns warnings. Raises KopiatomicError: kinds kopia-missing, kopia-not-executable, kopia-too-old,
         kopia-not-connected, kopia-password-missing, kopia-wrong-password, kopia-unreachable, kopia-failed, one-file-system,
@@ -91,14 +91,19 @@ class Kopia:
         client = self._client
         warnings = [*self._options.warnings, *client.check_version()]
         client.check_connected()
-        self._status = _mapping(client.ask("repository", "status", "--json"))
-        documents = [_mapping(d) for d in client.ask("policy", "list", "--json")]
+        questions: list[tuple[str, ...]] = [("repository", "status", "--json"), ("policy", "list", "--json")]
+        if plan.layout is Layout.IN_PLACE:
+            questions.append(("snapshot", "list", "--json", "--max-results=1"))
+        status, listed, *histories = client.ask_together(*questions)
+        self._status = _mapping(status)
+        documents = [_mapping(d) for d in listed]
         for path in plan.sources:
             policies = self._policies[path] = kopia_policy.Policies(documents, self._source(path))
             kopia_checks.check_one_file_system(policies, plan, path, client)
             warnings += kopia_checks.check_actions(policies, self._status, self._options)
         if plan.layout is Layout.IN_PLACE:
-            return warnings + kopia_checks.check_in_place(self._policies, plan, client, self._options)
+            last = [_mapping(d) for d in histories[0]]
+            return warnings + kopia_checks.check_in_place(self._policies, plan, client, self._options, last)
         warnings += location.check_repository("kopia", kopia_location.repository(self._status), plan)
         left_out = "kopia leaves out what is in these folders unless the policy ignore-cache-dirs is off"
         folders = kopia_location.folders(client, self._options)

@@ -123,8 +123,17 @@ def _with_actions(policies: Policies) -> Iterator[Source]:
         yield inherited.target
 
 
-def check_in_place(by_source: Mapping[str, Policies], plan: Plan, client: Client, options: Options) -> list[str]:
-    """What only true paths need. Returns warnings; raises KopiatomicError of kind override-source or ignore-rules."""
+def check_in_place(
+    by_source: Mapping[str, Policies],
+    plan: Plan,
+    client: Client,
+    options: Options,
+    documents: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """What only true paths need. ``documents``: the last snapshot of each source, as kopia lists it.
+
+    Returns warnings; raises KopiatomicError of kind override-source or ignore-rules.
+    """
     if options.has("--override-source"):
         raise KopiatomicError(
             "--override-source makes no sense in place: the true paths are the sources",
@@ -143,7 +152,6 @@ def check_in_place(by_source: Mapping[str, Policies], plan: Plan, client: Client
                     "KopiaUI saves by it is not frozen"
                 )
                 break
-    documents = [d for d in client.ask("snapshot", "list", "--json", "--max-results=1") if isinstance(d, dict)]
     last = {m.path: m for m in map(parse_manifest, documents) if m is not None}
 
     def held(points: Mapping[str, str]) -> list[str]:

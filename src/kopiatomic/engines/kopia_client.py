@@ -7,7 +7,7 @@ import os
 import pwd
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,17 +87,24 @@ class Client(Program):
 
     def ask(self, *words: str) -> Any:
         """The JSON answer of one kopia command that opens the repository. Raises KopiatomicError."""
-        finished = self.run(*words, *self.shared)
-        if finished.status != 0:
-            raise self.failure(finished)
-        try:
-            return json.loads(finished.stdout)
-        except (ValueError, RecursionError):
-            raise KopiatomicError(
-                f"kopia's answer to `{shlex.join(words)}` is no JSON: {_excerpt(finished.stdout)}",
-                kind="kopia-failed",
-                hint=f"Is {printable(self.path)} really kopia?",
-            ) from None
+        (answer,) = self.ask_together(words)
+        return answer
+
+    def ask_together(self, *commands: Sequence[str]) -> list[Any]:
+        """The JSON answers of several, which are asked at the same time. Raises KopiatomicError."""
+        answers = []
+        for words, finished in zip(commands, self.run_together([[*c, *self.shared] for c in commands]), strict=True):
+            if finished.status != 0:
+                raise self.failure(finished)
+            try:
+                answers.append(json.loads(finished.stdout))
+            except (ValueError, RecursionError):
+                raise KopiatomicError(
+                    f"kopia's answer to `{shlex.join(words)}` is no JSON: {_excerpt(finished.stdout)}",
+                    kind="kopia-failed",
+                    hint=f"Is {printable(self.path)} really kopia?",
+                ) from None
+        return answers
 
     def show(self, object_path: str, *, keep: int = KEEP) -> process.Finished:
         """Read an object of the repository, named by an object ID and a path below it."""

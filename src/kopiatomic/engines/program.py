@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import process
@@ -61,12 +61,25 @@ class Program:
 
         Raises KopiatomicError where it cannot be started (NAME-not-executable) or takes too long (NAME-unreachable).
         """
-        argv = [self.path, *words]
+        (finished,) = self.run_together([words], timeout=timeout, keep=keep, take=take)
+        return finished
+
+    def run_together(
+        self,
+        commands: Sequence[Sequence[str]],
+        *,
+        timeout: float | None = None,
+        keep: int = KEEP,
+        take: Callable[[bytes], None] | None = None,
+    ) -> list[process.Finished]:
+        """Run commands side by side, each as :meth:`run` does: what takes long is to open the repository."""
         timeout = TIME_LIMIT if timeout is None else timeout
+        argvs = [[self.path, *words] for words in commands]
         try:
-            return process.run(argv, timeout=timeout, environment=self.environment, keep=keep, take=take)
+            return process.run_together(argvs, timeout=timeout, environment=self.environment, keep=keep, take=take)
         except process.TimeLimitError:
-            what = next((word for word in words if not word.startswith("-")), words[0])
+            first = commands[0]
+            what = next((word for word in first if not word.startswith("-")), first[0])
             raise KopiatomicError(
                 f"{self.name} {what} gave no answer within {timeout:g} s",
                 kind=f"{self.name}-unreachable",
@@ -74,7 +87,7 @@ class Program:
             ) from None
         except OSError as error:
             raise KopiatomicError(
-                f"cannot start {printable(argv[0])}: {error.strerror}",
+                f"cannot start {printable(self.path)}: {error.strerror}",
                 kind=f"{self.name}-not-executable",
                 hint=self._install,
             ) from None
