@@ -1,7 +1,6 @@
 """The floor on Btrfs: the kernel calls of a run and nothing else. bare_btrfs.py DEVICE FILE-OF-PATHS FOLDER ID"""
 
 import ctypes
-import fcntl
 import os
 import struct
 import sys
@@ -81,7 +80,7 @@ def main() -> None:
     if os.waitpid(child, 0)[1] != 0:
         raise SystemExit("the view failed")
     for number, place in enumerate(places):
-        fcntl.ioctl(place, SNAP_DESTROY, struct.pack("q4088s", 0, b"snapshot"))
+        called(libc.ioctl(place, ctypes.c_ulong(SNAP_DESTROY), struct.pack("q4088s", 0, b"snapshot")), "delete")
         os.close(place)
         os.rmdir(f"{writable}/{run}/{number}")
     os.rmdir(f"{writable}/{run}")
