@@ -100,7 +100,8 @@ def memory(orchestration: Orchestration, heads: Sequence[str], count: int, resul
     """The greatest PSS of all processes of a run together, without the engine, for as long as that runs and around it."""
     command = orchestration.command(heads)
     at = command.index("-c")
-    command[at + 1] = "sleep 2"
+    # The view's path follows as one more argument.
+    command[at + 1] = "sh -c 'sleep 2'"
     peak = peak_pss(command, orchestration.environment())
     results.figures.append(figure(f"peak PSS of a run's processes, {count} datasets", [peak / 1e6], "<=60", unit="MB"))
 
