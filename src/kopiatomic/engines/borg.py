@@ -227,8 +227,11 @@ class Borg(repository.RepositoryEngine):
 
     @property
     def _glob(self) -> str:
-        """Which names archives have like that of this run, as Borg's pattern: ``{instant}`` still stands in it."""
-        name = self._name.replace("{hostname}", socket.gethostname())
+        """Which names archives have like that of this run, as Borg's pattern: ``{instant}`` still stands in it.
+
+        ``{hostname}`` is the short one (borg/platform/base.py).
+        """
+        name = self._name.replace("{hostname}", socket.gethostname().partition(".")[0])
         return re.sub(r"\{(?!instant\})[^}]*\}", "*", name)
 
     def _archives(self, *words: str, glob: str) -> list[str]:
