@@ -77,9 +77,9 @@ class Program:
         argvs = [[self.path, *words] for words in commands]
         try:
             return process.run_together(argvs, timeout=timeout, environment=self.environment, keep=keep, take=take)
-        except process.TimeLimitError:
-            first = commands[0]
-            what = next((word for word in first if not word.startswith("-")), first[0])
+        except process.TimeLimitError as error:
+            words = error.argv[1:]
+            what = next((word for word in words if not word.startswith("-")), words[0])
             raise KopiatomicError(
                 f"{self.name} {what} gave no answer within {timeout:g} s",
                 kind=f"{self.name}-unreachable",

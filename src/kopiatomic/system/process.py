@@ -39,6 +39,8 @@ class Finished:
 class TimeLimitError(KopiatomicError):
     """A program took longer than it may."""
 
+    argv: Sequence[str] = ()
+
 
 def run(
     argv: Sequence[str],
@@ -142,7 +144,9 @@ def _read(
 
 
 def _too_long(one: _Running, what: str, timeout: float) -> TimeLimitError:
-    return TimeLimitError(f"{os.path.basename(one.argv[0])} {what} end within {timeout:g} s", kind="time-limit")
+    error = TimeLimitError(f"{os.path.basename(one.argv[0])} {what} end within {timeout:g} s", kind="time-limit")
+    error.argv = one.argv
+    return error
 
 
 def _ended(pid: int, deadline: float) -> bool:
