@@ -7,6 +7,7 @@ import os
 import platform
 import sys
 import tempfile
+from itertools import accumulate
 from pathlib import Path
 
 from demo import ground
@@ -16,7 +17,8 @@ from bench.results import Results, dump, load
 from bench.show import plot, table
 
 GROUPS = (2, 98, 200, 700)
-"""Their sums are the numbers of datasets that are measured."""
+COUNTS = tuple(accumulate(GROUPS))
+"""The numbers of datasets that are measured."""
 
 ON_DISK = "/var/tmp"
 
@@ -37,8 +39,8 @@ def _zfs(rounds: int, folder: Path, state: Path, results: Results) -> None:
         contest = orchestration.Orchestration(made, folder, state, results, rounds)
         goals = {100: ("", ">=20", ""), 300: ("", ">=25", "<=1.3"), 1000: ("", "", "<=1.25")}
         taken = {}
-        for count in (2, 100, 300, 1000):
-            taken[count] = contest.measure(count, whole_loop=count <= orchestration.SAMPLE)
+        for count in COUNTS:
+            taken[count] = contest.measure(count, orchestration.SAMPLE)
             _, loop, bare = goals.get(count, ("", "", ""))
             contest.compare(taken[count], count, loop=loop, bare=bare)
         contest.freeze(1000)
@@ -51,9 +53,9 @@ def _btrfs(rounds: int, folder: Path, state: Path, results: Results) -> None:
     with many.btrfs(folder, GROUPS) as made:
         contest = orchestration.Orchestration(made, folder, state, results, rounds)
         goals = {1000: (">=4", "<=1.3")}
-        for count in (2, 100, 300, 1000):
+        for count in COUNTS:
             loop, bare = goals.get(count, ("", ""))
-            contest.compare(contest.measure(count, whole_loop=True), count, loop=loop, bare=bare)
+            contest.compare(contest.measure(count, count), count, loop=loop, bare=bare)
 
 
 def _scale(rounds: int, folder: Path, state: Path, results: Results) -> None:
@@ -66,7 +68,7 @@ def _scale(rounds: int, folder: Path, state: Path, results: Results) -> None:
         heads = {count: made.first(count)[0] for count in (2, 1000)}
         scale.plan_beside_list(1000, rounds, folder, results)
         scale.memory(contest, heads[1000], 1000, results)
-        scale.processes(contest, heads, results)
+        scale.processes(contest, heads, folder, results)
 
 
 def _measure(part: str, rounds: int | None, out: Path) -> None:

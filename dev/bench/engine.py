@@ -11,15 +11,16 @@ import os
 import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from demo.programs import run
 
 from bench.results import Results, Times, figure
-from bench.timing import in_turns, median, once, ratios
+from bench.timing import in_turns, once, ratios
 
 _PASSWORD = "bench"  # noqa: S105 - of a throwaway repository
 _SMALL_FILES = 100_000
@@ -173,25 +174,10 @@ class Skipping:
 
 
 def _measure_one(what: str, goal: str, engine: Engine, rounds: int, results: Results) -> None:
-    made = 0
-
-    def renewed(side: Callable[[], float]) -> Callable[[], float]:
-        # By whichever side is first in a round: both repositories are new in each.
-        def timed() -> float:
-            nonlocal made
-            if made % 2 == 0:
-                engine.renew()
-            made += 1
-            return side()
-
-        return timed
-
-    first = in_turns(
-        {"plain kopia": renewed(engine.plain), "kopiatomic": renewed(engine.ours)}, rounds, f"{what}, first"
-    )
+    both = {"plain kopia": engine.plain, "kopiatomic": engine.ours}
+    first = in_turns(both, rounds, f"{what}, first", before=engine.renew)
     engine.phases.clear()
-    sides = {"plain kopia": engine.plain, "kopiatomic": engine.ours, "a kopia process": engine.one_process}
-    cached = in_turns(sides, rounds, f"{what}, cached")
+    cached = in_turns({**both, "a kopia process": engine.one_process}, rounds, f"{what}, cached")
     for run_, times in (("first run", first), ("cached run", cached)):
         for name, seconds in times.items():
             results.times.append(Times(f"{what}, {run_}: {name}", 1, seconds))

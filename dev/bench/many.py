@@ -1,4 +1,4 @@
-"""Many datasets on a throwaway filesystem in memory, made by calls: a process for each would take an hour."""
+"""Many datasets on a throwaway filesystem in memory."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Many:
 
 @contextmanager
 def zfs(folder: Path, groups: Sequence[int]) -> Iterator[Many]:
-    """All of them mounted, with a file in each."""
+    """All of them mounted, with a file in each; made by calls, since a process for each would take an hour."""
     with ground.zfs(folder) as made:
         pool = made.datasets[0].partition("/")[0]
         library = ctypes.CDLL("libzfs_core.so.3", use_errno=True)

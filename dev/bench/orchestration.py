@@ -8,13 +8,13 @@ import random
 import secrets
 import shutil
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 
 from bench.many import Many
 from bench.results import Results, Times, figure
-from bench.timing import in_turns, median, once, ratios
+from bench.timing import in_turns, once, ratios
 
 HERE = Path(__file__).parent
 SAMPLE = 30
@@ -39,10 +39,13 @@ class Orchestration:
     def environment(self) -> dict[str, str]:
         return {**os.environ, "KOPIATOMIC_STATE_DIR": str(self._state)}
 
-    def command(self, heads: Sequence[str], *words: str) -> list[str]:
-        """A whole run of kopiatomic with the engine ``true``."""
-        given = ["--quiet", "--json", "--mount-root", str(self._folder / "view"), *words]
-        return [sys.executable, "-m", "kopiatomic", *given, "-c", "true", "-r", *heads]
+    def words(self, heads: Sequence[str]) -> list[str]:
+        """The arguments of a whole run with the engine ``true``."""
+        return ["--quiet", "--json", "--mount-root", str(self._folder / "view"), "-c", "true", "-r", *heads]
+
+    def command(self, heads: Sequence[str]) -> list[str]:
+        """The command of such a run."""
+        return [sys.executable, "-m", "kopiatomic", *self.words(heads)]
 
     def _kopiatomic(self, heads: Sequence[str]) -> float:
         cost = once(self.command(heads), output=self._document, env=self.environment())
@@ -81,16 +84,15 @@ class Orchestration:
                 (folder / "snapshots").rmdir()
                 folder.rmdir()
 
-    def measure(self, count: int, *, whole_loop: bool) -> dict[str, list[float]]:
-        """Time all for so many datasets; adds to the results. ``whole_loop``: over all of them, in each round."""
+    def measure(self, count: int, sample: int) -> dict[str, list[float]]:
+        """Time all for so many datasets, the loop for a ``sample`` of them, scaled; adds to the results."""
         heads, names = self._many.first(count)
         for taken in self._frozen.values():
             taken.clear()
-        sample = names if whole_loop else None
 
         def loop() -> float:
-            chosen = sample or self._random.sample(names, min(SAMPLE, len(names)))
-            return self._loop(chosen) * len(names) / len(chosen)
+            chosen = names if sample >= count else self._random.sample(names, sample)
+            return self._loop(chosen) * count / len(chosen)
 
         contestants: dict[str, Callable[[], float]] = {
             "loop": loop,
@@ -98,16 +100,15 @@ class Orchestration:
             "kopiatomic": lambda: self._kopiatomic(heads),
         }
         times = in_turns(contestants, self._rounds, f"{self._many.filesystem}, {count} datasets")
-        scaled = "" if whole_loop or count <= SAMPLE else f"{SAMPLE} at random, scaled"
+        scaled = "" if sample >= count else f"{sample} at random, scaled"
         for name, seconds in times.items():
             self._results.times.append(Times(name, count, seconds, scaled if name == "loop" else ""))
         return times
 
     def whole_loop_once(self, count: int) -> None:
         """Time the loop over all, once."""
-        began = time.perf_counter()
-        self._loop(self._many.first(count)[1])
-        self._results.times.append(Times("loop", count, [time.perf_counter() - began], "all of them, once"))
+        seconds = self._loop(self._many.first(count)[1])
+        self._results.times.append(Times("loop", count, [seconds], "all of them, once"))
 
     def freeze(self, count: int) -> None:
         """The length of the snapshot call in the rounds measured last."""

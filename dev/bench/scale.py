@@ -6,12 +6,10 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-
-from demo.programs import run
 
 from bench.orchestration import Orchestration
 from bench.results import Results, Times, figure
@@ -21,6 +19,7 @@ from kopiatomic.facts import Facts, ZfsDataset, ZfsPool
 from kopiatomic.system import linux
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.user_property import PROPERTY
+from tests.support.structure import counted
 
 WIDTH = 100
 """How many datasets lie in one container of those that are made up."""
@@ -29,7 +28,6 @@ PLAN = (sys.executable, "-m", "kopiatomic", "plan", "-a", "-c", "true")
 LIST = ("zfs", "list", "-Hp", "-t", "filesystem,volume")
 PROPERTIES = f"name,type,canmount,keystatus,zoned,{PROPERTY},mountpoint"
 SAMPLE_S = 0.01
-_MEBIBYTE = 1 << 20
 
 
 def made_up(count: int) -> Facts:
@@ -52,11 +50,7 @@ def made_up(count: int) -> Facts:
 
 def write_facts(count: int, file: Path) -> list[str]:
     """Writes them in a process of its own (a child's peak of memory begins with its parent's); the words to plan from them."""
-    pid = os.fork()
-    if pid == 0:
-        file.write_text(facts.dump(made_up(count)))
-        os._exit(0)
-    os.waitpid(pid, 0)
+    _in_a_fork(lambda: file.write_text(facts.dump(made_up(count))))
     return [*PLAN, "--from-facts", str(file)]
 
 
@@ -109,28 +103,39 @@ def memory(orchestration: Orchestration, heads: Sequence[str], count: int, resul
 def memory_with_mounts(count: int, folder: Path, results: Results) -> None:
     """The same of a plan from saved facts, where the mount table is of that size as well."""
     command = write_facts(count, folder / "facts.json")
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            linux.unshare(linux.CLONE_NEWNS)
-            linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
-            points = folder / "points"
-            points.mkdir()
-            linux.mount("none", str(points), "tmpfs", 0)
-            for number in range(count):
-                (point := points / str(number)).mkdir()
-                linux.mount(str(points), str(point), None, linux.MS_BIND)
-            (folder / "peak").write_text(str(peak_pss(command, os.environ)))
-            status = 0
-        finally:
-            os._exit(status)
-    if os.waitpid(pid, 0)[1] != 0:
-        raise SystemExit("the mount table could not be made")
+
+    def measured() -> None:
+        linux.unshare(linux.CLONE_NEWNS)
+        linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+        points = folder / "points"
+        points.mkdir()
+        linux.mount("none", str(points), "tmpfs", 0)
+        for number in range(count):
+            (point := points / str(number)).mkdir()
+            linux.mount(str(points), str(point), None, linux.MS_BIND)
+        (folder / "peak").write_text(str(peak_pss(command, os.environ)))
+
+    _in_a_fork(measured)
     peak = int((folder / "peak").read_text())
     results.figures.append(
         figure(f"peak PSS of a plan from facts, {count} datasets, as many mounts", [peak / 1e6], "<=120", unit="MB")
     )
+
+
+def _in_a_fork(function: Callable[[], object]) -> None:
+    """Call a function in a child process, and wait for its end. Ends the program where it fails."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    if os.waitpid(pid, 0)[1] != 0:
+        raise SystemExit("a child process failed: its error stands above")
 
 
 def peak_pss(argv: Sequence[str], env: Mapping[str, str]) -> int:
@@ -169,21 +174,17 @@ def _pss(pid: int, command: bytes) -> int:
     return int(re.findall(r"(?m)^Pss:\s+(\d+) kB", rolled)[0]) << 10
 
 
-def processes(orchestration: Orchestration, counts: Mapping[int, Sequence[str]], results: Results) -> None:
+def processes(
+    orchestration: Orchestration, counts: Mapping[int, Sequence[str]], folder: Path, results: Results
+) -> None:
     """How many processes a run of so many datasets starts: programs, and forks of its own."""
+    words = {count: orchestration.words(heads) for count, heads in counts.items()}
+    env = orchestration.environment()
     found = {
-        count: _started(orchestration.command(heads), orchestration.environment()) for count, heads in counts.items()
+        count: counted(folder / f"trace{count}", *given, env=env)[0]["processes"] for count, given in words.items()
     }
     for count, number in found.items():
         results.figures.append(figure(f"processes started, {count} datasets", [number]))
     few, most = min(found), max(found)
     what = f"processes started, {most} over {few} datasets"
     results.figures.append(figure(what, [found[most] / found[few]], "=1"))
-
-
-def _started(argv: Sequence[str], env: Mapping[str, str]) -> int:
-    with tempfile.NamedTemporaryFile("r") as trace:
-        calls = "trace=clone,clone3,fork,vfork"
-        run(["strace", "-f", "-qq", "-o", trace.name, "-e", calls, *argv], env=env)
-        made = [line for line in trace if re.search(r"(clone3?|v?fork)\b.*= \d+$", line) and "CLONE_THREAD" not in line]
-    return len(made)

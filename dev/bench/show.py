@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from bench.results import Figure, Results
-from bench.timing import median
 
 _CONTESTANTS = ("loop", "kopiatomic", "bare")
 

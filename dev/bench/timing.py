@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -14,10 +13,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took: seconds from its start to its end, of the processor alone, and the peak of its memory in bytes."""
+    """What a process took: seconds from its start to its end, and the peak of its memory in bytes."""
 
     seconds: float
-    processor: float
     memory: int
 
 
@@ -31,13 +29,19 @@ def once(argv: Sequence[str | Path], *, output: Path | None = None, env: Mapping
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, argv))[:500]} failed ({process.returncode})")
-    return Cost(took, usage.ru_utime + usage.ru_stime, usage.ru_maxrss << 10)
+    return Cost(took, usage.ru_maxrss << 10)
 
 
-def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int, what: str) -> dict[str, list[float]]:
-    """Time each as often as there are rounds, each round in the other order; one round before them fills the caches."""
+def in_turns(
+    contestants: Mapping[str, Callable[[], float]], rounds: int, what: str, before: Callable[[], None] = lambda: None
+) -> dict[str, list[float]]:
+    """Time each as often as there are rounds, each round in the other order; one round before them fills the caches.
+
+    ``before`` is called before each round.
+    """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 1):
+        before()
         order = list(contestants) if number % 2 else list(contestants)[::-1]
         took = {name: contestants[name]() for name in order}
         told = ", ".join(f"{name} {took[name]:.2f} s" for name in contestants)
@@ -51,7 +55,3 @@ def in_turns(contestants: Mapping[str, Callable[[], float]], rounds: int, what: 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     """Round by round."""
     return [a / b for a, b in zip(over, under, strict=True)]
-
-
-def median(values: Sequence[float]) -> float:
-    return statistics.median(values)

@@ -18,10 +18,11 @@ def test_a_run_of_200_does_what_a_run_of_four_does(
     nested = [btrfs.subvolume(f"top/s{number}") for number in range(MANY - 1)]
     words = ("--mount-root", root, "-c", "true")
     # Two or three are tried several times.
-    few = counted(tmp_path / "few", *words, *nested[:4], env=kopiatomic.environment)
-    many = counted(tmp_path / "many", *words, *nested, env=kopiatomic.environment)
-    everything = counted(tmp_path / "everything", *words, "-r", top, env=kopiatomic.environment)
+    few, four = counted(tmp_path / "few", *words, *nested[:4], env=kopiatomic.environment)
+    many, _ = counted(tmp_path / "many", *words, *nested, env=kopiatomic.environment)
+    everything, all_of_them = counted(tmp_path / "everything", *words, "-r", top, env=kopiatomic.environment)
     print(dict(few), dict(many), dict(everything))
+    assert (four, all_of_them) == (4, MANY)
     assert (few.pop("snapshot (v2)"), many.pop("snapshot (v2)")) == (4, MANY - 1)
     assert everything.pop("snapshot (v2)") == MANY
     for each in (few, many, everything):
@@ -29,5 +30,6 @@ def test_a_run_of_200_does_what_a_run_of_four_does(
         each.pop("delete subvolume", None)
         each.pop("delete subvolume (v2)", None)
     assert few == many
-    assert many["programs"] == everything["programs"]
+    # kopiatomic itself and the engine.
+    assert many["programs"] == everything["programs"] == 2
     assert many["processes"] == everything["processes"]

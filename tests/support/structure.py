@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -16,8 +17,8 @@ _THREAD = 0x10000
 """CLONE_THREAD"""
 
 
-def counted(log: Path, *args: str | Path, env: Mapping[str, str]) -> Counter[str]:
-    """Run kopiatomic; how often each of these things was done, by all its processes."""
+def counted(log: Path, *args: str | Path, env: Mapping[str, str]) -> tuple[Counter[str], int]:
+    """Run kopiatomic; how often each of these things was done, by all its processes, and how many datasets it took."""
     argv = [
         "strace",
         "-f",
@@ -29,7 +30,7 @@ def counted(log: Path, *args: str | Path, env: Mapping[str, str]) -> Counter[str
         f"trace={_CALLS}",
         "-o",
         str(log),
-        *Kopiatomic.argv(*args),
+        *Kopiatomic.argv("--json", *args),
     ]
     ended = command(*argv, env=env, timeout=300)
     assert ended.returncode == 0, str(ended)
@@ -47,7 +48,7 @@ def counted(log: Path, *args: str | Path, env: Mapping[str, str]) -> Counter[str
             name = IOCTLS.get(int(request[1], 16) & 0xFFFF)
             if name is not None:
                 found[name] += 1
-    return found
+    return found, len(json.loads(ended.stdout)["datasets"])
 
 
 def _is_thread(line: str) -> bool:

@@ -52,9 +52,10 @@ def _make(tank: Pool) -> None:
 
 def test_a_run_of_200_does_what_a_run_of_two_does(pool: Pool, run: Runner, tmp_path: Path) -> None:
     words = ("--state-dir", tmp_path / "state", "--mount-root", tmp_path / "view", "-c", "true", "-r")
-    few = counted(tmp_path / "few", *words, f"{pool.name}/d0", f"{pool.name}/d1", env=os.environ)
-    many = counted(tmp_path / "many", *words, pool.name, env=os.environ)
+    few, two = counted(tmp_path / "few", *words, f"{pool.name}/d0", f"{pool.name}/d1", env=os.environ)
+    many, all_of_them = counted(tmp_path / "many", *words, pool.name, env=os.environ)
     print(dict(few), dict(many))
+    assert (two, all_of_them) == (2, MANY)
     assert few == many
     assert {few[call] for call in ("snapshot", "hold", "destroy snapshots", "release")} == {1}
     assert run.left(pool, root=tmp_path / "view") == []
