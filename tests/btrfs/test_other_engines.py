@@ -239,9 +239,11 @@ def test_none_is_torn(repository: Restic | Borg, btrfs: Btrfs, kopiatomic: Kopia
     """With the control: the same program on the live files."""
     data = btrfs.subvolume("data")
     files = [data / str(number) for number in range(8)]
-    for number in range(8):
-        # Between them others, so that it takes a while to come from one to the next.
-        (data / f"{number}x").write_bytes(os.urandom(2 << 20))
+    for number, file in enumerate(files):
+        # Between them others, so that it takes a while to come from one to the next: in the order of names, in which restic
+        # reads, and of inodes, in which Borg does.
+        file.touch()
+        (data / f"{number}x").write_bytes(os.urandom(4 << 20))
     torn = torn_live = 0
     seen = set()
     with writer(files):

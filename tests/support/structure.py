@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from tests.support.programs import Kopiatomic, command
@@ -13,6 +13,8 @@ from tests.support.syscalls import IOCTLS
 
 _CALLS = "execve,clone,clone3,fork,vfork,ioctl,openat"
 _FORK = re.compile(r"\b(clone3?|v?fork)\(")
+_UNFINISHED = " <unfinished ...>"
+_RESUMED = re.compile(r"<\.\.\. \w+ resumed>")
 _THREAD = 0x10000
 """CLONE_THREAD"""
 
@@ -35,7 +37,7 @@ def counted(log: Path, *args: str | Path, env: Mapping[str, str]) -> tuple[Count
     ended = command(*argv, env=env, timeout=300)
     assert ended.returncode == 0, str(ended)
     found: Counter[str] = Counter()
-    for line in log.read_text(errors="replace").splitlines():
+    for line in _joined(log.read_text(errors="replace").splitlines()):
         if "= -1 " in line:
             continue
         if "execve(" in line:
@@ -49,6 +51,19 @@ def counted(log: Path, *args: str | Path, env: Mapping[str, str]) -> tuple[Count
             if name is not None:
                 found[name] += 1
     return found, len(json.loads(ended.stdout)["datasets"])
+
+
+def _joined(lines: Iterable[str]) -> Iterator[str]:
+    """Each call on one line, also where what another process did stands between its beginning and its result."""
+    begun: dict[str, str] = {}
+    for line in lines:
+        pid = line.split(maxsplit=1)[0]
+        if line.endswith(_UNFINISHED):
+            begun[pid] = line.removesuffix(_UNFINISHED)
+        elif (resumed := _RESUMED.search(line)) is not None:
+            yield begun.pop(pid) + line[resumed.end() :]
+        else:
+            yield line
 
 
 def _is_thread(line: str) -> bool:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -120,9 +121,19 @@ def test_programs_run_side_by_side(tmp_path: Path) -> None:
 
 
 def test_of_programs_side_by_side_none_outlives_one_that_cannot_be_started(tmp_path: Path) -> None:
+    fifo = tmp_path / "pid"
+    os.mkfifo(fifo)
+
+    def programs() -> Iterator[list[str]]:
+        yield ["sh", "-c", f"echo $$ >{fifo}; exec sleep 60"]
+        pids.append(int(fifo.read_text()))
+        yield ["/no/such/program"]
+
+    pids: list[int] = []
     with pytest.raises(FileNotFoundError):
-        process.run_together([["sh", "-c", f"echo $$ >{tmp_path}/pid; sleep 60"], ["/no/such/program"]], timeout=10)
-    assert Path(f"/proc/self/task/{os.getpid()}/children").read_text() == ""
+        process.run_together(programs(), timeout=10)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
 
 
 @pytest.mark.parametrize(
