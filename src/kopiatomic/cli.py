@@ -36,10 +36,16 @@ pool of any name.
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+_NO_WORD_YET = "kopiatomic.no-word-yet"
+_COMMAND = "kopiatomic.command"
+
+
 class _Commands(click.Group):
     """A first word that is no command belongs to ``backup``: that is what kopiatomic does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # For completion: the first word may still become a command's.
+        ctx.meta[_NO_WORD_YET] = not args
         if not args or args[0] not in self.commands:
             args = ["backup", *args]
         return super().parse_args(ctx, args)
@@ -110,11 +116,34 @@ class _Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         return seconds
 
 
+def _complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Names of datasets, and commands where one may stand. What begins as a path is left to the shell."""
+    from click.shell_completion import CompletionItem
+
+    from kopiatomic.completion import datasets
+
+    if _COMMAND in context.meta:
+        return [CompletionItem(incomplete, type="file")]
+    if incomplete.startswith(("/", ".", "~")):
+        return [CompletionItem(incomplete, type="dir")]
+    names = sorted(datasets())
+    if context.meta.get(_NO_WORD_YET):
+        names += cli.commands
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _complete_directory(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir")]
+
+
 _state_dir = click.option(
     "--state-dir",
     default="/var/lib/kopiatomic",
     envvar="KOPIATOMIC_STATE_DIR",
     metavar="DIR",
+    shell_complete=_complete_directory,
     show_default=True,
     show_envvar=True,
     help="Where runs are recorded.",
@@ -125,21 +154,6 @@ def _show_version(context: click.Context, _parameter: click.Parameter, value: bo
     if value:
         click.echo(f"kopiatomic {__version__}")
         context.exit()
-
-
-def _complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
-    """Mounted ZFS datasets and mount points, from the mount table."""
-    from click.shell_completion import CompletionItem
-
-    from kopiatomic.system import mountinfo
-
-    names = set()
-    for mount in mountinfo.read():
-        if mount.fstype == "zfs" and "@" not in mount.source:
-            names |= {mount.source, mount.point}
-        elif mount.fstype == "btrfs":
-            names.add(mount.point)
-    return [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
 
 
 @click.group(
@@ -173,6 +187,7 @@ def _datasets(command: Callable[..., Any]) -> Callable[..., Any]:
             "--exclude",
             multiple=True,
             metavar="PATTERN",
+            shell_complete=_complete,
             help="Leave these out: a name, or a quoted pattern (* in a component, ** any number). Repeatable.",
         ),
         click.option(
@@ -214,7 +229,12 @@ def _view(layout: str, root: str) -> list[Callable[..., Any]]:
             help="All below one root, or each at its true path.",
         ),
         click.option(
-            "--mount-root", default=root, metavar="DIR", show_default=True, help="Where a merged view is mounted."
+            "--mount-root",
+            default=root,
+            metavar="DIR",
+            show_default=True,
+            shell_complete=_complete_directory,
+            help="Where a merged view is mounted.",
         ),
     ]
 
@@ -236,6 +256,7 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--repository",
             metavar="REPOSITORY",
+            shell_complete=_complete_directory,
             help="restic, Borg: their repository, instead of RESTIC_REPOSITORY or BORG_REPO.",
         ),
         click.option(
@@ -248,6 +269,7 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
             "--writable",
             multiple=True,
             metavar="PATH",
+            shell_complete=_complete_directory,
             help="In place: a directory that the engine has to write to stays live. Repeatable.",
         ),
         click.option(
@@ -334,7 +356,13 @@ def _inside(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--verbose", is_flag=True, help="Say more.")
 @click.option("--quiet", is_flag=True, help="Only warnings and errors.")
 @click.option(
-    "-v", "--version", is_flag=True, expose_value=False, is_eager=True, callback=_show_version, help="Show the version."
+    "-v",
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version.",
 )
 def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, **options: Any) -> None:
     """Back up DATASETs (tank/home) or mount points (/home), frozen at one instant, with kopia.
@@ -414,9 +442,6 @@ class _WithCommand(_Default):
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "-- COMMAND [ARGUMENT]..."]
-
-
-_COMMAND = "kopiatomic.command"
 
 
 @cli.command("exec", cls=_WithCommand, context_settings=_HELP)
@@ -507,6 +532,10 @@ def main() -> None:
     _own_descriptors()
     _own_path()
     _own_streams()
+    if "_KOPIATOMIC_COMPLETE" in os.environ:
+        from kopiatomic import completion
+
+        completion.register()
     try:
         cli.main(prog_name="kopiatomic", standalone_mode=False)
     except click.ClickException as error:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -241,69 +240,6 @@ def test_standard_descriptors_that_are_closed_are_not_taken_for_files(kopiatomic
     """Else the first file that is opened would become standard output, and be written into."""
     ended = redirected(kopiatomic, f'cd {tmp_path}; "$@" <&- >&- 2>&-', "-n", "--json", "/nowhere")
     assert ended.returncode == 1
-
-
-# Completion
-
-
-def completion(kopiatomic: Kopiatomic, shell: str, **words: str) -> Completed:
-    return kopiatomic(env={"_KOPIATOMIC_COMPLETE": shell, **words})
-
-
-@pytest.mark.parametrize(
-    ("shell", "function"),
-    [
-        ("bash", "_kopiatomic_completion() {"),
-        ("zsh", "_kopiatomic_completion() {"),
-        ("fish", "function _kopiatomic_completion;"),
-    ],
-)
-def test_each_shell_gets_its_completion_script(shell: str, function: str, kopiatomic: Kopiatomic) -> None:
-    ended = completion(kopiatomic, f"{shell}_source")
-    assert ended.returncode == 0
-    assert function in ended.stdout
-
-
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-@pytest.mark.parametrize("words", ["kopiatomic --re", "kopiatomic backup --re", "kopiatomic tank --re"])
-def test_flags_are_completed_in_each_shell(words: str, shell: str, kopiatomic: Kopiatomic) -> None:
-    number = "--re" if shell == "fish" else str(len(words.split()) - 1)
-    ended = completion(kopiatomic, f"{shell}_complete", COMP_WORDS=words, COMP_CWORD=number)
-    assert "--recursive" in ended.stdout
-    assert "--require-atomic" in ended.stdout
-    assert "--json" not in ended.stdout
-
-
-def test_bash_completes_with_the_script_that_it_is_given(kopiatomic: Kopiatomic, tmp_path: Path) -> None:
-    program = tmp_path / "kopiatomic"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} -m kopiatomic "$@"\n')
-    program.chmod(0o755)
-    script = f"""
-        PATH={tmp_path}:$PATH
-        eval "$(_KOPIATOMIC_COMPLETE=bash_source kopiatomic)"
-        COMP_WORDS=(kopiatomic --dry) COMP_CWORD=1
-        _kopiatomic_completion kopiatomic --dry kopiatomic
-        printf '%s\\n' "${{COMPREPLY[@]}}"
-        complete -p kopiatomic
-    """
-    ended = command("bash", "-c", script, env=kopiatomic.environment)
-    assert ended.stdout.splitlines()[0] == "--dry-run"
-    assert "_kopiatomic_completion" in ended.stdout.splitlines()[-1]
-
-
-def test_mounted_datasets_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from kopiatomic.system import mountinfo
-    from tests.unit.plans import mounts
-
-    table = mounts(("/tank", "zfs", "tank/data"), ("/snap", "zfs", "tank@x"), ("/data", "btrfs", "/dev/sdb"))
-    monkeypatch.setattr(mountinfo, "read", lambda: list(table))
-
-    def complete(incomplete: str) -> list[Any]:
-        return [item.value for item in cli._complete(None, None, incomplete)]  # type: ignore[arg-type]
-
-    assert complete("") == ["/data", "/tank", "tank/data"]
-    assert complete("ta") == ["tank/data"]
-    assert complete("/d") == ["/data"]
 
 
 def test_the_module_and_the_program_are_the_same(kopiatomic: Kopiatomic) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +13,18 @@ _KSTAT = Path("/proc/spl/kstat/zfs")
 def imported(pool: str) -> bool:
     """Whether a pool is imported."""
     return (_KSTAT / pool).is_dir()
+
+
+def answering() -> list[str] | None:
+    """The imported pools that are not suspended. None on systems whose kernel does not say it in this way."""
+    if sys.platform != "linux":
+        return None
+    try:
+        found = sorted(entry.parent.name for entry in _KSTAT.glob("*/state"))
+    except OSError:
+        return []
+    waiting = set(suspended(found))
+    return [pool for pool in found if pool not in waiting]
 
 
 def suspended(pools: Iterable[str]) -> list[str]:

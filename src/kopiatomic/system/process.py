@@ -49,14 +49,18 @@ def run(
     environment: Mapping[str, str] | None = None,
     keep: int = KEEP,
     take: Callable[[bytes], None] | None = None,
+    killed_timeout: float = _KILLED_TIMEOUT,
 ) -> Finished:
     """Run a program to its end and return its output (at most ``keep`` bytes of each stream).
 
-    ``timeout`` is in seconds. ``take`` is called with each piece of standard output, which then is not kept. The program
-    has no terminal, so that it cannot ask for a password. However this function is left, the program and its process group
-    have ended. Raises FileNotFoundError, PermissionError, OSError as ``subprocess`` does, TimeLimitError, and Interrupted.
+    ``timeout`` is in seconds, and so is ``killed_timeout``: how long one that was killed has to end. ``take`` is called with
+    each piece of standard output, which then is not kept. The program has no terminal, so that it cannot ask for a password.
+    However this function is left, the program and its process group have ended. Raises FileNotFoundError, PermissionError,
+    OSError as ``subprocess`` does, TimeLimitError, and Interrupted.
     """
-    (finished,) = run_together([argv], timeout=timeout, environment=environment, keep=keep, take=take)
+    (finished,) = run_together(
+        [argv], timeout=timeout, environment=environment, keep=keep, take=take, killed_timeout=killed_timeout
+    )
     return finished
 
 
@@ -67,6 +71,7 @@ def run_together(
     environment: Mapping[str, str] | None = None,
     keep: int = KEEP,
     take: Callable[[bytes], None] | None = None,
+    killed_timeout: float = _KILLED_TIMEOUT,
 ) -> list[Finished]:
     """Run programs side by side, each as :func:`run` does, until the last has ended."""
     # One that came while signals were deferred wakes no wait any more.
@@ -82,7 +87,7 @@ def run_together(
                 raise _too_long(one, "closed its output and did not", timeout)
     finally:
         for one in running:
-            _end(one.process)
+            _end(one.process, killed_timeout)
     return [Finished(one.argv, one.process.returncode, bytes(one.stdout), bytes(one.stderr)) for one in running]
 
 
@@ -161,14 +166,14 @@ def _ended(pid: int, deadline: float) -> bool:
     return True
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], killed_timeout: float) -> None:
     """Kill what is left of the program's process group, also where the program itself has ended, and reap it."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
     try:
-        process.wait(_KILLED_TIMEOUT)
+        process.wait(killed_timeout)
     except subprocess.TimeoutExpired:
         # In a call that not even SIGKILL ends, such as one into a suspended pool: the kernel ends it when it can.
         pass
