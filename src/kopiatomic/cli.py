@@ -152,7 +152,13 @@ _state_dir = click.option(
 
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
-        click.echo(f"kopiatomic {__version__}")
+        # Asked for before the other options are looked at, so that nothing else on the line is in its way.
+        if "--verbose" in sys.argv[1:]:
+            from kopiatomic.about import lines
+
+            click.echo("\n".join(lines()))
+        else:
+            click.echo(f"kopiatomic {__version__}")
         context.exit()
 
 
@@ -362,7 +368,7 @@ def _inside(command: Callable[..., Any]) -> Callable[..., Any]:
     expose_value=False,
     is_eager=True,
     callback=_show_version,
-    help="Show the version.",
+    help="Show the version; with --verbose those of all that takes part.",
 )
 def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, **options: Any) -> None:
     """Back up DATASETs (tank/home) or mount points (/home), frozen at one instant, with kopia.

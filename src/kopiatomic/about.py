@@ -1,0 +1,102 @@
+"""What a report of a defect has to say of the machine: the versions of all that takes part. Needs no root, changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+import kopiatomic
+from kopiatomic.engines.program import Program
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.system import process
+from kopiatomic.text import ended, printable
+
+_LIMIT = 5.0
+"""Seconds that a program has to say its version."""
+
+_NONE = "not found"
+
+
+def lines() -> Iterator[str]:
+    """A line for each thing, with its version and where it is."""
+    facts = [
+        ("kopiatomic", f"{kopiatomic.__version__} in {os.path.dirname(kopiatomic.__file__)}"),
+        (
+            "Python",
+            f"{platform.python_version()} ({sys.executable}), click {_library('click')}, rich {_library('rich')}",
+        ),
+        ("System", f"{_distribution()}, {platform.system()} {platform.release()} {platform.machine()}"),
+        ("OpenZFS", _zfs()),
+        ("Btrfs", f"{_said('btrfs', '--version')}; kernel: {_btrfs_in_the_kernel()}"),
+        ("kopia", _engine("kopia", "--version")),
+        ("restic", _engine("restic", "version")),
+        ("Borg", _engine("borg", "--version")),
+    ]
+    for name, fact in facts:
+        yield f"{name + ':':<11} {printable(fact)}"
+
+
+def _library(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _distribution() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return "a system without os-release(5)"
+
+
+def _zfs() -> str:
+    """Both versions, as ``zfs version`` has them: it asks the kernel for its own and needs no pool (zfs-version(8))."""
+    user, _, kernel = _said("zfs", "version").partition("\n")
+    try:
+        # Where the tools are missing or older than the module.
+        loaded = Path("/sys/module/zfs/version").read_text(encoding="utf-8").strip()
+    except OSError:
+        loaded = "" if sys.platform == "linux" else kernel
+    return f"{user}; kernel: {loaded or 'not loaded'}"
+
+
+def _btrfs_in_the_kernel() -> str:
+    try:
+        if "\tbtrfs\n" in Path("/proc/filesystems").read_text(encoding="ascii"):
+            return "yes"
+        modules = Path("/lib/modules", platform.release(), "modules.dep").read_text(encoding="utf-8")
+    except OSError:
+        return "no"
+    return "a module that is not loaded" if "/btrfs.ko" in modules else "no"
+
+
+def _engine(name: str, word: str) -> str:
+    """The version of an engine's program and where that is, looked for as a run does."""
+    program = Program(name, os.environ, install=_NONE, attempt=lambda: "")
+    try:
+        return f"{_output(program.run(word, timeout=_LIMIT))} ({program.path})"
+    except KopiatomicError as error:
+        return _NONE if error.kind == f"{name}-missing" else error.message
+
+
+def _said(name: str, word: str) -> str:
+    try:
+        return _output(process.run([name, word], timeout=_LIMIT))
+    except FileNotFoundError:
+        return _NONE
+    except OSError as error:
+        return f"cannot be started: {error.strerror}"
+    except KopiatomicError as error:
+        return error.message
+
+
+def _output(finished: process.Finished) -> str:
+    return (
+        finished.stdout.decode("utf-8", "replace").strip()
+        or f"says nothing ({finished.errors or ended(finished.status)})"
+    )
