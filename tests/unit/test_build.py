@@ -86,7 +86,7 @@ def test_nothing_in_them_names_the_machine_that_built_them(dist: Path) -> None:
                 assert str(dist.parent).encode() not in archive.read(entry), entry
 
 
-def test_the_wheel_installs_a_program(dist: Path, tmp_path: Path) -> None:
+def test_the_wheel_installs_a_program_and_its_manual_page(dist: Path, tmp_path: Path) -> None:
     """As pipx does it, but without a download: click and rich are those that the tests run with."""
     venv.create(tmp_path / "venv", with_pip=True)
     folder = tmp_path / "venv/bin"
@@ -101,3 +101,4 @@ def test_the_wheel_installs_a_program(dist: Path, tmp_path: Path) -> None:
         (site / source.name).symlink_to(source)
     assert alone(folder / "kopiatomic", "--version", folder=tmp_path).stdout == f"kopiatomic {__version__}\n"
     assert "Usage: kopiatomic" in alone(folder / "kopiatomic", "-h", folder=tmp_path).stdout
+    assert (tmp_path / "venv/share/man/man8/kopiatomic.8").is_file()
