@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -240,6 +241,42 @@ def test_standard_descriptors_that_are_closed_are_not_taken_for_files(kopiatomic
     """Else the first file that is opened would become standard output, and be written into."""
     ended = redirected(kopiatomic, f'cd {tmp_path}; "$@" <&- >&- 2>&-', "-n", "--json", "/nowhere")
     assert ended.returncode == 1
+
+
+_RUN_THAT_LOOKS = """
+import atexit, sys
+import kopiatomic.inside, kopiatomic.run
+from kopiatomic import cli
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.report import CommandReport, Report
+
+def run(kind):
+    def run(*given):
+        given[-1].phase("reading")
+        before.update(sys.modules)
+        given[-1].warning("beware")
+        return kind("id", "/kopia", error=KopiatomicError("it failed", kind="kind", hint="do this"))
+    return run
+
+before = set()
+kopiatomic.run.backup, kopiatomic.inside.run = run(Report), run(CommandReport)
+late = lambda: [m for m in sys.modules if m not in before and m.split(".")[0] in ("click", "kopiatomic", "rich")]
+atexit.register(lambda: print("late:", late()))
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("words", [("tank",), ("tank", "--json"), ("exec", "tank", "--", "true")])
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_run_that_has_begun_reads_no_more_of_the_program(
+    words: tuple[str, ...], terminal: bool, kopiatomic: Kopiatomic
+) -> None:
+    """It may be replaced by another version meanwhile, and a file that holds all of it then cannot be read any more."""
+    argv = [sys.executable, "-c", _RUN_THAT_LOOKS, *words]
+    if terminal:
+        argv = ["script", "-qec", shlex.join(argv), "/dev/null"]
+    ended = command(*argv, env={**kopiatomic.environment, "TERM": "xterm"}, check=False)
+    assert "late: []" in ended.stdout, ended
 
 
 def test_the_module_and_the_program_are_the_same(kopiatomic: Kopiatomic) -> None:

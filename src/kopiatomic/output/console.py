@@ -72,6 +72,9 @@ class Console:
 
     def phase(self, text: str) -> None:
         """A new part of the run begins."""
+        if _is_terminal(sys.stdout) or _is_terminal(sys.stderr):
+            # What shows the end is read now: by then the program may have been replaced by another version.
+            import rich.console  # noqa: F401
         self._phase = text
         self._progress = Progress()
         if self._terminal():
