@@ -167,6 +167,7 @@ class Driven:
     def __init__(
         self, engine: Engine, job: Job, bench: Environment, during: Callable[[int], bool] | None = None
     ) -> None:
+        self.engine = engine
         command = engine.command(job)
         self.argv = command.argv
         self.environment = command.environment

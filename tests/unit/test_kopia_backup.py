@@ -360,15 +360,23 @@ def test_a_file_where_a_mount_should_be_is_no_mount(bench: Bench) -> None:
     assert "/a (tank/a) is not in" in back_up(bench, bench.plan("/a")).result.message
 
 
-def test_listings_cost_one_process_for_each_parent(bench: Bench) -> None:
-    """A fake that counts: it is the real kopia else."""
+@pytest.mark.parametrize("processors", [1, 2, 8])
+def test_listings_cost_one_process_for_each_parent(
+    processors: int, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And maintenance one, beside them if there are processors for it. A fake counts: it is the real kopia else."""
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    bench.kopia("maintenance", "set", "--owner=nobody@nowhere")
     bench.fake('echo "$*" >> "$HOME/calls"; exec "$KOPIA" "$@"')
     places = [f"/home/u{i}" for i in range(12)] + ["/srv"]
     bench.tree(*(f"{p[1:]}/f" for p in places))
-    assert back_up(bench, bench.plan(*places)).result.complete
+    done = back_up(bench, bench.plan(*places))
+    assert done.result.complete
     calls = (bench.home / "calls").read_text().splitlines()
     assert len([c for c in calls if c.startswith("show ")]) == 2
-    assert len(calls) == 3 + 1 + 2
+    assert len(calls) == 3 + 1 + 2 + (processors > 1)
+    assert done.engine.finish() == []
+    assert len((bench.home / "calls").read_text().splitlines()) == 3 + 1 + 2 + 1
 
 
 def test_a_folder_too_large_to_read_is_asked_for_each_mount(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,6 +189,7 @@ class Kopia:
         self._output.feed("stderr", b"")
         self._ended_well = end.status == 0 and not end.stopped
         self._manifests = self._output.manifests()
+        self._ask_ahead(job)
         return results.combined([(source, self._judge(job, source, end)) for source in job.plan.sources])
 
     def terms(self, source: str) -> str:
@@ -249,6 +250,20 @@ class Kopia:
         result.message = "; ".join(reasons)
         return result
 
+    def _ask_ahead(self, job: Job) -> None:
+        """Have kopia answer at once what it will be asked next."""
+        questions = [(*kopia_maintenance.INFO, *self._client.shared)] if self._maintains else []
+        by_path = {self._source(source).path: source for source in job.sources}
+        for manifest in self._manifests:
+            if manifest.path in by_path and not manifest.incomplete:
+                questions += kopia_listing.questions(self._client, manifest, job, by_path[manifest.path])
+        self._client.ask_ahead(questions)
+
+    @property
+    def _maintains(self) -> bool:
+        """Whether kopia would have done maintenance at the end."""
+        return self._maintenance and self._ended_well and kopia_maintenance.possible(self._status)
+
     def _explained(self) -> bool:
         """Whether its status is that of files that failed, in whichever of the sources."""
         return any(count(m.summary, "numFailed") for m in self._manifests)
@@ -303,9 +318,7 @@ class Kopia:
         ``--auto-maintenance`` in ``-o`` changes nothing: it is kopia's default, and comes here instead of while the snapshots
         are held.
         """
-        if not self._maintenance or not self._ended_well:
-            return []
-        return kopia_maintenance.run(self._client, self._status)
+        return kopia_maintenance.run(self._client, self._status) if self._maintains else []
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -108,7 +108,11 @@ class Client(Program):
 
     def show(self, object_path: str, *, keep: int = KEEP) -> process.Finished:
         """Read an object of the repository, named by an object ID and a path below it."""
-        return self.run("show", object_path, *self.shared, keep=keep)
+        return self.run(*self.showing(object_path), keep=keep)
+
+    def showing(self, object_path: str) -> tuple[str, ...]:
+        """The words of :meth:`show`."""
+        return ("show", object_path, *self.shared)
 
     def has_manifest(self, manifest_id: str) -> bool:
         """Whether a manifest (a snapshot's, say) is in the repository."""

@@ -29,20 +29,34 @@ def missing(client: Client, manifest: Manifest, job: Job, source: str) -> list[s
 
     One process for each folder that holds mount points. A place that could not be looked at is reported as well.
     """
-    by_parent: dict[str, dict[str, str]] = {}
     problems = []
-    for path, place in job.places(source).items():
-        if path == "/":
-            if place in job.filled and not _holds_something(manifest.summary):
-                problems.append(_empty(job, place))
-        else:
-            by_parent.setdefault(os.path.dirname(path), {})[path] = place
-    for parent, places in by_parent.items():
+    place = job.places(source).get("/")
+    if place is not None and place in job.filled and not _holds_something(manifest.summary):
+        problems.append(_empty(job, place))
+    for parent, places in _by_parent(job, source).items():
         try:
             problems += _below(client, manifest, job, parent, places)
         except KopiatomicError as error:
             problems.append(f"kopia's snapshot could not be looked at below {printable(parent)}: {error.message}")
     return problems
+
+
+def questions(client: Client, manifest: Manifest, job: Job, source: str) -> list[tuple[str, ...]]:
+    """The commands that :func:`missing` will run, to be asked ahead."""
+    return [client.showing(_folder(manifest, parent)) for parent in _by_parent(job, source)]
+
+
+def _by_parent(job: Job, source: str) -> Mapping[str, Mapping[str, str]]:
+    """The mount points in a source, without its own root, with their places, by the folder that they are in."""
+    found: dict[str, dict[str, str]] = {}
+    for path, place in job.places(source).items():
+        if path != "/":
+            found.setdefault(os.path.dirname(path), {})[path] = place
+    return found
+
+
+def _folder(manifest: Manifest, parent: str) -> str:
+    return manifest.root_object + parent.rstrip("/")
 
 
 def holds(client: Client, root_object: str, path: str) -> bool:
@@ -52,7 +66,7 @@ def holds(client: Client, root_object: str, path: str) -> bool:
 
 
 def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: Mapping[str, str]) -> Iterator[str]:
-    finished = client.show(manifest.root_object + parent.rstrip("/"))
+    finished = client.show(_folder(manifest, parent))
     if len(finished.stdout) >= KEEP:
         # A folder of some 250,000 entries: ask for each mount alone.
         yield from _one_by_one(client, manifest, job, places)

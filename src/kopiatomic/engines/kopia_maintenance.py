@@ -10,6 +10,9 @@ from kopiatomic.engines.kopia_client import Client, last_error
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.text import ended
 
+INFO = ("maintenance", "info", "--json")
+"""The command that tells the schedule."""
+
 TIME_LIMIT = 24 * 3600.0
 """How long (seconds) maintenance may take; full maintenance of a large repository takes hours."""
 
@@ -35,17 +38,18 @@ def _time(text: str) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-def run(client: Client, status: Mapping[str, Any]) -> list[str]:
-    """Do the maintenance that is due. Returns warnings: the backup is good whatever becomes of it. Raises Interrupted.
-
-    kopia itself leaves it to others where the connection is read-only or goes through a repository server
+def possible(status: Mapping[str, Any]) -> bool:
+    """Whether kopia itself would look after it: not where the connection is read-only or goes through a repository server
     (cli/app.go, maybeRunMaintenance).
     """
-    client_options = status.get("clientOptions") or {}
-    if client_options.get("readonly") or not (status.get("storage") or {}).get("type"):
-        return []
+    read_only = (status.get("clientOptions") or {}).get("readonly")
+    return not read_only and bool((status.get("storage") or {}).get("type"))
+
+
+def run(client: Client, status: Mapping[str, Any]) -> list[str]:
+    """Do the maintenance that is due. Returns warnings: the backup is good whatever becomes of it. Raises Interrupted."""
     try:
-        cycle = due(client.ask("maintenance", "info", "--json"), client_options, datetime.now(UTC))
+        cycle = due(client.ask(*INFO), status.get("clientOptions") or {}, datetime.now(UTC))
         if cycle is None:
             return []
         words = ["--full"] if cycle == "full" else []

@@ -32,6 +32,8 @@ class Program:
         self._path: str | None = None
         self.version: str | None = None
         self.additions: dict[str, str] = {}
+        self._ahead: dict[tuple[str, ...], process.Finished] = {}
+        """What has been asked ahead."""
 
     @property
     def environment(self) -> dict[str, str]:
@@ -73,6 +75,8 @@ class Program:
         take: Callable[[bytes], None] | None = None,
     ) -> list[process.Finished]:
         """Run commands side by side, each as :meth:`run` does: what takes long is to open the repository."""
+        if take is None and all(tuple(words) in self._ahead for words in commands):
+            return [self._ahead.pop(tuple(words)) for words in commands]
         timeout = TIME_LIMIT if timeout is None else timeout
         argvs = [[self.path, *words] for words in commands]
         try:
@@ -91,6 +95,18 @@ class Program:
                 kind=f"{self.name}-not-executable",
                 hint=self._install,
             ) from None
+
+    def ask_ahead(self, commands: Sequence[Sequence[str]]) -> None:
+        """Run the first of these side by side, one for each processor, so that who asks for them next has the answers at once.
+
+        Where that fails nothing is known ahead, and who asks is told why.
+        """
+        first = [tuple(words) for words in commands[: os.cpu_count() or 1]]
+        if len(first) > 1:
+            try:
+                self._ahead = dict(zip(first, self.run_together(first), strict=True))
+            except KopiatomicError:
+                pass
 
 
 def user() -> tuple[str, str]:
