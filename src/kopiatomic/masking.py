@@ -28,6 +28,10 @@ _ASSIGNMENT = re.compile(
 _CREDENTIALS = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:)(?P<value>[^\s/@'\"]+)(?=@)", re.IGNORECASE)
 """The password in a URL (``https://user:password@host/``)."""
 _PATTERNS = (_FLAG, _ASSIGNMENT, _CREDENTIALS)
+_SUSPECT = re.compile(r"passw(?:or)?d|passphrase|secret|token|access[-_]key|://", re.IGNORECASE)
+"""What is in every text that one of the patterns finds something in: a record has tens of thousands that have nothing."""
+
+_QUOTES = re.compile(r"['\"\\]")
 _SHORTEST = 4
 """A shorter secret would hide half of every text that it is looked for in, and its place has been masked anyway."""
 
@@ -64,9 +68,11 @@ class Secrets:
     def hide(self, text: str) -> str:
         """A text with every secret masked."""
         # Whole words first, while their quotes are in pairs.
-        for pattern in _PATTERNS:
-            text = pattern.sub(rf"\g<head>{MASK}", text)
-        text = re.sub(_WORD, self._hide_quoted, text)
+        if _SUSPECT.search(text):
+            for pattern in _PATTERNS:
+                text = pattern.sub(rf"\g<head>{MASK}", text)
+        if self.values and _QUOTES.search(text):
+            text = re.sub(_WORD, self._hide_quoted, text)
         for value in self.values:
             text = text.replace(value, MASK)
         return text
@@ -100,7 +106,7 @@ def _spellings(word: str) -> set[str]:
 
 
 def _unquoted(word: str) -> str:
-    if not re.search(r"['\"\\]", word):
+    if not _QUOTES.search(word):
         return word
     try:
         return "".join(shlex.split(word))

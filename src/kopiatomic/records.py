@@ -227,13 +227,13 @@ class Records:
     def made(self, run_id: str, sets: Sets, document: Mapping[str, Any]) -> None:
         """Add identities and transactions to the intents of a run, and what is known of it by now."""
         rows = [
-            (s.identity, s.transaction, run_id, made.pool, os.fsencode(s.source))
+            (s.identity, s.transaction, run_id, made.filesystem, made.pool, os.fsencode(s.source))
             for made in sets.sets
             for s in made.snapshots
         ]
         with self._transaction() as database:
             database.executemany(
-                "UPDATE intent SET identity = ?, txn = ? WHERE run = ? AND place = ? AND name = ?", rows
+                "UPDATE intent SET identity = ?, txn = ? WHERE run = ? AND kind = ? AND place = ? AND name = ?", rows
             )
             database.execute("UPDATE run SET document = ? WHERE id = ?", (_packed(document), run_id))
 

@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,6 +161,39 @@ def test_intents_get_their_identities_in_the_filesystem_that_they_are_of(state: 
         Intent("btrfs", "two", path, "o2", "uuid-two", 1),
     ]
     assert state.history(1)[0].document == {"a": 1}
+
+
+def steps_of_sqlite(records_: Records, count: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many instructions SQLite's machine runs, in hundreds, for a run that makes so many snapshots."""
+    steps = 0
+    connect = sqlite3.connect
+
+    def counted() -> None:
+        nonlocal steps
+        steps += 1
+
+    def connect_and_count(*args: Any, **more: Any) -> sqlite3.Connection:
+        connection = connect(*args, **more)
+        connection.set_progress_handler(counted, 100)
+        return connection
+
+    names = [f"tank/d{number:05d}@kopiatomic_{RUN}" for number in range(count)]
+    made = [Snapshot(name.partition("@")[0], name, 7, str(number)) for number, name in enumerate(names)]
+    records_.begin(run_record(), keep=YEAR)
+    with monkeypatch.context() as patch:
+        patch.setattr(sqlite3, "connect", connect_and_count)
+        records_.intend(RUN, [Intent("zfs", "tank", name) for name in names], "[]")
+        records_.made(RUN, Sets((SnapshotSet("zfs", "tank", tuple(made), Instant(0, 0, 0, 0)),)), {})
+        records_.forget(RUN)
+    return steps
+
+
+def test_what_it_takes_grows_no_faster_than_the_number_of_snapshots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few, many = (steps_of_sqlite(Records(str(tmp_path / str(n))), n, monkeypatch) for n in (500, 5000))
+    assert few > 0
+    assert many < 15 * few
 
 
 def test_intents_of_a_second_try_replace_those_of_the_first(state: Records) -> None:

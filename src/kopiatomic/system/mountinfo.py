@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 SELF = "/proc/self/mountinfo"
 
-_ESCAPE = re.compile(rb"\\([0-7]{3})")
+_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,35 +48,37 @@ def id_of(fd: int) -> int:
 
 def parse(data: bytes) -> list[Mount]:
     """Read the text of a mountinfo file; a line that does not fit the format raises ValueError."""
-    return [_parse_line(line) for line in data.split(b"\n") if line]
+    return [_parse_line(line) for line in os.fsdecode(data).split("\n") if line]
 
 
-def _parse_line(line: bytes) -> Mount:
-    fields = line.split(b" ")
-    end = fields.index(b"-", 6)
+def _parse_line(line: str) -> Mount:
+    fields = line.split(" ")
+    end = fields.index("-", 6)
     return Mount(
         id=int(fields[0]),
         parent=int(fields[1]),
-        device=fields[2].decode("ascii"),
+        device=fields[2],
         root=_text(fields[3]),
         point=_text(fields[4]),
         options=_options(fields[5]),
-        propagation=tuple(os.fsdecode(f) for f in fields[6:end]),
+        propagation=tuple(fields[6:end]),
         fstype=_text(fields[end + 1]),
         source=_text(fields[end + 2]),
         super_options=_options(fields[end + 3]),
     )
 
 
-def _options(field: bytes) -> tuple[str, ...]:
-    return tuple(_text(option) for option in field.split(b","))
+# Of thousands of mounts most have the same.
+@lru_cache(maxsize=128)
+def _options(field: str) -> tuple[str, ...]:
+    return tuple(map(_text, field.split(",")))
 
 
-def _text(field: bytes) -> str:
+def _text(field: str) -> str:
     """Undo the kernel's octal escapes (space, tab, newline, backslash, ``#``)."""
-    if b"\\" in field:
-        field = _ESCAPE.sub(lambda m: bytes([int(m.group(1), 8)]), field)
-    return os.fsdecode(field)
+    if "\\" in field:
+        return _ESCAPE.sub(lambda escape: os.fsdecode(bytes([int(escape[1], 8)])), field)
+    return field
 
 
 def visible(mounts: Iterable[Mount]) -> dict[str, Mount]:
