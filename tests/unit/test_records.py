@@ -173,7 +173,7 @@ def steps_of_sqlite(records_: Records, count: int, monkeypatch: pytest.MonkeyPat
         steps += 1
 
     def connect_and_count(*args: Any, **more: Any) -> sqlite3.Connection:
-        connection = connect(*args, **more)
+        connection: sqlite3.Connection = connect(*args, **more)
         connection.set_progress_handler(counted, 100)
         return connection
 
