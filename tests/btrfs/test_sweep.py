@@ -10,25 +10,29 @@ from kopiatomic.snapshots import btrfs_folder
 from tests.btrfs.sweep_ground import BtrfsGround
 from tests.support.filesystems import mounted_btrfs
 from tests.support.sweep import Sweeper, Totals
-from tests.support.sweep_cases import Case, Chunk, chosen, chunks
+from tests.support.sweep_cases import KINDS, Case, Chunk, chosen, swept
 
 
-@pytest.fixture(scope="module", params=["merged", "in-place", "exec"])
+@pytest.fixture(scope="module")
 def sweeper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeper]:
     folder = tmp_path_factory.mktemp("sweep")
     with mounted_btrfs(folder / "crowded") as crowded, mounted_btrfs(folder / "plain") as plain:
         ground = BtrfsGround(folder, crowded, plain)
         ground.make()
         with ground.living_run():
-            yield Sweeper(ground, request.param)
+            sweeper = Sweeper(ground, request.param)
+            yield sweeper
+            # Shown by `./test sweep`.
+            print(f"Btrfs, {sweeper.kind}: {sweeper.totals.table(sweeper.points)}")
 
 
-@pytest.mark.parametrize("chunk", chunks(), ids=str)
+@pytest.mark.parametrize(("sweeper", "chunk"), swept(), indirect=["sweeper"], ids=str)
 def test_a_killed_run_leaves_nothing_after_the_next(chunk: Chunk | None, sweeper: Sweeper) -> None:
-    if problems := sweeper.run(chosen(chunk, sweeper.points)):
+    if problems := sweeper.run(chosen(sweeper.kind, chunk, sweeper.points)):
         pytest.fail("\n".join(problems), pytrace=False)
 
 
+@pytest.mark.parametrize("sweeper", KINDS, indirect=True)
 def test_the_sweep_sees_what_is_left_and_what_is_harmed(sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
     """A program that forgets its snapshots and takes a neighbour's file away."""
 
@@ -44,8 +48,3 @@ def test_the_sweep_sees_what_is_left_and_what_is_harmed(sweeper: Sweeper, monkey
     sweeper.ground.remember()
     for problem in ("the main process lived, and left:", "after the next run or recover:", "decoy:"):
         assert problem in found
-
-
-def test_what_was_counted(sweeper: Sweeper) -> None:
-    """Shown by `./test sweep`: no assertion, the tests above have made them all."""
-    print(f"Btrfs, {sweeper.kind}: {sweeper.totals.table(sweeper.points)}")

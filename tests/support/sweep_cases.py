@@ -16,6 +16,9 @@ from tests.support.tracer import ROLES, AtPoint, AtTime, Point
 
 WHAT = os.environ.get("KOPIATOMIC_TEST_SWEEP", "")
 SEED = os.environ.get("KOPIATOMIC_TEST_SEED", "0")
+KINDS = ("merged", "in-place", "exec")
+"""The kinds of runs: a backup in either layout, and a command. The first is what a run is by default."""
+
 RANDOM = 100
 """At how many instants one process is killed, and at how many all are."""
 
@@ -67,18 +70,24 @@ class Chunk:
         return f"{self.role}-{self.when}-{'everyone' if self.everyone else 'alone'}-{self.helpers}-{self.share}"
 
 
-def chunks() -> list[Chunk | None]:
-    """What a module's test is to be called with: parts of the whole sweep, or None for what is chosen."""
-    return list(all_chunks()) if WHAT == "whole" else [None]
+def swept() -> list[tuple[str, Chunk | None]]:
+    """What a module's test is called with: kinds of runs, each with parts of its whole sweep, or None for what is chosen."""
+    found: list[tuple[str, Chunk | None]] = []
+    for kind in KINDS:
+        found += [(kind, chunk) for chunk in all_chunks(kind)] if WHAT == "whole" else [(kind, None)]
+    return found
 
 
-def all_chunks() -> list[Chunk]:
-    """The whole sweep."""
+def all_chunks(kind: str) -> list[Chunk]:
+    """The whole sweep of a kind of run.
+
+    Right after one call a process is where it is right before its next: only the default kind is killed at both.
+    """
     return [
         Chunk(role, when, everyone, helpers, share)
         for everyone in (False, True)
         for helpers in (0, HELPERS)
-        for when in ("before", "after", INSTANT)
+        for when in ("before", *(["after"] if kind == KINDS[0] else []), INSTANT)
         for role in (ROLES if when != INSTANT else ("any",))
         # All of its points lie before the start of the engine.
         if not (helpers and role == "launcher")
@@ -86,13 +95,13 @@ def all_chunks() -> list[Chunk]:
     ]
 
 
-def chosen(chunk: Chunk | None, points: Sequence[Point]) -> list[Case]:
-    """The cases of a chunk, for a run with these points; for None, those that are asked for by environment."""
+def chosen(kind: str, chunk: Chunk | None, points: Sequence[Point]) -> list[Case]:
+    """The cases of a chunk, for a run of a kind with these points; for None, those that are asked for by environment."""
     if chunk is not None:
         return _cases_of(chunk, points)
     if WHAT:
         return [Case.parse(WHAT)]
-    every = [case for chunk in all_chunks() for case in _cases_of(chunk, points)]
+    every = [case for chunk in all_chunks(kind) for case in _cases_of(chunk, points)]
     return random.Random(SEED).sample(every, SAMPLE)
 
 

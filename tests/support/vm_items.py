@@ -1,8 +1,8 @@
 """Makes tests/zfs run in the VM and count here: one boot, each test an item of its own with its own failure text.
 
-The tests are collected here as any other, so -k, -x, node ids and --lf work. They start when the session does and run
-beside the host's own tests; their reports are taken up in their turn. A test that hangs or breaks the VM fails, and the
-tests after it get a new VM.
+Where several VMs are asked for, each runs a share. The tests are collected here as any other, so -k, -x, node ids and
+--lf work. They start when the session does and run beside the host's own tests; their reports are taken up in their turn.
+A test that hangs or breaks the VM fails, and the tests after it get a new VM.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, Literal
@@ -23,6 +24,12 @@ import pytest
 
 TREE = Path(__file__).resolve().parents[2]
 VM_TESTS = TREE / "tests" / "zfs"
+USES_ONE_THAT_IS_UP = os.environ.get("KOPIATOMIC_TEST_VM") == "up"
+"""A developer who has a VM up may use it: it saves the boot, and is as it was left."""
+
+VMS = 1 if USES_ONE_THAT_IS_UP else int(os.environ.get("KOPIATOMIC_TEST_VMS", "1"))
+"""How many run side by side, each a share of the tests."""
+
 SILENCE_LIMIT_S = 600
 TRACEBACK_AFTER_S = 300
 
@@ -52,8 +59,7 @@ class VmRun:
         self.messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.heard = False
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
-        # A developer who has a VM up may use it: it saves the boot, and is as it was left.
-        verb = "exec" if os.environ.get("KOPIATOMIC_TEST_VM") == "up" else "run"
+        verb = "exec" if USES_ONE_THAT_IS_UP else "run"
         # How often the heavier loops run (KOPIATOMIC_TEST_...) is for the tests in there to know.
         told = [f"--env={name}={value}" for name, value in os.environ.items() if name.startswith("KOPIATOMIC_TEST_")]
         pytest_command = ["python3", "-m", "pytest", "-p", "tests.support.vm_reporter", "-p", "no:cacheprovider", "-q"]
@@ -102,12 +108,28 @@ class VmLostError(Exception):
     """The VM, or the pytest in it, is gone or stuck."""
 
 
+@dataclass
+class Share:
+    """Tests that one VM runs after the other, or a new one after it was lost."""
+
+    waiting: list[str]
+    run: VmRun | None = None
+
+    def start(self) -> VmRun:
+        if self.run is None:
+            self.run = VmRun(self.waiting)
+        return self.run
+
+    def end(self) -> str:
+        run, self.run = self.run, None
+        return "" if run is None else run.end()
+
+
 class VmItems:
     """The plugin: takes over each item of tests/zfs."""
 
     def __init__(self) -> None:
-        self.waiting: list[str] = []
-        self.run: VmRun | None = None
+        self.shares: list[Share] = []
         self.broken: str | None = None
 
     @pytest.hookimpl(trylast=True)
@@ -116,9 +138,13 @@ class VmItems:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
-        self.waiting = [item.nodeid for item in session.items if runs_in_vm(item)]
-        if self.waiting and not session.config.option.collectonly and not session.testsfailed:
-            self.run = VmRun(self.waiting)
+        nodeids = [item.nodeid for item in session.items if runs_in_vm(item)]
+        if nodeids and not session.config.option.collectonly and not session.testsfailed:
+            # Neighbours stay together: they share what is costly to make.
+            length = -(-len(nodeids) // VMS)
+            self.shares = [Share(nodeids[first : first + length]) for first in range(0, len(nodeids), length)]
+            for share in self.shares:
+                share.start()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Literal[True] | None:
@@ -134,24 +160,22 @@ class VmItems:
         if self.broken is not None:
             yield report_of(item, failed("call", f"not run: {self.broken}"))
             return
-        if self.run is None:
-            self.run = VmRun(self.waiting)
-        self.waiting.remove(item.nodeid)
+        share = next(share for share in self.shares if item.nodeid in share.waiting)
+        run = share.start()
+        share.waiting.remove(item.nodeid)
         try:
-            for message in self.run.reports(item.nodeid):
+            for message in run.reports(item.nodeid):
                 yield report_of(item, message)
         except VmLostError as error:
-            heard, said = self.run.heard, self.run.end()
-            self.run = None
-            if not heard:
+            said = share.end()
+            if not run.heard:
                 self.broken = "the VM did not start (see the first test of tests/zfs)"
             yield report_of(item, failed("call", f"{error}\n{said}"))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:
-        if self.run is not None:
-            self.run.end()
-            self.run = None
+        for share in self.shares:
+            share.end()
 
 
 def failed(when: str, text: str) -> dict[str, Any]:

@@ -11,26 +11,24 @@ import pytest
 
 from tests.support.filesystems import imported_pool
 from tests.support.sweep import Sweeper
-from tests.support.sweep_cases import Chunk, chosen, chunks
+from tests.support.sweep_cases import Chunk, chosen, swept
 from tests.zfs.sweep_ground import ZfsGround
 
 
-@pytest.fixture(scope="module", params=["merged", "in-place", "exec"])
+@pytest.fixture(scope="module")
 def sweeper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeper]:
     folder = tmp_path_factory.mktemp("sweep")
     with imported_pool(folder / "pool") as pool, imported_pool(folder / "lake") as lake:
         ground = ZfsGround(folder, pool, lake)
         ground.make()
         with ground.living_run():
-            yield Sweeper(ground, request.param)
+            sweeper = Sweeper(ground, request.param)
+            yield sweeper
+            # Shown by `./test sweep`.
+            print(f"ZFS, {sweeper.kind}: {sweeper.totals.table(sweeper.points)}")
 
 
-@pytest.mark.parametrize("chunk", chunks(), ids=str)
+@pytest.mark.parametrize(("sweeper", "chunk"), swept(), indirect=["sweeper"], ids=str)
 def test_a_killed_run_leaves_nothing(chunk: Chunk | None, sweeper: Sweeper) -> None:
-    if problems := sweeper.run(chosen(chunk, sweeper.points)):
+    if problems := sweeper.run(chosen(sweeper.kind, chunk, sweeper.points)):
         pytest.fail("\n".join(problems), pytrace=False)
-
-
-def test_what_was_counted(sweeper: Sweeper) -> None:
-    """Shown by `./test sweep`: no assertion, the tests above have made them all."""
-    print(f"ZFS, {sweeper.kind}: {sweeper.totals.table(sweeper.points)}")
