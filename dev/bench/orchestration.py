@@ -8,7 +8,8 @@ import random
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -19,6 +20,16 @@ from bench.timing import in_turns, once, ratios
 HERE = Path(__file__).parent
 SAMPLE = 30
 """How many datasets the loop is timed on, where all would take minutes."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds by contestant, round by round, for one number of datasets."""
+
+    count: int
+    whole: Mapping[str, list[float]]
+    frozen: Mapping[str, list[float]]
+    """How long the snapshot call took. On ZFS alone: on Btrfs there is one for each subvolume."""
 
 
 class Orchestration:
@@ -84,11 +95,10 @@ class Orchestration:
                 (folder / "snapshots").rmdir()
                 folder.rmdir()
 
-    def measure(self, count: int, sample: int) -> dict[str, list[float]]:
+    def measure(self, count: int, sample: int) -> Measured:
         """Time all for so many datasets, the loop for a ``sample`` of them, scaled; adds to the results."""
         heads, names = self._many.first(count)
-        for taken in self._frozen.values():
-            taken.clear()
+        self._frozen = {"bare": [], "kopiatomic": []}
 
         def loop() -> float:
             chosen = names if sample >= count else self._random.sample(names, sample)
@@ -103,33 +113,34 @@ class Orchestration:
         scaled = "" if sample >= count else f"{sample} at random, scaled"
         for name, seconds in times.items():
             self._results.times.append(Times(name, count, seconds, scaled if name == "loop" else ""))
-        return times
+        # Without that of the round that fills the caches.
+        return Measured(count, times, {name: seconds[1:] for name, seconds in self._frozen.items()})
 
     def whole_loop_once(self, count: int) -> None:
         """Time the loop over all, once."""
         seconds = self._loop(self._many.first(count)[1])
         self._results.times.append(Times("loop", count, [seconds], "all of them, once"))
 
-    def freeze(self, count: int) -> None:
-        """The length of the snapshot call in the rounds measured last."""
-        ours, bare = (self._frozen[name][1:] for name in ("kopiatomic", "bare"))
-        for name, seconds in (("kopiatomic's snapshot call", ours), ("bare's snapshot call", bare)):
-            self._results.times.append(Times(name, count, list(seconds)))
+    def freeze(self, measured: Measured) -> None:
+        """Add the length of the snapshot call."""
+        for name, seconds in measured.frozen.items():
+            self._results.times.append(Times(f"{name}'s snapshot call", measured.count, seconds))
+        over = ratios(measured.frozen["kopiatomic"], measured.frozen["bare"])
         self._results.figures.append(
-            figure(f"the freeze of {count} datasets: kopiatomic / bare", ratios(ours, bare), "<=1.1")
+            figure(f"the freeze of {measured.count} datasets: kopiatomic / bare", over, "<=1.1")
         )
 
-    def compare(self, times: dict[str, list[float]], count: int, *, loop: str = "", bare: str = "") -> None:
-        """Add the ratios."""
-        name = self._many.filesystem
-        over = ratios(times["loop"], times["kopiatomic"])
-        self._results.figures.append(figure(f"{name}, {count} datasets: loop / kopiatomic", over, loop))
-        over = ratios(times["kopiatomic"], times["bare"])
-        self._results.figures.append(figure(f"{name}, {count} datasets: kopiatomic / bare", over, bare))
+    def compare(self, measured: Measured, *, loop: str = "", bare: str = "") -> None:
+        """Add the ratios, with the goals for them."""
+        what = f"{self._many.filesystem}, {measured.count} datasets"
+        ours = measured.whole["kopiatomic"]
+        self._results.figures.append(figure(f"{what}: loop / kopiatomic", ratios(measured.whole["loop"], ours), loop))
+        self._results.figures.append(figure(f"{what}: kopiatomic / bare", ratios(ours, measured.whole["bare"]), bare))
 
 
-def growth(taken: dict[int, dict[str, list[float]]], who: str, results: Results) -> None:
+def growth(measured: Sequence[Measured], who: str, results: Results) -> None:
     """Whether a dataset more costs the same where there are many: (T1000-T300)/700 over (T300-T100)/200."""
+    taken = {one.count: one.whole for one in measured}
     few, more, most = sorted(taken)[-3:]
     values = [
         ((c - b) / (most - more)) / ((b - a) / (more - few))
