@@ -21,4 +21,5 @@ os.environ.setdefault("KOPIATOMIC_TEST_SEED", str(random.randrange(1_000_000)))
 
 
 def pytest_report_header() -> str:
-    return f"KOPIATOMIC_TEST_SEED={os.environ['KOPIATOMIC_TEST_SEED']}"
+    guest = os.environ.get("KOPIATOMIC_VM_SUITE", "bookworm")
+    return f"KOPIATOMIC_TEST_SEED={os.environ['KOPIATOMIC_TEST_SEED']}, guest for tests/zfs: {guest}"
