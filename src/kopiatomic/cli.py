@@ -349,6 +349,9 @@ def _inside(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @_require_atomic
 @click.option("--no-maintenance", is_flag=True, help="Leave kopia's own maintenance out.")
+@click.option(
+    "--schedule", metavar="NAME", help="Put it on record as a run of this schedule; 'kopiatomic schedule' sets it."
+)
 @_state_dir
 @click.option(
     "--keep-history",
@@ -493,9 +496,10 @@ def _run_inside(argv: Sequence[str], user: str | None, options: dict[str, Any], 
     help="Take a dead run off the record first: its disks are gone for good. "
     "Without RUN: forget what --skip-unchanged keeps, its bookmarks included.",
 )
+@click.option("--schedule", metavar="NAME", help="Only what runs of this schedule have on record.")
 @_state_dir
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def recover(*, dry_run: bool, forget: str | None, state_dir: str, as_json: bool) -> None:
+def recover(*, dry_run: bool, forget: str | None, schedule: str | None, state_dir: str, as_json: bool) -> None:
     """Remove what killed runs left, and nothing that is not proven to be theirs.
 
     Every run does this for what is on record before it makes anything of its own. This command also finds by itself what
@@ -504,7 +508,9 @@ def recover(*, dry_run: bool, forget: str | None, state_dir: str, as_json: bool)
     from kopiatomic.commands import recover as run
     from kopiatomic.output.console import Console
 
-    raise SystemExit(run(state_dir, Console(), dry_run=dry_run, as_json=as_json, forget=forget))
+    if forget is not None and schedule is not None:
+        raise click.UsageError("--forget and --schedule exclude each other")
+    raise SystemExit(run(state_dir, Console(), dry_run=dry_run, as_json=as_json, forget=forget, schedule=schedule))
 
 
 @cli.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -24,10 +24,19 @@ RECOVER_FORMAT = "kopiatomic-recover-1"
 HISTORY_FORMAT = "kopiatomic-history-1"
 
 
-def recover(state_dir: str, console: Console, *, dry_run: bool, as_json: bool, forget: str | None) -> int:
+def recover(
+    state_dir: str,
+    console: Console,
+    *,
+    dry_run: bool,
+    as_json: bool,
+    forget: str | None = None,
+    schedule: str | None = None,
+) -> int:
     """Remove what dead runs left; returns the exit code.
 
     ``forget`` is a run whose disks are gone for good; where it is empty, what ``--skip-unchanged`` keeps goes as well.
+    ``schedule`` is the one whose runs alone are looked at, as far as they are on record.
     """
 
     def run() -> int:
@@ -35,7 +44,10 @@ def recover(state_dir: str, console: Console, *, dry_run: bool, as_json: bool, f
         records = Records(state_dir)
         if forget:
             _forget(records, forget, console)
-        cleared = _recovered(records, console, dry_run=dry_run)
+        if schedule is not None:
+            cleared = _recovered_of(records, schedule, console, dry_run=dry_run)
+        else:
+            cleared = _recovered(records, console, dry_run=dry_run)
         if forget == "":
             _forget_unchanged(records, cleared, dry_run=dry_run)
         left = len(cleared.leftovers) + len(cleared.problems) if dry_run else cleared.left
@@ -85,6 +97,16 @@ def _recovered(records: Records, console: Console, *, dry_run: bool) -> Cleared:
     if not dry_run:
         recovery.remove(recovery.cleared.leftovers[known:])
         recovery.remove_stale_files()
+    for warning in records.warnings:
+        console.warning(warning)
+    return recovery.cleared
+
+
+def _recovered_of(records: Records, schedule: str, console: Console, *, dry_run: bool) -> Cleared:
+    """What runs of a schedule left, by their records alone: no pool is asked that they had nothing to do with."""
+    locks.prepare()
+    recovery = Recovery(records, own=None, dry_run=dry_run, warn=console.warning)
+    recovery.recorded({run.id for run in records.scheduled(schedule)})
     for warning in records.warnings:
         console.warning(warning)
     return recovery.cleared
@@ -209,6 +231,7 @@ def _run_document(record: RunRecord) -> dict[str, Any]:
         "version": record.version,
         "command": record.command,
         "root": record.root,
+        "schedule": record.schedule or None,
         "started": record.started,
         "ended": record.ended,
         "result": result_of(record),

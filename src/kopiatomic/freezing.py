@@ -111,7 +111,7 @@ class Freezing:
         with locks.run(self._report.run_id) as self._held:
             records = Records(self._options.state_dir)
             self._recorder = Recorder(records, self._report, self._secrets, self.warn)
-            self._recorder.begin(shown, self._options.keep_history)
+            self._recorder.begin(shown, self._options.keep_history, self._options.schedule or "")
             try:
                 with failures_in(self._report):
                     yield
@@ -167,10 +167,14 @@ class Freezing:
     def check(self, selected: Plan) -> None:
         """What can be known before anything is made. Raises KopiatomicError."""
         self._recorder.require(selected)
+        self.check_places(selected)
+        self._report_unrecorded(selected)
+
+    def check_places(self, selected: Plan) -> None:
+        """The part of it that needs no record. Raises KopiatomicError."""
         roots.check(self._report.root)
         for maker in snapshots.makers(selected, self._report.run_id):
             maker.check()
-        self._report_unrecorded(selected)
 
     def _report_unrecorded(self, plan: Plan) -> None:
         """Name what dead runs left off the record in the pools and filesystems of the plan: 'recover' removes that."""

@@ -54,6 +54,11 @@ def credentials(text: str) -> list[str]:
     return [found["value"] for found in _CREDENTIALS.finditer(text)]
 
 
+def masked(url: str) -> str:
+    """A text with the passwords in its URLs masked."""
+    return _CREDENTIALS.sub(rf"\g<head>{MASK}", url)
+
+
 class Secrets:
     """The secrets that a run knows of. ``values`` are those that were found elsewhere, such as in ``-o``."""
 

@@ -51,6 +51,7 @@ class Options:
     maintenance: bool = True
     timeout: float | None = None
     wait: float | None = None
+    schedule: str | None = None
     state_dir: str = DEFAULT_DIRECTORY
     keep_history: float = 400 * 86400.0
     facts: Facts | None = None

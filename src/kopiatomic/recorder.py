@@ -35,10 +35,19 @@ class Recorder:
         self._begun = False
         self._run: RunRecord
 
-    def begin(self, command: str, keep: float) -> None:
+    def begin(self, command: str, keep: float, schedule: str) -> None:
         """Begin the record. Raises NewerStateError."""
         self._run = RunRecord(
-            self._report.run_id, __version__, command, self._report.series, time.time(), None, None, None, None
+            self._report.run_id,
+            __version__,
+            command,
+            self._report.series,
+            time.time(),
+            ended=None,
+            result=None,
+            exit_code=None,
+            document=None,
+            schedule=schedule,
         )
         self.attempt(lambda: self.records.begin(self._run, keep=keep))
         self._begun = True

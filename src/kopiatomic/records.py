@@ -71,6 +71,7 @@ _STEPS = (
         PRIMARY KEY (series, source)
     ) WITHOUT ROWID
     """,
+    "ALTER TABLE run ADD COLUMN schedule TEXT NOT NULL DEFAULT ''",
 )
 """What makes a database of schema N one of schema N+1; a new one begins at 0."""
 
@@ -98,6 +99,8 @@ class RunRecord:
     result: str | None
     exit_code: int | None
     document: Mapping[str, Any] | None
+    schedule: str = ""
+    """The schedule that it was one of; empty for a run by hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +130,19 @@ class Records:
     # Runs
 
     def begin(self, run: RunRecord, *, keep: float) -> None:
-        """Put a run on record that begins now; drop those that ended more than ``keep`` seconds ago."""
-        values = (run.id, run.version, run.command, os.fsencode(run.root), run.started)
+        """Put a run on record that begins now; drop those that ended more than ``keep`` seconds ago.
+
+        The last of each schedule that was saved stays: it says since when there is none.
+        """
+        values = (run.id, run.version, run.command, os.fsencode(run.root), run.started, run.schedule)
         with self._transaction() as database:
-            database.execute("INSERT INTO run (id, version, command, root, started) VALUES (?, ?, ?, ?, ?)", values)
+            database.execute(
+                "INSERT INTO run (id, version, command, root, started, schedule) VALUES (?, ?, ?, ?, ?, ?)", values
+            )
             database.execute(
                 "DELETE FROM run WHERE started < ? AND id NOT IN (SELECT run FROM intent) AND number NOT IN"
-                " (SELECT number FROM run ORDER BY number DESC LIMIT ?)",
+                " (SELECT number FROM run ORDER BY number DESC LIMIT ?) AND number NOT IN"
+                " (SELECT max(number) FROM run WHERE schedule != '' AND result = 'saved' GROUP BY schedule)",
                 (run.started - keep, KEPT_ANYHOW),
             )
 
@@ -148,9 +157,9 @@ class Records:
             if changed.rowcount:
                 return True
             database.execute(
-                "INSERT INTO run (id, version, command, root, started, ended, result, exit_code, document)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (run.id, run.version, run.command, os.fsencode(run.root), run.started, *ended),
+                "INSERT INTO run (id, version, command, root, started, schedule, ended, result, exit_code, document)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (run.id, run.version, run.command, os.fsencode(run.root), run.started, run.schedule, *ended),
             )
             return False
 
@@ -173,6 +182,12 @@ class Records:
         with self._transaction(create=False) as database:
             pattern = run_id.replace("*", "").replace("?", "").replace("[", "") + "*"
             return [_run(row) for row in database.execute(f"{_SELECT} WHERE id GLOB ? ORDER BY number", (pattern,))]
+
+    def scheduled(self, schedule: str) -> list[RunRecord]:
+        """The runs of a schedule, the newest first; without their documents."""
+        with self._transaction(create=False) as database:
+            rows = database.execute(f"{_SELECT} WHERE schedule = ? ORDER BY number DESC", (schedule,))
+            return [_run((*row[:8], None, row[9])) for row in rows]
 
     def last_selection(self, root: str, before: str) -> tuple[str, str] | None:
         """The last run under a root that came as far as its plan, and what it selected; not the run ``before``."""
@@ -401,12 +416,12 @@ class Records:
         )
 
 
-_SELECT = "SELECT id, version, command, root, started, ended, result, exit_code, document FROM run"
+_SELECT = "SELECT id, version, command, root, started, ended, result, exit_code, document, schedule FROM run"
 
 
 def _run(row: tuple[Any, ...]) -> RunRecord:
     document = None if row[8] is None else json.loads(zlib.decompress(row[8]))
-    return RunRecord(row[0], row[1], row[2], os.fsdecode(row[3]), row[4], row[5], row[6], row[7], document)
+    return RunRecord(row[0], row[1], row[2], os.fsdecode(row[3]), row[4], row[5], row[6], row[7], document, row[9])
 
 
 def _packed(document: Mapping[str, Any]) -> bytes:

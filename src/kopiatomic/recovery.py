@@ -6,7 +6,7 @@ since a pool may hold it up; that child keeps the dead run's lock, so that nobod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from kopiatomic import locks, root_leftovers, snapshots
@@ -60,10 +60,10 @@ class Recovery:
         self._warn = warn
         self.cleared = Cleared()
 
-    def recorded(self) -> Cleared:
-        """Clear what dead runs have on record. Raises StateError, NewerStateError, Interrupted."""
+    def recorded(self, only: Collection[str] | None = None) -> Cleared:
+        """Clear what dead runs (``only`` these) have on record. Raises StateError, NewerStateError, Interrupted."""
         for run_id, has_ended in self._records.unfinished():
-            if run_id == self._own:
+            if run_id == self._own or (only is not None and run_id not in only):
                 continue
             signals.check()
             if self._dry_run:

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 from kopiatomic import errors
 from kopiatomic.changes import Changes
+from kopiatomic.engines import Target
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.model import EngineEnd, EngineResult, Plan, Sets
 
@@ -23,6 +24,8 @@ class EngineReport:
     argv: Sequence[str] = ()
     end: EngineEnd | None = None
     result: EngineResult | None = None
+    target: Target | None = None
+    """Where it saves; known where that was all that was asked."""
 
 
 @dataclass(slots=True)

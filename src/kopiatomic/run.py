@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from kopiatomic import engines, hooks, plan, roots, skipping
+from kopiatomic import credentials, engines, hooks, plan, roots, skipping
 from kopiatomic.engines import Engine, Job, Remembering
 from kopiatomic.engines.own import Own, in_place, prepared
 from kopiatomic.errors import Interrupted, KopiatomicError
@@ -42,6 +42,17 @@ def backup(options: Options, listener: Listener) -> Report:
     return report
 
 
+def check(options: Options, listener: Listener) -> Report:
+    """Look, plan and ask the engine, as a run does before it makes anything; nothing is made and nothing recorded.
+
+    The report says of the engine where it would save. Every failure is in it; nothing is raised.
+    """
+    report = Report(new_run_id(), options.mount_root, dry_run=True)
+    with signals.handled(limit=options.timeout, on_stop=None), failures_in(report):
+        _Run(options, report, listener).check()
+    return report
+
+
 class _Run:
     def __init__(self, options: Options, report: Report, listener: Listener) -> None:
         self._options = options
@@ -50,14 +61,26 @@ class _Run:
         self._secrets: Secrets
         self._freezing: Freezing
         self._remembering: Remembering | None = None
+        self._handed: dict[str, str] = {}
+        """What the engine alone has in its environment."""
 
-    def run(self) -> None:
+    def check(self) -> None:
+        engine, _ = self._begin()
+        selected = self._report.plan = self._freezing.select()
+        self._freezing.check_places(selected)
+        self._ask(engine, selected)
+        assert self._report.engine is not None
+        self._report.engine.target = engine.target
+
+    def _begin(self) -> tuple[Engine, str]:
+        """The engine, and the command line as it may be shown. Raises KopiatomicError where the words make no sense."""
         options, report = self._options, self._report
         plan.require_names(options.request("", ""))
         if options.name is not None:
             check_name(options.name)
         command = None if options.command is None else words("-c", options.command)
         extra = words("-o", options.options)
+        self._handed = credentials.read(os.environ)
         engine = engines.create(
             command,
             extra,
@@ -65,15 +88,22 @@ class _Run:
             repository=options.repository,
             archive=options.archive,
             maintenance=options.maintenance,
+            environment={**os.environ, **self._handed},
         )
         if options.skip_unchanged:
             self._remembering = skipping.require(engine, options.layout)
-        self._secrets = Secrets(sys.argv[1:], os.environ, engine.secrets)
+        self._secrets = Secrets(sys.argv[1:], os.environ, [*engine.secrets, *self._handed.values()])
         shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
         if not options.dry_run:
             require_root(shown, "   (-n shows without root what would be done)")
         report.root, report.series = self._place(engine)
-        self._freezing = freezing = Freezing(options, report, self._listener, self._secrets)
+        self._freezing = Freezing(options, report, self._listener, self._secrets)
+        return engine, shown
+
+    def run(self) -> None:
+        options, report = self._options, self._report
+        engine, shown = self._begin()
+        freezing = self._freezing
         if options.dry_run:
             report.plan = freezing.select()
             report.engine = EngineReport(engine.name, None, self._shown(engine.describe(report.plan)))
@@ -106,12 +136,16 @@ class _Run:
         report = self._report
         with report.phase("check"):
             self._freezing.check(selected)
-            report.engine = EngineReport(engine.name, None)
-            self._listener.phase(f"checking {engine.name}")
-            for warning in engine.check(selected):
-                self._freezing.warn(warning)
-            report.engine.version = engine.version
+            self._ask(engine, selected)
             report.plan = self._with_writable(engine, selected)
+
+    def _ask(self, engine: Engine, selected: Plan) -> None:
+        """Have the engine say whether it can back this up. Raises KopiatomicError."""
+        asked = self._report.engine = EngineReport(engine.name, None)
+        self._listener.phase(f"checking {engine.name}")
+        for warning in engine.check(selected):
+            self._freezing.warn(warning)
+        asked.version = engine.version
 
     def _with_writable(self, engine: Engine, selected: Plan) -> Plan:
         """The plan with what has to stay live in the frozen trees. Raises KopiatomicError where it would be read as data."""
@@ -220,7 +254,7 @@ class _Run:
         command = engine.command(job)
         report.engine.argv = self._shown(command.argv)
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
-        environment = {**os.environ, **hooks.variables(job.run_id, job.plan)}
+        environment = {**os.environ, **self._handed, **hooks.variables(job.run_id, job.plan)}
         if in_place(job.plan, tempfile.gettempdir()):
             environment["TMPDIR"] = job.plan.scratch
         with report.phase("engine"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import time
 from dataclasses import replace
@@ -27,6 +28,17 @@ def test_all_is_well(bench: EngineBench) -> None:
     assert engine.check(bench.plan) == []
     assert engine.version is not None
     assert engine.version[0].isdigit()
+    assert engine.target.repository == bench.environment[bench.repository.variable]
+    host = socket.gethostname()
+    wanted = {"restic": host, "borg": f"{host.partition('.')[0]}-{{instant}}"}
+    assert engine.target.identity == wanted[bench.repository.engine]
+
+
+def test_no_password_is_in_the_name_of_a_repository() -> None:
+    engine = engines.create(
+        None, [], engine="restic", repository="rest:https://me:hush@host/", environment={"HOME": "/"}
+    )
+    assert engine.target.repository == "rest:https://me:***@host/"
 
 
 def test_a_wrong_password(bench: EngineBench) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import pwd
+import re
 import shutil
 import socket
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from kopiatomic import engines
-from kopiatomic.engines import program
+from kopiatomic.engines import kopia_location, program
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan
 
@@ -47,6 +48,22 @@ def test_a_good_kopia_has_nothing_to_warn_of_and_a_version(bench: Bench) -> None
     assert engine.check(bench.plan("/a", "/b/c")) == []
     version = str(engine.version)
     assert version[0].isdigit()
+
+
+def test_repository_and_identity_are_known_after_the_check(bench: Bench) -> None:
+    engine = bench.engine()
+    engine.check(bench.plan("/a"))
+    assert engine.target.identity == f"{getpass.getuser()}@{socket.gethostname().lower()}"
+    assert re.fullmatch(
+        rf"filesystem {re.escape(str(bench.repository))} \(id [0-9a-f]{{12}}\)", engine.target.repository
+    )
+
+
+def test_no_password_is_in_the_name_of_a_repository() -> None:
+    webdav = {"type": "webdav", "config": {"url": "https://me:hush@host/dav", "password": "hush"}}
+    assert kopia_location.storage({"storage": webdav, "uniqueIDHex": "0123456789abcdef"}) == (
+        "webdav https://me:***@host/dav (id 0123456789ab)"
+    )
 
 
 def test_kopia_missing(bench: Bench) -> None:

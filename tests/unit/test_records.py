@@ -132,6 +132,26 @@ def test_old_runs_are_dropped_but_for_the_last_and_those_that_left_something(sta
     assert kept == {numbered(0), *(numbered(n) for n in range(21, 31))}
 
 
+def test_the_runs_of_a_schedule_are_known_by_it(state: Records) -> None:
+    for number, schedule in enumerate(("home", "", "mail", "home")):
+        state.begin(replace(run_record(numbered(number)), schedule=schedule), keep=YEAR)
+    state.end(replace(run_record(numbered(3)), result="failed", exit_code=75, document={}, schedule="home"))
+    assert [(run.id, run.exit_code) for run in state.scheduled("home")] == [(numbered(3), 75), (numbered(0), None)]
+    assert [run.schedule for run in state.history(9)] == ["home", "mail", "", "home"]
+    assert state.scheduled("nobody") == []
+
+
+def test_the_last_of_a_schedule_that_was_saved_stays_on_record(state: Records) -> None:
+    """Else nobody could say any more since when there is none."""
+    for number, result in enumerate(("saved", "saved", "failed")):
+        run = replace(run_record(numbered(number), started=number), schedule="home")
+        state.begin(run, keep=YEAR)
+        state.end(replace(run, result=result, exit_code=0, document={}))
+    for number in range(3, 30):
+        state.begin(run_record(numbered(number), started=1e9), keep=YEAR)
+    assert [run.id for run in state.scheduled("home")] == [numbered(1)]
+
+
 def test_names_with_any_bytes_are_kept(state: Records) -> None:
     name = os.fsdecode(b"/caf\xe9/\xff new\nline")
     state.begin(run_record(root=name), keep=YEAR)

@@ -61,6 +61,14 @@ class Job:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where an engine saves, and as whom, in words and without passwords; empty where it is not known."""
+
+    repository: str = ""
+    identity: str = ""
+
+
 class Engine(Protocol):
     """What the run needs of a backup program.
 
@@ -82,6 +90,10 @@ class Engine(Protocol):
 
     def check(self, plan: Plan) -> list[str]:
         """Make sure that it can work, before anything is made. Returns warnings; raises KopiatomicError."""
+
+    @property
+    def target(self) -> Target:
+        """The repository that it has found, and what its snapshots there go by. Known after ``check``."""
 
     def own(self, plan: Plan) -> list[Own]:
         """The directories that it writes to. Called after ``check``; of interest in place."""

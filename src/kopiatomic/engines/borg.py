@@ -154,6 +154,10 @@ class Borg(repository.RepositoryEngine):
         self._output = Output()
 
     @property
+    def _identity(self) -> str:
+        return self._name.replace("{hostname}", socket.gethostname().partition(".")[0])
+
+    @property
     def _where(self) -> str | None:
         """The repository, as Borg will find it."""
         return self._repository
@@ -231,8 +235,7 @@ class Borg(repository.RepositoryEngine):
 
         ``{hostname}`` is the short one (borg/platform/base.py).
         """
-        name = self._name.replace("{hostname}", socket.gethostname().partition(".")[0])
-        return re.sub(r"\{(?!instant\})[^}]*\}", "*", name)
+        return re.sub(r"\{(?!instant\})[^}]*\}", "*", self._identity)
 
     def _archives(self, *words: str, glob: str) -> list[str]:
         """The names of archives, oldest first. Raises KopiatomicError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kopiatomic.engines import Job, program
+from kopiatomic.engines import Job, Target, program
 from kopiatomic.engines.lines import Lines
 from kopiatomic.engines.own import Own
 from kopiatomic.errors import UsageError
@@ -50,6 +50,11 @@ class CommandEngine:
             hint="-c takes a program and its arguments, split as a shell splits words but not run by one.",
         )
         return []
+
+    @property
+    def target(self) -> Target:
+        """Not known: any program may be meant."""
+        return Target()
 
     def own(self, plan: Plan) -> list[Own]:
         """Not known: the user says it (``--writable``)."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from kopiatomic.engines import (
     Job,
+    Target,
     kopia_checks,
     kopia_listing,
     kopia_location,
@@ -108,6 +109,11 @@ class Kopia:
         left_out = "kopia leaves out what is in these folders unless the policy ignore-cache-dirs is off"
         folders = kopia_location.folders(client, self._options)
         return warnings + location.notes("kopia", folders, plan, left_out=left_out)
+
+    @property
+    def target(self) -> Target:
+        """The storage with its place, and the user and host that kopia goes by."""
+        return Target(kopia_location.storage(self._status), str(self._source("")))
 
     def own(self, plan: Plan) -> list[own.Own]:
         """Cache and repository; logs go to a place of ours where theirs is in a source, the configuration is only read."""

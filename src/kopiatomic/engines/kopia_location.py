@@ -9,6 +9,8 @@ from typing import Any
 
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_options import Options
+from kopiatomic.masking import masked
+from kopiatomic.text import printable
 
 
 def repository(status: Mapping[str, Any]) -> str | None:
@@ -16,6 +18,16 @@ def repository(status: Mapping[str, Any]) -> str | None:
     storage = status.get("storage") or {}
     path = (storage.get("config") or {}).get("path")
     return path if storage.get("type") == "filesystem" and isinstance(path, str) else None
+
+
+def storage(status: Mapping[str, Any]) -> str:
+    """Kind, place and id of the repository in words, by ``kopia repository status``. No key or password is among them."""
+    found = status.get("storage") or {}
+    config = found.get("config") or {}
+    places = (config.get(key) for key in ("host", "bucket", "container", "url", "remotePath", "path"))
+    words = [str(found.get("type") or "repository"), *(place for place in places if isinstance(place, str) and place)]
+    unique = status.get("uniqueIDHex")
+    return printable(masked(" ".join(words)) + (f" (id {str(unique)[:12]})" if unique else ""))
 
 
 def folders(client: Client, options: Options) -> Iterator[tuple[str, str]]:

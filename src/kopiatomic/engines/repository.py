@@ -8,12 +8,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from kopiatomic.engines import Job, flags, hidden, location
+from kopiatomic.engines import Job, Target, flags, hidden, location
 from kopiatomic.engines.flags import Given
 from kopiatomic.engines.own import Own, source_of
 from kopiatomic.engines.program import Program, user
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.masking import credentials
+from kopiatomic.masking import credentials, masked
 from kopiatomic.model import EngineEnd, EngineResult, Layout, Plan, Progress, Saved
 from kopiatomic.text import printable
 
@@ -88,6 +88,16 @@ class RepositoryEngine(ABC):
     def secrets(self) -> Sequence[str]:
         """The password in the repository's name (``rest:https://user:password@host/``)."""
         return credentials(self._where or "")
+
+    @property
+    def target(self) -> Target:
+        """The repository as it was named, and what its snapshots go by."""
+        return Target(printable(masked(self._where or "")), printable(self._identity))
+
+    @property
+    @abstractmethod
+    def _identity(self) -> str:
+        """What the program's snapshots of this host go by."""
 
     @property
     @abstractmethod

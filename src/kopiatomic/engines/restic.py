@@ -159,6 +159,10 @@ class Restic(repository.RepositoryEngine):
         self._output = Output()
 
     @property
+    def _identity(self) -> str:
+        return self._value("--host") or self._environment.get("RESTIC_HOST") or socket.gethostname()
+
+    @property
     def _where(self) -> str | None:
         """The repository as restic will find it."""
         if self._repository is not None:
@@ -206,8 +210,7 @@ class Restic(repository.RepositoryEngine):
 
     def _held(self, points: Mapping[str, str]) -> set[str]:
         """Asked of the snapshot that restic would take as its parent: this host's last one of these paths."""
-        host = self._value("--host") or self._environment.get("RESTIC_HOST") or socket.gethostname()
-        words = [f"--host={host}", *(f"--path={source}" for source in sorted(set(points.values())))]
+        words = [f"--host={self._identity}", *(f"--path={source}" for source in sorted(set(points.values())))]
         finished = self._program.run("snapshots", "--json", "--no-lock", "--latest=1", *self._shared_words, *words)
         if finished.status != 0:
             raise self._failure(finished)

@@ -1,0 +1,138 @@
+"""What a service manager hands over as files is in the environment of the engine, and of nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from kopiatomic import credentials, freezing, run
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.freezing import Frozen
+from kopiatomic.launcher import Checked, Start
+from kopiatomic.model import EngineEnd, Layout, Plan
+from kopiatomic.options import Options
+from kopiatomic.output.console import Console
+from kopiatomic.records import Records
+from kopiatomic.report import Report
+from kopiatomic.system import process
+from kopiatomic.views import View
+from tests.unit.kopia_fixtures import make_job, taken
+
+PASSWORD = "wet paint, dry hat"  # noqa: S105
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory as systemd makes it for a unit with LoadCredential=."""
+    made = tmp_path / "credentials"
+    made.mkdir(0o700)
+    (made / "KOPIA_PASSWORD").write_text(f"{PASSWORD}\n")
+    (made / "database.pw").write_text("for somebody else")
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(made))
+    return made
+
+
+def test_without_a_service_manager_there_are_none() -> None:
+    assert credentials.read({}) == {}
+    assert credentials.read({"CREDENTIALS_DIRECTORY": ""}) == {}
+
+
+def test_those_that_are_named_like_a_variable_are_taken_without_their_newline(folder: Path) -> None:
+    (folder / "RESTIC_PASSWORD").write_bytes(b"caf\xe9\n\n")
+    found = credentials.read(os.environ)
+    assert found == {"KOPIA_PASSWORD": PASSWORD, "RESTIC_PASSWORD": os.fsdecode(b"caf\xe9\n")}
+
+
+def test_one_that_cannot_be_read_is_said_before_anything_is_made(folder: Path) -> None:
+    (folder / "KOPIA_PASSWORD").write_bytes(b"a\0b")
+    for wanted in ("NUL", "No such file"):
+        with pytest.raises(KopiatomicError) as caught:
+            credentials.read(os.environ)
+        assert caught.value.kind == "credential"
+        assert wanted in caught.value.message
+        (folder / "KOPIA_PASSWORD").unlink()
+        (folder / "KOPIA_PASSWORD").symlink_to("nowhere")
+
+
+class _Supervisor:
+    """Starts the engine as it is told. In place of the real one, which needs a filesystem to freeze."""
+
+    def run(self, start: Start, _stop_timeout: float) -> Checked:
+        environment = {**start.environment, **start.command.environment}
+        finished = process.run(start.command.argv, timeout=60, environment=environment)
+        return Checked(EngineEnd(finished.status, stopped=False), ())
+
+
+@pytest.fixture
+def back_up(tmp_path: Path, lock_directory: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Report]:
+    """A backup of a folder, with all that it does but freezing and mounting it."""
+    source = tmp_path / "source"
+    source.mkdir()
+    plan = Plan(str(source), (taken("/"),), layout=Layout.MERGED)
+    job = make_job(plan)
+
+    @contextmanager
+    def view(this: freezing.Freezing, *_: object) -> Iterator[Frozen]:
+        this._report.sets = job.sets
+        yield Frozen(_Supervisor(), job.sets, View(tuple(job.mounted), tuple(job.filled), ()))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(freezing.Freezing, "select", lambda _: plan)
+    monkeypatch.setattr(freezing.Freezing, "check", lambda *_: None)
+    monkeypatch.setattr(freezing.Freezing, "view", view)
+
+    def back_up(**options: str) -> Report:
+        return run.backup(Options(names=("tank",), state_dir=str(tmp_path / "state"), **options), Console(quiet=True))  # type: ignore[arg-type]
+
+    return back_up
+
+
+def environment_of(path: Path) -> Mapping[str, str]:
+    found: Mapping[str, str] = json.loads(path.read_text())
+    return found
+
+
+@pytest.fixture
+def dump(tmp_path: Path) -> Path:
+    """A program that writes its environment into the file that its first word names."""
+    program = tmp_path / "dump"
+    program.write_text(
+        '#!/usr/bin/python3\nimport json, os, sys\njson.dump(dict(os.environ), open(sys.argv[1], "w"))\n'
+    )
+    program.chmod(0o755)
+    return program
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.skipif(os.geteuid() != 0, reason="a backup is root's")
+def test_the_engine_has_them_and_hooks_and_our_own_environment_have_not(
+    dump: Path, back_up: Callable[..., Report], tmp_path: Path
+) -> None:
+    hooks = {f"{name}_hook": f"{dump} {tmp_path / name}" for name in ("pre", "post")}
+    report = back_up(command=f"{dump} {tmp_path / 'engine'}", **hooks)
+    assert report.error is None, report.error.message
+    assert report.exit_code == 0
+    assert environment_of(tmp_path / "engine")["KOPIA_PASSWORD"] == PASSWORD
+    for name in ("pre", "post"):
+        assert environment_of(tmp_path / name)["KOPIATOMIC_RUN_ID"] == report.run_id
+        assert PASSWORD not in (tmp_path / name).read_text()
+    assert PASSWORD not in os.environ.values()
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.skipif(os.geteuid() != 0, reason="a backup is root's")
+def test_they_are_masked_where_they_would_be_shown_or_kept(
+    dump: Path, back_up: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["kopiatomic", "-c", f"{dump} {PASSWORD}", "tank"])
+    report = back_up(command=f"{dump} '{tmp_path}/{PASSWORD}'")
+    assert report.engine is not None
+    assert report.engine.argv
+    assert PASSWORD not in str(report.engine.argv)
+    (kept,) = Records(str(tmp_path / "state")).history(1)
+    assert kept.command.startswith("kopiatomic -c")
+    assert PASSWORD not in kept.command + json.dumps(kept.document)
