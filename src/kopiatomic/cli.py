@@ -12,6 +12,18 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from kopiatomic import __version__
+from kopiatomic.arguments import (
+    COMMAND,
+    HELP,
+    NO_WORD_YET,
+    Command,
+    Duration,
+    WithCommand,
+    complete,
+    complete_directory,
+    told,
+)
+from kopiatomic.schedule_cli import schedule
 from kopiatomic.user_property import PROPERTY, is_user_property
 
 if TYPE_CHECKING:
@@ -28,16 +40,9 @@ root; 128+n ended by signal n.
 Other commands: 'kopiatomic plan' says what would be taken and why,
 'kopiatomic exec' and 'kopiatomic shell' run any command, or a shell, inside
 the frozen instant, 'kopiatomic history' shows what runs did, 'kopiatomic
-recover' removes what killed runs left. 'kopiatomic backup NAME...' reaches a
-pool of any name.
+recover' removes what killed runs left, 'kopiatomic schedule' puts a backup
+on a timer. 'kopiatomic backup NAME...' reaches a pool of any name.
 """
-
-
-_HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-_NO_WORD_YET = "kopiatomic.no-word-yet"
-_COMMAND = "kopiatomic.command"
 
 
 class _Commands(click.Group):
@@ -45,97 +50,10 @@ class _Commands(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # For completion: the first word may still become a command's.
-        ctx.meta[_NO_WORD_YET] = not args
+        ctx.meta[NO_WORD_YET] = not args
         if not args or args[0] not in self.commands:
             args = ["backup", *args]
         return super().parse_args(ctx, args)
-
-
-class _Default(click.Command):
-    """A command that takes datasets. The one that need not be named speaks of ``kopiatomic`` alone in its help."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, self._spelled_out(args))
-
-    def _spelled_out(self, args: list[str]) -> list[str]:
-        """Give ``--wait`` the value that it stands for alone: click would take the next word for it."""
-        with_value = {
-            name
-            for parameter in self.params
-            if isinstance(parameter, click.Option) and not parameter.is_flag
-            for name in parameter.opts
-        } - {"--wait"}
-        words = iter(args)
-        result = []
-        for word in words:
-            result.append(f"--wait={_FOR_EVER}" if word == "--wait" else word)
-            if word == "--":
-                break
-            is_cluster = len(word) > 1 and word[0] == "-" and word[1] != "-"
-            if word in with_value or (
-                is_cluster and f"-{word[-1]}" in with_value and not _value_begins(word, with_value)
-            ):
-                result += [value for value in [next(words, None)] if value is not None]
-        return [*result, *words]
-
-    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        name = "kopiatomic" if self.name == "backup" else f"kopiatomic {self.name}"
-        formatter.write_usage(name, " ".join(self.collect_usage_pieces(ctx)))
-
-
-def _value_begins(cluster: str, with_value: set[str]) -> bool:
-    """Whether one of the letters before the last takes the rest of ``-rc...`` for its value."""
-    return any(f"-{letter}" in with_value for letter in cluster[1:-1])
-
-
-_LONGEST = 3650 * 86400.0
-_FOR_EVER = "3650d"
-
-
-class _Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """Seconds, from ``90``, ``30s``, ``10m``, ``2h`` or ``1d``."""
-
-    name = "duration"
-
-    def __init__(self, *, least: float = 0.0) -> None:
-        self._least = least
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from kopiatomic.options import duration
-
-        if isinstance(value, float):
-            return value
-        try:
-            seconds = duration(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if seconds > _LONGEST:
-            self.fail(f"{value} is longer than ten years", param, ctx)
-        if seconds < self._least:
-            self.fail(f"{value} is shorter than {self._least:g} s", param, ctx)
-        return seconds
-
-
-def _complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
-    """Names of datasets, and commands where one may stand. What begins as a path is left to the shell."""
-    from click.shell_completion import CompletionItem
-
-    from kopiatomic.completion import datasets
-
-    if _COMMAND in context.meta:
-        return [CompletionItem(incomplete, type="file")]
-    if incomplete.startswith(("/", ".", "~")):
-        return [CompletionItem(incomplete, type="dir")]
-    names = sorted(datasets())
-    if context.meta.get(_NO_WORD_YET):
-        names += cli.commands
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-
-def _complete_directory(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
-    from click.shell_completion import CompletionItem
-
-    return [CompletionItem(incomplete, type="dir")]
 
 
 _state_dir = click.option(
@@ -143,7 +61,7 @@ _state_dir = click.option(
     default="/var/lib/kopiatomic",
     envvar="KOPIATOMIC_STATE_DIR",
     metavar="DIR",
-    shell_complete=_complete_directory,
+    shell_complete=complete_directory,
     show_default=True,
     show_envvar=True,
     help="Where runs are recorded.",
@@ -186,14 +104,14 @@ def _property_name(_context: click.Context, _parameter: click.Parameter, value: 
 def _datasets(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which datasets."""
     options = [
-        click.argument("names", nargs=-1, metavar="DATASET_OR_PATH...", shell_complete=_complete),
+        click.argument("names", nargs=-1, metavar="DATASET_OR_PATH...", shell_complete=complete),
         click.option("-a", "--all", "everything", is_flag=True, help="All mounted ZFS datasets and Btrfs subvolumes."),
         click.option("-r", "--recursive", is_flag=True, help="Also the children of those named."),
         click.option(
             "--exclude",
             multiple=True,
             metavar="PATTERN",
-            shell_complete=_complete,
+            shell_complete=complete,
             help="Leave these out: a name, or a quoted pattern (* in a component, ** any number). Repeatable.",
         ),
         click.option(
@@ -239,7 +157,7 @@ def _view(layout: str, root: str) -> list[Callable[..., Any]]:
             default=root,
             metavar="DIR",
             show_default=True,
-            shell_complete=_complete_directory,
+            shell_complete=complete_directory,
             help="Where a merged view is mounted.",
         ),
     ]
@@ -262,7 +180,7 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--repository",
             metavar="REPOSITORY",
-            shell_complete=_complete_directory,
+            shell_complete=complete_directory,
             help="restic, Borg: their repository, instead of RESTIC_REPOSITORY or BORG_REPO.",
         ),
         click.option(
@@ -275,7 +193,7 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
             "--writable",
             multiple=True,
             metavar="PATH",
-            shell_complete=_complete_directory,
+            shell_complete=complete_directory,
             help="In place: a directory that the engine has to write to stays live. Repeatable.",
         ),
         click.option(
@@ -292,13 +210,13 @@ def _selection(command: Callable[..., Any]) -> Callable[..., Any]:
 _stop_timeout = click.option(
     "--stop-timeout",
     default="30s",
-    type=_Duration(),
+    type=Duration(),
     metavar="DURATION",
     show_default=True,
     help="How long the engine or command has to end after a signal, and a suspended pool to resume.",
 )
 _timeout = click.option(
-    "--timeout", type=_Duration(least=0.1), metavar="DURATION", help="How long the whole run may take (90, 10m, 2h)."
+    "--timeout", type=Duration(least=0.1), metavar="DURATION", help="How long the whole run may take (90, 10m, 2h)."
 )
 _require_atomic = click.option(
     "--require-atomic", is_flag=True, help="Fail, before anything is read, unless all share one proven instant."
@@ -320,8 +238,8 @@ def _inside(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @cli.command(
-    cls=_Default,
-    context_settings=_HELP,
+    cls=Command,
+    context_settings=HELP,
     epilog="\b\n" + _EPILOG.replace("\n\n", "\n\n\b\n"),
     options_metavar="[OPTIONS]",
 )
@@ -334,7 +252,7 @@ def _inside(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--hook-timeout",
     default="10m",
-    type=_Duration(least=0.1),
+    type=Duration(least=0.1),
     metavar="DURATION",
     show_default=True,
     help="How long a hook may take.",
@@ -343,7 +261,7 @@ def _inside(command: Callable[..., Any]) -> Callable[..., Any]:
 @_timeout
 @click.option(
     "--wait",
-    type=_Duration(),
+    type=Duration(),
     metavar="[=DURATION]",
     help="Wait for another run on the same view root, instead of exit code 75.",
 )
@@ -356,7 +274,7 @@ def _inside(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--keep-history",
     default="400d",
-    type=_Duration(),
+    type=Duration(),
     metavar="DURATION",
     show_default=True,
     help="How long runs stay on record.",
@@ -387,7 +305,7 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
     _finish(run(Options(maintenance=not no_maintenance, **options), console), console, as_json=as_json)
 
 
-@cli.command(cls=_Default, context_settings=_HELP)
+@cli.command(cls=Command, context_settings=HELP)
 @_selection
 @click.option("--facts", "save_facts", is_flag=True, help="Print what was found as JSON, to plan from it elsewhere.")
 @click.option("--from-facts", type=click.File("r", encoding="utf-8"), metavar="FILE", help="Plan from such a file.")
@@ -421,39 +339,14 @@ def plan(
         raise SystemExit(facts_text(Options(**options), console))
     found = None
     if from_facts is not None:
-        found = _told(lambda: load(from_facts.read()), console)
+        found = told(lambda: load(from_facts.read()), console)
     report = run(Options(dry_run=True, facts=found, **options), console)
     if diff_last and report.plan is not None:
         compare(options["state_dir"], report, console)
     _finish(report, console, as_json=as_json)
 
 
-def _told(load: Callable[[], T], console: Console) -> T:
-    """Load, or end with what is wrong with it."""
-    from kopiatomic.errors import KopiatomicError
-
-    try:
-        return load()
-    except KopiatomicError as error:
-        console.error(error)
-        raise SystemExit(error.exit_code) from None
-
-
-class _WithCommand(_Default):
-    """What stands behind ``--`` is a command line of its own."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--" in args:
-            position = args.index("--")
-            ctx.meta[_COMMAND] = args[position + 1 :]
-            args = args[:position]
-        return super().parse_args(ctx, args)
-
-    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return [*super().collect_usage_pieces(ctx), "-- COMMAND [ARGUMENT]..."]
-
-
-@cli.command("exec", cls=_WithCommand, context_settings=_HELP)
+@cli.command("exec", cls=WithCommand, context_settings=HELP)
 @_inside
 @click.pass_context
 def execute(context: click.Context, /, *, user: str | None, verbose: bool, **options: Any) -> None:
@@ -462,13 +355,13 @@ def execute(context: click.Context, /, *, user: str | None, verbose: bool, **opt
     Its standard streams are the caller's own. The exit code is COMMAND's; 1 if the view was not what it should be, 3 or 4
     after a 0 where datasets had to be left out or something could not be removed.
     """
-    argv = context.meta.get(_COMMAND)
+    argv = context.meta.get(COMMAND)
     if not argv or not argv[0]:
         raise click.UsageError("exec needs a command: kopiatomic exec DATASET... -- COMMAND [ARGUMENT]...")
     _run_inside(argv, user, options, verbose=verbose)
 
 
-@cli.command(cls=_Default, context_settings=_HELP)
+@cli.command(cls=Command, context_settings=HELP)
 @_inside
 def shell(*, user: str | None, verbose: bool, **options: Any) -> None:
     """Open a shell inside the frozen instant, with the files at their true paths."""
@@ -524,6 +417,9 @@ def history(*, run_id: str, limit: int, state_dir: str, as_json: bool) -> None:
     from kopiatomic.output.console import Console
 
     raise SystemExit(run(state_dir, Console(), run_id=run_id, limit=limit, as_json=as_json))
+
+
+cli.add_command(schedule)
 
 
 def _finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:

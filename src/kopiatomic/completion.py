@@ -11,6 +11,7 @@ from click import shell_completion
 from click.shell_completion import CompletionItem, split_arg_string
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.schedules import here
 from kopiatomic.system import mountinfo, pools, process
 
 LIMIT = 1.0
@@ -44,6 +45,14 @@ def _listed() -> Iterable[str]:
     except (KopiatomicError, OSError):
         return ()
     return found.stdout.decode("utf-8", "replace").splitlines()
+
+
+def schedules() -> list[str]:
+    """The names of the schedules."""
+    try:
+        return here().names()
+    except KopiatomicError:
+        return []
 
 
 _BASH = """\

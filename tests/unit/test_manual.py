@@ -23,10 +23,24 @@ def section(title: str) -> list[str]:
     return PAGE.read_text().partition(f"\n.Sh {title}\n")[2].partition("\n.Sh ")[0].splitlines()
 
 
+def commands() -> dict[str, click.Command]:
+    """All commands by the words that lead to them, but for those that only our own units start."""
+    found: dict[str, click.Command] = {}
+    for name, one in cli.cli.commands.items():
+        if isinstance(one, click.Group):
+            found |= {f"{name} {part}": two for part, two in one.commands.items() if not two.hidden}
+        else:
+            found[name] = one
+    return found
+
+
+COMMANDS = commands()
+
+
 def options(name: str) -> dict[Flags, str]:
     """The options of a command as click has them, each with the value that it takes. ``-h`` is click's own."""
     found = {}
-    for parameter in cli.cli.commands[name].params:
+    for parameter in COMMANDS[name].params:
         if isinstance(parameter, click.Option):
             value = parameter.metavar or ""
             if isinstance(parameter.type, click.Choice):
@@ -35,7 +49,7 @@ def options(name: str) -> dict[Flags, str]:
     return found
 
 
-EVERY = {flags: value for name in cli.cli.commands for flags, value in options(name).items()}
+EVERY = {flags: value for name in COMMANDS for flags, value in options(name).items()}
 
 
 def value_in(macros: str) -> str:
@@ -52,7 +66,7 @@ def synopsis() -> dict[str, dict[str, str]]:
     found: dict[str, dict[str, str]] = {}
     for block in "\n".join(section("SYNOPSIS")).split(".Nm\n")[1:]:
         first, *_ = block.splitlines()
-        command_ = re.fullmatch(r"\.(?:Op )?Cm (\w+)", first)
+        command_ = re.fullmatch(r"\.(?:Op )?Cm (\w+(?: \w+)?)", first)
         taken = found.setdefault(command_[1] if command_ else "", {})
         for flag, rest in re.findall(r"^\.(?:Op )?Fl (\S+)(.*)$", block, re.MULTILINE):
             if flag.startswith("-"):
@@ -62,7 +76,7 @@ def synopsis() -> dict[str, dict[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("name", sorted(cli.cli.commands))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_the_synopsis_has_the_options_of_each_command(name: str) -> None:
     """None missing, none too many; each by its shortest form, with its value."""
     wanted = {min(flags, key=len): value for flags, value in options(name).items()}
@@ -73,7 +87,7 @@ def test_the_synopsis_has_the_options_of_each_command(name: str) -> None:
 
 
 def test_the_synopsis_has_every_command_and_no_other() -> None:
-    assert set(synopsis()) == {*cli.cli.commands, ""}
+    assert set(synopsis()) == {*COMMANDS, ""}
     assert f".Op Cm {' | '.join(cli.cli.commands)}" in section("SYNOPSIS")
 
 
@@ -103,15 +117,15 @@ def test_every_option_is_described_with_all_its_forms_and_its_value() -> None:
 
 def test_the_defaults_that_are_named_are_those_of_the_program() -> None:
     text = re.sub(r"\s+", " ", re.sub(r"^\.\w+ |[\\]&", "", "\n".join(section("OPTIONS")), flags=re.MULTILINE))
-    for name in cli.cli.commands:
-        for parameter in cli.cli.commands[name].params:
+    for name in COMMANDS:
+        for parameter in COMMANDS[name].params:
             if isinstance(parameter, click.Option) and parameter.show_default:
                 default = parameter.default
                 assert re.search(rf"{re.escape(str(default))}\b", text), parameter.opts
 
 
 def test_the_help_of_every_command_has_its_options() -> None:
-    for name, one in cli.cli.commands.items():
+    for name, one in COMMANDS.items():
         text = one.get_help(
             one.make_context(name, [], resilient_parsing=True, terminal_width=200, max_content_width=200)
         )
@@ -182,8 +196,8 @@ def test_every_kopiatomic_in_the_examples_is_understood() -> None:
     assert len(lines) >= 6
     for line in lines:
         words = re.findall(r"(?<!\S)--?[a-z][a-z-]*", line.partition(" -- ")[0].partition("-cf")[0])
-        name = line.split()[1]
-        known = {flag for flags in options(name if name in cli.cli.commands else "backup") for flag in flags}
+        name = next((name for name in COMMANDS if line.startswith(f"kopiatomic {name} ")), "backup")
+        known = {flag for flags in options(name) for flag in flags}
         assert set(words) <= known, line
 
 

@@ -1,0 +1,130 @@
+"""What our command lines have that click has not: words with a command line behind them, durations, names completed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from kopiatomic.output.console import Console
+
+T = TypeVar("T")
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+NO_WORD_YET = "kopiatomic.no-word-yet"
+COMMAND = "kopiatomic.command"
+
+
+class Command(click.Command):
+    """A command that takes datasets. The one that need not be named speaks of ``kopiatomic`` alone in its help."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, self.spelled_out(args))
+
+    def spelled_out(self, args: list[str]) -> list[str]:
+        """Give ``--wait`` the value that it stands for alone: click would take the next word for it."""
+        with_value = {
+            name
+            for parameter in self.params
+            if isinstance(parameter, click.Option) and not parameter.is_flag
+            for name in parameter.opts
+        } - {"--wait"}
+        words = iter(args)
+        result = []
+        for word in words:
+            result.append(f"--wait={_FOR_EVER}" if word == "--wait" else word)
+            if word == "--":
+                break
+            is_cluster = len(word) > 1 and word[0] == "-" and word[1] != "-"
+            if word in with_value or (
+                is_cluster and f"-{word[-1]}" in with_value and not _value_begins(word, with_value)
+            ):
+                result += [value for value in [next(words, None)] if value is not None]
+        return [*result, *words]
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        name = "kopiatomic" if self.name == "backup" else f"kopiatomic {self.name}"
+        formatter.write_usage(name, " ".join(self.collect_usage_pieces(ctx)))
+
+
+def _value_begins(cluster: str, with_value: set[str]) -> bool:
+    """Whether one of the letters before the last takes the rest of ``-rc...`` for its value."""
+    return any(f"-{letter}" in with_value for letter in cluster[1:-1])
+
+
+_LONGEST = 3650 * 86400.0
+_FOR_EVER = "3650d"
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """Seconds, from ``90``, ``30s``, ``10m``, ``2h`` or ``1d``."""
+
+    name = "duration"
+
+    def __init__(self, *, least: float = 0.0) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from kopiatomic.options import duration
+
+        if isinstance(value, float):
+            return value
+        try:
+            seconds = duration(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if seconds > _LONGEST:
+            self.fail(f"{value} is longer than ten years", param, ctx)
+        if seconds < self._least:
+            self.fail(f"{value} is shorter than {self._least:g} s", param, ctx)
+        return seconds
+
+
+def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Names of datasets, and commands where one may stand. What begins as a path is left to the shell."""
+    from click.shell_completion import CompletionItem
+
+    from kopiatomic.completion import datasets
+
+    if COMMAND in context.meta:
+        return [CompletionItem(incomplete, type="file")]
+    if incomplete.startswith(("/", ".", "~")):
+        return [CompletionItem(incomplete, type="dir")]
+    names = sorted(datasets())
+    if context.meta.get(NO_WORD_YET):
+        names += context.find_root().command.commands  # type: ignore[attr-defined]
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_directory(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
+    from click.shell_completion import CompletionItem
+
+    return [CompletionItem(incomplete, type="dir")]
+
+
+class WithCommand(Command):
+    """What stands behind ``--`` is a command line of its own."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            position = args.index("--")
+            ctx.meta[COMMAND] = args[position + 1 :]
+            args = args[:position]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "-- COMMAND [ARGUMENT]..."]
+
+
+def told(load: Callable[[], T], console: Console) -> T:
+    """Load, or end with what is wrong with it."""
+    from kopiatomic.errors import KopiatomicError
+
+    try:
+        return load()
+    except KopiatomicError as error:
+        console.error(error)
+        raise SystemExit(error.exit_code) from None

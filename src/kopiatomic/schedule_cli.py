@@ -1,0 +1,207 @@
+"""The command line of ``kopiatomic schedule``: parse, call, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from kopiatomic.arguments import COMMAND, HELP, Command, WithCommand, told
+
+if TYPE_CHECKING:
+    from kopiatomic.options import Options
+    from kopiatomic.report import Report
+
+
+class _WithWords(WithCommand):
+    """What stands behind ``--`` are the words of a backup."""
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*click.Command.collect_usage_pieces(self, ctx), "-- ARGUMENT..."]
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        formatter.write_usage(f"kopiatomic schedule {self.name}", " ".join(self.collect_usage_pieces(ctx)))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
+        from click.shell_completion import ShellComplete
+
+        from kopiatomic.cli import backup
+
+        if COMMAND not in ctx.meta:
+            return super().shell_complete(ctx, incomplete)
+        return ShellComplete(backup, {}, "kopiatomic", "").get_completions(ctx.meta[COMMAND], incomplete)
+
+
+def _complete_schedule(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Names of schedules."""
+    from click.shell_completion import CompletionItem
+
+    from kopiatomic.completion import schedules
+
+    return [CompletionItem(name) for name in schedules() if name.startswith(incomplete)]
+
+
+def _credential(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for value in values:
+        name, equals, path = value.partition("=")
+        if not equals:
+            raise click.BadParameter(f"{value}: it has to be a variable's name, '=' and a file")
+        found[name] = path
+    return found
+
+
+_yes = click.option("--yes", is_flag=True, help="Do not ask.")
+
+
+@click.group(context_settings=HELP, no_args_is_help=False)
+def schedule() -> None:
+    """Have the system make a backup again and again: a timer of systemd, or cron on FreeBSD."""
+
+
+@schedule.command(cls=_WithWords, context_settings=HELP)
+@click.argument("name", metavar="NAME", shell_complete=_complete_schedule)
+@click.option("--daily", is_flag=True, help="Every day (unless told otherwise).")
+@click.option("--hourly", is_flag=True, help="Every hour.")
+@click.option("--calendar", metavar="SPEC", help="When, as systemd.time(7) has it: 'Mon..Fri 02:30'.")
+@click.option(
+    "--credential",
+    "credentials",
+    multiple=True,
+    metavar="NAME=FILE",
+    callback=_credential,
+    help="Hand what is in FILE to the engine as this variable, such as KOPIA_PASSWORD. Repeatable.",
+)
+@_yes
+@click.pass_context
+def install(
+    context: click.Context,
+    /,
+    *,
+    name: str,
+    daily: bool,
+    hourly: bool,
+    calendar: str | None,
+    credentials: dict[str, str],
+    yes: bool,
+) -> None:
+    """Make the backup that 'kopiatomic ARGUMENT...' would make, at these times.
+
+    Says what it will write, asks, checks the engine as the schedule will run, and only then installs anything. Installing
+    the same again changes nothing.
+    """
+    from kopiatomic.output.console import Console
+    from kopiatomic.schedules import DAILY, HOURLY, here
+    from kopiatomic.scheduling import Place, Wanted
+    from kopiatomic.scheduling import install as run
+
+    if daily + hourly + (calendar is not None) > 1:
+        raise click.UsageError("--daily, --hourly and --calendar exclude each other")
+    words, options = _meant(context.meta.get(COMMAND) or ())
+    console = Console()
+    wanted = Wanted(name, calendar or (HOURLY if hourly else DAILY), credentials, words, options)
+    place = Place(told(here, console), sys.argv[0], os.environ)
+    raise SystemExit(run(wanted, place, console, yes=yes))
+
+
+@schedule.command(context_settings=HELP)
+@click.argument("name", metavar="[NAME]", default="", shell_complete=_complete_schedule)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def show(*, name: str, as_json: bool) -> None:
+    """Say which schedules there are, when they start, and what came of them."""
+    from kopiatomic.output.console import Console
+    from kopiatomic.schedules import here
+    from kopiatomic.scheduling import show as run
+
+    console = Console()
+    raise SystemExit(run(told(here, console), console, name=name, as_json=as_json))
+
+
+@schedule.command(context_settings=HELP)
+@click.argument("name", metavar="NAME", shell_complete=_complete_schedule)
+@_yes
+def remove(*, name: str, yes: bool) -> None:
+    """Take a schedule away. Its runs stay on record."""
+    from kopiatomic.output.console import Console
+    from kopiatomic.schedules import here
+    from kopiatomic.scheduling import remove as run
+
+    console = Console()
+    raise SystemExit(run(told(here, console), console, name=name, yes=yes))
+
+
+# What schedules themselves start
+
+
+@schedule.command(cls=_WithWords, context_settings=HELP, hidden=True)
+@click.pass_context
+def check(context: click.Context, /) -> None:
+    """Say as JSON whether the backup could be made, where it would be saved and as whom."""
+    from kopiatomic.output.console import Console
+    from kopiatomic.scheduling import check as run
+
+    words, options = _meant(context.meta.get(COMMAND) or ())
+    raise SystemExit(run(words, options, Console(quiet=True)))
+
+
+@schedule.command(context_settings=HELP, hidden=True)
+@click.argument("name", metavar="NAME")
+def overdue(*, name: str) -> None:
+    """Fail where the schedule has had no complete success for three of its intervals."""
+    from kopiatomic.output.console import Console
+    from kopiatomic.schedules import here
+    from kopiatomic.scheduling import overdue as run
+
+    console = Console()
+    raise SystemExit(run(told(here, console), console, name=name))
+
+
+@schedule.command("run", context_settings=HELP, hidden=True)
+@click.argument("name", metavar="NAME")
+def start(*, name: str) -> None:
+    """Make the backup of the schedule: what cron starts."""
+    from kopiatomic.output.console import Console
+    from kopiatomic.run import backup as make
+    from kopiatomic.schedules import Schedule, here
+    from kopiatomic.scheduling import start as run
+
+    console = Console(quiet=True)
+
+    def made(found: Schedule) -> Report:
+        from dataclasses import replace
+
+        _, options = _meant(found.words)
+        return make(replace(options, schedule=found.name), console)
+
+    raise SystemExit(run(told(here, console), console, name=name, backup=made, environ=os.environ))
+
+
+def _meant(words: Sequence[str]) -> tuple[Sequence[str], Options]:
+    """The words of a backup without its name, and what they mean. Raises click's errors."""
+    from kopiatomic.cli import backup, cli
+    from kopiatomic.options import Options
+
+    if words and words[0] == backup.name:
+        words = words[1:]
+    elif words and words[0] in cli.commands:
+        raise click.UsageError(
+            f"a schedule makes backups, and '{words[0]}' is another command; '-- backup {words[0]}' is a dataset of that name"
+        )
+    if not words:
+        raise click.UsageError("the words of a backup are missing: kopiatomic schedule install NAME -- DATASET...")
+    # To make a context of these would show version or help, and end.
+    assert isinstance(backup, Command)
+    context = click.Context(backup, **backup.context_settings)
+    given, _, _ = backup.make_parser(context).parse_args(backup.spelled_out(list(words)))
+    for parameter in backup.get_params(context):
+        for flag in {"--version", "--help"}.intersection(parameter.opts):
+            if parameter.name in given:
+                raise click.UsageError(f"{flag} is nothing for a schedule")
+    params = backup.make_context("backup", list(words)).params
+    maintenance = not params["no_maintenance"]
+    of_the_output = {"as_json", "verbose", "quiet", "no_maintenance"}
+    wanted = {name: value for name, value in params.items() if name not in of_the_output}
+    return words, Options(maintenance=maintenance, **wanted)

@@ -1,0 +1,116 @@
+"""Schedules on FreeBSD: a file each in /usr/local/etc/cron.d, which cron(8) reads by itself (FreeBSD 11.0 and later).
+
+crontab(5) gives its line to a shell, so only the program and the schedule's name are in it: the words of the backup are in
+the comment above, and ``kopiatomic schedule run`` reads them there. Nothing of FreeBSD's has run this yet.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from kopiatomic import ownership
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.schedules import DAILY, HOURLY, Calendar, File, Schedule, command, described, files, understood
+from kopiatomic.schedules import crontab as spec
+from kopiatomic.system import process
+from kopiatomic.text import ended, printable
+
+_FOLDER = "usr/local/etc/cron.d"
+_PREFIX = "kopiatomic-"
+_CHECK_TIMEOUT = 600.0
+
+
+class Cron:
+    """cron as the scheduler; ``root`` is what its files are below."""
+
+    runs = True
+    """cron(8) looks for changes every minute; there is nothing to tell it."""
+
+    def __init__(self, root: str = "/") -> None:
+        self._folder = os.path.join(root, _FOLDER)
+
+    def calendar(self, name: str, wanted: str) -> Calendar:
+        """Refuse what cron cannot say. Where only a pace was asked for, the minute is drawn, so that hosts differ."""
+        drawn = int.from_bytes(hashlib.sha256(f"{ownership.host_id()} {name}".encode()).digest()[:4])
+        text = {HOURLY: f"*:{drawn % 60:02}", DAILY: f"{drawn // 60 % 4:02}:{drawn % 60:02}"}.get(wanted, wanted)
+        return Calendar(text, spec.parse(text).interval)
+
+    def check(self, schedule: Schedule) -> None:
+        """The program's path has to be one that no shell changes, and there are no credentials."""
+        for word in schedule.program:
+            if re.fullmatch(r"/[A-Za-z0-9/._+-]+", word) is None:
+                raise KopiatomicError(
+                    f"{printable(word)} would be read as something else by cron's shell",
+                    kind="bad-path",
+                    hint="Install it where the path has letters, digits and . _ + - only.",
+                )
+        if schedule.credentials:
+            raise KopiatomicError(
+                "--credential: cron has no credentials",
+                kind="no-credentials",
+                hint="Let kopia keep its password, or use RESTIC_PASSWORD_FILE or BORG_PASSCOMMAND.",
+            )
+
+    def files(self, schedule: Schedule) -> list[File]:
+        """One file."""
+        line = " ".join(command(schedule, "schedule", "run", schedule.name))
+        fields = spec.parse(schedule.calendar).crontab
+        return [File(self._path(schedule.name), files.marked(f"{described(schedule)}{fields} root {line}\n"))]
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self._folder, _PREFIX + name)
+
+    def leftovers(self, name: str) -> list[str]:
+        """That file."""
+        return [self._path(name)]
+
+    def names(self) -> list[str]:
+        """Those that have one."""
+        try:
+            entries = os.listdir(self._folder)
+        except OSError:
+            return []
+        return sorted(entry.removeprefix(_PREFIX) for entry in entries if entry.startswith(_PREFIX))
+
+    def read(self, name: str) -> Schedule | None:
+        """What its file says."""
+        text = files.text(self._path(name))
+        return None if text is None else understood(text)
+
+    def ask(self, schedule: Schedule) -> Mapping[str, Any] | None:
+        """In an environment that has what the schedule's has, and nothing else."""
+        words = command(schedule, "schedule", "check", "--", *schedule.words)
+        try:
+            finished = process.run(words, timeout=_CHECK_TIMEOUT, environment=schedule.environment)
+            answer: Mapping[str, Any] = json.loads(finished.stdout)
+        except OSError as error:
+            raise _no_answer(error.strerror or str(error)) from None
+        except ValueError:
+            raise _no_answer(finished.errors.rpartition("\n")[2] or ended(finished.status)) from None
+        return answer
+
+    def start(self, name: str) -> None:
+        """cron finds it by itself."""
+
+    def stop(self, name: str) -> None:
+        """Nothing has to be told."""
+
+    def stopped(self, name: str) -> None:
+        """Nothing is kept elsewhere."""
+
+    def next(self, name: str) -> str | None:
+        """cron does not say."""
+        return None
+
+
+def _no_answer(said: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"the check in the schedule's environment gave no answer: {said}",
+        kind="no-answer",
+        hint="Is the program whole? 'kopiatomic --version --verbose'",
+    )

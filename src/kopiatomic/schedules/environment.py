@@ -1,0 +1,107 @@
+"""The environment of a schedule: a service has next to none of its own, and what a backup needs of the caller's is no secret.
+
+It is whole and fixed when the schedule is installed, so that a run by the timer finds the same programs and the same repository
+as the check before it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from kopiatomic.credentials import is_variable
+from kopiatomic.engines import BORG, KOPIA, RESTIC, kopia_options, program
+from kopiatomic.engines.kopia_client import Client
+from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.masking import credentials as passwords_in
+from kopiatomic.masking import is_secret
+from kopiatomic.options import Options, words
+from kopiatomic.schedules import trust
+from kopiatomic.text import printable
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+"""Where programs are looked for: where an administrator and the system's packages put them."""
+
+_CLOUDS = ("AWS_", "AZURE_", "B2_", "GOOGLE_", "OS_", "RCLONE_", "ST_")
+"""What the storage of restic's repositories is told by (restic.readthedocs.io, "Preparing a new repository")."""
+
+_OWN = {KOPIA: ("KOPIA_",), RESTIC: ("RESTIC_", *_CLOUDS), BORG: ("BORG_",)}
+"""How the variables of each engine begin."""
+
+_SHARED = frozenset({"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "http_proxy", "https_proxy", "no_proxy"})
+_FILE = re.compile(r"_(FILE|COMMAND|PATH|DIR)$")
+"""Variables that say where a secret is, and are none."""
+
+_KEY = re.compile(r"KEY|_SAS$")
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """``left_out`` are the caller's variables that hold secrets: they are in no file of ours."""
+
+    variables: Mapping[str, str]
+    left_out: tuple[str, ...]
+
+
+def of(
+    options: Options, caller: Mapping[str, str], home: str, credentials: Collection[str], *, top: str = "/"
+) -> Environment:
+    """The environment of a schedule of this backup. ``home`` is root's, ``credentials`` the variables that it has as such.
+
+    Raises KopiatomicError where the engine's program is not there, or somebody else than root can change it; from ``top`` on.
+    """
+    engine = None if options.command is not None else options.engine or KOPIA
+    prefixes = _OWN[engine] if engine is not None else ()
+    given = {name: value for name, value in caller.items() if name in _SHARED or name.startswith(prefixes)}
+    secret = {name for name, value in given.items() if _holds_secret(name, value)}
+    found = {name: value for name, value in given.items() if name not in secret and name not in credentials}
+    found |= {"HOME": home, "PATH": PATH}
+    if engine == KOPIA:
+        found["KOPIA_CONFIG_PATH"] = _kopia_configuration(options, found)
+    found |= _program(options, engine, caller, top)
+    return Environment(found, tuple(sorted(secret - set(credentials))))
+
+
+def _holds_secret(name: str, value: str) -> bool:
+    named = (is_secret(name) or _KEY.search(name) is not None) and not _FILE.search(name)
+    return named or bool(passwords_in(value))
+
+
+def _kopia_configuration(options: Options, environment: Mapping[str, str]) -> str:
+    """The configuration file that kopia will use: said, so that it depends on nothing any more."""
+    return Client(kopia_options.parse(words("-o", options.options)), environment, None).config.path
+
+
+def _program(options: Options, engine: str | None, caller: Mapping[str, str], top: str) -> dict[str, str]:
+    """Where the engine's program is, as a variable; of a command only that it will be found."""
+    if engine is None:
+        name = words("-c", options.command or "")[0]
+        hint = f"A schedule looks for programs in {PATH}; name the command by its path."
+        trust.check(program.find(name, {"PATH": PATH}, kind="command", hint=hint), "the command", top=top)
+        return {}
+    variable = f"KOPIATOMIC_{engine.upper()}"
+    named = caller.get(variable) or engine
+    path = program.find(named, caller, kind=engine, hint=f"Install it, or set {variable} to where it is.")
+    trust.check(path, f"the engine {engine}", top=top)
+    return {variable: path}
+
+
+def check_credential(name: str, path: str, *, top: str = "/") -> None:
+    """Refuse a file of a secret that others than root can read or change. Raises KopiatomicError, UsageError."""
+    if not is_variable(name) or not os.path.isabs(path) or not path.isprintable():
+        raise UsageError(
+            f"--credential {printable(name)}={printable(path)}: it has to be a variable's name and an absolute path",
+            kind="bad-credential",
+            hint="For example --credential KOPIA_PASSWORD=/root/kopia.pw",
+        )
+    trust.check(path, f"the credential {name}", top=top)
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077 or not status.st_size:
+        raise KopiatomicError(
+            f"the credential {printable(path)} has to be a file that root alone can read, and not empty",
+            kind="bad-credential",
+            hint=f"chown root: {printable(path)}; chmod 600 {printable(path)}",
+        )

@@ -1,0 +1,105 @@
+"""Whether a program that root's timer starts can be exchanged by anybody but root."""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+import sys
+from collections.abc import Iterator, Sequence
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.paths import is_at_or_below
+from kopiatomic.text import printable
+
+_LINKS = 40
+"""How many symbolic links the kernel follows in one path (path_resolution(7))."""
+
+
+def installed(argv0: str, *, top: str = "/") -> tuple[str, str]:
+    """The Python and the program of this process, which a timer may start again. ``argv0`` is its ``sys.argv[0]``.
+
+    Raises KopiatomicError where there is no program, or where somebody else than root can change it, its Python, or what
+    that imports. Only what is below ``top`` is looked at.
+    """
+    program = os.path.abspath(argv0)
+    if os.path.basename(program) in {"__main__.py", "-c", "-m"} or not os.path.isfile(program):
+        raise KopiatomicError(
+            "kopiatomic was started as a module, and is no program that a timer could start",
+            kind="no-program",
+            hint="Install it (README, 'Installing'), and call it by its path: sudo /usr/local/bin/kopiatomic schedule ...",
+        )
+    check(program, "the program", top=top)
+    check(sys.executable, "its Python", top=top)
+    for path in sys.path:
+        if path and os.path.exists(path):
+            check(path, "what its Python imports from", top=top)
+    return sys.executable, program
+
+
+def check(path: str, what: str, *, top: str = "/") -> None:
+    """Refuse a path which somebody else than root can write to, at its end or on the way to it. Raises KopiatomicError."""
+    try:
+        for step in _steps(path):
+            who = _writers(os.lstat(step))
+            if who and is_at_or_below(step, top):
+                raise KopiatomicError(
+                    f"{what} {printable(path)} would run as root, and {who} can change {printable(step)}",
+                    kind="not-roots-alone",
+                    hint=f"Install it where root alone can write, or: chown root: {printable(step)}; "
+                    f"chmod go-w {printable(step)}",
+                )
+    except OSError as error:
+        raise KopiatomicError(
+            f"{what} {printable(path)} cannot be looked at: {error.strerror}", kind="not-roots-alone"
+        ) from None
+
+
+def _steps(path: str) -> Iterator[str]:
+    """Everything that is passed on the way, the end included; links are followed, and are nobody's to write to themselves."""
+    left = path.split("/")[::-1]
+    here, links = "/", 0
+    yield here
+    while left:
+        name = left.pop()
+        if name == "..":
+            here = os.path.dirname(here)
+        if name in {"", ".", ".."}:
+            continue
+        step = os.path.join(here, name)
+        if not os.path.islink(step):
+            here = step
+            yield here
+            continue
+        links += 1
+        if links > _LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        target = os.readlink(step)
+        here = "/" if target.startswith("/") else here
+        left += target.split("/")[::-1]
+
+
+def _writers(status: os.stat_result) -> str:
+    """Who besides root can write, in words; an access control list shows in the group's bits (acl(5))."""
+    found: Sequence[str] = [
+        f"user {_user(status.st_uid)}" if status.st_uid != 0 else "",
+        f"group {_group(status.st_gid)}" if status.st_mode & stat.S_IWGRP and status.st_gid != 0 else "",
+        "everybody" if status.st_mode & stat.S_IWOTH else "",
+    ]
+    return " and ".join(filter(None, found))
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def _group(gid: int) -> str:
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)

@@ -1,0 +1,406 @@
+"""The commands of ``kopiatomic schedule``: what each does, from its arguments to its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from kopiatomic import engines, errors, locks, plan
+from kopiatomic.commands import result_of
+from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.masking import Secrets
+from kopiatomic.options import Options, check_name, words
+from kopiatomic.output.console import Console
+from kopiatomic.output.summary import duration
+from kopiatomic.records import Records, RunRecord
+from kopiatomic.report import Report
+from kopiatomic.schedules import Schedule, Scheduler, environment, files, lateness, trust
+from kopiatomic.schedules import check_name as check_schedule_name
+from kopiatomic.schedules.files import State
+from kopiatomic.text import printable
+
+FORMAT = "kopiatomic-schedules-1"
+
+_CLEAN_UP = 240.0
+"""Seconds that the end of a run may take besides what its options say: snapshots and mounts are removed, and afterwards
+what ``recover`` finds (it gives a run's leftovers 180 s)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where schedules are installed, and what they start. ``top`` is from where on files have to be root's alone."""
+
+    scheduler: Scheduler
+    argv0: str
+    caller: Mapping[str, str]
+    top: str = "/"
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What ``schedule install`` was asked. ``words`` are those of the backup, ``options`` what they mean."""
+
+    name: str
+    calendar: str
+    credentials: Mapping[str, str]
+    words: Sequence[str]
+    options: Options
+
+
+def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int:
+    """Have the system make this backup at these times; returns the exit code."""
+
+    def run() -> int:
+        schedule, left_out = _schedule(wanted, place)
+        scheduler = place.scheduler
+        found = [(file, files.state(file)) for file in scheduler.files(schedule)]
+        for file, state in found:
+            if state is not State.SAME:
+                console.result(f"{file.path} ({state.value}):")
+                console.result("\n".join(f"  {line}" for line in file.content.splitlines()))
+        for name in left_out:
+            console.warning(f"{name} holds a secret and is not part of it: --credential {name}=FILE hands it over")
+        if all(state is State.SAME for _, state in found):
+            console.result(f"The files of {schedule.name} are as they should be.")
+        else:
+            _confirm(f"Write that and start {schedule.name} {_when(schedule)}?", yes=yes)
+        # Before anything is written: what cannot work is not installed.
+        _ask(scheduler, schedule, console)
+        for file, _ in found:
+            files.write(file, top=place.top)
+        scheduler.start(schedule.name)
+        _say_installed(scheduler, schedule, console)
+        return errors.SAVED
+
+    return _told(run, console)
+
+
+def _schedule(wanted: Wanted, place: Place) -> tuple[Schedule, Sequence[str]]:
+    """The schedule, and the variables of the caller's that hold secrets. Raises KopiatomicError, UsageError."""
+    check_schedule_name(wanted.name)
+    _check_words(wanted)
+    options = wanted.options
+    _require_root()
+    calendar = place.scheduler.calendar(wanted.name, wanted.calendar)
+    for name, path in wanted.credentials.items():
+        environment.check_credential(name, path, top=place.top)
+    program = trust.installed(place.argv0, top=place.top)
+    home = pwd.getpwuid(0).pw_dir
+    found = environment.of(options, place.caller, home, wanted.credentials, top=place.top)
+    schedule = Schedule(
+        name=wanted.name,
+        calendar=calendar.text,
+        interval=calendar.interval,
+        program=program,
+        words=tuple(wanted.words),
+        environment={**found.variables, "KOPIATOMIC_STATE_DIR": os.path.abspath(options.state_dir)},
+        credentials=dict(wanted.credentials),
+        state_dir=os.path.abspath(options.state_dir),
+        end_timeout=_end_timeout(options),
+    )
+    place.scheduler.check(schedule)
+    return schedule, found.left_out
+
+
+def _check_words(wanted: Wanted) -> None:
+    """Refuse words that are no backup, or that would put a secret where every user can read it. Raises UsageError."""
+    options = wanted.options
+    plan.require_names(options.request("", ""))
+    if options.name is not None:
+        check_name(options.name)
+    if options.dry_run or options.schedule is not None:
+        flag = "-n" if options.dry_run else "--schedule"
+        raise UsageError(f"{flag} is nothing for a schedule", kind="usage", hint=f"Leave {flag} out.")
+    engine = engines.create(
+        None if options.command is None else words("-c", options.command),
+        words("-o", options.options),
+        engine=options.engine,
+        repository=options.repository,
+        archive=options.archive,
+        environment={},
+    )
+    if engine.secrets or Secrets(wanted.words, {}).values:
+        raise UsageError(
+            "a password stands among the words of the backup, and every user can read a schedule's",
+            kind="secret-in-words",
+            hint="Put it into a file and hand that over: --credential KOPIA_PASSWORD=/root/kopia.pw, for example.",
+        )
+
+
+def _end_timeout(options: Options) -> float:
+    """The engine and a suspended pool have ``--stop-timeout`` each, one after the other; then ``-q``, and cleaning up."""
+    return 2 * options.stop_timeout + (options.hook_timeout if options.post_hook is not None else 0.0) + _CLEAN_UP
+
+
+def _when(schedule: Schedule) -> str:
+    return f"at '{printable(schedule.calendar)}' (every {duration(schedule.interval)} at the most)"
+
+
+def _confirm(question: str, *, yes: bool) -> None:
+    """Ask on the terminal. Raises KopiatomicError where the answer is no, or nobody can be asked."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise KopiatomicError(
+            "nobody can be asked whether that is right: standard input is no terminal",
+            kind="not-confirmed",
+            hint="--yes answers the question.",
+        )
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise KopiatomicError("nothing was changed", kind="not-confirmed")
+
+
+def _ask(scheduler: Scheduler, schedule: Schedule, console: Console) -> None:
+    """Have the engine checked as the schedule will run, and say what it found. Raises KopiatomicError."""
+    answer = scheduler.ask(schedule)
+    if answer is None:
+        console.warning("the engine could not be checked in the unit's environment: systemd does not run here")
+        return
+    if answer["error"] is not None:
+        error = answer["error"]
+        raise KopiatomicError(
+            f"in the schedule's own environment: {error['message']}; nothing was installed",
+            kind=error["kind"],
+            hint=error["hint"],
+        )
+    for warning in answer["warnings"]:
+        console.warning(warning)
+    engine = " ".join(filter(None, [answer["engine"], answer["version"]]))
+    console.result(f"Checked:    {engine} in the schedule's own environment, {answer['datasets']} dataset(s)")
+    console.result(f"Repository: {answer['repository'] or 'not known'}")
+    console.result(f"Identity:   {answer['identity'] or 'not known'}")
+
+
+def _say_installed(scheduler: Scheduler, schedule: Schedule, console: Console) -> None:
+    if scheduler.runs:
+        following = scheduler.next(schedule.name)
+        console.result(f"Installed {schedule.name}{f'; it starts next {following}' if following else ''}.")
+    else:
+        console.result(f"Installed the files of {schedule.name}; it starts when systemd does.")
+
+
+def check(words_: Sequence[str], options: Options, console: Console) -> int:
+    """Answer, as JSON, whether the backup could be made now, where it would be saved and as whom; returns the exit code."""
+    from kopiatomic.run import check as look  # noqa: PLC0415 - it loads all that a run needs
+
+    # What is masked in messages goes by these.
+    sys.argv[1:] = words_
+    report = look(options, console)
+    console.end()
+    console.result(json.dumps(_answer(report)))
+    return errors.SAVED if report.error is None else report.error.exit_code
+
+
+def _answer(report: Report) -> dict[str, Any]:
+    engine, error = report.engine, report.error
+    target = engine.target if engine is not None else None
+    return {
+        "engine": engine.name if engine is not None else None,
+        "version": engine.version if engine is not None else None,
+        "repository": target.repository if target is not None else None,
+        "identity": target.identity if target is not None else None,
+        "datasets": len(report.plan.taken) if report.plan is not None else 0,
+        "warnings": report.warnings,
+        "error": None if error is None else {"message": error.message, "kind": error.kind, "hint": error.hint},
+    }
+
+
+def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) -> int:
+    """Say what is installed, and what came of it; returns the exit code."""
+
+    def run() -> int:
+        _require_root()
+        schedules = [_installed(scheduler, name)] if name else _all(scheduler)
+        found = [_standing(one) for one in schedules]
+        if as_json:
+            document = {"format": FORMAT, "schedules": [_document(one, scheduler) for one in found]}
+            console.result(json.dumps(document, indent=2))
+            return errors.SAVED
+        for standing in found:
+            for line in _lines(standing, scheduler):
+                console.result(line)
+        if not found:
+            console.result("No schedule is installed.")
+        return errors.SAVED
+
+    return _told(run, console)
+
+
+def _all(scheduler: Scheduler) -> list[Schedule]:
+    found = (scheduler.read(name) for name in scheduler.names())
+    return [schedule for schedule in found if schedule is not None]
+
+
+def _installed(scheduler: Scheduler, name: str) -> Schedule:
+    """Raises KopiatomicError where there is none."""
+    check_schedule_name(name)
+    found = scheduler.read(name)
+    if found is None:
+        raise KopiatomicError(
+            f"no schedule {name} is installed",
+            kind="no-such-schedule",
+            hint="'kopiatomic schedule show' lists them; install it (again) with 'kopiatomic schedule install'.",
+        )
+    return found
+
+
+def _standing(schedule: Schedule) -> lateness.Standing:
+    return lateness.Standing(schedule, Records(schedule.state_dir).scheduled(schedule.name))
+
+
+def _document(standing: lateness.Standing, scheduler: Scheduler) -> dict[str, Any]:
+    schedule = standing.schedule
+    saved, late = standing.last_saved, standing.overdue(time.time())
+    return {
+        "name": schedule.name,
+        "calendar": schedule.calendar,
+        "interval_seconds": schedule.interval,
+        "next": scheduler.next(schedule.name),
+        "words": list(schedule.words),
+        "credentials": sorted(schedule.credentials),
+        "files": [path for path in scheduler.leftovers(schedule.name) if os.path.exists(path)],
+        "last_run": _run(standing.runs[0]) if standing.runs else None,
+        "last_saved": _run(saved) if saved is not None else None,
+        "overdue": None if late is None else late.message,
+    }
+
+
+def _run(record: RunRecord) -> dict[str, Any]:
+    return {
+        "run_id": record.id,
+        "started": record.started,
+        "result": result_of(record),
+        "exit_code": record.exit_code,
+    }
+
+
+def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
+    schedule = standing.schedule
+    following = scheduler.next(schedule.name)
+    lines = [
+        f"{schedule.name}: kopiatomic {printable(shlex.join(schedule.words))}",
+        f"  Starts:        {_when(schedule)}" + (f", next {following}" if following else ""),
+    ]
+    for label, record in (
+        ("Last run:", standing.runs[0] if standing.runs else None),
+        ("Last complete:", standing.last_saved),
+    ):
+        text = "none on record"
+        if record is not None:
+            code = f" ({record.exit_code})" if record.exit_code is not None else ""
+            began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.started))
+            text = f"{record.id}, {began}, {result_of(record)}{code}"
+        lines.append(f"  {label:<14} {text}")
+    late = standing.overdue(time.time())
+    return lines if late is None else [*lines, f"  OVERDUE:       {late.message}"]
+
+
+def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> int:
+    """Take a schedule away; returns the exit code. Its runs stay on record."""
+
+    def run() -> int:
+        _require_root()
+        schedule = _installed(scheduler, name)
+        _require_idle(schedule)
+        paths = list(_of_ours(scheduler.leftovers(name), console))
+        console.result("\n".join(["These files go:", *(f"  {path}" for path in paths)]))
+        _confirm(f"Remove {name}?", yes=yes)
+        scheduler.stop(name)
+        for path in paths:
+            files.remove(path)
+        scheduler.stopped(name)
+        console.result(f"Removed {name}. Its runs stay on record ('kopiatomic history').")
+        return errors.SAVED
+
+    return _told(run, console)
+
+
+def _of_ours(paths: Sequence[str], console: Console) -> Iterator[str]:
+    """Those that are there and ours."""
+    for path in paths:
+        try:
+            if files.read(path) is not None:
+                yield path
+        except KopiatomicError as error:
+            console.warning(f"{error.message}; it is left alone")
+
+
+def _require_idle(schedule: Schedule) -> None:
+    """Refuse while a run of it lives: what cleans up after it would be gone. Raises KopiatomicError."""
+    runs = Records(schedule.state_dir).scheduled(schedule.name)
+    alive = next((run.id for run in runs if run.result is None and locks.alive(run.id)), None)
+    if alive is not None:
+        raise KopiatomicError(
+            f"run {alive} of the schedule {schedule.name} is alive",
+            kind="run-alive",
+            hint=f"Wait for its end, or end it: systemctl stop kopiatomic@{schedule.name}.service",
+        )
+
+
+def overdue(scheduler: Scheduler, console: Console, *, name: str) -> int:
+    """Fail where a schedule has had no complete success for too long; returns the exit code."""
+
+    def run() -> int:
+        late = _standing(_installed(scheduler, name)).overdue(time.time())
+        if late is not None:
+            raise late
+        return errors.SAVED
+
+    return _told(run, console)
+
+
+def start(
+    scheduler: Scheduler,
+    console: Console,
+    *,
+    name: str,
+    backup: Callable[[Schedule], Report],
+    environ: MutableMapping[str, str],
+) -> int:
+    """Make the backup of a schedule, where cron has nothing but its name; returns the exit code.
+
+    ``environ`` becomes that of the schedule. A view root that another run has is passed over, unless that goes on for too
+    long: what is written here cron sends as mail.
+    """
+
+    def run() -> int:
+        schedule = _installed(scheduler, name)
+        environ.clear()
+        environ.update(schedule.environment)
+        sys.argv[1:] = ["backup", "--schedule", name, *schedule.words]
+        report = backup(schedule)
+        if report.exit_code == errors.LOCKED:
+            late = _standing(schedule).overdue(time.time())
+            if late is None:
+                return errors.SAVED
+            console.error(late)
+        console.report(report, summary=False)
+        return report.exit_code
+
+    return _told(run, console)
+
+
+def _require_root() -> None:
+    if os.geteuid() != 0:
+        raise KopiatomicError("schedules are root's", kind="not-root", hint="sudo kopiatomic schedule ...")
+
+
+def _told(run: Callable[[], int], console: Console) -> int:
+    """Call, and turn what goes wrong into a message and an exit code."""
+    try:
+        return run()
+    except KopiatomicError as error:
+        console.error(error)
+        return error.exit_code
+    except Exception as error:
+        failure = errors.unforeseen(error)
+        console.error(failure)
+        return failure.exit_code
