@@ -107,6 +107,8 @@ def _recovered_of(records: Records, schedule: str, console: Console, *, dry_run:
     locks.prepare()
     recovery = Recovery(records, own=None, dry_run=dry_run, warn=console.warning)
     recovery.recorded({run.id for run in records.scheduled(schedule)})
+    if not dry_run:
+        recovery.remove_stale_files()
     for warning in records.warnings:
         console.warning(warning)
     return recovery.cleared

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import MutableMapping
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.text import printable
@@ -21,12 +21,12 @@ def is_variable(name: str) -> bool:
     return _VARIABLE.fullmatch(name) is not None
 
 
-def read(environment: Mapping[str, str]) -> dict[str, str]:
-    """The credentials that the environment leads to, by variable, each without the newline at its end.
+def take(environment: MutableMapping[str, str]) -> dict[str, str]:
+    """The credentials that an environment leads to, by variable, each without the newline at its end.
 
-    Raises KopiatomicError of kind ``credential``.
+    It leads to them no longer then. Raises KopiatomicError of kind ``credential``.
     """
-    folder = environment.get("CREDENTIALS_DIRECTORY")
+    folder = environment.pop("CREDENTIALS_DIRECTORY", "")
     if not folder:
         return {}
     try:

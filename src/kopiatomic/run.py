@@ -80,7 +80,7 @@ class _Run:
             check_name(options.name)
         command = None if options.command is None else words("-c", options.command)
         extra = words("-o", options.options)
-        self._handed = credentials.read(os.environ)
+        self._handed = credentials.take(os.environ)
         engine = engines.create(
             command,
             extra,

@@ -38,13 +38,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_a_service_manager_there_are_none() -> None:
-    assert credentials.read({}) == {}
-    assert credentials.read({"CREDENTIALS_DIRECTORY": ""}) == {}
+    assert credentials.take({}) == {}
+    assert credentials.take({"CREDENTIALS_DIRECTORY": ""}) == {}
 
 
 def test_those_that_are_named_like_a_variable_are_taken_without_their_newline(folder: Path) -> None:
     (folder / "RESTIC_PASSWORD").write_bytes(b"caf\xe9\n\n")
-    found = credentials.read(os.environ)
+    found = credentials.take(dict(os.environ))
     assert found == {"KOPIA_PASSWORD": PASSWORD, "RESTIC_PASSWORD": os.fsdecode(b"caf\xe9\n")}
 
 
@@ -52,7 +52,7 @@ def test_one_that_cannot_be_read_is_said_before_anything_is_made(folder: Path) -
     (folder / "KOPIA_PASSWORD").write_bytes(b"a\0b")
     for wanted in ("NUL", "No such file"):
         with pytest.raises(KopiatomicError) as caught:
-            credentials.read(os.environ)
+            credentials.take(dict(os.environ))
         assert caught.value.kind == "credential"
         assert wanted in caught.value.message
         (folder / "KOPIA_PASSWORD").unlink()
@@ -120,6 +120,7 @@ def test_the_engine_has_them_and_hooks_and_our_own_environment_have_not(
     for name in ("pre", "post"):
         assert environment_of(tmp_path / name)["KOPIATOMIC_RUN_ID"] == report.run_id
         assert PASSWORD not in (tmp_path / name).read_text()
+        assert "CREDENTIALS_DIRECTORY" not in environment_of(tmp_path / name)
     assert PASSWORD not in os.environ.values()
 
 

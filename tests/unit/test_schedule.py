@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -1220,29 +1220,31 @@ def test_what_cron_will_start_is_asked_in_an_environment_that_has_nothing_else(
     assert set(answer["environment"]) <= {"HOME", "LC_CTYPE"}
 
 
+def test_without_systemds_tools_it_is_said(
+    on_linux: Scheduler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert error_of(lambda: on_linux.calendar("home", "daily")).kind == "no-systemd"
+
+
 # Recovering what one run left
 
 
-@pytest.fixture
-def dead(records: Records) -> Iterator[list[str]]:
-    """Two runs that were killed before they made anything, one of a schedule."""
-    runs = []
-    for number, name in ((1, "home"), (2, "")):
-        run = RunRecord(f"20261122T101112Z-{number:08x}", "0", "k", "/kopia", 1.0, None, None, None, None, name)
-        records.begin(run, keep=1e12)
-        runs.append(run.id)
-    return iter([runs])
-
-
 def test_recovering_a_schedule_looks_at_its_own_runs_alone(
-    dead: Iterator[list[str]], records: Records, capsys: pytest.CaptureFixture[str]
+    records: Records, lock_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Two runs were killed before they made anything, one of the schedule; its lock file is still there."""
     from kopiatomic.commands import recover
 
-    ours, other = next(dead)
+    ours, other = (f"20261122T101112Z-{number:08x}" for number in (1, 2))
+    for run_id, name in ((ours, "home"), (other, "")):
+        records.begin(RunRecord(run_id, "0", "k", "/kopia", 1.0, None, None, None, None, name), keep=1e12)
+    locks.prepare()
+    Path(locks.path_of("root", "/kopia")).touch()
     assert recover(records.directory, Console(), dry_run=False, as_json=True, schedule="home") == 0
     assert json.loads(capsys.readouterr().out)["interrupted"] == [ours]
     assert {run.id: run.result for run in records.history(9)} == {ours: "interrupted", other: None}
+    assert os.listdir(lock_directory) == []
 
 
 # The whole command line
