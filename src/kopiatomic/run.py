@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from kopiatomic import credentials, engines, hooks, plan, roots, skipping
 from kopiatomic.engines import Engine, Job, Remembering
-from kopiatomic.engines.own import Own, in_place, prepared
+from kopiatomic.engines.own import Own, in_place, prepared, require_skipped
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
 from kopiatomic.launcher import Checked, Start
@@ -69,6 +69,8 @@ class _Run:
         selected = self._report.plan = self._freezing.select()
         self._freezing.check_places(selected)
         self._ask(engine, selected)
+        if selected.layout is Layout.IN_PLACE:
+            require_skipped(self._written(engine, selected), selected)
         assert self._report.engine is not None
         self._report.engine.target = engine.target
 
@@ -151,9 +153,13 @@ class _Run:
         """The plan with what has to stay live in the frozen trees. Raises KopiatomicError where it would be read as data."""
         if selected.layout is not Layout.IN_PLACE:
             return selected
+        return prepared(self._written(engine, selected), selected, self._freezing.warn)
+
+    def _written(self, engine: Engine, selected: Plan) -> list[Own]:
+        """The directories that are written to while the engine reads."""
         paths = map(os.path.abspath, self._options.writable)
         asked = [Own("--writable", path, engine.skips(path), _NOT_SKIPPED) for path in paths]
-        return prepared([*engine.own(selected), *asked], selected, self._freezing.warn)
+        return [*engine.own(selected), *asked]
 
     def _finish(self, engine: Engine) -> None:
         """What the engine put off; the backup is saved, so nothing that goes wrong here makes it a failure."""

@@ -68,18 +68,11 @@ def _made(path: str, *, mark: bool) -> bool:
         os.close(directory)
 
 
-def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> Plan:
-    """The plan with those that lie in a source, made (and marked) if they are not yet, so that they are in the snapshot too.
-
-    Raises KopiatomicError for one that would be read as data.
-    """
-    paths = set()
+def require_skipped(found: Sequence[Own], plan: Plan) -> None:
+    """Raises KopiatomicError for one that lies in a source and would be read as data."""
     for own in found:
-        path = os.path.realpath(own.path)
-        source = source_of(path, plan)
-        if source is None:
-            continue
-        if not own.skipped:
+        source = source_of(os.path.realpath(own.path), plan)
+        if source is not None and not own.skipped:
             raise KopiatomicError(
                 f"{own.what} {printable(own.path)} lies in {printable(source)}, which is backed up in place: it is written "
                 "while it is read",
@@ -87,6 +80,19 @@ def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> P
                 hint=own.why
                 or "Move it out of what is backed up, leave its dataset out (--exclude), or use --layout merged.",
             )
+
+
+def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> Plan:
+    """The plan with those that lie in a source, made (and marked) if they are not yet, so that they are in the snapshot too.
+
+    Raises KopiatomicError for one that would be read as data.
+    """
+    require_skipped(found, plan)
+    paths = set()
+    for own in found:
+        path = os.path.realpath(own.path)
+        if source_of(path, plan) is None:
+            continue
         try:
             if _made(path, mark=own.cache):
                 told = f"{own.what} {printable(path)} lies in this backup and was not marked as a cache"

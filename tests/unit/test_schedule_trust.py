@@ -1,0 +1,340 @@
+"""What a schedule does not touch, what it does not start, and what it takes of its caller's environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kopiatomic.options import Options
+from kopiatomic.schedules import (
+    Scheduler,
+    environment,
+    files,
+    systemd,
+    trust,
+)
+from kopiatomic.schedules.files import State
+from tests.support.programs import Kopiatomic
+from tests.unit.schedules import UNITS, error_of, on_freebsd, on_linux, root, schedule, tree, write_all
+
+__all__ = ["on_freebsd", "on_linux", "root"]
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="schedules are root's")
+
+
+# Files
+
+
+def test_files_are_roots_and_everybody_may_read_them_whatever_the_umask(on_linux: Scheduler, root: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        paths = write_all(on_linux, schedule(), root)
+    finally:
+        os.umask(before)
+    assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o644] * 4
+    assert {stat.S_IMODE(path.parent.stat().st_mode) for path in paths} == {0o755}
+    assert sorted(tree(root)) == sorted(str(path.relative_to(root)) for path in paths)
+
+
+def test_writing_the_same_again_touches_nothing(on_linux: Scheduler, root: Path) -> None:
+    paths = write_all(on_linux, schedule(), root)
+    before = [path.stat() for path in paths]
+    assert [files.state(file) for file in on_linux.files(schedule())] == [State.SAME] * 4
+    write_all(on_linux, schedule(), root)
+    assert [(s.st_ino, s.st_mtime_ns) for s in before] == [
+        (s.st_ino, s.st_mtime_ns) for s in (path.stat() for path in paths)
+    ]
+
+
+def test_a_changed_schedule_replaces_its_files_at_once(on_linux: Scheduler, root: Path) -> None:
+    """Who has the old file open goes on reading the old one: it is another file now."""
+    *_, service, _timer = write_all(on_linux, schedule(), root)
+    with service.open() as old:
+        write_all(on_linux, schedule(words=("mail",)), root)
+        assert json.dumps(["-r", "tank"]) in old.read()
+    found = on_linux.read("home")
+    assert found is not None
+    assert found.words == ("mail",)
+
+
+@pytest.mark.parametrize("kind", ["foreign", "edited", "link", "dangling link", "directory"])
+def test_what_is_not_ours_is_neither_overwritten_nor_removed(kind: str, on_linux: Scheduler, root: Path) -> None:
+    *_, service, _timer = write_all(on_linux, schedule(), root)
+    ours = service.read_text()
+    service.unlink()
+    if kind == "foreign":
+        service.write_text("[Service]\nExecStart=/bin/true\n")
+    elif kind == "edited":
+        service.write_text(ours + "Nice=19\n")
+    elif kind == "directory":
+        service.mkdir()
+    else:
+        target = root / "target"
+        if kind == "link":
+            target.write_text(ours)
+        service.symlink_to(target)
+    before = tree(root)
+    changed = next(file for file in on_linux.files(schedule(words=("mail",))) if file.path == str(service))
+    for call in (
+        lambda: files.state(changed),
+        lambda: files.write(changed, top=str(root)),
+        lambda: files.remove(str(service)),
+    ):
+        error = error_of(call)
+        assert error.kind == ("file" if kind == "directory" else "foreign-file")
+        assert str(service) in error.message
+    assert tree(root) == before
+    assert service.is_symlink() == ("link" in kind)
+
+
+def test_a_write_that_fails_leaves_nothing_behind(
+    on_linux: Scheduler, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    error = error_of(lambda: write_all(on_linux, schedule(), root))
+    assert (error.kind, tree(root)) == ("file", {})
+    assert "No space left" in error.message
+
+
+def test_a_folder_that_others_can_write_to_gets_no_file(on_linux: Scheduler, root: Path) -> None:
+    (root / UNITS).mkdir(parents=True)
+    (root / "etc").chmod(0o777)
+    assert error_of(lambda: write_all(on_linux, schedule(), root)).kind == "not-roots-alone"
+    assert tree(root) == {}
+
+
+def test_templates_that_a_package_has_brought_are_used_and_not_written(on_linux: Scheduler, root: Path) -> None:
+    packaged = root / "usr/lib/systemd/system"
+    packaged.mkdir(parents=True)
+    for name in ("kopiatomic@.service", "kopiatomic@.timer"):
+        (packaged / name).write_text(systemd.template(name))
+    assert [path.name for path in write_all(on_linux, schedule(), root)] == ["10-schedule.conf"] * 2
+    # An administrator's own in front of the package's is theirs.
+    (root / UNITS / "kopiatomic@.timer").write_text("[Timer]\n")
+    assert [path.name for path in write_all(on_linux, schedule(), root)] == ["10-schedule.conf"] * 2
+
+
+def test_templates_of_an_earlier_version_are_brought_up_to_date(on_linux: Scheduler, root: Path) -> None:
+    write_all(on_linux, schedule(), root)
+    template = root / UNITS / "kopiatomic@.service"
+    template.write_text(files.marked("[Service]\nType=oneshot\n"))
+    states = {Path(file.path).name: files.state(file) for file in on_linux.files(schedule("mail"))}
+    assert states["kopiatomic@.service"] is State.CHANGED
+    assert states["kopiatomic@.timer"] is State.SAME
+    write_all(on_linux, schedule("mail"), root)
+    assert "KillMode=mixed" in template.read_text()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", ".x", "-x", "a b", "a@b", "ü", "x" * 51, "a\nb", "a.b"])
+def test_a_name_that_is_no_plain_word_is_refused(name: str) -> None:
+    from kopiatomic.schedules import check_name
+
+    assert error_of(lambda: check_name(name)).exit_code == 2
+
+
+# Who could change what root would run
+
+
+@pytest.fixture
+def installation(tmp_path: Path) -> Path:
+    """A program as an installer puts it down."""
+    program = tmp_path / "opt/kopiatomic/bin/kopiatomic"
+    program.parent.mkdir(parents=True)
+    for folder in (tmp_path / "opt", tmp_path / "opt/kopiatomic", program.parent):
+        folder.chmod(0o755)
+    program.write_text("#!/usr/bin/python3\nfrom kopiatomic.cli import main\n\nmain()\n")
+    program.chmod(0o755)
+    return program
+
+
+def test_a_program_of_roots_alone_is_started_by_its_path_and_its_python(installation: Path, tmp_path: Path) -> None:
+    assert trust.installed(str(installation), top=str(tmp_path)) == (sys.executable, str(installation))
+
+
+def _give_to_a_group(path: Path) -> None:
+    os.chown(path, 0, 12345)
+    path.chmod(0o775)
+
+
+@pytest.mark.parametrize("what", ["opt", "opt/kopiatomic", "opt/kopiatomic/bin", "opt/kopiatomic/bin/kopiatomic"])
+@pytest.mark.parametrize(
+    ("change", "who"),
+    [
+        (lambda path: path.chmod(0o757), "everybody"),
+        (_give_to_a_group, "group 12345"),
+        (lambda path: os.chown(path, 12345, 0), "user 12345"),
+    ],
+    ids=["everybody", "group", "owner"],
+)
+def test_a_program_that_others_can_exchange_is_refused(
+    what: str, change: Callable[[Path], object], who: str, installation: Path, tmp_path: Path
+) -> None:
+    change(tmp_path / what)
+    error = error_of(lambda: trust.installed(str(installation), top=str(tmp_path)))
+    assert error.kind == "not-roots-alone"
+    assert who in error.message
+    assert str(tmp_path / what) in error.message
+    assert "chmod go-w" in str(error.hint)
+
+
+def test_what_links_lead_to_is_looked_at_as_well(installation: Path, tmp_path: Path) -> None:
+    usual = tmp_path / "usual"
+    usual.mkdir(0o755)
+    (usual / "kopiatomic").symlink_to("../opt/kopiatomic/bin/kopiatomic")
+    program = usual / "kopiatomic"
+    assert trust.installed(str(program), top=str(tmp_path))[1] == str(program)
+    (tmp_path / "opt").chmod(0o777)
+    assert "opt" in error_of(lambda: trust.installed(str(program), top=str(tmp_path))).message
+    (tmp_path / "opt").chmod(0o755)
+    usual.chmod(0o777)
+    assert "usual" in error_of(lambda: trust.installed(str(program), top=str(tmp_path))).message
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    assert error_of(lambda: trust.check(str(loop), "the program", top=str(tmp_path))).kind == "not-roots-alone"
+
+
+def test_its_python_and_what_that_imports_are_looked_at(
+    installation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir(0o777)
+    packages.chmod(0o777)
+    monkeypatch.setattr(sys, "path", [str(packages), *sys.path])
+    assert "imports from" in error_of(lambda: trust.installed(str(installation), top=str(tmp_path))).message
+    packages.chmod(0o755)
+    python = packages / "python3"
+    python.write_text("")
+    python.chmod(0o777)
+    monkeypatch.setattr(sys, "executable", str(python))
+    assert "its Python" in error_of(lambda: trust.installed(str(installation), top=str(tmp_path))).message
+
+
+def test_the_folders_of_the_system_itself_are_looked_at() -> None:
+    trust.check("/usr/bin/env", "the program")
+    assert error_of(lambda: trust.check("/tmp", "the program")).kind == "not-roots-alone"
+
+
+def test_a_module_is_no_program(kopiatomic: Kopiatomic) -> None:
+    ended = kopiatomic("schedule", "install", "--yes", "home", "--", "-c", "true", "tank")
+    assert ended.returncode == 1
+    assert "is no program that a timer could start" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+# The environment of a schedule
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Path:
+    """Programs that are there. Nothing is asked of them here."""
+    folder = tmp_path / "bin"
+    folder.mkdir(0o755)
+    for name in ("kopia", "restic", "borg"):
+        (folder / name).write_text("#!/bin/sh\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def environment_for(
+    caller: dict[str, str], tmp_path: Path, *credentials: str, **options: Any
+) -> environment.Environment:
+    path = f"{tmp_path}/bin"
+    return environment.of(Options(**options), {"PATH": path, **caller}, "/root", credentials, top=str(tmp_path))
+
+
+@pytest.mark.usefixtures("engines")
+def test_home_configuration_path_and_program_are_fixed(tmp_path: Path) -> None:
+    found = environment_for({"HOME": "/home/ann", "LANG": "C", "KOPIATOMIC_TEST": "1"}, tmp_path)
+    assert found.variables == {
+        "HOME": "/root",
+        "PATH": environment.PATH,
+        "KOPIA_CONFIG_PATH": "/root/.config/kopia/repository.config",
+        "KOPIATOMIC_KOPIA": f"{tmp_path}/bin/kopia",
+    }
+    assert found.left_out == ()
+
+
+@pytest.mark.usefixtures("engines")
+def test_where_kopias_configuration_is_said_elsewhere_that_is_the_one(tmp_path: Path) -> None:
+    given = environment_for({"KOPIA_CONFIG_PATH": "/etc/kopia.config"}, tmp_path).variables
+    assert given["KOPIA_CONFIG_PATH"] == "/etc/kopia.config"
+    by_option = environment_for({}, tmp_path, options="--config-file=/srv/x.config").variables
+    assert by_option["KOPIA_CONFIG_PATH"] == "/srv/x.config"
+    elsewhere = environment_for({"XDG_CONFIG_HOME": "/srv/config"}, tmp_path).variables
+    assert elsewhere["KOPIA_CONFIG_PATH"] == "/srv/config/kopia/repository.config"
+
+
+@pytest.mark.usefixtures("engines")
+def test_secrets_of_the_caller_are_named_and_left_out(tmp_path: Path) -> None:
+    caller = {
+        "RESTIC_REPOSITORY": "rest:https://me:hush@host/",
+        "RESTIC_PASSWORD": "hush",
+        "RESTIC_PASSWORD_FILE": "/root/restic.pw",
+        "RESTIC_CACHE_DIR": "/srv/cache",
+        "AWS_ACCESS_KEY_ID": "hush",
+        "AWS_SECRET_ACCESS_KEY": "hush",
+        "AWS_DEFAULT_REGION": "north",
+        "B2_ACCOUNT_KEY": "hush",
+        "KOPIA_PASSWORD": "of another engine",
+        "http_proxy": "http://me:hush@proxy/",
+    }
+    found = environment_for(caller, tmp_path, "AWS_SECRET_ACCESS_KEY", engine="restic")
+    assert "hush" not in str(found.variables)
+    assert found.left_out == (
+        "AWS_ACCESS_KEY_ID",
+        "B2_ACCOUNT_KEY",
+        "RESTIC_PASSWORD",
+        "RESTIC_REPOSITORY",
+        "http_proxy",
+    )
+    kept = {"RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR", "AWS_DEFAULT_REGION", "KOPIATOMIC_RESTIC", "HOME", "PATH"}
+    assert set(found.variables) == kept
+
+
+def test_an_engine_that_others_can_exchange_is_refused(engines: Path, tmp_path: Path) -> None:
+    (engines / "borg").chmod(0o777)
+    error = error_of(lambda: environment_for({}, tmp_path, engine="borg"))
+    assert (error.kind, "the engine borg" in error.message) == ("not-roots-alone", True)
+    (engines / "borg").unlink()
+    assert error_of(lambda: environment_for({}, tmp_path, engine="borg")).kind == "borg-missing"
+
+
+@pytest.mark.usefixtures("engines")
+def test_a_command_is_looked_for_where_the_schedule_will(tmp_path: Path) -> None:
+    assert set(environment_for({}, tmp_path, command="true").variables) == {"HOME", "PATH"}
+    error = error_of(lambda: environment_for({}, tmp_path, command="kopia"))
+    assert (error.kind, environment.PATH in str(error.hint)) == ("command-missing", True)
+
+
+@pytest.mark.parametrize("fault", ["mode", "empty", "directory", "missing", "relative", "name", "owner"])
+def test_a_credential_has_to_be_a_file_of_roots_alone(fault: str, tmp_path: Path) -> None:
+    file = tmp_path / "kopia.pw"
+    file.write_text("hush\n")
+    file.chmod(0o600)
+    name, path = "KOPIA_PASSWORD", str(file)
+    environment.check_credential(name, path, top=str(tmp_path))
+    if fault == "mode":
+        file.chmod(0o640)
+    elif fault == "empty":
+        file.write_text("")
+    elif fault == "directory":
+        file.unlink()
+        file.mkdir(0o700)
+    elif fault == "missing":
+        file.unlink()
+    elif fault == "owner":
+        os.chown(file, 12345, 0)
+    name = "kopia-password" if fault == "name" else name
+    path = "kopia.pw" if fault == "relative" else path
+    error = error_of(lambda: environment.check_credential(name, path, top=str(tmp_path)))
+    assert error.kind == ("not-roots-alone" if fault in {"missing", "owner"} else "bad-credential")
