@@ -28,10 +28,9 @@ class _WithWords(WithCommand):
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         from click.shell_completion import ShellComplete
 
-        from kopiatomic.cli import backup
-
         if COMMAND not in ctx.meta:
             return super().shell_complete(ctx, incomplete)
+        backup = _all_commands(ctx).commands["backup"]
         return ShellComplete(backup, {}, "kopiatomic", "").get_completions(ctx.meta[COMMAND], incomplete)
 
 
@@ -100,7 +99,7 @@ def install(
 
     if daily + hourly + (calendar is not None) > 1:
         raise click.UsageError("--daily, --hourly and --calendar exclude each other")
-    words, options = _meant(context.meta.get(COMMAND) or ())
+    words, options = meant(context.meta.get(COMMAND) or (), _all_commands(context))
     console = Console()
     wanted = Wanted(name, calendar or (HOURLY if hourly else DAILY), credentials, words, options)
     place = Place(told(here, console), sys.argv[0], os.environ)
@@ -143,7 +142,7 @@ def check(context: click.Context, /) -> None:
     from kopiatomic.output.console import Console
     from kopiatomic.scheduling import check as run
 
-    words, options = _meant(context.meta.get(COMMAND) or ())
+    words, options = meant(context.meta.get(COMMAND) or (), _all_commands(context))
     raise SystemExit(run(words, options, Console(quiet=True)))
 
 
@@ -161,7 +160,8 @@ def overdue(*, name: str) -> None:
 
 @schedule.command("run", context_settings=HELP, hidden=True)
 @click.argument("name", metavar="NAME")
-def start(*, name: str) -> None:
+@click.pass_context
+def start(context: click.Context, /, *, name: str) -> None:
     """Make the backup of the schedule: what cron starts."""
     from kopiatomic.output.console import Console
     from kopiatomic.run import backup as make
@@ -173,20 +173,26 @@ def start(*, name: str) -> None:
     def made(found: Schedule) -> Report:
         from dataclasses import replace
 
-        _, options = _meant(found.words)
+        _, options = meant(found.words, _all_commands(context))
         return make(replace(options, schedule=found.name), console)
 
     raise SystemExit(run(told(here, console), console, name=name, backup=made, environ=os.environ))
 
 
-def _meant(words: Sequence[str]) -> tuple[Sequence[str], Options]:
-    """The words of a backup without its name, and what they mean. Raises click's errors."""
-    from kopiatomic.cli import backup, cli
+def _all_commands(context: click.Context) -> click.Group:
+    found = context.find_root().command
+    assert isinstance(found, click.Group)
+    return found
+
+
+def meant(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], Options]:
+    """The words of a backup without its name, and what they mean to the one in ``group``. Raises click's errors."""
     from kopiatomic.options import Options
 
+    backup = group.commands["backup"]
     if words and words[0] == backup.name:
         words = words[1:]
-    elif words and words[0] in cli.commands:
+    elif words and words[0] in group.commands:
         raise click.UsageError(
             f"a schedule makes backups, and '{words[0]}' is another command; '-- backup {words[0]}' is a dataset of that name"
         )

@@ -19,14 +19,14 @@ from typing import Any
 
 import pytest
 
-from kopiatomic import cli, freezing, locks, run, scheduling
+from kopiatomic import cli, freezing, locks, run, schedules, scheduling
 from kopiatomic.errors import KopiatomicError, LockedError
 from kopiatomic.model import Layout
 from kopiatomic.options import Options
 from kopiatomic.output.console import Console
 from kopiatomic.records import Records, RunRecord
 from kopiatomic.report import Report
-from kopiatomic.schedule_cli import _meant
+from kopiatomic.schedule_cli import meant
 from kopiatomic.schedules import (
     Schedule,
     Scheduler,
@@ -80,7 +80,7 @@ def test_words_that_make_no_schedule_are_exit_code_2(words: Sequence[str], said:
 
 
 def test_a_dataset_that_is_named_like_a_command_is_reached_through_backup() -> None:
-    words, options = _meant(["backup", "plan", "-r", "--no-maintenance", "--quiet"])
+    words, options = meant(["backup", "plan", "-r", "--no-maintenance", "--quiet"], cli.cli)
     assert list(words) == ["plan", "-r", "--no-maintenance", "--quiet"]
     assert options == Options(names=("plan",), recursive=True, maintenance=False)
 
@@ -90,7 +90,7 @@ def test_the_time_to_end_covers_the_engine_a_suspended_pool_the_last_hook_and_cl
         (["tank"], 30 + 30 + 180),
         (["--stop-timeout", "10m", "-q", "x", "--hook-timeout", "1h", "tank"], 4800),
     ):
-        _, options = _meant(words)
+        _, options = meant(words, cli.cli)
         assert scheduling._end_timeout(options) > least
 
 
@@ -171,8 +171,8 @@ class Machine:
     ) -> int:
         handed = {"KOPIA_PASSWORD": str(self.credential)} if credential else {}
         state_dir = self.caller["KOPIATOMIC_STATE_DIR"]
-        meant, options = _meant([*words, "--state-dir", state_dir] if "--state-dir" not in words else words)
-        wanted = Wanted(name, calendar, handed, meant, options)
+        understood, options = meant([*words, "--state-dir", state_dir], cli.cli)
+        wanted = Wanted(name, calendar, handed, understood, options)
         place = Place(self.scheduler, str(self.program), self.caller, top=str(self.base))
         return scheduling.install(wanted, place, Console(), yes=yes)
 
@@ -630,6 +630,59 @@ def test_the_check_refuses_in_place_what_a_run_would_and_takes_no_lock(
     assert fine.engine.target is not None
     assert fine.engine.target.repository == str(restic_bench.repository.path)
     assert not lock_directory.exists()
+
+
+def test_the_command_line_of_install_asks_for_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Wanted, Place, bool]] = []
+
+    def record(wanted: Wanted, place: Place, _console: Console, *, yes: bool) -> int:
+        asked.append((wanted, place, yes))
+        return 0
+
+    monkeypatch.setattr(scheduling, "install", record)
+    for words, calendar in (
+        ([], "daily"),
+        (["--hourly", "--yes"], "hourly"),
+        (["--calendar", "Mon 02:30"], "Mon 02:30"),
+    ):
+        handed = ["--credential", "KOPIA_PASSWORD=/root/a=b", "--credential", "X=/y"]
+        monkeypatch.setattr(
+            sys, "argv", ["/opt/kopiatomic", "schedule", "install", *words, *handed, "home", "--", "-r", "tank"]
+        )
+        with pytest.raises(SystemExit):
+            cli.main()
+        wanted, place, yes = asked.pop()
+        credentials = {"KOPIA_PASSWORD": "/root/a=b", "X": "/y"}
+        assert wanted == Wanted("home", calendar, credentials, ["-r", "tank"], Options(names=("tank",), recursive=True))
+        assert (place.argv0, place.top, yes) == ("/opt/kopiatomic", "/", "--yes" in words)
+
+
+def test_the_command_line_of_cron_makes_the_backup_of_the_schedule(
+    on_freebsd: Scheduler, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = {"HOME": "/root", "KOPIATOMIC_STATE_DIR": str(tmp_path / "elsewhere")}
+    one = schedule(calendar="02:30", words=("-r", "--name", "my home", "--no-maintenance", "tank"), environment=where)
+    write_all(on_freebsd, one, root)
+    asked: list[Options] = []
+
+    def record(options: Options, _listener: object) -> Report:
+        asked.append(options)
+        assert dict(os.environ) == where
+        return Report("id", "/kopia", error=KopiatomicError("no", kind="k"))
+
+    before = dict(os.environ)
+    monkeypatch.setattr(schedules, "here", lambda: on_freebsd)
+    monkeypatch.setattr(run, "backup", record)
+    monkeypatch.setattr(sys, "argv", ["kopiatomic", "schedule", "run", "home"])
+    try:
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    assert ended.value.code == 1
+    wanted = Options(names=("tank",), recursive=True, name="my home", maintenance=False, schedule="home")
+    assert asked == [replace(wanted, state_dir=where["KOPIATOMIC_STATE_DIR"])]
 
 
 def test_names_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:

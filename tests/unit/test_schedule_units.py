@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from kopiatomic import scheduling
+from kopiatomic.output.console import Console
 from kopiatomic.schedules import (
     Calendar,
     Scheduler,
@@ -290,6 +292,14 @@ def test_cron_is_told_a_minute_that_differs_from_schedule_to_schedule(on_freebsd
 @pytest.mark.parametrize("path", ["/opt/my programs/kopiatomic", "/opt/a%b", "/opt/$x", "relative"])
 def test_a_program_that_crons_shell_would_read_as_something_else_is_refused(path: str, on_freebsd: Scheduler) -> None:
     assert error_of(lambda: on_freebsd.check(schedule(program=("/usr/bin/python3", path)))).kind == "bad-path"
+
+
+def test_crons_folder_stays_also_where_nothing_is_left_in_it(
+    on_freebsd: Scheduler, root: Path, lock_directory: Path
+) -> None:
+    (path,) = write_all(on_freebsd, schedule("d", calendar="02:30", state_dir=str(root / "state")), root)
+    assert scheduling.remove(on_freebsd, Console(), name="d", yes=True) == 0
+    assert (path.exists(), path.parent.is_dir()) == (False, True)
 
 
 def test_cron_has_no_credentials(on_freebsd: Scheduler) -> None:

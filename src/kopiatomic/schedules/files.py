@@ -106,19 +106,19 @@ def write(file: File, *, top: str = "/") -> None:
         raise _refused(file.path, "written", error) from None
 
 
-def remove(path: str) -> bool:
-    """Remove a file of ours, and its folder if nothing else is in it; returns whether it was there. Raises KopiatomicError."""
+def remove(path: str) -> None:
+    """Remove a file if it is there and ours, and its folder if that is named after us and empty. Raises KopiatomicError."""
     if read(path) is None:
-        return False
-    folder = os.path.dirname(path)
+        return
+    above = os.path.dirname(path)
     try:
         os.unlink(path)
-        _sync(folder)
+        if os.path.basename(above).startswith("kopiatomic@") and not os.listdir(above):
+            os.rmdir(above)
+            above = os.path.dirname(above)
+        _sync(above)
     except OSError as error:
         raise _refused(path, "removed", error) from None
-    if folder.endswith(".d") and not os.listdir(folder):
-        os.rmdir(folder)
-    return True
 
 
 def _sync(folder: str) -> None:

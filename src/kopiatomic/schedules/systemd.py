@@ -190,7 +190,7 @@ class Systemd:
             raise KopiatomicError(
                 f"systemctl {' '.join(words)} failed: {finished.errors.rpartition(chr(10))[2] or ended(finished.status)}",
                 kind="systemctl",
-                hint="The files are written; look at what it says, then install the schedule again.",
+                hint="Look at what it says ('journalctl -e'), then give the command again.",
             )
 
 
