@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from kopiatomic import __version__
+from kopiatomic.schedules.systemd import template
 from tests.support.programs import SOURCE, Completed, command
 
 TREE = SOURCE.parent
+TEMPLATES = ["kopiatomic@.service", "kopiatomic@.timer"]
 WHEEL = f"kopiatomic-{__version__}-py3-none-any.whl"
 
 
@@ -67,6 +69,9 @@ def test_the_one_file_runs_alone(dist: Path, tmp_path: Path) -> None:
     # All that a run needs is in it, and what a run reads besides code.
     code = f"import sys; sys.path[:] = ['{program}', *sys.path[1:]]; import kopiatomic.run, rich.console; print(rich.__file__)"
     assert alone(sys.executable, "-I", "-S", "-c", code, folder=tmp_path).stdout.startswith(str(program))
+    code = f"import sys; sys.path[:0] = ['{program}']; from kopiatomic.schedules.systemd import template as t"
+    units = alone(sys.executable, "-I", "-c", f"{code}; print(*map(t, {TEMPLATES}))", folder=tmp_path).stdout
+    assert units == f"{' '.join(map(template, TEMPLATES))}\n"
     ended = alone(program, "plan", "/nowhere", folder=tmp_path)
     assert (ended.returncode, "/nowhere: No such file" in ended.stderr) == (1, True)
 
