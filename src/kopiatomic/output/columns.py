@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len
 from rich.color import ColorSystem
 from rich.console import Console
 
@@ -51,7 +51,7 @@ def fitting(wanted: Sequence[int], width: int) -> list[int]:
 def fold(text: str, width: int) -> Iterator[str]:
     """A text in pieces that fit, broken after a space where there is one."""
     while _cells(text) > width:
-        piece = text[:width] if text.isascii() else chop_cells(text, width)[0]
+        piece = text[: _that_fit(text, width)]
         rest = text[len(piece) :]
         if rest.startswith(" "):
             rest = rest[1:]
@@ -61,6 +61,16 @@ def fold(text: str, width: int) -> Iterator[str]:
         yield piece
         text = rest
     yield text
+
+
+def _that_fit(text: str, width: int) -> int:
+    """How many characters of a text that is too long fit. Rich's chop_cells is of no use here: bookworm's goes backwards."""
+    if text.isascii():
+        return width
+    count = 1
+    while cell_len(text[: count + 1]) <= width:
+        count += 1
+    return count
 
 
 def _cells(text: str) -> int:
