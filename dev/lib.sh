@@ -21,7 +21,7 @@ need_root() {
     ((EUID == 0)) || die "this needs root (it mounts filesystems and installs packages)" "run it as root: sudo $0"
 }
 
-test_packages() { printf '%s\n' borgbackup btrfs-progs mandoc mount restic shellcheck strace; }
+test_packages() { printf '%s\n' borgbackup btrfs-progs mandoc mount restic shellcheck strace systemd; }
 venv_packages() { printf '%s\n' ca-certificates python3 python3-venv; }
 vm_packages() {
     printf '%s\n' cpio debian-archive-keyring e2fsprogs mmdebstrap python3 qemu-system-x86 xz-utils zstd
