@@ -26,6 +26,7 @@ venv_packages() { printf '%s\n' ca-certificates python3 python3-venv; }
 vm_packages() {
     printf '%s\n' cpio debian-archive-keyring e2fsprogs mmdebstrap python3 qemu-system-x86 xz-utils zstd
 }
+root_packages() { printf '%s\n' debian-archive-keyring mmdebstrap util-linux; }
 
 # packages NAME...: installs those that are missing
 packages() {
@@ -48,6 +49,13 @@ packages() {
 
 apt_get() {
     DEBIAN_FRONTEND=noninteractive apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300 -y "$@" >&2
+}
+
+# Prints the Debian archive that this machine itself uses, or nothing (mmdebstrap then takes its default).
+debian_mirror() {
+    # shellcheck disable=SC2016 # apt's own variables
+    apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(SITE)' 'Created-By: Packages' 2>/dev/null |
+        awk '$1 == "Debian" && $2 == "main" && $3 ~ /\/debian\/?$/ && !found++ { print $3 }'
 }
 
 make_cache() {
