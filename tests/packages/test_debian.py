@@ -112,6 +112,8 @@ def test_all_that_a_user_looks_for_is_in_it(installed: Machine) -> None:
         "/usr/share/doc/kopiatomic/README.md.gz",
         "/usr/share/doc/kopiatomic/changelog.gz",
         "/usr/share/doc/kopiatomic/copyright",
+        "/usr/lib/systemd/system/kopiatomic@.service",
+        "/usr/lib/systemd/system/kopiatomic@.timer",
     ):
         assert installed.path(path).is_file(), path
 
