@@ -25,7 +25,8 @@ from tests.zfs.runs import Runner
 
 TABLE = os.environ.get("KOPIATOMIC_TEST_ERROR_TABLE")
 LIBZFS_CORE = next(iter(Path("/lib").glob("*/libzfs_core.so.3")), Path("/lib/libzfs_core.so.3"))
-LIBZFS = next(iter(LIBZFS_CORE.parent.glob("libzfs.so.4")), Path("/lib/libzfs.so.4"))
+# Its number is that of the version: 4 is that of OpenZFS 2.1, 6 that of 2.3.
+LIBZFS = next(iter(sorted(LIBZFS_CORE.parent.glob("libzfs.so.?"))), Path("/lib/libzfs.so.4"))
 LIBM = LIBZFS_CORE.parent / "libm.so.6"
 
 FORGED = "on\t{own}\n{other}\tvolume\t-\t-\toff\t-\t{other}\n{own}\tfilesystem\ton\t-\toff\ton"
@@ -364,7 +365,7 @@ CASES = [
     Case(
         "zfs is broken",
         1,
-        "'zfs list' failed: .*libzfs.so.4",
+        rf"'zfs list' failed: .*{LIBZFS.name}",
         _true,
         "zfs list",
         before=lambda world: obstacles.replaced(LIBZFS, world.folder / "file"),
