@@ -370,7 +370,6 @@ def test_the_question_is_asked_with_the_settings_of_the_service() -> None:
         "OOMPolicy",
         "OOMScoreAdjust",
         "RestrictRealtime",
-        "RestrictSUIDSGID",
         "SystemCallArchitectures",
     }
 
