@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kopiatomic import changes, errors, facts, locks
-from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.gather import gather
 from kopiatomic.options import Options
 from kopiatomic.output.console import Console
@@ -252,9 +252,6 @@ def _told(run: Callable[[], int], console: Console) -> int:
     with signals.handled():
         try:
             return run()
-        except Interrupted as error:
-            console.error(error)
-            return error.exit_code
         except KopiatomicError as error:
             console.error(error)
             return error.exit_code

@@ -397,9 +397,6 @@ def _told(run: Callable[[], int], console: Console) -> int:
     """Call, and turn what goes wrong into a message and an exit code."""
     try:
         return run()
-    except KopiatomicError as error:
-        console.error(error)
-        return error.exit_code
     except Exception as error:
         failure = errors.unforeseen(error)
         console.error(failure)

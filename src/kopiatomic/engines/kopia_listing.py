@@ -30,10 +30,11 @@ def missing(client: Client, manifest: Manifest, job: Job, source: str) -> list[s
     One process for each folder that holds mount points. A place that could not be looked at is reported as well.
     """
     problems = []
-    place = job.places(source).get("/")
+    mounted = job.places(source)
+    place = mounted.get("/")
     if place is not None and place in job.filled and not _holds_something(manifest.summary):
         problems.append(_empty(job, place))
-    for parent, places in _by_parent(job, source).items():
+    for parent, places in _by_parent(mounted).items():
         try:
             problems += _below(client, manifest, job, parent, places)
         except KopiatomicError as error:
@@ -43,13 +44,13 @@ def missing(client: Client, manifest: Manifest, job: Job, source: str) -> list[s
 
 def questions(client: Client, manifest: Manifest, job: Job, source: str) -> list[tuple[str, ...]]:
     """The commands that :func:`missing` will run, to be asked ahead."""
-    return [client.showing(_folder(manifest, parent)) for parent in _by_parent(job, source)]
+    return [client.showing(_folder(manifest, parent)) for parent in _by_parent(job.places(source))]
 
 
-def _by_parent(job: Job, source: str) -> Mapping[str, Mapping[str, str]]:
-    """The mount points in a source, without its own root, with their places, by the folder that they are in."""
+def _by_parent(mounted: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
+    """The places that are mounted in a source, without its own root, by the folder that they are in."""
     found: dict[str, dict[str, str]] = {}
-    for path, place in job.places(source).items():
+    for path, place in mounted.items():
         if path != "/":
             found.setdefault(os.path.dirname(path), {})[path] = place
     return found

@@ -18,7 +18,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.schedules import DAILY, HOURLY, Calendar, File, Schedule, command, described, files, understood
 from kopiatomic.schedules import crontab as spec
 from kopiatomic.system import process
-from kopiatomic.text import ended, printable
+from kopiatomic.text import printable
 
 _FOLDER = "usr/local/etc/cron.d"
 _PREFIX = "kopiatomic-"
@@ -91,7 +91,7 @@ class Cron:
         except OSError as error:
             raise _no_answer(error.strerror or str(error)) from None
         except ValueError:
-            raise _no_answer(finished.errors.rpartition("\n")[2] or ended(finished.status)) from None
+            raise _no_answer(finished.why) from None
         return answer
 
     def start(self, name: str) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.schedules import Calendar, File, Schedule, backup, command, described, files, understood
 from kopiatomic.system import process
-from kopiatomic.text import ended, printable
+from kopiatomic.text import printable
 
 _UNITS = "etc/systemd/system"
 _PACKAGED = ("usr/lib/systemd/system", "lib/systemd/system", "usr/local/lib/systemd/system")
@@ -140,9 +140,8 @@ class Systemd:
         try:
             answer: Mapping[str, Any] = json.loads(finished.stdout)
         except ValueError:
-            said = finished.errors.rpartition("\n")[2] or ended(finished.status)
             raise KopiatomicError(
-                f"the check in the unit's environment gave no answer: {said}",
+                f"the check in the unit's environment gave no answer: {finished.why}",
                 kind="no-answer",
                 hint="'journalctl -e' may say why.",
             ) from None
@@ -188,7 +187,7 @@ class Systemd:
         finished = _run(["systemctl", "--quiet", *words])
         if finished.status != 0:
             raise KopiatomicError(
-                f"systemctl {' '.join(words)} failed: {finished.errors.rpartition(chr(10))[2] or ended(finished.status)}",
+                f"systemctl {' '.join(words)} failed: {finished.why}",
                 kind="systemctl",
                 hint="Look at what it says ('journalctl -e'), then give the command again.",
             )

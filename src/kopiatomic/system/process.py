@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import signals
-from kopiatomic.text import printable
+from kopiatomic.text import ended, printable
 
 KEEP = 4 << 20
 """How much of a program's output is kept (bytes) where the caller does not say."""
@@ -34,6 +34,11 @@ class Finished:
     def errors(self) -> str:
         """stderr as text, safe to print."""
         return "\n".join(map(printable, self.stderr.decode("utf-8", "backslashreplace").strip().splitlines()))
+
+    @property
+    def why(self) -> str:
+        """Why it failed, in one line: the last of its stderr, or how it ended."""
+        return self.errors.rpartition("\n")[2] or ended(self.status)
 
 
 class TimeLimitError(KopiatomicError):
