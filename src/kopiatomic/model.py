@@ -60,6 +60,8 @@ class Taken:
     parts: tuple[str, ...] = ("",)
     again: tuple[tuple[str, str], ...] = ()
     """Where else it is mounted, and the part that is seen there; in place these are frozen as well."""
+    outside: tuple[str, ...] = ()
+    """Btrfs: paths below its top of what is nested in it and was found outside of every part that is shown with ``-r``."""
 
     @property
     def places(self) -> tuple[str, ...]:

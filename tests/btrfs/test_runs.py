@@ -226,6 +226,21 @@ def test_a_part_that_is_a_link_or_gone_in_the_frozen_tree_is_named(
         command("rm", "-rf", part)
 
 
+def test_what_is_moved_into_a_part_after_the_listing_is_missed(
+    btrfs: Btrfs, run: Run, root: Path, leftovers: Leftovers
+) -> None:
+    data = btrfs.subvolume("data")
+    (data / "part").mkdir()
+    (data / "other").mkdir()
+    nested = btrfs.subvolume("data/other/nested")
+    assert run("-r", "-c", "true", data / "part").returncode == 0
+    ended = run("-r", "-p", f"mv {nested} {data}/part/", "-c", "true", data / "part")
+    assert ended.returncode == 3, str(ended)
+    assert f"{nested} was moved between the listing and the instant, and may have been in {data}/part" in ended.stderr
+    assert run("-r", "-c", "true", data / "part").returncode == 0
+    assert leftovers(root) == []
+
+
 def test_everything_takes_every_mounted_subvolume_once(
     make_btrfs: Callable[[], Btrfs], kopiatomic: Kopiatomic, tmp_path: Path, root: Path, leftovers: Leftovers
 ) -> None:

@@ -134,9 +134,19 @@ class BtrfsSelection:
             return _verdict(subvolume, Verdict.DUPLICATE, f"the same subvolume as {printable(first[key])}")
         first[key] = path
         dataset = Dataset("btrfs", path, subvolume.filesystem, path, subvolume.id, subvolume.device)
-        taken = Taken(dataset, path, ask.named, ask.parts)
+        taken = Taken(dataset, path, ask.named, ask.parts, outside=self._outside_in(subvolume))
         self._shared.taken.append(taken)
         return _verdict(subvolume, Verdict.TAKEN, ask.why, places=taken.places)
+
+    def _outside_in(self, subvolume: BtrfsSubvolume) -> tuple[str, ...]:
+        """What is nested in a subvolume, by path below its top, and is not taken for it lies outside of the parts named."""
+        return tuple(
+            below(inside.path, subvolume.path)
+            for inside in self._inside.get(subvolume.path, ())
+            if inside.path in self._outside
+            and inside.path not in self._asked
+            and self._shared.excluded_by((inside.path,)) is None
+        )
 
     def _why_covered(self, subvolume: BtrfsSubvolume) -> tuple[str, str]:
         """Why its path does not lead to it, and what to do."""

@@ -50,6 +50,8 @@ class Step:
     """Whether entries of ours have to stand beside those of the snapshot's top directory."""
     file: bool = False
     """Whether the part is no directory."""
+    outside: tuple[str, ...] = ()
+    """Where, below the snapshot's top, nested subvolumes have to have been that the plan does not show in the part."""
     files: tuple[VolumeFile, ...] = ()
     instant: int = 0
     """Nanoseconds since the epoch: the time of ``files``."""
@@ -57,7 +59,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A dataset whose place does not exist in what lies above it in the view."""
+    """A dataset whose place does not exist in what lies above it in the view; an empty place is one that is not known."""
 
     dataset: str
     place: str
@@ -100,8 +102,9 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
                 named=taken.named and place in taken.places,
                 part=part,
                 open_top=ours and place == "/",
+                outside=taken.outside if position == 0 else (),
             )
-            for place, part in taken.shown
+            for position, (place, part) in enumerate(taken.shown)
         ]
     if files:
         steps.append(Step("", VOLUMES, FILES, named=True, files=tuple(files), instant=sets.started_ns))
@@ -110,4 +113,6 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
 
 def missing_text(missing: Missing) -> str:
     """What has no place, and why, in words."""
+    if not missing.place:
+        return f"{printable(missing.dataset)} {missing.reason}"
     return f"{printable(missing.dataset)} cannot appear at {printable(missing.place)}: {missing.reason}"

@@ -83,6 +83,7 @@ class LinuxView:
         self._steps = list(steps)
         self._by_place = {step.place: step for step in steps}
         self._prints: list[_Print] = []
+        self._strayed: list[Missing] = []
         self._volumes = Volumes()
 
     def assemble(self) -> View:
@@ -117,7 +118,7 @@ class LinuxView:
         files = [file.place for s in shown for file in s.files]
         # What has no dataset and no place is told by what should have been mounted in it.
         told = tuple(m for m in missing if m.dataset)
-        return View(mounted=(*mounted, *files), filled=filled, missing=told)
+        return View(mounted=(*mounted, *files), filled=filled, missing=(*told, *self._strayed))
 
     def check(self) -> list[str]:
         """Compare every mount with the one that was made. Returns what is wrong, in words."""
@@ -191,6 +192,7 @@ class LinuxView:
             linux.mount(step.source, target, "zfs", FLAGS)
         else:
             with tops.of(step) as top:
+                self._strayed += _strayed(step, top)
                 return self._bind(step, top, target)
         return None
 
@@ -347,6 +349,24 @@ def _holds_something(root: int, place: str) -> bool:
         return any(
             entry.is_symlink() or entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
             for entry in entries
+        )
+
+
+def _strayed(step: Step, top: int) -> Iterator[Missing]:
+    """What is nested in a snapshot's dataset and was, at the instant, not where the plan found it outside of the part.
+
+    Somebody moved it, or a directory above it, in between: it may have been in the part.
+    """
+    for path in step.outside:
+        try:
+            with closing(linux.open_beneath(top, path, PATH)) as fd:
+                if btrfs.is_left_out(fd):
+                    continue
+        except OSError:
+            pass
+        name = f"{step.dataset.rstrip('/')}/{path}"
+        yield Missing(
+            name, "", f"was moved between the listing and the instant, and may have been in {printable(step.place)}"
         )
 
 
