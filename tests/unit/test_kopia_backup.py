@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.engines import kopia_listing
+from kopiatomic.engines import kopia_listing, program
 from kopiatomic.model import EngineEnd
 
 from .kopia_fixtures import PASSWORD, Bench, Driven, back_up, make_job, taken
@@ -92,6 +92,31 @@ def test_options_of_the_users_go_with_ours(bench: Bench, options: list[str]) -> 
     bench.tree("a/f")
     done = back_up(bench, bench.plan("/a"), *options)
     assert (done.result.complete, done.result.message) == (True, "")
+
+
+@pytest.mark.parametrize(
+    ("places", "reads", "options", "expected"),
+    [
+        (["/a"], None, [], [f"--parallel={program.processors() + 1}"]),
+        (["/usr/home", "/usr/home/ann", "/usr/src/x"], None, [], [f"--parallel={program.processors() + 1}"]),
+        (["/a/b/c"], 5, [], ["--parallel=8"]),
+        (["/a", "/b"], 5, [], []),
+        (["/", "/a"], 5, [], []),
+        (["/a"], None, ["--parallel=2"], ["--parallel=2"]),
+        (["/a"], None, ["--parallel", "2"], ["--parallel"]),
+    ],
+)
+def test_levels_that_hold_nothing_but_a_folder_take_no_worker_away(
+    bench: Bench, places: list[str], reads: int | None, options: list[str], expected: list[str]
+) -> None:
+    if reads is not None:
+        bench.kopia("policy", "set", "--global", f"--max-parallel-file-reads={reads}")
+    bench.tree(*(f"{place}/f".strip("/") for place in places))
+    done = back_up(bench, bench.plan(*places), *options)
+    assert done.result.complete
+    assert [word for word in done.argv if word.startswith("--parallel")] == expected
+    described = done.engine.describe(bench.plan(*places))
+    assert ("--parallel=WORKERS" in described) == (bool(expected) and not options)
 
 
 def test_a_source_of_the_users_is_the_one_that_is_judged(bench: Bench) -> None:
@@ -365,7 +390,7 @@ def test_listings_cost_one_process_for_each_parent(
     processors: int, bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And maintenance one, beside them if there are processors for it. A fake counts: it is the real kopia else."""
-    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(program, "processors", lambda: processors)
     bench.kopia("maintenance", "set", "--owner=nobody@nowhere")
     bench.fake('echo "$*" >> "$HOME/calls"; exec "$KOPIA" "$@"')
     places = [f"/home/u{i}" for i in range(12)] + ["/srv"]

@@ -24,6 +24,7 @@ from kopiatomic.engines import (
     kopia_policy,
     location,
     own,
+    program,
     results,
 )
 from kopiatomic.engines.kopia_client import Client
@@ -157,6 +158,7 @@ class Kopia:
         argv = self._argv(
             self._client.path,
             job.sources,
+            workers=self._workers(job.plan),
             start_time=f"{job.started('%Y-%m-%d %H:%M:%S')}.{microseconds:06d} UTC",
             run_id=job.run_id,
             atomic="yes" if job.sets.atomic else "no",
@@ -170,17 +172,38 @@ class Kopia:
     def describe(self, plan: Plan) -> Sequence[str]:
         """The argv in words; needs neither kopia nor a repository."""
         return self._argv(
-            self._client.named, plan.sources, start_time="TIME-OF-THE-SNAPSHOTS", run_id="RUN-ID", atomic="YES-OR-NO"
+            self._client.named,
+            plan.sources,
+            workers="WORKERS" if _levels(plan) else "",
+            start_time="TIME-OF-THE-SNAPSHOTS",
+            run_id="RUN-ID",
+            atomic="YES-OR-NO",
         )
 
-    def _argv(self, program: str, sources: Sequence[str], *, start_time: str, run_id: str, atomic: str) -> list[str]:
+    def _workers(self, plan: Plan) -> str:
+        """How many workers kopia needs to read as many files at once as without the levels above; empty: as it has them.
+
+        kopia's default is one for each processor that it may use (snapshot/upload/upload.go, effectiveParallelFileReads).
+        """
+        levels = _levels(plan)
+        if not levels:
+            return ""
+        (policies,) = self._policies.values()
+        reads = policies.at_root("upload", "maxParallelFileReads").value or program.processors()
+        return str(reads + levels)
+
+    def _argv(
+        self, path: str, sources: Sequence[str], *, workers: str, start_time: str, run_id: str, atomic: str
+    ) -> list[str]:
         """kopia takes no flag twice: what ``-o`` has, it decides, but for maintenance, which waits for the release."""
-        argv = [program, "snapshot", "create", *sources, "--no-auto-maintenance"]
+        argv = [path, "snapshot", "create", *sources, "--no-auto-maintenance"]
         for flag in ("--json", "--json-verbose", "--progress"):
             if not self._options.has(flag):
                 argv.append(flag)
         if not self._options.has("--progress-update-interval"):
             argv.append("--progress-update-interval=500ms")
+        if workers and not self._options.has("--parallel"):
+            argv.append(f"--parallel={workers}")
         if not self._options.has("--start-time"):
             argv += ["--start-time", start_time]
         argv += ["--tags", f"kopiatomic-run:{run_id}", "--tags", f"kopiatomic-atomic:{atomic}"]
@@ -325,6 +348,13 @@ class Kopia:
         are held.
         """
         return kopia_maintenance.run(self._client, self._status) if self._maintains else []
+
+
+def _levels(plan: Plan) -> int:
+    """How many directories above all that is in the view have one entry: at each of these a worker of kopia's only waits."""
+    if plan.layout is Layout.IN_PLACE:
+        return 0
+    return len([part for part in os.path.commonpath([p for t in plan.taken for p in t.places]).split("/") if part])
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -101,12 +101,19 @@ class Program:
 
         Where that fails nothing is known ahead, and who asks is told why.
         """
-        first = [tuple(words) for words in commands[: os.cpu_count() or 1]]
+        first = [tuple(words) for words in commands[: processors()]]
         if len(first) > 1:
             try:
                 self._ahead = dict(zip(first, self.run_together(first), strict=True))
             except KopiatomicError:
                 pass
+
+
+def processors() -> int:
+    """How many processors we, and what we start, may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def user() -> tuple[str, str]:
