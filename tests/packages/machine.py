@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,12 +57,15 @@ class Machine:
 
 
 @contextmanager
-def machine(suite: str, exchange: Path, kind: str = "user") -> Iterator[Machine]:
-    """A clean one, gone at the end with all that runs in it. What is mounted in ``exchange`` by now is to be seen there."""
-    script = "echo >/exchange/ready; exec sleep infinity"
+def machine(suite: str, exchange: Path, kind: str = "user", first: str = "sleep infinity") -> Iterator[Machine]:
+    """A clean one, gone at the end with all that runs in it. What is mounted in ``exchange`` by now is to be seen there.
+
+    ``first`` is its first process, as a shell has it.
+    """
+    script = f"echo >/exchange/ready; exec {first}"
     argv = [str(TREE / "dev/clean-root"), kind, suite, "--exchange", str(exchange), "--", "sh", "-c", script]
     (exchange / "ready").unlink(missing_ok=True)
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as process:
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
         try:
             # It may have to be built.
             wait_for(
@@ -71,3 +75,33 @@ def machine(suite: str, exchange: Path, kind: str = "user") -> Iterator[Machine]
             yield Machine(suite, exchange, only_child(process.pid))
         finally:
             process.kill()
+
+
+@contextmanager
+def booted_machine(suite: str, exchange: Path) -> Iterator[Machine]:
+    """One with systemd as its first process."""
+    # What is started goes into the group that we are in, and takes that for the root of all groups.
+    with _own_cgroup(), machine(suite, exchange, "booted", "/lib/systemd/systemd") as host:
+        wait_for(
+            lambda: host("systemctl", "is-system-running", check=False).stdout == "running\n", "the system to be up"
+        )
+        yield host
+
+
+@contextmanager
+def _own_cgroup() -> Iterator[None]:
+    """Be in a new control group (version 2) for the length of the block; all groups below it go with it."""
+    top = Path(command("findmnt", "-n", "-o", "TARGET", "-t", "cgroup2").stdout.splitlines()[0])
+    ours = next(
+        line.removeprefix("0::/") for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::"
+    )
+    group = top / ours / f"kopiatomic-test-{os.getpid()}"
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text(str(os.getpid()))
+        yield
+    finally:
+        (top / ours / "cgroup.procs").write_text(str(os.getpid()))
+        wait_for(lambda: "populated 0" in (group / "cgroup.events").read_text(), "the machine's end")
+        for folder, _, _ in os.walk(group, topdown=False):
+            os.rmdir(folder)

@@ -184,6 +184,8 @@ def test_schedules_end_with_it(installed: Machine) -> None:
             mkdir '{units}/kopiatomic@my\\x2dhome.'$kind.d
             touch '{units}/kopiatomic@my\\x2dhome.'$kind.d/10-schedule.conf
         done
+        echo "# Written by 'kopiatomic schedule', which" >'{units}/kopiatomic-recover@my\\x2dhome.service'
+        echo mine >{units}/kopiatomic-recover@mine.service
         touch '{units}/kopiatomic@my\\x2dhome.timer.d/override.conf' '/var/lib/systemd/timers/stamp-kopiatomic@my\\x2dhome.timer'
         printf '%s\\n' '#!/bin/sh' 'echo "$@" >>/tmp/told' >/usr/bin/systemctl
         chmod +x /usr/bin/systemctl
@@ -202,12 +204,12 @@ def test_schedules_end_with_it(installed: Machine) -> None:
         assert r"kopiatomic@my\x2dhome.timer" not in left()
         assert r"kopiatomic@my\x2dhome.service.d" in left()
         installed.apt("purge", "kopiatomic")
-        assert left() == [r"kopiatomic@my\x2dhome.timer.d"]
+        assert sorted(left()) == ["kopiatomic-recover@mine.service", r"kopiatomic@my\x2dhome.timer.d"]
         assert installed("ls", rf"{units}/kopiatomic@my\x2dhome.timer.d").stdout == "override.conf\n"
         assert installed("find", wants, "-name", "other@home.timer").stdout != ""
     finally:
         installed.shell(
-            f"rm -rf /run/systemd /usr/bin/systemctl /tmp/told {units}/kopiatomic@* {wants}/other@home.timer"
+            f"rm -rf /run/systemd /usr/bin/systemctl /tmp/told {units}/kopiatomic* {wants}/other@home.timer"
         )
 
 

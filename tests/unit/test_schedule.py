@@ -310,7 +310,7 @@ def test_several_stand_side_by_side_and_go_one_by_one(machine: Machine, capsys: 
     assert machine.said_to_systemctl() == [
         "--quiet disable --now kopiatomic@home.timer",
         "--quiet daemon-reload",
-        "reset-failed kopiatomic@home.service kopiatomic@home.timer",
+        "reset-failed kopiatomic@home.service kopiatomic@home.timer kopiatomic-recover@home.service",
     ]
     capsys.readouterr()
     assert scheduling.remove(machine.scheduler, Console(), name="home", yes=True) == 1
@@ -469,13 +469,14 @@ def test_show_says_what_came_of_them(
     assert (home["last_run"]["exit_code"], home["last_saved"]["exit_code"]) == (75, 0)
     assert "since 2023-11-14" in home["overdue"]
     assert home["files"] == [
-        f"{root}/{UNITS}/kopiatomic@home.{kind}.d/10-schedule.conf" for kind in ("timer", "service")
+        *(f"{root}/{UNITS}/kopiatomic@home.{kind}.d/10-schedule.conf" for kind in ("timer", "service")),
+        f"{root}/{UNITS}/kopiatomic-recover@home.service",
     ]
     assert scheduling.show(on_linux, Console(), name="nobody", as_json=False) == 1
 
 
 def test_one_that_was_changed_by_hand_is_still_shown(on_linux: Scheduler, root: Path, records: Records) -> None:
-    *_, service, _timer = write_all(on_linux, schedule(state_dir=records.directory), root)
+    *_, service, _timer, _recovery = write_all(on_linux, schedule(state_dir=records.directory), root)
     service.write_text(service.read_text() + "Nice=19\n")
     assert on_linux.read("home") == schedule(state_dir=records.directory)
 

@@ -38,7 +38,7 @@ def test_files_are_roots_and_everybody_may_read_them_whatever_the_umask(on_linux
         paths = write_all(on_linux, schedule(), root)
     finally:
         os.umask(before)
-    assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o644] * 4
+    assert [stat.S_IMODE(path.stat().st_mode) for path in paths] == [0o644] * 5
     assert {stat.S_IMODE(path.parent.stat().st_mode) for path in paths} == {0o755}
     assert sorted(tree(root)) == sorted(str(path.relative_to(root)) for path in paths)
 
@@ -46,7 +46,7 @@ def test_files_are_roots_and_everybody_may_read_them_whatever_the_umask(on_linux
 def test_writing_the_same_again_touches_nothing(on_linux: Scheduler, root: Path) -> None:
     paths = write_all(on_linux, schedule(), root)
     before = [path.stat() for path in paths]
-    assert [files.state(file) for file in on_linux.files(schedule())] == [State.SAME] * 4
+    assert [files.state(file) for file in on_linux.files(schedule())] == [State.SAME] * 5
     write_all(on_linux, schedule(), root)
     assert [(s.st_ino, s.st_mtime_ns) for s in before] == [
         (s.st_ino, s.st_mtime_ns) for s in (path.stat() for path in paths)
@@ -55,7 +55,7 @@ def test_writing_the_same_again_touches_nothing(on_linux: Scheduler, root: Path)
 
 def test_a_changed_schedule_replaces_its_files_at_once(on_linux: Scheduler, root: Path) -> None:
     """Who has the old file open goes on reading the old one: it is another file now."""
-    *_, service, _timer = write_all(on_linux, schedule(), root)
+    *_, service, _timer, _recovery = write_all(on_linux, schedule(), root)
     with service.open() as old:
         write_all(on_linux, schedule(words=("mail",)), root)
         assert json.dumps(["-r", "tank"]) in old.read()
@@ -66,7 +66,7 @@ def test_a_changed_schedule_replaces_its_files_at_once(on_linux: Scheduler, root
 
 @pytest.mark.parametrize("kind", ["foreign", "edited", "link", "dangling link", "directory"])
 def test_what_is_not_ours_is_neither_overwritten_nor_removed(kind: str, on_linux: Scheduler, root: Path) -> None:
-    *_, service, _timer = write_all(on_linux, schedule(), root)
+    *_, service, _timer, _recovery = write_all(on_linux, schedule(), root)
     ours = service.read_text()
     service.unlink()
     if kind == "foreign":
@@ -118,10 +118,11 @@ def test_templates_that_a_package_has_brought_are_used_and_not_written(on_linux:
     packaged.mkdir(parents=True)
     for name in ("kopiatomic@.service", "kopiatomic@.timer"):
         (packaged / name).write_text(systemd.template(name))
-    assert [path.name for path in write_all(on_linux, schedule(), root)] == ["10-schedule.conf"] * 2
+    own = ["10-schedule.conf", "10-schedule.conf", "kopiatomic-recover@home.service"]
+    assert [path.name for path in write_all(on_linux, schedule(), root)] == own
     # An administrator's own in front of the package's is theirs.
     (root / UNITS / "kopiatomic@.timer").write_text("[Timer]\n")
-    assert [path.name for path in write_all(on_linux, schedule(), root)] == ["10-schedule.conf"] * 2
+    assert [path.name for path in write_all(on_linux, schedule(), root)] == own
 
 
 def test_templates_of_an_earlier_version_are_brought_up_to_date(on_linux: Scheduler, root: Path) -> None:

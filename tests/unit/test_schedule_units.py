@@ -71,9 +71,17 @@ def test_systemd_reads_the_words_as_they_were_given(on_linux: Scheduler, root: P
     assert unit.command("ExecStart") == [*one.program, "backup", "--schedule", "home", *NASTY]
     assert unit.command("ExecStartPost") == [*one.program, "schedule", "overdue", "home"]
     assert unit.command("ExecStopPost") == [*one.program, "recover", "--schedule", "home"]
+    recovery = Unit(root, "kopiatomic-recover@home.service")
+    assert recovery.complaints == ""
+    assert recovery.command("ExecStart") == [*one.program, "recover", "--schedule", "home"]
     # What systemd does not say when it is asked: that it replaces no variables in them.
-    commands = re.findall(r"^Exec.*", systemd.service(one), re.MULTILINE)
-    assert [line.split("/")[0] for line in commands] == ["ExecStart=:", "ExecStartPost=:", "ExecStopPost=:"]
+    commands = re.findall(r"^Exec.*", systemd.service(one) + systemd.recovery(one), re.MULTILINE)
+    assert [line.split("/")[0] for line in commands] == [
+        "ExecStart=:",
+        "ExecStartPost=:",
+        "ExecStopPost=:",
+        "ExecStart=:",
+    ]
 
 
 def test_systemd_reads_environment_and_credentials_as_they_were_given(on_linux: Scheduler, root: Path) -> None:

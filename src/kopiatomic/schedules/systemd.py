@@ -3,6 +3,10 @@
 The templates come with the program. A distribution's package puts them where its units are; where none has, they are put
 into /etc/systemd/system beside the drop-ins, kept up to date by every ``schedule install``, and removed with the last
 schedule. So what is the same for all is in one place that one can read, and a schedule's own files hold its own matters.
+
+What a killed run left is removed twice over: by ``ExecStopPost=``, also while the machine shuts down, and by a unit of its
+own that is started when the service has failed. Where the whole control group was killed at once (``systemctl kill``), the
+kernel kills what systemd 254 and later put into that group afterwards as well (seen with systemd 257 on Linux 6.18).
 """
 
 from __future__ import annotations
@@ -82,10 +86,11 @@ class Systemd:
                 ) from None
 
     def files(self, schedule: Schedule) -> list[File]:
-        """Both drop-ins, and the templates unless a package has brought them."""
+        """Both drop-ins, the unit that recovers, and the templates unless a package has brought them."""
         found = [
             File(self._path(f"kopiatomic@{schedule.name}.service.d/{_DROP_IN}"), files.marked(service(schedule))),
             File(self._path(f"kopiatomic@{schedule.name}.timer.d/{_DROP_IN}"), files.marked(timer(schedule))),
+            File(self._path(_recovery_unit(schedule.name)), files.marked(recovery(schedule))),
         ]
         return [
             *(
@@ -107,8 +112,9 @@ class Systemd:
         return any(os.path.exists(os.path.join(self._root, folder, name)) for folder in _PACKAGED)
 
     def leftovers(self, name: str) -> list[str]:
-        """Its drop-ins, and with the last schedule the templates that we wrote."""
+        """Its files, and with the last schedule the templates that we wrote."""
         found = [self._path(f"kopiatomic@{name}.{kind}.d/{_DROP_IN}") for kind in ("timer", "service")]
+        found.append(self._path(_recovery_unit(name)))
         if set(self.names()) <= {name}:
             found += [self._path(template) for template in _TEMPLATES]
         return found
@@ -172,7 +178,8 @@ class Systemd:
             pass
         if self.runs:
             self._systemctl("daemon-reload")
-            _run(["systemctl", "reset-failed", f"kopiatomic@{name}.service", f"kopiatomic@{name}.timer"])
+            units = (f"kopiatomic@{name}.service", f"kopiatomic@{name}.timer", _recovery_unit(name))
+            _run(["systemctl", "reset-failed", *units])
 
     def next(self, name: str) -> str | None:
         """Its next time, as systemd says it."""
@@ -205,8 +212,10 @@ def service(schedule: Schedule) -> str:
     """The drop-in of the service: what to run, with what."""
     lines = [
         described(schedule).rstrip("\n"),
+        "[Unit]",
+        f"OnFailure={_recovery_unit(schedule.name)}",
         "[Service]",
-        *(f"Environment={quoted(f'{name}={value}')}" for name, value in sorted(schedule.environment.items())),
+        *_environment(schedule),
         *(f"LoadCredential={name}:{_specifiers(path)}" for name, path in sorted(schedule.credentials.items())),
         _exec("ExecStart", command(schedule, "backup", *backup(schedule))),
         "# After a success, and after exit code 75: since when has there been no complete success?",
@@ -216,6 +225,29 @@ def service(schedule: Schedule) -> str:
         f"TimeoutStopSec={schedule.end_timeout:.0f}",
     ]
     return "\n".join(lines) + "\n"
+
+
+def recovery(schedule: Schedule) -> str:
+    """The unit that removes what a run left whose whole service was killed."""
+    lines = [
+        "[Unit]",
+        f"Description=Removal of what a failed run of kopiatomic@{schedule.name}.service left",
+        "Documentation=man:kopiatomic(8)",
+        "[Service]",
+        "Type=oneshot",
+        *_environment(schedule),
+        _exec("ExecStart", command(schedule, "recover", "--schedule", schedule.name)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _recovery_unit(name: str) -> str:
+    return f"kopiatomic-recover@{name}.service"
+
+
+def _environment(schedule: Schedule) -> Iterator[str]:
+    for name, value in sorted(schedule.environment.items()):
+        yield f"Environment={quoted(f'{name}={value}')}"
 
 
 def timer(schedule: Schedule) -> str:

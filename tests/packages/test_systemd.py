@@ -1,0 +1,235 @@
+"""Schedules under a real systemd, in clean machines of both Debian suites that it boots: what its user sees of them.
+
+kopia, its repository and the frozen filesystem are real. A limit on its own speed makes it read for as long as is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.btrfs.conftest import wait_for
+from tests.packages.conftest import SUITES
+from tests.packages.machine import Machine, booted_machine
+from tests.support.filesystems import Btrfs
+from tests.support.programs import Completed
+
+PASSWORD = "correct horse"  # noqa: S105 - of a throwaway repository
+UNITS = "/etc/systemd/system"
+
+
+@dataclass(frozen=True)
+class Host:
+    """A machine with our package, kopia, and a repository whose password is in a file of root's."""
+
+    run: Machine
+    home: Path
+    filesystem: Btrfs
+
+    def install(self, name: str, *words: str | Path) -> Completed:
+        """Install a schedule that hands the password over as a credential."""
+        credential = "--credential=KOPIA_PASSWORD=/etc/kopia.pw"
+        return self.run("kopiatomic", "schedule", "install", "--yes", credential, name, *words)
+
+    def remove(self, name: str) -> None:
+        """Remove a schedule, when no run of it is alive, and see that nothing of it is left."""
+        remove = ("kopiatomic", "schedule", "remove", "--yes", name)
+        wait_for(lambda: self.run(*remove, check=False).returncode == 0, "the end of its runs")
+        left = self.run("find", UNITS, "/var/lib/systemd/timers", "-name", "*kopiatomic*").stdout
+        assert left == ""
+
+    def kopia(self, *words: str | Path) -> str:
+        return self.run("env", f"KOPIA_PASSWORD={PASSWORD}", "kopia", *words).stdout
+
+    def snapshots(self) -> list[dict[str, Any]]:
+        """kopia's, incomplete ones as well."""
+        listed = self.kopia("snapshot", "list", "--all", "--incomplete", "--json")
+        found: list[dict[str, Any]] = json.loads(listed)
+        return found
+
+    def start(self, name: str) -> Completed:
+        """Start a schedule's service, and wait for its end."""
+        return self.run("systemctl", "start", f"kopiatomic@{name}", check=False, timeout=120)
+
+    def state(self, name: str) -> str:
+        return self.run("systemctl", "is-failed", f"kopiatomic@{name}", check=False).stdout.strip()
+
+    def shown(self, name: str) -> Any:
+        """What ``schedule show`` says of one."""
+        (found,) = json.loads(self.run("kopiatomic", "schedule", "show", "--json", name).stdout)["schedules"]
+        return found
+
+    def journal(self, name: str) -> str:
+        return self.run("journalctl", "--no-pager", "-o", "cat", "-u", f"kopiatomic@{name}").stdout
+
+    def kopia_reads(self) -> bool:
+        return self.run("pgrep", "-f", "^[^ ]*kopia snapshot create", check=False).returncode == 0
+
+    def leftovers(self) -> list[str]:
+        """What is there and should not be, once no run lives."""
+        found = [f"snapshot {path}" for path in self.filesystem.snapshots()]
+        found += [
+            f"mount {line}" for line in self.run("cat", "/proc/self/mounts").stdout.splitlines() if " /kopia" in line
+        ]
+        found += self.run("pgrep", "-a", "kopia", check=False).stdout.splitlines()
+        if self.run.path("/kopia").exists():
+            found.append("/kopia")
+        return found
+
+
+@pytest.fixture(scope="module", params=SUITES)
+def host(
+    request: pytest.FixtureRequest,
+    made_btrfs: tuple[Path, Btrfs],
+    package: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Host]:
+    exchange, filesystem = made_btrfs
+    kopia = shutil.which("kopia")
+    assert kopia is not None
+    for file in (package, Path(kopia)):
+        shutil.copy(file, exchange)
+    with booted_machine(request.param, exchange) as machine:
+        machine("dpkg", "-i", machine.there(exchange / package.name))
+        machine("install", "-m", "0755", "/exchange/kopia", "/usr/local/bin/kopia")
+        machine.shell(f"umask 077; printf %s '{PASSWORD}' >/etc/kopia.pw")
+        host = Host(machine, machine.there(filesystem.mountpoint / "home"), filesystem)
+        host.kopia("repository", "create", "filesystem", "--path=/srv/repository", "--no-persist-credentials")
+        yield host
+
+
+@pytest.fixture
+def daily(host: Host) -> Iterator[str]:
+    """A schedule of the subvolume that nobody but a test starts."""
+    host.install("home", "--", "-r", host.home)
+    yield "home"
+    host.remove("home")
+    assert host.leftovers() == []
+
+
+@pytest.fixture
+def slow(host: Host) -> Iterator[None]:
+    """kopia needs minutes to save anything new."""
+    content = host.filesystem.mountpoint / "home" / "content"
+    command = f"head -c 20000000 /dev/urandom >{host.home}/content"
+    host.run.shell(command)
+    host.kopia("repository", "throttle", "set", "--upload-bytes-per-second=10000")
+    yield
+    host.kopia("repository", "throttle", "set", "--upload-bytes-per-second=unlimited")
+    content.unlink()
+
+
+def test_a_timer_starts_one_backup_after_the_other(host: Host) -> None:
+    host.run.shell(f"mkdir -p {UNITS}/kopiatomic@often.timer.d")
+    override = f"{UNITS}/kopiatomic@often.timer.d/override.conf"
+    host.run.shell(f"printf '[Timer]\\nAccuracySec=100ms\\n' >{override}")
+    before = len(host.snapshots())
+    installed = host.install("often", "--calendar=*:*:0/5", "--", host.home)
+    assert "Repository: " in installed.stdout
+    assert "Identity:   root@" in installed.stdout
+    try:
+        wait_for(lambda: len(host.snapshots()) >= before + 3, "three backups", within=120)
+        assert host.state("often") != "failed"
+        shown = host.shown("often")
+        assert shown["last_saved"]["exit_code"] == 0
+        assert shown["overdue"] is None
+    finally:
+        host.run.shell(f"rm {override}")
+        host.remove("often")
+    assert host.leftovers() == []
+
+
+def test_to_install_it_again_changes_nothing(host: Host, daily: str) -> None:
+    again = host.install(daily, "--", "-r", host.home)
+    assert f"The files of {daily} are as they should be." in again.stdout
+    verified = host.run(
+        "systemd-analyze", "--man=no", "verify", f"kopiatomic@{daily}.service", f"kopiatomic@{daily}.timer"
+    )
+    assert (verified.stdout, verified.stderr) == ("", "")
+
+
+def test_what_cannot_work_in_the_unit_is_not_installed(host: Host) -> None:
+    refused = host.run("kopiatomic", "schedule", "install", "--yes", "home", "--", host.home, check=False)
+    assert refused.returncode == 1
+    assert "in the schedule's own environment: kopia does not know the password" in refused.stderr
+    assert host.run("find", UNITS, "-name", "*kopiatomic*").stdout == ""
+
+
+def test_a_failure_is_one_of_the_unit_too(host: Host, daily: str) -> None:
+    assert host.start(daily).returncode == 0
+    host.run("mv", "/srv/repository", "/srv/away")
+    try:
+        assert host.start(daily).returncode != 0
+        assert host.state(daily) == "failed"
+        assert "kopia cannot reach its repository" in host.journal(daily)
+        assert host.shown(daily)["last_run"]["exit_code"] == 1
+    finally:
+        host.run("mv", "/srv/away", "/srv/repository")
+    assert host.start(daily).returncode == 0
+    assert host.state(daily) != "failed"
+
+
+def test_a_run_beside_another_is_no_failure_and_on_record(host: Host, daily: str) -> None:
+    host.run("rm", "-f", "/tmp/go", "/tmp/begun")
+    engine = "sh -c 'touch /tmp/begun; while [ ! -e /tmp/go ]; do sleep 0.05; done'"
+    argv = host.run.argv("kopiatomic", "--quiet", "-c", engine, host.home)
+    with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as other:
+        try:
+            wait_for(host.run.path("/tmp/begun").exists, "the engine's start")
+            assert host.start(daily).returncode == 0
+            assert host.state(daily) != "failed"
+            assert host.shown(daily)["last_run"]["exit_code"] == 75
+        finally:
+            host.run("touch", "/tmp/go")
+            assert other.wait(60) == 0
+
+
+@pytest.mark.usefixtures("slow")
+@pytest.mark.parametrize(
+    ("how", "code"), [(("stop",), 143), (("kill", "--kill-whom=all", "--signal=KILL"), None)], ids=["stop", "kill"]
+)
+def test_a_backup_that_is_ended_in_the_middle_saves_and_leaves_nothing(
+    host: Host, daily: str, how: tuple[str, ...], code: int | None
+) -> None:
+    complete = [s["id"] for s in host.snapshots() if not s.get("incomplete")]
+    host.run("systemctl", "start", "--no-block", f"kopiatomic@{daily}")
+    wait_for(host.kopia_reads, "kopia to read", within=60)
+    assert len(host.filesystem.snapshots()) == 1
+    host.run("systemctl", *how, f"kopiatomic@{daily}", timeout=120)
+    ended: Callable[[], bool] = lambda: host.state(daily) in {"failed", "inactive"}  # noqa: E731
+    wait_for(ended, "the unit's end", within=120)
+    wait_for(lambda: host.leftovers() == [], "the removal of everything", within=60)
+    print(host.journal(daily))
+    assert [s["id"] for s in host.snapshots() if not s.get("incomplete")] == complete
+    shown = host.shown(daily)
+    assert shown["last_run"]["exit_code"] == code
+    assert shown["last_run"]["result"] != "saved"
+
+
+def test_a_plan_in_the_unit_is_that_of_a_shell(host: Host) -> None:
+    """The settings are those of the unit; an administrator's drop-in has it print a plan in place of a backup."""
+    folder = f"{UNITS}/kopiatomic@planned.service.d"
+    words = "kopiatomic plan --json -a -r >/tmp/planned"
+    host.run.shell(
+        f"mkdir {folder}; printf '[Service]\\nType=oneshot\\nExecStart=/bin/sh -c \"{words}\"\\n' >{folder}/override.conf; "
+        "systemctl daemon-reload"
+    )
+    try:
+        started = host.start("planned")
+        assert started.returncode == 0, host.journal("planned")
+        inside = json.loads(host.run("cat", "/tmp/planned").stdout)
+        outside = json.loads(host.run("kopiatomic", "plan", "--json", "-a", "-r").stdout)
+        assert str(host.home) in [d["dataset"] for d in inside["datasets"]]
+        for plan in (inside, outside):
+            assert plan.pop("run_id")
+            assert plan.pop("durations")
+        assert inside == outside
+    finally:
+        host.run.shell(f"rm -r {folder}; systemctl daemon-reload")
