@@ -3,6 +3,9 @@
 Where several VMs are asked for, each runs a share. The tests are collected here as any other, so -k, -x, node ids and
 --lf work. They start when the session does and run beside the host's own tests; their reports are taken up in their turn.
 A test that hangs or breaks the VM fails, and the tests after it get a new VM.
+
+Those that are marked ``core`` also run on another guest, if one is named: once more, under their name and the guest's, when
+the host's own tests are done.
 """
 
 from __future__ import annotations
@@ -30,12 +33,36 @@ USES_ONE_THAT_IS_UP = os.environ.get("KOPIATOMIC_TEST_VM") == "up"
 VMS = 1 if USES_ONE_THAT_IS_UP else int(os.environ.get("KOPIATOMIC_TEST_VMS", "1"))
 """How many run side by side, each a share of the tests."""
 
+GUEST = os.environ.get("KOPIATOMIC_VM_SUITE", "bookworm")
+OTHER_GUEST = os.environ.get("KOPIATOMIC_TEST_OTHER_GUEST", "")
+"""Where the core runs as well; empty for nowhere."""
+
 SILENCE_LIMIT_S = 600
 TRACEBACK_AFTER_S = 300
 
 
 def runs_in_vm(item: pytest.Item) -> bool:
     return item.path.is_relative_to(VM_TESTS)
+
+
+class OnOtherGuest(pytest.Item):
+    """A test once more, for the other guest."""
+
+    def __init__(self, *, test: pytest.Item, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.test = test
+
+    def reportinfo(self) -> tuple[os.PathLike[str] | str, int | None, str]:
+        path, line, _ = self.test.reportinfo()
+        return path, line, self.name
+
+    def runtest(self) -> None:
+        raise AssertionError("the VM runs it")
+
+
+def nodeid_there(item: pytest.Item) -> str:
+    """What the pytest in the VM calls a test."""
+    return item.test.nodeid if isinstance(item, OnOtherGuest) else item.nodeid
 
 
 class VmFailure:
@@ -55,7 +82,7 @@ class VmFailure:
 class VmRun:
     """One boot of the VM with one pytest in it."""
 
-    def __init__(self, nodeids: list[str]) -> None:
+    def __init__(self, nodeids: list[str], guest: str) -> None:
         self.messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.heard = False
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
@@ -66,6 +93,7 @@ class VmRun:
         pytest_command += ["-o", f"faulthandler_timeout={TRACEBACK_AFTER_S}", *nodeids]
         self.process = subprocess.Popen(
             [TREE / "dev" / "vm", verb, *told, "--", *pytest_command],
+            env={**os.environ, "KOPIATOMIC_VM_SUITE": guest},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=self.log,
@@ -110,14 +138,17 @@ class VmLostError(Exception):
 
 @dataclass
 class Share:
-    """Tests that one VM runs after the other, or a new one after it was lost."""
+    """Tests that one VM runs after the other, or a new one after it was lost. ``seconds`` is what they took."""
 
+    guest: str
     waiting: list[str]
     run: VmRun | None = None
+    seconds: float = 0.0
+    count: int = 0
 
     def start(self) -> VmRun:
         if self.run is None:
-            self.run = VmRun(self.waiting)
+            self.run = VmRun(self.waiting, self.guest)
         return self.run
 
     def end(self) -> str:
@@ -135,16 +166,24 @@ class VmItems:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         items.sort(key=runs_in_vm)  # stable: theirs last, so that the host's run meanwhile
+        if OTHER_GUEST:
+            core = [item for item in items if runs_in_vm(item) and item.get_closest_marker("core")]
+            for item in core:
+                assert item.parent is not None
+                items.append(OnOtherGuest.from_parent(item.parent, name=f"{item.name}@{OTHER_GUEST}", test=item))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
-        nodeids = [item.nodeid for item in session.items if runs_in_vm(item)]
+        nodeids = [item.nodeid for item in session.items if runs_in_vm(item) and not isinstance(item, OnOtherGuest)]
         if nodeids and not session.config.option.collectonly and not session.testsfailed:
             # Neighbours stay together: they share what is costly to make.
             length = -(-len(nodeids) // VMS)
-            self.shares = [Share(nodeids[first : first + length]) for first in range(0, len(nodeids), length)]
+            self.shares = [Share(GUEST, nodeids[first : first + length]) for first in range(0, len(nodeids), length)]
             for share in self.shares:
                 share.start()
+            others = [item.test.nodeid for item in session.items if isinstance(item, OnOtherGuest)]
+            if others:
+                self.shares.append(Share(OTHER_GUEST, others))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Literal[True] | None:
@@ -160,17 +199,30 @@ class VmItems:
         if self.broken is not None:
             yield report_of(item, failed("call", f"not run: {self.broken}"))
             return
-        share = next(share for share in self.shares if item.nodeid in share.waiting)
+        # The host's own tests are done by now: whatever waits for that may start.
+        for share in self.shares:
+            if share.waiting:
+                share.start()
+        guest, nodeid = (OTHER_GUEST if isinstance(item, OnOtherGuest) else GUEST), nodeid_there(item)
+        share = next(share for share in self.shares if share.guest == guest and nodeid in share.waiting)
         run = share.start()
-        share.waiting.remove(item.nodeid)
+        share.waiting.remove(nodeid)
+        share.count += 1
         try:
-            for message in run.reports(item.nodeid):
+            for message in run.reports(nodeid):
+                share.seconds += message["duration"]
                 yield report_of(item, message)
         except VmLostError as error:
             said = share.end()
             if not run.heard:
-                self.broken = "the VM did not start (see the first test of tests/zfs)"
+                self.broken = f"the VM with {guest} did not start (see its first test)"
             yield report_of(item, failed("call", f"{error}\n{said}"))
+
+    def pytest_terminal_summary(self, terminalreporter: Any) -> None:
+        for share in self.shares:
+            what = f"the core on {share.guest}" if share.guest == OTHER_GUEST else f"tests/zfs on {share.guest}"
+            minutes, seconds = divmod(round(share.seconds), 60)
+            terminalreporter.write_line(f"{what}: {share.count} tests in one VM, {minutes} min {seconds} s")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self) -> None:

@@ -2,8 +2,12 @@
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.filesystems import Pool
 from tests.support.programs import command
+
+pytestmark = pytest.mark.core
 
 
 def test_the_kernel_has_openzfs() -> None:

@@ -13,6 +13,8 @@ from tests.support.filesystems import Pool
 from tests.support.programs import SLOWNESS
 from tests.zfs.runs import Run, Runner, children
 
+pytestmark = pytest.mark.core
+
 ROUNDS = int(os.environ.get("KOPIATOMIC_TEST_KILLS", "5"))
 WITHIN_S = 2 * SLOWNESS
 """2 s on a real machine."""

@@ -18,6 +18,8 @@ from tests.support.filesystems import Btrfs, Pool, imported_pool
 from tests.support.programs import Kopia, command
 from tests.zfs.runs import Runner
 
+pytestmark = pytest.mark.core
+
 DATASETS = [f"data{number}" for number in range(8)]
 RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", "20"))
 KOPIA_RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_KOPIA_RUNS", "1"))

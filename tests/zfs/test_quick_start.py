@@ -9,10 +9,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.support.filesystems import Pool
 from tests.support.programs import Completed, Kopia, command
 from tests.zfs.runs import Runner
 from tests.zfs.tracing import tracing
+
+pytestmark = pytest.mark.core
 
 MANY = 40
 

@@ -19,6 +19,8 @@ from tests.support.filesystems import Pool
 from tests.support.programs import SLOWNESS, command
 from tests.zfs.runs import Run, Runner, children
 
+pytestmark = pytest.mark.core
+
 ENGINE = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(1000)"
 
 

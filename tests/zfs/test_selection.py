@@ -19,6 +19,8 @@ from tests.zfs import obstacles
 from tests.zfs.runs import Runner
 from tests.zfs.suspended import WASTE, suspendable
 
+pytestmark = pytest.mark.core
+
 
 @pytest.fixture(scope="module")
 def pool(tank: Pool) -> Pool:

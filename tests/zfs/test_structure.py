@@ -16,6 +16,8 @@ from tests.support.filesystems import Pool
 from tests.support.structure import counted
 from tests.zfs.runs import Runner
 
+pytestmark = pytest.mark.core
+
 MANY = 200
 _FILESYSTEM = 2
 """LZC_DATSET_TYPE_ZFS of libzfs_core.h."""
