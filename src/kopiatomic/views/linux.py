@@ -366,7 +366,9 @@ def _strayed(step: Step, top: int) -> Iterator[Missing]:
             pass
         name = f"{step.dataset.rstrip('/')}/{path}"
         yield Missing(
-            name, "", f"was moved between the listing and the instant, and may have been in {printable(step.place)}"
+            name,
+            "",
+            f"was moved or deleted between the listing and the instant, and may have been in {printable(step.place)}",
         )
 
 
