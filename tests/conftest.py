@@ -13,8 +13,10 @@ pytest_plugins = [
 if "KOPIATOMIC_IN_VM" not in os.environ:
     pytest_plugins.append("tests.support.vm_items")
 
-# Under nohup(1) it is ignored, and stays so in every program that the tests start.
+# Under nohup(1), and in the background of a shell, these are ignored, and stay so in every program that the tests start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # Tests that choose some of very many cases choose by this; a failure is repeated with the same one.
 os.environ.setdefault("KOPIATOMIC_TEST_SEED", str(random.randrange(1_000_000)))

@@ -28,6 +28,7 @@ class Ground(ABC):
 
     folder: Path
     _baseline: dict[str, str] = field(default_factory=dict, init=False)
+    _details: dict[str, str] = field(default_factory=dict, init=False)
 
     tied: ClassVar[bool]
     """Whether nothing but an empty mount root may be left, two seconds after one process was killed."""
@@ -70,14 +71,19 @@ class Ground(ABC):
     def look(self) -> dict[str, str]:
         """Everything that is there, and what there is to say of it. Nothing that goes on by itself may change that."""
 
+    def details(self) -> dict[str, str]:
+        """More of the same, which takes long to look at."""
+        return {}
+
     def remember(self) -> None:
         """What is there now is what has to be there after every run."""
-        self._baseline = self.look()
+        self._baseline, self._details = self.look(), self.details()
 
-    def compare(self) -> Seen:
-        """What is there and was not, and what was there and is not as it was."""
-        now = self.look()
-        before = self._baseline
+    def compare(self, *, closely: bool = False) -> Seen:
+        """What is there and was not, and what was there and is not as it was; with the details if ``closely``."""
+        now, before = self.look(), self._baseline
+        if closely:
+            now, before = {**now, **self.details()}, {**before, **self._details}
         changed = [f"{name}: {was} -> {now.get(name, 'gone')}" for name, was in before.items() if now.get(name) != was]
         new = {name for name in now if name not in before}
         outermost = sorted(name for name in new if os.path.dirname(name) not in new)

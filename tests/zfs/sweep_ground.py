@@ -97,7 +97,13 @@ class ZfsGround(Ground):
             yield
 
     def look(self) -> dict[str, str]:
-        return {**self._properties(), **self._holds(), **self._files()}
+        return {**self._properties(), **self._files()}
+
+    def details(self) -> dict[str, str]:
+        """Whose the holds are. How many there are is a property."""
+        listed = command("zfs", "holds", "-H", *self._held, check=False).stdout
+        holds = [line.split("\t")[:2] for line in listed.splitlines()]
+        return {f"hold {tag} on {name}": "" for name, tag in holds}
 
     def _properties(self) -> dict[str, str]:
         found: dict[str, str] = {}
@@ -107,11 +113,6 @@ class ZfsGround(Ground):
             # A clone's or a dataset's `createtxg` and `guid` stay; of a snapshot everything has to.
             found[name] = found.get(name, "") + rest.replace("\t", " ") + "; "
         return found
-
-    def _holds(self) -> dict[str, str]:
-        listed = command("zfs", "holds", "-H", *self._held, check=False).stdout
-        holds = [line.split("\t")[:2] for line in listed.splitlines()]
-        return {f"hold {tag} on {name}": "" for name, tag in holds}
 
     def _files(self) -> dict[str, str]:
         paths = [path for path in self.beside.rglob("*") if path not in {self.root, self.next_root}]

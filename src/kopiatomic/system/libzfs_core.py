@@ -7,6 +7,7 @@ experiments on 2.1.11 and 2.3.9 (docs/architecture.md, "ZFS").
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -18,6 +19,15 @@ DEVICE = "/dev/zfs"
 _LIBRARIES = (
     ("libnvpair.so.3", "libnvpair.so.1", "libnvpair.so"),
     ("libzfs_core.so.3", "libzfs_core.so.1", "libzfs_core.so"),
+)
+_FUNCTIONS = (
+    "lzc_snapshot",
+    "lzc_hold",
+    "lzc_destroy_snaps",
+    "lzc_exists",
+    "lzc_release",
+    "lzc_send_resume",
+    "lzc_bookmark",
 )
 _NV_UNIQUE_NAME = 1
 _DATA_TYPE_INT32 = 5
@@ -45,7 +55,7 @@ def _nvpair() -> ctypes.CDLL:
 @cache
 def _core() -> ctypes.CDLL:
     library = _load(_LIBRARIES[1])
-    for function in ("lzc_snapshot", "lzc_hold", "lzc_destroy_snaps", "lzc_release", "lzc_send_resume", "lzc_bookmark"):
+    for function in _FUNCTIONS:
         if not hasattr(library, function):
             raise KopiatomicError(
                 f"{library._name} has no function {function}, which kopiatomic needs",
@@ -218,6 +228,16 @@ def destroy(names: Iterable[str], *, deferred: bool) -> None:
             snapshots.add_boolean(name)
         number = _core().lzc_destroy_snaps(snapshots.pointer, ctypes.c_int(deferred), ctypes.byref(errors))
         _finish("destroy", number, errors)
+
+
+def may_exist(names: Iterable[str]) -> bool:
+    """Whether one of the snapshots exists, or that is not certain. One call for each, and no process."""
+    for name in names:
+        ctypes.set_errno(0)
+        # It answers no for every failure of the kernel's; which one, errno tells.
+        if _core().lzc_exists(os.fsencode(name)) or ctypes.get_errno() != errno.ENOENT:
+            return True
+    return False
 
 
 def bookmark(snapshots: Mapping[str, str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import selectors
+import shutil
 import signal
 import subprocess
 import time
@@ -105,8 +106,11 @@ class _Running:
 
 
 def _popen(argv: Sequence[str], environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+    # Looked for here, not by trying to execute it in one folder of PATH after the other. What is not found is Popen's to say.
+    found = shutil.which(argv[0], path=(os.environ if environment is None else environment).get("PATH"))
     return subprocess.Popen(
         argv,
+        executable=found,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
