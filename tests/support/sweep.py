@@ -194,6 +194,8 @@ class Sweeper:
                 self.ground.tidy()
                 self._other("recover")
                 self._known |= {run["run_id"] for run in self._history()}
+        if not cases:
+            return problems
         harmed = self.ground.compare(closely=True).harmed
         self.totals.line(cases[-1]).harmed += len(harmed)
         return problems + [f"in one of these cases: decoy: {decoy}" for decoy in harmed]
