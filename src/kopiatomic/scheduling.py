@@ -309,11 +309,17 @@ def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> i
     def run() -> int:
         _require_root()
         schedule = _installed(scheduler, name)
-        _require_idle(schedule)
+        _require_idle(scheduler, schedule)
         paths = list(_of_ours(scheduler.leftovers(name), console))
         console.result("\n".join(["These files go:", *(f"  {path}" for path in paths)]))
         _confirm(f"Remove {name}?", yes=yes)
         scheduler.stop(name)
+        try:
+            # One that it started in the meantime needs these files at its end.
+            _require_idle(scheduler, schedule)
+        except KopiatomicError:
+            scheduler.start(name)
+            raise
         for path in paths:
             files.remove(path)
         scheduler.stopped(name)
@@ -333,13 +339,14 @@ def _of_ours(paths: Sequence[str], console: Console) -> Iterator[str]:
             console.warning(f"{error.message}; it is left alone")
 
 
-def _require_idle(schedule: Schedule) -> None:
+def _require_idle(scheduler: Scheduler, schedule: Schedule) -> None:
     """Refuse while a run of it lives: what cleans up after it would be gone. Raises KopiatomicError."""
     runs = Records(schedule.state_dir).scheduled(schedule.name)
     alive = next((run.id for run in runs if run.result is None and locks.alive(run.id)), None)
-    if alive is not None:
+    # One that has just been started is not on record yet.
+    if alive is not None or scheduler.busy(schedule.name):
         raise KopiatomicError(
-            f"run {alive} of the schedule {schedule.name} is alive",
+            f"a run of the schedule {schedule.name} is alive" + (f": {alive}" if alive is not None else ""),
             kind="run-alive",
             hint=f"Wait for its end, or end it: systemctl stop kopiatomic@{schedule.name}.service",
         )

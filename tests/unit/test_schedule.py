@@ -342,10 +342,25 @@ def test_removing_asks_and_refuses_while_a_run_lives(machine: Machine, capsys: p
     records.begin(run, keep=1e9)
     with locks.run(run.id):
         assert scheduling.remove(machine.scheduler, Console(), name="home", yes=True) == 1
-    assert f"run {run.id} of the schedule home is alive" in capsys.readouterr().err
+    assert f"a run of the schedule home is alive: {run.id}" in capsys.readouterr().err
     assert machine.scheduler.names() == ["home"]
     # It was killed: no process has its lock.
     assert scheduling.remove(machine.scheduler, Console(), name="home", yes=True) == 0
+
+
+def test_a_run_that_the_timer_starts_while_it_is_stopped_keeps_its_schedule(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert machine.install("tank") == 0
+    machine.said_to_systemctl()
+    with (machine.base / "stand-ins/systemctl").open("a") as file:
+        file.write(
+            f"""[ "$1" != show ] || ! grep -q disable {machine.told} || printf '%s\\n' activating '' inactive\n"""
+        )
+    assert scheduling.remove(machine.scheduler, Console(), name="home", yes=True) == 1
+    assert "a run of the schedule home is alive" in capsys.readouterr().err
+    assert machine.scheduler.names() == ["home"]
+    assert machine.said_to_systemctl()[-1] == "--quiet restart kopiatomic@home.timer"
 
 
 def test_a_systemctl_that_fails_is_said(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -103,6 +103,9 @@ class Scheduler(Protocol):
     def stopped(self, name: str) -> None:
         """Forget it, now that its files are gone. Raises KopiatomicError."""
 
+    def busy(self, name: str) -> bool:
+        """Whether what it has started still runs, as far as it knows. Raises KopiatomicError."""
+
     def next(self, name: str) -> str | None:
         """When it starts next, in words; None where that is not known."""
 

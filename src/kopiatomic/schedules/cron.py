@@ -103,6 +103,10 @@ class Cron:
     def stopped(self, name: str) -> None:
         """Nothing is kept elsewhere."""
 
+    def busy(self, name: str) -> bool:
+        """cron does not say."""
+        return False
+
     def next(self, name: str) -> str | None:
         """cron does not say."""
         return None

@@ -181,6 +181,15 @@ class Systemd:
             units = (f"kopiatomic@{name}.service", f"kopiatomic@{name}.timer", _recovery_unit(name))
             _run(["systemctl", "reset-failed", *units])
 
+    def busy(self, name: str) -> bool:
+        """Whether the service, or what recovers after it, is neither inactive nor failed."""
+        if not self.runs:
+            return False
+        units = (f"kopiatomic@{name}.service", _recovery_unit(name))
+        finished = _run(["systemctl", "show", "--property=ActiveState", "--value", *units])
+        states = finished.stdout.decode("utf-8", "replace").split()
+        return not set(states) <= {"inactive", "failed"}
+
     def next(self, name: str) -> str | None:
         """Its next time, as systemd says it."""
         if not self.runs:
