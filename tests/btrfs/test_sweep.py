@@ -3,38 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from kopiatomic.snapshots import btrfs_folder
 from tests.btrfs.sweep_ground import BtrfsGround
 from tests.support.filesystems import mounted_btrfs
-from tests.support.sweep import Sweeper, Totals
+from tests.support.sweep import Sweeper, Sweepers, Totals
 from tests.support.sweep_cases import KINDS, Case, Chunk, chosen, swept
 
 
 @pytest.fixture(scope="module")
-def sweeper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeper]:
-    folder = tmp_path_factory.mktemp("sweep")
+def sweepers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweepers]:
+    sweepers = Sweepers(lambda kind: made(tmp_path_factory.mktemp("sweep"), kind))
+    yield sweepers
+    sweepers.close()
+
+
+@contextmanager
+def made(folder: Path, kind: str) -> Iterator[Sweeper]:
+    """A sweeper of a kind, on a ground of its own."""
     with mounted_btrfs(folder / "crowded") as crowded, mounted_btrfs(folder / "plain") as plain:
         ground = BtrfsGround(folder, crowded, plain)
         ground.make()
         with ground.living_run():
-            sweeper = Sweeper(ground, request.param)
+            sweeper = Sweeper(ground, kind)
             yield sweeper
             # Shown by `./test sweep`.
-            print(f"Btrfs, {sweeper.kind}: {sweeper.totals.table(sweeper.points)}")
+            print(f"Btrfs, {kind}: {sweeper.totals.table(sweeper.points)}")
 
 
-@pytest.mark.parametrize(("sweeper", "chunk"), swept(), indirect=["sweeper"], ids=str)
-def test_a_killed_run_leaves_nothing_after_the_next(chunk: Chunk | None, sweeper: Sweeper) -> None:
-    if problems := sweeper.run(chosen(sweeper.kind, chunk, sweeper.points)):
+@pytest.mark.parametrize(("kind", "chunk"), swept(), ids=str)
+def test_a_killed_run_leaves_nothing_after_the_next(kind: str, chunk: Chunk | None, sweepers: Sweepers) -> None:
+    sweeper = sweepers(kind)
+    if problems := sweeper.run(chosen(kind, chunk, sweeper.points)):
         pytest.fail("\n".join(problems), pytrace=False)
 
 
-@pytest.mark.parametrize("sweeper", KINDS, indirect=True)
-def test_the_sweep_sees_what_is_left_and_what_is_harmed(sweeper: Sweeper, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_sweep_sees_what_is_left_and_what_is_harmed(
+    kind: str, sweepers: Sweepers, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A program that forgets its snapshots and takes a neighbour's file away."""
+    sweeper = sweepers(kind)
 
     def remove(*_: object) -> dict[str, str]:
         (sweeper.ground.beside / "view2" / "file").unlink(missing_ok=True)

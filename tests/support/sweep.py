@@ -12,7 +12,8 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -306,3 +307,26 @@ class Sweeper:
                 expected = self._success
             if (result, code) != (expected, traced.status):
                 yield f"its exit code was {traced.status}, and the history says {result}, {code}"
+
+
+class Sweepers:
+    """The sweeper of the kind that is asked for, kept until another kind is: to make one takes as long as twenty cases.
+
+    A fixture with parameters would be made anew for each test: pytest tells parameters apart by their position.
+    """
+
+    def __init__(self, made: Callable[[str], AbstractContextManager[Sweeper]]) -> None:
+        self._made = made
+        self._stack = ExitStack()
+        self._current: Sweeper | None = None
+
+    def __call__(self, kind: str) -> Sweeper:
+        if self._current is None or self._current.kind != kind:
+            self.close()
+            self._current = self._stack.enter_context(self._made(kind))
+        return self._current
+
+    def close(self) -> None:
+        """End the one that there is."""
+        self._current = None
+        self._stack.close()

@@ -6,29 +6,39 @@ That is for one process, and without another run. All at once may leave somethin
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from tests.support.filesystems import imported_pool
-from tests.support.sweep import Sweeper
+from tests.support.sweep import Sweeper, Sweepers
 from tests.support.sweep_cases import Chunk, chosen, swept
 from tests.zfs.sweep_ground import ZfsGround
 
 
 @pytest.fixture(scope="module")
-def sweeper(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweeper]:
-    folder = tmp_path_factory.mktemp("sweep")
+def sweepers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweepers]:
+    sweepers = Sweepers(lambda kind: made(tmp_path_factory.mktemp("sweep"), kind))
+    yield sweepers
+    sweepers.close()
+
+
+@contextmanager
+def made(folder: Path, kind: str) -> Iterator[Sweeper]:
+    """A sweeper of a kind, on a ground of its own."""
     with imported_pool(folder / "pool") as pool, imported_pool(folder / "lake") as lake:
         ground = ZfsGround(folder, pool, lake)
         ground.make()
         with ground.living_run():
-            sweeper = Sweeper(ground, request.param)
+            sweeper = Sweeper(ground, kind)
             yield sweeper
             # Shown by `./test sweep`.
-            print(f"ZFS, {sweeper.kind}: {sweeper.totals.table(sweeper.points)}")
+            print(f"ZFS, {kind}: {sweeper.totals.table(sweeper.points)}")
 
 
-@pytest.mark.parametrize(("sweeper", "chunk"), swept(), indirect=["sweeper"], ids=str)
-def test_a_killed_run_leaves_nothing(chunk: Chunk | None, sweeper: Sweeper) -> None:
-    if problems := sweeper.run(chosen(sweeper.kind, chunk, sweeper.points)):
+@pytest.mark.parametrize(("kind", "chunk"), swept(), ids=str)
+def test_a_killed_run_leaves_nothing(kind: str, chunk: Chunk | None, sweepers: Sweepers) -> None:
+    sweeper = sweepers(kind)
+    if problems := sweeper.run(chosen(kind, chunk, sweeper.points)):
         pytest.fail("\n".join(problems), pytrace=False)
