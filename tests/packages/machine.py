@@ -83,7 +83,9 @@ def booted_machine(suite: str, exchange: Path) -> Iterator[Machine]:
     # What is started goes into the group that we are in, and takes that for the root of all groups.
     with _own_cgroup(), machine(suite, exchange, "booted", "/lib/systemd/systemd") as host:
         wait_for(
-            lambda: host("systemctl", "is-system-running", check=False).stdout == "running\n", "the system to be up"
+            lambda: host("systemctl", "is-system-running", check=False).stdout == "running\n",
+            "the system to be up",
+            within=120,
         )
         yield host
 

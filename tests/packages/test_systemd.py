@@ -41,7 +41,7 @@ class Host:
     def remove(self, name: str) -> None:
         """Remove a schedule, when no run of it is alive, and see that nothing of it is left."""
         remove = ("kopiatomic", "schedule", "remove", "--yes", name)
-        wait_for(lambda: self.run(*remove, check=False).returncode == 0, "the end of its runs")
+        wait_for(lambda: self.run(*remove, check=False).returncode == 0, "the end of its runs", within=60)
         left = self.run("find", UNITS, "/var/lib/systemd/timers", "-name", "*kopiatomic*").stdout
         assert left == ""
 
