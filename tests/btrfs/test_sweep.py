@@ -11,28 +11,20 @@ import pytest
 from kopiatomic.snapshots import btrfs_folder
 from tests.btrfs.sweep_ground import BtrfsGround
 from tests.support.filesystems import mounted_btrfs
-from tests.support.sweep import Sweeper, Sweepers, Totals
+from tests.support.sweep import Sweepers, Totals
 from tests.support.sweep_cases import KINDS, Case, Chunk, chosen, swept
+
+
+@contextmanager
+def ground(folder: Path) -> Iterator[BtrfsGround]:
+    with mounted_btrfs(folder / "crowded") as crowded, mounted_btrfs(folder / "plain") as plain:
+        yield BtrfsGround(folder, crowded, plain)
 
 
 @pytest.fixture(scope="module")
 def sweepers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweepers]:
-    sweepers = Sweepers(lambda kind: made(tmp_path_factory.mktemp("sweep"), kind))
-    yield sweepers
-    sweepers.close()
-
-
-@contextmanager
-def made(folder: Path, kind: str) -> Iterator[Sweeper]:
-    """A sweeper of a kind, on a ground of its own."""
-    with mounted_btrfs(folder / "crowded") as crowded, mounted_btrfs(folder / "plain") as plain:
-        ground = BtrfsGround(folder, crowded, plain)
-        ground.make()
-        with ground.living_run():
-            sweeper = Sweeper(ground, kind)
-            yield sweeper
-            # Shown by `./test sweep`.
-            print(f"Btrfs, {kind}: {sweeper.totals.table(sweeper.points)}")
+    with Sweepers("Btrfs", ground, tmp_path_factory) as sweepers:
+        yield sweepers
 
 
 @pytest.mark.parametrize(("kind", "chunk"), swept(), ids=str)

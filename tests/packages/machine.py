@@ -107,3 +107,17 @@ def _own_cgroup() -> Iterator[None]:
         wait_for(lambda: "populated 0" in (group / "cgroup.events").read_text(), "the machine's end")
         for folder, _, _ in os.walk(group, topdown=False):
             os.rmdir(folder)
+
+
+@contextmanager
+def living_run(host: Machine, home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A run that goes on until somebody makes ``/tmp/go``."""
+    host("rm", "-f", "/tmp/go", "/tmp/begun")
+    engine = "sh -c 'touch /tmp/begun; while [ ! -e /tmp/go ]; do sleep 0.05; done'"
+    with subprocess.Popen(host.argv("kopiatomic", "--quiet", "-c", engine, home), stdin=subprocess.DEVNULL) as process:
+        try:
+            wait_for(host.path("/tmp/begun").exists, "the engine's start")
+            yield process
+        finally:
+            host("touch", "/tmp/go")
+            process.wait(30)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ import pytest
 from kopiatomic import __version__
 from tests.btrfs.conftest import wait_for
 from tests.packages.conftest import OLDER
-from tests.packages.machine import Machine
+from tests.packages.machine import Machine, living_run
 from tests.support.filesystems import Btrfs
 
 # apt's and dpkg's own accounts of what was done.
@@ -61,20 +60,6 @@ def installed(host: Machine, deb: Path) -> Iterator[Machine]:
 def status(host: Machine) -> str:
     """What dpkg knows of the package."""
     return host("dpkg-query", "-W", "-f", "${Status}", "kopiatomic", check=False).stdout
-
-
-@contextmanager
-def living_run(host: Machine, home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A run that goes on until somebody makes ``/tmp/go``."""
-    host("rm", "-f", "/tmp/go", "/tmp/begun")
-    engine = "sh -c 'touch /tmp/begun; while [ ! -e /tmp/go ]; do sleep 0.05; done'"
-    with subprocess.Popen(host.argv("kopiatomic", "--quiet", "-c", engine, home), stdin=subprocess.DEVNULL) as process:
-        try:
-            wait_for(host.path("/tmp/begun").exists, "the engine's start")
-            yield process
-        finally:
-            host("touch", "/tmp/go")
-            process.wait(30)
 
 
 def test_it_installs_runs_upgrades_and_is_removed_and_purged(

@@ -6,9 +6,9 @@ kopia, its repository and the frozen filesystem are real. A limit on its own spe
 from __future__ import annotations
 
 import json
+import os
 import shutil
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pytest
 
 from tests.btrfs.conftest import wait_for
 from tests.packages.conftest import SUITES
-from tests.packages.machine import Machine, booted_machine
+from tests.packages.machine import Machine, booted_machine, living_run
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed
 
@@ -89,7 +89,6 @@ def host(
     request: pytest.FixtureRequest,
     made_btrfs: tuple[Path, Btrfs],
     package: Path,
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Host]:
     exchange, filesystem = made_btrfs
     kopia = shutil.which("kopia")
@@ -118,8 +117,7 @@ def daily(host: Host) -> Iterator[str]:
 def slow(host: Host) -> Iterator[None]:
     """kopia needs minutes to save anything new."""
     content = host.filesystem.mountpoint / "home" / "content"
-    command = f"head -c 20000000 /dev/urandom >{host.home}/content"
-    host.run.shell(command)
+    content.write_bytes(os.urandom(20_000_000))
     host.kopia("repository", "throttle", "set", "--upload-bytes-per-second=10000")
     yield
     host.kopia("repository", "throttle", "set", "--upload-bytes-per-second=unlimited")
@@ -177,18 +175,12 @@ def test_a_failure_is_one_of_the_unit_too(host: Host, daily: str) -> None:
 
 
 def test_a_run_beside_another_is_no_failure_and_on_record(host: Host, daily: str) -> None:
-    host.run("rm", "-f", "/tmp/go", "/tmp/begun")
-    engine = "sh -c 'touch /tmp/begun; while [ ! -e /tmp/go ]; do sleep 0.05; done'"
-    argv = host.run.argv("kopiatomic", "--quiet", "-c", engine, host.home)
-    with subprocess.Popen(argv, stdin=subprocess.DEVNULL) as other:
-        try:
-            wait_for(host.run.path("/tmp/begun").exists, "the engine's start")
-            assert host.start(daily).returncode == 0
-            assert host.state(daily) != "failed"
-            assert host.shown(daily)["last_run"]["exit_code"] == 75
-        finally:
-            host.run("touch", "/tmp/go")
-            assert other.wait(60) == 0
+    with living_run(host.run, host.home) as other:
+        assert host.start(daily).returncode == 0
+        assert host.state(daily) != "failed"
+        assert host.shown(daily)["last_run"]["exit_code"] == 75
+        host.run("touch", "/tmp/go")
+        assert other.wait(60) == 0
 
 
 @pytest.mark.usefixtures("slow")
@@ -203,8 +195,7 @@ def test_a_backup_that_is_ended_in_the_middle_saves_and_leaves_nothing(
     wait_for(host.kopia_reads, "kopia to read", within=60)
     assert len(host.filesystem.snapshots()) == 1
     host.run("systemctl", *how, f"kopiatomic@{daily}", timeout=120)
-    ended: Callable[[], bool] = lambda: host.state(daily) in {"failed", "inactive"}  # noqa: E731
-    wait_for(ended, "the unit's end", within=120)
+    wait_for(lambda: host.state(daily) in {"failed", "inactive"}, "the unit's end", within=120)
     wait_for(lambda: host.leftovers() == [], "the removal of everything", within=60)
     print(host.journal(daily))
     assert [s["id"] for s in host.snapshots() if not s.get("incomplete")] == complete

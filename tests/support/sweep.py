@@ -13,10 +13,12 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
+
+import pytest
 
 from kopiatomic import locks
 from tests.support import forked
@@ -312,21 +314,44 @@ class Sweeper:
 class Sweepers:
     """The sweeper of the kind that is asked for, kept until another kind is: to make one takes as long as twenty cases.
 
-    A fixture with parameters would be made anew for each test: pytest tells parameters apart by their position.
+    A fixture with parameters would be made anew for each test: pytest tells parameters apart by their position. `grounds`
+    makes filesystems in a new folder, and a ground of them.
     """
 
-    def __init__(self, made: Callable[[str], AbstractContextManager[Sweeper]]) -> None:
-        self._made = made
+    def __init__(
+        self,
+        name: str,
+        grounds: Callable[[Path], AbstractContextManager[Ground]],
+        folders: pytest.TempPathFactory,
+    ) -> None:
+        self._name = name
+        self._grounds = grounds
+        self._folders = folders
         self._stack = ExitStack()
         self._current: Sweeper | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
     def __call__(self, kind: str) -> Sweeper:
         if self._current is None or self._current.kind != kind:
-            self.close()
+            self._end()
             self._current = self._stack.enter_context(self._made(kind))
         return self._current
 
-    def close(self) -> None:
-        """End the one that there is."""
+    def _end(self) -> None:
         self._current = None
         self._stack.close()
+
+    @contextmanager
+    def _made(self, kind: str) -> Iterator[Sweeper]:
+        with self._grounds(self._folders.mktemp("sweep")) as ground:
+            ground.make()
+            with ground.living_run():
+                sweeper = Sweeper(ground, kind)
+                yield sweeper
+                # Shown by `./test sweep`.
+                print(f"{self._name}, {kind}: {sweeper.totals.table(sweeper.points)}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -54,6 +55,14 @@ class Ground(ABC):
             (self.beside / name).mkdir(parents=True)
             (self.beside / name / "file").write_text("somebody's\n")
         (self.beside / "empty").mkdir()
+
+    @abstractmethod
+    def make(self) -> None:
+        """Make it all, decoys included."""
+
+    @abstractmethod
+    def living_run(self) -> AbstractContextManager[None]:
+        """Another run over some of it, recorded elsewhere, that goes on while the block is run."""
 
     @abstractmethod
     def words(self) -> list[str]:

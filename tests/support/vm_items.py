@@ -60,11 +60,6 @@ class OnOtherGuest(pytest.Item):
         raise AssertionError("the VM runs it")
 
 
-def nodeid_there(item: pytest.Item) -> str:
-    """What the pytest in the VM calls a test."""
-    return item.test.nodeid if isinstance(item, OnOtherGuest) else item.nodeid
-
-
 class VmFailure:
     """A failure's text as the VM's pytest wrote it, in the shape that pytest's terminal wants."""
 
@@ -203,7 +198,10 @@ class VmItems:
         for share in self.shares:
             if share.waiting:
                 share.start()
-        guest, nodeid = (OTHER_GUEST if isinstance(item, OnOtherGuest) else GUEST), nodeid_there(item)
+        if isinstance(item, OnOtherGuest):
+            guest, nodeid = OTHER_GUEST, item.test.nodeid
+        else:
+            guest, nodeid = GUEST, item.nodeid
         share = next(share for share in self.shares if share.guest == guest and nodeid in share.waiting)
         run = share.start()
         share.waiting.remove(nodeid)

@@ -12,29 +12,21 @@ from pathlib import Path
 import pytest
 
 from tests.support.filesystems import imported_pool
-from tests.support.sweep import Sweeper, Sweepers
+from tests.support.sweep import Sweepers
 from tests.support.sweep_cases import Chunk, chosen, swept
 from tests.zfs.sweep_ground import ZfsGround
 
 
+@contextmanager
+def ground(folder: Path) -> Iterator[ZfsGround]:
+    with imported_pool(folder / "pool") as pool, imported_pool(folder / "lake") as lake:
+        yield ZfsGround(folder, pool, lake)
+
+
 @pytest.fixture(scope="module")
 def sweepers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweepers]:
-    sweepers = Sweepers(lambda kind: made(tmp_path_factory.mktemp("sweep"), kind))
-    yield sweepers
-    sweepers.close()
-
-
-@contextmanager
-def made(folder: Path, kind: str) -> Iterator[Sweeper]:
-    """A sweeper of a kind, on a ground of its own."""
-    with imported_pool(folder / "pool") as pool, imported_pool(folder / "lake") as lake:
-        ground = ZfsGround(folder, pool, lake)
-        ground.make()
-        with ground.living_run():
-            sweeper = Sweeper(ground, kind)
-            yield sweeper
-            # Shown by `./test sweep`.
-            print(f"ZFS, {kind}: {sweeper.totals.table(sweeper.points)}")
+    with Sweepers("ZFS", ground, tmp_path_factory) as sweepers:
+        yield sweepers
 
 
 @pytest.mark.parametrize(("kind", "chunk"), swept(), ids=str)

@@ -31,7 +31,7 @@ from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_output import Manifest, Output, count, parse_manifest
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Layout, Plan, Progress
-from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.paths import below, is_at_or_below, tree_order
 from kopiatomic.text import ended, printable
 
 _LATEST = 20
@@ -354,7 +354,7 @@ def _levels(plan: Plan) -> int:
     """How many directories above all that is in the view have one entry: at each of these a worker of kopia's only waits."""
     if plan.layout is Layout.IN_PLACE:
         return 0
-    return len([part for part in os.path.commonpath([p for t in plan.taken for p in t.places]).split("/") if part])
+    return len(tree_order(os.path.commonpath([place for taken in plan.taken for place in taken.places]))) - 1
 
 
 def _mapping(value: object) -> Mapping[str, Any]:

@@ -186,18 +186,13 @@ class Systemd:
         if not self.runs:
             return False
         units = (f"kopiatomic@{name}.service", _recovery_unit(name))
-        finished = _run(["systemctl", "show", "--property=ActiveState", "--value", *units])
-        states = finished.stdout.decode("utf-8", "replace").split()
-        return not set(states) <= {"inactive", "failed"}
+        return not set(_shown("ActiveState", *units).split()) <= {"inactive", "failed"}
 
     def next(self, name: str) -> str | None:
         """Its next time, as systemd says it."""
         if not self.runs:
             return None
-        finished = _run(
-            ["systemctl", "show", "--property=NextElapseUSecRealtime", "--value", f"kopiatomic@{name}.timer"]
-        )
-        return printable(finished.stdout.decode("utf-8", "replace").strip()) or None
+        return printable(_shown("NextElapseUSecRealtime", f"kopiatomic@{name}.timer").strip()) or None
 
     def _systemctl(self, *words: str) -> None:
         finished = _run(["systemctl", "--quiet", *words])
@@ -332,3 +327,9 @@ def _run(
             kind="no-systemd",
             hint="A schedule needs systemd on Linux. Without it, start kopiatomic from cron: man 8 kopiatomic, EXAMPLES.",
         ) from None
+
+
+def _shown(key: str, *units: str) -> str:
+    """A property of units, as systemd says it."""
+    finished = _run(["systemctl", "show", f"--property={key}", "--value", *units])
+    return finished.stdout.decode("utf-8", "replace")

@@ -127,7 +127,7 @@ class ZfsMaker:
 
     def remove(self) -> list[str]:
         """Wait until the kernel has destroyed the released set; destroy what nothing tied."""
-        left = self._ours(self._names) if libzfs_core.may_exist(self._names) else []
+        left = self._ours(self._names)
         began = time.monotonic()
         pause = 0.01
         while left and not self._in_vain(left, time.monotonic() - began):
@@ -153,6 +153,8 @@ class ZfsMaker:
         return waited > GONE_TIMEOUT or all(seen.holds for seen in look(left).values())
 
     def _ours(self, names: Sequence[str]) -> list[str]:
+        if not libzfs_core.may_exist(names):
+            return []
         return [name for name, seen in look(names).items() if seen.mark == self._mark]
 
     def _snapshot_error(self, error: libzfs_core.ZfsCallError) -> KopiatomicError:
