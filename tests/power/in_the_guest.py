@@ -30,7 +30,7 @@ OTHER_RUN = "20200102T030405Z-deadbeef"
 SCRATCH = Path("/run/power")
 
 READER = """
-cd "$KOPIATOMIC_ROOT" && : > {ready} && while :; do
+cd "${{KOPIATOMIC_ROOT:-/}}" && : > {ready} && while :; do
     for file in tank/data/* tank/data/sub/*; do
         while read -r line; do :; done < "$file"
     done
@@ -77,14 +77,16 @@ def mount() -> None:
 class Boot:
     """What is done in one boot."""
 
-    def __init__(self, datasets: Sequence[str], layout: str) -> None:
+    def __init__(self, datasets: Sequence[str], how: str) -> None:
         SCRATCH.mkdir()
         group = Cgroup(Path("/sys/fs/cgroup") / f"kopiatomic-{secrets.token_hex(4)}")
         group.folder.mkdir()
         self._runner = Runner(group, SCRATCH)
         self._environment = {"KOPIATOMIC_STATE_DIR": str(STATE)}
-        place = ["--mount-root", str(ROOT)] if layout == "merged" else ["--layout", layout]
-        self._words = ["--json", *place, *datasets]
+        place = ["--mount-root", str(ROOT)] if how == "merged" else ["--layout", "in-place"]
+        self._backup = ["--json", *place, *datasets, "-c"]
+        self._exec = ["exec", *datasets, "--", "sh", "-c"]
+        self._cut_off = self._exec if how == "exec" else self._backup
         self._called, self._tied, self._ready = (SCRATCH / name for name in ("called", "tied", "ready"))
         reader = SCRATCH / "reader"
         reader.write_text(READER.format(ready=self._ready))
@@ -108,7 +110,7 @@ class Boot:
 
     def whole_run(self) -> dict[str, Any]:
         """A run to its end, with the time from its first snapshot call to its set being tied, and to its end."""
-        run = self._start("true")
+        run = self._start(*self._backup, "true")
         ended = run.wait()
         over = time.time()
         times = {"exit": ended.returncode, "stdout": ended.stdout, "stderr": ended.stderr}
@@ -124,13 +126,12 @@ class Boot:
         sign = {"engine": self._ready, "snapshot": self._called}[moment]
         command_line = self._reader if moment == "engine" else "true"
         trigger = os.open("/proc/sysrq-trigger", os.O_WRONLY)
-        run = self._start(command_line)
+        run = self._start(*self._cut_off, command_line)
         run.until(sign.exists)
         time.sleep(delay)
         os.write(trigger, b"b")
 
-    def _start(self, command_line: str) -> Run:
-        words = [*self._words, "-c", command_line]
+    def _start(self, *words: str) -> Run:
         return self._runner.start(*words, env=self._environment, before=self._mark)
 
     def _mark(self) -> None:
@@ -152,19 +153,22 @@ class Boot:
 def main(
     first: bool,
     datasets: Sequence[str],
-    layout: str,
+    how: str,
     recover: bool,
     moment: str | None,
     fraction: float,
     where: str,
 ) -> None:
-    """`fraction` is the place of the cut: in seconds while the engine reads, else as a part of `where` (gap or window)."""
+    """`how` is that of `Step` in test_power_cut.py.
+
+    `fraction` is the place of the cut: in seconds while the engine reads, else as a part of `where` (gap or window).
+    """
     if first:
         prepare()
     else:
         command("zpool", "import", "-d", "/dev", POOL)
         mount()
-    boot = Boot(datasets, layout)
+    boot = Boot(datasets, how)
     say(after_import=boot.found(), history=boot.look("history"))
     if recover:
         say(recover=boot.look("recover"), after_recover=boot.found())
