@@ -183,6 +183,20 @@ def test_a_run_beside_another_is_no_failure_and_on_record(host: Host, daily: str
         assert other.wait(60) == 0
 
 
+def test_a_package_that_is_not_removed_while_a_run_lives_goes_on_with_its_timers(host: Host, daily: str) -> None:
+    timer = f"kopiatomic@{daily}.timer"
+    stopped = ("systemctl", "show", "--value", "--property=InactiveEnterTimestampMonotonic", timer)
+    before = host.run(*stopped).stdout
+    with living_run(host.run, host.home) as run:
+        refused = host.run("dpkg", "--remove", "kopiatomic", check=False)
+        assert (refused.returncode, "is alive" in refused.stderr) == (1, True), str(refused)
+        host.run("touch", "/tmp/go")
+        assert run.wait(60) == 0
+    assert host.run("systemctl", "is-active", timer).stdout == "active\n"
+    assert host.run(*stopped).stdout != before
+    assert host.start(daily).returncode == 0
+
+
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize(
     ("how", "code"), [(("stop",), 143), (("kill", "--kill-whom=all", "--signal=KILL"), None)], ids=["stop", "kill"]
