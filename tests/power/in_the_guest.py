@@ -85,8 +85,7 @@ class Boot:
         self._environment = {"KOPIATOMIC_STATE_DIR": str(STATE)}
         place = ["--mount-root", str(ROOT)] if how == "merged" else ["--layout", "in-place"]
         self._backup = ["--json", *place, *datasets, "-c"]
-        self._exec = ["exec", *datasets, "--", "sh", "-c"]
-        self._cut_off = self._exec if how == "exec" else self._backup
+        self._cut_off = ["exec", *datasets, "--", "sh", "-c"] if how == "exec" else self._backup
         self._called, self._tied, self._ready = (SCRATCH / name for name in ("called", "tied", "ready"))
         reader = SCRATCH / "reader"
         reader.write_text(READER.format(ready=self._ready))
