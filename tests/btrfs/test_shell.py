@@ -241,6 +241,8 @@ def outer(kopiatomic: Kopiatomic, data: Path, leftovers: Leftovers) -> Iterator[
         shell.shows("outer> ")
         assert data.exists()
         yield shell
+        # Until the prompt is back, what is typed is the job's.
+        shell.shows("outer> ")
         shell.types("exit\n")
         shell.ends()
     assert leftovers(within=5) == []
@@ -272,7 +274,7 @@ def test_ctrl_z_at_a_command_goes_back_to_the_callers_shell(outer: Session, kopi
     outer.types("\x04")
     outer.shows("outer> ")
     outer.types("echo rc=$?\n")
-    outer.shows("rc=0")
+    outer.shows("rc=0\r\n")
 
 
 def test_in_the_background_it_stops_when_it_wants_the_keyboard(
@@ -295,6 +297,7 @@ def test_in_a_pipeline_the_keyboard_is_left_to_who_wants_it(outer: Session, kopi
     outer.shows("frozen\r\n")
     outer.types("typed\n")
     outer.shows("<typed>")
+    outer.shows("outer> ")
     script = "'stty -echo < /dev/tty; read x < /dev/tty; stty echo < /dev/tty; echo \"<$x>\"'"
     outer.types(line(kopiatomic, "exec", data, "--", "sh", "-c", script) + " | tr a-z A-Z\n")
     outer.shows("A-Z\r\n")
