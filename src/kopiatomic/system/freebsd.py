@@ -1,0 +1,70 @@
+"""FreeBSD's kernel as a value: the few calls of its C library that Python does not offer, through ctypes.
+
+Everything made for FreeBSD is handed this value, so that the same code runs on Linux in the tests, against a shim. Each call
+with the page or source that it rests on: docs/freebsd.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable
+from ctypes import CFUNCTYPE, c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_void_p
+from dataclasses import dataclass
+from functools import cache
+
+PROTOTYPES = {
+    "getfsstat": CFUNCTYPE(c_int, c_void_p, c_long, c_int, use_errno=True),
+    "nmount": CFUNCTYPE(c_int, c_void_p, c_uint, c_int, use_errno=True),
+    "unmount": CFUNCTYPE(c_int, c_char_p, c_int, use_errno=True),
+    "procctl": CFUNCTYPE(c_int, c_int, c_int64, c_int, c_void_p, use_errno=True),
+    "sysctlbyname": CFUNCTYPE(c_int, c_char_p, c_void_p, c_void_p, c_void_p, c_size_t, use_errno=True),
+}
+"""As in getfsstat(2), mount(2), procctl(2) (``id_t`` has 64 bits: sys/sys/_types.h) and sysctl(3)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """The calls. Each returns -1 where it failed, with the reason in ctypes' copy of errno."""
+
+    getfsstat: Callable[..., int]
+    nmount: Callable[..., int]
+    unmount: Callable[..., int]
+    procctl: Callable[..., int]
+    sysctlbyname: Callable[..., int]
+
+
+def is_here() -> bool:
+    """Whether this system is a FreeBSD."""
+    return sys.platform.startswith("freebsd")
+
+
+@cache
+def kernel() -> Kernel:
+    """The one that this process runs on."""
+    library = ctypes.CDLL(None, use_errno=True)
+    return Kernel(**{name: prototype((name, library)) for name, prototype in PROTOTYPES.items()})
+
+
+def failed(*names: str) -> OSError:
+    """What the call before said, as an exception; ``names`` as for OSError: a file, or two."""
+    number = ctypes.get_errno()
+    filenames = (names[0], None, names[1]) if len(names) > 1 else names
+    return OSError(number, os.strerror(number), *filenames)
+
+
+def number(kernel: Kernel, name: str) -> int | None:
+    """The value of a sysctl(3) that is a number or a boolean; None where this kernel has none of that name.
+
+    Raises OSError.
+    """
+    # A boolean has one byte, an int four, a long eight: how many there are is told.
+    value = (ctypes.c_ubyte * 8)()
+    size = c_size_t(len(value))
+    if kernel.sysctlbyname(name.encode(), value, ctypes.byref(size), None, 0) == 0:
+        return int.from_bytes(bytes(value[: size.value]), sys.byteorder, signed=True)
+    error = failed(name)
+    if isinstance(error, FileNotFoundError):
+        return None
+    raise error

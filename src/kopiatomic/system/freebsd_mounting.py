@@ -1,0 +1,67 @@
+"""Mounting on FreeBSD: nmount(2) and unmount(2), without mount(8) and umount(8).
+
+mount(8) has mountd(8) read its exports again after every mount (``restart_mountd``, sbin/mount/mount.c), and umount(8) calls
+sync(2), which a suspended pool holds up, and takes a path also for the *source* of a mount (``checkmntlist``,
+sbin/umount/umount.c).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Mapping
+from ctypes import c_size_t, c_void_p
+
+from kopiatomic.system import freebsd, freebsd_mounts
+from kopiatomic.system.freebsd import Kernel
+from kopiatomic.system.mountinfo import Mount
+
+_MNT_BYFSID = 0x0000000008000000
+_MESSAGE_SIZE = 255
+
+_READ_ONLY = {"ro": "", "nosuid": ""}
+
+
+class Iovec(ctypes.Structure):
+    """``struct iovec`` of sys/sys/_iovec.h. For nmount(2) names and values take turns, each with its zero byte."""
+
+    _fields_ = (("iov_base", c_void_p), ("iov_len", c_size_t))
+
+
+def mount_snapshot(kernel: Kernel, name: str, point: str) -> None:
+    """Mount the snapshot ``pool/dataset@snapshot``, which works once at a time. Raises OSError."""
+    _nmount(kernel, {"fstype": "zfs", "fspath": point, "from": name, **_READ_ONLY})
+
+
+def mount_nullfs(kernel: Kernel, source: str, point: str) -> None:
+    """Show a directory at another one as well, read-only. Raises OSError."""
+    # Its older name, which all releases know ("from": newer ones only; nullfs_mount, sys/fs/nullfs/null_vfsops.c).
+    _nmount(kernel, {"fstype": "nullfs", "fspath": point, "target": source, **_READ_ONLY})
+
+
+def mount_tmpfs(kernel: Kernel, point: str) -> None:
+    """Mount a filesystem in memory that only root enters. Raises OSError."""
+    _nmount(kernel, {"fstype": "tmpfs", "fspath": point, "from": "tmpfs", "mode": "0700", "nosuid": ""})
+
+
+def _nmount(kernel: Kernel, options: Mapping[str, str]) -> None:
+    """The error names the mount point, and has the kernel's own words where it gave any."""
+    message = ctypes.create_string_buffer(_MESSAGE_SIZE)
+    words = [ctypes.create_string_buffer(os.fsencode(word)) for pair in options.items() for word in pair]
+    words += [ctypes.create_string_buffer(b"errmsg"), message]
+    vector = (Iovec * len(words))(*(Iovec(ctypes.addressof(word), len(word)) for word in words))
+    if kernel.nmount(vector, len(vector), 0) != 0:
+        error = freebsd.failed(options["fspath"])
+        said = os.fsdecode(message.value)
+        raise OSError(error.errno, f"{error.strerror} ({said})" if said else error.strerror, error.filename)
+
+
+def unmount(kernel: Kernel, mount: Mount) -> None:
+    """Take away exactly this mount, if nobody uses it; never by force. Raises OSError (EBUSY).
+
+    By its id no path is looked up. A jail is shown no ids: there it has to be the last that was mounted on its point.
+    """
+    fsid = freebsd_mounts.fsid(mount)
+    name, flags = (os.fsencode(mount.point), 0) if fsid is None else (b"FSID:%d:%d" % fsid, _MNT_BYFSID)
+    if kernel.unmount(name, flags) != 0:
+        raise freebsd.failed(mount.point)
