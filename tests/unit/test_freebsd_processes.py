@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.system import freebsd
 from kopiatomic.system.freebsd_processes import ReaperKill, adopt_orphans, die_with_parent, end_descendants
 from tests.support.freebsd_shim import Shim, isolated
 
@@ -107,14 +106,3 @@ def test_a_child_that_has_children_as_fast_as_it_can_is_ended_too() -> None:
 def test_who_is_a_reaper_already_stays_one() -> None:
     adopt_orphans(Shim().kernel)
     adopt_orphans(Shim().kernel)
-
-
-@pytest.mark.parametrize(("value", "width"), [(0, 1), (1, 1), (1, 4), (0, 4), (-1, 4), (1 << 40, 8)], ids=str)
-def test_a_setting_is_read_whatever_its_width(value: int, width: int) -> None:
-    shim = Shim()
-    shim.sysctls["vfs.some"] = (value, width)
-    assert freebsd.number(shim.kernel, "vfs.some") == value
-
-
-def test_a_setting_that_this_kernel_has_not_is_none() -> None:
-    assert freebsd.number(Shim().kernel, "vfs.other") is None

@@ -1,0 +1,38 @@
+"""FreeBSD's calls have the types of its manual pages, and its settings are read whatever their width."""
+
+import ctypes
+
+import pytest
+
+from kopiatomic.system import freebsd
+from tests.support.freebsd_shim import Shim
+
+POINTER, LONG = ctypes.sizeof(ctypes.c_void_p), ctypes.sizeof(ctypes.c_long)
+
+# The sizes of the arguments, from the synopses of getfsstat(2), mount(2), procctl(2) and sysctl(3), by hand.
+SYNOPSES = {
+    "getfsstat": (POINTER, LONG, 4),
+    "nmount": (POINTER, 4, 4),
+    "unmount": (POINTER, 4),
+    "procctl": (4, 8, 4, POINTER),
+    "sysctlbyname": (POINTER, POINTER, POINTER, POINTER, ctypes.sizeof(ctypes.c_size_t)),
+}
+
+
+def test_the_calls_take_what_the_manual_pages_say() -> None:
+    found = {}
+    for name, prototype in freebsd.PROTOTYPES.items():
+        assert prototype._restype_ is ctypes.c_int
+        found[name] = tuple(map(ctypes.sizeof, prototype._argtypes_))
+    assert found == SYNOPSES
+
+
+@pytest.mark.parametrize(("value", "width"), [(0, 1), (1, 1), (1, 4), (0, 4), (-1, 4), (1 << 40, 8)], ids=str)
+def test_a_setting_is_read_whatever_its_width(value: int, width: int) -> None:
+    shim = Shim()
+    shim.sysctls["vfs.some"] = (value, width)
+    assert freebsd.number(shim.kernel, "vfs.some") == value
+
+
+def test_a_setting_that_this_kernel_has_not_is_none() -> None:
+    assert freebsd.number(Shim().kernel, "vfs.other") is None
