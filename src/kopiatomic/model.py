@@ -203,10 +203,11 @@ class Snapshot:
 class Intent:
     """Something that a run is about to make, or has made.
 
-    ``kind`` is "zfs", "btrfs" or "directory". ``place`` is the pool, the UUID of the Btrfs filesystem, or empty; ``name``
-    the snapshot's name, its path below the top-level subvolume, or the directory. ``origin`` is what a Btrfs snapshot is
-    made of (that subvolume's UUID), or the boot that a directory is made in. ``identity`` is the snapshot's guid (ZFS)
-    or UUID (Btrfs) and ``transaction`` its createtxg or otransid: None until it is made.
+    ``kind`` is "zfs", "btrfs", "mount" (FreeBSD) or "directory". ``place`` is the pool, the UUID of the Btrfs filesystem,
+    the type of the mount, or empty; ``name`` the snapshot's name, its path below the top-level subvolume, the mount point,
+    or the directory. ``origin`` is what a Btrfs snapshot is made of (that subvolume's UUID), what is mounted, itself or
+    from the top of, or the boot that a directory is made in. ``identity`` is the snapshot's guid (ZFS) or UUID (Btrfs) and
+    ``transaction`` its createtxg or otransid: None until it is made.
     """
 
     kind: str
@@ -219,10 +220,10 @@ class Intent:
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot" or "directory".
+    """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot", "mount" or "directory".
 
-    ``place`` and ``name`` as in :class:`Intent`. ``proof`` says why it is ours, ``command`` is what a person would type to
-    remove it.
+    ``place``, ``name`` and ``origin`` as in :class:`Intent`. ``proof`` says why it is ours, ``command`` is what a person
+    would type to remove it.
     """
 
     run_id: str
@@ -233,6 +234,7 @@ class Leftover:
     command: str
     problem: str | None = None
     """Why it is not, or could not be, removed."""
+    origin: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import pickle
 import signal
 import struct
 import traceback
@@ -72,10 +73,16 @@ class Shim:
 
     ``snapshots`` says which directory a snapshot shows. ``calls`` has each call with the words in it. ``jailed`` shows no file
     system ids. ``fail_at`` makes the n-th nmount (from 0) fail with an errno. ``skipped`` are mount points that are left out of
-    so many coming looks at the table, as mounts that are just being unmounted.
+    so many coming looks at the table, as mounts that are just being unmounted. What it knows of its mounts is in the file
+    ``state``, if there is one, for the next shim to know as well.
     """
 
-    def __init__(self, snapshots: Mapping[str, Path] | None = None, sysctls: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        snapshots: Mapping[str, Path] | None = None,
+        sysctls: Mapping[str, int] | None = None,
+        state: Path | None = None,
+    ) -> None:
         self.snapshots = dict(snapshots or {})
         self.sysctls: dict[str, tuple[int, int]] = {name: (value, 4) for name, value in (sysctls or {}).items()}
         self.calls: list[tuple[str, ...]] = []
@@ -83,8 +90,8 @@ class Shim:
         self.fail_at: dict[int, int] = {}
         self.skipped: dict[str, int] = {}
         self.before_nmount: Callable[[Mapping[str, str]], None] = lambda _options: None
+        self._state = state
         self._made: dict[int, _Made] = {}
-        self._count = 0
         functions = {name: _c_function(name, getattr(self, f"_{name}")) for name in PROTOTYPES}
         self.kernel = Kernel(**functions)
 
@@ -95,6 +102,7 @@ class Shim:
 
         Linux gives an id again as soon as it is free. So ours have a number of their own in its place.
         """
+        self._load()
         found = []
         for mount in mountinfo.read():
             made = self._made.get(mount.id)
@@ -181,9 +189,16 @@ class Shim:
                 assert "target" in options
             linux.mount(directory, point, None, linux.MS_BIND)
             linux.mount("none", point, None, linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID)
-        self._count += 1
         linux_id = mountinfo.visible(mountinfo.read())[point].id
-        self._made[linux_id] = _Made(_FIRST + self._count, fstype, source, point)
+        self._load()
+        number = max((made.number for made in self._made.values()), default=_FIRST) + 1
+        self._made[linux_id] = _Made(number, fstype, source, point)
+        if self._state is not None:
+            self._state.write_bytes(pickle.dumps(self._made))
+
+    def _load(self) -> None:
+        if self._state is not None and self._state.exists():
+            self._made = pickle.loads(self._state.read_bytes())  # noqa: S301
 
     def _unmount(self, name: bytes, flags: int) -> int:
         """kern_unmount and dounmount: EBUSY while a nullfs shows something of it, or anything uses it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import UNMOUNTED, VOLUMES, Plan, Sets
 from kopiatomic.paths import tree_order
 from kopiatomic.text import printable
@@ -116,3 +118,22 @@ def missing_text(missing: Missing) -> str:
     if not missing.place:
         return f"{printable(missing.dataset)} {missing.reason}"
     return f"{printable(missing.dataset)} cannot appear at {printable(missing.place)}: {missing.reason}"
+
+
+def named_and_missing(missing: Missing) -> KopiatomicError:
+    """What has no place and was asked for by its name."""
+    return KopiatomicError(
+        missing_text(missing),
+        kind="place-missing",
+        hint="The directory that it is mounted on did not exist at the instant of the snapshot. Leave one of "
+        "the two out, or back them up with two commands and --name.",
+    )
+
+
+def holds_something(directory: int | str) -> bool:
+    """Whether a directory holds anything that every backup program keeps: sockets, pipes and devices do not count."""
+    with os.scandir(directory) as entries:
+        return any(
+            entry.is_symlink() or entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
+            for entry in entries
+        )

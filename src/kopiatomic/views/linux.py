@@ -17,7 +17,7 @@ from typing import Self
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
-from kopiatomic.views import FILES, LIVE, OURS, SCAFFOLD, Missing, Step, View, missing_text
+from kopiatomic.views import FILES, LIVE, OURS, SCAFFOLD, Missing, Step, View, holds_something, named_and_missing
 from kopiatomic.views.volumes import Volumes
 
 FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
@@ -114,7 +114,7 @@ class LinuxView:
         shown = [s for s in self._steps if s.place not in gone and s.fstype not in OURS]
         mounted = [s.place for s in shown if s.fstype != FILES]
         with self.open_top() as top:
-            filled = tuple(place for place in mounted if _holds_something(top, place))
+            filled = tuple(place for place in mounted if _is_filled(top, place))
         files = [file.place for s in shown for file in s.files]
         # What has no dataset and no place is told by what should have been mounted in it.
         told = tuple(m for m in missing if m.dataset)
@@ -143,12 +143,7 @@ class LinuxView:
             return None
         missing = Missing(step.dataset, step.place, reason)
         if step.named:
-            raise KopiatomicError(
-                missing_text(missing),
-                kind="place-missing",
-                hint="The directory that it is mounted on did not exist at the instant of the snapshot. Leave one of "
-                "the two out, or back them up with two commands and --name.",
-            )
+            raise named_and_missing(missing)
         return missing
 
     def _obstacle_to(self, step: Step, tops: Tops) -> str | None:
@@ -343,13 +338,9 @@ def _obstacle(top: int, path: str, place: str, error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _holds_something(root: int, place: str) -> bool:
-    """Whether a mount holds anything that every backup program keeps: sockets, pipes and devices do not count."""
-    with opened(root, place) as fd, os.scandir(fd) as entries:
-        return any(
-            entry.is_symlink() or entry.is_dir(follow_symlinks=False) or entry.is_file(follow_symlinks=False)
-            for entry in entries
-        )
+def _is_filled(top: int, place: str) -> bool:
+    with opened(top, place) as directory:
+        return holds_something(directory)
 
 
 def _strayed(step: Step, top: int) -> Iterator[Missing]:
