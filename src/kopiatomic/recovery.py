@@ -1,7 +1,8 @@
-"""Clears what dead runs left: snapshots, directories, files of locks. A run is dead when no process holds its lock.
+"""Clears what dead runs left: snapshots, directories, files of locks, and on FreeBSD mounts.
 
-The next run does it for what is on record, ``kopiatomic recover`` also for what is not. Removal is done by a child process,
-since a pool may hold it up; that child keeps the dead run's lock, so that nobody else does the same.
+A run is dead when no process holds its lock. The next run does it for what is on record, ``kopiatomic recover`` also for
+what is not. Removal is done by a child process, since a pool may hold it up; that child keeps the dead run's lock, so that
+nobody else does the same.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from kopiatomic import locks, root_leftovers, snapshots
+from kopiatomic import locks, mount_leftovers, root_leftovers, snapshots
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.locks import Held
 from kopiatomic.model import Intent, Leftover
@@ -19,8 +20,8 @@ from kopiatomic.snapshots import Leftovers
 from kopiatomic.system import libzfs_core, signals, worker
 from kopiatomic.system.channel import Channel
 
-KINDS: dict[str, Leftovers] = {**snapshots.LEFTOVERS, "directory": root_leftovers}
-"""Directories last: the snapshots' clean-up does not need them."""
+KINDS: dict[str, Leftovers] = {**mount_leftovers.here(), **snapshots.LEFTOVERS, "directory": root_leftovers}
+"""Mounts first: what they show cannot go before. Directories last: the snapshots' clean-up does not need them."""
 
 _TIMEOUT = 180.0
 """Seconds for the leftovers of one run."""
@@ -167,10 +168,11 @@ class Recovery:
 
     def remove(self, leftovers: Sequence[Leftover]) -> None:
         """Remove what :meth:`unrecorded` found. Raises Interrupted."""
-        for run_id in sorted({leftover.run_id for leftover in leftovers}):
+        # Directories last: on FreeBSD a run's mounts stand on them.
+        for run_id in sorted({leftover.run_id for leftover in leftovers}, key=lambda run_id: (not run_id, run_id)):
             mine = [leftover for leftover in leftovers if leftover.run_id == run_id]
             if not run_id:
-                # Directories: whose they are is not known, and does not matter where no run has a view there.
+                # Whose they are is not known, and does not matter where no run has a view there.
                 self._replace(mine, self._remove(mine, None))
                 continue
             with locks.claim(run_id) as held:

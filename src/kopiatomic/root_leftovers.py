@@ -77,7 +77,8 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
             if not _unused(directory):
                 # A run has begun there meanwhile: it is that one's now.
                 continue
-            foreign = os.path.isdir(directory) and not roots.only_ours(directory)
+            # A mount on it may show anything; what is in the directory itself is seen when that is gone.
+            foreign = os.path.isdir(directory) and not os.path.ismount(directory) and not roots.only_ours(directory)
             if foreign and os.path.exists(roots.note_of(directory)):
                 os.unlink(roots.note_of(directory))
             elif not foreign:
