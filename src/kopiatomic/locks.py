@@ -1,4 +1,4 @@
-"""Kernel locks (flock) in /run/kopiatomic: one a run, one a view root, one for a moment's changes to the folder itself.
+"""Kernel locks (flock) in one folder: one a run, one a view root, one for a moment's changes to the folder itself.
 
 A lock lives as long as a process of its run: keeper and launcher inherit it. So whether a run is alive is told by its lock,
 never by a process id or an age. The files of a run go with its last process, or with the next run's clean-up.
@@ -18,11 +18,11 @@ from contextlib import contextmanager
 
 from kopiatomic.errors import KopiatomicError, LockedError
 from kopiatomic.ownership import is_run_id
-from kopiatomic.system import channel, signals
+from kopiatomic.system import channel, freebsd, signals
 from kopiatomic.text import printable
 
-DIRECTORY = "/run/kopiatomic"
-"""Root's alone; not movable, so that two runs with different settings still see each other."""
+DIRECTORY = "/var/run/kopiatomic" if freebsd.is_here() else "/run/kopiatomic"
+"""Root's alone; not movable, so that two runs with different settings still see each other. FreeBSD has no /run (hier(7))."""
 
 _MOMENT = 60.0
 """Seconds after which the lock of a moment is not waited for any longer."""
@@ -60,7 +60,8 @@ def _no_lock(error: OSError) -> KopiatomicError:
         kind="lock-impossible",
         hint="Look at the limit of open files (ulimit -n, systemd's LimitNOFILE=)."
         if limit
-        else "kopiatomic needs a writable /run; without a lock two runs could take each other's view away.",
+        else f"kopiatomic needs a writable {os.path.dirname(DIRECTORY)}; without a lock two runs could take each other's view "
+        "away.",
     )
 
 

@@ -240,10 +240,12 @@ class Records:
             database.execute("UPDATE run SET selection = ? WHERE id = ?", (selection, run_id))
 
     def intend_also(self, run_id: str, intents: Sequence[Intent]) -> None:
-        """Put on record what a run is about to make besides what is on record of it already."""
+        """Put on record what a run is about to make besides what is on record of it already; the same may come again."""
         rows = [(run_id, i.kind, i.place, os.fsencode(i.name), i.origin) for i in intents]
         with self._transaction() as database:
-            database.executemany("INSERT INTO intent (run, kind, place, name, origin) VALUES (?, ?, ?, ?, ?)", rows)
+            database.executemany(
+                "INSERT OR REPLACE INTO intent (run, kind, place, name, origin) VALUES (?, ?, ?, ?, ?)", rows
+            )
 
     def made(self, run_id: str, sets: Sets, document: Mapping[str, Any]) -> None:
         """Add identities and transactions to the intents of a run, and what is known of it by now."""

@@ -1,11 +1,13 @@
 """FreeBSD's calls have the types of its manual pages, and its settings are read whatever their width."""
 
 import ctypes
+import sys
 
 import pytest
 
 from kopiatomic.system import freebsd
 from tests.support.freebsd_shim import Shim
+from tests.support.programs import command
 
 POINTER, LONG = ctypes.sizeof(ctypes.c_void_p), ctypes.sizeof(ctypes.c_long)
 
@@ -32,6 +34,16 @@ def test_a_setting_is_read_whatever_its_width(value: int, width: int) -> None:
     shim = Shim()
     shim.sysctls["vfs.some"] = (value, width)
     assert freebsd.number(shim.kernel, "vfs.some") == value
+
+
+def test_where_python_says_freebsd_its_directories_and_recovery_are_used() -> None:
+    script = (
+        "import sys; sys.platform = 'freebsd14'\n"
+        "from kopiatomic import locks, recovery\n"
+        "print(locks.DIRECTORY, *recovery.KINDS)"
+    )
+    ended = command(sys.executable, "-c", script)
+    assert ended.stdout.split() == ["/var/run/kopiatomic", "mount", "zfs", "btrfs", "directory"]
 
 
 def test_a_setting_that_this_kernel_has_not_is_none() -> None:

@@ -90,11 +90,19 @@ def test_a_file_system_id_comes_back_as_it_was(halves: tuple[int, int]) -> None:
     assert fsid(mount) == halves
 
 
-def test_a_device_number_is_the_first_half_of_the_id_whether_it_was_extended_or_not() -> None:
+@pytest.mark.parametrize(
+    ("device", "same"),
+    [
+        pytest.param(0xFFFFFFFE, True, id="as it is"),
+        pytest.param(0xFFFFFFFFFFFFFFFE, True, id="with its sign"),
+        pytest.param(0x00000005FFFFFFFE, True, id="below the second half"),
+        pytest.param(5, False, id="the second half"),
+        pytest.param(0xFFFFFFFF, False, id="another"),
+    ],
+)
+def test_a_device_number_has_the_first_half_of_the_id_in_its_lower_half(device: int, same: bool) -> None:
     (mount,) = read(kernel(record(fstype="zfs", source="a", point="/", fsid=(-2, 5))))
-    assert is_device_of(mount, 0xFFFFFFFE)
-    assert is_device_of(mount, 0xFFFFFFFFFFFFFFFE)
-    assert not is_device_of(mount, 5)
+    assert is_device_of(mount, device) is same
 
 
 def test_in_a_jail_no_ids_are_shown_and_mounts_are_still_told_apart() -> None:

@@ -152,6 +152,17 @@ def test_the_last_of_a_schedule_that_was_saved_stays_on_record(state: Records) -
     assert [run.id for run in state.scheduled("home")] == [numbered(1)]
 
 
+def test_what_a_run_intends_besides_stands_beside_the_rest_and_may_come_again(state: Records) -> None:
+    state.begin(run_record(), keep=YEAR)
+    first, more = Intent("zfs", "tank", "tank@x"), Intent("mount", "nullfs", os.fsdecode(b"/caf\xe9"), "/s0")
+    state.intend(RUN, [first], "s")
+    state.intend_also(RUN, [more])
+    state.intend_also(RUN, [replace(more, origin="/s1")])
+    assert state.intents(RUN) == [replace(more, origin="/s1"), first]
+    state.forget(RUN, [more])
+    assert state.intents(RUN) == [first]
+
+
 def test_names_with_any_bytes_are_kept(state: Records) -> None:
     name = os.fsdecode(b"/caf\xe9/\xff new\nline")
     state.begin(run_record(root=name), keep=YEAR)

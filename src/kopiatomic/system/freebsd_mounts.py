@@ -137,8 +137,10 @@ def fsid(mount: Mount) -> tuple[int, int] | None:
 
 
 def is_device_of(mount: Mount, device: int) -> bool:
-    """Whether the ``st_dev`` of a file in it can be this mount's: the first half of the id, which stat(2) may extend.
+    """Whether the ``st_dev`` of a file can be that of this mount, of one of the kinds that a view is made of.
 
-    In a jail there is nothing to compare it with.
+    There the lower half of it is the first half of the id: alone, with its sign extended (``null_stat``, ``tmpfs_getattr``),
+    or below the second (ZFS; ``vn_fsid``, sys/kern/vfs_vnops.c). UFS has its disk's number. In a jail there is nothing to
+    compare it with.
     """
     return mount.device in {"", str(device & 0xFFFFFFFF)}
