@@ -38,7 +38,7 @@ class MountLeftovers:
         self._timeout = timeout
 
     def recorded(self, run_id: str, intents: Sequence[Intent], /) -> list[Leftover]:
-        """Those of a dead run's mounts that are there, the last one first. Raises KopiatomicError, OSError."""
+        """Those of a dead run's mounts that are there, the last one first. Raises KopiatomicError."""
         wanted = _wanted((i.place, i.name, i.origin) for i in intents)
         found = [mount for mount in freebsd_mounts.read(self._kernel()) if _is_wanted(mount, wanted)]
         return [
@@ -49,7 +49,7 @@ class MountLeftovers:
     def unrecorded(
         self, _names: Iterable[str] | None, is_dead: Callable[[str], bool], _problems: list[str], /
     ) -> list[Leftover]:
-        """The mounts in, or of, a directory that is a dead run's own, the last one first. Raises KopiatomicError, OSError."""
+        """The mounts in, or of, a directory that is a dead run's own, the last one first. Raises KopiatomicError."""
         left = []
         for mount in reversed(freebsd_mounts.read(self._kernel())):
             run_id = _run_of(mount.point) or _run_of(mount.source)
@@ -59,7 +59,7 @@ class MountLeftovers:
         return left
 
     def remove(self, leftovers: Sequence[Leftover], /) -> list[Leftover]:
-        """Unmount them; returns those that are left, with the problem. Raises KopiatomicError, OSError."""
+        """Unmount them; returns those that are left, with the problem. Raises KopiatomicError."""
         problems = clear(self._kernel(), ((o.place, o.name, o.origin) for o in leftovers), self._timeout)
         return [replace(o, problem=problems[o.place, o.name]) for o in leftovers if (o.place, o.name) in problems]
 
@@ -74,7 +74,7 @@ def clear(
 ) -> dict[tuple[str, str], str]:
     """Unmount those of these mounts (type, point, origin) that are there, the last one first.
 
-    Returns why those are left that are, by type and point. ``timeout`` in seconds. Raises KopiatomicError, OSError.
+    Returns why those are left that are, by type and point. ``timeout`` in seconds. Raises KopiatomicError.
     """
     wanted = _wanted(mounts)
     deadline = time.monotonic() + timeout

@@ -1,8 +1,11 @@
 """Mounts that a killed run left on FreeBSD, through the shim: exactly those go, by the records or by the run's own directory."""
 
+import ctypes
+import errno
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -237,6 +240,25 @@ def test_in_a_jail_what_somebody_mounted_over_ours_is_not_unmounted_in_its_place
     problems = {o.name: o.problem for o in cleared.leftovers if o.kind == "mount"}
     assert problems[str(ground.root)] == "something is mounted over it"
     assert ("tmpfs", "tmpfs", str(ground.root)) in ground.shim.ours()
+
+
+@isolated
+def test_where_the_table_cannot_be_read_the_record_stays(ground: Ground) -> None:
+    killed(ground)
+    whole = ground.shim.kernel
+
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    ground.shim.kernel = replace(whole, getfsstat=refuse)
+    before = ground.recorded()
+    cleared = recover(ground)
+    assert all("the mount table cannot be read" in problem for problem in cleared.problems)
+    assert (len(cleared.problems), ground.recorded()) == (3, before)
+    ground.shim.kernel = whole
+    assert recover(ground).left == 0
+    assert ground.left() == []
 
 
 @isolated

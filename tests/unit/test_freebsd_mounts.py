@@ -175,7 +175,7 @@ def test_a_call_that_fails_says_why() -> None:
         return -1
 
     broken = kernel()
-    with pytest.raises(OSError, match="Input/output error"):
+    with pytest.raises(KopiatomicError, match="mount table cannot be read: Input/output error"):
         read(Kernel(getfsstat, broken.nmount, broken.unmount, broken.procctl, broken.sysctlbyname))
 
 

@@ -1,11 +1,13 @@
 """The view on FreeBSD, through the shim: what is shown, what is refused, what is noticed, and that all of it goes again."""
 
+import ctypes
 import errno
 import os
 import shutil
 import stat
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -379,6 +381,20 @@ def test_what_somebody_mounts_in_the_view_is_noticed(ground: Ground) -> None:
     view.assemble()
     linux.mount("none", f"{ground.root}/a/other", "tmpfs", 0)
     assert view.check() == [f"somebody has mounted something in the view, at {ground.root}/a/other"]
+
+
+@isolated
+def test_a_view_that_cannot_be_looked_at_is_not_taken_for_whole(ground: Ground) -> None:
+    view = small(ground)
+    view.assemble()
+
+    def refuse(*_: object) -> int:
+        ctypes.set_errno(errno.EIO)
+        return -1
+
+    view._kernel = replace(ground.shim.kernel, getfsstat=refuse)
+    (problem,) = view.check()
+    assert "cannot be told: the mount table cannot be read: Input/output error" in problem
 
 
 @isolated

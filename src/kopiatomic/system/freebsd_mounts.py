@@ -68,7 +68,7 @@ class Statfs(ctypes.Structure):
 
 
 def read(kernel: Kernel) -> list[Mount]:
-    """The mounts, in the order in which they were made. Raises OSError, KopiatomicError."""
+    """The mounts, in the order in which they were made. Raises KopiatomicError."""
     count = kernel.getfsstat(None, 0, _MNT_NOWAIT)
     while count >= 0:
         # Room for more than there are: a table that fills it may have been cut off.
@@ -77,7 +77,11 @@ def read(kernel: Kernel) -> list[Mount]:
         count = kernel.getfsstat(table, ctypes.sizeof(table), _MNT_NOWAIT)
         if 0 <= count < room:
             return _mounts(table[:count])
-    raise freebsd.failed("getfsstat")
+    raise KopiatomicError(
+        f"the mount table cannot be read: {freebsd.failed().strerror}",
+        kind="mount-table",
+        hint="See getfsstat(2), 'dmesg'.",
+    )
 
 
 def _mounts(table: list[Statfs]) -> list[Mount]:

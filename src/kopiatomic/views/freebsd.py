@@ -205,8 +205,8 @@ class FreeBSDView:
     def _changes(self) -> list[str]:
         try:
             seen = visible(freebsd_mounts.read(self._kernel))
-        except OSError as error:
-            return [f"whether the view is still what was mounted cannot be told: {error.strerror}"]
+        except KopiatomicError as error:
+            return [f"whether the view is still what was mounted cannot be told: {error.message}"]
         what = self._points()
         changed = [what[point] for point, before in self._prints.items() if _print(point, seen) != before]
         foreign = [point for point in seen if is_at_or_below(point, self._root) and point not in self._prints]
@@ -237,7 +237,7 @@ class FreeBSDView:
     def remove(self, timeout: float = mount_leftovers.BUSY_TIMEOUT) -> list[str]:
         """Take all mounts away; wait so long (seconds) for who uses them. Returns what is left, in words.
 
-        Raises KopiatomicError, OSError where that cannot be told.
+        Raises KopiatomicError where that cannot be told.
         """
         mounts = [(i.place, i.name, i.origin) for i in self._intents]
         return [
