@@ -462,6 +462,13 @@ def test_what_is_in_use_is_left_and_said_and_goes_when_it_is_not(ground: Ground)
 
 
 @isolated
+def test_another_process_that_made_nothing_can_take_it_away(ground: Ground) -> None:
+    small(ground).assemble()
+    assert ground.view(ground.step("tank/a", "/a"), ground.step("tank/a/b", "/a/b")).remove() == []
+    assert ground.shim.ours() == []
+
+
+@isolated
 def test_who_is_about_to_end_is_waited_for(ground: Ground) -> None:
     view = small(ground)
     view.assemble()

@@ -79,7 +79,7 @@ class FreeBSDView:
         self._kernel = kernel
         self._record = record
         self._planned = _plan(root, base, steps)
-        self._intents: list[Intent] = []
+        self._intents = _intents(base, self._planned)
         self._mounted: dict[str, _Planned] = {}
         """By place."""
         self._prints: dict[str, _Print] = {}
@@ -99,10 +99,7 @@ class FreeBSDView:
         freebsd_host.require(self._kernel)
         _require_safe(self._root)
         self._require_free()
-        intents = _intents(self._base, self._planned)
-        self._record(intents)
-        # Only what is on record is made, and removed.
-        self._intents = intents
+        self._record(self._intents)
         self._mount_snapshots()
         missing = [found for planned in self._planned if (found := self._mount(planned))]
         self._copy_attributes()
@@ -237,6 +234,7 @@ class FreeBSDView:
     def remove(self, timeout: float = mount_leftovers.BUSY_TIMEOUT) -> list[str]:
         """Take all mounts away; wait so long (seconds) for who uses them. Returns what is left, in words.
 
+        Another process than the one that made them may call it, with a view of the same root, directory and steps.
         Raises KopiatomicError where that cannot be told.
         """
         mounts = [(i.place, i.name, i.origin) for i in self._intents]
