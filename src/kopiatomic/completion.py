@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem, split_arg_string
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.schedules import here
-from kopiatomic.system import mountinfo, pools, process
+from kopiatomic.system import host, pools, process
 
 LIMIT = 1.0
 """Seconds that ``zfs list`` may take. After that the mounted ones, which the mount table knows, have to do."""
@@ -24,7 +24,7 @@ _KILLED_TIMEOUT = 0.1
 def datasets() -> set[str]:
     """The names of all ZFS filesystems and volumes, or of those that are found in time, and the mount points of Btrfs."""
     try:
-        table = mountinfo.read()
+        table = host.here().mounts()
     except OSError:
         table = []
     mounted = {mount.source for mount in table if mount.fstype == "zfs" and "@" not in mount.source}

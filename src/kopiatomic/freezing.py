@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from kopiatomic import locks, plan, root_leftovers, roots, snapshots
+from kopiatomic import locks, plan, platforms, root_leftovers, roots, snapshots
 from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, unforeseen
 from kopiatomic.gather import gather
 from kopiatomic.locks import Held
@@ -95,6 +95,7 @@ class Freezing:
         self._report = report
         self._listener = listener
         self._secrets = secrets
+        self._platform = platforms.here()
         self._held: Held
         self._recorder: Recorder
         self._unfinished = False
@@ -126,6 +127,13 @@ class Freezing:
     def take_root(self, root: str, shown: str, wait: float | None) -> None:
         """Lock a view root, or a series, for this run. Raises LockedError after ``wait`` seconds."""
         locks.take_root(self._held, root, self._holder(shown), wait)
+        if root == self._report.root:
+            for directory in set(self._directories()) - {root}:
+                locks.take_root(self._held, directory, self._holder(shown), None)
+
+    def _directories(self) -> Sequence[str]:
+        """The directories that the view needs."""
+        return self._platform.directories(self._report.root, self._report.run_id)
 
     def _holder(self, shown: str) -> Mapping[str, object]:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
@@ -172,7 +180,10 @@ class Freezing:
 
     def check_places(self, selected: Plan) -> None:
         """The part of it that needs no record. Raises KopiatomicError."""
-        roots.check(self._report.root)
+        for directory in self._directories():
+            roots.check(directory)
+        for warning in self._platform.check(selected):
+            self.warn(warning)
         for maker in snapshots.makers(selected, self._report.run_id):
             maker.check()
 
@@ -204,7 +215,8 @@ class Freezing:
                 if self._options.require_atomic and not sets.atomic:
                     raise _not_atomic("Btrfs put the snapshots of the subvolumes into different transactions")
                 # Only now, so that no snapshot shows it.
-                roots.make(report.root)
+                for directory in self._directories():
+                    roots.make(directory)
                 self._listener.phase("mounting the snapshots")
                 with report.phase("mount"):
                     view = supervisor.mount()
@@ -220,14 +232,18 @@ class Freezing:
             # The keeper does it: here it might wait for a suspended pool.
             self._held.keep()
             return
-        self._report.left_behind += roots.remove(self._report.root)
+        self._report.left_behind += self._without_directories()
         if not self._report.left_behind:
             self._recorder.gone()
+
+    def _without_directories(self) -> list[str]:
+        """Remove the directories of the view; returns what is left, in words."""
+        return [left for directory in self._directories() for left in roots.remove(directory)]
 
     def _orphaned(self, left: Sequence[str]) -> None:
         """In the keeper: end the run in place of the main process, which is gone."""
         try:
-            self._recorder.end_as_orphan([*left, *roots.remove(self._report.root)])
+            self._recorder.end_as_orphan([*left, *self._without_directories()])
         finally:
             self._held.let_go()
 
@@ -240,11 +256,22 @@ class Freezing:
             makers = snapshots.makers(report.plan, report.run_id)
             pools = {t.dataset.pool for t in report.plan.taken if t.dataset.filesystem == "zfs"}
             patience = Patience(pools, self._options.stop_timeout, self.warn)
-            supervisor = Supervisor(report.run_id, report.plan, makers, self._orphaned, patience, streams=streams())
+            supervisor = Supervisor(
+                report.run_id,
+                report.plan,
+                makers,
+                self._orphaned,
+                patience,
+                platform=self._platform,
+                record=self._recorder.intend_also,
+                streams=streams(),
+            )
             self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
             try:
                 intents = [intent for maker in makers for intent in maker.intents()]
-                self._recorder.intend([*intents, *roots.intents(report.root)], report.plan)
+                # Two of them may lack the same directory above.
+                directories = dict.fromkeys(i for directory in self._directories() for i in roots.intents(directory))
+                self._recorder.intend([*intents, *directories], report.plan)
                 with supervisor:
                     with report.phase("snapshot"):
                         report.sets = supervisor.freeze()

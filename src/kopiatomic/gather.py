@@ -11,7 +11,6 @@ import errno
 import os
 import re
 import shutil
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.filesystems import LOCAL, may_hang
 from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.snapshots.btrfs_folder import DIRECTORY as RUNS_DIRECTORY
-from kopiatomic.system import btrfs, linux, mountinfo, pools
+from kopiatomic.system import btrfs, host, linux, mountinfo, pools
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.text import printable
 
@@ -38,7 +37,7 @@ _LOOP = re.compile(r"/dev/(loop\d+)")
 
 def gather(request: Request) -> Facts:
     """Look at what a request can reach. Raises KopiatomicError, Interrupted."""
-    mounts = tuple(mountinfo.read())
+    mounts = tuple(host.here().mounts())
     seen = mountinfo.visible(mounts)
     resolved = dict(_resolved(request.names, seen))
     names = [name for name in request.names if name in resolved or not is_pattern(name)]
@@ -89,7 +88,7 @@ def resolve(name: str, seen: Mapping[str, Mount]) -> str:
         path = f"{path.rstrip('/')}/{part}"
         _require_answer(name, path, seen)
         try:
-            target = _target(path)
+            target = host.here().link_target(path)
         except OSError as error:
             if error.errno != errno.ELOOP:
                 raise _no_such_path(name, error) from None
@@ -108,15 +107,6 @@ def resolve(name: str, seen: Mapping[str, Mount]) -> str:
 def _parts(path: str) -> list[str]:
     """The components of a path, the last one first."""
     return [part for part in reversed(path.split("/")) if part not in {"", "."}]
-
-
-def _target(path: str) -> str | None:
-    """What a link holds; None for anything else. Raises OSError."""
-    fd = linux.open_without_links(path, os.O_PATH | os.O_NOFOLLOW)
-    try:
-        return os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else None
-    finally:
-        os.close(fd)
 
 
 def _no_such_path(name: str, error: OSError) -> KopiatomicError:
@@ -352,7 +342,7 @@ def _directories(
 
 def _is_directory(path: str, *, empty: bool = False) -> bool:
     try:
-        fd = linux.open_without_links(path, (os.O_RDONLY | os.O_NOATIME if empty else os.O_PATH) | os.O_DIRECTORY)
+        fd = host.here().open_directory(path, to_list=empty)
         try:
             return not empty or not os.listdir(fd)
         finally:

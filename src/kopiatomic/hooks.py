@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import Secrets, without_secrets
 from kopiatomic.model import Plan
-from kopiatomic.system import channel, linux, signals
+from kopiatomic.system import channel, host, signals
 from kopiatomic.text import ended, printable
 
 _LOOK = 0.5
@@ -48,9 +48,9 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
             env={**without_secrets(os.environ), **told},
             process_group=0,
         )
-        pidfd = os.pidfd_open(hook.pid)
+        watch = host.here().watch(hook.pid)
         try:
-            _wait(pidfd, timeout)
+            _wait(watch, timeout)
         except _ImpatientError:
             raise KopiatomicError(
                 f"the hook {flag} was ended by a second signal: {shown}",
@@ -64,7 +64,7 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
                 hint="Give it longer with --hook-timeout, or make it end.",
             ) from None
         finally:
-            os.close(pidfd)
+            os.close(watch)
             try:
                 os.killpg(hook.pid, signal.SIGKILL)
             except ProcessLookupError:
@@ -89,7 +89,7 @@ class _ImpatientError(Exception):
     """A second signal came while signals were deferred."""
 
 
-def _wait(pidfd: int, timeout: float) -> None:
+def _wait(watch: int, timeout: float) -> None:
     """Wait for a hook's end. Raises TimeoutError, _ImpatientError, Interrupted."""
     deadline = time.monotonic() + timeout
     before = signals.count()
@@ -97,7 +97,7 @@ def _wait(pidfd: int, timeout: float) -> None:
     while True:
         left = deadline - time.monotonic()
         try:
-            channel.wait_readable(pidfd, min(_LOOK, max(0.0, left)))
+            channel.wait_readable(watch, min(_LOOK, max(0.0, left)))
         except TimeoutError:
             if left <= 0:
                 raise
@@ -110,14 +110,16 @@ def _wait(pidfd: int, timeout: float) -> None:
 @contextmanager
 def _children_ended() -> Iterator[None]:
     """End and reap what the block leaves running, also what left its process group: orphans come to us."""
-    before = set(_children())
-    linux.adopt_orphans(adopt=True)
+    system = host.here()
+    system.adopt_orphans(adopt=True)
+    before = set(system.children())
     try:
         yield
     finally:
         with signals.deferred():
-            _end_all(lambda: set(_children()) - before)
-            linux.adopt_orphans(adopt=False)
+            # Where the kernel does not say which they are, the process group alone is ended.
+            _end_all(lambda: set(system.children()) - before)
+            system.adopt_orphans(adopt=False)
 
 
 def _end_all(strays: Callable[[], set[int]]) -> None:
@@ -131,12 +133,3 @@ def _end_all(strays: Callable[[], set[int]]) -> None:
             except (ProcessLookupError, ChildProcessError):
                 continue
         time.sleep(_PAUSE)
-
-
-def _children() -> Sequence[int]:
-    try:
-        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-            return [int(pid) for pid in file.read().split()]
-    except FileNotFoundError:
-        # A kernel built without CONFIG_PROC_CHILDREN: the process group alone is ended then.
-        return []

@@ -1,8 +1,8 @@
 """The keeper: makes the snapshots, starts the launcher, and outlives it to release and remove what was made.
 
 It is in a session of its own, so that a terminal's Ctrl-C does not reach it. It holds the descriptor that ZFS's holds
-hang on and closes it last, when the kernel has ended everything in the launcher's namespaces (docs/architecture.md,
-"Processes"). If the main process dies, it ends the rest in the same order.
+hang on and closes it last, when everything of the launcher's has ended
+(docs/architecture.md, "Processes"). If the main process dies, it ends the rest in the same order.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from dataclasses import dataclass, replace
 from kopiatomic import launcher
 from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.model import Plan, Sets
+from kopiatomic.platforms import Built, Platform, Record
 from kopiatomic.snapshots import Maker
-from kopiatomic.system import linux, worker
+from kopiatomic.system import host, worker
 from kopiatomic.system.channel import Channel, ClosedError, close_quietly
-from kopiatomic.views import linux as linux_view
 from kopiatomic.views import steps_of
 
 
@@ -44,7 +44,7 @@ class Launched:
 
 @dataclass(frozen=True, slots=True)
 class NamespaceGone:
-    """From the keeper: no process and no mount of the launcher's namespaces is left."""
+    """From the keeper: no process of the launcher's is left, and no mount but what :class:`Released` will tell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +63,9 @@ class Equipment:
     cleanup_fd: int | None
     to_main: Channel
     launcher_to_main: Channel
+    platform: Platform
+    run_id: str
+    record: Record
     streams: launcher.Streams
     close_in_child: Callable[[], None]
     """Closes the main process's own ends."""
@@ -91,6 +94,14 @@ def remove_all(makers: Sequence[Maker]) -> list[str]:
     return left
 
 
+def remove_view(view: Built) -> list[str]:
+    """Before the snapshots go: what outlives the launcher of the view. Returns what is left, in words."""
+    try:
+        return view.remove()
+    except (KopiatomicError, OSError) as error:
+        return [f"mounts of this run may be left: {unforeseen(error).message} (kopiatomic recover removes them)"]
+
+
 def untie_all(makers: Sequence[Maker]) -> None:
     """Before the last close of the descriptor. Waits for as long as a pool is suspended."""
     for maker in makers:
@@ -105,10 +116,13 @@ class _Keeper:
         self._sets: Sets | None = None
         self._tied = False
         self._launcher: int | None = None
+        self._view: Built | None = None
+        self._left: list[str] = []
         self._main_alive = True
 
     def run(self) -> None:
         try:
+            self._equipment.platform.adopt()
             self._sets = self._make_sets()
             self._send(self._sets)
             if isinstance(self._receive(), Mount):
@@ -160,22 +174,17 @@ class _Keeper:
         return Sets(tuple(replace(one, untied_ns=since) for one, since in zip(read, untied, strict=True)))
 
     def _launch(self) -> None:
-        """Fork the launcher as the first process of a new PID namespace."""
+        """Fork the launcher, as its platform has it."""
         assert self._sets is not None
-        steps = steps_of(self._equipment.plan, self._sets)
-        try:
-            pid = linux.fork_into_pid_namespace()
-        except OSError as error:
-            raise linux_view.not_permitted("a PID namespace cannot be made", error) from None
+        equipment = self._equipment
+        platform = equipment.platform
+        steps = steps_of(equipment.plan, self._sets)
+        self._view = view = platform.view(equipment.plan, steps, equipment.run_id, equipment.record)
+        pid = platform.fork()
         if pid == 0:
             self._channel.close()
             try:
-                launcher.main(
-                    self._equipment.launcher_to_main,
-                    self._equipment.plan,
-                    steps,
-                    self._equipment.streams,
-                )
+                launcher.main(equipment.launcher_to_main, platform, view, equipment.streams)
             except BaseException as error:
                 self._equipment.launcher_to_main.send(unforeseen(error))
             finally:
@@ -186,33 +195,39 @@ class _Keeper:
         self._send(Launched(pid))
 
     def _wait_for_launcher(self) -> None:
-        """Until the kernel has ended all of the namespace; a main process that dies ends it at once."""
+        """Until it has ended, and all with it; a main process that dies ends it at once."""
         assert self._launcher is not None
-        pidfd = os.pidfd_open(self._launcher)
+        watch = host.here().watch(self._launcher)
         poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
+        poll.register(watch, select.POLLIN)
         if self._main_alive:
             poll.register(self._channel.fileno(), select.POLLIN)
         try:
             while True:
                 ready = {fd for fd, _ in poll.poll()}
-                if pidfd in ready:
+                if watch in ready:
                     break
                 # Nothing is sent while the launcher lives: the main process has ended, or wants it ended.
                 poll.unregister(self._channel.fileno())
                 self._main_alive = False
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    host.here().kill(self._launcher, watch)
         finally:
-            os.close(pidfd)
+            os.close(watch)
         with suppress(ChildProcessError):
             os.waitpid(self._launcher, 0)
         self._launcher = None
+        self._equipment.platform.end_orphans()
 
     def _end_launcher(self) -> None:
         if self._launcher is not None:
             with suppress(ProcessLookupError):
                 os.kill(self._launcher, signal.SIGKILL)
             self._wait_for_launcher()
+
+    def _remove_view(self) -> None:
+        if self._view is not None:
+            self._left = remove_view(self._view)
 
     def _untie(self) -> None:
         if self._tied:
@@ -222,14 +237,14 @@ class _Keeper:
         """Last: close the descriptor, which destroys ZFS's snapshots, then remove what no kernel ties."""
         # They may be the caller's, who waits for the end of a pipe.
         self._equipment.streams.close()
-        for step in (self._end_launcher, self._untie):
+        for step in (self._end_launcher, self._remove_view, self._untie):
             try:
                 step()
             except Exception as error:
                 # What follows has to be done whatever was wrong here; what is left is found by looking.
                 self._send(unforeseen(error))
         close_quietly(self._equipment.cleanup_fd)
-        left = remove_all(self._equipment.makers)
+        left = self._left + remove_all(self._equipment.makers)
         self._send(Released(tuple(left)))
         if not self._main_alive:
             self._equipment.orphaned(left)

@@ -1,7 +1,7 @@
-"""The launcher: the first process of the run's PID namespace. It mounts the view, starts the program, checks, and ends.
+"""The launcher: mounts the view, starts the program, checks, and ends. On Linux the first process of a PID namespace.
 
-The program is an engine, or whatever ``exec`` and ``shell`` are asked to run. The launcher's end takes everything in the
-namespace with it: the program, its children, mounts.
+The program is an engine, or whatever ``exec`` and ``shell`` are asked to run. What ends with the launcher, and what has to
+be ended, is the platform's (``platforms/``): the program, its children, mounts.
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError, StartError
-from kopiatomic.model import Command, EngineEnd, Layout, Plan
-from kopiatomic.system import linux, mountinfo, spawn
+from kopiatomic.model import Command, EngineEnd
+from kopiatomic.platforms import Built, Outside, Platform
+from kopiatomic.system import spawn
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
-from kopiatomic.views import Step
-from kopiatomic.views import linux as linux_view
-from kopiatomic.views.in_place import InPlaceView
-from kopiatomic.views.merged import MergedView
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,23 +110,14 @@ class Streams:
         self.terminal = None
 
 
-def main(channel: Channel, plan: Plan, steps: list[Step], streams: Streams) -> None:
-    """Live as the launcher, in a PID namespace of its own; never returns to the caller's code but by returning."""
-    linux.die_with_parent(signal.SIGKILL)
+def main(channel: Channel, platform: Platform, view: Built, streams: Streams) -> None:
+    """Live as the launcher; never returns to the caller's code but by returning."""
     try:
-        host = _HostMounts()
-        linux_view.enter()
-        view = _view(plan, steps)
-        channel.send(view.assemble())
-        message = channel.receive()
-        assert isinstance(message, Start)
-        has_terminal = streams.terminal is not None
-        end = _Program(channel, host, streams).run(message, view.engine_root())
-        strays = _end_all_others()
-        channel.send(Checked(end, tuple(view.check()), strays))
-        if has_terminal:
-            # The end of a session leader discards what its terminal has not shown yet: wait for that.
-            channel.receive()
+        outside = platform.enter()
+        try:
+            _serve(channel, platform, outside, view, streams)
+        finally:
+            _clear(platform, view)
     except KopiatomicError as error:
         channel.send(error)
     except ClosedError:
@@ -137,60 +125,33 @@ def main(channel: Channel, plan: Plan, steps: list[Step], streams: Streams) -> N
         return
 
 
-def _view(plan: Plan, steps: list[Step]) -> linux_view.LinuxView:
-    if plan.layout is Layout.IN_PLACE:
-        return InPlaceView(plan.root, steps, live_system=plan.live_system)
-    return MergedView(plan.root, steps)
+def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: Built, streams: Streams) -> None:
+    channel.send(view.assemble())
+    message = channel.receive()
+    assert isinstance(message, Start)
+    has_terminal = streams.terminal is not None
+    end = _Program(channel, platform, outside, streams).run(message, view.engine_root())
+    strays = platform.end_others()
+    channel.send(Checked(end, tuple(view.check()), strays))
+    if has_terminal:
+        # The end of a session leader discards what its terminal has not shown yet: wait for that.
+        channel.receive()
 
 
-class _HostMounts:
-    """Follows the host's unmounts where its propagation is private, so that our copies of its mounts pin nothing.
-
-    A mountinfo file stays with the namespace that it was opened in, and poll(2) tells when that table changes.
-    """
-
-    def __init__(self) -> None:
-        self._fd = os.open(mountinfo.SELF, os.O_RDONLY | os.O_CLOEXEC)
-        self._before = self._read()
-
-    def fileno(self) -> int:
-        return self._fd
-
-    def _read(self) -> list[mountinfo.Mount]:
-        os.lseek(self._fd, 0, os.SEEK_SET)
-        data = bytearray()
-        while chunk := os.read(self._fd, 1 << 16):
-            data += chunk
-        return mountinfo.parse(bytes(data))
-
-    def follow(self) -> None:
-        """Detach our copies of the mounts that the host has unmounted since."""
-        now = self._read()
-        stay = {_key(m) for m in now}
-        gone = {_key(m) for m in self._before} - stay
-        self._before = now
-        if not gone:
-            return
-        ours = mountinfo.visible(mountinfo.read())
-        for point, mount in sorted(ours.items(), reverse=True):
-            if _key(mount) in gone:
-                try:
-                    linux.detach(point)
-                except OSError:
-                    # Propagation has taken it away already.
-                    continue
-
-
-def _key(mount: mountinfo.Mount) -> tuple[str, str, str]:
-    return mount.point, mount.device, mount.root
+def _clear(platform: Platform, view: Built) -> None:
+    """What does not end with us. What is left of it is found, and told, by the keeper."""
+    with suppress(KopiatomicError, OSError):
+        platform.end_orphans()
+        view.remove()
 
 
 class _Program:
     """The life of an engine, or of any command: started, told to stop when the main process says so, waited for."""
 
-    def __init__(self, channel: Channel, host: _HostMounts, streams: Streams) -> None:
+    def __init__(self, channel: Channel, platform: Platform, outside: Outside | None, streams: Streams) -> None:
         self._channel = channel
-        self._host = host
+        self._platform = platform
+        self._outside = outside
         self._streams = streams
         self._cwd = _working_directory()
         self._stopped = False
@@ -213,7 +174,8 @@ class _Program:
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
         poll.register(self._channel.fileno(), select.POLLIN)
-        poll.register(self._host.fileno(), select.POLLPRI)
+        if self._outside is not None:
+            poll.register(self._outside.fileno(), select.POLLPRI)
         while True:
             status = self._reap(pid)
             if status is not None:
@@ -221,8 +183,8 @@ class _Program:
             for fd, _ in poll.poll():
                 if fd == wakeup:
                     os.read(wakeup, 512)
-                elif fd == self._host.fileno():
-                    self._host.follow()
+                elif self._outside is not None and fd == self._outside.fileno():
+                    self._outside.follow()
                 else:
                     self._obey(pid, start.manner)
 
@@ -248,6 +210,7 @@ class _Program:
             user=manner.user,
             terminal=self._terminal,
             foreground=manner.foreground,
+            first=self._platform.tie,
         )
         try:
             try:
@@ -293,7 +256,7 @@ class _Program:
             assert isinstance(message, Stop)
             self._stopped = True
             if message.forcefully:
-                os.kill(-1, signal.SIGKILL)
+                self._platform.kill_others()
             else:
                 os.kill(pid, manner.stop)
                 # One that is stopped hears it only then.
@@ -320,18 +283,3 @@ def _no_directory(path: str, error: OSError) -> StartError:
         kind="no-directory",
         hint="Did it exist at that instant? Call kopiatomic from another directory.",
     )
-
-
-def _end_all_others() -> int:
-    """End what the program left running, so that nothing can change or use the view any more; returns how many that were."""
-    strays = 0
-    try:
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            # It had ended before.
-            continue
-        os.kill(-1, signal.SIGKILL)
-        while True:
-            os.waitpid(-1, 0)
-            strays += 1
-    except (ChildProcessError, ProcessLookupError):
-        return strays

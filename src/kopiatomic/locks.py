@@ -18,11 +18,14 @@ from contextlib import contextmanager
 
 from kopiatomic.errors import KopiatomicError, LockedError
 from kopiatomic.ownership import is_run_id
-from kopiatomic.system import channel, freebsd, signals
+from kopiatomic.system import channel, host, signals
 from kopiatomic.text import printable
 
-DIRECTORY = "/var/run/kopiatomic" if freebsd.is_here() else "/run/kopiatomic"
-"""Root's alone; not movable, so that two runs with different settings still see each other. FreeBSD has no /run (hier(7))."""
+DIRECTORY = f"{os.path.realpath('/var/run')}/kopiatomic" if host.is_freebsd() else "/run/kopiatomic"
+"""Root's alone; not movable, so that two runs with different settings still see each other. FreeBSD has no /run (hier(7)).
+
+Without links: views are mounted in it, and the mount table has paths without links.
+"""
 
 _MOMENT = 60.0
 """Seconds after which the lock of a moment is not waited for any longer."""

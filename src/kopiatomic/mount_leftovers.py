@@ -17,7 +17,7 @@ from kopiatomic import roots
 from kopiatomic.model import Intent, Leftover
 from kopiatomic.ownership import is_run_id
 from kopiatomic.paths import is_at_or_below
-from kopiatomic.system import freebsd, freebsd_mounting, freebsd_mounts
+from kopiatomic.system import freebsd_mounting, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.text import printable
@@ -62,11 +62,6 @@ class MountLeftovers:
         """Unmount them; returns those that are left, with the problem. Raises KopiatomicError."""
         problems = clear(self._kernel(), ((o.place, o.name, o.origin) for o in leftovers), self._timeout)
         return [replace(o, problem=problems[o.place, o.name]) for o in leftovers if (o.place, o.name) in problems]
-
-
-def here() -> dict[str, MountLeftovers]:
-    """What finds mounts on this system: nothing where none outlives its run."""
-    return {"mount": MountLeftovers(freebsd.kernel)} if freebsd.is_here() else {}
 
 
 def clear(

@@ -1,6 +1,7 @@
 """What one run puts on record, step by step. Where the state database cannot be used, the run is told once and goes on.
 
-Where safety needs the record (nothing of Btrfs is tied by the kernel), :meth:`Recorder.require` refuses to go on without it.
+Where safety needs the record (the kernel ties nothing of Btrfs, and no mount on FreeBSD), :meth:`Recorder.require` refuses to go
+on without it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from kopiatomic import __version__, changes
+from kopiatomic import __version__, changes, platforms
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import Secrets
 from kopiatomic.model import Intent, Plan
@@ -54,7 +55,8 @@ class Recorder:
 
     def require(self, plan: Plan) -> None:
         """Refuse a plan that is not safe without a record. Raises StateError."""
-        if self.problem is not None and any(taken.dataset.filesystem == "btrfs" for taken in plan.taken):
+        untied = platforms.here().outlives or any(taken.dataset.filesystem == "btrfs" for taken in plan.taken)
+        if self.problem is not None and untied:
             raise self.problem
 
     def intend(self, intents: Sequence[Intent], plan: Plan) -> None:
@@ -72,6 +74,13 @@ class Recorder:
                 )
         self.attempt(lambda: self.records.intend(run.run_id, intents, changes.selection(plan)))
         self.require(plan)
+
+    def intend_also(self, intents: Sequence[Intent]) -> None:
+        """The same, while the run goes on, of what must not be made without a record; in any process of the run.
+
+        Raises StateError, NewerStateError.
+        """
+        self.records.intend_also(self._report.run_id, intents)
 
     def made(self) -> None:
         """Add what identifies the snapshots that were made."""

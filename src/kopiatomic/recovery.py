@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from kopiatomic import locks, mount_leftovers, root_leftovers, snapshots
+from kopiatomic import locks, platforms, root_leftovers, snapshots
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.locks import Held
 from kopiatomic.model import Intent, Leftover
@@ -20,11 +20,18 @@ from kopiatomic.snapshots import Leftovers
 from kopiatomic.system import libzfs_core, signals, worker
 from kopiatomic.system.channel import Channel
 
-KINDS: dict[str, Leftovers] = {**mount_leftovers.here(), **snapshots.LEFTOVERS, "directory": root_leftovers}
-"""Mounts first: what they show cannot go before. Directories last: the snapshots' clean-up does not need them."""
-
 _TIMEOUT = 180.0
 """Seconds for the leftovers of one run."""
+
+
+def kinds() -> dict[str, Leftovers]:
+    """What finds leftovers, by the kind of their intents, in the order in which they go.
+
+    Mounts first: what they show cannot go before. Directories last: the snapshots' clean-up does not need them.
+    """
+    platform = platforms.here()
+    made = {name: snapshots.LEFTOVERS[name] for name in platform.filesystems}
+    return {**platform.leftovers(), **made, "directory": root_leftovers}
 
 
 @dataclass(slots=True)
@@ -128,7 +135,7 @@ class Recovery:
         found, problems, unknown = _find(run_id, intents)
         left: list[Leftover] = []
         for kind, leftovers in _by_kind(found):
-            left += _removed(KINDS[kind], leftovers)
+            left += _removed(kinds()[kind], leftovers)
         kept = {(leftover.place, leftover.name) for leftover in left}
         gone = [i for i in intents if (i.kind, i.place) not in unknown and (i.place, i.name) not in kept]
         self._records.forget(run_id, gone)
@@ -149,7 +156,7 @@ class Recovery:
         Only looks; :meth:`remove` removes. Raises Interrupted.
         """
         known = {(leftover.place, leftover.name) for leftover in self.cleared.leftovers}
-        for kind, module in KINDS.items():
+        for kind, module in kinds().items():
             places = None if names is None else names.get(kind)
             if names is not None and not places:
                 continue
@@ -184,7 +191,7 @@ class Recovery:
     def _remove(self, leftovers: Sequence[Leftover], held: Held | None) -> list[Leftover]:
         result: list[Leftover] = []
         for kind, mine in _by_kind(leftovers):
-            module = KINDS[kind]
+            module = kinds()[kind]
             pools = {leftover.place for leftover in mine if leftover.kind == "zfs-snapshot"}
 
             def remove(module: Leftovers = module, mine: Sequence[Leftover] = mine) -> _Result:
@@ -222,7 +229,7 @@ def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[
     found: list[Leftover] = []
     problems: list[str] = []
     unknown: set[tuple[str, str]] = set()
-    for kind, module in KINDS.items():
+    for kind, module in kinds().items():
         for place in sorted({intent.place for intent in intents if intent.kind == kind}):
             try:
                 if kind == "zfs":
@@ -239,7 +246,7 @@ def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[
 
 def _by_kind(leftovers: Sequence[Leftover]) -> list[tuple[str, list[Leftover]]]:
     groups = []
-    for kind, module in KINDS.items():
+    for kind, module in kinds().items():
         mine = [o for o in leftovers if o.kind == module.KIND and o.problem is None]
         if mine:
             groups.append((kind, mine))

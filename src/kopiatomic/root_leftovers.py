@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from kopiatomic import locks, roots
 from kopiatomic.model import Intent, Leftover
-from kopiatomic.system import linux
+from kopiatomic.system import host
 from kopiatomic.text import printable
 
 KIND = "directory"
@@ -38,7 +38,7 @@ def _proof(intent: Intent) -> str | None:
         return None
     # In the boot that it was made in there would be a note. After it there is the record, and what it looks like.
     plain = stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and stat.S_IMODE(status.st_mode) == 0o700
-    if intent.origin == linux.boot_id() or not plain or not empty or os.path.ismount(intent.name):
+    if intent.origin == host.here().boot_id() or not plain or not empty or os.path.ismount(intent.name):
         return None
     return "on record, root's alone, empty, and not there before the run"
 

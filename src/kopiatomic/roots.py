@@ -13,7 +13,7 @@ import stat
 from kopiatomic import locks
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Intent
-from kopiatomic.system import linux
+from kopiatomic.system import host
 from kopiatomic.system.mountinfo import parents
 from kopiatomic.text import printable
 
@@ -60,7 +60,7 @@ def check(root: str) -> None:
 def intents(root: str) -> list[Intent]:
     """The directories that :func:`make` would make now."""
     missing = [directory for directory in (root, *parents(root)) if not os.path.lexists(directory)]
-    return [Intent("directory", "", directory, origin=linux.boot_id()) for directory in missing]
+    return [Intent("directory", "", directory, origin=host.here().boot_id()) for directory in missing]
 
 
 def make(root: str) -> None:

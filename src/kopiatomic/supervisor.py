@@ -17,12 +17,13 @@ from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.model import Plan, Sets
 from kopiatomic.ownership import PREFIX
 from kopiatomic.patience import Patience, SuspendedError
+from kopiatomic.platforms import Platform, Record
 from kopiatomic.snapshots import Maker
 from kopiatomic.streams import Streams
-from kopiatomic.system import channel, libzfs_core, process, signals, worker
+from kopiatomic.system import channel, host, libzfs_core, process, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import first_few, printable
-from kopiatomic.views import View
+from kopiatomic.views import View, steps_of
 
 RELEASE_TIMEOUT = 180.0
 """Seconds to wait for the keeper to have removed everything; it reports within 60 for each pool, unless one hangs."""
@@ -53,8 +54,13 @@ class Supervisor:
         orphaned: Callable[[Sequence[str]], None],
         patience: Patience,
         *,
+        platform: Platform,
+        record: Record,
         streams: Streams,
     ) -> None:
+        self._platform = platform
+        self._record = record
+        self._sets: Sets | None = None
         self._run_id = run_id
         self._plan = plan
         self._makers = makers
@@ -62,7 +68,8 @@ class Supervisor:
         self._patience = patience
         self._streams = streams
         self._cleanup_fd: int | None = None
-        self._launcher_pidfd: int | None = None
+        self._launcher_pid = 0
+        self._launcher_watch: int | None = None
         self.left: list[str] = []
         self.unfinished = False
 
@@ -78,10 +85,14 @@ class Supervisor:
             cleanup_fd=self._cleanup_fd,
             to_main=to_main,
             launcher_to_main=launcher_to_main,
+            platform=self._platform,
+            run_id=self._run_id,
+            record=self._record,
             streams=theirs,
             close_in_child=self._close_own_ends,
             orphaned=self._orphaned,
         )
+        self._platform.adopt()
         self._keeper_pid = os.fork()
         if self._keeper_pid == 0:
             try:
@@ -102,6 +113,7 @@ class Supervisor:
         """Wait for the keeper to have made the sets. Raises KopiatomicError, Interrupted."""
         message = self._from_keeper()
         assert isinstance(message, Sets)
+        self._sets = message
         return message
 
     def mount(self) -> View:
@@ -114,7 +126,8 @@ class Supervisor:
         assert isinstance(message, keeper.Launched)
         with suppress(ProcessLookupError):
             # It may have failed and ended by now; why is in the channel.
-            self._launcher_pidfd = os.pidfd_open(message.pid)
+            self._launcher_watch = host.here().watch(message.pid)
+            self._launcher_pid = message.pid
         view = self._from_launcher()
         assert isinstance(view, View)
         return view
@@ -209,24 +222,25 @@ class Supervisor:
                 )
 
     def _release(self) -> None:
-        """Launcher first, with everything in its namespaces; then our copy of the descriptor; then the keeper's."""
+        """Launcher first, with everything below it; then our copy of the descriptor; then the keeper's."""
         self._launcher.close()
-        if self._launcher_pidfd is not None:
+        if self._launcher_watch is not None:
             # What a suspended pool holds up is not waited for here: the keeper does that.
             timeout = 0.0 if self._patience.suspended() else _LAUNCHER_TIMEOUT
-            if not channel.pidfd_ended(self._launcher_pidfd, timeout):
+            if not channel.watched_ended(self._launcher_watch, timeout):
                 with suppress(ProcessLookupError):
-                    signal.pidfd_send_signal(self._launcher_pidfd, signal.SIGKILL)
-                channel.pidfd_ended(self._launcher_pidfd, timeout)
-            os.close(self._launcher_pidfd)
+                    host.here().kill(self._launcher_pid, self._launcher_watch)
+                channel.watched_ended(self._launcher_watch, timeout)
+            os.close(self._launcher_watch)
         self._streams.close()
         try:
             if _has_ended(self._keeper_pid):
                 raise ClosedError
             self._release_keeper()
         except ClosedError:
-            # The keeper was killed. The kernel has ended the launcher with it; what nothing tied is removed in its place.
+            # The keeper was killed, and the launcher with it; what does not end with them is ended and removed in its place.
             _reap(self._keeper_pid)
+            self._platform.end_orphans()
             self._remove_in_its_place()
         finally:
             self._keeper.close()
@@ -254,11 +268,15 @@ class Supervisor:
     def _remove_in_its_place(self) -> None:
         """In another child: the last close of the descriptor may wait for a pool."""
         makers = self._makers
+        # Before it had made the snapshots nothing was mounted.
+        steps = [] if self._sets is None else steps_of(self._plan, self._sets)
+        view = self._platform.view(self._plan, steps, self._run_id, self._record)
 
         def remove() -> list[str]:
+            left = keeper.remove_view(view)
             keeper.untie_all(makers)
             self._close_descriptor()
-            return keeper.remove_all(makers)
+            return left + keeper.remove_all(makers)
 
         def receive(end: Channel) -> object:
             # Only now, when the child has its copy: ours must not be the last.

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from kopiatomic import platforms
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.launcher import Start
 from kopiatomic.model import Command, Dataset, Plan, Taken
@@ -305,7 +306,14 @@ def test_a_death_between_two_steps_is_told_as_what_it_is(victim: str, data: Path
     chosen = makers(plan, run_id)
     assert [maker.intents() for maker in chosen]
     supervisor = Supervisor(
-        run_id, plan, chosen, lambda _: None, Patience([], 0.0, print), streams=Pipes(lambda *_: None)
+        run_id,
+        plan,
+        chosen,
+        lambda _: None,
+        Patience([], 0.0, print),
+        platform=platforms.here(),
+        record=lambda _: None,
+        streams=Pipes(lambda *_: None),
     )
     # The VM of the ZFS tests may be a child of this process as well.
     before = children(os.getpid())

@@ -2,8 +2,8 @@
 
 Its calls are C functions with the prototypes of FreeBSD's manual pages, so that all arguments go through memory as they would
 there; structures are read and written by the offsets of FreeBSD's headers, typed here by hand. Mounts are made for real, by
-Linux: a nullfs is a read-only bind, a snapshot the read-only bind of a directory that a test names, a tmpfs a tmpfs. What
-Linux does otherwise is refused here as FreeBSD's sources say: see each function.
+Linux: a nullfs is a read-only bind, a snapshot the read-only bind of a directory that a test names (or, with real ZFS, itself), a
+tmpfs a tmpfs. What Linux does otherwise is refused here as FreeBSD's sources say: see each function.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ctypes
 import errno
 import os
 import pickle
+import select
 import signal
 import struct
 import traceback
@@ -20,6 +21,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -36,6 +38,11 @@ STATFS_SIZE = 2344
 
 IOVEC = struct.Struct("PN")
 REAPER_KILL = struct.Struct("=iIiIi")
+REAPER_PIDS = struct.Struct("I60xP")
+REAPER_PIDINFO = struct.Struct("=iiI60x")
+KEVENT = struct.Struct("NhHIqP32x")
+
+KSTAT = Path("/proc/spl/kstat/zfs")
 
 
 def record(
@@ -71,27 +78,32 @@ class _Made:
 class Shim:
     """The stand-in. ``kernel`` is what kopiatomic is handed.
 
-    ``snapshots`` says which directory a snapshot shows. ``calls`` has each call with the words in it. ``jailed`` shows no file
+    ``snapshots`` says which directory a snapshot shows; None: they are ZFS's.
+    ``calls`` has each call with the words in it. ``jailed`` shows no file
     system ids. ``fail_at`` makes the n-th nmount (from 0) fail with an errno. ``skipped`` are mount points that are left out of
     so many coming looks at the table, as mounts that are just being unmounted. What it knows of its mounts is in the file
-    ``state``, if there is one, for the next shim to know as well.
+    ``state``, if there is one, for the next shim and for other processes to know as well. ``before_nmount`` and
+    ``before_unmount`` are called with what is asked for; what they raise is what the call says.
     """
 
     def __init__(
         self,
-        snapshots: Mapping[str, Path] | None = None,
+        snapshots: Mapping[str, Path] | None = MappingProxyType({}),
         sysctls: Mapping[str, int] | None = None,
         state: Path | None = None,
     ) -> None:
-        self.snapshots = dict(snapshots or {})
+        self.snapshots = None if snapshots is None else dict(snapshots)
         self.sysctls: dict[str, tuple[int, int]] = {name: (value, 4) for name, value in (sysctls or {}).items()}
         self.calls: list[tuple[str, ...]] = []
         self.jailed = False
         self.fail_at: dict[int, int] = {}
         self.skipped: dict[str, int] = {}
         self.before_nmount: Callable[[Mapping[str, str]], None] = lambda _options: None
+        self.before_unmount: Callable[[str], None] = lambda _name: None
         self._state = state
         self._made: dict[int, _Made] = {}
+        self._pending: _Made | None = None
+        """What is being mounted: who is killed right after the call has not said which one it became."""
         functions = {name: _c_function(name, getattr(self, f"_{name}")) for name in PROTOTYPES}
         self.kernel = Kernel(**functions)
 
@@ -105,7 +117,7 @@ class Shim:
         self._load()
         found = []
         for mount in mountinfo.read():
-            made = self._made.get(mount.id)
+            made = self._made.get(mount.id, self._pending)
             if made is not None and made.point == mount.point:
                 mount = replace(mount, id=made.number, fstype=made.fstype, source=made.source)  # noqa: PLW2901
             found.append(mount)
@@ -171,37 +183,56 @@ class Shim:
 
     def _mount(self, options: Mapping[str, str], source: str) -> None:
         point, fstype = os.path.realpath(options["fspath"]), options["fstype"]
+        self._load()
+        number = max((made.number for made in self._made.values()), default=_FIRST) + 1
+        made = _Made(number, fstype, source, point)
+        if fstype == "zfs" and any(mount.source == source for mount in self.table()):
+            # A snapshot is mounted once only (openzfs/zfs#14884).
+            raise OSError(errno.EBUSY, "")
+        self._pending = made
+        self._save()
+        try:
+            self._mount_on_linux(options, source, point)
+            self._made[mountinfo.visible(mountinfo.read())[point].id] = made
+        finally:
+            self._pending = None
+            self._save()
+
+    def _mount_on_linux(self, options: Mapping[str, str], source: str, point: str) -> None:
+        fstype = options["fstype"]
         if fstype == "tmpfs":
             linux.mount("tmpfs", point, "tmpfs", linux.MS_NOSUID, f"mode={options['mode']}")
         else:
             assert "ro" in options
             assert "nosuid" in options
             directory = source
+            if fstype == "zfs" and self.snapshots is None:
+                linux.mount(source, point, "zfs", linux.MS_RDONLY | linux.MS_NOSUID)
+                return
             if fstype == "zfs":
+                assert self.snapshots is not None
                 if source not in self.snapshots:
                     raise OSError(errno.ENOENT, "")
-                if any(mount.source == source for mount in self.made()):
-                    # A snapshot is mounted once only (openzfs/zfs#14884).
-                    raise OSError(errno.EBUSY, "")
                 directory = str(self.snapshots[source])
             else:
                 assert fstype == "nullfs"
                 assert "target" in options
             linux.mount(directory, point, None, linux.MS_BIND)
             linux.mount("none", point, None, linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID)
-        linux_id = mountinfo.visible(mountinfo.read())[point].id
-        self._load()
-        number = max((made.number for made in self._made.values()), default=_FIRST) + 1
-        self._made[linux_id] = _Made(number, fstype, source, point)
+
+    def _save(self) -> None:
         if self._state is not None:
-            self._state.write_bytes(pickle.dumps(self._made))
+            beside = self._state.with_suffix(".new")
+            beside.write_bytes(pickle.dumps((self._made, self._pending)))
+            beside.rename(self._state)
 
     def _load(self) -> None:
         if self._state is not None and self._state.exists():
-            self._made = pickle.loads(self._state.read_bytes())  # noqa: S301
+            self._made, self._pending = pickle.loads(self._state.read_bytes())  # noqa: S301
 
     def _unmount(self, name: bytes, flags: int) -> int:
         """kern_unmount and dounmount: EBUSY while a nullfs shows something of it, or anything uses it."""
+        self.before_unmount(os.fsdecode(name))
         self.calls.append(("unmount", os.fsdecode(name)))
         if flags == MNT_BYFSID:
             word, _, rest = name.partition(b":")
@@ -252,7 +283,7 @@ class Shim:
     # Processes
 
     def _procctl(self, idtype: int, pid: int, command: int, data: int | None) -> int:
-        """PROC_PDEATHSIG_CTL (11), PROC_REAP_ACQUIRE (2), PROC_REAP_KILL (6), on the caller itself only."""
+        """PROC_PDEATHSIG_CTL (11), PROC_REAP_ACQUIRE (2), _RELEASE (3), _GETPIDS (5), _KILL (6), on the caller itself only."""
         assert (idtype, pid) == (0, os.getpid())
         self.calls.append(("procctl", str(command)))
         if command == 11:
@@ -262,6 +293,13 @@ class Shim:
             if data is not None:
                 raise OSError(errno.EINVAL, "")
             linux.adopt_orphans(adopt=True)
+        elif command == 3:
+            if data is not None:
+                raise OSError(errno.EINVAL, "")
+            linux.adopt_orphans(adopt=False)
+        elif command == 5:
+            assert data is not None
+            self._reap_getpids(data)
         else:
             assert command == 6
             assert data is not None
@@ -281,19 +319,59 @@ class Shim:
         if not killed:
             raise OSError(errno.ESRCH, "")
 
+    def _reap_getpids(self, data: int) -> None:
+        """reap_getpids: those that there is room for; the rest of the table stays as it was."""
+        count, table = REAPER_PIDS.unpack(ctypes.string_at(data, REAPER_PIDS.size))
+        ours = [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+        found = [(pid, child) for child in ours for pid in (child, *_living_descendants(child))]
+        for position, (pid, child) in enumerate(found[:count]):
+            entry = REAPER_PIDINFO.pack(pid, child, 1 | (2 if pid == child else 0))
+            ctypes.memmove(table + position * REAPER_PIDINFO.size, entry, REAPER_PIDINFO.size)
+
+    def _kqueue(self) -> int:
+        """kqueue(2): another descriptor that poll(2) takes."""
+        return int(_libc().epoll_create1(0))
+
+    def _kevent(self, queue: int, changes: int, count: int, events: int | None, room: int, timeout: int | None) -> int:
+        """kevent(2) of one process's end (EVFILT_PROC, EV_ADD, NOTE_EXIT), which ended ones that are not reaped have as well."""
+        assert (count, events, room, timeout) == (1, None, 0, None)
+        pid, *what, data, udata = KEVENT.unpack(ctypes.string_at(changes, KEVENT.size))
+        assert (what, data, udata) == ([-5, 1, 0x80000000], 0, 0)
+        watched = os.pidfd_open(pid)
+        wanted = struct.pack("=IQ", select.EPOLLIN, 0)
+        if _libc().epoll_ctl(queue, 1, watched, wanted) != 0:
+            raise OSError(ctypes.get_errno(), "")
+        return 0
+
     # Settings
 
     def _sysctlbyname(self, name: bytes, value: int, size: int, new: int | None, new_size: int) -> int:
         """sysctl(3): as many bytes as the setting has; ENOENT for one that this kernel has not."""
         assert (new, new_size) == (None, 0)
-        if name.decode() not in self.sysctls:
+        found = self._setting(name.decode())
+        if found is None:
             raise OSError(errno.ENOENT, "")
-        number, width = self.sysctls[name.decode()]
         room = ctypes.c_size_t.from_address(size)
-        assert room.value >= width
-        room.value = width
-        ctypes.memmove(value, number.to_bytes(width, "little", signed=True), width)
+        assert room.value >= len(found)
+        room.value = len(found)
+        ctypes.memmove(value, found, len(found))
         return 0
+
+    def _setting(self, name: str) -> bytes | None:
+        """One that the test has set, or what Linux says in its own place of the boot and of the pools."""
+        if name in self.sysctls:
+            number, width = self.sysctls[name]
+            return number.to_bytes(width, "little", signed=True)
+        if name == "kern.boot_id":
+            return bytes.fromhex(linux.boot_id().replace("-", ""))
+        beginning, end = "kstat.zfs.", ".misc.state"
+        if not (name.startswith(beginning) and name.endswith(end)):
+            return None
+        pool = name[len(beginning) : -len(end)].replace("%25", ".")
+        try:
+            return b"\n" + (KSTAT / pool / "state").read_bytes() + b"\0"
+        except OSError:
+            return None
 
 
 @cache

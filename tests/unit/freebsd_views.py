@@ -51,7 +51,7 @@ class Ground:
         (tree / "file").write_text(dataset)
         for directory in directories:
             (tree / directory).mkdir(parents=True)
-        self.shim.snapshots[self.snapshot(dataset)] = tree
+        self.shim.snapshots = {**(self.shim.snapshots or {}), self.snapshot(dataset): tree}
         return tree
 
     def snapshot(self, dataset: str) -> str:
@@ -59,7 +59,7 @@ class Ground:
 
     def step(self, dataset: str, place: str, *, part: str = "", named: bool = False) -> Step:
         """A step whose snapshot there is."""
-        if self.snapshot(dataset) not in self.shim.snapshots:
+        if self.snapshot(dataset) not in (self.shim.snapshots or {}):
             self.tree(dataset)
         return Step(dataset, place, "zfs", self.snapshot(dataset), part=part, named=named)
 

@@ -17,7 +17,9 @@ import pytest
 from click.shell_completion import ShellComplete
 
 from kopiatomic import cli, completion
-from kopiatomic.system import mountinfo, pools
+from kopiatomic.system import host, linux_host, mountinfo, pools
+from kopiatomic.system.freebsd_host import FreeBSDHost
+from tests.support.freebsd_shim import Shim
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.unit.plans import mounts
 
@@ -135,11 +137,11 @@ def test_a_suspended_pool_is_none_that_answers(tmp_path: Path, monkeypatch: pyte
         (tmp_path / pool).mkdir()
         (tmp_path / pool / "state").write_text(f"{state}\n")
     (tmp_path / "arcstats").write_text("")
-    monkeypatch.setattr(pools, "_KSTAT", tmp_path)
+    monkeypatch.setattr(linux_host, "KSTAT", tmp_path)
     assert pools.answering() == ["tank", "worn"]
-    monkeypatch.setattr(pools, "_KSTAT", tmp_path / "none")
+    monkeypatch.setattr(linux_host, "KSTAT", tmp_path / "none")
     assert pools.answering() == []
-    monkeypatch.setattr(sys, "platform", "freebsd14")
+    monkeypatch.setattr(host, "here", lambda: FreeBSDHost(Shim().kernel))
     assert pools.answering() is None
 
 

@@ -15,7 +15,7 @@ from kopiatomic import ownership
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Leftover
 from kopiatomic.snapshots import zfs_get
-from kopiatomic.system import libzfs_core
+from kopiatomic.system import host, libzfs_core
 from kopiatomic.text import ended, printable
 
 KIND = "zfs-bookmark"
@@ -68,7 +68,7 @@ def _move(places: Mapping[str, str], existing: Sequence[str]) -> bool:
 
 def kept() -> list[Leftover]:
     """All that this host keeps, in all pools. Raises KopiatomicError where they cannot be listed."""
-    if not libzfs_core.is_loaded():
+    if not host.here().has_zfs():
         return []
     result = zfs_get.run(["list", "-H", "-t", "bookmark", "-o", "name"])
     if result.status != 0:

@@ -11,7 +11,7 @@ from kopiatomic.model import Intent, Leftover
 from kopiatomic.ownership import TAG
 from kopiatomic.snapshots import zfs
 from kopiatomic.snapshots.zfs import Seen
-from kopiatomic.system import libzfs_core, mountinfo, pools, process
+from kopiatomic.system import host, libzfs_core, pools, process
 from kopiatomic.text import ended, printable
 from kopiatomic.zfs_listing import pool_suspended
 
@@ -67,7 +67,7 @@ def _leftover(run_id: str, pool: str, name: str, proof: str, *, held: bool) -> L
 
 def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool], _problems: list[str]) -> list[Leftover]:
     """Snapshots of dead runs of this host in these pools (None: in all), on record or not. Raises KopiatomicError."""
-    if names is None and not libzfs_core.is_loaded():
+    if names is None and not host.here().has_zfs():
         # Without the kernel's module there is no pool.
         return []
     libzfs_core.prepare()
@@ -126,7 +126,7 @@ def _each_if_not_all(call: Callable[[Sequence[str]], None], names: Sequence[str]
 
 
 def _why(name: str, seen: Seen) -> str:
-    if any(mount.source == name for mount in mountinfo.read()):
+    if any(mount.source == name for mount in host.here().mounts()):
         return "somebody has mounted it"
     if seen.holds:
         return f"somebody else holds it (zfs holds {printable(name)})"

@@ -69,7 +69,7 @@ def pair() -> tuple[Channel, Channel]:
 
 
 def wait_readable(fd: int, timeout: float | None) -> None:
-    """Wait until a descriptor (channel, pidfd, pipe) is readable. Raises TimeoutError, Interrupted."""
+    """Wait until a descriptor (channel, watch of a process, pipe) is readable. Raises TimeoutError, Interrupted."""
     # One that came while signals were deferred wakes no wait any more.
     signals.check()
     deadline = None if timeout is None else time.monotonic() + timeout
@@ -89,8 +89,8 @@ def wait_readable(fd: int, timeout: float | None) -> None:
             raise TimeoutError
 
 
-def pidfd_ended(fd: int, timeout: float | None) -> bool:
-    """Whether a process has wholly ended, waited for at most ``timeout`` seconds."""
+def watched_ended(fd: int, timeout: float | None) -> bool:
+    """Whether a process that is watched has wholly ended, waited for at most ``timeout`` seconds."""
     try:
         wait_readable(fd, timeout)
     except TimeoutError:

@@ -20,8 +20,10 @@ PROTOTYPES = {
     "unmount": CFUNCTYPE(c_int, c_char_p, c_int, use_errno=True),
     "procctl": CFUNCTYPE(c_int, c_int, c_int64, c_int, c_void_p, use_errno=True),
     "sysctlbyname": CFUNCTYPE(c_int, c_char_p, c_void_p, c_void_p, c_void_p, c_size_t, use_errno=True),
+    "kqueue": CFUNCTYPE(c_int, use_errno=True),
+    "kevent": CFUNCTYPE(c_int, c_int, c_void_p, c_int, c_void_p, c_int, c_void_p, use_errno=True),
 }
-"""As in getfsstat(2), mount(2), procctl(2) (``id_t`` has 64 bits: sys/sys/_types.h) and sysctl(3)."""
+"""As in getfsstat(2), mount(2), procctl(2) (``id_t`` has 64 bits: sys/sys/_types.h), sysctl(3) and kqueue(2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +35,8 @@ class Kernel:
     unmount: Callable[..., int]
     procctl: Callable[..., int]
     sysctlbyname: Callable[..., int]
-
-
-def is_here() -> bool:
-    """Whether this system is a FreeBSD."""
-    return sys.platform.startswith("freebsd")
+    kqueue: Callable[..., int]
+    kevent: Callable[..., int]
 
 
 @cache
@@ -54,17 +53,20 @@ def failed(*names: str) -> OSError:
     return OSError(number, os.strerror(number), *filenames)
 
 
-def number(kernel: Kernel, name: str) -> int | None:
-    """The value of a sysctl(3) that is a number or a boolean; None where this kernel has none of that name.
-
-    Raises OSError.
-    """
-    # A boolean has one byte, an int four, a long eight: how many there are is told.
-    value = (ctypes.c_ubyte * 8)()
-    size = c_size_t(len(value))
-    if kernel.sysctlbyname(name.encode(), value, ctypes.byref(size), None, 0) == 0:
-        return int.from_bytes(bytes(value[: size.value]), sys.byteorder, signed=True)
+def setting(kernel: Kernel, name: str, room: int) -> bytes | None:
+    """The bytes of a sysctl(3), at most ``room``; None where this kernel has none of that name. Raises OSError."""
+    value = (ctypes.c_ubyte * room)()
+    size = c_size_t(room)
+    if kernel.sysctlbyname(os.fsencode(name), value, ctypes.byref(size), None, 0) == 0:
+        return bytes(value[: size.value])
     error = failed(name)
     if isinstance(error, FileNotFoundError):
         return None
     raise error
+
+
+def number(kernel: Kernel, name: str) -> int | None:
+    """The value of one that is a number or a boolean; None where this kernel has none of that name. Raises OSError."""
+    # A boolean has one byte, an int four, a long eight: how many there are is told.
+    value = setting(kernel, name, 8)
+    return None if value is None else int.from_bytes(value, sys.byteorder, signed=True)

@@ -103,11 +103,6 @@ def device_error(error: OSError) -> KopiatomicError:
     )
 
 
-def is_loaded() -> bool:
-    """Whether the kernel has ZFS. Where it has not there is no pool, whatever is installed."""
-    return os.path.isdir("/sys/module/zfs")
-
-
 def prepare() -> None:
     """Load the libraries and open their connection to the kernel. Raises KopiatomicError where that is impossible."""
     _nvpair()

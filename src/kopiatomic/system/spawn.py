@@ -6,11 +6,11 @@ import fcntl
 import os
 import signal
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
-from kopiatomic.system import linux
+from kopiatomic.system import host
 
 _RESET = (
     signal.SIGINT,
@@ -54,6 +54,8 @@ class Setting:
     """The controlling terminal of this process, which is to be that of the program too."""
     foreground: bool = False
     """Whether the program is in that terminal's foreground."""
+    first: Callable[[], None] | None = None
+    """What the new process does before anything else; may raise OSError."""
 
 
 class DirectoryError(OSError):
@@ -81,6 +83,8 @@ def start(argv: Sequence[str], environment: Mapping[str, str], setting: Setting)
 def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Setting, tells: int) -> NoReturn:
     at_directory = False
     try:
+        if setting.first is not None:
+            setting.first()
         for signum in _RESET:
             signal.signal(signum, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
@@ -93,7 +97,8 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
             os.fchdir(setting.root)
             os.chroot(".")
         if setting.user is not None:
-            _be(setting.user)
+            user = setting.user
+            host.here().become(user.uid, user.gid, user.groups)
         at_directory = True
         os.chdir(setting.cwd)
         at_directory = False
@@ -117,23 +122,13 @@ def _lead_a_group(setting: Setting) -> None:
 
 
 def _inherit_nothing_else() -> None:
-    for entry in os.listdir("/proc/self/fd"):
-        if int(entry) > 2:
+    for fd in host.here().descriptors():
+        if fd > 2:
             try:
-                os.set_inheritable(int(entry), False)
+                os.set_inheritable(fd, False)
             except OSError:
-                # The descriptor of the listing itself.
+                # Not open, or not any more.
                 continue
-
-
-def _be(user: User) -> None:
-    """Become a user, for good."""
-    linux.drop_bounding_capabilities()
-    os.setgroups(user.groups)
-    os.setresgid(user.gid, user.gid, user.gid)
-    os.setresuid(user.uid, user.uid, user.uid)
-    linux.drop_capabilities()
-    linux.no_new_privileges()
 
 
 def _move_streams(streams: tuple[int, int, int]) -> None:

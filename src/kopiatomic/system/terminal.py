@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from kopiatomic.system import host
+
 _PIECE = 1 << 14
 _PATIENCE = 2.0
 """Seconds that a terminal which takes nothing may keep us when the program has ended, or something has to be said."""
@@ -36,7 +38,7 @@ class Terminal:
     def __init__(self, fd: int, *, owner: int | None, shared: bool) -> None:
         # Opened anew: what is set for this descriptor is not set for the caller's.
         flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
-        self._callers = os.open(f"/proc/self/fd/{fd}", flags)
+        self._callers = host.here().open_again(fd, flags)
         self._before = termios.tcgetattr(self._callers)
         self._ours, self.theirs = os.openpty()
         os.set_blocking(self._ours, False)

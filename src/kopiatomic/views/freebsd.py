@@ -25,11 +25,10 @@ from kopiatomic.model import Intent
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import freebsd_mounting, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
+from kopiatomic.system.freebsd_paths import open_beneath
 from kopiatomic.system.mountinfo import Mount, holder, parents, visible
 from kopiatomic.text import printable
 from kopiatomic.views import SCAFFOLD, Missing, Step, View, freebsd_host, holds_something, named_and_missing
-
-_LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 _SECOND_LOOK = 0.3
 """Seconds until a mount that was not seen is looked for again: MNT_NOWAIT leaves out what somebody tries to unmount, also
@@ -159,11 +158,11 @@ class FreeBSDView:
             os.makedirs(f"{above.whole}/{below(step.place, above.step.place)}", 0o755, exist_ok=True)
         elif above is not None:
             try:
-                os.close(_open_beneath(above.source, below(step.place, above.step.place)))
+                os.close(open_beneath(above.source, below(step.place, above.step.place)))
             except OSError as error:
                 return f"{_reason(error, above.step.place)} in the snapshot of {printable(above.step.dataset)}"
         try:
-            os.close(_open_beneath(planned.whole, step.part))
+            os.close(open_beneath(planned.whole, step.part))
         except OSError as error:
             return f"{_reason(error, step.place.removesuffix(step.part))} in its snapshot"
         return None
@@ -297,26 +296,6 @@ def _too_long(planned: _Planned) -> str | None:
     return f"its path has {longest} bytes there, and FreeBSD mounts paths of up to {freebsd_mounts.MNAMELEN - 1}"
 
 
-def _open_beneath(top: str, path: str) -> int:
-    """Open a directory below another that nobody changes, following no link. Raises OSError, whose filename is how far it got."""
-    fd = os.open(top, _LOOK)
-    done = ""
-    try:
-        for name in path.split("/") if path else ():
-            done = f"{done}/{name}".lstrip("/")
-            mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
-            if not stat.S_ISDIR(mode):
-                raise OSError(errno.ELOOP if stat.S_ISLNK(mode) else errno.ENOTDIR, "no directory")
-            inner = os.open(name, _LOOK, dir_fd=fd)
-            os.close(fd)
-            fd = inner
-    except OSError as error:
-        os.close(fd)
-        error.filename = done
-        raise
-    return fd
-
-
 def _reason(error: OSError, place: str) -> str:
     """Why a directory below a place of the view cannot be opened."""
     shown = printable(f"{place.rstrip('/')}/{error.filename}")
@@ -332,7 +311,7 @@ def _status(directory: str, seen: dict[str, Mount]) -> os.stat_result | None:
     try:
         if may_hang(holder(directory, seen).fstype):
             return None
-        fd = _open_beneath("/", directory.lstrip("/"))
+        fd = open_beneath("/", directory.lstrip("/"))
     except (OSError, KeyError):
         return None
     try:

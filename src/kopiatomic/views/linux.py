@@ -132,6 +132,10 @@ class LinuxView:
         replaced = [f"{_what(step)} was taken away or replaced while the engine ran" for step in changed]
         return [*replaced, *self._volumes.problems]
 
+    def remove(self) -> list[str]:
+        """Nothing: all of it ends with the namespace."""
+        return []
+
     def open_top(self) -> AbstractContextManager[int]:
         """The top of the view as it is seen now."""
         return closing(os.open(self.top(), LOOK | os.O_CLOEXEC))

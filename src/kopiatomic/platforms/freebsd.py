@@ -1,0 +1,97 @@
+"""FreeBSD: no namespaces. Each process takes away what the one before it made, and kills what that one left.
+
+Main process, keeper and launcher adopt the orphans below them (procctl(2)), so none of what the engine started escapes;
+launcher and engine are killed when their parent ends. The mounts are the whole system's: the launcher takes them away
+at its end, else the keeper does, else the main process, else the next run or ``recover`` by the record.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+
+from kopiatomic import roots
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Layout, Plan
+from kopiatomic.mount_leftovers import MountLeftovers
+from kopiatomic.platforms import Record
+from kopiatomic.snapshots import Leftovers
+from kopiatomic.system import freebsd_processes
+from kopiatomic.system.freebsd import Kernel
+from kopiatomic.text import printable
+from kopiatomic.views import Step, freebsd_host
+from kopiatomic.views.freebsd import FreeBSDView
+
+
+class FreeBSDPlatform:
+    """Satisfies :class:`kopiatomic.platforms.Platform`."""
+
+    filesystems = ("zfs",)
+    outlives = True
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        self._parent = 0
+        """The process that has forked the launcher."""
+
+    def leftovers(self) -> Mapping[str, Leftovers]:
+        """Mounts are on record."""
+        return {"mount": MountLeftovers(lambda: self._kernel)}
+
+    def check(self, plan: Plan) -> list[str]:
+        """What is not built, and what a jail may lack."""
+        if plan.layout is Layout.IN_PLACE:
+            raise _not_built("the layout in-place", "Use --layout merged.")
+        volume = next((taken.dataset.name for taken in plan.taken if taken.dataset.volume), None)
+        if volume is not None:
+            raise _not_built(f"{printable(volume)}, a volume,", "Leave --volumes out.")
+        freebsd_host.require(self._kernel)
+        return freebsd_host.warnings(self._kernel)
+
+    def directories(self, root: str, run_id: str) -> Sequence[str]:
+        """The mount root, and the directory that the snapshots are mounted in."""
+        return tuple(dict.fromkeys((root, roots.of_run(run_id))))
+
+    def view(self, plan: Plan, steps: Sequence[Step], run_id: str, record: Record) -> FreeBSDView:
+        """The merged one."""
+        return FreeBSDView(plan.root, roots.of_run(run_id), steps, self._kernel, record)
+
+    def adopt(self) -> None:
+        """PROC_REAP_ACQUIRE."""
+        freebsd_processes.adopt_orphans(self._kernel)
+
+    def fork(self) -> int:
+        """As any other child."""
+        self._parent = os.getpid()
+        return os.fork()
+
+    def enter(self) -> None:
+        """Nowhere: the view is the whole system's."""
+        freebsd_processes.die_with_parent(self._kernel, signal.SIGKILL)
+        if os.getppid() != self._parent:
+            # It had ended before the kernel was asked to tell us of that.
+            os.kill(os.getpid(), signal.SIGKILL)
+        freebsd_processes.adopt_orphans(self._kernel)
+
+    def tie(self) -> None:
+        """PROC_PDEATHSIG_CTL, which a program keeps that gains nothing by being executed (procctl(2))."""
+        freebsd_processes.die_with_parent(self._kernel, signal.SIGKILL)
+
+    def kill_others(self) -> None:
+        """PROC_REAP_KILL. Never kill(2) of -1, which here means every process of the system."""
+        freebsd_processes.kill_descendants(self._kernel)
+
+    def end_others(self) -> int:
+        """The same, until none is left."""
+        return freebsd_processes.end_descendants(self._kernel)
+
+    def end_orphans(self) -> None:
+        """Likewise: whoever is left of the three has no other children by then."""
+        freebsd_processes.end_descendants(self._kernel)
+
+
+def _not_built(what: str, hint: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"{what} cannot be frozen on FreeBSD: that is not built yet", kind="not-on-freebsd", hint=hint
+    )

@@ -1,0 +1,87 @@
+"""What a FreeBSD says of itself: by getfsstat(2), sysctl(3), kqueue(2) and procctl(2)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from kopiatomic.system import freebsd, freebsd_mounts, freebsd_paths, freebsd_processes, libzfs_core
+from kopiatomic.system.freebsd import Kernel
+from kopiatomic.system.mountinfo import Mount
+
+
+class FreeBSDHost:
+    """Satisfies :class:`kopiatomic.system.host.Host`."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def mounts(self) -> list[Mount]:
+        """getfsstat(2)."""
+        return freebsd_mounts.read(self.kernel)
+
+    def link_target(self, path: str) -> str | None:
+        """Component by component: there is no openat2(2)."""
+        return freebsd_paths.link_target(path)
+
+    def open_directory(self, path: str, *, to_list: bool) -> int:  # noqa: ARG002 - it has no O_NOATIME
+        """Component by component; each has to be readable."""
+        return freebsd_paths.open_beneath("/", path.strip("/"))
+
+    def boot_id(self) -> str:
+        """``kern.boot_id``: 16 random bytes (``sysctl_bootid``, sys/kern/kern_mib.c)."""
+        try:
+            return (freebsd.setting(self.kernel, "kern.boot_id", 16) or b"").hex()
+        except OSError:
+            # ENXIO as long as the kernel has not enough randomness.
+            return ""
+
+    def has_zfs(self) -> bool:
+        """devfs shows the device as long as the module is there."""
+        return os.path.exists(libzfs_core.DEVICE)
+
+    def pools(self) -> list[str] | None:
+        """They would have to be looked for among all settings."""
+        return None
+
+    def pool_state(self, pool: str) -> str | None:
+        """A setting of each pool's (``spa_state_init``), whose dots are written so (``__kstat_create``, spl_kstat.c)."""
+        name = f"kstat.zfs.{pool.replace('.', '%25')}.misc.state"
+        try:
+            found = freebsd.setting(self.kernel, name, 256)
+        except OSError:
+            return ""
+        return None if found is None else found.rstrip(b"\0").decode("ascii", "replace").strip()
+
+    def watch(self, pid: int) -> int:
+        """A kqueue(2)."""
+        return freebsd_processes.watch(self.kernel, pid)
+
+    def kill(self, pid: int, watch: int) -> None:
+        """By its id, which is free for another process only after the end that the queue tells of."""
+        freebsd_processes.kill(pid, watch)
+
+    def adopt_orphans(self, *, adopt: bool) -> None:
+        """PROC_REAP_ACQUIRE, PROC_REAP_RELEASE."""
+        if adopt:
+            freebsd_processes.adopt_orphans(self.kernel)
+        else:
+            freebsd_processes.let_orphans_go(self.kernel)
+
+    def descriptors(self) -> Iterable[int]:
+        """All that there can be: without a fdescfs(5) /dev/fd has the first three only."""
+        return range(os.sysconf("SC_OPEN_MAX"))
+
+    def become(self, uid: int, gid: int, groups: Sequence[int]) -> None:
+        """All that root may goes with its user id; by a set-user-id bit a program can gain it again."""
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+
+    def open_again(self, fd: int, flags: int) -> int:
+        """By its name in /dev."""
+        return os.open(os.ttyname(fd), flags)
+
+    def children(self) -> list[int]:
+        """PROC_REAP_GETPIDS."""
+        return freebsd_processes.children(self.kernel)

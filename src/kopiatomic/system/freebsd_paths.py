@@ -1,0 +1,61 @@
+"""Paths without links on FreeBSD: opened component by component, each with O_NOFOLLOW. It has no openat2(2).
+
+O_RESOLVE_BENEATH would not do: it keeps a path beneath a directory, and follows the links in it (open(2)).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+_LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_beneath(top: str, path: str) -> int:
+    """Open a directory below another one, following no link. Raises OSError, whose filename is how far it got.
+
+    The path itself is ELOOP where it is a link, ENOTDIR where it is anything else (open(2) has EMLINK for a link).
+    """
+    fd = os.open(top, _LOOK)
+    done = ""
+    try:
+        for name in path.split("/") if path else ():
+            done = f"{done}/{name}".lstrip("/")
+            mode = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+            if not stat.S_ISDIR(mode):
+                raise _no_directory(mode)
+            try:
+                inner = os.open(name, _LOOK, dir_fd=fd)
+            except OSError as error:
+                # It was exchanged in between.
+                raise (_no_directory(stat.S_IFLNK) if error.errno == errno.EMLINK else error) from None
+            os.close(fd)
+            fd = inner
+    except OSError as error:
+        os.close(fd)
+        error.filename = done
+        raise
+    return fd
+
+
+def _no_directory(mode: int) -> OSError:
+    number = errno.ELOOP if stat.S_ISLNK(mode) else errno.ENOTDIR
+    return OSError(number, os.strerror(number))
+
+
+def link_target(path: str) -> str | None:
+    """What the link at an absolute path holds, to which no other link leads; None for anything else. Raises OSError."""
+    above, _, name = path.rstrip("/").rpartition("/")
+    if not name:
+        return None
+    directory = open_beneath("/", above.strip("/"))
+    try:
+        return os.readlink(name, dir_fd=directory)
+    except OSError as error:
+        # No link (readlink(2)); whether anything is there at all is told by stat(2).
+        if error.errno != errno.EINVAL:
+            raise
+        return None
+    finally:
+        os.close(directory)

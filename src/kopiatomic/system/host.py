@@ -1,0 +1,81 @@
+"""What has to be asked of the system in another way on each kind of it.
+
+:func:`here` is the one place that decides which kind it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Protocol
+
+from kopiatomic.system.mountinfo import Mount
+
+
+class Host(Protocol):
+    """One system. Makes nothing, but for :meth:`adopt_orphans`."""
+
+    def mounts(self) -> list[Mount]:
+        """The mount table, in the order in which the mounts were made. Raises OSError, KopiatomicError."""
+
+    def link_target(self, path: str) -> str | None:
+        """What the link at an absolute path holds; None for anything else. Raises OSError; ELOOP where a link leads there."""
+
+    def open_directory(self, path: str, *, to_list: bool) -> int:
+        """Open the directory at an absolute path that no link may lead through; listing it leaves its times, if possible.
+
+        Raises OSError.
+        """
+
+    def boot_id(self) -> str:
+        """A name for this boot of the machine; empty where the kernel gives none."""
+
+    def has_zfs(self) -> bool:
+        """Whether the kernel has ZFS. Where it has not there is no pool, whatever is installed."""
+
+    def pools(self) -> list[str] | None:
+        """The imported pools; None where the kernel does not say. No call here waits for a pool."""
+
+    def pool_state(self, pool: str) -> str | None:
+        """The state of a pool as the kernel calls it, empty where that is not said; None where it is not imported."""
+
+    def watch(self, pid: int) -> int:
+        """A descriptor that is readable as soon as a process has ended. Raises ProcessLookupError, OSError."""
+
+    def kill(self, pid: int, watch: int) -> None:
+        """SIGKILL for a process that is watched, and for no other. Raises ProcessLookupError where it has ended."""
+
+    def adopt_orphans(self, *, adopt: bool) -> None:
+        """Whether orphaned descendants become our children instead of the first process's. Raises OSError."""
+
+    def descriptors(self) -> Iterable[int]:
+        """The numbers that our open descriptors can have."""
+
+    def become(self, uid: int, gid: int, groups: Sequence[int]) -> None:
+        """Become a user, for good, also for all that this process will execute. Raises OSError."""
+
+    def open_again(self, fd: int, flags: int) -> int:
+        """Open the terminal of a descriptor anew: what is set for this one is not set for that. Raises OSError."""
+
+    def children(self) -> list[int]:
+        """Our children, those adopted as well. While orphans are adopted. Empty where the kernel does not say."""
+
+
+def is_freebsd() -> bool:
+    """Whether this system is a FreeBSD."""
+    return sys.platform.startswith("freebsd")
+
+
+@cache
+def here() -> Host:
+    """The one that this process runs on."""
+    # Each imports what only its own system has; and who asks for nothing has no use for ctypes.
+    if is_freebsd():
+        from kopiatomic.system import freebsd  # noqa: PLC0415
+        from kopiatomic.system.freebsd_host import FreeBSDHost  # noqa: PLC0415
+
+        return FreeBSDHost(freebsd.kernel())
+    from kopiatomic.system.linux_host import LinuxHost  # noqa: PLC0415
+
+    return LinuxHost()

@@ -1,0 +1,95 @@
+"""What a Linux says of itself: in /proc and /sys, and by openat2(2), pidfd_open(2), prctl(2)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import stat
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from kopiatomic.system import linux, mountinfo
+from kopiatomic.system.mountinfo import Mount
+
+KSTAT = Path("/proc/spl/kstat/zfs")
+"""A folder for each imported pool, with its state in a file (OpenZFS: module/zfs/spa_stats.c, spa_state_init)."""
+
+
+class LinuxHost:
+    """Satisfies :class:`kopiatomic.system.host.Host`."""
+
+    def mounts(self) -> list[Mount]:
+        """/proc/self/mountinfo."""
+        return mountinfo.read()
+
+    def link_target(self, path: str) -> str | None:
+        """The link itself is opened, so that it is still the one that was looked at."""
+        fd = linux.open_without_links(path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            return os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else None
+        finally:
+            os.close(fd)
+
+    def open_directory(self, path: str, *, to_list: bool) -> int:
+        """With O_NOATIME, which is the owner's and root's; what is not listed need not be readable."""
+        return linux.open_without_links(path, (os.O_RDONLY | os.O_NOATIME if to_list else os.O_PATH) | os.O_DIRECTORY)
+
+    def boot_id(self) -> str:
+        """random(4)."""
+        return linux.boot_id()
+
+    def has_zfs(self) -> bool:
+        """Whether its module is loaded."""
+        return os.path.isdir("/sys/module/zfs")
+
+    def pools(self) -> list[str] | None:
+        """Those with a folder."""
+        try:
+            return sorted(entry.parent.name for entry in KSTAT.glob("*/state"))
+        except OSError:
+            return []
+
+    def pool_state(self, pool: str) -> str | None:
+        """What stands in its file."""
+        try:
+            return (KSTAT / pool / "state").read_text().strip()
+        except OSError:
+            # A pool whose state cannot be read may be imported all the same.
+            return "" if (KSTAT / pool).is_dir() else None
+
+    def watch(self, pid: int) -> int:
+        """A pidfd."""
+        return os.pidfd_open(pid)
+
+    def kill(self, _pid: int, watch: int) -> None:
+        """By the pidfd: it never means another process."""
+        signal.pidfd_send_signal(watch, signal.SIGKILL)
+
+    def adopt_orphans(self, *, adopt: bool) -> None:
+        """PR_SET_CHILD_SUBREAPER."""
+        linux.adopt_orphans(adopt=adopt)
+
+    def descriptors(self) -> Iterable[int]:
+        """/proc/self/fd."""
+        return map(int, os.listdir("/proc/self/fd"))
+
+    def become(self, uid: int, gid: int, groups: Sequence[int]) -> None:
+        """Without any capability."""
+        linux.drop_bounding_capabilities()
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        linux.drop_capabilities()
+        linux.no_new_privileges()
+
+    def open_again(self, fd: int, flags: int) -> int:
+        """Also one that has no name here."""
+        return os.open(f"/proc/self/fd/{fd}", flags)
+
+    def children(self) -> list[int]:
+        """None in a kernel built without CONFIG_PROC_CHILDREN."""
+        try:
+            with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+                return [int(pid) for pid in file.read().split()]
+        except FileNotFoundError:
+            return []
