@@ -1,0 +1,269 @@
+"""What a backup of ZFS does on FreeBSD, as a user sees it. Nothing here asks the system in a way that only one kind of it has.
+
+So the same tests run on a FreeBSD host (test_behaviour.py), and in the VM with the shim (tests/zfs/test_freebsd_behaviour.py),
+which shows that the tests themselves are sound. Who imports them gives the fixture ``program``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kopiatomic import locks
+from tests.support.filesystems import Pool, imported_pool
+from tests.support.programs import SLOWNESS, Completed, command
+
+__all__ = [
+    "run",
+    "tank",
+    "test_a_file_says_what_it_said_at_the_instant",
+    "test_a_killed_process_leaves_nothing",
+    "test_all_killed_leave_what_the_next_run_clears",
+    "test_no_set_is_torn",
+    "test_nobody_can_destroy_a_snapshot_that_is_backed_up",
+    "test_sigterm_ends_it",
+    "test_the_main_job",
+    "test_what_is_in_use_is_told_and_goes_later",
+]
+
+ROOT = Path("/kopia-test")
+COUNTERS = [f"data{number}" for number in range(4)]
+RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", "20" if sys.platform.startswith("freebsd") else "3"))
+WITHIN_S = 5 * SLOWNESS
+
+WRITER = """
+import os, sys
+files = [os.open(path, os.O_RDWR | os.O_CREAT) for path in sys.argv[1:]]
+number = 0
+while True:
+    number += 1
+    for fd in files:
+        os.pwrite(fd, b"%016d" % number, 0)
+    if number == 1:
+        print("writing", flush=True)
+"""
+READER = """
+import sys
+out, root = sys.argv[1], sys.argv[-1]
+with open(out, "w") as file:
+    for name in sys.argv[2:-1]:
+        print(open(root + name).read(), file=file)
+"""
+WAITER = """
+import os, sys, time
+ready, go = sys.argv[1:3]
+if os.fork() == 0:
+    os.setsid()
+    os.closerange(0, 1024)
+    time.sleep(1000)
+open(ready, "w").close()
+while not os.path.exists(go):
+    time.sleep(0.05)
+"""
+
+Program = Callable[[], list[str]]
+
+
+@dataclass
+class Runs:
+    """Runs of one test, and what they leave. ``argv`` begins the command line of the program."""
+
+    argv: list[str]
+    folder: Path
+    pool: Pool
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "HOME": str(self.folder), "KOPIATOMIC_STATE_DIR": str(self.folder / "state")}
+
+    def words(self, *args: str | Path) -> list[str]:
+        return [*self.argv, "--mount-root", str(ROOT), *map(str, args)]
+
+    def __call__(self, *args: str | Path) -> Completed:
+        return command(*self.words(*args), env=self.environment(), check=False, timeout=120)
+
+    def recover(self, *args: str) -> Completed:
+        return command(*self.argv, "recover", *args, env=self.environment(), check=False, timeout=120)
+
+    @contextmanager
+    def waiting(self, *datasets: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+        """A run whose engine waits for a file, and has left a process in another session; and that file."""
+        ready, go, script = self.folder / "ready", self.folder / "go", self.folder / "waiter.py"
+        script.write_text(WAITER)
+        words = self.words("-c", f"{sys.executable} -SI {script} {ready} {go}", *datasets)
+        with subprocess.Popen(
+            words, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as running:
+            deadline = time.monotonic() + 30 * SLOWNESS
+            while not ready.exists():
+                assert running.poll() is None, running.communicate()
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            try:
+                yield running, go
+            finally:
+                go.touch()
+        ready.unlink()
+        go.unlink()
+
+    def snapshots(self) -> list[str]:
+        return [name for name in self.pool.snapshots() if "@kopiatomic_" in name]
+
+    def left(self) -> list[str]:
+        """What there still is of any run: mounts, snapshots, directories, files of locks, processes of the engine."""
+        found = [line for line in command("mount").stdout.splitlines() if "kopiatomic" in line or str(ROOT) in line]
+        found += self.snapshots()
+        if ROOT.exists():
+            found.append(str(ROOT))
+        if os.path.isdir(locks.DIRECTORY):
+            found += os.listdir(locks.DIRECTORY)
+        return found + [f"{pid} {words}" for pid, (_, words) in processes().items() if str(self.folder) in words]
+
+
+def processes() -> Mapping[int, tuple[int, str]]:
+    """All processes: parent and command line, by their ids."""
+    listed = command("ps", "-axww", "-o", "pid=,ppid=,command=").stdout.splitlines()
+    found = (line.split(maxsplit=2) for line in listed)
+    return {int(pid): (int(parent), " ".join(words)) for pid, parent, *words in found}
+
+
+def family(pid: int) -> dict[str, int]:
+    """The processes of a run whose engine has started, by what they are."""
+    table = processes()
+
+    def child(above: int, marked: str = "") -> int:
+        return min(pid for pid, (parent, words) in table.items() if parent == above and marked in words)
+
+    keeper = child(pid)
+    launcher = child(keeper)
+    return {"main": pid, "keeper": keeper, "launcher": launcher, "engine": child(launcher, "waiter.py")}
+
+
+@pytest.fixture(scope="module")
+def tank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pool]:
+    with imported_pool(tmp_path_factory.mktemp("tank") / "pool") as pool:
+        for name in ("home", "home/src", *COUNTERS):
+            pool.dataset(name)
+            (pool.path(name) / "file").write_text(f"of {name}")
+        yield pool
+
+
+@pytest.fixture
+def run(program: Program, tmp_path: Path, tank: Pool) -> Iterator[Runs]:
+    runs = Runs(program(), tmp_path, tank)
+    yield runs
+    runs.recover()
+
+
+def gone(run: Runs, but: str | None = None) -> None:
+    """Wait until nothing is left; ``but`` begins what may be."""
+    deadline = time.monotonic() + WITHIN_S
+    while found := [line for line in run.left() if but is None or not line.startswith(but)]:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+
+
+def test_the_main_job(run: Runs, tank: Pool) -> None:
+    ended = run("--json", "-c", "true", f"{tank.name}/home", f"{tank.name}/home/src")
+    assert ended.returncode == 0, ended
+    document: dict[str, Any] = json.loads(ended.stdout)
+    assert (document["atomic"], document["left_behind"]) == (True, [])
+    assert run.left() == []
+
+
+def test_a_file_says_what_it_said_at_the_instant(run: Runs, tank: Pool, tmp_path: Path) -> None:
+    out, script = tmp_path / "seen", tmp_path / "reader.py"
+    script.write_text(READER)
+    files = [str(tank.path(name) / "file") for name in ("home", "home/src")]
+    ended = run("-c", " ".join([sys.executable, "-SI", str(script), str(out), *files]), f"{tank.name}/home", "-r")
+    assert ended.returncode == 0, ended
+    assert out.read_text().splitlines() == ["of home", "of home/src"]
+    assert run.left() == []
+
+
+def test_no_set_is_torn(run: Runs, tank: Pool, tmp_path: Path) -> None:
+    out, script = tmp_path / "seen", tmp_path / "reader.py"
+    script.write_text(READER)
+    files = [str(tank.path(name) / "counter") for name in COUNTERS]
+    reader = " ".join([sys.executable, "-SI", str(script), str(out), *files])
+    seen = []
+    with subprocess.Popen([sys.executable, "-SIc", WRITER, *files], stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        try:
+            for _ in range(RUNS):
+                ended = run("--require-atomic", "-c", reader, *(f"{tank.name}/{name}" for name in COUNTERS))
+                assert ended.returncode == 0, ended
+                seen.append([int(line) for line in out.read_text().split()])
+        finally:
+            writer.kill()
+    assert [n for n in seen if n != sorted(n, reverse=True) or n[0] - n[-1] > 1] == []
+    assert len({numbers[0] for numbers in seen}) == RUNS, "the writer did not write"
+    assert run.left() == []
+
+
+def test_sigterm_ends_it(run: Runs, tank: Pool) -> None:
+    with run.waiting(f"{tank.name}/home") as (running, _):
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(30 * SLOWNESS) == 128 + signal.SIGTERM
+    assert run.left() == []
+
+
+@pytest.mark.parametrize("victim", ["main", "keeper", "launcher", "engine"])
+def test_a_killed_process_leaves_nothing(victim: str, run: Runs, tank: Pool) -> None:
+    with run.waiting(f"{tank.name}/home", f"{tank.name}/home/src") as (running, _):
+        os.kill(family(running.pid)[victim], signal.SIGKILL)
+        status = running.wait(60 * SLOWNESS)
+        gone(run, but="run-" if victim == "main" else None)
+    assert status == (-signal.SIGKILL if victim == "main" else 1)
+
+
+def test_all_killed_leave_what_the_next_run_clears(run: Runs, tank: Pool) -> None:
+    with run.waiting(f"{tank.name}/home", f"{tank.name}/home/src") as (running, _):
+        pids = family(running.pid)
+        for signum in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in pids.values():
+                os.kill(pid, signum)
+        running.wait(30 * SLOWNESS)
+    assert len(run.snapshots()) == 2
+    strays = [pid for pid, (_, words) in processes().items() if "waiter.py" in words]
+    for pid in strays:
+        # What the engine had started by itself: nobody of the run is left to end it, and it has the run's lock no more.
+        os.kill(pid, signal.SIGKILL)
+    ended = run("-c", "true", f"{tank.name}/home")
+    assert ended.returncode == 0, ended
+    assert "was interrupted" in ended.stderr
+    gone(run)
+
+
+def test_nobody_can_destroy_a_snapshot_that_is_backed_up(run: Runs, tank: Pool, tmp_path: Path) -> None:
+    with run.waiting(f"{tank.name}/home") as (running, go):
+        (name,) = run.snapshots()
+        destroyed = command("zfs", "destroy", name, check=False)
+        assert destroyed.returncode != 0
+        assert (Path(f"{ROOT}{tank.path('home')}") / "file").read_text() == "of home"
+        go.touch()
+        assert running.wait(60 * SLOWNESS) == 0, running.communicate()
+    assert run.left() == []
+
+
+def test_what_is_in_use_is_told_and_goes_later(run: Runs, tank: Pool) -> None:
+    with run.waiting(f"{tank.name}/home") as (running, go):
+        inside = os.open(f"{ROOT}{tank.path('home')}", os.O_RDONLY | os.O_DIRECTORY)
+        go.touch()
+        said, _ = running.communicate(timeout=200 * SLOWNESS)
+    assert running.returncode == 4, said
+    assert "it is in use" in said
+    os.close(inside)
+    assert run.recover().returncode == 0
+    assert run.left() == []
