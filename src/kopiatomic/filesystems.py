@@ -1,4 +1,6 @@
-"""What kind of filesystem a mount is of, as far as a plan has to know. Names as in /proc/filesystems."""
+"""What kind of filesystem a mount is of, as far as a plan has to know. Names as in /proc/filesystems, and as lsvfs(1) has
+them on FreeBSD.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,19 @@ PSEUDO = frozenset(
         "cgroup2",
         "configfs",
         "debugfs",
+        "devfs",
         "devpts",
         "devtmpfs",
         "efivarfs",
+        "fdescfs",
         "fusectl",
         "hugetlbfs",
+        "linprocfs",
+        "linsysfs",
         "mqueue",
         "nsfs",
         "proc",
+        "procfs",
         "pstore",
         "rpc_pipefs",
         "securityfs",
@@ -34,7 +41,9 @@ SYSTEM = ("/proc", "/sys", "/dev", "/run")
 
 LOCAL = frozenset(
     [
+        "cd9660",
         "ext2",
+        "ext2fs",
         "ext3",
         "ext4",
         "xfs",
@@ -45,7 +54,9 @@ LOCAL = frozenset(
         "exfat",
         "vfat",
         "msdos",
+        "msdosfs",
         "udf",
+        "ufs",
         "iso9660",
         "squashfs",
         "erofs",
@@ -79,4 +90,4 @@ _NETWORK = frozenset(
 
 def may_hang(fstype: str) -> bool:
     """Whether a look into such a filesystem may wait for a server or a daemon that does not answer, or mount something."""
-    return fstype in _NETWORK or fstype in {"autofs", "fuse"} or fstype.startswith("fuse.")
+    return fstype in _NETWORK or fstype in {"autofs", "fuse"} or fstype.startswith(("fuse.", "fusefs"))

@@ -25,7 +25,8 @@ _BOOKMARK = "kopiatomic_"
 """ZFS: every bookmark of ours is named this plus the host's id. A bookmark has no properties, so that its name has to say it."""
 
 _RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
-_MACHINE_ID = Path("/etc/machine-id")
+_MACHINE_IDS = (Path("/etc/machine-id"), Path("/etc/hostid"))
+"""machine-id(5); FreeBSD keeps its kern.hostuuid in the second (rc.d/hostid)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,15 @@ def bookmark() -> str:
 
 @cache
 def host_id() -> str:
-    """A name for this host that stays: a hash of its machine id (machine-id(5)), which shall not be shown, and its name.
+    """A name for this host that stays: a hash of its machine id, which shall not be shown, and its name.
 
     Where either changes, what an earlier run left is no longer taken for ours without its record: it is left alone.
     """
-    try:
-        machine = _MACHINE_ID.read_bytes().strip()
-    except OSError:
-        machine = b""
+    machine = b""
+    for path in _MACHINE_IDS:
+        try:
+            machine = path.read_bytes().strip()
+        except OSError:
+            continue
+        break
     return hashlib.sha256(b"kopiatomic\0" + machine + b"\0" + os.fsencode(os.uname().nodename)).hexdigest()[:16]

@@ -163,9 +163,9 @@ def test_a_part_and_a_dataset_in_it(run: Runner, pool: Pool, tmp_path: Path) -> 
 
 @ALL
 def test_exec_runs_a_command_in_the_view(run: Runner, pool: Pool, names: tuple[str, str]) -> None:
-    ended = run("exec", "--layout", "merged", *names, "--", "cat", f"/kopia{pool.path('home/src')}/file")
+    ended = run("exec", "--layout", "merged", *names, "--", "cat", f"/frozen{pool.path('home/src')}/file")
     assert (ended.returncode, ended.stdout) == (0, "of home/src"), ended
-    assert run.left(pool) == []
+    assert run.left(pool, root=Path("/frozen")) == []
 
 
 @ALL
