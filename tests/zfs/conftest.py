@@ -14,7 +14,7 @@ from tests.zfs.runs import Cgroup, Runner
 
 
 @contextmanager
-def _cgroup() -> Iterator[Cgroup]:
+def cgroup() -> Iterator[Cgroup]:
     group = Cgroup(Path("/sys/fs/cgroup") / f"kopiatomic-{secrets.token_hex(4)}")
     group.folder.mkdir()
     try:
@@ -27,7 +27,7 @@ def _cgroup() -> Iterator[Cgroup]:
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Runner]:
     """The command under test in a fork of this process, in a control group of its own."""
-    with _cgroup() as group:
+    with cgroup() as group:
         yield Runner(group, tmp_path)
 
 

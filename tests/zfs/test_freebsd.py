@@ -20,7 +20,7 @@ from kopiatomic.system import linux
 from tests.support.filesystems import Pool
 from tests.support.programs import SLOWNESS, Kopia
 from tests.support.programs import command as create
-from tests.zfs.conftest import _cgroup
+from tests.zfs.conftest import cgroup
 from tests.zfs.freebsd_runs import FreeBSDRunner
 from tests.zfs.runs import Run, Runner
 from tests.zfs.test_killed_runs import ENGINE, processes_of
@@ -53,7 +53,7 @@ with open(out, "w") as file:
 @pytest.fixture
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runner]:
     kind = getattr(request, "param", "freebsd")
-    with _cgroup() as group:
+    with cgroup() as group:
         runner = (FreeBSDRunner if kind == "freebsd" else Runner)(group, tmp_path)
         yield runner
         group.kill()
