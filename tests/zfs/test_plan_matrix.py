@@ -20,7 +20,7 @@ from kopiatomic.system import linux
 from tests.support.filesystems import POOL_BYTES, Pool, imported_pool, patiently
 from tests.support.programs import command
 from tests.support.schema import valid
-from tests.zfs.conftest import _cgroup
+from tests.zfs.conftest import cgroup
 from tests.zfs.runs import Runner
 
 MARKER = "marker"
@@ -327,7 +327,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         pool = stack.enter_context(imported_pool(folder / "pool", folder / "tank"))
         second = stack.enter_context(imported_pool(folder / "second"))
         environments = stack.enter_context(pool_with_altroot(folder / "environments"))
-        group = stack.enter_context(_cgroup())
+        group = stack.enter_context(cgroup())
         make = Builder(pool, second, environments, folder / "points")
         make.folder.mkdir()
         make.rows[pool.name] = Row("taken", place=str(pool.mountpoint))
