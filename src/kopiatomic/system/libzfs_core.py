@@ -17,9 +17,10 @@ from kopiatomic.errors import KopiatomicError
 
 DEVICE = "/dev/zfs"
 _LIBRARIES = (
-    ("libnvpair.so.3", "libnvpair.so.1", "libnvpair.so"),
-    ("libzfs_core.so.3", "libzfs_core.so.1", "libzfs_core.so"),
+    ("libnvpair.so.3", "libnvpair.so.2", "libnvpair.so.1", "libnvpair.so"),
+    ("libzfs_core.so.3", "libzfs_core.so.2", "libzfs_core.so.1", "libzfs_core.so"),
 )
+"""Of OpenZFS by itself, of FreeBSD's base system, and older ones."""
 _FUNCTIONS = (
     "lzc_snapshot",
     "lzc_hold",
@@ -88,7 +89,7 @@ def device_error(error: OSError) -> KopiatomicError:
         return KopiatomicError(
             f"{DEVICE} does not exist: the ZFS kernel module is not loaded",
             kind="zfs-module",
-            hint="Load it with 'modprobe zfs'. In a container the host must pass the device in.",
+            hint="Load it with 'modprobe zfs' (FreeBSD: 'kldload zfs'). In a container the host must pass the device in.",
         )
     if isinstance(error, PermissionError):
         return KopiatomicError(
