@@ -12,7 +12,7 @@ import pytest
 
 from kopiatomic import locks, platforms
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Layout, Plan
+from kopiatomic.model import Dataset, Layout, Plan, Taken
 from kopiatomic.platforms.freebsd import FreeBSDPlatform
 from kopiatomic.platforms.linux import LinuxPlatform
 from kopiatomic.system.freebsd_host import FreeBSDHost
@@ -20,6 +20,10 @@ from kopiatomic.system.linux_host import LinuxHost
 from tests.support.freebsd_shim import Shim, isolated
 
 RUN = "20261122T101112Z-01234567"
+
+
+def taken(name: str, place: str, *, volume: bool = False) -> Taken:
+    return Taken(Dataset("zfs", name, "tank", place, volume=volume), place, named=True)
 
 
 def freebsd(shim: Shim | None = None) -> FreeBSDPlatform:
@@ -45,9 +49,21 @@ def test_on_freebsd_a_run_has_a_directory_of_its_own_besides() -> None:
 
 
 def test_on_freebsd_what_is_not_built_is_refused_and_a_setting_warned_about() -> None:
-    with pytest.raises(KopiatomicError, match="in-place cannot be frozen on FreeBSD") as caught:
-        freebsd().check(Plan("/", (), layout=Layout.IN_PLACE))
-    assert caught.value.kind == "not-on-freebsd"
+    data, root = taken("tank/data", "/data"), taken("tank", "/")
+    aside, volume = (
+        taken("tank/aside", "/.unmounted/tank/aside"),
+        taken("tank/volume", "/.volumes/tank/volume", volume=True),
+    )
+    for plan, what in (
+        (Plan("/", (data,), layout=Layout.IN_PLACE), "the layout in-place"),
+        (Plan("/kopia", (data, volume)), "tank/volume, a volume,"),
+        (Plan("/kopia", (root, aside)), "a dataset at / together with what has no place of its own"),
+    ):
+        with pytest.raises(KopiatomicError, match=f"{what} cannot be frozen on FreeBSD") as caught:
+            freebsd().check(plan)
+        assert caught.value.kind == "not-on-freebsd"
+    for fine in ((root, data), (data, aside)):
+        assert freebsd().check(Plan("/kopia", fine)) == []
     assert freebsd().check(Plan("/kopia", ())) == []
     (warning,) = freebsd(Shim(sysctls={"vfs.recursive_forced_unmount": 1})).check(Plan("/kopia", ()))
     assert "sysctl vfs.recursive_forced_unmount=0" in warning

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from kopiatomic import roots
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Layout, Plan
+from kopiatomic.model import UNMOUNTED, Layout, Plan
 from kopiatomic.mount_leftovers import MountLeftovers
 from kopiatomic.platforms import Record
 from kopiatomic.snapshots import Leftovers
@@ -46,6 +46,9 @@ class FreeBSDPlatform:
         volume = next((taken.dataset.name for taken in plan.taken if taken.dataset.volume), None)
         if volume is not None:
             raise _not_built(f"{printable(volume)}, a volume,", "Leave --volumes out.")
+        places = [place for taken in plan.taken for place in taken.places]
+        if "/" in places and any(place.startswith(f"{UNMOUNTED}/") for place in places):
+            raise _not_built("a dataset at / together with what has no place of its own", "Leave one of the two out.")
         freebsd_host.require(self._kernel)
         return freebsd_host.warnings(self._kernel)
 
