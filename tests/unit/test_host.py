@@ -7,6 +7,7 @@ import errno
 import os
 import select
 import signal
+import stat
 import subprocess
 import time
 from dataclasses import replace
@@ -45,7 +46,9 @@ def test_this_system_is_a_linux() -> None:
 @BOTH
 def test_what_is_seen_in_the_mount_table(system: Host) -> None:
     seen = visible(system.mounts())
-    assert {point: mount.fstype for point, mount in seen.items()} == {
+    # The shim calls Linux's by the name of FreeBSD's.
+    names = {"devfs": "devtmpfs"}
+    assert {point: names.get(mount.fstype, mount.fstype) for point, mount in seen.items()} == {
         point: mount.fstype for point, mount in visible(LinuxHost().mounts()).items()
     }
 
@@ -105,6 +108,20 @@ def test_a_directory_is_opened_that_no_link_leads_to(to_list: bool, system: Host
         with pytest.raises(OSError, match=r"symbolic links|Not a directory|No such file") as caught:
             system.open_directory(f"{tree}/{path}", to_list=to_list)
         assert caught.value.errno in linux.GONE
+
+
+@BOTH
+def test_a_directory_is_made_that_no_link_leads_to(system: Host, tree: Path) -> None:
+    for path in ("folder/inner", "folder/new/newer", "folder/new/newer"):
+        fd = system.make_directory(f"{tree}/{path}", 0o700)
+        assert os.path.samestat(os.fstat(fd), os.stat(tree / path))
+        assert not os.get_inheritable(fd)
+        os.close(fd)
+    assert stat.S_IMODE((tree / "folder" / "new").stat().st_mode) == 0o700
+    for path in ("way/inner", "way/new", "folder/file", "folder/file/new", "folder/link"):
+        with pytest.raises(OSError, match=r"symbolic links|Not a directory"):
+            system.make_directory(f"{tree}/{path}", 0o700)
+    assert not (tree / "folder" / "new" / "inner").exists()
 
 
 # The boot, pools

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Layout, Plan
 from kopiatomic.paths import below, is_at_or_below, topmost
-from kopiatomic.system import linux
+from kopiatomic.system import host
 from kopiatomic.text import printable
 
 
@@ -33,8 +33,13 @@ _TAG = "CACHEDIR.TAG"
 
 def is_cache(path: str) -> bool:
     """Whether a directory says that it is a cache, so that backups may leave its content out."""
+    return _is_tagged(path, None)
+
+
+def _is_tagged(path: str, directory: int | None) -> bool:
     try:
-        with open(os.path.join(path, _TAG), "rb") as file:
+        fd = os.open(os.path.join(path, _TAG), os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
+        with open(fd, "rb") as file:
             return file.read(len(_SIGNATURE)) == _SIGNATURE
     except OSError:
         return False
@@ -52,13 +57,9 @@ def in_place(plan: Plan, path: str) -> bool:
 
 def _made(path: str, *, mark: bool) -> bool:
     """Make a directory, following no link; returns whether it had to be marked as a cache. Raises OSError."""
-    top = os.open("/", os.O_PATH | os.O_CLOEXEC)
+    directory = host.here().make_directory(path, 0o700)
     try:
-        directory = linux.make_beneath(top, path.strip("/"), mode=0o700)
-    finally:
-        os.close(top)
-    try:
-        if not mark or is_cache(f"/proc/self/fd/{directory}"):
+        if not mark or _is_tagged("", directory):
             return False
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         with os.fdopen(os.open(_TAG, flags, 0o644, dir_fd=directory), "wb") as file:

@@ -28,6 +28,10 @@ class FreeBSDHost:
         """Component by component; each has to be readable."""
         return freebsd_paths.open_beneath("/", path.strip("/"))
 
+    def make_directory(self, path: str, mode: int) -> int:
+        """Component by component as well."""
+        return freebsd_paths.make_beneath("/", path.strip("/"), mode)
+
     def boot_id(self) -> str:
         """``kern.boot_id``: 16 random bytes (``sysctl_bootid``, sys/kern/kern_mib.c)."""
         try:

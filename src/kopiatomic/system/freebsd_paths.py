@@ -39,6 +39,22 @@ def open_beneath(top: str, path: str) -> int:
     return fd
 
 
+def make_beneath(top: str, path: str, mode: int) -> int:
+    """Open a directory below another one as :func:`open_beneath` does, making what is missing. Raises OSError."""
+    try:
+        return open_beneath(top, path)
+    except FileNotFoundError:
+        if not path:
+            raise
+    above, _, name = path.rpartition("/")
+    parent = make_beneath(top, above, mode)
+    try:
+        os.mkdir(name, mode, dir_fd=parent)
+        return os.open(name, _LOOK, dir_fd=parent)
+    finally:
+        os.close(parent)
+
+
 def _no_directory(mode: int) -> OSError:
     number = errno.ELOOP if stat.S_ISLNK(mode) else errno.ENOTDIR
     return OSError(number, os.strerror(number))

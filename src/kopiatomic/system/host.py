@@ -14,7 +14,7 @@ from kopiatomic.system.mountinfo import Mount
 
 
 class Host(Protocol):
-    """One system. Makes nothing, but for :meth:`adopt_orphans`."""
+    """One system. Makes nothing, but for :meth:`make_directory` and :meth:`adopt_orphans`."""
 
     def mounts(self) -> list[Mount]:
         """The mount table, in the order in which the mounts were made. Raises OSError, KopiatomicError."""
@@ -27,6 +27,9 @@ class Host(Protocol):
 
         Raises OSError.
         """
+
+    def make_directory(self, path: str, mode: int) -> int:
+        """Open the directory at an absolute path that no link may lead through, making what is missing. Raises OSError."""
 
     def boot_id(self) -> str:
         """A name for this boot of the machine; empty where the kernel gives none."""

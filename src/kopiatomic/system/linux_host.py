@@ -34,6 +34,14 @@ class LinuxHost:
         """With O_NOATIME, which is the owner's and root's; what is not listed need not be readable."""
         return linux.open_without_links(path, (os.O_RDONLY | os.O_NOATIME if to_list else os.O_PATH) | os.O_DIRECTORY)
 
+    def make_directory(self, path: str, mode: int) -> int:
+        """With O_PATH."""
+        top = os.open("/", os.O_PATH | os.O_CLOEXEC)
+        try:
+            return linux.make_beneath(top, path.strip("/") or ".", mode=mode)
+        finally:
+            os.close(top)
+
     def boot_id(self) -> str:
         """random(4)."""
         return linux.boot_id()
