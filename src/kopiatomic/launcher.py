@@ -166,7 +166,12 @@ class _Program:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         self._take_terminal()
-        pid = self._spawn(start, root)
+        try:
+            pid = self._spawn(start, root)
+        finally:
+            if root is not None:
+                # Where the view has to be unmounted, that would be in use.
+                os.close(root)
         self._streams.close()
         if self._terminal is not None:
             # When a terminal is gone, the kernel tells who leads its session.

@@ -95,6 +95,8 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
             _inherit_nothing_else()
         if setting.root is not None:
             os.fchdir(setting.root)
+            # Who is in a chroot or a jail already may on FreeBSD have no directory open (chroot(2)).
+            os.close(setting.root)
             os.chroot(".")
         if setting.user is not None:
             user = setting.user
