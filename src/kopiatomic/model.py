@@ -145,6 +145,8 @@ class Plan:
     """Places of mounts that are not taken, between one that is and another below it: empty directories stand for them."""
     judged: tuple[Judged, ...] = ()
     uncovered: tuple[Uncovered, ...] = ()
+    beside: tuple[Uncovered, ...] = ()
+    """In place: what is mounted outside of the trees of all that is taken; there it is seen as it is."""
     notes: tuple[str, ...] = ()
     layout: Layout = Layout.MERGED
     live_system: bool = False
@@ -205,9 +207,9 @@ class Intent:
 
     ``kind`` is "zfs", "btrfs", "mount" (FreeBSD) or "directory". ``place`` is the pool, the UUID of the Btrfs filesystem,
     the type of the mount, or empty; ``name`` the snapshot's name, its path below the top-level subvolume, the mount point,
-    or the directory. ``origin`` is what a Btrfs snapshot is made of (that subvolume's UUID), what is mounted, itself or
-    from the top of, or the boot that a directory is made in. ``identity`` is the snapshot's guid (ZFS) or UUID (Btrfs) and
-    ``transaction`` its createtxg or otransid: None until it is made.
+    or the directory. ``origin`` is what a Btrfs snapshot is made of (that subvolume's UUID), what is mounted, or the
+    boot that a directory is made in. ``identity`` is the snapshot's guid (ZFS) or UUID (Btrfs) and ``transaction`` its
+    createtxg or otransid: None until it is made.
     """
 
     kind: str

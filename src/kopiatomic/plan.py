@@ -53,6 +53,7 @@ def select(facts: Facts, request: Request) -> Plan:
         scaffolds=tuple(_scaffolds(shared, taken, {u.point for u in uncovered if u.live})),
         judged=tuple(sorted(judged, key=lambda j: (j.filesystem != "zfs", tree_order(j.name)))),
         uncovered=tuple(uncovered),
+        beside=tuple(_beside(shared, taken)),
         notes=tuple(shared.notes),
         layout=request.layout,
         live_system=request.live_system,
@@ -230,4 +231,17 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
         elif point in parts:
             item = replace(item, note=f"but for {', '.join(map(printable, parts[point]))}")
         found.append(item)
+    return sorted(found, key=lambda u: tree_order(u.point))
+
+
+def _beside(shared: Selection, taken: Sequence[Taken]) -> list[Uncovered]:
+    """In place: what is mounted outside of the trees of the taken datasets, in tree order."""
+    if shared.request.layout is not Layout.IN_PLACE:
+        return []
+    places = {place for t in taken for place, _ in t.shown}
+    found = [
+        Uncovered(point, mount.fstype, mount.source, "", live=True)
+        for point, mount in shared.seen.items()
+        if point != "/" and not any(place in places for place in (point, *parents(point)))
+    ]
     return sorted(found, key=lambda u: tree_order(u.point))

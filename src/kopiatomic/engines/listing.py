@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from kopiatomic import locks
 from kopiatomic.engines import Job
 from kopiatomic.filesystems import SYSTEM
 from kopiatomic.model import Layout, Plan
@@ -98,7 +99,12 @@ def left_out(plan: Plan) -> list[str]:
     """Directories of which an engine must not read the content: what it writes, and with ``/`` what is of the system."""
     if plan.layout is not Layout.IN_PLACE:
         return []
-    return sorted({*plan.writable, *(SYSTEM if "/" in plan.sources else ())})
+    system = SYSTEM if "/" in plan.sources else ()
+    # On FreeBSD the views' own directory, in which the engine has a place for temporary files, is in no other of these.
+    views = locks.DIRECTORY
+    seen = any(is_at_or_below(views, source) for source in plan.sources)
+    hidden = any(is_at_or_below(views, directory) for directory in system)
+    return sorted({*plan.writable, *system, *([views] if seen and not hidden else ())})
 
 
 def pattern(directory: str) -> str:
