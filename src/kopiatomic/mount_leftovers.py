@@ -16,7 +16,6 @@ from dataclasses import replace
 from kopiatomic import roots
 from kopiatomic.model import Intent, Leftover
 from kopiatomic.ownership import is_run_id
-from kopiatomic.paths import is_at_or_below
 from kopiatomic.system import freebsd_mounting, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.mountinfo import Mount
@@ -110,8 +109,7 @@ def _key(mount: Mount) -> tuple[str, str]:
 
 
 def _is_wanted(mount: Mount, wanted: dict[tuple[str, str], str]) -> bool:
-    origin = wanted.get(_key(mount))
-    return origin is not None and is_at_or_below(mount.source, origin)
+    return wanted.get(_key(mount)) == mount.source
 
 
 def _leftover(run_id: str, mount: Mount, origin: str, proof: str) -> Leftover:

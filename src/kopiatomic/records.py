@@ -233,7 +233,7 @@ class Records:
 
     def intend(self, run_id: str, intents: Sequence[Intent], selection: str) -> None:
         """Put on record what a run is about to make, in one transaction; what it intended before is replaced."""
-        rows = [(run_id, i.kind, i.place, os.fsencode(i.name), i.origin) for i in intents]
+        rows = [(run_id, i.kind, i.place, os.fsencode(i.name), os.fsencode(i.origin)) for i in intents]
         with self._transaction() as database:
             database.execute("DELETE FROM intent WHERE run = ?", (run_id,))
             database.executemany("INSERT INTO intent (run, kind, place, name, origin) VALUES (?, ?, ?, ?, ?)", rows)
@@ -241,7 +241,7 @@ class Records:
 
     def intend_also(self, run_id: str, intents: Sequence[Intent]) -> None:
         """Put on record what a run is about to make besides what is on record of it already; the same may come again."""
-        rows = [(run_id, i.kind, i.place, os.fsencode(i.name), i.origin) for i in intents]
+        rows = [(run_id, i.kind, i.place, os.fsencode(i.name), os.fsencode(i.origin)) for i in intents]
         with self._transaction() as database:
             database.executemany(
                 "INSERT OR REPLACE INTO intent (run, kind, place, name, origin) VALUES (?, ?, ?, ?, ?)", rows
@@ -266,7 +266,10 @@ class Records:
             rows = database.execute(
                 "SELECT kind, place, name, origin, identity, txn FROM intent WHERE run = ?", (run_id,)
             )
-            return [Intent(kind, place, os.fsdecode(name), *rest) for kind, place, name, *rest in rows]
+            return [
+                Intent(kind, place, os.fsdecode(name), os.fsdecode(origin), *rest)
+                for kind, place, name, origin, *rest in rows
+            ]
 
     def forget(self, run_id: str, intents: Sequence[Intent] | None = None) -> None:
         """Take intents off the record, since what they speak of is gone: all of a run, or these."""

@@ -2,8 +2,9 @@
 
 Its calls are C functions with the prototypes of FreeBSD's manual pages, so that all arguments go through memory as they would
 there; structures are read and written by the offsets of FreeBSD's headers, typed here by hand. Mounts are made for real, by
-Linux: a nullfs is a read-only bind, a snapshot the read-only bind of a directory that a test names (or, with real ZFS, itself), a
-tmpfs a tmpfs. What Linux does otherwise is refused here as FreeBSD's sources say: see each function.
+Linux: a nullfs is a bind of one mount, a snapshot the read-only bind of a directory that a test names (or, with real ZFS,
+itself), a tmpfs a tmpfs, a devfs the bind of Linux's (or, with a ruleset, a few devices). What Linux does otherwise is refused
+here as FreeBSD's sources say: see each function.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import os
 import pickle
 import select
 import signal
+import stat
 import struct
 import traceback
 from collections.abc import Callable, Mapping
@@ -26,7 +28,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic.system import linux, mountinfo
+from kopiatomic.system import freebsd_mounting, linux, mountinfo
 from kopiatomic.system.freebsd import PROTOTYPES, Kernel
 from kopiatomic.system.mountinfo import Mount
 
@@ -34,6 +36,7 @@ MNT_NOWAIT = 2
 MNT_BYFSID = 0x08000000
 MNT_RDONLY = 0x1
 MNT_NOSUID = 0x8
+MNT_FLAGS = {"ro": MNT_RDONLY, "noexec": 0x4, "nosuid": MNT_NOSUID}
 STATFS_SIZE = 2344
 
 IOVEC = struct.Struct("PN")
@@ -41,6 +44,8 @@ REAPER_KILL = struct.Struct("=iIiIi")
 REAPER_PIDS = struct.Struct("I60xP")
 REAPER_PIDINFO = struct.Struct("=iiI60x")
 KEVENT = struct.Struct("NhHIqP32x")
+
+_FLAGS = {"ro": linux.MS_RDONLY, "nosuid": linux.MS_NOSUID, "noexec": linux.MS_NOEXEC}
 
 KSTAT = Path("/proc/spl/kstat/zfs")
 
@@ -120,6 +125,8 @@ class Shim:
             made = self._made.get(mount.id, self._pending)
             if made is not None and made.point == mount.point:
                 mount = replace(mount, id=made.number, fstype=made.fstype, source=made.source)  # noqa: PLW2901
+            elif mount.fstype == "devtmpfs":
+                mount = replace(mount, fstype="devfs", source="devfs")  # noqa: PLW2901
             found.append(mount)
         return found
 
@@ -144,7 +151,8 @@ class Shim:
             major, _, minor = mount.device.partition(":")
             first = os.makedev(int(major), int(minor)) & 0xFFFFFFFF
             fsid = (0, 0) if self.jailed else (ctypes.c_int32(first).value, mount.id)
-            flags = MNT_RDONLY if mount.read_only else 0
+            flags = sum(flag for name, flag in MNT_FLAGS.items() if name in mount.options)
+            flags |= MNT_FLAGS["ro"] if mount.read_only else 0
             records.append(record(fstype=mount.fstype, source=mount.source, point=mount.point, fsid=fsid, flags=flags))
         fitting = records[: size // STATFS_SIZE]
         data = b"".join(fitting)
@@ -200,25 +208,28 @@ class Shim:
 
     def _mount_on_linux(self, options: Mapping[str, str], source: str, point: str) -> None:
         fstype = options["fstype"]
+        flags = sum(flag for name, flag in _FLAGS.items() if name in options)
         if fstype == "tmpfs":
-            linux.mount("tmpfs", point, "tmpfs", linux.MS_NOSUID, f"mode={options['mode']}")
-        else:
-            assert "ro" in options
-            assert "nosuid" in options
-            directory = source
-            if fstype == "zfs" and self.snapshots is None:
-                linux.mount(source, point, "zfs", linux.MS_RDONLY | linux.MS_NOSUID)
-                return
-            if fstype == "zfs":
-                assert self.snapshots is not None
-                if source not in self.snapshots:
-                    raise OSError(errno.ENOENT, "")
-                directory = str(self.snapshots[source])
+            linux.mount("tmpfs", point, "tmpfs", flags, f"mode={options['mode']}")
+        elif fstype == "devfs":
+            _devfs(point, options.get("ruleset"))
+        elif fstype in {"fdescfs", "procfs"}:
+            linux.mount("proc", point, "proc", 0)
+        elif fstype == "zfs":
+            assert {"ro", "nosuid"} <= options.keys()
+            if self.snapshots is None:
+                linux.mount(source, point, "zfs", flags)
+            elif source not in self.snapshots:
+                raise OSError(errno.ENOENT, "")
             else:
-                assert fstype == "nullfs"
-                assert "target" in options
-            linux.mount(directory, point, None, linux.MS_BIND)
-            linux.mount("none", point, None, linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID)
+                _bind(str(self.snapshots[source]), point, flags)
+        else:
+            assert fstype == "nullfs"
+            assert "target" in options
+            if os.path.samefile(source, point) and self._seen(point)[0].fstype == "nullfs":
+                # nullfs_mount: what is shown there already would lock itself.
+                raise OSError(errno.EDEADLK, "")
+            _bind(source, point, flags)
 
     def _save(self) -> None:
         if self._state is not None:
@@ -251,18 +262,24 @@ class Shim:
         self._take_away(found, force=False)
         return 0
 
-    def _seen(self, point: str) -> Mount:
-        """The mount that is seen at, or holds, a path."""
-        linux_id = mountinfo.holder(point, mountinfo.visible(mountinfo.read())).id
-        number = self._made[linux_id].number if linux_id in self._made else linux_id
-        return next(mount for mount in self.table() if mount.id in {number, linux_id})
+    def _seen(self, *points: str) -> list[Mount]:
+        """The mounts that are seen at, or hold, paths."""
+        seen = mountinfo.visible(mountinfo.read())
+        table = {mount.id: mount for mount in self.table()}
+        found = []
+        for point in points:
+            linux_id = mountinfo.holder(point, seen).id
+            found.append(table[self._made[linux_id].number if linux_id in self._made else linux_id])
+        return found
 
     def _uppers(self, lower: Mount) -> list[Mount]:
         """The nullfs mounts that show something of a mount."""
-        return [m for m in self.made() if m.fstype == "nullfs" and self._seen(m.source).id == lower.id]
+        found = [mount for mount in self.made() if mount.fstype == "nullfs"]
+        below = self._seen(*(mount.source for mount in found))
+        return [mount for mount, shown in zip(found, below, strict=True) if shown.id == lower.id]
 
     def _take_away(self, mount: Mount, *, force: bool) -> None:
-        if self._uppers(mount) or self._seen(mount.point).id != mount.id:
+        if self._uppers(mount) or self._seen(mount.point)[0].id != mount.id:
             raise OSError(errno.EBUSY, "")
         if force:
             linux.detach(mount.point)
@@ -372,6 +389,29 @@ class Shim:
             return b"\n" + (KSTAT / pool / "state").read_bytes() + b"\0"
         except OSError:
             return None
+
+
+def _bind(source: str, point: str, flags: int) -> None:
+    """A directory of one mount, with flags of its own: what is mounted in it is not shown."""
+    linux.mount(source, point, None, linux.MS_BIND)
+    linux.mount("none", point, None, linux.MS_BIND | linux.MS_REMOUNT | flags)
+
+
+def _devfs(point: str, ruleset: str | None) -> None:
+    """devfs_mount: all devices, or those that a ruleset leaves; nothing can be made in it."""
+    if ruleset is None:
+        linux.mount("/dev", point, None, linux.MS_BIND)
+        return
+    assert ruleset.isdecimal()
+    linux.mount("none", point, "tmpfs", linux.MS_NOSUID, "mode=0755")
+    for name in ("null", "zero", "random", "urandom"):
+        os.mknod(f"{point}/{name}", stat.S_IFCHR | 0o666, os.stat(f"/dev/{name}").st_rdev)
+    linux.mount("none", point, None, linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY)
+
+
+def mount_nullfs(kernel: Kernel, source: str, point: str) -> None:
+    """Have it mounted read-only, as what is frozen is."""
+    freebsd_mounting.mount(kernel, "nullfs", source, point, freebsd_mounting.READ_ONLY)
 
 
 @cache

@@ -11,7 +11,7 @@ from kopiatomic import roots
 from kopiatomic.model import Intent
 from kopiatomic.records import Records, RunRecord
 from kopiatomic.views import Step
-from kopiatomic.views.freebsd import FreeBSDView
+from kopiatomic.views.freebsd_merged import MergedView
 from tests.support.freebsd_shim import Shim
 
 RUN = "20261122T101112Z-01234567"
@@ -39,8 +39,8 @@ class Ground:
         """What a run does before its view is made."""
         record = RunRecord(self.run_id, "0", "kopiatomic", str(self.root), time.time(), None, None, None, None)
         self.records.begin(record, keep=1e9)
-        directories = [*roots.intents(str(self.root)), *roots.intents(str(self.base))]
-        self.records.intend(self.run_id, directories, "s")
+        directories = dict.fromkeys([*roots.intents(str(self.root)), *roots.intents(str(self.base))])
+        self.records.intend(self.run_id, [*directories], "s")
         roots.make(str(self.root))
         roots.make(str(self.base))
 
@@ -63,11 +63,11 @@ class Ground:
             self.tree(dataset)
         return Step(dataset, place, "zfs", self.snapshot(dataset), part=part, named=named)
 
-    def view(self, *steps: Step, shim: Shim | None = None) -> FreeBSDView:
+    def view(self, *steps: Step, shim: Shim | None = None) -> MergedView:
         def record(intents: Sequence[Intent]) -> None:
             self.records.intend_also(self.run_id, intents)
 
-        return FreeBSDView(str(self.root), str(self.base), steps, (shim or self.shim).kernel, record)
+        return MergedView(str(self.root), str(self.base), steps, (shim or self.shim).kernel, record)
 
     def shown(self, place: str) -> str:
         """What is in the file at the top of a place of the view."""

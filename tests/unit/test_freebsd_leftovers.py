@@ -16,7 +16,7 @@ from kopiatomic.mount_leftovers import MountLeftovers
 from kopiatomic.recovery import Cleared, Recovery
 from kopiatomic.snapshots import Leftovers
 from kopiatomic.system import freebsd_mounting, linux
-from tests.support.freebsd_shim import Shim, isolated
+from tests.support.freebsd_shim import Shim, isolated, mount_nullfs
 from tests.unit.freebsd_views import RUN, Ground
 
 pytestmark = [
@@ -147,7 +147,7 @@ def test_a_mount_that_is_not_quite_the_recorded_one_is_somebodys(what: str, grou
     kernel = ground.shim.kernel
     match what:
         case "source":
-            freebsd_mounting.mount_nullfs(kernel, str(theirs), str(ground.root))
+            mount_nullfs(kernel, str(theirs), str(ground.root))
         case "point":
             freebsd_mounting.mount_tmpfs(kernel, str(elsewhere))
         case "type":
@@ -163,14 +163,15 @@ def found(ground: Ground, *intents: Intent) -> list[Leftover]:
 
 
 @isolated
-def test_a_part_of_what_is_on_record_is_ours_and_what_only_begins_alike_is_not(ground: Ground) -> None:
+def test_only_what_is_on_record_itself_is_ours_not_a_part_of_it_and_not_what_begins_alike(ground: Ground) -> None:
     ground.begin()
     freebsd_mounting.mount_tmpfs(ground.shim.kernel, str(ground.base))
-    for directory in ("s1/part", "s10", "view", "view2"):
+    for directory in ("s1/part", "s10", "view", "view2", "view3"):
         (ground.base / directory).mkdir(parents=True)
-    freebsd_mounting.mount_nullfs(ground.shim.kernel, f"{ground.base}/s1/part", f"{ground.base}/view")
-    freebsd_mounting.mount_nullfs(ground.shim.kernel, f"{ground.base}/s10", f"{ground.base}/view2")
-    intents = [Intent("mount", "nullfs", f"{ground.base}/{point}", f"{ground.base}/s1") for point in ("view", "view2")]
+    for source, point in (("s1", "view"), ("s1/part", "view2"), ("s10", "view3")):
+        mount_nullfs(ground.shim.kernel, f"{ground.base}/{source}", f"{ground.base}/{point}")
+    points = ("view", "view2", "view3")
+    intents = [Intent("mount", "nullfs", f"{ground.base}/{point}", f"{ground.base}/s1") for point in points]
     assert [o.name for o in found(ground, *intents)] == [f"{ground.base}/view"]
 
 

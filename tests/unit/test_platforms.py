@@ -12,7 +12,7 @@ import pytest
 
 from kopiatomic import locks, platforms
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Dataset, Layout, Plan, Taken
+from kopiatomic.model import Dataset, Plan, Taken
 from kopiatomic.platforms.freebsd import FreeBSDPlatform
 from kopiatomic.platforms.linux import LinuxPlatform
 from kopiatomic.system.freebsd_host import FreeBSDHost
@@ -55,7 +55,6 @@ def test_on_freebsd_what_is_not_built_is_refused_and_a_setting_warned_about() ->
         taken("tank/volume", "/.volumes/tank/volume", volume=True),
     )
     for plan, what in (
-        (Plan("/", (data,), layout=Layout.IN_PLACE), "the layout in-place"),
         (Plan("/kopia", (data, volume)), "tank/volume, a volume,"),
         (Plan("/kopia", (root, aside)), "a dataset at / together with what has no place of its own"),
     ):

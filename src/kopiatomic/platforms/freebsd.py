@@ -20,8 +20,10 @@ from kopiatomic.snapshots import Leftovers
 from kopiatomic.system import freebsd_processes
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.text import printable
-from kopiatomic.views import Step, freebsd_host
+from kopiatomic.views import Step, freebsd_host, freebsd_in_place
 from kopiatomic.views.freebsd import FreeBSDView
+from kopiatomic.views.freebsd_in_place import InPlaceView
+from kopiatomic.views.freebsd_merged import MergedView
 
 
 class FreeBSDPlatform:
@@ -40,25 +42,26 @@ class FreeBSDPlatform:
         return {"mount": MountLeftovers(lambda: self._kernel)}
 
     def check(self, plan: Plan) -> list[str]:
-        """What is not built, and what a jail may lack."""
-        if plan.layout is Layout.IN_PLACE:
-            raise _not_built("the layout in-place", "Use --layout merged.")
+        """What is not built, what a jail may lack, and what has no safe place."""
         volume = next((taken.dataset.name for taken in plan.taken if taken.dataset.volume), None)
         if volume is not None:
             raise _not_built(f"{printable(volume)}, a volume,", "Leave --volumes out.")
         places = [place for taken in plan.taken for place in taken.places]
         if "/" in places and any(place.startswith(f"{UNMOUNTED}/") for place in places):
             raise _not_built("a dataset at / together with what has no place of its own", "Leave one of the two out.")
-        freebsd_host.require(self._kernel)
-        return freebsd_host.warnings(self._kernel)
+        in_place = plan.layout is Layout.IN_PLACE
+        freebsd_host.require(self._kernel, freebsd_in_place.filesystems(plan) if in_place else ())
+        return freebsd_host.warnings(self._kernel) + (freebsd_in_place.refuse(plan) if in_place else [])
 
     def directories(self, root: str, run_id: str) -> Sequence[str]:
         """The mount root, and the directory that the snapshots are mounted in."""
         return tuple(dict.fromkeys((root, roots.of_run(run_id))))
 
     def view(self, plan: Plan, steps: Sequence[Step], run_id: str, record: Record) -> FreeBSDView:
-        """The merged one."""
-        return FreeBSDView(plan.root, roots.of_run(run_id), steps, self._kernel, record)
+        """In either layout."""
+        if plan.layout is Layout.IN_PLACE:
+            return InPlaceView(plan.root, plan, steps, self._kernel, record)
+        return MergedView(plan.root, roots.of_run(run_id), steps, self._kernel, record)
 
     def adopt(self) -> None:
         """PROC_REAP_ACQUIRE."""

@@ -19,7 +19,10 @@ from kopiatomic.system.mountinfo import Mount
 _MNT_BYFSID = 0x0000000008000000
 _MESSAGE_SIZE = 255
 
-_READ_ONLY = {"ro": "", "nosuid": ""}
+Options = tuple[tuple[str, str], ...]
+"""Names and values, as mount(8) takes them with ``-o``; the value of a flag is empty."""
+
+READ_ONLY: Options = (("ro", ""), ("nosuid", ""))
 
 
 class Iovec(ctypes.Structure):
@@ -30,18 +33,19 @@ class Iovec(ctypes.Structure):
 
 def mount_snapshot(kernel: Kernel, name: str, point: str) -> None:
     """Mount the snapshot ``pool/dataset@snapshot``, which works once at a time. Raises OSError."""
-    _nmount(kernel, {"fstype": "zfs", "fspath": point, "from": name, **_READ_ONLY})
-
-
-def mount_nullfs(kernel: Kernel, source: str, point: str) -> None:
-    """Show a directory at another one as well, read-only. Raises OSError."""
-    # Its older name, which all releases know ("from": newer ones only; nullfs_mount, sys/fs/nullfs/null_vfsops.c).
-    _nmount(kernel, {"fstype": "nullfs", "fspath": point, "target": source, **_READ_ONLY})
+    mount(kernel, "zfs", name, point, READ_ONLY)
 
 
 def mount_tmpfs(kernel: Kernel, point: str) -> None:
     """Mount a filesystem in memory that only root enters. Raises OSError."""
-    _nmount(kernel, {"fstype": "tmpfs", "fspath": point, "from": "tmpfs", "mode": "0700", "nosuid": ""})
+    mount(kernel, "tmpfs", "tmpfs", point, (("mode", "0700"), ("nosuid", "")))
+
+
+def mount(kernel: Kernel, fstype: str, source: str, point: str, options: Options) -> None:
+    """Mount anything. A nullfs shows the directory ``source`` at another one as well. Raises OSError."""
+    # Its older name, which all releases know ("from": newer ones only; nullfs_mount, sys/fs/nullfs/null_vfsops.c).
+    name = "target" if fstype == "nullfs" else "from"
+    _nmount(kernel, {"fstype": fstype, "fspath": point, name: source, **dict(options)})
 
 
 def _nmount(kernel: Kernel, options: Mapping[str, str]) -> None:

@@ -1,11 +1,11 @@
-"""The merged view on FreeBSD: the snapshots, mounted below a directory of the run, and a read-only nullfs of each in its place.
+"""Views on FreeBSD: the snapshots, mounted below a directory of the run, and a read-only nullfs of each in its place.
 
 All mounts are the whole system's and outlive this process, so each is put on record before it is made, and :meth:`remove`
 takes them away. A directly mounted snapshot can be pulled away by who destroys it; the nullfs over it stops that
 (docs/freebsd.md).
 
 Mounting follows links, and a frozen tree belongs to its users; but it does not change any more, so it is enough to look
-once that no link leads to a mount point.
+once that no link leads to a mount point. In a live tree it has to be a directory that only root can move.
 """
 
 from __future__ import annotations
@@ -15,71 +15,77 @@ import os
 import shlex
 import stat
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from kopiatomic import mount_leftovers
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.filesystems import may_hang
 from kopiatomic.model import Intent
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import freebsd_mounting, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
+from kopiatomic.system.freebsd_mounting import Options
 from kopiatomic.system.freebsd_paths import open_beneath
-from kopiatomic.system.mountinfo import Mount, holder, parents, visible
+from kopiatomic.system.mountinfo import Mount, parents, visible
 from kopiatomic.text import printable
-from kopiatomic.views import SCAFFOLD, Missing, Step, View, freebsd_host, holds_something, named_and_missing
+from kopiatomic.views import LIVE, OURS, SCAFFOLD, Missing, Step, View, freebsd_host, holds_something, named_and_missing
 
 _SECOND_LOOK = 0.3
 """Seconds until a mount that was not seen is looked for again: MNT_NOWAIT leaves out what somebody tries to unmount, also
 where that fails (getfsstat(2))."""
 
-_TOP = Step("", "/", SCAFFOLD, named=True)
-"""Where no snapshot is the top of the view, a directory of ours is."""
-
 
 @dataclass(frozen=True, slots=True)
-class _Planned:
-    """A step, the directory of the run's own that shows it whole, and the mount point."""
+class Planned:
+    """A step, and how it is mounted: what (``source``) of which type, and where.
+
+    ``whole`` is the directory of the run's own that shows all of a snapshot, or is the one of ours; empty for what is live.
+    """
 
     step: Step
-    whole: str
+    source: str
     point: str
-
-    @property
-    def source(self) -> str:
-        """What the nullfs shows."""
-        return f"{self.whole}/{self.step.part}" if self.step.part else self.whole
+    whole: str = ""
+    fstype: str = "nullfs"
+    options: Options = freebsd_mounting.READ_ONLY
 
 
 @dataclass(frozen=True, slots=True)
 class _Print:
-    """What tells one mount from any other: compared before and after the engine. In a jail the id is 0."""
+    """What tells one mount from any other: compared before and after the engine.
+
+    In a jail the id is 0. What is live may change, and may not answer: only that the mount is the same is looked at.
+    """
 
     id: int
     fstype: str
     source: str
-    device: int
-    inode: int
+    device: int = 0
+    inode: int = 0
 
 
 class FreeBSDView:
-    """Mounts the steps of a view, checks them after the engine, and takes them away again.
+    """Mounts what a layout has planned, checks it after the engine, and takes it away again.
 
-    ``root`` is the view's top and ``base`` a directory that is the run's own (``roots.of_run``): both exist, and are empty.
+    ``root`` is the view's top and ``base`` a directory that is the run's own (``roots.of_run``), which exists and is empty.
     ``record`` puts intents on record; what it raises is passed on, and nothing is mounted then.
     """
 
     def __init__(
-        self, root: str, base: str, steps: Sequence[Step], kernel: Kernel, record: Callable[[Sequence[Intent]], None]
+        self,
+        root: str,
+        base: str,
+        planned: Sequence[Planned],
+        kernel: Kernel,
+        record: Callable[[Sequence[Intent]], None],
     ) -> None:
         self._root = root
         self._base = base
         self._kernel = kernel
         self._record = record
-        self._planned = _plan(root, base, steps)
-        self._intents = _intents(base, self._planned)
-        self._mounted: dict[str, _Planned] = {}
+        self._planned = planned
+        self._intents = _intents(base, planned)
+        self._mounted: dict[str, Planned] = {}
         """By place."""
         self._prints: dict[str, _Print] = {}
         """By mount point."""
@@ -94,22 +100,32 @@ class FreeBSDView:
 
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError, OSError; what is mounted then is for :meth:`remove`."""
-        _refuse_what_is_not_built(self._planned)
-        freebsd_host.require(self._kernel)
-        _require_safe(self._root)
+        self.require()
+        freebsd_host.require(self._kernel, {p.fstype for p in self._planned})
+        require_safe(self._root)
         self._require_free()
         self._record(self._intents)
         self._mount_snapshots()
         missing = [found for planned in self._planned if (found := self._mount(planned))]
-        self._copy_attributes()
+        self.finish()
         self._prints = self._take_prints()
-        shown = [p for p in self._mounted.values() if p.step.fstype != SCAFFOLD]
+        shown = [p for p in self._mounted.values() if p.step.fstype not in OURS]
         return View(
             mounted=tuple(p.step.place for p in shown),
             filled=tuple(p.step.place for p in shown if holds_something(p.point)),
             # What has no dataset and no place is told by what should have been mounted in it.
             missing=tuple(m for m in missing if m.dataset),
         )
+
+    def require(self) -> None:
+        """Refuse what this layout cannot show. Raises KopiatomicError."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Fill the directories of ours, which there are by now. Raises OSError."""
+
+    def finish(self) -> None:
+        """What is left to do when all is mounted. Raises OSError, KopiatomicError."""
 
     def _require_free(self) -> None:
         """Refuse a mount root that has mounts: the view would cover them, or they would be in it."""
@@ -125,22 +141,26 @@ class FreeBSDView:
         try:
             freebsd_mounting.mount_tmpfs(self._kernel, self._base)
             for planned in self._planned:
-                os.makedirs(planned.whole, 0o755, exist_ok=True)
+                if planned.whole:
+                    os.makedirs(planned.whole, 0o755, exist_ok=True)
+            self.prepare()
         except OSError as error:
             raise _mount_failed(f"nothing can be mounted on {printable(self._base)}", error) from None
-        for whole, step in {p.whole: p.step for p in self._planned if p.step.fstype != SCAFFOLD}.items():
+        for whole, step in _snapshots(self._planned).items():
             try:
                 freebsd_mounting.mount_snapshot(self._kernel, step.source, whole)
             except OSError as error:
                 raise _snapshot_failed(step, error) from None
 
-    def _mount(self, planned: _Planned) -> Missing | None:
+    def _mount(self, planned: Planned) -> Missing | None:
         """Mount one step in its place; returns what has none, if so. Raises KopiatomicError where the user named that."""
         step = planned.step
-        reason = _too_long(planned) or self._obstacle(planned)
+        reason = _too_long(planned) or self.obstacle(planned)
         if reason is None:
             try:
-                freebsd_mounting.mount_nullfs(self._kernel, planned.source, planned.point)
+                freebsd_mounting.mount(
+                    self._kernel, planned.fstype, planned.source, planned.point, self.options(planned)
+                )
             except OSError as error:
                 raise _mount_failed(f"{_what(step)} cannot be shown at {printable(planned.point)}", error) from None
             self._mounted[step.place] = planned
@@ -150,43 +170,33 @@ class FreeBSDView:
             raise named_and_missing(missing)
         return missing
 
-    def _obstacle(self, planned: _Planned) -> str | None:
+    def options(self, planned: Planned) -> Options:
+        """How it is mounted."""
+        return planned.options
+
+    def obstacle(self, planned: Planned) -> str | None:
         """Why a step's place, or the part that is to be shown, does not exist, if so; a place of ours is made."""
         step = planned.step
-        above = self._holder(parents(step.place))
+        above = self.holder(parents(step.place))
         if above is not None and above.step.fstype == SCAFFOLD:
             os.makedirs(f"{above.whole}/{below(step.place, above.step.place)}", 0o755, exist_ok=True)
         elif above is not None:
             try:
-                os.close(open_beneath(above.source, below(step.place, above.step.place)))
+                os.close(open_beneath(above.point, below(step.place, above.step.place)))
             except OSError as error:
-                return f"{_reason(error, above.step.place)} in the snapshot of {printable(above.step.dataset)}"
+                where = "" if above.step.fstype == LIVE else f" in the snapshot of {printable(above.step.dataset)}"
+                return _reason(error, above.step.place) + where
+        if step.fstype in OURS:
+            return None
         try:
             os.close(open_beneath(planned.whole, step.part))
         except OSError as error:
             return f"{_reason(error, step.place.removesuffix(step.part))} in its snapshot"
         return None
 
-    def _holder(self, directories: Sequence[str]) -> _Planned | None:
+    def holder(self, directories: Sequence[str]) -> Planned | None:
         """What is mounted at the first of some places that has anything; None for the top itself."""
         return next((self._mounted[place] for place in directories if place in self._mounted), None)
-
-    def _copy_attributes(self) -> None:
-        """Give the directories that only hold mount points the mode, owner and times of the real ones."""
-        shown = {p.step.place for p in self._planned if p.step.fstype != SCAFFOLD}
-        seen = visible(freebsd_mounts.read(self._kernel))
-        for directory in {above for place in shown for above in parents(place)} - shown:
-            ours = self._holder([directory, *parents(directory)])
-            if ours is None or ours.step.fstype != SCAFFOLD:
-                # Inside a frozen tree, which has its own attributes.
-                continue
-            path = f"{ours.whole}/{below(directory, ours.step.place)}".rstrip("/")
-            status = _status(directory, seen)
-            if status is not None and os.path.isdir(path):
-                os.chown(path, status.st_uid, status.st_gid)
-                os.chmod(path, stat.S_IMODE(status.st_mode))
-                # Nothing is made in it after this.
-                os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
     def check(self) -> list[str]:
         """Compare every mount with the one that was made. Returns what is wrong, in words."""
@@ -204,7 +214,7 @@ class FreeBSDView:
         except KopiatomicError as error:
             return [f"whether the view is still what was mounted cannot be told: {error.message}"]
         what = self._points()
-        changed = [what[point] for point, before in self._prints.items() if _print(point, seen) != before]
+        changed = [what[point] for point, before in self._prints.items() if self._print(point, seen) != before]
         foreign = [point for point in seen if is_at_or_below(point, self._root) and point not in self._prints]
         return [
             *(f"{thing} was taken away or replaced while the engine ran" for thing in dict.fromkeys(changed)),
@@ -213,14 +223,14 @@ class FreeBSDView:
 
     def _points(self) -> dict[str, str]:
         """The mount points, and what is mounted there in words: in the view, and aside."""
-        points = {p.whole: _what(p.step) for p in self._planned if p.step.fstype != SCAFFOLD}
+        points = {whole: _what(step) for whole, step in _snapshots(self._planned).items()}
         return points | {p.point: _what(p.step) for p in self._mounted.values()}
 
     def _take_prints(self) -> dict[str, _Print]:
         seen = visible(freebsd_mounts.read(self._kernel))
         prints = {}
         for point, what in self._points().items():
-            found = _print(point, seen)
+            found = self._print(point, seen)
             if found is None:
                 raise KopiatomicError(
                     f"{what} is not what is seen at {printable(point)}, although it was mounted there",
@@ -230,10 +240,14 @@ class FreeBSDView:
             prints[point] = found
         return prints
 
+    def _print(self, point: str, seen: dict[str, Mount]) -> _Print | None:
+        live = any(p.point == point and p.step.fstype == LIVE for p in self._mounted.values())
+        return _print_of_live(point, seen) if live else _print(point, seen)
+
     def remove(self, timeout: float = mount_leftovers.BUSY_TIMEOUT) -> list[str]:
         """Take all mounts away; wait so long (seconds) for who uses them. Returns what is left, in words.
 
-        Another process than the one that made them may call it, with a view of the same root, directory and steps.
+        Another process than the one that made them may call it, with a view of the same plan and directories.
         Raises KopiatomicError where that cannot be told.
         """
         mounts = [(i.place, i.name, i.origin) for i in self._intents]
@@ -243,53 +257,73 @@ class FreeBSDView:
         ]
 
 
-def _plan(root: str, base: str, steps: Sequence[Step]) -> list[_Planned]:
-    """Each snapshot has one directory, however many parts of it are shown; parents come first."""
+def directories(base: str, steps: Sequence[Step]) -> list[str]:
+    """For each step the directory of the run's own that shows it whole; empty for what is live.
+
+    A snapshot has one, however many parts of it are shown.
+    """
     snapshots: dict[str, str] = {}
-    planned: list[_Planned] = []
-    for step in steps if any(s.place == "/" for s in steps) else (_TOP, *steps):
-        if step.fstype == SCAFFOLD:
-            whole = f"{base}/d{len(planned)}"
+    found = []
+    for position, step in enumerate(steps):
+        if step.fstype == LIVE:
+            found.append("")
+        elif step.fstype == SCAFFOLD:
+            found.append(f"{base}/d{position}")
         else:
-            whole = snapshots.setdefault(step.source, f"{base}/s{len(snapshots)}")
-        planned.append(_Planned(step, whole, root if step.place == "/" else root.rstrip("/") + step.place))
-    return planned
+            found.append(snapshots.setdefault(step.source, f"{base}/s{len(snapshots)}"))
+    return found
 
 
-def _intents(base: str, planned: Sequence[_Planned]) -> list[Intent]:
-    snapshots = {p.whole: p.step.source for p in planned if p.step.fstype != SCAFFOLD}
+def frozen(step: Step, whole: str, point: str) -> Planned:
+    """A nullfs, read-only, of a snapshot, of a part of one, or of a directory of ours."""
+    return Planned(step, f"{whole}/{step.part}" if step.part else whole, point, whole)
+
+
+def joined(root: str, place: str) -> str:
+    """The path of a place of the view."""
+    return root if place == "/" else root.rstrip("/") + place
+
+
+def require_safe(root: str) -> None:
+    """Refuse a mount root that somebody else could move or replace by a link: mounting goes by its path."""
+    directory = movable_above(root)
+    if directory is not None:
+        raise KopiatomicError(
+            f"the mount root {printable(root)} cannot be used: others than root may write to {printable(directory)}",
+            kind="mount-root",
+            hint="Choose another with --mount-root, all of whose parent directories are root's, such as /kopia.",
+        )
+
+
+def movable_above(path: str, frozen: Collection[str] = ()) -> str | None:
+    """A directory above an absolute path in which others than root may move what leads there, or which is a link.
+
+    From one that is ``frozen`` on upwards nothing can be moved. Raises OSError.
+    """
+    for directory in parents(path):
+        if directory in frozen:
+            break
+        status = os.lstat(directory)
+        writable = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+        if status.st_uid != 0 or writable or not stat.S_ISDIR(status.st_mode):
+            return directory
+    return None
+
+
+def _snapshots(planned: Sequence[Planned]) -> dict[str, Step]:
+    """The directories that snapshots are mounted on."""
+    return {p.whole: p.step for p in planned if p.step.fstype not in OURS}
+
+
+def _intents(base: str, planned: Sequence[Planned]) -> list[Intent]:
     return [
         Intent("mount", "tmpfs", base, "tmpfs"),
-        *(Intent("mount", "zfs", whole, source) for whole, source in snapshots.items()),
-        *(Intent("mount", "nullfs", p.point, p.whole) for p in planned),
+        *(Intent("mount", "zfs", whole, step.source) for whole, step in _snapshots(planned).items()),
+        *(Intent("mount", p.fstype, p.point, p.source) for p in planned),
     ]
 
 
-def _refuse_what_is_not_built(planned: Sequence[_Planned]) -> None:
-    for step in (p.step for p in planned):
-        if step.fstype not in {SCAFFOLD, "zfs"} or step.open_top or step.file:
-            what = printable(step.dataset or step.place)
-            raise KopiatomicError(
-                f"{what} cannot be shown on FreeBSD: neither volumes, nor a dataset at / together with what has no place of "
-                "its own, nor anything but ZFS is supported there",
-                kind="not-on-freebsd",
-                hint="Leave --volumes and --include-unmounted out, or back that up with a command of its own and --name.",
-            )
-
-
-def _require_safe(root: str) -> None:
-    """Refuse a mount root that somebody else could move or replace by a link: mounting goes by its path."""
-    for directory in parents(root):
-        status = os.lstat(directory)
-        if status.st_uid != 0 or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
-            raise KopiatomicError(
-                f"the mount root {printable(root)} cannot be used: others than root may write to {printable(directory)}",
-                kind="mount-root",
-                hint="Choose another with --mount-root, all of whose parent directories are root's, such as /kopia.",
-            )
-
-
-def _too_long(planned: _Planned) -> str | None:
+def _too_long(planned: Planned) -> str | None:
     longest = max(len(os.fsencode(path)) for path in (planned.point, planned.source))
     if longest < freebsd_mounts.MNAMELEN:
         return None
@@ -306,20 +340,6 @@ def _reason(error: OSError, place: str) -> str:
     return f"{shown}: {error.strerror}"
 
 
-def _status(directory: str, seen: dict[str, Mount]) -> os.stat_result | None:
-    """The attributes of a directory of the live system; None where it is gone or a server might not answer."""
-    try:
-        if may_hang(holder(directory, seen).fstype):
-            return None
-        fd = open_beneath("/", directory.lstrip("/"))
-    except (OSError, KeyError):
-        return None
-    try:
-        return os.fstat(fd)
-    finally:
-        os.close(fd)
-
-
 def _print(point: str, seen: dict[str, Mount]) -> _Print | None:
     """The mount that is seen at a point and that its path leads to; None where there is none, or where they differ."""
     mount = seen.get(point)
@@ -332,9 +352,16 @@ def _print(point: str, seen: dict[str, Mount]) -> _Print | None:
     return _Print(max(mount.id, 0), mount.fstype, mount.source, status.st_dev, status.st_ino)
 
 
+def _print_of_live(point: str, seen: dict[str, Mount]) -> _Print | None:
+    mount = seen.get(point)
+    return None if mount is None else _Print(max(mount.id, 0), mount.fstype, mount.source)
+
+
 def _what(step: Step) -> str:
     if step.fstype == SCAFFOLD:
         return f"the directory at {printable(step.place)} that holds mount points"
+    if step.fstype == LIVE:
+        return f"the live {printable(step.place)}"
     return f"the snapshot of {printable(step.dataset)}"
 
 

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import freebsd
 from kopiatomic.system.freebsd import Kernel
 
-_NEEDED = {
-    "security.jail.mount_allowed": "allow.mount",
-    "security.jail.mount_nullfs_allowed": "allow.mount.nullfs",
-    "security.jail.mount_tmpfs_allowed": "allow.mount.tmpfs",
-    "security.jail.mount_zfs_allowed": "allow.mount.zfs",
-}
-"""What a jail sees of its own permissions, and their names in jail.conf(5) (``prison_add_allow``, sys/kern/kern_jail.c)."""
+_FILESYSTEMS = ("nullfs", "tmpfs", "zfs")
+"""What every view is made of."""
 
 
-def require(kernel: Kernel) -> None:
-    """Refuse a jail that may not do what is needed, naming all of it. Raises KopiatomicError, OSError."""
+def require(kernel: Kernel, filesystems: Collection[str] = ()) -> None:
+    """Refuse a jail that may not mount what is needed, naming all of it. Raises KopiatomicError, OSError.
+
+    ``filesystems`` are needed besides those of every view. A jail sees its own permissions as settings, which jail.conf(5)
+    has other names for (``prison_add_allow``, sys/kern/kern_jail.c; vfs_register, sys/kern/vfs_init.c).
+    """
     if not freebsd.number(kernel, "security.jail.jailed"):
         return
     # A filesystem whose module is not loaded has no setting, and a jail cannot load it.
-    lacking = [word for name, word in _NEEDED.items() if not freebsd.number(kernel, name)]
+    kinds = [*_FILESYSTEMS, *sorted({*filesystems} - {*_FILESYSTEMS})]
+    words = {"security.jail.mount_allowed": "allow.mount"}
+    words |= {f"security.jail.mount_{kind}_allowed": f"allow.mount.{kind}" for kind in kinds}
+    lacking = [word for name, word in words.items() if not freebsd.number(kernel, name)]
     if (freebsd.number(kernel, "security.jail.enforce_statfs") or 0) > 1:
         # It would see no mount but its root, not even those that it made.
         lacking.append("enforce_statfs = 1")
@@ -28,8 +32,8 @@ def require(kernel: Kernel) -> None:
         raise KopiatomicError(
             f"this jail may not mount what a view is made of: it lacks {', '.join(lacking)}",
             kind="jail",
-            hint="Add it to the jail in jail.conf(5) on the host, where the modules (kldload nullfs tmpfs zfs) have to be "
-            "loaded, and give it the dataset (zfs jail).",
+            hint="Add it to the jail in jail.conf(5) on the host, where the modules "
+            f"(kldload {' '.join(kinds)}) have to be loaded, and give it the dataset (zfs jail).",
         )
 
 

@@ -1,0 +1,212 @@
+"""The in-place view on FreeBSD: a tree like the live one, with the frozen datasets at their true paths, for a chroot(2).
+
+A nullfs shows one mount and none that is in it. So the live ``/`` has one, unless it is frozen itself, each further live mount
+has its own, and what is frozen comes over that. What is hidden is just not there. No mount point lies outside of the run's
+own directory, in which ``root`` is the engine's root.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from kopiatomic import locks
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import SCRATCH, Intent, Plan, Uncovered
+from kopiatomic.paths import is_at_or_below, tree_order
+from kopiatomic.system import freebsd, freebsd_mounts
+from kopiatomic.system.freebsd import Kernel
+from kopiatomic.system.freebsd_mounting import Options
+from kopiatomic.system.mountinfo import parents, visible
+from kopiatomic.text import printable
+from kopiatomic.views import LIVE, SCAFFOLD, Step
+from kopiatomic.views.freebsd import FreeBSDView, Planned, directories, frozen, joined, movable_above
+
+_FRESH = frozenset(["devfs", "fdescfs", "linprocfs", "linsysfs", "procfs"])
+"""What the kernel makes is mounted anew: it shows the same as the live one (devfs(5), fdescfs(5), procfs(5))."""
+
+_NEVER = frozenset(["autofs"])
+"""What would be mounted by a look into it: not shown."""
+
+_FEW_DEVICES = "4"
+"""The ruleset for jails of /etc/defaults/devfs.rules, which rc.d/devfs loads: null, random, terminals and the like."""
+
+_KEPT = ("ro", "noexec", "nosuid", "nosymfollow")
+"""The flags that count at the mount that a path leads through: a nullfs has none of those below it (``nullfs_mount``)."""
+
+_IGNORE = ".kopiaignore"
+
+
+class InPlaceView(FreeBSDView):
+    """``base`` is the run's own directory. Which live mounts there are is the plan's to say."""
+
+    def __init__(
+        self,
+        base: str,
+        plan: Plan,
+        steps: Sequence[Step],
+        kernel: Kernel,
+        record: Callable[[Sequence[Intent]], None],
+    ) -> None:
+        self._plan = plan
+        self._aside = f"{base}/own"
+        """The directory of ours that an engine may write to; it is seen at its path in the view."""
+        root = f"{base}/root"
+        super().__init__(root, base, _planned(root, base, self._aside, plan, steps), kernel, record)
+        self._options: dict[str, tuple[str, ...]] = {}
+        """Of the live mounts, by point."""
+
+    def engine_root(self) -> int | None:
+        """The tree that was put together."""
+        return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+    def require(self) -> None:
+        """Look at what has to stay writable, and at what is mounted now."""
+        for path in self._plan.writable:
+            directory = movable_above(path)
+            if directory is not None:
+                raise KopiatomicError(
+                    f"the directory {printable(path)}, which has to be writable, cannot be shown: others than root may write "
+                    f"to {printable(directory)}",
+                    kind="live",
+                    hint="Have it in directories that are root's, or use --layout merged.",
+                )
+        self._options = {m.point: m.options for m in visible(freebsd_mounts.read(self._kernel)).values()}
+
+    def prepare(self) -> None:
+        """The place for temporary files, in a directory that kopia does not read where that is in a source."""
+        own = next(p for p in self._planned if p.whole == self._aside)
+        inside = os.path.relpath(f"{self._base}/{SCRATCH}", own.step.place)
+        os.makedirs(f"{self._aside}/{inside}", 0o700)
+        os.makedirs(self._root)
+        if own.step.place != self._base:
+            with open(f"{self._aside}/{_IGNORE}", "x", encoding="ascii") as file:
+                file.write("*\n")
+
+    def options(self, planned: Planned) -> Options:
+        """What is live is as it is there; in a jail a devfs has the jail's own ruleset, and no other."""
+        if planned.fstype == "devfs" and freebsd.number(self._kernel, "security.jail.jailed"):
+            return ()
+        if planned.step.fstype == LIVE and planned.fstype == "nullfs":
+            flags = next(self._options[p] for p in (planned.source, *parents(planned.source)) if p in self._options)
+            return tuple((flag, "") for flag in _KEPT if flag in flags)
+        return planned.options
+
+    def obstacle(self, planned: Planned) -> str | None:
+        """As for all views; and a live mount has to be there still, where nobody else can move it."""
+        step = planned.step
+        if step.fstype == LIVE and planned.fstype == "nullfs":
+            if step.source and step.place not in self._options:
+                return "it is not mounted any more"
+            try:
+                directory = movable_above(step.place)
+            except OSError as error:
+                return f"{printable(str(error.filename))}: {error.strerror}"
+            if directory is not None:
+                return f"others than root may write to {printable(directory)}"
+        return super().obstacle(planned)
+
+
+def refuse(plan: Plan) -> list[str]:
+    """Refuse, before anything is made, what has no safe place in the view; returns what the user should know.
+
+    Mounting goes by paths: in a live tree somebody could move a directory and put a link in its place. Raises KopiatomicError,
+    OSError.
+    """
+    places = {place for taken in plan.taken for place in taken.places}
+    live = {u.point for u in plan.uncovered if u.live}
+    for taken in plan.taken:
+        for place in taken.places:
+            above = next((d for d in parents(place) if d in places or d in live), "")
+            directory = None if above in places else movable_above(place, places)
+            if directory is not None:
+                raise KopiatomicError(
+                    f"{printable(taken.dataset.name)} cannot be shown at {printable(place)}: that is in a live tree, and others "
+                    f"than root may write to {printable(directory)}",
+                    kind="place-not-safe",
+                    hint="Back up what holds it as well (-r of a dataset above it), or use --layout merged.",
+                )
+    warnings = []
+    for mount in plan.beside:
+        directory = movable_above(mount.point) if _is_shown(mount) and mount.fstype not in _FRESH else None
+        if directory is not None:
+            warnings.append(
+                f"{printable(mount.point)} ({printable(mount.fstype)}) is not there for what reads the view: others than root "
+                f"may write to {printable(directory)}"
+            )
+    return warnings
+
+
+def filesystems(plan: Plan) -> set[str]:
+    """What is mounted anew for a plan."""
+    return {step.source for step in _live(plan) if step.source in _FRESH}
+
+
+def _planned(root: str, base: str, aside: str, plan: Plan, steps: Sequence[Step]) -> list[Planned]:
+    own = [*_own(base, plan)]
+    several = [*_live(plan), *own, *(step for step in steps if step.fstype != LIVE)]
+    ordered = sorted(several, key=lambda step: tree_order(step.place))
+    planned: list[Planned] = []
+    kinds: dict[str, str] = {}
+    for step, whole in zip(ordered, directories(base, ordered), strict=True):
+        point = joined(root, step.place)
+        if step is own[0]:
+            planned.append(Planned(step, aside, point, aside, options=(("nosuid", ""),)))
+        elif step.fstype != LIVE:
+            planned.append(frozen(step, whole, point))
+        elif step.source in _FRESH:
+            few = step.source == "devfs" and _is_root_frozen(plan) and not plan.live_system
+            options = (("ruleset", _FEW_DEVICES),) if few else ()
+            planned.append(Planned(step, step.source, point, fstype=step.source, options=options))
+        elif step.source or _kind_above(step.place, kinds) != LIVE:
+            # A directory that is seen already cannot be mounted on itself (EDEADLK, nullfs_mount).
+            planned.append(Planned(step, step.place, point, options=()))
+        kinds[step.place] = step.fstype
+    return planned
+
+
+def _kind_above(place: str, kinds: Mapping[str, str]) -> str | None:
+    return next((kinds[directory] for directory in (place, *parents(place)) if directory in kinds), None)
+
+
+def _own(base: str, plan: Plan) -> Iterator[Step]:
+    """The directory of ours that an engine may write to, first, and what is needed so that it has a place."""
+    runs = os.path.dirname(base)
+    in_source = any(is_at_or_below(base, source) for source in plan.sources)
+    covers = in_source and not plan.live_system
+    yield Step("the directory for temporary files", runs if covers else base, SCAFFOLD, named=True)
+    if in_source and plan.live_system:
+        # In the snapshot it has no place; and a kopiatomic that is started in the view finds the locks of all runs.
+        yield Step("the directory of locks", runs, LIVE, named=True)
+    hidden = {u.point for u in plan.uncovered if not u.live and is_at_or_below(base, u.point)}
+    yield from (Step("", point, SCAFFOLD) for point in hidden - {*plan.scaffolds})
+
+
+def _live(plan: Plan) -> Iterator[Step]:
+    """What is seen live, as steps whose source is the kind of a mount, and nothing for a directory."""
+    if not _is_root_frozen(plan):
+        yield Step("", "/", LIVE)
+    elif not plan.live_system:
+        yield Step("the devices", "/dev", LIVE, "devfs", named=True)
+    for mount in plan.beside:
+        if _is_shown(mount):
+            yield Step("", mount.point, LIVE, mount.fstype)
+    for mount in plan.uncovered:
+        if mount.live and _is_shown(mount):
+            yield Step(f"{mount.fstype} {mount.source}", mount.point, LIVE, mount.fstype)
+    for path in plan.writable:
+        yield Step(f"the directory {path}, which has to be writable,", path, LIVE, named=True)
+
+
+def _is_shown(mount: Uncovered) -> bool:
+    """Neither a mount that a look makes (also ``.zfs/snapshot``), nor one of any run's: a nullfs would keep it busy."""
+    runs = locks.DIRECTORY
+    return mount.fstype not in _NEVER and not (
+        (mount.fstype == "zfs" and "@" in mount.source)
+        or is_at_or_below(mount.source, runs)
+        or is_at_or_below(mount.point, runs)
+    )
+
+
+def _is_root_frozen(plan: Plan) -> bool:
+    return any(place == "/" for taken in plan.taken for place in taken.places)

@@ -1,0 +1,80 @@
+"""The merged view on FreeBSD: every dataset at its own path below the mount root."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Sequence
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import may_hang
+from kopiatomic.model import Intent
+from kopiatomic.paths import below
+from kopiatomic.system import freebsd_mounts
+from kopiatomic.system.freebsd import Kernel
+from kopiatomic.system.freebsd_paths import open_beneath
+from kopiatomic.system.mountinfo import Mount, holder, parents, visible
+from kopiatomic.text import printable
+from kopiatomic.views import SCAFFOLD, Step
+from kopiatomic.views.freebsd import FreeBSDView, directories, frozen, joined
+
+_TOP = Step("", "/", SCAFFOLD, named=True)
+"""Where no snapshot is the top of the view, a directory of ours is."""
+
+
+class MergedView(FreeBSDView):
+    """``root`` exists, and is empty."""
+
+    def __init__(
+        self, root: str, base: str, steps: Sequence[Step], kernel: Kernel, record: Callable[[Sequence[Intent]], None]
+    ) -> None:
+        if not any(step.place == "/" for step in steps):
+            steps = [_TOP, *steps]
+        planned = [
+            frozen(step, whole, joined(root, step.place))
+            for step, whole in zip(steps, directories(base, steps), strict=True)
+        ]
+        super().__init__(root, base, planned, kernel, record)
+
+    def require(self) -> None:
+        """Refuse what is not built."""
+        for step in (p.step for p in self._planned):
+            if step.fstype not in {SCAFFOLD, "zfs"} or step.open_top or step.file:
+                what = printable(step.dataset or step.place)
+                raise KopiatomicError(
+                    f"{what} cannot be shown on FreeBSD: neither volumes, nor a dataset at / together with what has no "
+                    "place of its own, nor anything but ZFS is supported there",
+                    kind="not-on-freebsd",
+                    hint="Leave --volumes and --include-unmounted out, or back that up with a command of its own and --name.",
+                )
+
+    def finish(self) -> None:
+        """Give the directories that only hold mount points the mode, owner and times of the real ones."""
+        shown = {p.step.place for p in self._planned if p.step.fstype != SCAFFOLD}
+        seen = visible(freebsd_mounts.read(self._kernel))
+        for directory in {above for place in shown for above in parents(place)} - shown:
+            ours = self.holder([directory, *parents(directory)])
+            if ours is None or ours.step.fstype != SCAFFOLD:
+                # Inside a frozen tree, which has its own attributes.
+                continue
+            path = f"{ours.whole}/{below(directory, ours.step.place)}".rstrip("/")
+            status = _status(directory, seen)
+            if status is not None and os.path.isdir(path):
+                os.chown(path, status.st_uid, status.st_gid)
+                os.chmod(path, stat.S_IMODE(status.st_mode))
+                # Nothing is made in it after this.
+                os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _status(directory: str, seen: dict[str, Mount]) -> os.stat_result | None:
+    """The attributes of a directory of the live system; None where it is gone or a server might not answer."""
+    try:
+        if may_hang(holder(directory, seen).fstype):
+            return None
+        fd = open_beneath("/", directory.lstrip("/"))
+    except (OSError, KeyError):
+        return None
+    try:
+        return os.fstat(fd)
+    finally:
+        os.close(fd)
