@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kopiatomic import locks
 from kopiatomic.engines.lines import LONGEST_DOCUMENT, LONGEST_LINE, JsonLines
 from kopiatomic.engines.listing import Listing, left_out, pattern
 from kopiatomic.model import Layout, Plan
@@ -54,6 +55,13 @@ def test_the_root_of_all_needs_no_entry_of_its_own() -> None:
     assert "is empty" in found.lacking()[0]
     found.take("/etc", "d")
     assert found.lacking() == []
+
+
+def test_where_runs_have_their_directories_in_a_source_those_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "DIRECTORY", "/var/run/kopiatomic")
+    for source, left in (("/var", ["/var/run/kopiatomic"]), ("/home", [])):
+        assert left_out(EngineBench.plan_of(Path(source))) == left
+    assert left_out(EngineBench.plan_of(Path("/"))) == ["/dev", "/proc", "/run", "/sys", "/var/run/kopiatomic"]
 
 
 def test_only_in_place_something_is_left_out() -> None:

@@ -927,3 +927,27 @@ def test_every_plan_can_be_mounted(system: tuple[Facts, tuple[str, ...]], flags:
     known_ones = [("zfs", name) for name in known.datasets] + [("btrfs", s.path) for s in known.subvolumes]
     assert sorted(judged) == sorted(known_ones), "each dataset has exactly one verdict"
     assert {n for n in names if not n.startswith("/")} <= taken | {o.name for o in chosen.left_out}
+
+
+# What is mounted beside
+
+
+def test_in_place_what_is_mounted_outside_of_the_taken_trees_is_known() -> None:
+    known = facts(
+        ("/dev", "devfs", "devfs"),
+        ("/usr/home", "zfs", "tank/home"),
+        ("/usr/home/ann", "zfs", "tank/home/ann"),
+        ("/usr/home/ann/mnt", "tmpfs", "none"),
+        ("/usr/home/bob", "tmpfs", "none"),
+        datasets=[zfs("tank/home"), zfs("tank/home/ann")],
+        directories=["/usr/home/ann/docs"],
+    )
+    for names, beside in (
+        (("/usr/home",), ["/dev"]),
+        (("/usr/home/ann",), ["/dev", "/usr/home", "/usr/home/bob"]),
+        (("/usr/home/ann/docs",), ["/dev", "/usr/home", "/usr/home/ann", "/usr/home/ann/mnt", "/usr/home/bob"]),
+    ):
+        chosen = plan(known, *names, layout=Layout.IN_PLACE)
+        assert [mount.point for mount in chosen.beside] == beside
+        assert all(mount.live for mount in chosen.beside)
+    assert plan(known, "/usr/home").beside == ()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from kopiatomic.system import host
+from kopiatomic.system import host, linux
 from kopiatomic.system.freebsd_host import FreeBSDHost
 from tests.support.freebsd_shim import Shim
-from tests.support.programs import Completed
+from tests.support.programs import SLOWNESS, Completed
+from tests.zfs.conftest import cgroup
 from tests.zfs.runs import Cgroup, Run, Runner
 
 
@@ -82,4 +85,28 @@ class FreeBSDRunner(Runner):
 
     def left(self, *pools: Any, root: Path = Path("/kopia")) -> list[str]:
         """The shim's mounts too, wherever they are."""
-        return [*super().left(*pools, root=root), *(f"mount {found}" for found in self.shim().ours())]
+        found = super().left(*pools, root=root)
+        return [*found, *(f"mount {mount}" for mount in self.shim().ours())]
+
+
+@contextmanager
+def running(kind: str, folder: Path) -> Iterator[Runner]:
+    """What runs kopiatomic on a system of a kind, "linux" or "freebsd"; what a test that failed has left goes."""
+    with cgroup() as group:
+        runner = (FreeBSDRunner if kind == "freebsd" else Runner)(group, folder)
+        yield runner
+        group.kill()
+    if isinstance(runner, FreeBSDRunner):
+        # It would be in the next one's way.
+        for _, _, point in reversed(runner.shim().ours()):
+            linux.detach(point)
+            with suppress(OSError):
+                os.rmdir(point)
+
+
+def until_nobody_lives(run: Runner) -> None:
+    """Wait for the end of all processes of all runs."""
+    deadline = time.monotonic() + 10 * SLOWNESS
+    while run.group.pids():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -10,18 +10,15 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from kopiatomic import locks
-from kopiatomic.system import linux
 from tests.support.filesystems import Pool
 from tests.support.programs import SLOWNESS, Kopia
 from tests.support.programs import command as create
-from tests.zfs.conftest import cgroup
-from tests.zfs.freebsd_runs import FreeBSDRunner
+from tests.zfs.freebsd_runs import FreeBSDRunner, running, until_nobody_lives
 from tests.zfs.runs import Run, Runner
 from tests.zfs.test_killed_runs import ENGINE, processes_of
 from tests.zfs.test_one_instant import DATASETS, READER, RUNS, is_whole, numbers_in, writing
@@ -52,17 +49,8 @@ with open(out, "w") as file:
 
 @pytest.fixture
 def run(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runner]:
-    kind = getattr(request, "param", "freebsd")
-    with cgroup() as group:
-        runner = (FreeBSDRunner if kind == "freebsd" else Runner)(group, tmp_path)
+    with running(getattr(request, "param", "freebsd"), tmp_path) as runner:
         yield runner
-        group.kill()
-    if isinstance(runner, FreeBSDRunner):
-        # What a test that failed has left would be in the next one's way.
-        for _, _, point in reversed(runner.shim().ours()):
-            linux.detach(point)
-            with suppress(OSError):
-                os.rmdir(point)
 
 
 @pytest.fixture
@@ -104,13 +92,6 @@ def gate(tmp_path: Path) -> tuple[str, Path, Path]:
 
 def snapshots(pool: Pool) -> list[str]:
     return [name for name in pool.snapshots() if "@kopiatomic_" in name]
-
-
-def until_nobody_lives(run: Runner) -> None:
-    deadline = time.monotonic() + 10 * SLOWNESS
-    while run.group.pids():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_the_directory_of_locks_is_the_one_that_is_looked_into() -> None:
@@ -427,14 +408,12 @@ def test_what_a_jail_lacks_is_said_before_anything_is_made(
     assert on.left(pool) == []
 
 
-@pytest.mark.parametrize("words", [("--layout", "in-place"), ("--volumes",)], ids=["in-place", "volumes"])
 def test_what_is_not_built_is_refused_before_anything_is_made(
-    words: tuple[str, ...], on: FreeBSDRunner, pool: Pool, names: tuple[str, str], tmp_path: Path
+    on: FreeBSDRunner, pool: Pool, names: tuple[str, str], tmp_path: Path
 ) -> None:
-    if "--volumes" in words:
-        create("zfs", "create", "-V", "1M", f"{pool.name}/volume")
-        words = (*words, f"{pool.name}/volume")
-    ended = on("-p", f"touch {tmp_path / 'hook'}", "-c", "true", *words, *names)
+    volume = f"{pool.name}/volume"
+    create("zfs", "create", "-V", "1M", volume)
+    ended = on("-p", f"touch {tmp_path / 'hook'}", "-c", "true", "--volumes", volume, *names)
     assert ended.returncode == 1
     assert "cannot be frozen on FreeBSD" in ended.stderr
     assert not (tmp_path / "hook").exists()
