@@ -15,10 +15,12 @@ from kopiatomic.model import SCRATCH, Dataset, Intent, Layout, Plan, Taken, Unco
 from kopiatomic.mount_leftovers import MountLeftovers
 from kopiatomic.platforms.freebsd import FreeBSDPlatform
 from kopiatomic.recovery import Recovery
-from kopiatomic.system import freebsd_mounting, linux
+from kopiatomic.system import freebsd_mounting, linux, spawn
+from kopiatomic.system.mountinfo import visible
 from kopiatomic.views import Missing, Step, freebsd_in_place
 from kopiatomic.views.freebsd_in_place import InPlaceView
 from tests.support.freebsd_shim import Shim, isolated
+from tests.support.repositories import Borg, Restic
 from tests.unit.freebsd_views import RUN, Ground
 
 pytestmark = [
@@ -111,20 +113,28 @@ def refused(view: InPlaceView) -> KopiatomicError:
     return caught.value
 
 
-def entered(place: Place, view: InPlaceView, *commands: str) -> list[str]:
-    """What a shell in the view says."""
-    told, tells = os.pipe()
-    if os.fork() == 0:
-        root = view.engine_root()
+def entered(
+    place: Place, view: InPlaceView, *argv: str, cwd: str = "/", env: dict[str, str] | None = None
+) -> tuple[int, list[str]]:
+    """How a program ends that is started in the view as the launcher does it, and what it says."""
+    root = view.engine_root()
+    out = os.open(place.folder / "said", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pid = spawn.start(argv, {**os.environ, **(env or {})}, spawn.Setting(null, out, out, cwd=cwd, root=root))
+    finally:
         assert root is not None
-        os.fchdir(root)
-        os.chroot(".")
-        os.dup2(tells, 1)
-        os.execv("/bin/sh", ["sh", "-c", "; ".join(commands)])  # noqa: S606 - the shell is what is looked at
-    os.close(tells)
-    with os.fdopen(told) as file:
-        said = file.read().splitlines()
-    os.wait()
+        os.close(root)
+        os.close(out)
+        os.close(null)
+    status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return status, (place.folder / "said").read_text().splitlines()
+
+
+def shell(place: Place, view: InPlaceView, lines: str, cwd: str = "/") -> list[str]:
+    """What a shell in the view says."""
+    status, said = entered(place, view, "/bin/sh", "-c", lines, cwd=cwd)
+    assert status == 0, said
     return said
 
 
@@ -146,12 +156,49 @@ def test_frozen_trees_are_at_their_true_paths_and_all_else_is_live(small: Place)
     with pytest.raises(OSError, match="Read-only"):
         (small.inside(data) / "file").write_text("")
     assert (data / "file").read_text() == "live data"
-    said = entered(small, view, f"cat {data}/file; echo; cat {small.live}/file; echo; echo x > {small.live}/new; pwd")
+    said = shell(small, view, f"cat {data}/file; echo; cat {small.live}/file; echo; echo x > {small.live}/new; pwd")
     assert said == ["tank/a", "changed", "/"]
     assert (small.live / "new").read_text() == "x\n"
     assert view.check() == []
     assert view.remove() == []
     assert small.shim.ours() == []
+
+
+@isolated
+def test_a_working_directory_is_entered_again_by_its_path(small: Place) -> None:
+    data = str(small.live / "data")
+    (small.live / "new").mkdir()
+    os.chdir(data)
+    view = small.view_in_place()
+    view.assemble()
+    assert shell(small, view, "cat file; echo; pwd", cwd=os.getcwd()) == ["tank/a", data]
+    with pytest.raises(spawn.DirectoryError):
+        shell(small, view, "true", cwd=f"{data}/new")
+    assert view.remove() == []
+
+
+@isolated
+def test_restic_and_borg_save_true_paths_in_it(repository: Restic | Borg, small: Place) -> None:
+    seen = visible(small.shim.table())
+    here = [
+        seen[point] for point in ("/dev", "/proc", *map(str, small.folder.parents)) if point in seen and point != "/"
+    ]
+    small.beside(*(Uncovered(m.point, m.fstype, m.source, "", live=True) for m in here))
+    view = small.view_in_place()
+    view.assemble()
+    data = small.live / "data"
+    words = ["backup"] if repository.engine == "restic" else ["create", "::first"]
+    status, said = entered(
+        small, view, repository.program, *words, str(data), cwd=str(data), env=repository.environment
+    )
+    assert status == 0, said
+    assert view.check() == []
+    assert view.remove() == []
+    (kept,) = repository.kept()
+    assert kept.paths == (str(data),)
+    repository.restore(kept.id, small.folder / "restored")
+    restored = Path(f"{small.folder}/restored{data}")
+    assert {(restored / name / "file").read_text() for name in (".", "b")} == {"tank/a", "tank/a/b"}
 
 
 @isolated
@@ -191,7 +238,7 @@ def test_what_the_kernel_makes_is_mounted_anew(small: Place) -> None:
     view = small.view_in_place()
     view.assemble()
     assert ("devfs", "devfs", str(small.inside(dev.point))) in small.shim.ours()
-    assert entered(small, view, f"echo x > {dev.point}/null && echo written") == ["written"]
+    assert shell(small, view, f"echo x > {dev.point}/null && echo written") == ["written"]
     assert len(small.shim.ours()) == MOUNTS + 1
     assert view.remove() == []
 
@@ -213,7 +260,7 @@ def test_no_mount_of_any_run_and_none_that_a_look_has_made_is_shown(small: Place
 def test_there_is_a_place_for_temporary_files_at_the_path_that_the_engine_is_told(small: Place) -> None:
     view = small.view_in_place()
     view.assemble()
-    assert entered(small, view, f"cd {small.plan.scratch} && echo x > y && cat y") == ["x"]
+    assert shell(small, view, f"cd {small.plan.scratch} && echo x > y && cat y") == ["x"]
     assert small.plan.scratch == f"{small.base}/{SCRATCH}"
     assert view.check() == []
     assert view.remove() == []
@@ -370,7 +417,7 @@ def test_a_frozen_dataset_that_others_could_move_is_refused_unless_what_holds_it
     assert FreeBSDPlatform(place.shim.kernel).check(place.plan) == []
     live = Uncovered(str(theirs), "tmpfs", "none", "tank", live=True)
     place.plan = replace(place.plan, uncovered=(live,))
-    with pytest.raises(KopiatomicError, match="that is in a live tree"):
+    with pytest.raises(KopiatomicError, match="which is in a live tree"):
         FreeBSDPlatform(place.shim.kernel).check(place.plan)
 
 

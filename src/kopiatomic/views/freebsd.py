@@ -89,6 +89,8 @@ class FreeBSDView:
         """By place."""
         self._prints: dict[str, _Print] = {}
         """By mount point."""
+        self._live: set[str] = set()
+        """The points at which something live is seen."""
 
     def top(self) -> str:
         """The path of the view's top directory."""
@@ -164,6 +166,7 @@ class FreeBSDView:
             except OSError as error:
                 raise _mount_failed(f"{_what(step)} cannot be shown at {printable(planned.point)}", error) from None
             self._mounted[step.place] = planned
+            (self._live.add if step.fstype == LIVE else self._live.discard)(planned.point)
             return None
         missing = Missing(step.dataset, step.place, reason)
         if step.named:
@@ -241,8 +244,7 @@ class FreeBSDView:
         return prints
 
     def _print(self, point: str, seen: dict[str, Mount]) -> _Print | None:
-        live = any(p.point == point and p.step.fstype == LIVE for p in self._mounted.values())
-        return _print_of_live(point, seen) if live else _print(point, seen)
+        return _print_of_live(point, seen) if point in self._live else _print(point, seen)
 
     def remove(self, timeout: float = mount_leftovers.BUSY_TIMEOUT) -> list[str]:
         """Take all mounts away; wait so long (seconds) for who uses them. Returns what is left, in words.
@@ -286,27 +288,31 @@ def joined(root: str, place: str) -> str:
 
 def require_safe(root: str) -> None:
     """Refuse a mount root that somebody else could move or replace by a link: mounting goes by its path."""
-    directory = movable_above(root)
-    if directory is not None:
+    why = unsafe(root)
+    if why is not None:
         raise KopiatomicError(
-            f"the mount root {printable(root)} cannot be used: others than root may write to {printable(directory)}",
+            f"the mount root {printable(root)} cannot be used: {why}",
             kind="mount-root",
             hint="Choose another with --mount-root, all of whose parent directories are root's, such as /kopia.",
         )
 
 
-def movable_above(path: str, frozen: Collection[str] = ()) -> str | None:
-    """A directory above an absolute path in which others than root may move what leads there, or which is a link.
+def unsafe(path: str, frozen: Collection[str] = ()) -> str | None:
+    """Why a path may lead elsewhere by the time that something is mounted there; None where only root could do that.
 
-    From one that is ``frozen`` on upwards nothing can be moved. Raises OSError.
+    From a directory that is ``frozen`` on upwards nothing can be moved.
     """
     for directory in parents(path):
         if directory in frozen:
             break
-        status = os.lstat(directory)
-        writable = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
-        if status.st_uid != 0 or writable or not stat.S_ISDIR(status.st_mode):
-            return directory
+        try:
+            status = os.lstat(directory)
+        except OSError as error:
+            return f"{printable(directory)}: {error.strerror}"
+        if stat.S_ISLNK(status.st_mode):
+            return f"{printable(directory)} is a link"
+        if status.st_uid != 0 or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
+            return f"others than root may write to {printable(directory)}"
     return None
 
 

@@ -20,7 +20,7 @@ from kopiatomic.system.freebsd_mounting import Options
 from kopiatomic.system.mountinfo import parents, visible
 from kopiatomic.text import printable
 from kopiatomic.views import LIVE, SCAFFOLD, Step
-from kopiatomic.views.freebsd import FreeBSDView, Planned, directories, frozen, joined, movable_above
+from kopiatomic.views.freebsd import FreeBSDView, Planned, directories, frozen, joined, unsafe
 
 _FRESH = frozenset(["devfs", "fdescfs", "linprocfs", "linsysfs", "procfs"])
 """What the kernel makes is mounted anew: it shows the same as the live one (devfs(5), fdescfs(5), procfs(5))."""
@@ -63,11 +63,10 @@ class InPlaceView(FreeBSDView):
     def require(self) -> None:
         """Look at what has to stay writable, and at what is mounted now."""
         for path in self._plan.writable:
-            directory = movable_above(path)
-            if directory is not None:
+            why = unsafe(path)
+            if why is not None:
                 raise KopiatomicError(
-                    f"the directory {printable(path)}, which has to be writable, cannot be shown: others than root may write "
-                    f"to {printable(directory)}",
+                    f"the directory {printable(path)}, which has to be writable, cannot be shown: {why}",
                     kind="live",
                     hint="Have it in directories that are root's, or use --layout merged.",
                 )
@@ -88,7 +87,9 @@ class InPlaceView(FreeBSDView):
         if planned.fstype == "devfs" and freebsd.number(self._kernel, "security.jail.jailed"):
             return ()
         if planned.step.fstype == LIVE and planned.fstype == "nullfs":
-            flags = next(self._options[p] for p in (planned.source, *parents(planned.source)) if p in self._options)
+            # In a jail whose root is no mount that one is not in the table.
+            above = (planned.source, *parents(planned.source))
+            flags = next((self._options[place] for place in above if place in self._options), ())
             return tuple((flag, "") for flag in _KEPT if flag in flags)
         return planned.options
 
@@ -98,41 +99,35 @@ class InPlaceView(FreeBSDView):
         if step.fstype == LIVE and planned.fstype == "nullfs":
             if step.source and step.place not in self._options:
                 return "it is not mounted any more"
-            try:
-                directory = movable_above(step.place)
-            except OSError as error:
-                return f"{printable(str(error.filename))}: {error.strerror}"
-            if directory is not None:
-                return f"others than root may write to {printable(directory)}"
+            why = unsafe(step.place)
+            if why is not None:
+                return why
         return super().obstacle(planned)
 
 
 def refuse(plan: Plan) -> list[str]:
     """Refuse, before anything is made, what has no safe place in the view; returns what the user should know.
 
-    Mounting goes by paths: in a live tree somebody could move a directory and put a link in its place. Raises KopiatomicError,
-    OSError.
+    Mounting goes by paths: in a live tree somebody could move a directory and put a link in its place. Raises KopiatomicError.
     """
     places = {place for taken in plan.taken for place in taken.places}
     live = {u.point for u in plan.uncovered if u.live}
     for taken in plan.taken:
         for place in taken.places:
             above = next((d for d in parents(place) if d in places or d in live), "")
-            directory = None if above in places else movable_above(place, places)
-            if directory is not None:
+            why = None if above in places else unsafe(place, places)
+            if why is not None:
                 raise KopiatomicError(
-                    f"{printable(taken.dataset.name)} cannot be shown at {printable(place)}: that is in a live tree, and others "
-                    f"than root may write to {printable(directory)}",
+                    f"{printable(taken.dataset.name)} cannot be shown at {printable(place)}, which is in a live tree: {why}",
                     kind="place-not-safe",
                     hint="Back up what holds it as well (-r of a dataset above it), or use --layout merged.",
                 )
     warnings = []
     for mount in plan.beside:
-        directory = movable_above(mount.point) if _is_shown(mount) and mount.fstype not in _FRESH else None
-        if directory is not None:
+        why = unsafe(mount.point) if _is_shown(mount) and mount.fstype not in _FRESH else None
+        if why is not None:
             warnings.append(
-                f"{printable(mount.point)} ({printable(mount.fstype)}) is not there for what reads the view: others than root "
-                f"may write to {printable(directory)}"
+                f"{printable(mount.point)} ({printable(mount.fstype)}) is not there for what reads the view: {why}"
             )
     return warnings
 
