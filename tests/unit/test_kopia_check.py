@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import engines
+from kopiatomic import engines, locks
 from kopiatomic.engines import kopia_location, program
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Plan
+from kopiatomic.model import Layout, Plan
 
 from .kopia_fixtures import PASSWORD, Bench, taken
 
@@ -327,6 +327,20 @@ def test_a_repository_in_the_selection_that_a_or_r_brought_in_is_an_error(bench:
 
 def test_a_repository_on_another_filesystem_is_no_concern(bench: Bench) -> None:
     plan = bench.plan(taken("/proc", mountpoint="/proc", named=False), taken("/sys", mountpoint="/sys", named=False))
+    assert bench.engine().check(plan) == []
+
+
+def test_where_the_views_lie_in_a_source_a_policy_has_to_heed_what_keeps_them_out(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan("/srv/run/kopiatomic/view-x", (taken("/srv"),), layout=Layout.IN_PLACE)
+    bench.kopia("policy", "set", "/srv/run", "--add-dot-ignore=.other")
+    assert bench.engine().check(plan) == []
+    monkeypatch.setattr(locks, "DIRECTORY", "/srv/run/kopiatomic")
+    error = error_of(bench, plan=plan)
+    assert error.kind == "ignore-rules"
+    assert "in /srv/run/kopiatomic, which would be in the backup of /srv" in error.message
+    bench.kopia("policy", "set", "/srv/run", "--add-dot-ignore=.kopiaignore")
     assert bench.engine().check(plan) == []
 
 

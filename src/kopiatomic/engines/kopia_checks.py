@@ -11,6 +11,7 @@ from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_options import Options
 from kopiatomic.engines.kopia_output import parse_manifest
 from kopiatomic.engines.kopia_policy import Policies, Source
+from kopiatomic.engines.listing import views_in
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan, Taken
 from kopiatomic.paths import below
@@ -142,8 +143,8 @@ def check_in_place(
         )
     warnings = []
     for path, policies in by_source.items():
-        if path == "/":
-            _check_ignore_files(policies, client)
+        for place in (*(("/dev", "/run") if path == "/" else ()), *views_in([path])):
+            _check_ignore_files(path, place, policies, client)
         for key in ("intervalSeconds", "timeOfDay", "cron"):
             setting = policies.at_root("scheduling", key)
             if setting.value and not policies.at_root("scheduling", "manual").value:
@@ -164,18 +165,17 @@ def check_in_place(
     return warnings + _histories_below(plan, documents) + hidden.warnings("kopia", plan, held)
 
 
-def _check_ignore_files(policies: Policies, client: Client) -> None:
-    """/dev and /run are kept out of a backup of / by files that kopia heeds unless a policy says otherwise."""
-    for place in ("/dev", "/run"):
-        setting = policies.at(place, "files", "ignoreDotFiles")
-        if setting.value is not None and ".kopiaignore" not in setting.value:
-            mend = client.hint_command("policy", "set", str(setting.target), "--add-dot-ignore=.kopiaignore")
-            raise KopiatomicError(
-                f"kopia's policy {_target(setting.target)} does not heed .kopiaignore in {place}, which would be in the backup "
-                "of /",
-                kind="ignore-rules",
-                hint=f"Add it: {mend}",
-            )
+def _check_ignore_files(source: str, place: str, policies: Policies, client: Client) -> None:
+    """What is of the system is kept out of a backup by files that kopia heeds unless a policy says otherwise."""
+    setting = policies.at(place, "files", "ignoreDotFiles")
+    if setting.value is not None and ".kopiaignore" not in setting.value:
+        mend = client.hint_command("policy", "set", str(setting.target), "--add-dot-ignore=.kopiaignore")
+        raise KopiatomicError(
+            f"kopia's policy {_target(setting.target)} does not heed .kopiaignore in {place}, which would be in the backup "
+            f"of {printable(source)}",
+            kind="ignore-rules",
+            hint=f"Add it: {mend}",
+        )
 
 
 def _histories_below(plan: Plan, documents: Sequence[Mapping[str, Any]]) -> list[str]:

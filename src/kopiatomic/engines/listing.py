@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kopiatomic import locks
@@ -100,11 +100,16 @@ def left_out(plan: Plan) -> list[str]:
     if plan.layout is not Layout.IN_PLACE:
         return []
     system = SYSTEM if "/" in plan.sources else ()
-    # On FreeBSD the views' own directory, in which the engine has a place for temporary files, is in no other of these.
-    views = locks.DIRECTORY
-    seen = any(is_at_or_below(views, source) for source in plan.sources)
-    hidden = any(is_at_or_below(views, directory) for directory in system)
-    return sorted({*plan.writable, *system, *([views] if seen and not hidden else ())})
+    return sorted({*plan.writable, *system, *views_in(plan.sources)})
+
+
+def views_in(sources: Sequence[str]) -> list[str]:
+    """The directory of the runs' views, where that lies in a source and in no directory of the system's (FreeBSD).
+
+    An engine has a place for temporary files in it.
+    """
+    seen = any(is_at_or_below(locks.DIRECTORY, source) for source in sources)
+    return [locks.DIRECTORY] if seen and not any(is_at_or_below(locks.DIRECTORY, top) for top in SYSTEM) else []
 
 
 def pattern(directory: str) -> str:

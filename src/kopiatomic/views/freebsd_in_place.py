@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from kopiatomic import locks
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import SCRATCH, Intent, Plan, Uncovered
-from kopiatomic.paths import is_at_or_below, tree_order
+from kopiatomic.paths import below, is_at_or_below, tree_order
 from kopiatomic.system import freebsd, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.freebsd_mounting import Options
@@ -195,12 +195,8 @@ def _live(plan: Plan) -> Iterator[Step]:
 
 def _is_shown(mount: Uncovered) -> bool:
     """Neither a mount that a look makes (also ``.zfs/snapshot``), nor one of any run's: a nullfs would keep it busy."""
-    runs = locks.DIRECTORY
-    return mount.fstype not in _NEVER and not (
-        (mount.fstype == "zfs" and "@" in mount.source)
-        or is_at_or_below(mount.source, runs)
-        or is_at_or_below(mount.point, runs)
-    )
+    by_a_look = mount.fstype in _NEVER or (mount.fstype == "zfs" and "@" in mount.source)
+    return not (by_a_look or below(mount.source, locks.DIRECTORY) or below(mount.point, locks.DIRECTORY))
 
 
 def _is_root_frozen(plan: Plan) -> bool:
