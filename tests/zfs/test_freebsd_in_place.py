@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from kopiatomic import locks
-from tests.support.filesystems import Pool
+from tests.support import system_tree
+from tests.support.filesystems import Pool, imported_pool
 from tests.support.programs import SLOWNESS, Kopia, command
 from tests.zfs.freebsd_runs import FreeBSDRunner, running, until_nobody_lives
 from tests.zfs.runs import Runner
@@ -173,6 +175,58 @@ def test_no_tar_that_exec_makes_is_torn(run: Runner, pool: Pool, tmp_path: Path)
                 members = [made.extractfile(file) for file in files]
                 assert is_whole([int(member.read()) for member in members if member is not None])
     assert left(run, pool) == []
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[Pool]:
+    with imported_pool(tmp_path / "pool", size=1 << 30) as pool:
+        yield pool
+
+
+def test_a_whole_system_with_its_root_frozen(on: FreeBSDRunner, roomy: Pool, tmp_path: Path) -> None:
+    """Its own kopia backs it up to a disk that is mounted in it; then a command looks around."""
+    top = tmp_path / "system"
+    top.mkdir()
+    root, home = roomy.dataset("root", mountpoint="legacy"), roomy.dataset("root/home", mountpoint="legacy")
+    command("mount", "-t", "zfs", root, top)
+    try:
+        system = system_tree.make(top)
+        command("mount", "-t", "zfs", home, top / "home")
+        command("mount", "-t", "tmpfs", "none", top / "mnt")
+        (top / "home" / "file").write_text("home")
+        # What the shim keeps in mind.
+        (top / str(on.folder).lstrip("/")).mkdir(parents=True)
+        (top / "mnt" / "repository").mkdir()
+        environment = {"KOPIA_PASSWORD": "x", "HOME": "/root", "PATH": "/usr/local/bin:/usr/sbin:/usr/bin"}
+        ended = system.run(
+            "/usr/local/bin/kopia", "repository", "create", "filesystem", "--path=/mnt/repository", env=environment
+        )
+        assert ended.returncode == 0, ended
+
+        def enter() -> None:
+            system_tree._enter(str(top))
+            sys.path.insert(0, system_tree.SITE)
+
+        asked = ("--no-maintenance", "--layout", "in-place", "--only-frozen", "-r", root)
+        ended, document = on.json(*asked, env=environment, before=enter)
+        assert ended.returncode == 0, ended
+        assert (document["sources"], document["atomic"]) == (["/"], True)
+        restore = ("snapshot", "restore", document["engine"]["snapshot_id"], "/mnt/restored")
+        ended = system.run("/usr/local/bin/kopia", *restore, env=environment)
+        assert ended.returncode == 0, ended
+        restored = top / "mnt" / "restored"
+        for name in ("proc", "sys", "dev", "mnt"):
+            assert list((restored / name).iterdir()) == [], name
+        assert (restored / "home" / "file").read_text() == "home"
+        lines = (
+            "cat /home/file; echo; touch /etc/x 2> /dev/null || echo frozen; ls -d /dev/tty; ls -d /proc/self; ls /mnt"
+        )
+        ended = on("exec", "-r", root, "--", "sh", "-c", lines, env=environment, before=enter)
+        assert ended.returncode == 0, ended
+        assert ended.stdout.splitlines() == ["home", "frozen", "/dev/tty", "/proc/self", "repository", "restored"]
+    finally:
+        command("umount", "--recursive", top)
+    assert on.left(roomy) == []
 
 
 # How it ends
