@@ -31,6 +31,7 @@ __all__ = [
     "test_a_killed_process_leaves_nothing",
     "test_all_killed_leave_what_the_next_run_clears",
     "test_no_set_is_torn",
+    "test_in_place_true_paths_are_frozen_and_all_else_goes_on",
     "test_nobody_can_destroy_a_snapshot_that_is_backed_up",
     "test_sigterm_ends_it",
     "test_the_main_job",
@@ -41,6 +42,9 @@ ROOT = Path("/kopia-test")
 COUNTERS = [f"data{number}" for number in range(4)]
 RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", "20" if sys.platform.startswith("freebsd") else "3"))
 WITHIN_S = 5 * SLOWNESS
+
+IN_PLACE = ("--layout", "in-place")
+LAYOUTS = pytest.mark.parametrize("layout", [(), IN_PLACE], ids=["merged", "in-place"])
 
 WRITER = """
 import os, sys
@@ -96,11 +100,11 @@ class Runs:
         return command(*self.argv, "recover", *args, env=self.environment(), check=False, timeout=120)
 
     @contextmanager
-    def waiting(self, *datasets: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    def waiting(self, *more: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
         """A run whose engine waits for a file, and has left a process in another session; and that file."""
         ready, go, script = self.folder / "ready", self.folder / "go", self.folder / "waiter.py"
         script.write_text(WAITER)
-        words = self.words("-c", f"{sys.executable} -SI {script} {ready} {go}", *datasets)
+        words = self.words("-c", f"{sys.executable} -SI {script} {ready} {go}", *more)
         with subprocess.Popen(
             words, env=self.environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         ) as running:
@@ -219,17 +223,35 @@ def test_sigterm_ends_it(run: Runs, tank: Pool) -> None:
     assert run.left() == []
 
 
+def test_in_place_true_paths_are_frozen_and_all_else_goes_on(run: Runs, tank: Pool, tmp_path: Path) -> None:
+    home, said, live = tank.path("home"), tmp_path / "said", tmp_path / "live"
+    lines = (
+        f"cat {home}/file; echo; touch {home}/new 2>/dev/null || echo frozen; echo x > {live}; echo x > /dev/null; pwd"
+    )
+    (tmp_path / "script").write_text(f"exec > {said}\n{lines}\n")
+    ended = run(*IN_PLACE, "-c", f"sh {tmp_path / 'script'}", f"{tank.name}/home", "-r")
+    assert ended.returncode == 0, ended
+    assert said.read_text().splitlines() == ["of home", "frozen", os.getcwd()]
+    assert live.read_text() == "x\n"
+    words = ("exec", "-r", f"{tank.name}/home", "--", "sh", "-c", f"cat {home}/src/file")
+    ended = command(*run.argv, *words, env=run.environment(), check=False, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "of home/src"), ended
+    assert run.left() == []
+
+
+@LAYOUTS
 @pytest.mark.parametrize("victim", ["main", "keeper", "launcher", "engine"])
-def test_a_killed_process_leaves_nothing(victim: str, run: Runs, tank: Pool) -> None:
-    with run.waiting(f"{tank.name}/home", f"{tank.name}/home/src") as (running, _):
+def test_a_killed_process_leaves_nothing(victim: str, layout: tuple[str, ...], run: Runs, tank: Pool) -> None:
+    with run.waiting(*layout, f"{tank.name}/home", f"{tank.name}/home/src") as (running, _):
         os.kill(family(running.pid)[victim], signal.SIGKILL)
         status = running.wait(60 * SLOWNESS)
         gone(run, but="run-" if victim == "main" else None)
     assert status == (-signal.SIGKILL if victim == "main" else 1)
 
 
-def test_all_killed_leave_what_the_next_run_clears(run: Runs, tank: Pool) -> None:
-    with run.waiting(f"{tank.name}/home", f"{tank.name}/home/src") as (running, _):
+@LAYOUTS
+def test_all_killed_leave_what_the_next_run_clears(layout: tuple[str, ...], run: Runs, tank: Pool) -> None:
+    with run.waiting(*layout, f"{tank.name}/home", f"{tank.name}/home/src") as (running, _):
         pids = family(running.pid)
         for signum in (signal.SIGSTOP, signal.SIGKILL):
             for pid in pids.values():
