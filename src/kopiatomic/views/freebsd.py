@@ -28,7 +28,18 @@ from kopiatomic.system.freebsd_mounting import Options
 from kopiatomic.system.freebsd_paths import open_beneath
 from kopiatomic.system.mountinfo import Mount, parents, visible
 from kopiatomic.text import printable
-from kopiatomic.views import LIVE, OURS, SCAFFOLD, Missing, Step, View, freebsd_host, holds_something, named_and_missing
+from kopiatomic.views import (
+    LIVE,
+    OURS,
+    SCAFFOLD,
+    Missing,
+    Step,
+    View,
+    freebsd_host,
+    holds_something,
+    missing_text,
+    named_and_missing,
+)
 
 _SECOND_LOOK = 0.3
 """Seconds until a mount that was not seen is looked for again: MNT_NOWAIT leaves out what somebody tries to unmount, also
@@ -170,7 +181,7 @@ class FreeBSDView:
             return None
         missing = Missing(step.dataset, step.place, reason)
         if step.named:
-            raise named_and_missing(missing)
+            raise _nowhere(missing) if step.fstype in OURS else named_and_missing(missing)
         return missing
 
     def options(self, planned: Planned) -> Options:
@@ -369,6 +380,16 @@ def _what(step: Step) -> str:
     if step.fstype == LIVE:
         return f"the live {printable(step.place)}"
     return f"the snapshot of {printable(step.dataset)}"
+
+
+def _nowhere(missing: Missing) -> KopiatomicError:
+    """What is nobody's dataset, and without which the view is none."""
+    return KopiatomicError(
+        missing_text(missing),
+        kind="place-missing",
+        hint="That directory was not there at the instant of the snapshot, or cannot be used: see to it, and run again; or use "
+        "--layout merged.",
+    )
 
 
 def _snapshot_failed(step: Step, error: OSError) -> KopiatomicError:
