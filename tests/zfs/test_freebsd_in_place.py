@@ -66,6 +66,9 @@ def waiting(tmp_path: Path) -> tuple[str, Path]:
 
 IN_PLACE = ("--layout", "in-place", "-r")
 
+STEP = 1 if os.environ.get("KOPIATOMIC_TEST_SWEEP") == "whole" else 5
+"""Kills are before each mount of this number: a run takes seconds here, and a view in place has dozens of mounts."""
+
 
 def left(run: Runner, pool: Pool) -> list[str]:
     return [*run.left(pool), *map(str, Path(locks.DIRECTORY).glob("view-*"))]
@@ -264,7 +267,7 @@ def test_a_killed_process_leaves_nothing(
 @pytest.mark.parametrize("alone", [False, True], ids=["all", "launcher"])
 def test_killed_before_any_mount(alone: bool, on: FreeBSDRunner, pool: Pool, home: str) -> None:
     """How many there are is the machine's: as many as it has mounts, and those that are frozen."""
-    for at in count():
+    for at in count(step=STEP):
         ended = on(*IN_PLACE, "-c", "true", home, killed_at_mount=at, alone=alone)
         until_nobody_lives(on)
         if ended.returncode == 0:
@@ -281,7 +284,7 @@ def test_killed_before_any_mount(alone: bool, on: FreeBSDRunner, pool: Pool, hom
 
 @pytest.mark.parametrize("alone", [False, True], ids=["all", "launcher"])
 def test_killed_before_any_unmount(alone: bool, on: FreeBSDRunner, pool: Pool, home: str) -> None:
-    for at in count():
+    for at in count(step=STEP):
         (on.folder / "killed").unlink(missing_ok=True)
         ended = on(*IN_PLACE, "-c", "true", home, killed_at_unmount=at, alone=alone)
         until_nobody_lives(on)
