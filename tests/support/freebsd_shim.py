@@ -46,6 +46,7 @@ REAPER_PIDINFO = struct.Struct("=iiI60x")
 KEVENT = struct.Struct("NhHIqP32x")
 
 _FLAGS = {"ro": linux.MS_RDONLY, "nosuid": linux.MS_NOSUID, "noexec": linux.MS_NOEXEC}
+_MS_PRIVATE = 1 << 18
 
 KSTAT = Path("/proc/spl/kstat/zfs")
 
@@ -394,13 +395,20 @@ class Shim:
 def _bind(source: str, point: str, flags: int) -> None:
     """A directory of one mount, with flags of its own: what is mounted in it is not shown."""
     linux.mount(source, point, None, linux.MS_BIND)
+    _nobody_elses(point)
     linux.mount("none", point, None, linux.MS_BIND | linux.MS_REMOUNT | flags)
+
+
+def _nobody_elses(point: str) -> None:
+    """What is mounted in it shall not appear in what it shows as well: FreeBSD has no propagation."""
+    linux.mount("none", point, None, _MS_PRIVATE)
 
 
 def _devfs(point: str, ruleset: str | None) -> None:
     """devfs_mount: all devices, or those that a ruleset leaves; nothing can be made in it."""
     if ruleset is None:
         linux.mount("/dev", point, None, linux.MS_BIND)
+        _nobody_elses(point)
         return
     assert ruleset.isdecimal()
     linux.mount("none", point, "tmpfs", linux.MS_NOSUID, "mode=0755")
@@ -461,7 +469,7 @@ def isolated(test: Callable[..., None]) -> Callable[..., None]:
                 os.setsid()
                 linux.die_with_parent(signal.SIGKILL)
                 linux.unshare(linux.CLONE_NEWNS)
-                linux.mount("none", "/", None, linux.MS_REC | 1 << 18)
+                linux.mount("none", "/", None, linux.MS_REC | _MS_PRIVATE)
                 test(*arguments, **more)
                 problem = ""
             except BaseException:
