@@ -233,7 +233,7 @@ class Records:
 
     def intend(self, run_id: str, intents: Sequence[Intent], selection: str) -> None:
         """Put on record what a run is about to make, in one transaction; what it intended before is replaced."""
-        rows = [(run_id, i.kind, i.place, os.fsencode(i.name), os.fsencode(i.origin)) for i in intents]
+        rows = [_row(run_id, intent) for intent in intents]
         with self._transaction() as database:
             database.execute("DELETE FROM intent WHERE run = ?", (run_id,))
             database.executemany("INSERT INTO intent (run, kind, place, name, origin) VALUES (?, ?, ?, ?, ?)", rows)
@@ -241,7 +241,7 @@ class Records:
 
     def intend_also(self, run_id: str, intents: Sequence[Intent]) -> None:
         """Put on record what a run is about to make besides what is on record of it already; the same may come again."""
-        rows = [(run_id, i.kind, i.place, os.fsencode(i.name), os.fsencode(i.origin)) for i in intents]
+        rows = [_row(run_id, intent) for intent in intents]
         with self._transaction() as database:
             database.executemany(
                 "INSERT OR REPLACE INTO intent (run, kind, place, name, origin) VALUES (?, ?, ?, ?, ?)", rows
@@ -433,6 +433,12 @@ _SELECT = "SELECT id, version, command, root, started, ended, result, exit_code,
 def _run(row: tuple[Any, ...]) -> RunRecord:
     document = None if row[8] is None else json.loads(zlib.decompress(row[8]))
     return RunRecord(row[0], row[1], row[2], os.fsdecode(row[3]), row[4], row[5], row[6], row[7], document, row[9])
+
+
+def _row(run_id: str, intent: Intent) -> tuple[str, str, str, bytes, str | bytes]:
+    # Text where it can be: so it is for whichever version of the program reads it. Only a path may be no UTF-8.
+    origin = intent.origin if intent.origin.isascii() else os.fsencode(intent.origin)
+    return run_id, intent.kind, intent.place, os.fsencode(intent.name), origin
 
 
 def _packed(document: Mapping[str, Any]) -> bytes:

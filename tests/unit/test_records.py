@@ -157,8 +157,9 @@ def test_what_a_run_intends_besides_stands_beside_the_rest_and_may_come_again(st
     first, more = Intent("zfs", "tank", "tank@x"), Intent("mount", "nullfs", os.fsdecode(b"/caf\xe9"), "/s0")
     state.intend(RUN, [first], "s")
     state.intend_also(RUN, [more])
-    state.intend_also(RUN, [replace(more, origin="/s1")])
-    assert state.intents(RUN) == [replace(more, origin="/s1"), first]
+    again = replace(more, origin=os.fsdecode(b"/s\xe9"))
+    state.intend_also(RUN, [again])
+    assert state.intents(RUN) == [again, first]
     state.forget(RUN, [more])
     assert state.intents(RUN) == [first]
 
