@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+import kopiatomic
 from kopiatomic import locks
+from kopiatomic.system import linux
 from tests.support import system_tree
 from tests.support.filesystems import Pool, imported_pool
 from tests.support.programs import SLOWNESS, Kopia, command
@@ -201,14 +203,23 @@ def test_a_whole_system_with_its_root_frozen(on: FreeBSDRunner, roomy: Pool, tmp
         (top / str(on.folder).lstrip("/")).mkdir(parents=True)
         (top / "mnt" / "repository").mkdir()
         environment = {"KOPIA_PASSWORD": "x", "HOME": "/root", "PATH": "/usr/local/bin:/usr/sbin:/usr/bin"}
-        ended = system.run(
-            "/usr/local/bin/kopia", "repository", "create", "filesystem", "--path=/mnt/repository", env=environment
-        )
-        assert ended.returncode == 0, ended
+        for words in (
+            ("repository", "create", "filesystem", "--path=/mnt/repository"),
+            ("policy", "set", "/", "--add-ignore=/mnt/repository"),
+        ):
+            ended = system.run("/usr/local/bin/kopia", *words, env=environment)
+            assert ended.returncode == 0, ended
 
         def enter() -> None:
             system_tree._enter(str(top))
+            # As on FreeBSD, where the directory of locks lies in the root (hier(7)).
+            linux.detach("/run")
             sys.path.insert(0, system_tree.SITE)
+            # What is imported from now on is where the system has it.
+            before, now = str(Path(kopiatomic.__file__).parent), f"{system_tree.SITE}/kopiatomic"
+            for name, module in sys.modules.items():
+                if name.partition(".")[0] == "kopiatomic" and hasattr(module, "__path__"):
+                    module.__path__ = [path.replace(before, now) for path in module.__path__]
 
         asked = ("--no-maintenance", "--layout", "in-place", "--only-frozen", "-r", root)
         ended, document = on.json(*asked, env=environment, before=enter)

@@ -139,7 +139,7 @@ def filesystems(plan: Plan) -> set[str]:
 
 def _planned(root: str, base: str, aside: str, plan: Plan, steps: Sequence[Step]) -> list[Planned]:
     own = [*_own(base, plan)]
-    several = [*_live(plan), *own, *(step for step in steps if step.fstype != LIVE)]
+    several = [*_live(plan), *own, *_holders(base, plan), *(step for step in steps if step.fstype != LIVE)]
     ordered = sorted(several, key=lambda step: tree_order(step.place))
     planned: list[Planned] = []
     kinds: dict[str, str] = {}
@@ -165,7 +165,7 @@ def _kind_above(place: str, kinds: Mapping[str, str]) -> str | None:
 
 
 def _own(base: str, plan: Plan) -> Iterator[Step]:
-    """The directory of ours that an engine may write to, first, and what is needed so that it has a place."""
+    """The directory of ours that an engine may write to, first, and that of the runs' where that is needed."""
     runs = os.path.dirname(base)
     in_source = any(is_at_or_below(base, source) for source in plan.sources)
     covers = in_source and not plan.live_system
@@ -173,7 +173,12 @@ def _own(base: str, plan: Plan) -> Iterator[Step]:
     if in_source and plan.live_system:
         # In the snapshot it has no place; and a kopiatomic that is started in the view finds the locks of all runs.
         yield Step("the directory of locks", runs, LIVE, named=True)
-    hidden = {u.point for u in plan.uncovered if not u.live and is_at_or_below(base, u.point)}
+
+
+def _holders(base: str, plan: Plan) -> Iterator[Step]:
+    """Directories of ours for hidden mounts in which something has a place that is seen all the same."""
+    needed = (base, *plan.writable)
+    hidden = {u.point for u in plan.uncovered if not u.live and any(is_at_or_below(path, u.point) for path in needed)}
     yield from (Step("", point, SCAFFOLD) for point in hidden - {*plan.scaffolds})
 
 
