@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import select
 import signal
@@ -93,6 +94,9 @@ class Supervisor:
             orphaned=self._orphaned,
         )
         self._platform.adopt()
+        # What there is by now stays until the end: looked through no more, its pages stay shared with the children.
+        gc.freeze()
+        gc.enable()
         self._keeper_pid = os.fork()
         if self._keeper_pid == 0:
             try:

@@ -192,6 +192,13 @@ def test_help_needs_no_module_of_the_run(kopiatomic: Kopiatomic) -> None:
     assert command(sys.executable, "-c", code, env=kopiatomic.environment).stdout == "[]\n"
 
 
+def test_a_run_loads_nothing_of_another_system(kopiatomic: Kopiatomic) -> None:
+    code = "import sys, kopiatomic.run; from kopiatomic import platforms; platforms.here(); print(*sys.modules)"
+    loaded = command(sys.executable, "-c", code, env=kopiatomic.environment).stdout.split()
+    assert [name for name in loaded if "freebsd" in name] == []
+    assert "kopiatomic.platforms.linux" in loaded
+
+
 def redirected(kopiatomic: Kopiatomic, shell: str, *args: str) -> Completed:
     """Run the command below a shell that does something to its streams: ``"$@" >&-``."""
     return command("bash", "-c", shell, "bash", *Kopiatomic.argv(*args), env=kopiatomic.environment, check=False)

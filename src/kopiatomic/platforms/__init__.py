@@ -11,7 +11,6 @@ from typing import Protocol
 from kopiatomic.model import Intent, Plan
 from kopiatomic.snapshots import Leftovers
 from kopiatomic.system import host
-from kopiatomic.system.freebsd_host import FreeBSDHost
 from kopiatomic.views import Step, View
 
 Record = Callable[[Sequence[Intent]], None]
@@ -98,13 +97,17 @@ class Platform(Protocol):
 def on(system: host.Host) -> Platform:
     """The platform of a system."""
     # Each imports what only its own system has.
-    if isinstance(system, FreeBSDHost):
-        from kopiatomic.platforms.freebsd import FreeBSDPlatform  # noqa: PLC0415
+    from kopiatomic.system.linux_host import LinuxHost  # noqa: PLC0415
 
-        return FreeBSDPlatform(system.kernel)
-    from kopiatomic.platforms.linux import LinuxPlatform  # noqa: PLC0415
+    if isinstance(system, LinuxHost):
+        from kopiatomic.platforms.linux import LinuxPlatform  # noqa: PLC0415
 
-    return LinuxPlatform()
+        return LinuxPlatform()
+    from kopiatomic.platforms.freebsd import FreeBSDPlatform  # noqa: PLC0415
+    from kopiatomic.system.freebsd_host import FreeBSDHost  # noqa: PLC0415
+
+    assert isinstance(system, FreeBSDHost)
+    return FreeBSDPlatform(system.kernel)
 
 
 def here() -> Platform:
