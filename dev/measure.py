@@ -53,7 +53,7 @@ def main() -> None:
         make = many.zfs if options.filesystem == "zfs" else many.btrfs
         with make(folder, [1 + max(sizes)]) as made:
             # Side by side: not the one that the others lie in.
-            _, *datasets = made.groups[0]
+            _, *datasets = made.first(1 + max(sizes))[1]
             for size in sizes:
                 versions = {tree.name: partial(once, tree, datasets[:size], folder, Path(state)) for tree in trees}
                 times = timing.in_turns(versions, options.rounds, f"{options.filesystem}, {size} datasets")

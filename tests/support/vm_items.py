@@ -4,8 +4,9 @@ Where several VMs are asked for, each runs a share. The tests are collected here
 --lf work. They start when the session does and run beside the host's own tests; their reports are taken up in their turn.
 A test that hangs or breaks the VM fails, and the tests after it get a new VM.
 
+Those that are marked ``late`` have a VM of their own, which starts when the host's own tests are done and has their processor.
 Those that are marked ``core`` also run on another guest, if one is named: once more, under their name and the guest's, when
-the host's own tests are done.
+a processor is free after that.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ USES_ONE_THAT_IS_UP = os.environ.get("KOPIATOMIC_TEST_VM") == "up"
 VMS = 1 if USES_ONE_THAT_IS_UP else int(os.environ.get("KOPIATOMIC_TEST_VMS", "1"))
 """How many run side by side, each a share of the tests."""
 
+SIDE_BY_SIDE = max(VMS, os.cpu_count() or 1)
+"""How many there are at once when the host's own tests are done: each keeps a processor busy."""
+
 GUEST = os.environ.get("KOPIATOMIC_VM_SUITE", "bookworm")
 OTHER_GUEST = os.environ.get("KOPIATOMIC_TEST_OTHER_GUEST", "")
 """Where the core runs as well; empty for nowhere."""
@@ -43,6 +47,10 @@ TRACEBACK_AFTER_S = 300
 
 def runs_in_vm(item: pytest.Item) -> bool:
     return item.path.is_relative_to(VM_TESTS)
+
+
+def is_late(item: pytest.Item) -> bool:
+    return not USES_ONE_THAT_IS_UP and item.get_closest_marker("late") is not None
 
 
 class OnOtherGuest(pytest.Item):
@@ -146,6 +154,9 @@ class Share:
             self.run = VmRun(self.waiting, self.guest)
         return self.run
 
+    def is_running(self) -> bool:
+        return self.run is not None and self.run.process.poll() is None
+
     def end(self) -> str:
         run, self.run = self.run, None
         return "" if run is None else run.end()
@@ -160,7 +171,8 @@ class VmItems:
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items.sort(key=runs_in_vm)  # stable: theirs last, so that the host's run meanwhile
+        # Stable: theirs last, so that the host's run meanwhile.
+        items.sort(key=lambda item: (runs_in_vm(item), is_late(item)))
         if OTHER_GUEST:
             core = [item for item in items if runs_in_vm(item) and item.get_closest_marker("core")]
             for item in core:
@@ -169,16 +181,20 @@ class VmItems:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
-        nodeids = [item.nodeid for item in session.items if runs_in_vm(item) and not isinstance(item, OnOtherGuest)]
-        if nodeids and not session.config.option.collectonly and not session.testsfailed:
-            # Neighbours stay together: they share what is costly to make.
-            length = -(-len(nodeids) // VMS)
-            self.shares = [Share(GUEST, nodeids[first : first + length]) for first in range(0, len(nodeids), length)]
-            for share in self.shares:
-                share.start()
-            others = [item.test.nodeid for item in session.items if isinstance(item, OnOtherGuest)]
-            if others:
-                self.shares.append(Share(OTHER_GUEST, others))
+        if session.config.option.collectonly or session.testsfailed:
+            return
+        others = [item for item in session.items if isinstance(item, OnOtherGuest)]
+        here = [item for item in session.items if runs_in_vm(item) and item not in others]
+        nodeids = [item.nodeid for item in here if not is_late(item)]
+        # Neighbours stay together: they share what is costly to make.
+        length = -(-len(nodeids) // VMS) or 1
+        self.shares = [Share(GUEST, nodeids[first : first + length]) for first in range(0, len(nodeids), length)]
+        for share in self.shares:
+            share.start()
+        late = [item.nodeid for item in here if is_late(item)]
+        for guest, more in ((GUEST, late), (OTHER_GUEST, [item.test.nodeid for item in others])):
+            if more:
+                self.shares.append(Share(guest, more))
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Literal[True] | None:
@@ -194,9 +210,9 @@ class VmItems:
         if self.broken is not None:
             yield report_of(item, failed("call", f"not run: {self.broken}"))
             return
-        # The host's own tests are done by now: whatever waits for that may start.
+        # The host's own tests are done by now.
         for share in self.shares:
-            if share.waiting:
+            if share.waiting and share.run is None and sum(s.is_running() for s in self.shares) < SIDE_BY_SIDE:
                 share.start()
         if isinstance(item, OnOtherGuest):
             guest, nodeid = OTHER_GUEST, item.test.nodeid

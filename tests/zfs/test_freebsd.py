@@ -20,8 +20,11 @@ from tests.support.programs import SLOWNESS, Kopia
 from tests.support.programs import command as create
 from tests.zfs.freebsd_runs import FreeBSDRunner, running, until_nobody_lives
 from tests.zfs.runs import Run, Runner
+from tests.zfs.test_in_place import RUNS
 from tests.zfs.test_killed_runs import ENGINE, processes_of
-from tests.zfs.test_one_instant import DATASETS, READER, RUNS, is_whole, numbers_in, writing
+from tests.zfs.test_one_instant import DATASETS, READER, is_whole, numbers_in, writing
+
+pytestmark = pytest.mark.late
 
 MOUNTS = 6
 """Of a view of two datasets, one of them in the other: a tmpfs, two snapshots, the top, and two in it."""

@@ -22,9 +22,11 @@ from tests.support.filesystems import Pool, imported_pool
 from tests.support.programs import SLOWNESS, Kopia, command
 from tests.zfs.freebsd_runs import FreeBSDRunner, running, until_nobody_lives
 from tests.zfs.runs import Runner
-from tests.zfs.test_in_place import READER
+from tests.zfs.test_in_place import READER, RUNS
 from tests.zfs.test_killed_runs import ENGINE, processes_of
-from tests.zfs.test_one_instant import DATASETS, RUNS, is_whole, numbers_in, writing
+from tests.zfs.test_one_instant import DATASETS, is_whole, numbers_in, writing
+
+pytestmark = pytest.mark.late
 
 ALL = pytest.mark.parametrize("run", ["linux", "freebsd"], indirect=True)
 """The same assertions on both."""
