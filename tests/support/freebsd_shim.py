@@ -50,6 +50,16 @@ _MS_PRIVATE = 1 << 18
 
 KSTAT = Path("/proc/spl/kstat/zfs")
 
+JAIL = {
+    "security.jail.jailed": 1,
+    "security.jail.mount_allowed": 1,
+    "security.jail.mount_nullfs_allowed": 1,
+    "security.jail.mount_tmpfs_allowed": 1,
+    "security.jail.mount_zfs_allowed": 1,
+    "security.jail.enforce_statfs": 1,
+}
+"""The settings of a jail that may make a merged view."""
+
 
 def record(
     *,

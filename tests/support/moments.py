@@ -34,6 +34,16 @@ def state_of(pid: int) -> tuple[str, int]:
     return fields[0], int(fields[3])
 
 
+def ends(pid: int) -> bool:
+    """Whether a process that is not our child ends within five seconds; a zombie has ended."""
+    deadline = time.monotonic() + 5
+    while state_of(pid)[0] not in {"X", "Z"}:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
 def keeper_of(run: Running) -> int | None:
     """The keeper: the child of the main process that leads a session of its own and runs the same program.
 

@@ -19,7 +19,7 @@ from kopiatomic.system import freebsd_mounting, linux, spawn
 from kopiatomic.system.mountinfo import visible
 from kopiatomic.views import Missing, Step, freebsd_in_place
 from kopiatomic.views.freebsd_in_place import InPlaceView
-from tests.support.freebsd_shim import Shim, isolated
+from tests.support.freebsd_shim import JAIL, Shim, isolated
 from tests.support.repositories import Borg, Restic
 from tests.unit.freebsd_views import RUN, Ground
 
@@ -433,22 +433,14 @@ def test_what_has_to_be_writable_where_others_could_move_it_is_refused(small: Pl
     assert small.recorded() == set()
 
 
-JAIL = {
-    "security.jail.jailed": 1,
-    "security.jail.mount_allowed": 1,
-    "security.jail.mount_devfs_allowed": 1,
-    "security.jail.mount_nullfs_allowed": 1,
-    "security.jail.mount_tmpfs_allowed": 1,
-    "security.jail.mount_zfs_allowed": 1,
-    "security.jail.enforce_statfs": 1,
-}
+JAIL_IN_PLACE = {**JAIL, "security.jail.mount_devfs_allowed": 1}
 
 
 @isolated
 @pytest.mark.parametrize("fstype", ["devfs", "fdescfs", "procfs"])
 def test_a_jail_has_to_allow_what_is_mounted_anew(fstype: str, small: Place) -> None:
     small.beside(Uncovered("/x", fstype, fstype, "", live=True))
-    for name, value in {**JAIL, f"security.jail.mount_{fstype}_allowed": 0}.items():
+    for name, value in {**JAIL_IN_PLACE, f"security.jail.mount_{fstype}_allowed": 0}.items():
         small.shim.sysctls[name] = (value, 4)
     with pytest.raises(KopiatomicError, match=rf"it lacks allow\.mount\.{fstype}$"):
         FreeBSDPlatform(small.shim.kernel).check(small.plan)
@@ -456,7 +448,7 @@ def test_a_jail_has_to_allow_what_is_mounted_anew(fstype: str, small: Place) -> 
 
 @isolated
 def test_in_a_jail_the_devices_are_those_of_the_jail(whole: Place) -> None:
-    for name, value in JAIL.items():
+    for name, value in JAIL_IN_PLACE.items():
         whole.shim.sysctls[name] = (value, 4)
     whole.shim.jailed = True
     asked: list[dict[str, str]] = []

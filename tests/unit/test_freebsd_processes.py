@@ -11,22 +11,10 @@ import pytest
 
 from kopiatomic.system.freebsd_processes import ReaperKill, adopt_orphans, die_with_parent, end_descendants
 from tests.support.freebsd_shim import Shim, isolated
+from tests.support.moments import ends
 
 # sys/sys/procctl.h, struct procctl_reaper_kill: each field with its size in bytes, by hand.
 HEADER = {"rk_sig": 4, "rk_flags": 4, "rk_subtree": 4, "rk_killed": 4, "rk_fpid": 4, "rk_pad0": 60}
-
-
-def ends(pid: int) -> bool:
-    """Whether a process ends within five seconds."""
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.01)
-    return False
 
 
 def written(path: Path) -> str:

@@ -18,7 +18,7 @@ from kopiatomic.system import freebsd_mounting, linux
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.views import FILES, LIVE, SCAFFOLD, Missing, Step, freebsd
 from kopiatomic.views.freebsd_merged import MergedView
-from tests.support.freebsd_shim import isolated, mount_nullfs
+from tests.support.freebsd_shim import JAIL, isolated, mount_nullfs
 from tests.unit.freebsd_views import Ground
 
 pytestmark = [
@@ -246,16 +246,6 @@ def test_a_mount_root_that_something_is_mounted_in_is_refused(place: str, ground
     assert error.kind == "mount-root"
     assert str(ground.root / place) in error.message
     assert ground.shim.calls == []
-
-
-JAIL = {
-    "security.jail.jailed": 1,
-    "security.jail.mount_allowed": 1,
-    "security.jail.mount_nullfs_allowed": 1,
-    "security.jail.mount_tmpfs_allowed": 1,
-    "security.jail.mount_zfs_allowed": 1,
-    "security.jail.enforce_statfs": 1,
-}
 
 
 @isolated

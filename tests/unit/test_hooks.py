@@ -13,7 +13,7 @@ from kopiatomic import hooks
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.model import Dataset, Plan, Taken
 from kopiatomic.system import signals
-from tests.unit.test_process import ends
+from tests.support.moments import ends
 
 
 def run(line: str, timeout: float = 10, **told: str) -> None:

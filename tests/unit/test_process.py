@@ -14,19 +14,7 @@ import pytest
 from kopiatomic.errors import Interrupted
 from kopiatomic.system import process, signals
 from kopiatomic.system.process import TimeLimitError
-
-
-def ends(pid: int, within: float = 5) -> bool:
-    """Whether a process that is not our child ends; a zombie has ended."""
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.02)
-    return False
+from tests.support.moments import ends
 
 
 def test_output_status_and_arguments_come_back() -> None:

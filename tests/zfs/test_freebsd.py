@@ -16,6 +16,7 @@ import pytest
 
 from kopiatomic import locks
 from tests.support.filesystems import Pool
+from tests.support.freebsd_shim import JAIL
 from tests.support.programs import SLOWNESS, Kopia
 from tests.support.programs import command as create
 from tests.zfs.freebsd_runs import FreeBSDRunner, running, until_nobody_lives
@@ -371,16 +372,6 @@ def test_without_that_setting_nobody_can_pull_it_away(
 
 
 # What is refused
-
-
-JAIL = {
-    "security.jail.jailed": 1,
-    "security.jail.mount_allowed": 1,
-    "security.jail.mount_nullfs_allowed": 1,
-    "security.jail.mount_tmpfs_allowed": 1,
-    "security.jail.mount_zfs_allowed": 1,
-    "security.jail.enforce_statfs": 1,
-}
 
 
 def test_a_jail_that_may_mount_makes_a_backup(on: FreeBSDRunner, pool: Pool, names: tuple[str, str]) -> None:
