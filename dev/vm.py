@@ -125,14 +125,16 @@ def qemu_command(machine: Machine, images: Images, disks: list[Path]) -> list[st
         *(f"file={disk},format=raw,if=virtio,cache=unsafe" for disk in disks),
     ]
     command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
-    command += ["-machine", "q35", "-smp", "2", "-m", os.environ.get("KOPIATOMIC_VM_MEMORY_MIB", "3072")]
+    command += ["-machine", "q35", "-smp", os.environ.get("KOPIATOMIC_VM_CPUS", "2")]
+    command += ["-m", os.environ.get("KOPIATOMIC_VM_MEMORY_MIB", "3072")]
     # Few instructions beyond the base: the emulator is slower at the wide ones, and OpenZFS times all it finds.
     if accelerator == "tcg":
         command += ["-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem"]
     else:
         command += ["-accel", accelerator, "-cpu", "max"]
     command += ["-kernel", f"{images.boot}/vmlinux", "-initrd", f"{images.boot}/initrd.img"]
-    command += ["-append", KERNEL_ARGUMENTS, "-serial", f"file:{machine.console}"]
+    kernel_arguments = f"{KERNEL_ARGUMENTS} {os.environ.get('KOPIATOMIC_VM_KERNEL_ARGUMENTS', '')}"
+    command += ["-append", kernel_arguments, "-serial", f"file:{machine.console}"]
     for drive in drives:
         command += ["-drive", drive]
     command += ["-virtfs", f"local,path={machine.exchange},mount_tag=exchange,security_model=none"]

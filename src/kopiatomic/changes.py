@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Plan
 from kopiatomic.text import first_few, printable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Moved:
     """A dataset that appears at other places of the view than before."""
 
@@ -19,7 +20,7 @@ class Moved:
     now: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Changes:
     """A selection beside that of the run ``last``; None where none is on record, and then nothing is compared."""
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from typing import Any
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.system.mountinfo import Mount
 
 FORMAT = "kopiatomic-facts-1"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ZfsDataset:
     """A dataset as ``zfs list`` shows it: ``kind`` is "filesystem" or "volume"; "-" stands for what it does not have."""
 
@@ -36,7 +37,7 @@ class ZfsDataset:
         return self.canmount == "on" and self.mountpoint not in {"", "-", "none", "legacy"}
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Setting:
     """A user property of a dataset: its value, and ``source`` as ``zfs get`` tells it (``local``, ``inherited from tank``)."""
 
@@ -44,7 +45,7 @@ class Setting:
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class ZfsPool:
     """A line of ``zpool list``."""
 
@@ -58,7 +59,7 @@ class ZfsPool:
         return self.health == "SUSPENDED"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class BtrfsSubvolume:
     """A subvolume and the path it is seen at. ``above`` is the path of the one that it is nested in, if reached so."""
 
@@ -73,7 +74,7 @@ class BtrfsSubvolume:
     """Whether its path leads elsewhere: something is mounted over it, or somebody moves it all the time."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Facts:
     """All that :func:`kopiatomic.plan.select` needs to know."""
 

@@ -9,12 +9,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from kopiatomic import locks, plan, platforms, root_leftovers, roots, snapshots
 from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, unforeseen
 from kopiatomic.gather import gather
+from kopiatomic.immutable import immutable
 from kopiatomic.locks import Held
 from kopiatomic.masking import Secrets
 from kopiatomic.model import Plan, Progress, Sets
@@ -54,7 +54,7 @@ class Listener(Protocol):
         """How far the engine is."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Frozen:
     """What is there as long as the view is."""
 

@@ -13,13 +13,14 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from kopiatomic import zfs_listing
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.filesystems import LOCAL, may_hang
+from kopiatomic.immutable import immutable
 from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.snapshots.btrfs_folder import DIRECTORY as RUNS_DIRECTORY
 from kopiatomic.system import btrfs, host, linux, mountinfo, pools
@@ -206,7 +207,7 @@ def _top_of(path: str, mount: Mount) -> str:
     return path
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Wanted:
     """A subvolume to look at: the path it should be seen at; of a nested one its id, and where that stands."""
 

@@ -11,13 +11,13 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Protocol
 
 from kopiatomic import hooks, plan, roots
 from kopiatomic.engines.own import in_place
 from kopiatomic.errors import KopiatomicError, StartError
 from kopiatomic.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
+from kopiatomic.immutable import immutable
 from kopiatomic.launcher import Checked, Manner, Start, Started
 from kopiatomic.masking import Secrets
 from kopiatomic.model import Command, Layout, Plan, Progress, Sets
@@ -44,7 +44,7 @@ class Speaker(Listener, Protocol):
         """Say something to the user, however quiet it is to be."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Wanted:
     """What is to be run: ``argv``, or the user's shell where that is empty. ``user``: a name or number, or the caller."""
 

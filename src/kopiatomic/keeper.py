@@ -13,10 +13,11 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kopiatomic import launcher
 from kopiatomic.errors import KopiatomicError, unforeseen
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Plan, Sets
 from kopiatomic.platforms import Built, Platform, Record
 from kopiatomic.snapshots import Maker
@@ -25,36 +26,36 @@ from kopiatomic.system.channel import Channel, ClosedError, close_quietly
 from kopiatomic.views import steps_of
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Mount:
     """To the keeper: start the launcher."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Release:
     """To the keeper: the main process has closed its descriptor; let go of the snapshots."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Launched:
     """From the keeper: the launcher's process id, as the main process sees it."""
 
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class NamespaceGone:
     """From the keeper: no process of the launcher's is left, and no mount but what :class:`Released` will tell."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Released:
     """From the keeper, last: what is left in spite of everything, in words."""
 
     left: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Equipment:
     """What a keeper is forked with."""
 

@@ -16,6 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError, StartError
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Command, EngineEnd
 from kopiatomic.platforms import Built, Outside, Platform
 from kopiatomic.system import spawn
@@ -23,7 +24,7 @@ from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Manner:
     """How a program runs where that is not as an engine does."""
 
@@ -36,7 +37,7 @@ class Manner:
     """What asks it to end."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Start:
     """To the launcher: start the program."""
 
@@ -45,42 +46,42 @@ class Start:
     manner: Manner = Manner()
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Started:
     """From the launcher: the program runs; ``elsewhere`` says that it does so in ``/``, as its directory is not there."""
 
     elsewhere: bool
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Stop:
     """To the launcher: ask the program to end, or end everything in the namespace (SIGKILL)."""
 
     forcefully: bool
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Suspend:
     """To the launcher: stop the program with a signal, until it is resumed."""
 
     signum: signal.Signals
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Suspended:
     """From the launcher: a signal has stopped the program."""
 
     signum: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Resume:
     """To the launcher: let the program go on, ``foreground`` says whether in the foreground of its terminal."""
 
     foreground: bool
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Checked:
     """From the launcher, last: how the program ended, what is wrong with the mounts, how many processes it left running."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from kopiatomic.immutable import immutable
 from kopiatomic.paths import topmost
 
 UNMOUNTED = "/.unmounted"
@@ -27,7 +28,7 @@ class Layout(StrEnum):
     """Every dataset at its true path, in a namespace where all else is as it was."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Dataset:
     """A ZFS filesystem or volume, or a Btrfs subvolume: what is snapshotted as a unit.
 
@@ -46,7 +47,7 @@ class Dataset:
     volume: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Taken:
     """A dataset that the run takes, and the place in the view (absolute, below the view's root) where it appears.
 
@@ -95,7 +96,7 @@ class Verdict(StrEnum):
     DUPLICATE = "duplicate"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Judged:
     """A dataset that was named, implied or is close by, and what became of it. ``reason`` is a sentence without its stop."""
 
@@ -115,7 +116,7 @@ class Judged:
     """What the verdict was found from."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Uncovered:
     """A filesystem that is mounted in the tree of a taken dataset and is not in the backup. ``size`` in bytes, if known."""
 
@@ -130,7 +131,7 @@ class Uncovered:
     """Whether it is seen in the view all the same, as it is and not frozen (in place)."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Plan:
     """What a run takes and where it appears. ``taken`` is in mount order: parents before children.
 
@@ -183,7 +184,7 @@ class Plan:
         return tuple(judged for judged in self.judged if judged.verdict is not Verdict.TAKEN)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Snapshot:
     """One snapshot of a set. ``source`` is what is mounted: ``pool/ds@snap``, or the Btrfs subvolume's id."""
 
@@ -201,7 +202,7 @@ class Snapshot:
     """The state that this snapshot is of; nothing else has it. Empty: it cannot be told."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Intent:
     """Something that a run is about to make, or has made.
 
@@ -220,7 +221,7 @@ class Intent:
     transaction: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Leftover:
     """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot", "mount" or "directory".
 
@@ -239,7 +240,7 @@ class Leftover:
     origin: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Instant:
     """The clocks right before and right after the snapshot call: the instant lies between the two. Nanoseconds."""
 
@@ -249,7 +250,7 @@ class Instant:
     monotonic_after: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class SnapshotSet:
     """The snapshots of one pool or one Btrfs filesystem, with what proves or disproves their one instant."""
 
@@ -267,7 +268,7 @@ class SnapshotSet:
         return len({snapshot.transaction for snapshot in self.snapshots}) == 1
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Sets:
     """All the sets of a run."""
 
@@ -292,7 +293,7 @@ class Sets:
         return max(s.instant.monotonic_after for s in self.sets) - first
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Command:
     """What the launcher starts: an argv list, and what it needs in its environment besides ours."""
 
@@ -300,7 +301,7 @@ class Command:
     environment: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class EngineEnd:
     """How the engine ended: ``status`` as ``os.waitstatus_to_exitcode`` gives it (negative: died by that signal)."""
 
@@ -309,7 +310,7 @@ class EngineEnd:
     """Whether this run stopped it (signal, time limit)."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class FileProblem:
     """A file that the engine could not save."""
 
@@ -354,7 +355,7 @@ class EngineResult:
     """Whether an earlier snapshot stands for it and nothing was read."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Progress:
     """How far the engine is; None where it does not say. Sizes in bytes."""
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
 
 from kopiatomic import ownership
 from kopiatomic.errors import UsageError
 from kopiatomic.facts import Facts
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Layout
 from kopiatomic.request import Request
 from kopiatomic.text import printable
@@ -18,7 +18,7 @@ DEFAULT_DIRECTORY = "/var/lib/kopiatomic"
 """Where the state database is kept."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Options:
     """What the command line says. Times in seconds."""
 

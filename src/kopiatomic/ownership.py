@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from kopiatomic.immutable import immutable
 
 PREFIX = "kopiatomic_"
 """Every snapshot of ours is named this plus the run's id."""
@@ -29,7 +30,7 @@ _MACHINE_IDS = (Path("/etc/machine-id"), Path("/etc/hostid"))
 """machine-id(5); FreeBSD keeps its kern.hostuuid in the second (rc.d/hostid)."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Mark:
     """Who made a thing: a run, on a host. As text ``RUN@HOST``."""
 

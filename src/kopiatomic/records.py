@@ -17,11 +17,11 @@ import urllib.parse
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from kopiatomic import locks
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Intent, Sets
 from kopiatomic.text import printable
 
@@ -86,7 +86,7 @@ class NewerStateError(KopiatomicError):
     """The state database was written by a newer version: what it says of leftovers cannot be understood."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class RunRecord:
     """A run as it is on record. Times in seconds since the epoch. ``document`` is what ``--json`` shows of it."""
 
@@ -103,7 +103,7 @@ class RunRecord:
     """The schedule that it was one of; empty for a run by hand."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Standing:
     """A complete snapshot of a source, which stands for a new one as long as all of this is still so."""
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from kopiatomic import locks, platforms, root_leftovers, snapshots
 from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.locks import Held
 from kopiatomic.model import Intent, Leftover
 from kopiatomic.patience import Patience
@@ -51,7 +52,7 @@ class Cleared:
         return sum(1 for leftover in self.leftovers if leftover.problem) + len(self.problems)
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Result:
     leftovers: list[Leftover]
     problems: list[str]

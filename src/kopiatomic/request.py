@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Layout
 from kopiatomic.user_property import PROPERTY
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Request:
     """What the user asked for. ``suffix`` is what follows a dataset's name in its snapshot's (``@kopiatomic_...``)."""
 

@@ -9,12 +9,12 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from kopiatomic import engines, errors, locks, plan
 from kopiatomic.commands import result_of
 from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.immutable import immutable
 from kopiatomic.masking import Secrets
 from kopiatomic.options import Options, check_name, words
 from kopiatomic.output.console import Console
@@ -33,7 +33,7 @@ _CLEAN_UP = 240.0
 what ``recover`` finds (it gives a run's leftovers 180 s)."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Place:
     """Where schedules are installed, and what they start. ``top`` is from where on files have to be root's alone."""
 
@@ -43,7 +43,7 @@ class Place:
     top: str = "/"
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Wanted:
     """What ``schedule install`` was asked. ``words`` are those of the backup, ``options`` what they mean."""
 

@@ -138,7 +138,7 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
     "rename": lambda data: (data / "to rename").rename(data / "renamed"),
     "delete": lambda data: (data / "to delete").unlink(),
     "mkdir": lambda data: (data / "empty").mkdir(),
-    "rmdir": lambda data: (data / "empty").rmdir(),
+    "rmdir": lambda data: (data / "to remove").rmdir(),
     "hard link": lambda data: os.link(data / "file", data / "linked"),
     "reflink": reflink,
     "a new nested subvolume": lambda data: command("btrfs", "subvolume", "create", data / "folder" / "new"),
@@ -148,18 +148,33 @@ CHANGES: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def test_every_change_is_read(data: Path, skipping: Skipping) -> None:
-    (data / "nocow").touch()
-    command("chattr", "+C", data / "nocow")
-    (data / "nocow").write_bytes(b"x" * 8192)
-    for name in ("to rename", "to delete"):
-        (data / name).write_text(name)
-    assert skipping() == NEITHER
-    assert skipping() == BOTH
+def test_every_change_is_read(btrfs: Btrfs, in_place: InPlace, kopia: Kopia) -> None:
+    """In one run, each in a subvolume of its own with one nested in it."""
+    subvolumes = {change: btrfs.subvolume(change) for change in [*CHANGES, "nothing"]}
+    for subvolume in subvolumes.values():
+        for name in ("file", "other", "to rename", "to delete"):
+            (subvolume / name).write_text(name)
+        for name in ("folder", "to remove"):
+            (subvolume / name).mkdir()
+        (btrfs.subvolume(str(subvolume.relative_to(btrfs.mountpoint) / "nested")) / "file").write_text("nested")
+        (subvolume / "nocow").touch()
+        command("chattr", "+C", subvolume / "nocow")
+        (subvolume / "nocow").write_bytes(b"x" * 8192)
+
+    def skipped() -> set[str]:
+        words = ("--no-maintenance", "--skip-unchanged", "-r", *subvolumes.values())
+        ended, document = in_place(*words, env=kopia.environment)
+        assert ended.returncode == 0, ended
+        told = {Path(one["source"]).name: one["unchanged"] for one in document["engine"]["sources"]}
+        assert set(told) == set(subvolumes)
+        return {name for name, unchanged in told.items() if unchanged}
+
+    assert skipped() == set()
+    assert skipped() == set(subvolumes)
     for change, make in CHANGES.items():
-        make(data)
-        assert skipping() == HOME, change
-    assert skipping() == BOTH
+        make(subvolumes[change])
+    assert skipped() == {"nothing"}
+    assert skipped() == set(subvolumes)
 
 
 def test_a_snapshot_that_is_gone_does_not_stand(settled: Skipping, data: Path, kopia: Kopia) -> None:

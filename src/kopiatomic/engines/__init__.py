@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
 from kopiatomic.engines.own import Own
 from kopiatomic.errors import UsageError
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Sets
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.text import printable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Job:
     """What an engine is asked to back up."""
 
@@ -61,7 +62,7 @@ class Job:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Target:
     """Where an engine saves, and as whom, in words and without passwords; empty where it is not known."""
 

@@ -6,12 +6,12 @@ Both parsers (pflag, argparse) take ``--flag=value``, ``--flag value``, ``-fvalu
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from kopiatomic.errors import UsageError
+from kopiatomic.immutable import immutable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Syntax:
     """What has to be known of a program's flags."""
 
@@ -23,7 +23,7 @@ class Syntax:
     """Long names of those that would make the run something else, and what that would be."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Given:
     """A flag by its long name, its value (empty: none), and the words that it was; a word that is no flag has no name."""
 

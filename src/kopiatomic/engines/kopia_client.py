@@ -8,12 +8,12 @@ import pwd
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from kopiatomic.engines.kopia_options import Options
 from kopiatomic.engines.program import KEEP, Program, user
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.system import process
 from kopiatomic.text import ended, printable
 
@@ -29,7 +29,7 @@ CONFIG_NAME = "repository.config"
 _INSTALL = "Install kopia (https://kopia.io/docs/installation/), or set KOPIATOMIC_KOPIA to where it is."
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Config:
     """The configuration file that kopia will use, and how that was found out, in words."""
 

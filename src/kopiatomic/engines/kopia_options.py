@@ -7,10 +7,10 @@ with a dash as a word of its own, no abbreviations, and refuses a flag given twi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 
 from kopiatomic.errors import UsageError
+from kopiatomic.immutable import immutable
 
 _SECRETS = MappingProxyType(
     {
@@ -34,7 +34,7 @@ _REFUSED = MappingProxyType(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Options:
     """``-o``, taken apart. ``words`` are for the command line of ``snapshot create``, ``shared`` for all commands."""
 

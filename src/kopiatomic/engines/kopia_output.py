@@ -6,11 +6,11 @@ import json
 import re
 from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from kopiatomic.engines.kopia_client import error_lines
 from kopiatomic.engines.lines import Lines
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Progress
 
 KEEP_RESULT = 4 << 20
@@ -62,7 +62,7 @@ def _bytes(number: str, unit: str | None) -> int:
     return round(float(number) * _UNITS[unit or ""])
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Manifest:
     """A snapshot's manifest as far as it is needed here. ``summary`` and ``statistics`` are kopia's own objects."""
 

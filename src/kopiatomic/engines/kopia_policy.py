@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import os.path
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
+from kopiatomic.immutable import immutable
 from kopiatomic.paths import below, is_at_or_below
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Source:
     """What kopia calls a source, and the target of a policy: empty parts mean any."""
 
@@ -39,7 +39,7 @@ def parse_source(text: str, default: Source) -> Source:
     return Source(default.user, default.host, os.path.abspath(text))
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Setting:
     """The value of a setting and the policy that it comes from (None: nobody set it)."""
 

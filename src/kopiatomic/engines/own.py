@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Layout, Plan
 from kopiatomic.paths import below, is_at_or_below, topmost
 from kopiatomic.system import host
 from kopiatomic.text import printable
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Own:
     """A directory that an engine writes to; ``skipped`` says that no rule lets it be read as data."""
 

@@ -10,10 +10,11 @@ import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.immutable import immutable
 from kopiatomic.text import printable
 
 LATE = 3
@@ -25,7 +26,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}")
 _LINE = "# kopiatomic schedule: "
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Schedule:
     """One of them. Times in seconds."""
 
@@ -47,7 +48,7 @@ class Schedule:
     """How long a run may take to end, cleaning up included."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class File:
     """A file that a schedule needs, with its whole content."""
 
@@ -55,7 +56,7 @@ class File:
     content: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Calendar:
     """When a schedule starts. ``interval`` is the longest time (seconds) between two starts."""
 

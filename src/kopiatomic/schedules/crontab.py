@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import pairwise
 
 from kopiatomic.errors import UsageError
+from kopiatomic.immutable import immutable
 from kopiatomic.text import printable
 
 _SHORT = {
@@ -30,7 +30,7 @@ _YEARS = 8
 """How far is looked ahead: as long as February may be without a 29th."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Times:
     """When cron starts something; None where every value does."""
 

@@ -10,12 +10,12 @@ import os
 import re
 import stat
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 
 from kopiatomic.credentials import is_variable
 from kopiatomic.engines import BORG, KOPIA, RESTIC, kopia_options, program
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.immutable import immutable
 from kopiatomic.masking import credentials as passwords_in
 from kopiatomic.masking import is_secret
 from kopiatomic.options import Options, words
@@ -38,7 +38,7 @@ _FILE = re.compile(r"_(FILE|COMMAND|PATH|DIR)$")
 _KEY = re.compile(r"KEY|_SAS$")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Environment:
     """``left_out`` are the caller's variables that hold secrets: they are in no file of ours."""
 

@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from kopiatomic import errors
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.output.summary import duration
 from kopiatomic.records import RunRecord
 from kopiatomic.schedules import LATE, Schedule
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Standing:
     """What the record says of a schedule, whose runs are ``runs``, the newest first. Times in seconds since the epoch."""
 

@@ -11,10 +11,10 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from kopiatomic import ownership
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
 
@@ -85,7 +85,7 @@ def make(top_fd: int, run_id: str, where: str) -> int:
     raise failed(f"no directory for the snapshots of {where} can be made", OSError(errno.EBUSY, "busy"))
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Entry:
     """What a run's folder holds. ``position`` is its directory's name; ``subvolume`` None where the snapshot is not there."""
 

@@ -9,9 +9,9 @@ import shlex
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 
 from kopiatomic.errors import KopiatomicError, VanishedError
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Instant, Intent, Snapshot, SnapshotSet, Taken
 from kopiatomic.ownership import PREFIX, PROPERTY, TAG, mark
 from kopiatomic.snapshots import zfs_bookmarks, zfs_get
@@ -200,7 +200,7 @@ _REASONS = {
 _NUMBERS = ("guid", "createtxg", "userrefs")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Seen:
     """A snapshot as it is now. ``mark`` is our property's value if it is set on the snapshot itself, else empty."""
 

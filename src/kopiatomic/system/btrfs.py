@@ -11,8 +11,9 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
+
+from kopiatomic.immutable import immutable
 
 TOP_LEVEL = 5
 """The id of the subvolume that every Btrfs filesystem begins with."""
@@ -122,7 +123,7 @@ def _ioctl(fd: int, request: int, argument: ctypes.Structure | ctypes.c_uint64) 
         raise OSError(number, os.strerror(number))
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Subvolume:
     """What the kernel says of one subvolume, in numbers of transactions.
 

@@ -11,8 +11,9 @@ import os
 import sys
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, c_char_p, c_int, c_int64, c_long, c_size_t, c_uint, c_void_p
-from dataclasses import dataclass
 from functools import cache
+
+from kopiatomic.immutable import immutable
 
 PROTOTYPES = {
     "getfsstat": CFUNCTYPE(c_int, c_void_p, c_long, c_int, use_errno=True),
@@ -26,7 +27,7 @@ PROTOTYPES = {
 """As in getfsstat(2), mount(2), procctl(2) (``id_t`` has 64 bits: sys/sys/_types.h), sysctl(3) and kqueue(2)."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Kernel:
     """The calls. Each returns -1 where it failed, with the reason in ctypes' copy of errno."""
 

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from kopiatomic.immutable import immutable
 from kopiatomic.system import linux
 
 DEVICE = "/dev/fuse"
@@ -32,7 +33,7 @@ _FOR_EVER = 86400
 """How long (seconds) the kernel may remember names and attributes: nothing of it changes."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class File:
     """A file's size (bytes), and what reads ``length`` bytes from ``offset`` on; raises OSError."""
 

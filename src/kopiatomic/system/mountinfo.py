@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
+
+from kopiatomic.immutable import immutable
 
 SELF = "/proc/self/mountinfo"
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Mount:
     """One mount. Paths and names are decoded with ``os.fsdecode``. Fields as in proc_pid_mountinfo(5)."""
 

@@ -9,9 +9,10 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.system import signals
 from kopiatomic.text import ended, printable
 
@@ -22,7 +23,7 @@ _KILLED_TIMEOUT = 5.0
 """Seconds that a killed program has to end."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Finished:
     """A program that has ended. ``status`` is negative where a signal ended it."""
 
@@ -97,7 +98,7 @@ def run_together(
     return [Finished(one.argv, one.process.returncode, bytes(one.stdout), bytes(one.stderr)) for one in running]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Running:
     argv: Sequence[str]
     process: subprocess.Popen[bytes]

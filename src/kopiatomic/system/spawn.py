@@ -7,9 +7,9 @@ import os
 import signal
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import NoReturn
 
+from kopiatomic.immutable import immutable
 from kopiatomic.system import host
 
 _RESET = (
@@ -26,7 +26,7 @@ _RESET = (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class User:
     """Who a program runs as: numbers, and all groups. It has no capabilities, and no descriptor but 0, 1 and 2."""
 
@@ -35,7 +35,7 @@ class User:
     groups: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Setting:
     """How a program starts. Descriptors are those of this process; other ones it gets only if they are inheritable.
 

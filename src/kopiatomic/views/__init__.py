@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.model import UNMOUNTED, VOLUMES, Plan, Sets
 from kopiatomic.paths import tree_order
 from kopiatomic.text import printable
@@ -23,7 +23,7 @@ OURS = frozenset([SCAFFOLD, LIVE])
 """The kinds of steps that show nothing frozen."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class VolumeFile:
     """A volume's snapshot, and the file that it becomes: its place in the view, and its size (bytes)."""
 
@@ -33,7 +33,7 @@ class VolumeFile:
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Step:
     """One mount of the view: ``source`` (of a filesystem ``fstype``) at ``place`` below the view's root.
 
@@ -59,7 +59,7 @@ class Step:
     """Nanoseconds since the epoch: the time of ``files``."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Missing:
     """A dataset whose place does not exist in what lies above it in the view; an empty place is one that is not known."""
 
@@ -68,7 +68,7 @@ class Missing:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class View:
     """The view as it was assembled. Places are absolute, below the root."""
 

@@ -16,10 +16,10 @@ import shlex
 import stat
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 
 from kopiatomic import mount_leftovers
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Intent
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import freebsd_mounting, freebsd_mounts
@@ -46,7 +46,7 @@ _SECOND_LOOK = 0.3
 where that fails (getfsstat(2))."""
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class Planned:
     """A step, and how it is mounted: what (``source``) of which type, and where.
 
@@ -61,7 +61,7 @@ class Planned:
     options: Options = freebsd_mounting.READ_ONLY
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Print:
     """What tells one mount from any other: compared before and after the engine.
 

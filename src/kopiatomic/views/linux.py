@@ -11,10 +11,10 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Self
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
 from kopiatomic.views import FILES, LIVE, OURS, SCAFFOLD, Missing, Step, View, holds_something, named_and_missing
@@ -62,7 +62,7 @@ def not_permitted(what: str, error: OSError) -> KopiatomicError:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@immutable
 class _Print:
     """What tells one mount from any other: compared before and after the engine."""
 

@@ -1,0 +1,25 @@
+"""What the program's facts are kept in: frozen dataclasses that are quick to make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, dataclass_transform
+
+T = TypeVar("T")
+
+
+@dataclass_transform(frozen_default=True)
+def immutable(cls: type[T]) -> type[T]:
+    """Make a class a frozen dataclass with slots.
+
+    All of them share one ``__repr__``: a dataclass compiles its own, which takes half of the time that such a class is made in,
+    and all of them were a quarter of a start.
+    """
+    made = dataclass(frozen=True, slots=True, repr=False)(cls)
+    made.__repr__ = _shown  # type: ignore[method-assign]
+    return made
+
+
+def _shown(self: Any) -> str:
+    told = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self) if field.repr)
+    return f"{type(self).__qualname__}({', '.join(told)})"
