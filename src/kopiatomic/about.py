@@ -12,7 +12,7 @@ from pathlib import Path
 import kopiatomic
 from kopiatomic.engines.program import Program
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.system import process
+from kopiatomic.system import host, process
 from kopiatomic.text import ended, printable
 
 _LIMIT = 5.0
@@ -61,7 +61,7 @@ def _zfs() -> str:
         # Where the tools are missing or older than the module.
         loaded = Path("/sys/module/zfs/version").read_text(encoding="utf-8").strip()
     except OSError:
-        loaded = "" if sys.platform == "linux" else kernel
+        loaded = kernel if host.here().has_zfs() else ""
     return f"{user}; kernel: {loaded or 'not loaded'}"
 
 

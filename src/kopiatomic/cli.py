@@ -28,6 +28,7 @@ from kopiatomic.schedule_cli import schedule
 from kopiatomic.user_property import PROPERTY, is_user_property
 
 if TYPE_CHECKING:
+    from kopiatomic.errors import KopiatomicError
     from kopiatomic.output.console import Console
     from kopiatomic.report import Report
 
@@ -452,6 +453,8 @@ def main() -> None:
         cli.main(prog_name="kopiatomic", standalone_mode=False)
     except click.ClickException as error:
         _refuse(error.format_message())
+    except ImportError as error:
+        _lack(error)
     except OSError as error:
         # All that prints here is help, version and completion: a run has its own way with outputs.
         from kopiatomic.output.console import discard, write
@@ -466,13 +469,30 @@ def main() -> None:
 def _refuse(message: str) -> NoReturn:
     """End because the command line makes no sense."""
     from kopiatomic.errors import UsageError
+
+    _end(UsageError(message, kind="usage", hint="'kopiatomic -h' shows the options."))
+
+
+def _lack(error: ImportError) -> NoReturn:
+    """End because Python is not whole: FreeBSD, for one, has sqlite3 in a package of its own."""
+    from kopiatomic.errors import KopiatomicError
+
+    module = (error.name or "").partition(".")[0].lstrip("_")
+    package = f"py{sys.version_info.major}{sys.version_info.minor}-{module}"
+    lacking = KopiatomicError(
+        f"{sys.executable} cannot load what kopiatomic needs: {error}",
+        kind="no-module",
+        hint=f"Install {module or 'it'} for that Python; on FreeBSD, where it is a package of its own: pkg install {package}",
+    )
+    _end(lacking)
+
+
+def _end(error: KopiatomicError) -> NoReturn:
+    """Print the error of what has not begun, and end."""
     from kopiatomic.output.console import Console
     from kopiatomic.report import Report
 
-    report = Report(
-        run_id="", root="", error=UsageError(message, kind="usage", hint="'kopiatomic -h' shows the options.")
-    )
-    _finish(report, Console(), as_json="--json" in sys.argv)
+    _finish(Report(run_id="", root="", error=error), Console(), as_json="--json" in sys.argv)
 
 
 def _own_path() -> None:

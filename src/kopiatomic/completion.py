@@ -32,9 +32,10 @@ def datasets() -> set[str]:
 
 
 def _listed() -> Iterable[str]:
-    # A pool that is known not to answer is not asked, and ``zfs``, which loads the kernel's module, not without a pool.
+    # A pool that is known not to answer is not asked; and ``zfs``, which loads the kernel's module, not without a pool, or
+    # not without that module where the kernel does not say which pools there are.
     asked = pools.answering()
-    if asked is not None and not asked:
+    if not (host.here().has_zfs() if asked is None else asked):
         return ()
     try:
         found = process.run(
@@ -77,6 +78,10 @@ class _Bash(shell_completion.BashComplete):
     """Completion for bash, which takes words apart at ``=`` and ``:``, and wants what it gets to be quoted."""
 
     source_template = _BASH
+
+    def source(self) -> str:
+        """The script, without a look at the bash that is here, if one is: a port is built without."""
+        return shell_completion.ShellComplete.source(self)
 
     def get_completion_args(self) -> tuple[list[str], str]:
         line = os.environ["COMP_WORDS"]

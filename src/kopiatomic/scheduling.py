@@ -264,6 +264,7 @@ def _document(standing: lateness.Standing, scheduler: Scheduler) -> dict[str, An
         "calendar": schedule.calendar,
         "interval_seconds": schedule.interval,
         "next": scheduler.next(schedule.name),
+        "waits": scheduler.waits(schedule.name),
         "words": list(schedule.words),
         "credentials": sorted(schedule.credentials),
         "files": [path for path in scheduler.leftovers(schedule.name) if os.path.exists(path)],
@@ -299,6 +300,10 @@ def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
             began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.started))
             text = f"{record.id}, {began}, {result_of(record)}{code}"
         lines.append(f"  {label:<14} {text}")
+    if not scheduler.waits(schedule.name):
+        lines.append(
+            f"  OFF:           nothing starts it; 'kopiatomic schedule install {schedule.name} ...' again does"
+        )
     late = standing.overdue(time.time())
     return lines if late is None else [*lines, f"  OVERDUE:       {late.message}"]
 
@@ -348,7 +353,7 @@ def _require_idle(scheduler: Scheduler, schedule: Schedule) -> None:
         raise KopiatomicError(
             f"a run of the schedule {schedule.name} is alive" + (f": {alive}" if alive is not None else ""),
             kind="run-alive",
-            hint=f"Wait for its end, or end it: systemctl stop kopiatomic@{schedule.name}.service",
+            hint=f"Wait for its end, or end it: {scheduler.ending(schedule.name)}",
         )
 
 

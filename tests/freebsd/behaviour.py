@@ -136,7 +136,8 @@ class Runs:
 
 def processes() -> Mapping[int, tuple[int, str]]:
     """All processes: parent and command line, by their ids."""
-    listed = command("ps", "-axww", "-o", "pid=,ppid=,command=").stdout.splitlines()
+    # FreeBSD's ps takes all behind the first '=' of a word for the heading (parsefmt in its keyword.c).
+    listed = command("ps", "-axww", "-o", "pid=", "-o", "ppid=", "-o", "command=").stdout.splitlines()
     found = (line.split(maxsplit=2) for line in listed)
     return {int(pid): (int(parent), " ".join(words)) for pid, parent, *words in found}
 

@@ -156,8 +156,8 @@ def test_it_is_not_removed_while_it_alone_knows_what_a_killed_run_left(
     assert snapshots() == []
 
 
-def test_schedules_end_with_it(installed: Machine) -> None:
-    """As they are on disk, whoever made them. systemd is a shim that writes down what it is told."""
+def test_schedules_end_with_it(installed: Machine, deb: Path) -> None:
+    """As they are on disk, whoever made them. systemd is a shim that writes down what it is told, zfs one with bookmarks."""
     units = "/etc/systemd/system"
     wants = f"{units}/timers.target.wants"
     installed.shell(
@@ -172,8 +172,9 @@ def test_schedules_end_with_it(installed: Machine) -> None:
         echo "# Written by 'kopiatomic schedule', which" >'{units}/kopiatomic-recover@my\\x2dhome.service'
         echo mine >{units}/kopiatomic-recover@mine.service
         touch '{units}/kopiatomic@my\\x2dhome.timer.d/override.conf' '/var/lib/systemd/timers/stamp-kopiatomic@my\\x2dhome.timer'
-        printf '%s\\n' '#!/bin/sh' 'echo "$@" >>/tmp/told' >/usr/bin/systemctl
-        chmod +x /usr/bin/systemctl
+        printf '%s\\n' '#!/bin/sh' 'echo "$@" >>/tmp/told' '[ "$2" != is-enabled ]' >/usr/bin/systemctl
+        printf '%s\\n' '#!/bin/sh' 'printf "tank/%s\\n" a#kopiatomic_0a1b b#kopiatomic_0a1b b#mine' >/usr/local/bin/zfs
+        chmod +x /usr/bin/systemctl /usr/local/bin/zfs
         """
     )
 
@@ -185,6 +186,7 @@ def test_schedules_end_with_it(installed: Machine) -> None:
     try:
         removed = installed.apt("remove", "kopiatomic")
         assert r"Disabling the schedule kopiatomic@my\x2dhome.timer" in removed.stderr
+        assert "2 bookmarks of --skip-unchanged stay" in removed.stderr
         assert installed("cat", "/tmp/told").stdout.splitlines() == [
             "list-units --plain --no-legend --full --state=active kopiatomic@*.timer",
             "stop kopiatomic@*.timer",
@@ -192,13 +194,15 @@ def test_schedules_end_with_it(installed: Machine) -> None:
         ]
         assert r"kopiatomic@my\x2dhome.timer" not in left()
         assert r"kopiatomic@my\x2dhome.service.d" in left()
+        again = installed.apt("install", deb)
+        assert r"The schedule kopiatomic@my\x2dhome.timer is off." in again.stderr
         installed.apt("purge", "kopiatomic")
         assert sorted(left()) == ["kopiatomic-recover@mine.service", r"kopiatomic@my\x2dhome.timer.d"]
         assert installed("ls", rf"{units}/kopiatomic@my\x2dhome.timer.d").stdout == "override.conf\n"
         assert installed("find", wants, "-name", "other@home.timer").stdout != ""
     finally:
         installed.shell(
-            f"rm -rf /run/systemd /usr/bin/systemctl /tmp/told {units}/kopiatomic* {wants}/other@home.timer"
+            f"rm -rf /run/systemd /usr/bin/systemctl /usr/local/bin/zfs /tmp/told {units}/kopiatomic* {wants}/other@home.timer"
         )
 
 

@@ -153,6 +153,16 @@ def test_to_install_it_again_changes_nothing(host: Host, daily: str) -> None:
     assert (verified.stdout, verified.stderr) == ("", "")
 
 
+def test_one_that_is_off_is_shown_as_such(host: Host, daily: str) -> None:
+    """As after a removal of the package: the files of schedules stay."""
+    assert host.shown(daily)["waits"] is True
+    host.run("systemctl", "disable", "--now", f"kopiatomic@{daily}.timer")
+    assert host.shown(daily)["waits"] is False
+    assert "OFF:" in host.run("kopiatomic", "schedule", "show", daily).stdout
+    host.install(daily, "--", "-r", host.home)
+    assert host.shown(daily)["waits"] is True
+
+
 def test_what_cannot_work_in_the_unit_is_not_installed(host: Host) -> None:
     refused = host.run("kopiatomic", "schedule", "install", "--yes", "home", "--", host.home, check=False)
     assert refused.returncode == 1

@@ -230,6 +230,17 @@ def test_help_that_cannot_be_written_ends_without_a_traceback(shell: str, flag: 
     assert len(ended.stderr.splitlines()) <= 1
 
 
+@pytest.mark.parametrize("words", [("-c", "true", "tank"), ("plan", "tank"), ("recover",), ("schedule", "show")])
+def test_a_module_that_python_lacks_is_named(words: tuple[str, ...], kopiatomic: Kopiatomic) -> None:
+    """FreeBSD has sqlite3 in a package of its own."""
+    lacking = "import sys; sys.modules['_sqlite3'] = None; from kopiatomic.cli import main; main()"
+    ended = command(sys.executable, "-c", lacking, *words, env=kopiatomic.environment, check=False)
+    assert ended.returncode == 1
+    assert "Traceback" not in ended.stderr
+    assert "_sqlite3" in ended.stderr.splitlines()[0]
+    assert f"pkg install py{sys.version_info.major}{sys.version_info.minor}-sqlite3" in ended.stderr
+
+
 def test_bytes_that_are_not_utf8_in_arguments_are_shown_escaped(kopiatomic: Kopiatomic) -> None:
     for locale in ("C", "C.UTF-8"):
         ended = kopiatomic("-n", os.fsdecode(b"/caf\xe9\x1b"), env={"LC_ALL": locale})

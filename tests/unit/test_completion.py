@@ -128,7 +128,12 @@ def test_zfs_is_asked_for_pools_that_answer_and_for_nothing_else(
     words.unlink()
     monkeypatch.setattr(pools, "answering", list)
     assert completion.datasets() == {"tank/data", "/data"}
-    assert not words.exists()
+    monkeypatch.setattr(pools, "answering", lambda: None)
+    for loaded in (False, True):
+        assert not words.exists()
+        monkeypatch.setattr(type(host.here()), "has_zfs", lambda _, loaded=loaded: loaded)
+        completion.datasets()
+    assert words.read_text() == "list -H -o name -s name -t filesystem,volume -r\n"
 
 
 def test_a_suspended_pool_is_none_that_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

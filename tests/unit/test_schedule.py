@@ -490,6 +490,25 @@ def test_show_says_what_came_of_them(
     assert scheduling.show(on_linux, Console(), name="nobody", as_json=False) == 1
 
 
+def test_one_whose_timer_is_off_is_shown_as_such(
+    on_linux: Scheduler,
+    root: Path,
+    records: Records,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What systemd says of a timer is shown in tests/packages/test_systemd.py."""
+    write_all(on_linux, schedule(state_dir=records.directory), root)
+    monkeypatch.setattr(type(on_linux), "waits", lambda _, name: name != "home")
+    assert scheduling.show(on_linux, Console(), name="home", as_json=False) == 0
+    assert (
+        "  OFF:           nothing starts it; 'kopiatomic schedule install home ...' again does"
+        in capsys.readouterr().out
+    )
+    assert scheduling.show(on_linux, Console(), name="home", as_json=True) == 0
+    assert json.loads(capsys.readouterr().out)["schedules"][0]["waits"] is False
+
+
 def test_one_that_was_changed_by_hand_is_still_shown(on_linux: Scheduler, root: Path, records: Records) -> None:
     *_, service, _timer, _recovery = write_all(on_linux, schedule(state_dir=records.directory), root)
     service.write_text(service.read_text() + "Nice=19\n")

@@ -107,6 +107,12 @@ class Scheduler(Protocol):
     def busy(self, name: str) -> bool:
         """Whether what it has started still runs, as far as it knows. Raises KopiatomicError."""
 
+    def waits(self, name: str) -> bool:
+        """Whether it will start by itself, as far as that is known. Raises KopiatomicError."""
+
+    def ending(self, name: str) -> str:
+        """What ends a run that it has started, in words."""
+
     def next(self, name: str) -> str | None:
         """When it starts next, in words; None where that is not known."""
 

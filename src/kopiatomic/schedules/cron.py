@@ -107,6 +107,14 @@ class Cron:
         """cron does not say."""
         return False
 
+    def waits(self, name: str) -> bool:
+        """Whenever its file is there."""
+        return True
+
+    def ending(self, name: str) -> str:
+        """There is no service that could be stopped."""
+        return f"SIGTERM for the process that 'pgrep -fl \"schedule run {name}\"' shows"
+
     def next(self, name: str) -> str | None:
         """cron does not say."""
         return None

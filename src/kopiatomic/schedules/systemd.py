@@ -37,8 +37,8 @@ _TIMEOUT = 90.0
 _CHECK_TIMEOUT = 600.0
 """Seconds. The engine's own questions have limits of their own."""
 
-_LOOK_AHEAD = 4000
-"""How many starts are looked at for the longest time between two."""
+_LOOK_AHEAD = 8 * 24 * 60
+"""How many starts are looked at for the longest time between two: each minute of more than a week."""
 
 _ELAPSE = re.compile(r"(?:Next elapse|Iter\S* #\d+): \w{3} (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.\d+)? UTC")
 _LONGEST_DELAY = 3600.0
@@ -187,6 +187,14 @@ class Systemd:
             return False
         units = (f"kopiatomic@{name}.service", _recovery_unit(name))
         return not set(_shown("ActiveState", *units).split()) <= {"inactive", "failed"}
+
+    def waits(self, name: str) -> bool:
+        """Whether its timer is active, which it also is while the service runs; where systemd does not run, that is not known."""
+        return not self.runs or _shown("ActiveState", f"kopiatomic@{name}.timer").strip() == "active"
+
+    def ending(self, name: str) -> str:
+        """The service's own way, which sends SIGTERM to the run alone."""
+        return f"systemctl stop kopiatomic@{name}.service"
 
     def next(self, name: str) -> str | None:
         """Its next time, as systemd says it."""
