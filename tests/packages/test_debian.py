@@ -173,8 +173,8 @@ def test_schedules_end_with_it(installed: Machine, deb: Path) -> None:
         echo mine >{units}/kopiatomic-recover@mine.service
         touch '{units}/kopiatomic@my\\x2dhome.timer.d/override.conf' '/var/lib/systemd/timers/stamp-kopiatomic@my\\x2dhome.timer'
         printf '%s\\n' '#!/bin/sh' 'echo "$@" >>/tmp/told' '[ "$2" != is-enabled ]' >/usr/bin/systemctl
-        printf '%s\\n' '#!/bin/sh' 'printf "tank/%s\\n" a#kopiatomic_0a1b b#kopiatomic_0a1b b#mine' >/usr/local/bin/zfs
-        chmod +x /usr/bin/systemctl /usr/local/bin/zfs
+        printf '%s\\n' '#!/bin/sh' 'printf "tank/%s\\n" a#kopiatomic_0a1b b#kopiatomic_0a1b b#mine' >/usr/bin/zfs
+        chmod +x /usr/bin/systemctl /usr/bin/zfs
         """
     )
 
@@ -202,7 +202,7 @@ def test_schedules_end_with_it(installed: Machine, deb: Path) -> None:
         assert installed("find", wants, "-name", "other@home.timer").stdout != ""
     finally:
         installed.shell(
-            f"rm -rf /run/systemd /usr/bin/systemctl /usr/local/bin/zfs /tmp/told {units}/kopiatomic* {wants}/other@home.timer"
+            f"rm -rf /run/systemd /usr/bin/systemctl /usr/bin/zfs /tmp/told {units}/kopiatomic* {wants}/other@home.timer"
         )
 
 
