@@ -76,6 +76,7 @@ _NETWORK = frozenset(
         "ceph",
         "afs",
         "9p",
+        "p9fs",
         "glusterfs",
         "lustre",
         "ocfs2",

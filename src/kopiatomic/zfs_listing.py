@@ -9,14 +9,13 @@ from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import Setting, ZfsDataset, ZfsPool
-from kopiatomic.system import libzfs_core, process
+from kopiatomic.system import host, libzfs_core, process
 from kopiatomic.text import printable
 
 LIST_TIMEOUT = 120.0
 """Seconds that one listing may take: a suspended pool or a dead device must not hang a plan."""
 
-_COLUMNS = "name,type,canmount,keystatus,zoned"
-_ARGUMENT_BYTES = 1 << 20
+_COLUMNS = "name,type,canmount,keystatus"
 
 
 def run(argv: list[str]) -> process.Finished:
@@ -52,7 +51,8 @@ def datasets(
     """
     # The property may hold tabs and newlines, and with them what looks like other datasets' lines. The name behind it shows
     # that: a value of several lines has to end in a line that begins with the name, which then is there twice.
-    argv = ["zfs", "list", "-Hp", "-t", "filesystem,volume", "-o", f"{_COLUMNS},{user_property},name"]
+    columns = f"{_COLUMNS},{host.here().zoned},{user_property},name"
+    argv = ["zfs", "list", "-Hp", "-t", "filesystem,volume", "-o", columns]
     if not everything:
         for name in names:
             _check_kind(name)
@@ -124,7 +124,7 @@ def _mountpoints(wanted: list[ZfsDataset]) -> list[str]:
     if not wanted:
         return []
     argv = ["zfs", "list", "-H", "-t", "filesystem", "-o", "mountpoint", "--"]
-    if sum(len(d.name) + 1 for d in wanted) <= _ARGUMENT_BYTES:
+    if len(process.parts([d.name for d in wanted])) == 1:
         result = run([*argv, *(d.name for d in wanted)])
         if len(wanted) == 1:
             return [result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")]
@@ -145,13 +145,14 @@ def settings(names: Sequence[str], user_property: str) -> dict[str, Setting]:
     found: dict[str, Setting] = {}
     waiting = list(names)
     while waiting:
-        argv = ["zfs", "get", "-H", "-t", "filesystem,volume", "-o", "source,name,value", user_property, *waiting]
-        for line in _lines(run(argv)):
-            fields = line.split("\t")
-            if len(fields) != 3:
-                raise _odd_property(user_property, waiting)
-            source, name, value = fields
-            found[name] = Setting(value, source)
+        argv = ["zfs", "get", "-H", "-t", "filesystem,volume", "-o", "source,name,value", user_property]
+        for part in process.parts(waiting):
+            for line in _lines(run([*argv, *part])):
+                fields = line.split("\t")
+                if len(fields) != 3:
+                    raise _odd_property(user_property, part)
+                source, name, value = fields
+                found[name] = Setting(value, source)
         above = {
             s.source.removeprefix("inherited from ") for s in found.values() if s.source.startswith("inherited from ")
         }
@@ -216,7 +217,9 @@ def _failure(result: process.Finished) -> KopiatomicError:
     if f"{libzfs_core.DEVICE} and" in text and "are required" in text:
         return libzfs_core.device_error(FileNotFoundError())
     if "modules" in text and "load" in text:
-        return KopiatomicError("the ZFS kernel module is not loaded", kind="zfs-module", hint="modprobe zfs")
+        return KopiatomicError(
+            "the ZFS kernel module is not loaded", kind="zfs-module", hint="modprobe zfs (FreeBSD: kldload zfs)"
+        )
     if "ermission denied" in text:
         return KopiatomicError(
             "no permission to use /dev/zfs",

@@ -125,7 +125,8 @@ class Runs:
 
     def left(self) -> list[str]:
         """What there still is of any run: mounts, snapshots, directories, files of locks, processes of the engine."""
-        found = [line for line in command("mount").stdout.splitlines() if "kopiatomic" in line or str(ROOT) in line]
+        marks = (locks.DIRECTORY, "@kopiatomic_", str(ROOT))
+        found = [line for line in command("mount").stdout.splitlines() if any(mark in line for mark in marks)]
         found += self.snapshots()
         if ROOT.exists():
             found.append(str(ROOT))

@@ -19,7 +19,7 @@ import pytest  # noqa: F401
 sys.platform = "freebsd14"
 
 from kopiatomic.system import freebsd  # noqa: E402
-from tests.support.freebsd_shim import Shim  # noqa: E402
+from tests.support.freebsd_shim import Shim, rename_zoned  # noqa: E402
 
 
 def main() -> None:
@@ -28,6 +28,7 @@ def main() -> None:
     freebsd.kernel = lambda: kernel  # type: ignore[assignment]
     from kopiatomic import cli
 
+    rename_zoned()
     sys.argv[0] = "kopiatomic"
     cli.main()
 

@@ -18,7 +18,7 @@ import signal
 import stat
 import struct
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, wraps
@@ -28,7 +28,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic.system import freebsd_mounting, linux, mountinfo
+from kopiatomic.system import freebsd_mounting, linux, mountinfo, process
 from kopiatomic.system.freebsd import PROTOTYPES, Kernel
 from kopiatomic.system.mountinfo import Mount
 
@@ -89,6 +89,19 @@ class _Made:
     fstype: str
     source: str
     point: str
+
+
+def rename_zoned() -> None:
+    """Have ``zfs`` know the property ``zoned`` by FreeBSD's name alone (``zfs_prop_init``, zfs_prop.c), for this process."""
+    run = process.run
+    names = {"jailed": "zoned", "zoned": "jailed"}
+
+    def renamed(argv: Sequence[str], **more: Any) -> process.Finished:
+        if argv[0] == "zfs":
+            argv = [",".join(names.get(column, column) for column in word.split(",")) for word in argv]
+        return run(argv, **more)
+
+    process.run = renamed
 
 
 class Shim:

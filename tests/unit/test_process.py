@@ -154,3 +154,14 @@ def test_a_program_finds_no_terminal_to_ask_on(tmp_path: Path) -> None:
     argv = ["script", "-qec", shlex.join([sys.executable, str(program)]), "/dev/null"]
     done = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "b''", done.stdout
+
+
+def test_words_are_parted_so_that_a_program_can_be_started_with_them() -> None:
+    """Short ones weigh most: the kernel counts a pointer for each."""
+    words = ["w"] * 300_000 + ["x" * 255] * 20_000 + ["\udcff\u20ac" * 60] * 5000
+    parted = process.parts(words)
+    assert [word for part in parted for word in part] == words
+    assert 1 < len(parted) < 100
+    for part in parted:
+        assert process.run(["true", *part], timeout=60).status == 0
+    assert process.parts([]) == []

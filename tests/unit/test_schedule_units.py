@@ -310,6 +310,16 @@ def test_crons_folder_stays_also_where_nothing_is_left_in_it(
     assert (path.exists(), path.parent.is_dir()) == (False, True)
 
 
+def test_no_two_of_crons_files_are_of_the_same_second(on_freebsd: Scheduler, root: Path) -> None:
+    """cron(8) would take one for the other."""
+    for name in ("home", "mail", "srv"):
+        (path,) = write_all(on_freebsd, schedule(name, calendar="02:30"), root)
+        os.utime(path, (1_700_000_000.5, 1_700_000_000.5))
+        on_freebsd.start(name)
+    folder = root / "usr/local/etc/cron.d"
+    assert sorted(file.stat().st_mtime for file in folder.iterdir()) == [1_699_999_998, 1_699_999_999, 1_700_000_000]
+
+
 def test_cron_has_no_credentials(on_freebsd: Scheduler) -> None:
     with_one = schedule(credentials={"KOPIA_PASSWORD": "/root/kopia.pw"})
     assert error_of(lambda: on_freebsd.check(with_one)).kind == "no-credentials"

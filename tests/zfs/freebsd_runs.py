@@ -11,7 +11,7 @@ from typing import Any
 
 from kopiatomic.system import host, linux
 from kopiatomic.system.freebsd_host import FreeBSDHost
-from tests.support.freebsd_shim import Shim
+from tests.support.freebsd_shim import Shim, rename_zoned
 from tests.support.programs import SLOWNESS, Completed
 from tests.zfs.conftest import cgroup
 from tests.zfs.runs import Cgroup, Run, Runner
@@ -76,6 +76,7 @@ class FreeBSDRunner(Runner):
                         kill()
 
             shim.before_nmount, shim.before_unmount = at_mount, at_unmount
+            rename_zoned()
             system = FreeBSDHost(shim.kernel)
             host.here = lambda: system  # type: ignore[assignment]
             if before is not None:

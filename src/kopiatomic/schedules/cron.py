@@ -95,7 +95,13 @@ class Cron:
         return answer
 
     def start(self, name: str) -> None:
-        """cron finds it by itself."""
+        """cron finds it by itself, but takes files that were written in the same second for one (``find_user``, database.c)."""
+        path = self._path(name)
+        taken = {int(os.stat(self._path(other)).st_mtime) for other in self.names() if other != name}
+        written = int(os.stat(path).st_mtime)
+        while written in taken:
+            written -= 1
+        os.utime(path, (written, written))
 
     def stop(self, name: str) -> None:
         """Nothing has to be told."""

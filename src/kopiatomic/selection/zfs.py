@@ -255,7 +255,9 @@ class ZfsSelection:
             reason = "its encryption key is not loaded"
             return self._verdict(dataset, Verdict.KEY_NOT_LOADED, reason, incomplete=True, hint=hint)
         if dataset.zoned:
-            reason = "it belongs to a jail or a user namespace (zoned=on), and is mounted only there"
+            reason = (
+                "it belongs to a jail or a user namespace (zoned=on; on FreeBSD jailed=on), and is mounted only there"
+            )
             hint = "Back it up from there, or leave it out."
             return self._verdict(dataset, Verdict.MOUNTED_ELSEWHERE, reason, incomplete=True, hint=hint)
         if dataset.kind != "filesystem":

@@ -217,7 +217,7 @@ def look(names: Sequence[str]) -> dict[str, Seen]:
     """
     fields: dict[str, dict[str, str]] = {}
     gone: set[str] = set()
-    waiting = zfs_get.parts(names)
+    waiting = process.parts(names)
     while waiting:
         part = waiting.pop()
         result, found = _get(part, [*_NUMBERS, PROPERTY])

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Sequence
 from kopiatomic.system import process
 
 _TIMEOUT = 120.0
-_ARGUMENT_BYTES = 1 << 20
-"""How much goes into one argv; the kernel's limit is 2 MiB at the usual stack size (execve(2))."""
 
 
 def run(words: Sequence[str]) -> process.Finished:
@@ -20,22 +18,9 @@ def run(words: Sequence[str]) -> process.Finished:
 def number(names: Iterable[str], kind: str, column: str) -> dict[str, str]:
     """A property whose values are numbers or a dash, of those of the names that exist."""
     found = {}
-    for part in parts([*names]):
+    for part in process.parts([*names]):
         result = run(["get", "-Hp", "-t", kind, "-o", "name,value", column, *part])
         for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
             name, _, value = line.partition("\t")
             found[name] = value
-    return found
-
-
-def parts(names: Sequence[str]) -> list[list[str]]:
-    """The names, as many together as fit into one argv; none where there are none."""
-    found: list[list[str]] = []
-    size = 0
-    for name in names:
-        size += len(name) + 1
-        if not found or size > _ARGUMENT_BYTES:
-            found.append([])
-            size = len(name) + 1
-        found[-1].append(name)
     return found

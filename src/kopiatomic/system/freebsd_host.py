@@ -13,6 +13,9 @@ from kopiatomic.system.mountinfo import Mount
 class FreeBSDHost:
     """Satisfies :class:`kopiatomic.system.host.Host`."""
 
+    zoned = "jailed"
+    """zfs-jail(8); ``zoned`` is refused (``zfs_prop_init`` in OpenZFS's ``zcommon/zfs_prop.c``, 2.0 and later)."""
+
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
 

@@ -16,6 +16,9 @@ from kopiatomic.system.mountinfo import Mount
 class Host(Protocol):
     """One system. Makes nothing, but for :meth:`make_directory` and :meth:`adopt_orphans`."""
 
+    zoned: str
+    """ZFS's property that gives a dataset to a jail or a user namespace, which has another name on each system."""
+
     def mounts(self) -> list[Mount]:
         """The mount table, in the order in which the mounts were made. Raises OSError, KopiatomicError."""
 

@@ -18,6 +18,8 @@ KSTAT = Path("/proc/spl/kstat/zfs")
 class LinuxHost:
     """Satisfies :class:`kopiatomic.system.host.Host`."""
 
+    zoned = "zoned"
+
     def mounts(self) -> list[Mount]:
         """/proc/self/mountinfo."""
         return mountinfo.read()

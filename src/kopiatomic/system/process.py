@@ -22,6 +22,8 @@ KEEP = 4 << 20
 _KILLED_TIMEOUT = 5.0
 """Seconds that a killed program has to end."""
 
+_POINTER_BYTES = 8
+
 
 @immutable
 class Finished:
@@ -47,6 +49,25 @@ class TimeLimitError(KopiatomicError):
     """A program took longer than it may."""
 
     argv: Sequence[str] = ()
+
+
+def parts(words: Sequence[str]) -> list[list[str]]:
+    """The words, as many together as certainly fit into one argv; none where there are none.
+
+    A quarter of what the kernel takes (sysconf(3): 2 MiB on Linux at the usual stack size, 256 or 512 KiB on FreeBSD): the
+    environment counts as well, and so does a pointer to each.
+    """
+    limit = os.sysconf("SC_ARG_MAX") // 4
+    found: list[list[str]] = []
+    size = 0
+    for word in words:
+        more = len(os.fsencode(word)) + 1 + _POINTER_BYTES
+        size += more
+        if not found or size > limit:
+            found.append([])
+            size = more
+        found[-1].append(word)
+    return found
 
 
 def run(
