@@ -91,9 +91,11 @@ def make(top: Path) -> System:
     (top / "usr/bin/python3").symlink_to(python.name)
     _copy(kopia, top / "usr/local/bin/kopia")
     standard = Path(sysconfig.get_paths()["stdlib"])
-    ignored = shutil.ignore_patterns("test", "tests", "__pycache__", "idlelib", "tkinter", "*-packages", "config-*")
+    unused = ("test", "tests", "__pycache__", "idlelib", "tkinter", "lib2to3", "distutils", "*-packages", "config-*")
+    ignored = shutil.ignore_patterns(*unused)
     shutil.copytree(standard, top / str(standard).lstrip("/"), ignore=ignored, symlinks=True)
-    for package in ("click", "rich", "markdown_it", "mdurl", "pygments"):
+    # What rich takes other packages for (colours of source code, Markdown) is not used: they are a third of all files.
+    for package in ("click", "rich"):
         shutil.copytree(_package(package), top / SITE.lstrip("/") / package)
     shutil.copytree(SOURCE / "kopiatomic", top / SITE.lstrip("/") / "kopiatomic")
     extensions = (standard / "lib-dynload").glob("*.so")
