@@ -15,6 +15,7 @@ from kopiatomic.errors import Interrupted
 from kopiatomic.system import process, signals
 from kopiatomic.system.process import TimeLimitError
 from tests.support.moments import ends
+from tests.support.programs import command
 
 
 def test_output_status_and_arguments_come_back() -> None:
@@ -158,10 +159,23 @@ def test_a_program_finds_no_terminal_to_ask_on(tmp_path: Path) -> None:
 
 def test_words_are_parted_so_that_a_program_can_be_started_with_them() -> None:
     """Short ones weigh most: the kernel counts a pointer for each."""
-    words = ["w"] * 300_000 + ["x" * 255] * 20_000 + ["\udcff\u20ac" * 60] * 5000
+    words = ["w"] * 800_000 + ["x" * 255] * 20_000 + ["\udcff\u20ac" * 60] * 5000
     parted = process.parts(words)
     assert [word for part in parted for word in part] == words
     assert 1 < len(parted) < 100
     for part in parted:
         assert process.run(["true", *part], timeout=60).status == 0
     assert process.parts([]) == []
+
+
+@pytest.mark.parametrize("stack", ["256", "unlimited"])
+def test_how_much_goes_together_goes_by_the_stack(stack: str) -> None:
+    """In KiB: execve(2) takes a quarter of it, but 6 MiB at the most."""
+    script = """if True:
+        from kopiatomic.system import process
+        parted = process.parts(["w" * 60] * 100_000)
+        assert sum(map(len, parted)) == 100_000
+        for part in parted[:3]:
+            assert process.run(["true", *part], timeout=60).status == 0
+    """
+    command("sh", "-c", f'ulimit -s {stack}; exec "$0" -c "$1"', sys.executable, script)
