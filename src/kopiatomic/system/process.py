@@ -55,8 +55,8 @@ def parts(words: Sequence[str]) -> list[list[str]]:
     """The words, as many together as certainly fit into one argv; none where there are none.
 
     A quarter of what the kernel takes (sysconf(3): 2 MiB on Linux at the usual stack size, 256 or 512 KiB on FreeBSD), since the
-    environment counts as well, and so does a pointer to each; and no more than 1 MiB, since Linux takes 6 MiB where the stack, and
-    so what sysconf says, has no limit (execve(2)).
+    environment counts as well, and so does a pointer to each; and no more than 1 MiB, since Linux takes 6 MiB where the stack has
+    no limit, whatever sysconf says then (execve(2)).
     """
     limit = min(os.sysconf("SC_ARG_MAX") // 4, 1 << 20)
     found: list[list[str]] = []
