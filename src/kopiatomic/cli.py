@@ -479,12 +479,10 @@ def _lack(error: ImportError) -> NoReturn:
 
     module = (error.name or "").partition(".")[0].lstrip("_")
     package = f"py{sys.version_info.major}{sys.version_info.minor}-{module}"
-    lacking = KopiatomicError(
-        f"{sys.executable} cannot load what kopiatomic needs: {error}",
-        kind="no-module",
-        hint=f"Install {module or 'it'} for that Python; on FreeBSD, where it is a package of its own: pkg install {package}",
+    hint = (
+        f"Install {module or 'it'} for that Python; on FreeBSD, where it is a package of its own: pkg install {package}"
     )
-    _end(lacking)
+    _end(KopiatomicError(f"{sys.executable} cannot load what kopiatomic needs: {error}", kind="no-module", hint=hint))
 
 
 def _end(error: KopiatomicError) -> NoReturn:

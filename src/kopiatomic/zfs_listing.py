@@ -116,25 +116,20 @@ def _check_kind(name: str) -> None:
 def with_mountpoints(asked: Iterable[ZfsDataset]) -> dict[str, ZfsDataset]:
     """Datasets with their ``mountpoint`` property, as far as it says something: not for volumes and mere containers."""
     wanted = [dataset for dataset in asked if dataset.kind == "filesystem" and dataset.canmount != "off"]
-    return {d.name: replace(d, mountpoint=value) for d, value in zip(wanted, _mountpoints(wanted), strict=True)}
+    values = [value for part in process.parts(d.name for d in wanted) for value in _mountpoints(part)]
+    return {d.name: replace(d, mountpoint=value) for d, value in zip(wanted, values, strict=True)}
 
 
-def _mountpoints(wanted: list[ZfsDataset]) -> list[str]:
+def _mountpoints(names: list[str]) -> list[str]:
     """The property may hold newlines, which ``zfs list`` prints raw: where the count of lines is off, halves are asked for."""
-    if not wanted:
-        return []
-    argv = ["zfs", "list", "-H", "-t", "filesystem", "-o", "mountpoint", "--"]
-    if len(process.parts([d.name for d in wanted])) == 1:
-        result = run([*argv, *(d.name for d in wanted)])
-        if len(wanted) == 1:
-            return [result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")]
-        values = _lines(result)
-        if len(values) == len(wanted):
-            return values
-    middle = (len(wanted) + 1) // 2
-    if middle == len(wanted):
-        return [""]
-    return _mountpoints(wanted[:middle]) + _mountpoints(wanted[middle:])
+    result = run(["zfs", "list", "-H", "-t", "filesystem", "-o", "mountpoint", "--", *names])
+    if len(names) == 1:
+        return [result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")]
+    values = _lines(result)
+    if len(values) == len(names):
+        return values
+    middle = len(names) // 2
+    return _mountpoints(names[:middle]) + _mountpoints(names[middle:])
 
 
 def settings(names: Sequence[str], user_property: str) -> dict[str, Setting]:

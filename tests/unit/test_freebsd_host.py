@@ -4,16 +4,7 @@ import pytest
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.views import freebsd_host
-from tests.support.freebsd_shim import Shim
-
-ALLOWED = {
-    "security.jail.jailed": 1,
-    "security.jail.mount_allowed": 1,
-    "security.jail.mount_nullfs_allowed": 1,
-    "security.jail.mount_tmpfs_allowed": 1,
-    "security.jail.mount_zfs_allowed": 1,
-    "security.jail.enforce_statfs": 1,
-}
+from tests.support.freebsd_shim import JAIL, Shim
 
 
 def lacking(settings: dict[str, int]) -> str:
@@ -26,12 +17,12 @@ def lacking(settings: dict[str, int]) -> str:
 
 @pytest.mark.parametrize("statfs", [0, 1])
 def test_a_jail_that_may_do_all_of_it_is_fine(statfs: int) -> None:
-    freebsd_host.require(Shim(sysctls={**ALLOWED, "security.jail.enforce_statfs": statfs}).kernel)
+    freebsd_host.require(Shim(sysctls={**JAIL, "security.jail.enforce_statfs": statfs}).kernel)
 
 
 def test_outside_of_jails_nothing_is_asked_for() -> None:
     freebsd_host.require(Shim(sysctls={"security.jail.jailed": 0}).kernel)
-    freebsd_host.require(Shim(sysctls={**dict.fromkeys(ALLOWED, 0), "security.jail.enforce_statfs": 2}).kernel)
+    freebsd_host.require(Shim(sysctls={**dict.fromkeys(JAIL, 0), "security.jail.enforce_statfs": 2}).kernel)
     freebsd_host.require(Shim().kernel)
 
 
@@ -45,8 +36,8 @@ def test_outside_of_jails_nothing_is_asked_for() -> None:
     ],
 )
 def test_what_is_not_allowed_or_not_loaded_is_named_as_in_jail_conf(name: str, word: str) -> None:
-    assert lacking({**ALLOWED, name: 0}) == word
-    assert lacking({key: value for key, value in ALLOWED.items() if key != name}) == word
+    assert lacking({**JAIL, name: 0}) == word
+    assert lacking({key: value for key, value in JAIL.items() if key != name}) == word
 
 
 def test_all_that_is_lacking_is_named_at_once() -> None:

@@ -18,7 +18,7 @@ def run(words: Sequence[str]) -> process.Finished:
 def number(names: Iterable[str], kind: str, column: str) -> dict[str, str]:
     """A property whose values are numbers or a dash, of those of the names that exist."""
     found = {}
-    for part in process.parts([*names]):
+    for part in process.parts(names):
         result = run(["get", "-Hp", "-t", kind, "-o", "name,value", column, *part])
         for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
             name, _, value = line.partition("\t")

@@ -51,7 +51,7 @@ class TimeLimitError(KopiatomicError):
     argv: Sequence[str] = ()
 
 
-def parts(words: Sequence[str]) -> list[list[str]]:
+def parts(words: Iterable[str]) -> list[list[str]]:
     """The words, as many together as certainly fit into one argv; none where there are none.
 
     A quarter of what the kernel takes (sysconf(3): 2 MiB on Linux at the usual stack size, 256 or 512 KiB on FreeBSD), since the
