@@ -23,7 +23,8 @@ need_root() {
 
 test_packages() { printf '%s\n' borgbackup btrfs-progs mandoc mount restic shellcheck strace systemd; }
 venv_packages() { printf '%s\n' ca-certificates python3 python3-venv; }
-vm_packages() {
+uml_packages() { printf '%s\n' debian-archive-keyring e2fsprogs mmdebstrap python3 util-linux; }
+qemu_packages() {
     printf '%s\n' cpio debian-archive-keyring e2fsprogs mmdebstrap python3 qemu-system-x86 xz-utils zstd
 }
 root_packages() { printf '%s\n' debian-archive-keyring mmdebstrap util-linux; }
@@ -56,6 +57,15 @@ debian_mirror() {
     # shellcheck disable=SC2016 # apt's own variables
     apt-get indextargets --format '$(ORIGIN) $(COMPONENT) $(SITE)' 'Created-By: Packages' 2>/dev/null |
         awk '$1 == "Debian" && $2 == "main" && $3 ~ /\/debian\/?$/ && !found++ { print $3 }'
+}
+
+# debian_lines RELEASE...: prints lines for apt that name the archives of these releases
+debian_lines() {
+    local mirror release
+    mirror=$(debian_mirror)
+    for release; do
+        printf 'deb %s %s main contrib\n' "${mirror:-http://deb.debian.org/debian}" "$release"
+    done
 }
 
 make_cache() {
@@ -101,4 +111,48 @@ artefact() {
         fi
     ) 9>"$cache/$name/lock"
     printf '%s\n' "$final"
+}
+
+# A guest is what tests/zfs run in: a Debian, and an OpenZFS.
+guests=(trixie bookworm backports)
+the_guest() { printf '%s\n' "${KOPIATOMIC_VM_GUEST:-${guests[0]}}"; }
+
+# guest_suite GUEST: prints the Debian suite it is made of
+guest_suite() {
+    case $1 in
+        trixie | bookworm) printf '%s\n' "$1" ;;
+        # Debian 13 with the newer OpenZFS of its backports.
+        backports) printf 'trixie\n' ;;
+        *) die "there is no guest '$1'" "set KOPIATOMIC_VM_GUEST to one of: ${guests[*]}" ;;
+    esac
+}
+
+# Changing this list makes ./test build the guests anew.
+guest_packages=(
+    btrfs-progs busybox-static fdisk iproute2 kmod procps psmisc python3 python3-click python3-jsonschema python3-pytest python3-rich
+    strace zfsutils-linux
+)
+without_documents=(
+    --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/doc/*'
+)
+
+# make_disk FOLDER IMAGE SIZE: an ext4 disk with the folder's content, which needs no mount
+make_disk() {
+    truncate -s "$3" -- "$2"
+    mkfs.ext4 -q -F -O ^has_journal -m 0 -E lazy_itable_init=1,nodiscard -d "$1" "$2"
+}
+
+# kopia_disk: prints the folder with the disk that a guest has kopia from
+kopia_disk() {
+    local kopia
+    kopia=$("$tree/dev/kopia")
+    artefact vm-kopia "$({ declare -f build_kopia_disk; printf '%s' "$kopia"; } | fingerprint)" build_kopia_disk "$kopia"
+}
+
+build_kopia_disk() {
+    local kopia=$1 out=$2
+    mkdir -- "$out/content"
+    ln -- "$kopia" "$out/content/kopia"
+    make_disk "$out/content" "$out/kopia.ext4" 160M
+    rm -rf -- "$out/content"
 }

@@ -1,4 +1,4 @@
-"""Loads the shared fixtures and, outside the VM, what hands tests/zfs to the VM."""
+"""Loads the shared fixtures and, but in a worker, what hands tests on to workers."""
 
 import os
 import random
@@ -10,8 +10,8 @@ pytest_plugins = [
     "tests.support.leftovers",
     "tests.support.repositories",
 ]
-if "KOPIATOMIC_IN_VM" not in os.environ:
-    pytest_plugins.append("tests.support.vm_items")
+if "KOPIATOMIC_TEST_WORKER" not in os.environ and "KOPIATOMIC_IN_VM" not in os.environ:
+    pytest_plugins.append("tests.support.distribution")
 
 # Under nohup(1), and in the background of a shell, these are ignored, and stay so in every program that the tests start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
@@ -23,5 +23,5 @@ os.environ.setdefault("KOPIATOMIC_TEST_SEED", str(random.randrange(1_000_000)))
 
 
 def pytest_report_header() -> str:
-    guest = os.environ.get("KOPIATOMIC_VM_SUITE", "bookworm")
+    guest = os.environ.get("KOPIATOMIC_VM_GUEST", "trixie")
     return f"KOPIATOMIC_TEST_SEED={os.environ['KOPIATOMIC_TEST_SEED']}, guest for tests/zfs: {guest}"

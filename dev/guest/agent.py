@@ -1,13 +1,15 @@
-"""Process 1 of the test VM: sets the machine up, then runs the commands that the host sends.
+"""Process 1 of a test machine: sets it up, then runs the commands that the host sends.
 
-Each virtio-serial port named kopiatomic.N carries one command at a time, as lines of JSON (see `serve`), so as
-many commands run side by side as there are ports. A host that hangs up ends its command.
+Each port (in qemu a virtio-serial port named kopiatomic.N, in User-Mode Linux a serial line) carries one command at a time,
+as lines of JSON (see `serve`), so as many commands run side by side as there are ports. A host that hangs up ends its command.
 """
 
 from __future__ import annotations
 
 import base64
 import ctypes
+import io
+import itertools
 import json
 import os
 import select
@@ -16,15 +18,20 @@ import subprocess
 import sys
 import tarfile
 import time
+import tty
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
 SOURCE = Path("/source")
+SERIAL_LINES = 4
 SOURCE_DIGEST = Path("/run/source.digest")
+STATE = os.environ.get("KOPIATOMIC_STATE")
+"""In User-Mode Linux: the machine's folder on the host, of which `bulk` is BULK here."""
+
 ENVIRONMENT = {
     "HOME": "/root",
-    "KOPIATOMIC_IN_VM": "1",
+    "KOPIATOMIC_IN_VM": "qemu" if STATE is None else "uml",
     "LANG": "C.UTF-8",
     "PATH": "/opt/kopia:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "PYTHONPATH": "/source/src",
@@ -37,7 +44,11 @@ import sys
 from kopiatomic.cli import main
 sys.exit(main())
 """
-MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_SHARED = 2, 4, 8, 1 << 14, 1 << 20
+BULK = Path("/bulk")
+LARGE_BYTES = 200
+"""A message that is larger goes through a file in BULK where the port is a serial line, through which little passes."""
+
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_SHARED = 1, 2, 4, 8, 1 << 14, 1 << 20
 HOST_IS_AWAY_S = 0.05
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -67,27 +78,37 @@ def set_up() -> None:
     mount("source", str(SOURCE), "tmpfs", MS_NOSUID | MS_NODEV)
     # What the kernel starts with is private; what systemd, and so every server, has is shared.
     mount("none", "/", "none", MS_REC | MS_SHARED)
-    subprocess.run(["modprobe", "-a", "zfs", "btrfs", "loop", "9pnet_virtio", "9p"], check=True)
-    mount("exchange", "/exchange", "9p", 0, "trans=virtio,version=9p2000.L,msize=262144,cache=none")
-    mount("/dev/vdb", "/opt/kopia", "ext4", 1)
+    if STATE is None:
+        subprocess.run(["modprobe", "-a", "zfs", "btrfs", "loop", "9pnet_virtio", "9p"], check=True)
+        mount("exchange", "/exchange", "9p", 0, "trans=virtio,version=9p2000.L,msize=262144,cache=none")
+        mount("/dev/vdb", "/opt/kopia", "ext4", MS_RDONLY)
+    else:
+        # Debian's own kernel of this kind has some as modules.
+        subprocess.run(["modprobe", "-a", "zfs", "loop"], check=True)
+        mount("exchange", "/exchange", "hostfs", 0, f"{STATE}/exchange")
+        mount("/dev/ubdb", "/opt/kopia", "ext4", MS_RDONLY)
     launcher = Path("/usr/local/bin/kopiatomic")
     launcher.write_text(LAUNCHER)
     launcher.chmod(0o755)
     subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
 
 
-def ports() -> Iterator[str]:
+def ports() -> Iterator[Port]:
+    if STATE is not None:
+        for number in range(SERIAL_LINES):
+            yield SerialPort(f"/dev/ttyS{number}")
+        return
     for entry in sorted(os.listdir("/sys/class/virtio-ports")):
         name = Path("/sys/class/virtio-ports", entry, "name").read_text().strip()
         if name.startswith("kopiatomic."):
-            yield f"/dev/{entry}"
+            yield Port(f"/dev/{entry}")
 
 
 class Port:
     """Lines of JSON, and after some of them raw bytes, over one virtio-serial port."""
 
     def __init__(self, path: str) -> None:
-        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
         self.buffer = b""
 
     def wait_for_host(self) -> None:
@@ -128,10 +149,60 @@ class Port:
             have += len(chunk)
         return b"".join(chunks)
 
+    def archive(self) -> bytes:
+        """Return the source tree that the host sends next."""
+        return self.receive_bytes(self.receive()["bytes"])
+
     def send(self, **message: Any) -> None:
-        data = json.dumps(message).encode() + b"\n"
+        self.write(json.dumps(message).encode())
+
+    def write(self, line: bytes) -> None:
+        data = line + b"\n"
         while data:
             data = data[os.write(self.fd, data) :]
+
+
+class SerialPort(Port):
+    """The same over a serial line: who hangs up says so, and what is large comes and goes as a file in BULK."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        tty.setraw(self.fd)
+        self.files = (f"{Path(path).name}.{number}" for number in itertools.count())
+
+    def wait_for_host(self) -> None:
+        """Do nothing: it is there, or has hung up."""
+
+    def line(self) -> dict[str, Any] | None:
+        while self.buffer.startswith(b"\n"):
+            self.buffer = self.buffer[1:]
+        message = super().line()
+        if message is None:
+            return None
+        if "hangup" in message:
+            self.buffer = b""
+            self.send(hungup=True)
+            raise EOFError
+        if "file" in message:
+            file = BULK / str(message["file"])
+            message = json.loads(file.read_bytes())
+            file.unlink()
+        return message
+
+    def archive(self) -> bytes:
+        return base64.b64decode(self.receive()["archive"])
+
+    def write(self, line: bytes) -> None:
+        if len(line) <= LARGE_BYTES:
+            super().write(line)
+            return
+        file = next(self.files)
+        with (BULK / file).open("wb") as out:
+            out.write(line)
+            out.flush()
+            # Only then can the host read it.
+            os.fsync(out.fileno())
+        super().write(json.dumps({"file": file}).encode())
 
 
 def unpack_source(archive: BinaryIO) -> None:
@@ -219,7 +290,7 @@ def relay(port: Port, child: subprocess.Popen[bytes]) -> None:
     try:
         while True:
             while (message := port.line()) is not None:
-                obey(message, child)
+                obey(port, message, child)
             ready = {fd for fd, _ in poll.poll()}
             for fd in ready & streams.keys():
                 if data := os.read(fd, 1 << 16):
@@ -236,7 +307,7 @@ def relay(port: Port, child: subprocess.Popen[bytes]) -> None:
         os.close(ended)
 
 
-def obey(message: dict[str, Any], child: subprocess.Popen[bytes]) -> None:
+def obey(port: Port, message: dict[str, Any], child: subprocess.Popen[bytes]) -> None:
     if "signal" in message:
         kill_group(child.pid, message["signal"])
     if "stdin" in message and child.stdin is not None:
@@ -245,12 +316,12 @@ def obey(message: dict[str, Any], child: subprocess.Popen[bytes]) -> None:
             child.stdin.flush()
         except BrokenPipeError:
             pass
+        port.send(took=True)
     if message.get("eof"):
         close_quietly(child.stdin)
 
 
-def serve(path: str) -> NoReturn:
-    port = Port(path)
+def serve(port: Port) -> NoReturn:
     while True:
         port.wait_for_host()
         try:
@@ -266,21 +337,16 @@ def handle(port: Port, request: dict[str, Any]) -> None:
     known = SOURCE_DIGEST.read_text() if SOURCE_DIGEST.exists() else None
     port.send(want_source=digest not in (None, known))
     if digest not in (None, known):
-        size = port.receive()["bytes"]
-        scratch = Path(f"/run/source.{os.getpid()}.tar")
-        scratch.write_bytes(port.receive_bytes(size))
-        with scratch.open("rb") as archive:
-            unpack_source(archive)
-        scratch.unlink()
+        unpack_source(io.BytesIO(port.archive()))
         SOURCE_DIGEST.write_text(digest)
     run(port, request)
 
 
 def main() -> NoReturn:
     set_up()
-    for path in ports():
+    for port in ports():
         if os.fork() == 0:
-            serve(path)
+            serve(port)
     print("agent: ready", flush=True)
     while True:
         try:

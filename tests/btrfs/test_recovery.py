@@ -19,6 +19,7 @@ from kopiatomic import ownership
 from kopiatomic.system.btrfs import filesystem_uuid
 from tests.btrfs.conftest import Family, Gate, wait_for
 from tests.support.filesystems import Btrfs, patiently
+from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
 
 Leftovers = Callable[..., list[str]]
@@ -42,9 +43,7 @@ def killed(data: Path, root: Path, make_gate: Callable[..., Gate], kopiatomic: K
         with kopiatomic.started("--mount-root", root, "-c", gate.command, data, data.parent / "other") as process:
             gate.wait()
             family = Family.of(process.pid)
-            for signum in (signal.SIGSTOP, signal.SIGKILL):
-                for pid in (family.keeper, family.launcher, family.main):
-                    os.kill(pid, signum)
+            kill_together([family.keeper, family.launcher, family.main])
             process.wait(10)
         (run_id,) = (name for name in map(run_in, (data.parent / ".kopiatomic").iterdir()) if name)
         return run_id

@@ -22,6 +22,7 @@ import pytest
 
 from kopiatomic import locks
 from tests.support.filesystems import Pool, imported_pool
+from tests.support.killing import kill_together
 from tests.support.programs import SLOWNESS, Completed, command
 
 __all__ = [
@@ -254,10 +255,7 @@ def test_a_killed_process_leaves_nothing(victim: str, layout: tuple[str, ...], r
 @LAYOUTS
 def test_all_killed_leave_what_the_next_run_clears(layout: tuple[str, ...], run: Runs, tank: Pool) -> None:
     with run.waiting(*layout, f"{tank.name}/home", f"{tank.name}/home/src") as (running, _):
-        pids = family(running.pid)
-        for signum in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in pids.values():
-                os.kill(pid, signum)
+        kill_together(family(running.pid).values())
         running.wait(30 * SLOWNESS)
     assert len(run.snapshots()) == 2
     strays = [pid for pid, (_, words) in processes().items() if "waiter.py" in words]

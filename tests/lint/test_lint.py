@@ -26,7 +26,15 @@ def test_python_is_clean(tool: tuple[str, ...]) -> None:
 def scripts() -> list[Path]:
     """The files here that a shell runs."""
     found = []
-    for path in sorted([*TREE.iterdir(), *TREE.glob("dev/*"), *TREE.glob(".ci/*"), *TREE.glob("packaging/*/**/*")]):
+    for path in sorted(
+        [
+            *TREE.iterdir(),
+            *TREE.glob("dev/*"),
+            *TREE.glob("dev/uml/*"),
+            *TREE.glob(".ci/*"),
+            *TREE.glob("packaging/*/**/*"),
+        ]
+    ):
         if path.is_file() and path.read_bytes().startswith((b"#!/bin/bash", b"#!/bin/sh", b"# shellcheck shell=bash")):
             found.append(path)
     return found

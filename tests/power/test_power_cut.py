@@ -1,7 +1,8 @@
-"""Power cuts: the VM is reset in the middle of a run, its disk survives, and of the run nothing stays.
+"""Power cuts: the machine is gone in the middle of a run, its disk survives, and of the run nothing stays.
 
-Each boot of the VM looks at what the last cut left, runs to the end, and ends in the next cut. A reset loses what the guest
-has not handed to its disk; qemu keeps the rest. ``-s`` shows each cut and what it left.
+Each boot looks at what the last cut left, runs to the end, and ends in the next cut: a reset of qemu's machine, SIGKILL for
+User-Mode Linux. Both lose what the guest has not handed to its disk, and nothing else. ``-s`` shows each cut and what it left.
+Plain ``./test`` makes a few, in User-Mode Linux.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from typing import Any
 
 import pytest
 
+from tests.power.in_the_guest import CUT
+
 TREE = Path(__file__).resolve().parents[2]
-CUTS = int(os.environ.get("KOPIATOMIC_TEST_CUTS", "10"))
+WHOLE = os.environ.get("KOPIATOMIC_TEST_POWER") == "whole"
+CUTS = int(os.environ.get("KOPIATOMIC_TEST_CUTS", "10" if WHOLE else "2"))
+ASKED = os.environ.get("KOPIATOMIC_VM_EMULATOR")
+EMULATORS = [ASKED] if ASKED else ["uml", "qemu"] if WHOLE else ["uml"]
 SEED = os.environ.get("KOPIATOMIC_TEST_SEED") or random.SystemRandom().randbytes(4).hex()
 DISK_BYTES = 2 << 30
 BOOT_LIMIT_S = 600
@@ -64,8 +70,8 @@ def steps(moment: str) -> list[Step]:
     return made
 
 
-def boot(disk: Path, step: Step, *, first: bool) -> dict[str, Any]:
-    """Boot the VM on the disk, have in_the_guest.py do the step, and return what it found."""
+def boot(disk: Path, step: Step, emulator: str, *, first: bool) -> dict[str, Any]:
+    """Boot a machine on the disk, have in_the_guest.py do the step, and return what it found."""
     cut = step.cut
     told = {
         "first": first,
@@ -76,15 +82,19 @@ def boot(disk: Path, step: Step, *, first: bool) -> dict[str, Any]:
         "fraction": cut.fraction if cut else 0,
         "where": cut.where if cut else "gap",
     }
-    argv = [str(TREE / "dev" / "vm"), "run", "--disk", str(disk), "--timeout", str(BOOT_LIMIT_S), "--"]
-    argv += ["python3", "-m", "tests.power.in_the_guest", json.dumps(told)]
-    ended = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    argv = [str(TREE / "dev" / "vm"), "run", "--disk", str(disk), "--timeout", str(BOOT_LIMIT_S)]
+    argv += ["--cut-at", CUT] if emulator == "uml" else []
+    argv += ["--", "python3", "-m", "tests.power.in_the_guest", json.dumps(told)]
+    environment = os.environ | {"KOPIATOMIC_VM_EMULATOR": emulator}
+    ended = subprocess.run(argv, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
     said = f"{told}\nexit code {ended.returncode}\n{ended.stdout}\n{ended.stderr}"
     assert ended.returncode == (VM_ENDED if cut else 0), said
-    assert cut is None or "sysrq: Resetting" in ended.stderr, said
+    how = "the power was cut" if emulator == "uml" else "sysrq: Resetting"
+    assert cut is None or how in ended.stderr, said
     found: dict[str, Any] = {}
     for line in ended.stdout.splitlines():
-        found |= json.loads(line)
+        if line.startswith("{"):
+            found |= json.loads(line)
     return found
 
 
@@ -137,8 +147,9 @@ def check_what_follows(found: dict[str, Any]) -> None:
     assert newest["run_id"] == json.loads(found["run"]["stdout"])["run_id"]
 
 
+@pytest.mark.parametrize("emulator", EMULATORS)
 @pytest.mark.parametrize("moment", ["engine", "snapshot"])
-def test_of_a_run_that_a_power_cut_ended_nothing_stays(moment: str, tmp_path: Path) -> None:
+def test_of_a_run_that_a_power_cut_ended_nothing_stays(moment: str, emulator: str, tmp_path: Path) -> None:
     """While the engine reads, ZFS's part is gone with the import; from the first snapshot call on with the next run."""
     print(f"KOPIATOMIC_TEST_SEED={SEED}")
     disk = tmp_path / "disk"
@@ -147,7 +158,7 @@ def test_of_a_run_that_a_power_cut_ended_nothing_stays(moment: str, tmp_path: Pa
     cut: Cut | None = None
     how, last_run, intact = "", "", None
     for step in steps(moment):
-        found = boot(disk, step, first=cut is None)
+        found = boot(disk, step, emulator, first=cut is None)
         print(f"{how}, {cut}: left at boot: {left(found['after_import'])}")
         if cut is not None:
             check_the_cut(cut, found, last_run)

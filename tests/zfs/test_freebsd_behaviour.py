@@ -10,8 +10,6 @@ import pytest
 from tests.freebsd.behaviour import *  # noqa: F403
 from tests.freebsd.behaviour import Program
 
-pytestmark = pytest.mark.late
-
 
 @pytest.fixture
 def program(tmp_path: Path) -> Program:

@@ -1,0 +1,148 @@
+"""How tests are handed out (tests/support/distribution.py), shown with a small tree of tests of its own.
+
+Its dev/vm is a fake: it runs the worker on this machine, so that it can break and lack a guest where a test wants that.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SUPPORT = Path(__file__).resolve().parents[1] / "support"
+
+VM = """#!/bin/bash
+[[ $KOPIATOMIC_VM_GUEST != missing ]] || { echo "there is no such machine" >&2; exit 125; }
+echo "$KOPIATOMIC_VM_GUEST" >>started
+while [[ $1 != -- ]]; do shift; done
+shift
+exec "$@"
+"""
+
+HERE = "def test_here(): pass\n"
+
+BESIDE = """
+import os, pytest
+def test_it_passes(): pass
+def test_it_fails(): assert 1 == 2
+def test_it_breaks_its_machine():
+    if "PARENT" in os.environ: os.kill(os.getppid(), 9)
+    os.kill(os.getpid(), 9)
+def test_what_follows_is_run(): pass
+def test_it_is_skipped(): pytest.skip("a reason")
+@pytest.mark.xfail(strict=True)
+def test_it_is_expected_to_fail(): raise OSError
+"""
+
+CORE = """
+import os, pytest
+pytestmark = pytest.mark.core
+def test_core(): open("ran", "a").write(f"core {os.environ['KOPIATOMIC_VM_GUEST']}\\n")
+"""
+
+REST = """
+import os
+def test_rest(): open("ran", "a").write(f"rest {os.environ['KOPIATOMIC_VM_GUEST']}\\n")
+"""
+
+Tests = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def tests(tmp_path: Path) -> Tests:
+    """Run a tree of tests: files by name, and settings."""
+
+    def run(files: dict[str, str], *words: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        for name, content in {
+            "dev/vm": VM,
+            "tests/__init__.py": "",
+            "tests/conftest.py": (SUPPORT.parent / "conftest.py").read_text().replace("pytest_plugins = [", "_ = ["),
+            "tests/support/__init__.py": "",
+            "pytest.ini": "[pytest]\nmarkers = core\n",
+            **{f"tests/{folder}/__init__.py": "" for folder in ("btrfs", "unit", "zfs")},
+            **files,
+        }.items():
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content)
+        (tmp_path / "dev/vm").chmod(0o755)
+        conftest = tmp_path / "tests/conftest.py"
+        conftest.write_text(conftest.read_text().replace("pytest_plugins.append(", "pytest_plugins = ("))
+        for module in ("distribution.py", "worker.py"):
+            shutil.copy(SUPPORT / module, tmp_path / "tests/support")
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("KOPIATOMIC_")}
+        return subprocess.run(
+            [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *words, "tests"],
+            cwd=tmp_path,
+            env={**inherited, **settings},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def outcomes(ended: subprocess.CompletedProcess[str]) -> dict[str, str]:
+    """Of each test the word that pytest's summary has for it."""
+    lines = ended.stdout.partition("short test summary info")[2].splitlines()
+    words = {"PASSED", "FAILED", "SKIPPED", "XFAIL"}
+    found = (line.split(" - ")[0].split(maxsplit=1) for line in lines if line.split(" ")[0] in words)
+    return {name.rpartition("::")[2]: word for word, name in found}
+
+
+def test_what_a_worker_reports_is_what_is_shown(tests: Tests) -> None:
+    ended = tests({"tests/btrfs/test_here.py": HERE, "tests/unit/test_beside.py": BESIDE})
+    found = outcomes(ended)
+    assert {name: found[name] for name in found if name.startswith("test_")} == {
+        "test_here": "PASSED",
+        "test_it_passes": "PASSED",
+        "test_it_fails": "FAILED",
+        "test_it_breaks_its_machine": "FAILED",
+        "test_what_follows_is_run": "PASSED",
+        "test_it_is_expected_to_fail": "XFAIL",
+    }
+    assert "assert 1 == 2" in ended.stdout
+    assert "a reason" in ended.stdout
+    assert "2 failed, 3 passed, 1 skipped, 1 xfailed" in ended.stdout
+    assert ended.returncode == 1
+
+
+def test_a_machine_that_breaks_costs_one_test(tests: Tests, tmp_path: Path) -> None:
+    ended = tests({"tests/zfs/test_it.py": BESIDE}, PARENT="yes", KOPIATOMIC_TEST_VMS="1")
+    assert outcomes(ended)["test_it_breaks_its_machine"] == "FAILED"
+    assert outcomes(ended)["test_what_follows_is_run"] == "PASSED"
+    assert (tmp_path / "started").read_text() == "trixie\ntrixie\n"
+
+
+def test_a_guest_that_does_not_start_fails_each_of_its_tests(tests: Tests) -> None:
+    ended = tests({"tests/zfs/test_core.py": CORE}, KOPIATOMIC_TEST_OTHER_GUESTS="missing")
+    assert outcomes(ended) == {"test_core": "PASSED", "test_core@missing": "FAILED"}
+    assert "there is no such machine" in ended.stdout
+
+
+def test_where_time_is_short_the_core_is_run_and_the_rest_is_named(tests: Tests, tmp_path: Path) -> None:
+    files = {"tests/zfs/test_core.py": CORE, "tests/zfs/test_a.py": REST}
+    settings = {"KOPIATOMIC_TEST_OTHER_GUESTS": "bookworm", "KOPIATOMIC_TEST_NOTES": "FELL BACK to qemu"}
+    ended = tests(files, KOPIATOMIC_TEST_BUDGET_S="0", **settings)
+    assert sorted((tmp_path / "ran").read_text().splitlines()) == ["core bookworm", "core trixie"]
+    assert "LEFT OUT: tests/zfs/test_a.py::test_rest on trixie" in ended.stdout
+    assert "FELL BACK to qemu" in ended.stdout
+    assert "2 passed, 1 skipped" in ended.stdout
+
+
+def test_what_took_longest_comes_first(tests: Tests, tmp_path: Path) -> None:
+    files = {f"tests/zfs/test_{name}.py": REST.replace("rest", name) for name in "abc"}
+    known = tmp_path / "durations"
+    known.write_text('{"trixie:tests/zfs/test_b.py::test_b": 50.0, "trixie:tests/zfs/test_c.py::test_c": 20.0}')
+    ended = tests(files, KOPIATOMIC_TEST_DURATIONS=str(known), KOPIATOMIC_TEST_VMS="1")
+    assert ended.returncode == 0
+    assert (tmp_path / "ran").read_text() == "b trixie\nc trixie\na trixie\n"
+    assert '"trixie:tests/zfs/test_a.py::test_a"' in known.read_text()
