@@ -25,10 +25,17 @@ TRACEBACK_AFTER_S = 300
 
 
 class Reporter:
-    """The plugin that writes what happens to each test."""
+    """The plugin that runs the tests of a batch, and writes what happens to each."""
 
     def __init__(self, out: int) -> None:
         self._out = out
+        self.batch: list[str] = []
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        # As arguments, one id with strange characters would be the end of them all.
+        place = {nodeid: number for number, nodeid in enumerate(self.batch)}
+        items[:] = sorted((item for item in items if item.nodeid in place), key=lambda item: place[item.nodeid])
 
     def write(self, **message: Any) -> None:
         data = json.dumps(message).encode() + b"\n"
@@ -73,10 +80,11 @@ def main() -> int:
     reporter.write(system=system())
     options = ["-p", "no:cacheprovider", "-q", "-o", f"faulthandler_timeout={TRACEBACK_AFTER_S}"]
     for line in sys.stdin:
-        nodeids: list[str] = json.loads(line)
+        reporter.batch = json.loads(line)
+        files = dict.fromkeys(nodeid.partition("::")[0] for nodeid in reporter.batch)
         child = os.fork()
         if child == 0:
-            os._exit(pytest.main([*options, *nodeids], plugins=[reporter]))
+            os._exit(pytest.main([*options, *files], plugins=[reporter]))
         _, status = os.waitpid(child, 0)
         reporter.write(ended=os.waitstatus_to_exitcode(status))
     return 0
