@@ -9,10 +9,12 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from kopiatomic import locks, plan, platforms, root_leftovers, roots, snapshots
 from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, unforeseen
+from kopiatomic.facts import Facts
 from kopiatomic.gather import gather
 from kopiatomic.immutable import immutable
 from kopiatomic.locks import Held
@@ -26,7 +28,7 @@ from kopiatomic.recorder import Recorder
 from kopiatomic.records import Records
 from kopiatomic.recovery import Recovery
 from kopiatomic.report import Report
-from kopiatomic.request import is_pattern
+from kopiatomic.request import Request, is_pattern
 from kopiatomic.streams import Streams
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import linux, signals
@@ -98,6 +100,7 @@ class Freezing:
         self._platform = platforms.here()
         self._held: Held
         self._recorder: Recorder
+        self._facts: Facts
         self._unfinished = False
         """Whether the keeper lives on, since a suspended pool holds it up."""
 
@@ -168,9 +171,14 @@ class Freezing:
         return selected
 
     def _look(self) -> Plan:
-        options = self._options
-        request = options.request(self._report.root, f"@{PREFIX}{self._report.run_id}")
-        return plan.select(gather(request) if options.facts is None else options.facts, request)
+        self._facts = self._gather()
+        return plan.select(self._facts, self._request())
+
+    def _gather(self) -> Facts:
+        return gather(self._request()) if self._options.facts is None else self._options.facts
+
+    def _request(self) -> Request:
+        return self._options.request(self._report.root, f"@{PREFIX}{self._report.run_id}")
 
     def check(self, selected: Plan) -> None:
         """What can be known before anything is made. Raises KopiatomicError."""
@@ -304,7 +312,11 @@ class Freezing:
         assert report.plan is not None
         with report.phase("plan"):
             try:
-                taken = self._look().taken
+                facts = self._gather()
+                # The same facts make the same plan. How full other filesystems are has no part in what is taken.
+                if replace(facts, sizes={}) == replace(self._facts, sizes={}):
+                    return
+                taken = plan.select(facts, self._request()).taken
             except Interrupted:
                 raise
             except KopiatomicError as error:

@@ -68,6 +68,7 @@ class Secrets:
             for pattern in _PATTERNS:
                 found |= {value for match in pattern.finditer(word) for value in _spellings(match["value"])}
         # The longest first: one may be a part of another.
+        self._hidden: dict[str, str] = {}
         self.values = sorted((v for v in found if len(v) >= _SHORTEST and v not in _NO_SECRETS), key=len, reverse=True)
 
     def hide(self, text: str) -> str:
@@ -93,7 +94,10 @@ class Secrets:
     def hide_in(self, document: Any) -> Any:
         """A JSON value with every secret in its texts masked."""
         if isinstance(document, str):
-            return self.hide(document)
+            # A run has its record written twice, and of a thousand datasets most texts are those of the others.
+            if document not in self._hidden:
+                self._hidden[document] = self.hide(document)
+            return self._hidden[document]
         if isinstance(document, list):
             return [self.hide_in(item) for item in document]
         if isinstance(document, dict):

@@ -120,6 +120,18 @@ def test_names_that_only_begin_alike_are_not_above_each_other() -> None:
     assert seen(line(1, 0, "/"), line(2, 1, "/mnt2"), line(3, 1, "/mnt")) == {"/": 1, "/mnt2": 2, "/mnt": 3}
 
 
+@given(st.lists(st.lists(st.sampled_from("ab"), min_size=1, max_size=4).map("/".join), unique=True))
+def test_a_sibling_is_seen_unless_a_later_one_stands_above_it(points: list[str]) -> None:
+    siblings = [f"/{point}" for point in points]
+    lines = [line(1, 0, "/"), *(line(number, 1, point) for number, point in enumerate(siblings, start=2))]
+    hidden = {
+        point
+        for number, point in enumerate(siblings)
+        if any(point.startswith(f"{later}/") for later in siblings[number + 1 :])
+    }
+    assert seen(*lines).keys() == {"/", *siblings} - hidden
+
+
 def test_the_holder_of_a_path_is_the_nearest_mount_above_it() -> None:
     mounts = visible(table(line(1, 0, "/"), line(2, 1, "/mnt"), line(3, 2, "/mnt/a")))
     paths = ("/", "/etc", "/mnt", "/mnt/b/c", "/mnt/a", "/mnt/a/x", "/mnt/ab")

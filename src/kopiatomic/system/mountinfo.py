@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from kopiatomic.immutable import immutable
@@ -117,21 +117,35 @@ def _uncovered(siblings: list[Mount]) -> list[Mount]:
     The kernel appends to its table, so of two children of one mount the later line was attached later; ids are reused
     and tell nothing.
     """
-    order = {m.point: position for position, m in enumerate(siblings)}
-    return [
-        m
-        for position, m in enumerate(siblings)
-        if not any(order.get(above, -1) > position for above in parents(m.point))
-    ]
+    latest = {m.point: position for position, m in enumerate(siblings)}
+    # Thousands of mounts stand in a few directories: each of those is asked about once.
+    above: dict[str, int] = {}
+
+    def latest_above(path: str) -> int:
+        """The position of the last sibling that stands above a path; -1 for none."""
+        new = []
+        found = -1
+        for directory in _upwards(path):
+            if directory in above:
+                found = above[directory]
+                break
+            new.append(directory)
+        for directory in reversed(new):
+            found = above[directory] = max(found, latest.get(directory, -1))
+        return found
+
+    return [m for position, m in enumerate(siblings) if latest_above(m.point) <= position]
 
 
 def parents(path: str) -> list[str]:
     """The directories above an absolute path, nearest first: ``/a/b`` gives ``/a`` and ``/``."""
-    result = []
+    return list(_upwards(path))
+
+
+def _upwards(path: str) -> Iterator[str]:
     while path != "/":
         path = path.rpartition("/")[0] or "/"
-        result.append(path)
-    return result
+        yield path
 
 
 def holder(path: str, table: dict[str, Mount]) -> Mount:
