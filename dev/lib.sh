@@ -127,6 +127,15 @@ guest_suite() {
     esac
 }
 
+# guest_emulator GUEST: prints what runs it unless somebody asks for the other. User-Mode Linux wants a kernel that Debian 12's
+# OpenZFS does not know.
+guest_emulator() {
+    case $1 in
+        bookworm) printf 'qemu\n' ;;
+        *) printf 'uml\n' ;;
+    esac
+}
+
 # Changing this list makes ./test build the guests anew.
 guest_packages=(
     btrfs-progs busybox-static fdisk iproute2 kmod procps psmisc python3 python3-click python3-jsonschema python3-pytest python3-rich

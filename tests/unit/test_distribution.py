@@ -135,11 +135,11 @@ def test_a_guest_that_does_not_start_fails_each_of_its_tests(tests: Tests) -> No
 
 def test_where_time_is_short_the_core_is_run_and_the_rest_is_named(tests: Tests, tmp_path: Path) -> None:
     files = {"tests/zfs/test_core.py": CORE, "tests/zfs/test_a.py": REST}
-    settings = {"KOPIATOMIC_TEST_OTHER_GUESTS": "bookworm", "KOPIATOMIC_TEST_NOTES": "FELL BACK to qemu"}
+    settings = {"KOPIATOMIC_TEST_OTHER_GUESTS": "bookworm", "KOPIATOMIC_TEST_NOTES": "IN QEMU"}
     ended = tests(files, KOPIATOMIC_TEST_BUDGET_S="0", **settings)
     assert sorted((tmp_path / "ran").read_text().splitlines()) == ["core bookworm", "core trixie"]
     assert "LEFT OUT: tests/zfs/test_a.py::test_rest on trixie" in ended.stdout
-    assert "FELL BACK to qemu" in ended.stdout
+    assert "IN QEMU" in ended.stdout
     assert "2 passed, 1 skipped" in ended.stdout
 
 
