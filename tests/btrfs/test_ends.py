@@ -23,6 +23,7 @@ from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import btrfs as btrfs_ioctls
 from tests.btrfs.conftest import Family, Gate, children, only_child, wait_for
 from tests.support.filesystems import Btrfs
+from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 
@@ -282,10 +283,7 @@ def test_the_run_after_one_whose_processes_were_all_killed_clears_what_it_left(
     with kopiatomic.started("--mount-root", root, "-c", gate.command, data) as process:
         gate.wait()
         family = Family.of(process.pid)
-        for pid in (family.keeper, family.launcher, family.main):
-            os.kill(pid, signal.SIGSTOP)
-        for pid in (family.keeper, family.main, family.launcher):
-            os.kill(pid, signal.SIGKILL)
+        kill_together([family.keeper, family.launcher, family.main])
         process.wait(10)
     ended = run("-r", "-c", f"ls -A {root}{btrfs.mountpoint}", btrfs.mountpoint)
     assert ended.returncode == 0, str(ended)

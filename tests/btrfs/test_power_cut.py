@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 
 from tests.btrfs.conftest import Family, Gate
 from tests.support.filesystems import Btrfs, patiently
+from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
 
 Leftovers = Callable[..., list[str]]
@@ -78,9 +77,8 @@ def test_after_a_power_cut_the_next_run_clears_what_the_record_names(
         gate.wait()
         disk.copy()
         family = Family.of(process.pid)
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in (family.main, family.keeper, family.launcher):
-                os.kill(pid, number)
+        # A process that is only about to be gone has the run's lock, and the next run lets a living one alone.
+        kill_together([family.main, family.keeper, family.launcher])
         process.wait(10)
     disk.boot()
     (left,) = btrfs.snapshots()

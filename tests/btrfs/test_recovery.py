@@ -357,9 +357,7 @@ def test_one_filesystem_that_is_gone_does_not_stand_in_the_way_of_another(
     with kopiatomic.started("--mount-root", root, "-c", gate.command, one.mountpoint, other.mountpoint) as process:
         gate.wait()
         family = Family.of(process.pid)
-        for signum in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in (family.keeper, family.launcher, family.main):
-                os.kill(pid, signum)
+        kill_together([family.keeper, family.launcher, family.main])
         process.wait(10)
     (run_id,) = (run_in(path) for path in (one.mountpoint / ".kopiatomic").iterdir())
     # Its processes may just be ending.
