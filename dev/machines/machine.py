@@ -67,7 +67,7 @@ class Machine(ABC):
             self.exchange.symlink_to(exchange)
         self.prepare()
         libc = ctypes.CDLL(None)
-        processor = os.environ.get("KOPIATOMIC_VM_PROCESSOR")
+        processor = setting("PROCESSOR", "")
 
         def tie() -> None:
             if not survive:
@@ -127,8 +127,7 @@ class Machine(ABC):
 
     def remove(self) -> None:
         """Remove the state folder of a machine that has ended."""
-        if self.exchange.is_symlink():
-            self.exchange.unlink()
+        # A folder of the caller's is a link in it, which is not followed.
         shutil.rmtree(self.state, ignore_errors=True)
 
     @contextlib.contextmanager

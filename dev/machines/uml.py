@@ -34,9 +34,7 @@ class Uml(Machine):
     def prepare(self) -> None:
         bulk = self.state / "bulk"
         bulk.mkdir()
-        for file in GUEST_FILES.iterdir():
-            if file.is_file():
-                shutil.copy(file, bulk)
+        shutil.copy(GUEST_FILES / "agent.py", bulk)
 
     def command(self, images: Images, disks: Sequence[Path]) -> list[str]:
         linux = [

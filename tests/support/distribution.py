@@ -205,7 +205,7 @@ class Place:
 class Queue:
     """The batches that wait, and the reports that have come. Its threads hand out and take in."""
 
-    def __init__(self, batches: Iterable[Batch], *, here: int) -> None:
+    def __init__(self, batches: Iterable[Batch], *, here: bool) -> None:
         self._changed = threading.Condition()
         self._waiting = list(batches)
         self._reports: defaultdict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
@@ -228,7 +228,7 @@ class Queue:
     def done_here(self) -> None:
         """This process has no tests of its own any more."""
         with self._changed:
-            self._here = 0
+            self._here = False
             self._changed.notify_all()
 
     def reports(self, place: str, nodeid: str) -> Iterator[dict[str, Any]]:
@@ -283,7 +283,7 @@ class Queue:
         """Whether a processor is free for one more machine: as a rule this machine's own tests leave some of theirs."""
         if kind == BESIDE:
             return True
-        own = (self._here > 0) + self._beside_busy
+        own = self._here + self._beside_busy
         return self._guests_busy < max(1, MACHINES + 1 - own)
 
     def _take(self, kind: str, place: str | None) -> Batch | None:
@@ -442,7 +442,7 @@ class Distribution:
     def pytest_runtestloop(self, session: pytest.Session) -> None:
         if session.config.option.collectonly or session.testsfailed or not self.batches:
             return
-        here = sum(self.place_of(item) == HERE for item in session.items)
+        here = any(self.place_of(item) == HERE for item in session.items)
         self.queue = Queue(self.batches, here=here)
 
     @pytest.hookimpl(tryfirst=True)
