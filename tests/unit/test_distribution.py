@@ -1,4 +1,4 @@
-"""How tests are handed out (tests/support/distribution.py), shown with a small tree of tests of its own.
+"""How tests are handed out (tests/support/distribution.py, stations.py), shown with a small tree of tests of its own.
 
 Its dev/vm is a fake: it runs the worker on this machine, so that it can break and lack a guest where a test wants that.
 """
@@ -78,7 +78,7 @@ def tests(tmp_path: Path) -> Tests:
         (tmp_path / "dev/vm").chmod(0o755)
         conftest = tmp_path / "tests/conftest.py"
         conftest.write_text(conftest.read_text().replace("pytest_plugins.append(", "pytest_plugins = ("))
-        for module in ("distribution.py", "worker.py"):
+        for module in ("distribution.py", "stations.py", "worker.py"):
             shutil.copy(SUPPORT / module, tmp_path / "tests/support")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("KOPIATOMIC_")}
         return subprocess.run(
