@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import io
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -25,6 +23,7 @@ from kopiatomic.arguments import (
     told,
 )
 from kopiatomic.schedule_cli import schedule
+from kopiatomic.system import inherited
 from kopiatomic.user_property import PROPERTY, is_user_property
 
 if TYPE_CHECKING:
@@ -426,13 +425,14 @@ cli.add_command(schedule)
 
 def _finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
     """Print a report and end with its exit code."""
+    console.acted = not report.dry_run
     if as_json:
         from kopiatomic.output.document import render
 
         console.end()
         console.result(render(report))
     console.report(report, summary=not as_json)
-    raise SystemExit(report.exit_code)
+    raise SystemExit(console.exit_code(report.exit_code))
 
 
 def main() -> None:
@@ -440,15 +440,12 @@ def main() -> None:
     # What is imported and listed is no garbage, and looking for some takes a tenth of the time that a start takes. A run looks
     # again once it has its processes (supervisor.py).
     gc.disable()
-    # A caller that ignores it would have the kernel reap our children before we hear how they ended.
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    _own_descriptors()
-    _own_path()
-    _own_streams()
+    inherited.settle()
     if "_KOPIATOMIC_COMPLETE" in os.environ:
         from kopiatomic import completion
 
         completion.register()
+    stdout = sys.stdout
     try:
         cli.main(prog_name="kopiatomic", standalone_mode=False)
     except click.ClickException as error:
@@ -462,6 +459,11 @@ def main() -> None:
         discard(sys.stdout)
         write(sys.stderr, f"kopiatomic: the output could not be written: {error.strerror}")
         raise SystemExit(1) from None
+    except SystemExit:
+        if sys.stdout is not stdout:
+            # click has put another in its place: help or version went into a closed pipe.
+            raise SystemExit(0) from None
+        raise
     except (click.exceptions.Abort, KeyboardInterrupt):
         raise SystemExit(130) from None
 
@@ -491,37 +493,3 @@ def _end(error: KopiatomicError) -> NoReturn:
     from kopiatomic.report import Report
 
     _finish(Report(run_id="", root="", error=error), Console(), as_json="--json" in sys.argv)
-
-
-def _own_path() -> None:
-    """Look for programs in sbin where bin is looked in: cron's PATH is /usr/bin:/bin, and zfs is in /usr/sbin."""
-    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
-    beside = [f"{folder[:-4]}/sbin" for folder in path if folder.endswith("/bin")]
-    os.environ["PATH"] = os.pathsep.join([*path, *(folder for folder in beside if folder not in path)])
-
-
-def _own_descriptors() -> None:
-    """Make sure that 0, 1 and 2 are open, and that nothing else our caller left open reaches an engine."""
-    for fd in (0, 1, 2):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    for entry in os.listdir("/proc/self/fd" if os.path.isdir("/proc/self/fd") else "/dev/fd"):
-        if int(entry) > 2:
-            try:
-                os.set_inheritable(int(entry), False)
-            except OSError:
-                # The descriptor of the listing itself.
-                continue
-
-
-def _own_streams() -> None:
-    """Make sure that stdout and stderr can be written to, whatever was closed and whatever their encoding lacks."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open as long as we live
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")

@@ -50,6 +50,7 @@ def recover(
             cleared = _recovered(records, console, dry_run=dry_run)
         if forget == "":
             _forget_unchanged(records, cleared, dry_run=dry_run)
+        console.acted = not dry_run and any(leftover.problem is None for leftover in cleared.leftovers)
         left = len(cleared.leftovers) + len(cleared.problems) if dry_run else cleared.left
         if as_json:
             console.result(json.dumps(_recover_document(cleared, dry_run=dry_run, left=left), indent=2))
@@ -251,7 +252,7 @@ def _told(run: Callable[[], int], console: Console) -> int:
     """Call, and turn what goes wrong into a message and an exit code."""
     with signals.handled():
         try:
-            return run()
+            return console.exit_code(run())
         except KopiatomicError as error:
             console.error(error)
             return error.exit_code

@@ -25,7 +25,7 @@ def datasets() -> set[str]:
     """The names of all ZFS filesystems and volumes, or of those that are found in time, and the mount points of Btrfs."""
     try:
         table = host.here().mounts()
-    except OSError:
+    except (OSError, KopiatomicError):
         table = []
     mounted = {mount.source for mount in table if mount.fstype == "zfs" and "@" not in mount.source}
     return mounted | {mount.point for mount in table if mount.fstype == "btrfs"} | set(_listed())

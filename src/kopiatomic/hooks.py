@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import Secrets, without_secrets
 from kopiatomic.model import Plan
-from kopiatomic.system import channel, host, signals
+from kopiatomic.system import channel, host, inherited, signals
 from kopiatomic.text import ended, printable
 
 _LOOK = 0.5
@@ -47,6 +47,7 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
             stdout=2,
             env={**without_secrets(os.environ), **told},
             process_group=0,
+            preexec_fn=inherited.hand_on,  # noqa: PLW1509 - this process has no threads
         )
         watch = host.here().watch(hook.pid)
         try:

@@ -8,7 +8,6 @@ import pwd
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
@@ -25,7 +24,7 @@ from kopiatomic.options import Options
 from kopiatomic.output.document import instant_text, instant_words
 from kopiatomic.report import CommandReport, EngineReport, ShellReport
 from kopiatomic.streams import Callers
-from kopiatomic.system import signals
+from kopiatomic.system import inherited, signals
 from kopiatomic.system.spawn import User
 from kopiatomic.text import first_few, printable
 
@@ -195,7 +194,7 @@ class _Inside:
             name = self._account.pw_name
             told |= {"HOME": self._account.pw_dir, "USER": name, "LOGNAME": name}
             told["SHELL"] = self._account.pw_shell or _SHELL
-        elif in_place(plan, tempfile.gettempdir()):
+        elif in_place(plan, inherited.temporary_directory()):
             told["TMPDIR"] = plan.scratch
         if self._is_shell:
             told |= _prompt(

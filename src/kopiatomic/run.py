@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -20,7 +19,7 @@ from kopiatomic.model import EngineEnd, Layout, Plan, Progress
 from kopiatomic.options import Options, check_name, words
 from kopiatomic.report import EngineReport, Report
 from kopiatomic.streams import Pipes
-from kopiatomic.system import signals
+from kopiatomic.system import inherited, signals
 from kopiatomic.text import ended, first_few, printable
 
 _NOT_SKIPPED = (
@@ -261,7 +260,7 @@ class _Run:
         report.engine.argv = self._shown(command.argv)
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
         environment = {**os.environ, **self._handed, **hooks.variables(job.run_id, job.plan)}
-        if in_place(job.plan, tempfile.gettempdir()):
+        if in_place(job.plan, inherited.temporary_directory()):
             environment["TMPDIR"] = job.plan.scratch
         with report.phase("engine"):
             return frozen.supervisor.run(Start(command, environment), self._options.stop_timeout)

@@ -71,6 +71,7 @@ def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int
             console.result(f"The files of {schedule.name} are as they should be.")
         else:
             _confirm(f"Write that and start {schedule.name} {_when(schedule)}?", yes=yes)
+        console.acted = True
         # Before anything is written: what cannot work is not installed.
         _ask(scheduler, schedule, console)
         for file, _ in found:
@@ -196,7 +197,7 @@ def check(words_: Sequence[str], options: Options, console: Console) -> int:
     report = look(options, console)
     console.end()
     console.result(json.dumps(_answer(report)))
-    return errors.SAVED if report.error is None else report.error.exit_code
+    return console.exit_code(errors.SAVED if report.error is None else report.error.exit_code)
 
 
 def _answer(report: Report) -> dict[str, Any]:
@@ -318,6 +319,7 @@ def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> i
         paths = list(_of_ours(scheduler.leftovers(name), console))
         console.result("\n".join(["These files go:", *(f"  {path}" for path in paths)]))
         _confirm(f"Remove {name}?", yes=yes)
+        console.acted = True
         scheduler.stop(name)
         try:
             # One that it started in the meantime needs these files at its end.
@@ -408,7 +410,7 @@ def _require_root() -> None:
 def _told(run: Callable[[], int], console: Console) -> int:
     """Call, and turn what goes wrong into a message and an exit code."""
     try:
-        return run()
+        return console.exit_code(run())
     except Exception as error:
         failure = errors.unforeseen(error)
         console.error(failure)

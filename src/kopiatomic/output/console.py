@@ -1,19 +1,21 @@
 """What a person sees: the summary on stdout; progress, warnings and errors on stderr.
 
-Neither a closed nor a full output ends a run: what cannot be written is dropped.
+Neither a closed nor a full output ends a run: what cannot be written is dropped. :meth:`Console.exit_code` says what
+becomes of a command whose answer was lost.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import FAILED, INCOMPLETE, SAVED, UNCLEAN, KopiatomicError
 from kopiatomic.model import Plan, Progress
 from kopiatomic.output.summary import Line, Style, duration, has_summary, size
 from kopiatomic.output.summary import summary as summary_lines
@@ -30,14 +32,16 @@ _LABEL = re.compile(r"(?:[A-Z][a-z]+:| ) +")
 """How the lines of a summary begin: a word with a colon, or spaces."""
 
 
-def write(stream: TextIO, text: str) -> None:
-    """Write a line if that is possible."""
+def write(stream: TextIO, text: str) -> OSError | None:
+    """Write a line if that is possible; returns why it is not."""
     try:
         stream.write(text + "\n")
         stream.flush()
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
         # Closed or full: the run goes on. What is buffered must not fail again when the interpreter ends.
         discard(stream)
+        return error if isinstance(error, OSError) else OSError(errno.EBADF, os.strerror(errno.EBADF))
+    return None
 
 
 def discard(stream: TextIO) -> None:
@@ -63,6 +67,10 @@ class Console:
         self._chatter = chatter and not quiet
         """Whether anything but warnings and errors goes to stderr."""
         self._live: Live | None = None
+        self._lost: OSError | None = None
+        """Why a part of what belongs on stdout could not be written there."""
+        self.acted = False
+        """Whether something was done that stays done: then stdout has its report, and otherwise an answer."""
         self._started = time.monotonic()
         self._last_plain = self._started
         self._phase = ""
@@ -164,7 +172,23 @@ class Console:
 
     def result(self, text: str) -> None:
         """Write a document to stdout as it is."""
-        write(sys.stdout, text)
+        self._keep(write(sys.stdout, text))
+
+    def _keep(self, lost: OSError | None) -> None:
+        self._lost = self._lost or lost
+
+    def exit_code(self, code: int) -> int:
+        """The exit code of a command that would end with ``code``: an answer that could not be written is a failure.
+
+        Whoever closes a pipe has read enough.
+        """
+        if self._lost is None or self._lost.errno == errno.EPIPE:
+            return code
+        if self.acted:
+            self.warning(f"the output was lost: {self._lost.strerror}")
+            return code
+        self.error_text(f"the answer could not be written: {self._lost.strerror}")
+        return FAILED if code in {SAVED, INCOMPLETE, UNCLEAN} else code
 
     def report(self, report: Report, *, summary: bool) -> None:
         """The summary on stdout, unless --quiet; errors on stderr."""
@@ -174,9 +198,9 @@ class Console:
         elif report.dry_run and report.plan and report.engine and report.error is None:
             self._plan(report.plan, report.engine)
             if report.changes is not None:
-                _styled(sys.stdout, [("", line) for line in report.changes.lines(report.series)])
+                self._keep(_styled(sys.stdout, [("", line) for line in report.changes.lines(report.series)]))
         elif has_summary(report):
-            _styled(sys.stdout, summary_lines(report, verbose=self._verbose))
+            self._keep(_styled(sys.stdout, summary_lines(report, verbose=self._verbose)))
         for text in report.incomplete:
             self.error_text("not complete: " + text)
         for text in report.left_behind:
@@ -188,9 +212,9 @@ class Console:
     def _plan(self, plan: Plan, engine: EngineReport) -> None:
         from kopiatomic.output import columns, plan_table
 
-        _styled(sys.stdout, [plan_table.headline(plan)])
-        write(sys.stdout, "\n".join(columns.rows(plan_table.table(plan), *columns.look(sys.stdout))))
-        _styled(sys.stdout, list(plan_table.lines(plan, engine, verbose=self._verbose)))
+        self._keep(_styled(sys.stdout, [plan_table.headline(plan)]))
+        self.result("\n".join(columns.rows(plan_table.table(plan), *columns.look(sys.stdout))))
+        self._keep(_styled(sys.stdout, list(plan_table.lines(plan, engine, verbose=self._verbose))))
 
     def error(self, error: KopiatomicError) -> None:
         """A failure and what to do."""
@@ -210,18 +234,23 @@ def _is_terminal(stream: TextIO) -> bool:
         return False
 
 
-def _styled(stream: TextIO, lines: list[Line]) -> None:
-    """Print lines, styled where the stream is a terminal that wants it; NO_COLOR and TERM=dumb are rich's to respect."""
+def _styled(stream: TextIO, lines: list[Line]) -> OSError | None:
+    """Print lines, styled where the stream is a terminal that wants it; NO_COLOR and TERM=dumb are rich's to respect.
+
+    Returns why they could not be written.
+    """
     if not _is_terminal(stream):
-        for _, text in lines:
-            write(stream, text)
-        return
+        return next(filter(None, [write(stream, text) for _, text in lines]), None)
     from rich.console import Console as Rich
 
     console = Rich(file=stream, highlight=False)
-    for style, text in _wrapped(lines, console.width):
-        shown = _rich(style, text)
-        _guarded(lambda shown=shown: console.print(shown), stream)  # type: ignore[misc]
+    try:
+        for style, text in _wrapped(lines, console.width):
+            console.print(_rich(style, text))
+    except OSError as error:
+        discard(stream)
+        return error
+    return None
 
 
 def _rich(style: Style, text: str) -> Text:
@@ -246,10 +275,3 @@ def _wrapped(lines: list[Line], width: int) -> Iterator[Line]:
         )
         yield style, parts[0] if parts else ""
         yield from (("bold" if style else "", part) for part in parts[1:])
-
-
-def _guarded(print_it: Callable[[], None], stream: TextIO) -> None:
-    try:
-        print_it()
-    except OSError:
-        discard(stream)

@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.system.mountinfo import Mount
 
@@ -22,7 +23,14 @@ class LinuxHost:
 
     def mounts(self) -> list[Mount]:
         """/proc/self/mountinfo."""
-        return mountinfo.read()
+        try:
+            return mountinfo.read()
+        except FileNotFoundError:
+            raise KopiatomicError(
+                f"the mounts cannot be seen: {mountinfo.SELF} is not there",
+                kind="no-proc",
+                hint="Mount /proc, as a chroot needs it too: mount -t proc proc /proc",
+            ) from None
 
     def link_target(self, path: str) -> str | None:
         """The link itself is opened, so that it is still the one that was looked at."""

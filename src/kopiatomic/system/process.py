@@ -13,7 +13,7 @@ from dataclasses import field
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.system import signals
+from kopiatomic.system import inherited, signals
 from kopiatomic.text import ended, printable
 
 KEEP = 4 << 20
@@ -139,6 +139,7 @@ def _popen(argv: Sequence[str], environment: Mapping[str, str] | None) -> subpro
         stderr=subprocess.PIPE,
         env=None if environment is None else dict(environment),
         start_new_session=True,
+        preexec_fn=inherited.hand_on,  # noqa: PLW1509 - this process has no threads
     )
 
 

@@ -138,8 +138,12 @@ def sleep(seconds: float) -> None:
     """Wait. Raises Interrupted."""
     deadline = time.monotonic() + seconds
     check()
+    # No select(2): with many descriptors open, the number of this one may be too high for that.
+    poll = select.poll()
+    if _read_end >= 0:
+        poll.register(_read_end, select.POLLIN)
     while (left := deadline - time.monotonic()) > 0:
-        select.select([_read_end] if _read_end >= 0 else [], [], [], left)
+        poll.poll(left * 1000)
         check()
 
 

@@ -10,20 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 from kopiatomic.immutable import immutable
-from kopiatomic.system import host
-
-_RESET = (
-    signal.SIGINT,
-    signal.SIGTERM,
-    signal.SIGHUP,
-    signal.SIGQUIT,
-    signal.SIGTSTP,
-    signal.SIGTTIN,
-    signal.SIGTTOU,
-    signal.SIGCHLD,
-    signal.SIGPIPE,
-    signal.SIGXFSZ,
-)
+from kopiatomic.system import host, inherited
 
 
 @immutable
@@ -85,10 +72,8 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
     try:
         if setting.first is not None:
             setting.first()
-        for signum in _RESET:
-            signal.signal(signum, signal.SIG_DFL)
+        # Before anything wakes our parent by it.
         signal.set_wakeup_fd(-1)
-        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         _lead_a_group(setting)
         _move_streams((setting.stdin, setting.stdout, setting.stderr))
         if setting.user is not None:
@@ -104,6 +89,8 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
         at_directory = True
         os.chdir(setting.cwd)
         at_directory = False
+        # Only now: the caller's limit of open files may lie below the descriptors that were moved.
+        inherited.hand_on()
         os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - that is what this is for
     except OSError as error:
         os.write(tells, struct.pack("=i?", error.errno or 0, at_directory))

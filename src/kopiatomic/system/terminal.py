@@ -160,8 +160,10 @@ class Terminal:
 
     def _flush(self) -> bool:
         """Show what is waiting for that; returns whether it could be."""
+        poll = select.poll()
+        poll.register(self._callers, select.POLLOUT)
         while self._to_caller:
-            if not select.select([], [self._callers], [], _PATIENCE)[1]:
+            if not poll.poll(_PATIENCE * 1000):
                 return False
             try:
                 self._to_caller = self._to_caller[os.write(self._callers, self._to_caller) :]

@@ -1,0 +1,129 @@
+"""What a process inherits from its caller: settled once for our own processes, and handed on to the programs that they start.
+
+A signal mask, a umask and limits belong to the process, so this is a module and not an object.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+
+from kopiatomic.immutable import immutable
+
+UMASK = 0o022
+"""That of our own processes: what is to be narrower says so when it is made."""
+
+
+@immutable
+class _Callers:
+    """What the caller had, and programs of the user's are to have. ``files`` is the soft limit of open files."""
+
+    umask: int
+    files: int | None = None
+
+
+_callers: _Callers | None = None
+
+
+def settle() -> None:
+    """Depend on nothing that the caller happened to have. The first thing that the program does.
+
+    Ending signals that are ignored (nohup, background jobs) stay so: ``signals.handled`` respects that.
+    """
+    global _callers
+    # The kernel would not deliver what ends a run, nor its time limit.
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    # Where it is ignored the kernel reaps our children before we hear how they ended.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    _callers = _Callers(os.umask(UMASK))
+    _settle_descriptors()
+    # Only now: where the descriptors are not listed, the limit says which numbers they can have.
+    _callers = replace(_callers, files=_more_files())
+    _settle_streams()
+    _settle_path()
+
+
+def hand_on() -> None:
+    """In a forked child that becomes another program: the caller's umask and limits, and no signal ignored or blocked."""
+    for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        if signal.getsignal(signum) not in {signal.SIG_DFL, None}:
+            signal.signal(signum, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    if _callers is not None:
+        os.umask(_callers.umask)
+        if _callers.files is not None:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (_callers.files, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+
+def temporary_directory() -> str:
+    """Where most programs put temporary files (environ(7)). Nothing is looked at: there may be none that can be used."""
+    return os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - it is only named
+
+
+def _more_files() -> int | None:
+    """Raise the soft limit of open files to the hard one; returns what it was, None where it stays."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        # The hard one may lie above what the system allows by now (fs.nr_open).
+        return None
+    return soft
+
+
+def _settle_descriptors() -> None:
+    """Make sure that 0, 1 and 2 are open, and that nothing else our caller left open reaches an engine."""
+    for fd in (0, 1, 2):
+        try:
+            os.fstat(fd)
+        except OSError:
+            _occupy()
+    for fd in _descriptors():
+        if fd > 2:
+            try:
+                os.set_inheritable(fd, False)
+            except OSError:
+                # Not open, or the descriptor of the listing itself.
+                continue
+
+
+def _occupy() -> None:
+    """Open the lowest free descriptor, on /dev/null; in a chroot without that, on a little memory."""
+    try:
+        os.open(os.devnull, os.O_RDWR)
+    except FileNotFoundError:
+        os.memfd_create("null")
+
+
+def _descriptors() -> Iterable[int]:
+    """The numbers that open descriptors can have.
+
+    Without a fdescfs(5), FreeBSD's /dev/fd has the first three only; in a chroot Linux may have no /proc.
+    """
+    try:
+        return map(int, os.listdir("/proc/self/fd"))
+    except OSError:
+        return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def _settle_streams() -> None:
+    """Make sure that stdout and stderr can be written to, whatever was closed and whatever their encoding lacks."""
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as we live
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _settle_path() -> None:
+    """Look for programs in sbin where bin is looked in: cron's PATH is /usr/bin:/bin, and zfs is in /usr/sbin."""
+    path = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    beside = [f"{folder[:-4]}/sbin" for folder in path if folder.endswith("/bin")]
+    os.environ["PATH"] = os.pathsep.join([*path, *(folder for folder in beside if folder not in path)])
