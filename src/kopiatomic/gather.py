@@ -182,20 +182,21 @@ def _btrfs_subvolumes(seen: dict[str, Mount], named: Iterable[str], *, everythin
     for path in paths:
         mount = mountinfo.holder(path, seen)
         if mount.fstype == "btrfs":
-            for subvolume in _with_nested(_top_of(path, mount), mount.source, seen):
+            for subvolume in _with_nested(_top_of(path, seen), mount.source, seen):
                 if subvolume.path not in known:
                     known.add(subvolume.path)
                     yield subvolume
 
 
-def _top_of(path: str, mount: Mount) -> str:
-    """The top directory of the subvolume that holds a path; the mount point where there is none up to it.
+def _top_of(path: str, seen: dict[str, Mount]) -> str:
+    """The top directory of the subvolume that holds a path; where there is none, the mount point up to which it is looked for.
 
     Raises KopiatomicError.
     """
-    while path != mount.point:
+    border = mountinfo.holder(path, mountinfo.borders(seen)).point
+    while path != border:
         try:
-            with _opened(path, mount) as fd:
+            with _opened(path, mountinfo.holder(path, seen)) as fd:
                 if btrfs.is_top(fd):
                     return path
         except (NotADirectoryError, PermissionError):

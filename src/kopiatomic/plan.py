@@ -15,7 +15,7 @@ from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.selection import Selection, not_a_dataset
 from kopiatomic.selection.btrfs import BtrfsSelection
 from kopiatomic.selection.zfs import ZfsSelection
-from kopiatomic.system.mountinfo import holder, parents
+from kopiatomic.system.mountinfo import holder, parents, place_in
 from kopiatomic.text import printable
 
 
@@ -162,8 +162,8 @@ def _seen_again(shared: Selection, taken: Sequence[Taken]) -> list[Taken]:
     tops: dict[str, dict[str, str]] = {}
     for path in paths:
         mount = holder(path, shared.seen)
-        inside = below(path, mount.point)
-        tops.setdefault(mount.device, {})[f"{mount.root.rstrip('/')}/{inside}" if inside else mount.root] = path
+        if mount.device:
+            tops.setdefault(mount.device, {})[place_in(mount, path)] = path
     again: dict[str, list[tuple[str, str]]] = {}
     for point, mount in shared.seen.items():
         if point not in frozen and mount.device in tops:

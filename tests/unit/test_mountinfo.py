@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kopiatomic.system import mountinfo
-from kopiatomic.system.mountinfo import Mount, holder, parents, parse, visible
+from kopiatomic.system.mountinfo import Mount, borders, holder, parents, parse, visible
 
 
 def line(id_: int, parent: int, point: str, *, root: str = "/", rest: str = "- btrfs /dev/sda rw") -> str:
@@ -150,3 +150,40 @@ def test_the_directories_above_a_path_are_named_nearest_first() -> None:
 
 def test_this_machines_own_table_is_read() -> None:
     assert "/" in visible(mountinfo.read())
+
+
+@pytest.mark.parametrize(
+    ("device", "root", "is_border"),
+    [
+        ("0:30", "/@/a/docker", False),
+        ("0:30", "/@/a", True),
+        ("0:30", "/@/a/docker/inner", True),
+        ("0:30", "/@/a/docker//deleted", True),
+        ("0:30", "/a/docker", True),
+        ("0:31", "/@/a/docker", True),
+        ("", "/@/a/docker", True),
+    ],
+)
+def test_only_a_mount_of_the_same_place_of_the_same_filesystem_is_no_border(
+    device: str, root: str, is_border: bool
+) -> None:
+    around = line(2, 1, "/mnt", root="/@").replace("0:2 ", "0:30 ")
+    bind = line(3, 2, "/mnt/a/docker", root=root).replace("0:3 ", f"{device} ")
+    assert ("/mnt/a/docker" in borders(visible(table(line(1, 0, "/"), around, bind)))) is is_border
+
+
+def test_devices_that_are_not_known_are_never_equal() -> None:
+    """In a jail the kernel gives none."""
+    mounts = [Mount(1, 0, "", "/", "/", "zfs", "z", (), (), ()), Mount(2, 1, "", "/a", "/a", "zfs", "y", (), (), ())]
+    assert set(borders(visible(mounts))) == {"/", "/a"}
+
+
+def test_a_directory_bound_onto_itself_inside_another_is_judged_by_what_holds_it() -> None:
+    lines = [
+        line(1, 0, "/"),
+        line(2, 1, "/d", root="/d").replace("0:2 ", "0:1 "),
+        line(3, 2, "/d/e", root="/d/e").replace("0:3 ", "0:1 "),
+        line(4, 2, "/d/f", root="/d/e").replace("0:4 ", "0:1 "),
+        line(5, 4, "/d/f/g", root="/d/e/g").replace("0:5 ", "0:1 "),
+    ]
+    assert set(borders(visible(table(*lines)))) == {"/", "/d/f"}

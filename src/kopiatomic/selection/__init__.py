@@ -10,7 +10,7 @@ from kopiatomic.facts import Facts
 from kopiatomic.model import Taken
 from kopiatomic.paths import topmost
 from kopiatomic.request import Request
-from kopiatomic.system.mountinfo import Mount, visible
+from kopiatomic.system.mountinfo import Mount, borders, visible
 from kopiatomic.text import printable
 
 
@@ -20,7 +20,12 @@ class Selection:
     def __init__(self, facts: Facts, request: Request) -> None:
         self.facts = facts
         self.request = request
-        self.seen = visible(facts.mounts)
+        self.mounted = visible(facts.mounts)
+        """The mounts that can be seen, by their points."""
+        tops = {subvolume.path for subvolume in facts.subvolumes}
+        apart = borders(self.mounted)
+        self.seen = {point: mount for point, mount in self.mounted.items() if point in apart or point in tops}
+        """Those of them that show something else than what holds them would: another place, or a subvolume of its own."""
         self.taken: list[Taken] = []
         self.notes: list[str] = []
         self.excluding: set[str] = set()

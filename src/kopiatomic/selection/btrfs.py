@@ -53,7 +53,9 @@ class BtrfsSelection:
 
     def holder(self, path: str) -> str | None:
         """The subvolume whose tree a path lies in; None where only a part of one is mounted there."""
-        return max((top for top in self._subvolumes if is_at_or_below(path, top)), key=len, default=None)
+        border = holder(path, self._shared.seen).point
+        holding = [top for top in self._subvolumes if is_at_or_below(path, top) and is_at_or_below(top, border)]
+        return max(holding, key=len, default=None)
 
     def _imply(self, path: str, why: str) -> None:
         self._asked.setdefault(path, Ask()).add("", why, named=False)

@@ -246,7 +246,7 @@ class ZfsSelection:
             return self._verdict(dataset, Verdict.NAME_TOO_LONG, reason, incomplete=True, hint=hint)
         whole = [m for m in self._mounts.get(name, ()) if m.root == "/"]
         if whole:
-            cover = holder(whole[0].point, self._shared.seen)
+            cover = holder(whole[0].point, self._shared.mounted)
             reason = f"its mount at {printable(whole[0].point)} is covered by {described(cover)}"
             hint = "Unmount what covers it, or leave it out."
             return self._verdict(dataset, Verdict.COVERED, reason, incomplete=True, hint=hint)

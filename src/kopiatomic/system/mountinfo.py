@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from kopiatomic.immutable import immutable
+from kopiatomic.paths import below
 
 SELF = "/proc/self/mountinfo"
 
@@ -135,6 +136,31 @@ def _uncovered(siblings: list[Mount]) -> list[Mount]:
         return found
 
     return [m for position, m in enumerate(siblings) if latest_above(m.point) <= position]
+
+
+def borders(seen: dict[str, Mount]) -> dict[str, Mount]:
+    """Those of the visible mounts at which a path leads to another place than without them.
+
+    A directory that is bound onto itself, as Docker does it, shows the same place of the same filesystem: what lies in it
+    and below it is what the mount around it has there. A mount whose device is not known is never taken for such.
+    """
+    return {point: mount for point, mount in seen.items() if not _changes_nothing(mount, seen)}
+
+
+def _changes_nothing(mount: Mount, seen: dict[str, Mount]) -> bool:
+    if mount.point == "/" or not mount.device:
+        return False
+    try:
+        around = holder(parents(mount.point)[0], seen)
+    except KeyError:
+        return False
+    return around.device == mount.device and mount.root == place_in(around, mount.point)
+
+
+def place_in(mount: Mount, path: str) -> str:
+    """Where in its filesystem a path lies that a mount holds, counted from the root of that filesystem."""
+    inside = below(path, mount.point)
+    return f"{mount.root.rstrip('/')}/{inside}" if inside else mount.root
 
 
 def parents(path: str) -> list[str]:

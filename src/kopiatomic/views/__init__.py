@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.model import UNMOUNTED, VOLUMES, Plan, Sets
-from kopiatomic.paths import tree_order
-from kopiatomic.text import printable
+from kopiatomic.paths import below, topmost, tree_order
+from kopiatomic.text import first_few, printable
 
 SCAFFOLD = "scaffold"
 """The kind of a step that is no snapshot: an empty directory of ours that holds mount points inside a frozen tree."""
@@ -111,6 +112,21 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
     if files:
         steps.append(Step("", VOLUMES, FILES, named=True, files=tuple(files), instant=sets.started_ns))
     return sorted(steps, key=lambda step: tree_order(step.place))
+
+
+def held_by(scaffold: Step, steps: Sequence[Step]) -> tuple[str, ...]:
+    """The places that need a directory in a scaffold."""
+    return topmost(step.place for step in steps if below(step.place, scaffold.place))
+
+
+def hidden_by(scaffold: Step, steps: Sequence[Step], holder: Step) -> Missing:
+    """That a scaffold hides files of the frozen tree that it stands in."""
+    return Missing(
+        holder.dataset,
+        "",
+        f"is not complete: what it has in {printable(scaffold.place)} itself, where something else is mounted now, gives "
+        f"way to the mount points of {first_few(held_by(scaffold, steps))}",
+    )
 
 
 def missing_text(missing: Missing) -> str:

@@ -36,6 +36,8 @@ from kopiatomic.views import (
     Step,
     View,
     freebsd_host,
+    held_by,
+    hidden_by,
     holds_something,
     missing_text,
     named_and_missing,
@@ -100,6 +102,8 @@ class FreeBSDView:
         """By place."""
         self._prints: dict[str, _Print] = {}
         """By mount point."""
+        self._lacking: list[Missing] = []
+        """What is not in the view as it was at the instant, besides what has no place."""
         self._live: set[str] = set()
         """The points at which something live is seen."""
 
@@ -127,7 +131,7 @@ class FreeBSDView:
             mounted=tuple(p.step.place for p in shown),
             filled=tuple(p.step.place for p in shown if holds_something(p.point)),
             # What has no dataset and no place is told by what should have been mounted in it.
-            missing=tuple(m for m in missing if m.dataset),
+            missing=(*(m for m in missing if m.dataset), *self._lacking),
         )
 
     def require(self) -> None:
@@ -168,6 +172,8 @@ class FreeBSDView:
     def _mount(self, planned: Planned) -> Missing | None:
         """Mount one step in its place; returns what has none, if so. Raises KopiatomicError where the user named that."""
         step = planned.step
+        if step.fstype == SCAFFOLD and not step.named and self._is_needless(step):
+            return None
         reason = _too_long(planned) or self.obstacle(planned)
         if reason is None:
             try:
@@ -183,6 +189,21 @@ class FreeBSDView:
         if step.named:
             raise _nowhere(missing) if step.fstype in OURS else named_and_missing(missing)
         return missing
+
+    def _is_needless(self, scaffold: Step) -> bool:
+        """Whether the frozen tree itself has the directories that a scaffold is for; otherwise note what it hides."""
+        above = self.holder(parents(scaffold.place))
+        if above is None or above.step.fstype in OURS:
+            return False
+        steps = [p.step for p in self._planned]
+        inside = [below(place, above.step.place) for place in held_by(scaffold, steps)]
+        if all(_is_directory(above.point, path) for path in inside):
+            return True
+        if _is_directory(above.point, below(scaffold.place, above.step.place)) and holds_something(
+            joined(self._root, scaffold.place)
+        ):
+            self._lacking.append(hidden_by(scaffold, steps, above.step))
+        return False
 
     def options(self, planned: Planned) -> Options:
         """How it is mounted."""
@@ -345,6 +366,16 @@ def _too_long(planned: Planned) -> str | None:
     if longest < freebsd_mounts.MNAMELEN:
         return None
     return f"its path has {longest} bytes there, and FreeBSD mounts paths of up to {freebsd_mounts.MNAMELEN - 1}"
+
+
+def _is_directory(top: str, path: str) -> bool:
+    try:
+        os.close(open_beneath(top, path))
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+            return False
+        raise
+    return True
 
 
 def _reason(error: OSError, place: str) -> str:

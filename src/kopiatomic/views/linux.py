@@ -17,7 +17,19 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
-from kopiatomic.views import FILES, LIVE, OURS, SCAFFOLD, Missing, Step, View, holds_something, named_and_missing
+from kopiatomic.views import (
+    FILES,
+    LIVE,
+    OURS,
+    SCAFFOLD,
+    Missing,
+    Step,
+    View,
+    held_by,
+    hidden_by,
+    holds_something,
+    named_and_missing,
+)
 from kopiatomic.views.volumes import Volumes
 
 FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
@@ -83,7 +95,10 @@ class LinuxView:
         self._steps = list(steps)
         self._by_place = {step.place: step for step in steps}
         self._prints: list[_Print] = []
-        self._strayed: list[Missing] = []
+        self._lacking: list[Missing] = []
+        """What is not in the view as it was at the instant, besides what has no place."""
+        self._needless: set[str] = set()
+        """The places of scaffolds that were not needed."""
         self._volumes = Volumes()
 
     def assemble(self) -> View:
@@ -109,7 +124,7 @@ class LinuxView:
         """Note what was mounted, so that it can be checked; the view as it is."""
         gone = {m.place for m in missing}
         # Of several at one place the last is the one that is seen. What is live may change.
-        last = {s.place: s for s in steps if s.place not in gone}
+        last = {s.place: s for s in steps if s.place not in gone | self._needless}
         self._prints = self._take_prints([s for s in last.values() if s.fstype != LIVE])
         shown = [s for s in self._steps if s.place not in gone and s.fstype not in OURS]
         mounted = [s.place for s in shown if s.fstype != FILES]
@@ -118,7 +133,7 @@ class LinuxView:
         files = [file.place for s in shown for file in s.files]
         # What has no dataset and no place is told by what should have been mounted in it.
         told = tuple(m for m in missing if m.dataset)
-        return View(mounted=(*mounted, *files), filled=filled, missing=(*told, *self._strayed))
+        return View(mounted=(*mounted, *files), filled=filled, missing=(*told, *self._lacking))
 
     def check(self) -> list[str]:
         """Compare every mount with the one that was made. Returns what is wrong, in words."""
@@ -142,6 +157,10 @@ class LinuxView:
 
     def mount(self, step: Step, tops: Tops) -> Missing | None:
         """Mount one step; returns what has no place, if so. Raises KopiatomicError where the user named that."""
+        if step.fstype == SCAFFOLD and self._is_needless(step):
+            self._needless.add(step.place)
+            del self._by_place[step.place]
+            return None
         reason = self._obstacle_to(step, tops)
         if reason is None:
             return None
@@ -149,6 +168,18 @@ class LinuxView:
         if step.named:
             raise named_and_missing(missing)
         return missing
+
+    def _is_needless(self, scaffold: Step) -> bool:
+        """Whether the frozen tree itself has the directories that a scaffold is for; otherwise note what it hides."""
+        holder = self.above(scaffold.place)
+        if holder is None or holder.fstype in OURS:
+            return False
+        with self.open_top() as top:
+            if all(_is_directory(top, place) for place in held_by(scaffold, self._steps)):
+                return True
+            if _is_directory(top, scaffold.place) and _is_filled(top, scaffold.place):
+                self._lacking.append(hidden_by(scaffold, self._steps, holder))
+        return False
 
     def _obstacle_to(self, step: Step, tops: Tops) -> str | None:
         """Mount one step; returns why its place does not exist, if so."""
@@ -191,7 +222,7 @@ class LinuxView:
             linux.mount(step.source, target, "zfs", FLAGS)
         else:
             with tops.of(step) as top:
-                self._strayed += _strayed(step, top)
+                self._lacking += _strayed(step, top)
                 return self._bind(step, top, target)
         return None
 
@@ -340,6 +371,16 @@ def _obstacle(top: int, path: str, place: str, error: OSError) -> str:
         if not stat.S_ISDIR(mode):
             return f"{shown} is {'a link' if stat.S_ISLNK(mode) else 'no directory'}"
     return error.strerror or str(error)
+
+
+def _is_directory(top: int, place: str) -> bool:
+    try:
+        with closing(linux.open_beneath(top, relative(place), PATH)):
+            return True
+    except OSError as error:
+        if error.errno in linux.GONE:
+            return False
+        raise
 
 
 def _is_filled(top: int, place: str) -> bool:
