@@ -13,7 +13,8 @@ from kopiatomic.gather import gather
 from kopiatomic.options import Options
 from kopiatomic.output.console import Console
 from kopiatomic.output.history import lines_of, list_of
-from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
+from kopiatomic.output.summary import ends_of_dead
+from kopiatomic.records import INTERRUPTED, NOT_RECORDED, NewerStateError, Records, RunRecord, StateError
 from kopiatomic.recovery import Cleared, Recovery
 from kopiatomic.report import Report
 from kopiatomic.snapshots import zfs_bookmarks
@@ -133,6 +134,7 @@ def _recover_document(cleared: Cleared, *, dry_run: bool, left: int) -> dict[str
             for leftover in cleared.leftovers
         ],
         "interrupted": cleared.interrupted,
+        "end_not_recorded": cleared.unended,
         "alive": cleared.alive,
         "problems": cleared.problems,
         "left": left,
@@ -150,9 +152,13 @@ def _recover_lines(cleared: Cleared, *, dry_run: bool, left: int) -> list[str]:
         lines.append(f"  ours:   {leftover.proof or 'not proven'}")
         lines.append(f"  {did}")
     lines += [f"run {run_id} is alive: what it made is left alone" for run_id in cleared.alive]
-    lines += [f"run {run_id} was interrupted, and is on record as that now" for run_id in cleared.interrupted]
-    lines.append("Nothing is left." if not left else f"{left} thing(s) {'to remove' if dry_run else 'left'}.")
-    return lines
+    lines += ends_of_dead(cleared)
+    things = left - len(cleared.problems)
+    if things:
+        lines.append(f"{things} thing(s) {'to remove' if dry_run else 'left'}.")
+    if cleared.problems:
+        lines.append("What else is left cannot be told." if things else "Whether anything is left cannot be told.")
+    return lines if left else [*lines, "Nothing is left."]
 
 
 def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_json: bool) -> int:
@@ -200,10 +206,12 @@ def compare(state_dir: str, report: Report, console: Console) -> None:
 
 
 def result_of(record: RunRecord) -> str:
-    """How a run ended, in a word. One that has no end on record goes on, or was interrupted."""
+    """How a run ended, in a word or a few. One that has no end on record goes on, was killed, or could not record its end."""
     if record.result is not None:
         return record.result
-    return "running" if locks.alive(record.id) else "interrupted"
+    if locks.alive(record.id):
+        return "running"
+    return INTERRUPTED if locks.has_file(record.id) else NOT_RECORDED
 
 
 def _one(records: Records, run_id: str) -> list[RunRecord]:
@@ -237,6 +245,7 @@ def _run_document(record: RunRecord) -> dict[str, Any]:
         "schedule": record.schedule or None,
         "started": record.started,
         "ended": record.ended,
+        "seconds": record.took,
         "result": result_of(record),
         "exit_code": record.exit_code,
         "document": record.document,

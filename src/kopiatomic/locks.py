@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, LockedError
 from kopiatomic.ownership import is_run_id
 from kopiatomic.system import channel, host, signals
@@ -104,6 +105,8 @@ class Held:
     def __init__(self) -> None:
         self._files: dict[str, int] = {}
         self._kept = False
+        self.died = False
+        """Of a run that was claimed: whether its file was there, which one that ended in order removes."""
 
     def add(self, path: str, fd: int) -> None:
         """Take a locked file over."""
@@ -212,6 +215,7 @@ def claim(run_id: str) -> Iterator[Held | None]:
     """Be the only process that clears what a dead run left; its file goes at the end. None where the run is alive."""
     prepare()
     path = _run_path(run_id)
+    died = has_file(run_id)
     for _ in range(_CLAIMS):
         fd = _open(path, wait=False)
         if fd is not None:
@@ -222,6 +226,7 @@ def claim(run_id: str) -> Iterator[Held | None]:
         return
     held = Held()
     held.add(path, fd)
+    held.died = died
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{_CLEARING} {os.getpid()}".encode(), 0)
     try:
@@ -246,6 +251,14 @@ def alive(run_id: str) -> bool:
     finally:
         os.close(fd)
     return False
+
+
+def has_file(run_id: str) -> bool:
+    """Whether a run has a file here: it lives, or was killed in this boot. Raises KopiatomicError where that cannot be told."""
+    try:
+        return presence.exists(_run_path(run_id), follow_links=False)
+    except OSError as error:
+        raise _no_lock(error) from None
 
 
 def cleared_by(run_id: str) -> str | None:

@@ -16,7 +16,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import Secrets
 from kopiatomic.model import Intent, Plan
 from kopiatomic.output.document import document
-from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
+from kopiatomic.records import INTERRUPTED, NewerStateError, Records, RunRecord, StateError
 from kopiatomic.report import Report
 from kopiatomic.text import printable
 
@@ -35,6 +35,7 @@ class Recorder:
         """Why there is no record."""
         self._begun = False
         self._run: RunRecord
+        self._began = time.monotonic()
 
     def begin(self, command: str, keep: float, schedule: str) -> None:
         """Begin the record. Raises NewerStateError."""
@@ -97,7 +98,13 @@ class Recorder:
     def end(self) -> None:
         """Say how the run ended."""
         report = self._report
-        ended = replace(self._run, result=report.result, exit_code=report.exit_code, document=self._document())
+        ended = replace(
+            self._run,
+            took=time.monotonic() - self._began,
+            result=report.result,
+            exit_code=report.exit_code,
+            document=self._document(),
+        )
         aside = bool(self.records.warnings)
         known = self._at_the_end(lambda: self.records.end(ended))
         aside = self._pass_on() or aside
@@ -119,7 +126,7 @@ class Recorder:
         try:
             if not left:
                 self.records.forget(self._report.run_id)
-            self.records.end_dead(self._report.run_id)
+            self.records.end_dead(self._report.run_id, INTERRUPTED)
         except KopiatomicError:
             return
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from kopiatomic import locks
+from kopiatomic import locks, presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Intent, Sets
@@ -72,10 +72,17 @@ _STEPS = (
     ) WITHOUT ROWID
     """,
     "ALTER TABLE run ADD COLUMN schedule TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE run ADD COLUMN took REAL",
 )
 """What makes a database of schema N one of schema N+1; a new one begins at 0."""
 
 SCHEMA = len(_STEPS)
+
+INTERRUPTED = "interrupted"
+"""The result of a run whose processes are known to have been killed."""
+
+NOT_RECORDED = "end not recorded"
+"""The result of a dead run of which no more is known: it could not write its end here, or the machine stopped."""
 
 
 class StateError(KopiatomicError):
@@ -101,6 +108,8 @@ class RunRecord:
     document: Mapping[str, Any] | None
     schedule: str = ""
     """The schedule that it was one of; empty for a run by hand."""
+    took: float | None = None
+    """Seconds by the monotonic clock, from its beginning to its end; None where its end is not on record."""
 
 
 @immutable
@@ -149,27 +158,26 @@ class Records:
     def end(self, run: RunRecord) -> bool:
         """Say how a run ended. Returns whether its beginning was still on record; if not it is put there as well."""
         assert run.document is not None
-        ended = (time.time(), run.result, run.exit_code, _packed(run.document))
+        ended = (time.time(), run.took, run.result, run.exit_code, _packed(run.document))
         with self._transaction() as database:
             changed = database.execute(
-                "UPDATE run SET ended = ?, result = ?, exit_code = ?, document = ? WHERE id = ?", (*ended, run.id)
+                "UPDATE run SET ended = ?, took = ?, result = ?, exit_code = ?, document = ? WHERE id = ?",
+                (*ended, run.id),
             )
             if changed.rowcount:
                 return True
             database.execute(
-                "INSERT INTO run (id, version, command, root, started, schedule, ended, result, exit_code, document)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO run (id, version, command, root, started, schedule, ended, took, result, exit_code, document)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (run.id, run.version, run.command, os.fsencode(run.root), run.started, run.schedule, *ended),
             )
             return False
 
-    def end_dead(self, run_id: str) -> bool:
-        """Say of a run whose processes are gone that it was interrupted. Returns whether that was news."""
+    def end_dead(self, run_id: str, result: str) -> bool:
+        """Put on record of a run whose processes are gone what is known of its end. Returns whether that was news."""
         with self._transaction() as database:
             # When it died is not known.
-            changed = database.execute(
-                "UPDATE run SET result = 'interrupted' WHERE id = ? AND result IS NULL", (run_id,)
-            )
+            changed = database.execute("UPDATE run SET result = ? WHERE id = ? AND result IS NULL", (result, run_id))
             return changed.rowcount > 0
 
     def history(self, limit: int) -> list[RunRecord]:
@@ -187,7 +195,7 @@ class Records:
         """The runs of a schedule, the newest first; without their documents."""
         with self._transaction(create=False) as database:
             rows = database.execute(f"{_SELECT} WHERE schedule = ? ORDER BY number DESC", (schedule,))
-            return [_run((*row[:8], None, row[9])) for row in rows]
+            return [_run((*row[:8], None, *row[9:])) for row in rows]
 
     def last_selection(self, root: str, before: str) -> tuple[str, str] | None:
         """The last run under a root that came as far as its plan, and what it selected; not the run ``before``."""
@@ -280,9 +288,12 @@ class Records:
                 rows = [(run_id, i.kind, i.place, os.fsencode(i.name)) for i in intents]
                 database.executemany("DELETE FROM intent WHERE run = ? AND kind = ? AND place = ? AND name = ?", rows)
 
-    def unfinished(self) -> list[tuple[str, bool]]:
-        """The runs that have intents or no result, and whether they have one: alive, or dead and to be cleared."""
-        with self._transaction(create=False) as database:
+    def unfinished(self, *, mend: bool = False) -> list[tuple[str, bool]]:
+        """The runs that have intents or no result, and whether they have one: alive, or dead and to be cleared.
+
+        With ``mend`` a corrupt database is set aside, as by everything that writes.
+        """
+        with self._transaction(create=False, mend=mend) as database:
             rows = database.execute(
                 "SELECT run FROM intent UNION SELECT id FROM run WHERE result IS NULL ORDER BY 1"
             ).fetchall()
@@ -292,10 +303,13 @@ class Records:
     # The file
 
     @contextmanager
-    def _transaction(self, *, create: bool = True) -> Iterator[sqlite3.Connection]:
-        """One transaction; it is on the disk when the block has been left. A corrupt database is set aside first."""
+    def _transaction(self, *, create: bool = True, mend: bool | None = None) -> Iterator[sqlite3.Connection]:
+        """One transaction; it is on the disk when the block has been left.
+
+        A corrupt database is set aside first by default, but not by what only reads: then it says that it cannot.
+        """
         try:
-            connection = self._open(create=create)
+            connection = self._open(create=create, mend=create if mend is None else mend)
         except (sqlite3.Error, OSError) as error:
             raise self._unusable(error) from None
         with closing(connection):
@@ -305,8 +319,8 @@ class Records:
             except sqlite3.Error as error:
                 raise self._unusable(error) from None
 
-    def _open(self, *, create: bool) -> sqlite3.Connection:
-        """An open transaction on a database of our schema. Raises sqlite3.Error, StateError, NewerStateError."""
+    def _open(self, *, create: bool, mend: bool) -> sqlite3.Connection:
+        """An open transaction on a database of our schema. Raises sqlite3.Error, OSError, StateError, NewerStateError."""
         if not create:
             reading = self._connect_to_read()
             if reading is not None:
@@ -317,6 +331,8 @@ class Records:
         except sqlite3.DatabaseError as error:
             if not _is_corrupt(error):
                 raise
+            if not mend:
+                raise self._damaged(error) from None
         self._set_aside()
         return self._connect()
 
@@ -326,12 +342,11 @@ class Records:
         It is not where another process was killed while it wrote (then SQLite has to roll that back), and for an older
         schema.
         """
-        if not os.path.exists(self.path) or os.path.getsize(self.path) == 0:
+        if self._is_empty():
             empty = sqlite3.connect(":memory:", isolation_level=None)
             empty.execute("BEGIN")
             self._migrate(empty)
             return empty
-        self._check_directory()
         uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode=ro"
         connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None)
         try:
@@ -344,6 +359,18 @@ class Records:
             pass
         connection.close()
         return None
+
+    def _is_empty(self) -> bool:
+        """Whether nothing was ever put on record here. Raises OSError, StateError where that cannot be told."""
+        if not presence.exists(self.directory, follow_links=False):
+            return True
+        self._check_directory()
+        if not presence.exists(self.path, follow_links=False):
+            return True
+        # Behind a link to nothing may be a disk that is not mounted: that is an error here.
+        status = os.stat(self.path)
+        # A first transaction that did not come to its end leaves it empty. With a journal it is SQLite's to say what was in it.
+        return stat.S_ISREG(status.st_mode) and status.st_size == 0 and not presence.exists(f"{self.path}-journal")
 
     def _connect(self) -> sqlite3.Connection:
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
@@ -409,13 +436,21 @@ class Records:
             try:
                 os.rename(self.path, aside)
                 for journal in ("-journal", "-wal", "-shm"):
-                    if os.path.exists(self.path + journal):
+                    if presence.exists(self.path + journal, follow_links=False):
                         os.rename(self.path + journal, aside + journal)
             except OSError as error:
                 raise self._unusable(error) from None
         self.warnings.append(
             f"the state database was damaged and is set aside as {printable(aside)}; a new one is begun, and 'kopiatomic "
             "recover' finds by themselves the snapshots that the old one spoke of"
+        )
+
+    def _damaged(self, error: sqlite3.Error) -> StateError:
+        return StateError(
+            f"the state database {printable(self.path)} is damaged, so what is in it cannot be told: {error}",
+            kind="state-damaged",
+            hint="The next run, or 'kopiatomic recover', sets it aside and begins a new one; 'kopiatomic recover' finds the "
+            "snapshots that it spoke of.",
         )
 
     def _unusable(self, error: sqlite3.Error | OSError) -> StateError:
@@ -427,12 +462,19 @@ class Records:
         )
 
 
-_SELECT = "SELECT id, version, command, root, started, ended, result, exit_code, document, schedule FROM run"
+_SELECT = "SELECT id, version, command, root, started, ended, result, exit_code, document, schedule, took FROM run"
 
 
 def _run(row: tuple[Any, ...]) -> RunRecord:
-    document = None if row[8] is None else json.loads(zlib.decompress(row[8]))
-    return RunRecord(row[0], row[1], row[2], os.fsdecode(row[3]), row[4], row[5], row[6], row[7], document, row[9])
+    """A row of ``_SELECT``. Raises sqlite3.DatabaseError where its document is damaged."""
+    try:
+        document = None if row[8] is None else json.loads(zlib.decompress(row[8]))
+    except (zlib.error, ValueError) as error:
+        raise _corrupt(f"the document of run {row[0]} cannot be read: {error}") from None
+    id_, version, command, root, started, ended, result, exit_code, _, schedule, took = row
+    return RunRecord(
+        id_, version, command, os.fsdecode(root), started, ended, result, exit_code, document, schedule, took
+    )
 
 
 def _row(run_id: str, intent: Intent) -> tuple[str, str, str, bytes, str | bytes]:

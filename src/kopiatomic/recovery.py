@@ -16,7 +16,7 @@ from kopiatomic.immutable import immutable
 from kopiatomic.locks import Held
 from kopiatomic.model import Intent, Leftover
 from kopiatomic.patience import Patience
-from kopiatomic.records import Records
+from kopiatomic.records import INTERRUPTED, NOT_RECORDED, Records
 from kopiatomic.snapshots import Leftovers
 from kopiatomic.system import libzfs_core, signals, worker
 from kopiatomic.system.channel import Channel
@@ -42,7 +42,9 @@ class Cleared:
     leftovers: list[Leftover] = field(default_factory=list)
     alive: list[str] = field(default_factory=list)
     interrupted: list[str] = field(default_factory=list)
-    """The runs that had no end on record until now."""
+    """The runs that had no end on record until now, and whose processes were killed."""
+    unended: list[str] = field(default_factory=list)
+    """Those of which it is not known whether they were: their end was not recorded."""
     problems: list[str] = field(default_factory=list)
     """What could not be looked at, in words."""
 
@@ -56,7 +58,8 @@ class Cleared:
 class _Result:
     leftovers: list[Leftover]
     problems: list[str]
-    interrupted: bool
+    news: str = ""
+    """What was put on record as the run's end just now; empty where there was one."""
 
 
 class Recovery:
@@ -71,7 +74,7 @@ class Recovery:
 
     def recorded(self, only: Collection[str] | None = None) -> Cleared:
         """Clear what dead runs (``only`` these) have on record. Raises StateError, NewerStateError, Interrupted."""
-        for run_id, has_ended in self._records.unfinished():
+        for run_id, has_ended in self._records.unfinished(mend=not self._dry_run):
             if run_id == self._own or (only is not None and run_id not in only):
                 continue
             signals.check()
@@ -97,12 +100,12 @@ class Recovery:
             return
         self.cleared.leftovers += result.leftovers
         self.cleared.problems += result.problems
-        if result.interrupted:
-            self.cleared.interrupted.append(run_id)
+        if result.news:
+            (self.cleared.interrupted if result.news == INTERRUPTED else self.cleared.unended).append(run_id)
 
     def _look(self, run_id: str) -> _Result:
         found, problems, _ = _find(run_id, self._records.intents(run_id))
-        return _Result(found, problems, interrupted=False)
+        return _Result(found, problems)
 
     def _clear(self, run_id: str, held: Held) -> _Result:
         """Have a child clear what a run left: the lock that we hold for it is the child's as well."""
@@ -110,7 +113,7 @@ class Recovery:
 
         def clear() -> _Result:
             try:
-                return self._clear_here(run_id)
+                return self._clear_here(run_id, _end_of(held))
             finally:
                 held.let_go()
 
@@ -121,7 +124,7 @@ class Recovery:
             raise
         except KopiatomicError as error:
             held.keep()
-            return _Result([], [f"what run {run_id} left: {error.message}"], interrupted=False)
+            return _Result([], [f"what run {run_id} left: {error.message}"])
 
     def _in_child(self, function: Callable[[], _Result], pools: set[str]) -> _Result:
         patience = Patience(pools, 0.0, self._warn)
@@ -131,7 +134,7 @@ class Recovery:
 
         return worker.call(function, receive)
 
-    def _clear_here(self, run_id: str) -> _Result:
+    def _clear_here(self, run_id: str, end: str) -> _Result:
         intents = self._records.intents(run_id)
         found, problems, unknown = _find(run_id, intents)
         left: list[Leftover] = []
@@ -140,7 +143,8 @@ class Recovery:
         kept = {(leftover.place, leftover.name) for leftover in left}
         gone = [i for i in intents if (i.kind, i.place) not in unknown and (i.place, i.name) not in kept]
         self._records.forget(run_id, gone)
-        return _Result(_with_problems(found, left), problems, self._records.end_dead(run_id))
+        news = self._records.end_dead(run_id, end)
+        return _Result(_with_problems(found, left), problems, end if news else "")
 
     def forget(self, run_id: str) -> bool:
         """Take a dead run's intents off the record without looking; returns whether it was dead. Raises StateError."""
@@ -148,7 +152,7 @@ class Recovery:
             if held is None:
                 return False
             self._records.forget(run_id)
-            self._records.end_dead(run_id)
+            self._records.end_dead(run_id, _end_of(held))
             return True
 
     def unrecorded(self, names: dict[str, set[str]] | None) -> Cleared:
@@ -196,7 +200,7 @@ class Recovery:
             pools = {leftover.place for leftover in mine if leftover.kind == "zfs-snapshot"}
 
             def remove(module: Leftovers = module, mine: Sequence[Leftover] = mine) -> _Result:
-                return _Result(_with_problems(mine, _removed(module, mine)), [], interrupted=False)
+                return _Result(_with_problems(mine, _removed(module, mine)), [])
 
             try:
                 result += self._in_child(remove, pools).leftovers
@@ -220,6 +224,11 @@ class Recovery:
             if run_id != self._own:
                 with locks.claim(run_id):
                     pass
+
+
+def _end_of(held: Held) -> str:
+    """How the dead run ended whose lock we have: the file of one that ended in order went with its last process."""
+    return INTERRUPTED if held.died else NOT_RECORDED
 
 
 def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[str], set[tuple[str, str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 import signal
 import sqlite3
@@ -21,6 +22,7 @@ from tests.btrfs.conftest import Family, Gate, wait_for
 from tests.support.filesystems import Btrfs, patiently
 from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
+from tests.support.state_faults import read_only
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
@@ -373,3 +375,33 @@ def test_one_filesystem_that_is_gone_does_not_stand_in_the_way_of_another(
     # What is not on record any more is found by its mark.
     assert recover()[0] == 0
     assert one.snapshots() == []
+
+
+def test_a_database_that_cannot_be_read_is_not_taken_for_an_empty_one(kopiatomic: Kopiatomic, tmp_path: Path) -> None:
+    """A loop of links stands for every other refusal: "Nothing is left" would be a guess."""
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "state" / "state.db").symlink_to("state.db")
+    recovered = kopiatomic("recover")
+    assert (recovered.returncode, "Nothing is left" in recovered.stdout) == (4, False), recovered
+    assert recovered.stdout.endswith("left cannot be told.\n")
+    history = kopiatomic("history")
+    assert (history.returncode, history.stdout) == (1, "")
+    for ended in (recovered, history):
+        assert "Too many levels of symbolic links" in ended.stderr
+
+
+def test_a_run_that_could_not_record_its_end_is_not_called_killed(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, tmp_path: Path
+) -> None:
+    with kopiatomic.started("--mount-root", root, "-c", gate.command, data) as process:
+        gate.wait()
+        with read_only(tmp_path / "state", random.Random()):
+            gate.let_go()
+            assert process.wait(60) == 0
+    (run,) = json.loads(kopiatomic("history", "--json").stdout)["runs"]
+    assert (run["result"], run["exit_code"], run["seconds"]) == ("end not recorded", None, None)
+    ended = kopiatomic("recover")
+    assert ended.returncode == 0, ended
+    assert f"the end of run {run['run_id']} was not recorded" in ended.stdout
+    assert "interrupted" not in ended.stdout
+    assert result(kopiatomic, run["run_id"]) == ("end not recorded", None)

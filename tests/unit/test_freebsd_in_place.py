@@ -583,7 +583,7 @@ def test_whenever_a_run_is_killed_the_next_one_clears_all_of_it(
         assert (cleared.left, cleared.problems, cleared.interrupted) == (0, [], [RUN])
     else:
         small.records.forget(small.run_id)
-        small.records.end_dead(small.run_id)
+        small.records.end_dead(small.run_id, "interrupted")
         looking.unrecorded(None)
         looking.remove(looking.cleared.leftovers)
         assert looking.cleared.left == 0

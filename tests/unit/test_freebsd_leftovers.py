@@ -72,7 +72,7 @@ def recover(ground: Ground, *, dry_run: bool = False) -> Cleared:
 
 def lost_records(ground: Ground) -> None:
     ground.records.forget(ground.run_id)
-    ground.records.end_dead(ground.run_id)
+    ground.records.end_dead(ground.run_id, "interrupted")
 
 
 def unrecorded(ground: Ground) -> Recovery:

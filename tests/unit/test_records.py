@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import pytest
 
 from kopiatomic import records
 from kopiatomic.model import Instant, Intent, Sets, Snapshot, SnapshotSet
+from kopiatomic.output.history import list_of
 from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
 
 pytestmark = pytest.mark.usefixtures("lock_directory")
@@ -58,11 +61,11 @@ def test_a_run_is_on_record_from_its_begin_to_its_end(state: Records) -> None:
 
 def test_a_dead_runs_end_is_said_once(state: Records) -> None:
     state.begin(run_record(), keep=YEAR)
-    assert state.end_dead(RUN)
-    assert not state.end_dead(RUN)
+    assert state.end_dead(RUN, records.NOT_RECORDED)
+    assert not state.end_dead(RUN, records.INTERRUPTED)
     (run,) = state.history(10)
     # When it died is not known.
-    assert (run.result, run.exit_code, run.ended) == ("interrupted", None, None)
+    assert (run.result, run.exit_code, run.ended) == ("end not recorded", None, None)
 
 
 def test_a_run_whose_record_was_removed_gets_a_whole_one_at_its_end(state: Records) -> None:
@@ -103,7 +106,7 @@ def test_a_file_that_a_full_disk_left_empty_is_no_obstacle_for_who_reads(state: 
 def test_the_end_that_a_run_has_said_itself_stays(state: Records) -> None:
     state.begin(run_record(), keep=YEAR)
     state.end(ended_record("failed", 1))
-    assert not state.end_dead(RUN)
+    assert not state.end_dead(RUN, records.INTERRUPTED)
     assert state.history(10)[0].result == "failed"
 
 
@@ -333,6 +336,96 @@ def test_a_damaged_database_is_set_aside_and_a_new_one_begun(damage: str, state:
     (warning,) = again.warnings
     assert str(aside) in warning
     assert "recover" in warning
+
+
+@pytest.mark.parametrize("damage", ["garbage", "document"])
+def test_what_only_reads_says_that_a_database_is_damaged_and_leaves_it(damage: str, state: Records) -> None:
+    """A new one, begun for a question, would answer it with "nothing"."""
+    state.begin(run_record(), keep=YEAR)
+    state.end(ended_record("saved", 0))
+    if damage == "garbage":
+        Path(state.path).write_bytes(b"no database at all" * 100)
+    else:
+        with sqlite3.connect(state.path) as database:
+            database.execute("UPDATE run SET document = x'00'")
+    before = Path(state.path).read_bytes()
+    asks: tuple[Callable[[], object], ...] = (lambda: state.history(5), lambda: state.run(RUN))
+    for ask in asks:
+        with pytest.raises(StateError, match=r"damaged|cannot be read"):
+            ask()
+    assert Path(state.path).read_bytes() == before
+    assert os.listdir(state.directory) == ["state.db"]
+
+
+def in_the_way(state: Records, what: str) -> None:
+    """Put something into the place of the database that is none, and says nothing of whether there was one."""
+    path = Path(state.path)
+    if what == "a file for a directory":
+        Path(state.directory).touch()
+        return
+    if what == "a directory that leads nowhere":
+        Path(state.directory).symlink_to("not-mounted")
+        return
+    os.mkdir(state.directory, 0o700)
+    if what == "a loop of links":
+        path.symlink_to(path.name)
+    elif what == "a link to nothing":
+        path.symlink_to("/not-mounted/state.db")
+    elif what == "a directory":
+        path.mkdir()
+    elif what == "anybody's directory":
+        os.chmod(state.directory, 0o777)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "a loop of links",
+        "a link to nothing",
+        "a directory",
+        "a file for a directory",
+        "a directory that leads nowhere",
+        "anybody's directory",
+    ],
+)
+def test_a_database_that_cannot_be_read_is_never_an_empty_one(what: str, state: Records) -> None:
+    in_the_way(state, what)
+    for ask in (
+        lambda: state.history(5),
+        lambda: state.run(RUN),
+        lambda: state.scheduled("home"),
+        lambda: state.intents(RUN),
+        lambda: state.unfinished(mend=True),
+    ):
+        with pytest.raises(StateError, match="state d"):
+            ask()
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE, errno.ESTALE])
+def test_a_refusal_to_look_for_the_database_is_passed_on(
+    number: int, state: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fake refuses, since no filesystem here gives these to root on request."""
+    state.begin(run_record(), keep=YEAR)
+    real = os.stat
+
+    def refused(path: str, **more: Any) -> os.stat_result:
+        if path == state.path:
+            raise OSError(number, os.strerror(number))
+        return real(path, **more)
+
+    monkeypatch.setattr(os, "stat", refused)
+    with pytest.raises(StateError, match=os.strerror(number)):
+        state.history(5)
+
+
+def test_how_long_a_run_took_is_what_it_says_whatever_the_clock_said(state: Records) -> None:
+    """The clock was set back by a day between its beginning and its end."""
+    state.begin(run_record(started=time.time() + 86400), keep=YEAR)
+    state.end(replace(ended_record("saved", 0), took=61.5))
+    (run,) = state.history(1)
+    assert run.took == 61.5
+    assert "1 min 01 s" in list_of([(run, "saved")])[1]
 
 
 def test_a_database_of_a_newer_schema_is_refused_and_untouched(state: Records) -> None:

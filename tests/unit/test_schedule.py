@@ -611,6 +611,7 @@ def test_recovering_a_schedule_looks_at_its_own_runs_alone(
         records.begin(RunRecord(run_id, "0", "k", "/kopia", 1.0, None, None, None, None, name), keep=1e12)
     locks.prepare()
     Path(locks.path_of("root", "/kopia")).touch()
+    (lock_directory / f"run-{ours}").touch()
     assert recover(records.directory, Console(), dry_run=False, as_json=True, schedule="home") == 0
     assert json.loads(capsys.readouterr().out)["interrupted"] == [ours]
     assert {run.id: run.result for run in records.history(9)} == {ours: "interrupted", other: None}

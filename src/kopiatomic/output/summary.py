@@ -134,10 +134,7 @@ def _live(plan: Plan) -> list[str]:
 
 def cleared_lines(cleared: Cleared) -> list[str]:
     """What a run says of what it found of dead ones, and what became of that."""
-    lines = [
-        f"run {run_id} was interrupted: its processes were killed, or the machine stopped"
-        for run_id in cleared.interrupted
-    ]
+    lines = ends_of_dead(cleared)
     gone: dict[str, list[str]] = {}
     for leftover in cleared.leftovers:
         what = f"{leftover.kind.replace('-', ' ')} {printable(leftover.name)}"
@@ -149,6 +146,17 @@ def cleared_lines(cleared: Cleared) -> list[str]:
         whose = f"run {run_id}" if run_id else "a killed run"
         lines.append(f"removed what {whose} left: {first_few(names)}")
     return lines + cleared.problems
+
+
+def ends_of_dead(cleared: Cleared) -> list[str]:
+    """What has been put on record of the ends of dead runs."""
+    return [
+        *(f"run {run_id} was interrupted: its processes were killed" for run_id in cleared.interrupted),
+        *(
+            f"the end of run {run_id} was not recorded: its records could not be written, or the machine stopped"
+            for run_id in cleared.unended
+        ),
+    ]
 
 
 def size(count: int | None) -> str:
