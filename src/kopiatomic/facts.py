@@ -72,6 +72,10 @@ class BtrfsSubvolume:
     above: str | None = None
     covered: bool = False
     """Whether its path leads elsewhere: something is mounted over it, or somebody moves it all the time."""
+    too_long: bool = False
+    """Whether no program can open its path, of which the middle is left out here."""
+    owner: int | None = None
+    """The user that its top directory belongs to; None where that cannot be looked at."""
 
 
 @immutable

@@ -11,9 +11,9 @@ import errno
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from kopiatomic import zfs_listing
@@ -32,6 +32,15 @@ _LINKS = 40
 
 _TRIES = 20
 """How often a subvolume is looked for that somebody moves just now."""
+
+_MOVED_S = 30.0
+"""Seconds after which none is looked for again: somebody may move thousands of them all the time."""
+
+_LONGEST = 4095
+"""How many bytes a path may have that a program opens (PATH_MAX without its end, linux/limits.h)."""
+
+_SHOWN = _LONGEST + 256
+"""How many bytes are kept of the beginning of one that is longer: so it is no path that anything else can have."""
 
 _LOOP = re.compile(r"/dev/(loop\d+)")
 
@@ -182,7 +191,7 @@ def _btrfs_subvolumes(seen: dict[str, Mount], named: Iterable[str], *, everythin
     for path in paths:
         mount = mountinfo.holder(path, seen)
         if mount.fstype == "btrfs":
-            for subvolume in _with_nested(_top_of(path, seen), mount.source, seen):
+            for subvolume in _Walk(mount.source, seen).of(_top_of(path, seen)):
                 if subvolume.path not in known:
                     known.add(subvolume.path)
                     yield subvolume
@@ -215,81 +224,98 @@ class _Wanted:
     path: str
     id: int = 0
     above: str | None = None
-
-
-def _with_nested(top: str, device: str, seen: dict[str, Mount]) -> Iterator[BtrfsSubvolume]:
-    """The subvolume at ``top``, if one is there, and those nested in it. Raises KopiatomicError."""
-    waiting = [_Wanted(top)]
-    while waiting:
-        look = _search(waiting.pop(), device, seen)
-        if look is not None:
-            found, nested = look
-            yield found
-            waiting += nested
-
-
-_Look = tuple[BtrfsSubvolume, list[_Wanted]]
-"""A subvolume, and those directly in it."""
+    too_long: bool = False
 
 
 class _MovedError(Exception):
     """A path does not lead to the subvolume: it, or a directory above it, was moved or deleted just now."""
 
 
-def _search(wanted: _Wanted, device: str, seen: dict[str, Mount]) -> _Look | None:
-    """Look at a subvolume where it is by now; None where there is none. Raises KopiatomicError."""
-    for _ in range(_TRIES):
-        mount = mountinfo.holder(wanted.path, seen)
-        if mount.fstype != "btrfs":
-            # What is mounted over it might not answer.
-            break
+class _Walk:
+    """A look at the subvolume at a path, if one is there, and at those nested in it."""
+
+    def __init__(self, device: str, seen: dict[str, Mount]) -> None:
+        self._device = device
+        self._seen = seen
+        self._waiting: list[_Wanted] = []
+        self._until = time.monotonic() + _MOVED_S
+
+    def of(self, top: str) -> Iterator[BtrfsSubvolume]:
+        """All of them, each after the one that it is nested in. Raises KopiatomicError."""
+        self._waiting = [_Wanted(top)]
+        while self._waiting:
+            found = self._search(self._waiting.pop())
+            if found is not None:
+                yield found
+
+    def _search(self, wanted: _Wanted) -> BtrfsSubvolume | None:
+        """Look at a subvolume where it is by now; None where there is none. Raises KopiatomicError."""
+        for _ in range(_TRIES):
+            if wanted.too_long:
+                return self._unseen(wanted, too_long=True)
+            mount = mountinfo.holder(wanted.path, self._seen)
+            if mount.fstype != "btrfs":
+                # What is mounted over it might not answer.
+                break
+            try:
+                return self._look(wanted, mount)
+            except _MovedError:
+                if wanted.above is not None:
+                    place = self._place_of(wanted, wanted.above)
+                    if place is None:
+                        return None
+                    wanted = place
+            if time.monotonic() > self._until:
+                break
+        return self._unseen(wanted, covered=True)
+
+    def _unseen(self, wanted: _Wanted, *, covered: bool = False, too_long: bool = False) -> BtrfsSubvolume:
+        return BtrfsSubvolume(
+            wanted.path,
+            wanted.id,
+            "",
+            self._device,
+            foreign_snapshot=False,
+            above=wanted.above,
+            covered=covered,
+            too_long=too_long,
+        )
+
+    def _look(self, wanted: _Wanted, mount: Mount) -> BtrfsSubvolume | None:
+        """Look at a subvolume; None where none is mounted or was named. Raises _MovedError, KopiatomicError."""
         try:
-            return _look(wanted, device, mount)
-        except _MovedError:
-            if wanted.above is not None:
-                place = _place_of(wanted, seen)
-                if place is None:
+            with _opened(wanted.path, mount) as fd:
+                top = btrfs.is_top(fd)
+                if wanted.above is None and not top:
                     return None
-                wanted = replace(wanted, path=place)
-    covered = BtrfsSubvolume(
-        wanted.path, wanted.id, "", device, foreign_snapshot=False, above=wanted.above, covered=True
-    )
-    return covered, []
-
-
-def _look(wanted: _Wanted, device: str, mount: Mount) -> _Look | None:
-    """Look at a subvolume; None where none is mounted or was named. Raises _MovedError, KopiatomicError."""
-    try:
-        with _opened(wanted.path, mount) as fd:
-            top = btrfs.is_top(fd)
-            if wanted.above is None and not top:
+                info = btrfs.subvolume(fd)
+                if not top or wanted.id not in {0, info.id}:
+                    raise _MovedError
+                foreign = info.read_only and info.is_snapshot
+                uuid = btrfs.filesystem_uuid(fd)
+                owner = os.fstat(fd).st_uid
+                nested = list(_children(fd, info, wanted.path))
+        except OSError as error:
+            if isinstance(error, NotADirectoryError) and wanted.above is None:
                 return None
-            info = btrfs.subvolume(fd)
-            if not top or wanted.id not in {0, info.id}:
-                raise _MovedError
-            foreign = info.read_only and info.is_snapshot
-            uuid = btrfs.filesystem_uuid(fd)
-            found = BtrfsSubvolume(wanted.path, info.id, uuid, device, foreign_snapshot=foreign, above=wanted.above)
-            return found, [_Wanted(path, id_, wanted.path) for id_, path in _children(fd, info, wanted.path)]
-    except OSError as error:
-        if isinstance(error, NotADirectoryError) and wanted.above is None:
-            return None
-        if error.errno in linux.GONE:
-            raise _MovedError from None
-        raise _btrfs_failure(wanted.path, error) from None
+            if error.errno in linux.GONE:
+                raise _MovedError from None
+            raise _btrfs_failure(wanted.path, error) from None
+        self._waiting += nested
+        return BtrfsSubvolume(
+            wanted.path, info.id, uuid, self._device, foreign_snapshot=foreign, above=wanted.above, owner=owner
+        )
 
-
-def _place_of(wanted: _Wanted, seen: dict[str, Mount]) -> str | None:
-    """The path of a nested subvolume as it is by now; None where it is deleted. Raises KopiatomicError."""
-    assert wanted.above is not None
-    try:
-        with _opened(wanted.above, mountinfo.holder(wanted.above, seen)) as fd:
-            places = dict(_children(fd, btrfs.subvolume(fd), wanted.above))
-    except OSError as error:
-        if error.errno in linux.GONE:
-            return wanted.path
-        raise _btrfs_failure(wanted.above, error) from None
-    return places.get(wanted.id)
+    def _place_of(self, wanted: _Wanted, above: str) -> _Wanted | None:
+        """A nested subvolume as it is to be looked for by now; None where it is deleted. Raises KopiatomicError."""
+        try:
+            with _opened(above, mountinfo.holder(above, self._seen)) as fd:
+                place = btrfs.child(fd, wanted.id)
+        except OSError as error:
+            if error.errno in linux.GONE:
+                return wanted
+            raise _btrfs_failure(above, error) from None
+        return None if place is None else _wanted(place, above)
 
 
 @contextmanager
@@ -304,11 +330,20 @@ def _opened(path: str, mount: Mount) -> Iterator[int]:
         os.close(fd)
 
 
-def _children(fd: int, info: btrfs.Subvolume, top: str) -> Iterator[tuple[int, str]]:
-    """The subvolumes directly in an open one, id and path, but for the snapshots of runs that go on at this moment."""
-    for id_, inside in btrfs.children(fd):
-        if info.id != btrfs.TOP_LEVEL or not inside.startswith(f"{RUNS_DIRECTORY}/"):
-            yield id_, os.path.join(top, inside)
+def _children(fd: int, info: btrfs.Subvolume, top: str) -> Iterator[_Wanted]:
+    """The subvolumes directly in an open one, but for the snapshots of runs that go on at this moment."""
+    for nested in btrfs.children(fd):
+        if info.id != btrfs.TOP_LEVEL or not nested.path.startswith(f"{RUNS_DIRECTORY}/"):
+            yield _wanted(nested, top)
+
+
+def _wanted(nested: btrfs.Nested, top: str) -> _Wanted:
+    path = os.path.join(top, nested.path)
+    name = os.fsencode(path)
+    if not nested.too_long and len(name) <= _LONGEST:
+        return _Wanted(path, nested.id, top)
+    begin, last = name[:_SHOWN].rpartition(b"/")[0], name.rpartition(b"/")[2]
+    return _Wanted(os.fsdecode(b"%s/.../%s (subvolume %d)" % (begin, last, nested.id)), nested.id, top, too_long=True)
 
 
 def _btrfs_failure(path: str, error: OSError) -> KopiatomicError:

@@ -10,8 +10,15 @@ from kopiatomic.facts import BtrfsSubvolume
 from kopiatomic.model import Dataset, Judged, Taken, Verdict
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.selection import Ask, Selection
-from kopiatomic.system.mountinfo import holder
+from kopiatomic.system.mountinfo import holder, parents
 from kopiatomic.text import first_few, printable
+
+_TOO_LONG = (
+    "no program can open a path that is longer than 4,095 bytes; what is nested in it is not in this backup either"
+)
+
+_SHOWN = 200
+"""How many characters are shown of the beginning of such a path."""
 
 
 class BtrfsSelection:
@@ -54,8 +61,7 @@ class BtrfsSelection:
     def holder(self, path: str) -> str | None:
         """The subvolume whose tree a path lies in; None where only a part of one is mounted there."""
         border = holder(path, self._shared.seen).point
-        holding = [top for top in self._subvolumes if is_at_or_below(path, top) and is_at_or_below(top, border)]
-        return max(holding, key=len, default=None)
+        return next((d for d in (path, *parents(path)) if d in self._subvolumes and is_at_or_below(d, border)), None)
 
     def _imply(self, path: str, why: str) -> None:
         self._asked.setdefault(path, Ask()).add("", why, named=False)
@@ -84,13 +90,18 @@ class BtrfsSelection:
                 self._alone.append(point)
 
     def _nested(self, top: str) -> Iterator[BtrfsSubvolume]:
-        for subvolume in self._inside.get(top, ()):
+        waiting = [iter(self._inside.get(top, ()))]
+        while waiting:
+            subvolume = next(waiting[-1], None)
+            if subvolume is None:
+                waiting.pop()
+                continue
             yield subvolume
-            yield from self._nested(subvolume.path)
+            waiting.append(iter(self._inside.get(subvolume.path, ())))
 
     def _say_nested(self) -> None:
         for top in self._alone:
-            left_out = [s.path for s in self._nested(top) if s.path not in self._asked]
+            left_out = [_shown(s) for s in self._nested(top) if s.path not in self._asked]
             if left_out:
                 self._shared.note(
                     f"{printable(top)} holds {len(left_out)} nested subvolume(s) that are not taken (-r takes them): "
@@ -123,6 +134,8 @@ class BtrfsSelection:
             if top is not None:
                 return _verdict(subvolume, Verdict.OUTSIDE, f"it is not below {printable(top)}, which was named")
             return _verdict(subvolume, Verdict.NOT_ASKED_FOR, "it was not named; -r takes it")
+        if subvolume.too_long:
+            return _verdict(subvolume, Verdict.NAME_TOO_LONG, _TOO_LONG, incomplete=True)
         if subvolume.covered:
             reason, hint = self._why_covered(subvolume)
             if ask.named:
@@ -146,6 +159,7 @@ class BtrfsSelection:
             below(inside.path, subvolume.path)
             for inside in self._inside.get(subvolume.path, ())
             if inside.path in self._outside
+            and not inside.too_long
             and inside.path not in self._asked
             and self._shared.excluded_by((inside.path,)) is None
         )
@@ -156,6 +170,13 @@ class BtrfsSelection:
         if subvolume.above is not None and holder(subvolume.path, seen) is not holder(subvolume.above, seen):
             return "another filesystem is mounted over it", "Unmount what covers it, or leave it out."
         return "it is being moved, or a directory above it is", "Run again, when nobody moves it any more."
+
+
+def _shown(subvolume: BtrfsSubvolume) -> str:
+    """Its path; of one that is too long the beginning and the end."""
+    if not subvolume.too_long:
+        return subvolume.path
+    return f"{subvolume.path[:_SHOWN].rpartition('/')[0]}/.../{subvolume.path.rpartition('/')[2]}"
 
 
 def _verdict(
@@ -169,5 +190,5 @@ def _verdict(
     facts = {"subvolume": str(subvolume.id), "filesystem": subvolume.filesystem, "device": subvolume.device}
     if subvolume.above is not None:
         facts["nested in"] = subvolume.above
-    point = "" if subvolume.covered else subvolume.path
-    return Judged(subvolume.path, "btrfs", verdict, reason, point, places, incomplete, "", facts)
+    point = "" if subvolume.covered or subvolume.too_long else subvolume.path
+    return Judged(_shown(subvolume), "btrfs", verdict, reason, point, places, incomplete, "", facts)

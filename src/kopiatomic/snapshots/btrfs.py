@@ -10,12 +10,12 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from kopiatomic.errors import VanishedError
-from kopiatomic.model import Instant, Intent, Snapshot, SnapshotSet, Taken
+from kopiatomic.errors import KopiatomicError, VanishedError
+from kopiatomic.model import Dataset, Instant, Intent, Snapshot, SnapshotSet, Taken
 from kopiatomic.snapshots import btrfs_folder as folder
 from kopiatomic.snapshots.btrfs_folder import SNAPSHOT, failed
 from kopiatomic.system import btrfs, linux, mountinfo
@@ -38,7 +38,6 @@ class BtrfsMaker:
     taken: Sequence[Taken]
     bookmark: str = ""
     """ZFS has bookmarks; Btrfs knows without."""
-    _sources: list[int] = field(default_factory=list)
     _origins: list[bytes] = field(default_factory=list)
     """The UUIDs of what is snapshotted: with the folder, the proof that a snapshot is of this run."""
     _generations: list[int] = field(default_factory=list)
@@ -60,41 +59,50 @@ class BtrfsMaker:
 
     def intents(self) -> list[Intent]:
         """The exact paths, and what each is a snapshot of. Raises VanishedError, KopiatomicError."""
-        try:
-            self._open_sources()
-        finally:
-            self._close_sources()
+        self._look_at_sources()
         return [
             Intent("btrfs", self.pool, folder.path_of(self.run_id, position), origin.hex())
             for position, origin in enumerate(self._origins)
         ]
 
     def prepare(self) -> None:
-        """Open the subvolumes and see that they are the planned ones. Raises VanishedError, KopiatomicError."""
-        self._open_sources()
+        """See that the subvolumes are the planned ones. Raises VanishedError, KopiatomicError."""
+        self._look_at_sources()
 
-    def _open_sources(self) -> None:
-        gone = []
-        self._origins.clear()
-        self._generations.clear()
-        for taken in self.taken:
-            dataset = taken.dataset
+    def _look_at_sources(self) -> None:
+        """One after the other: there may be more of them than a process may have descriptors."""
+        gone: list[str] = []
+        found: list[btrfs.Subvolume] = []
+        for position in range(len(self.taken)):
             try:
-                fd = linux.open_without_links(dataset.mountpoint, folder.OPEN_DIRECTORY)
-                self._sources.append(fd)
-                found = btrfs.subvolume(fd)
-                self._origins.append(found.uuid)
-                self._generations.append(found.generation)
-                same = found.id == dataset.subvolume and btrfs.filesystem_uuid(fd) == dataset.pool
-                if not btrfs.is_top(fd) or not same:
-                    gone.append(dataset.name)
-            except OSError as error:
-                if error.errno in {*linux.GONE, errno.ENOTTY}:
-                    gone.append(dataset.name)
-                    continue
-                raise failed(f"the subvolume {printable(dataset.name)} cannot be opened", error) from None
+                with self._source(position) as (_, subvolume):
+                    found.append(subvolume)
+            except VanishedError as error:
+                gone += error.datasets
         if gone:
             raise VanishedError(gone)
+        self._origins = [subvolume.uuid for subvolume in found]
+        self._generations = [subvolume.generation for subvolume in found]
+
+    @contextmanager
+    def _source(self, position: int) -> Iterator[tuple[int, btrfs.Subvolume]]:
+        """A planned subvolume, open. Raises VanishedError where its path leads to another, KopiatomicError."""
+        dataset = self.taken[position].dataset
+        try:
+            fd = linux.open_without_links(dataset.mountpoint, folder.OPEN_DIRECTORY)
+        except OSError as error:
+            raise _not_opened(dataset, error) from None
+        try:
+            try:
+                found = btrfs.subvolume(fd)
+                same = found.id == dataset.subvolume and btrfs.filesystem_uuid(fd) == dataset.pool
+            except OSError as error:
+                raise _not_opened(dataset, error) from None
+            if not same or not btrfs.is_top(fd):
+                raise VanishedError([dataset.name])
+            yield fd, found
+        finally:
+            os.close(fd)
 
     def make(self) -> Instant:
         """Ask for all snapshots at once; two or three again until they share a transaction, a few times at most."""
@@ -106,51 +114,61 @@ class BtrfsMaker:
                 os.close(directory)
 
     def _make_in(self, directory: int) -> Instant:
-        with ExitStack() as stack:
-            # Each in a directory of its own: the kernel locks the directory during the call, and in one directory the
-            # snapshots would be made one after the other, never in one transaction.
-            places = []
-            for position in range(len(self.taken)):
-                os.mkdir(str(position), 0o700, dir_fd=directory)
-                places.append(os.open(str(position), folder.OPEN_DIRECTORY, dir_fd=directory))
-                stack.callback(os.close, places[-1])
-            instant = self._try(places)
-            for place, taken in zip(places, self.taken, strict=True):
-                if taken.dataset.subvolume == btrfs.TOP_LEVEL:
+        # Each in a directory of its own: the kernel locks the directory during the call, and in one directory the
+        # snapshots would be made one after the other, never in one transaction.
+        for position in range(len(self.taken)):
+            os.mkdir(str(position), 0o700, dir_fd=directory)
+        instant = self._try(directory)
+        for position, taken in enumerate(self.taken):
+            if taken.dataset.subvolume == btrfs.TOP_LEVEL:
+                with _place(directory, position) as place:
                     self._hide_ourselves(place)
-            return instant
+        return instant
 
-    def _try(self, places: list[int]) -> Instant:
-        tries = _TRIES if len(places) in _TRIED else 1
+    def _try(self, directory: int) -> Instant:
+        count = len(self.taken)
+        tries = _TRIES if count in _TRIED else 1
         while True:
             before = time.time_ns(), time.monotonic_ns()
-            self._snapshot_all(places)
+            self._snapshot_all(directory)
             monotonic_after, wall_after = time.monotonic_ns(), time.time_ns()
             tries -= 1
-            if tries == 0 or len({folder.look(place).born for place in places}) == 1:
+            if tries == 0 or len({self._born(directory, position) for position in range(count)}) == 1:
                 return Instant(before[0], wall_after, before[1], monotonic_after)
-            for place in places:
-                btrfs.delete(place, SNAPSHOT)
+            for position in range(count):
+                with _place(directory, position) as place:
+                    btrfs.delete(place, SNAPSHOT)
 
-    def _snapshot_all(self, places: list[int]) -> None:
-        """One ioctl a subvolume, from several threads let go at once, so that they come as close together as they can."""
-        if len(places) == 1:
-            self._snapshot(places, 0)
-            return
-        width = min(_THREADS, len(places))
+    @staticmethod
+    def _born(directory: int, position: int) -> int:
+        with _place(directory, position) as place:
+            return folder.look(place).born
+
+    def _snapshot_all(self, directory: int) -> None:
+        """One ioctl a subvolume, from several threads let go at once, so that they come as close together as they can.
+
+        Each thread has opened its first before that, and opens its others one after the other.
+        """
+        width = min(_THREADS, len(self.taken))
         start = threading.Barrier(width)
         failures: list[BaseException] = []
 
         def share(thread: int) -> None:
             try:
-                start.wait()
-                for position in range(thread, len(places), width):
-                    self._snapshot(places, position)
+                for position in range(thread, len(self.taken), width):
+                    with self._source(position) as (source, found), _place(directory, position) as place:
+                        if found.uuid != self._origins[position]:
+                            raise VanishedError([self.taken[position].dataset.name])
+                        self._generations[position] = found.generation
+                        if position == thread:
+                            start.wait()
+                        self._snapshot(source, place, position)
             except threading.BrokenBarrierError:
-                # Not all could be started.
+                # Not all could be started, or one has failed.
                 return
             except BaseException as failure:
                 failures.append(failure)
+                start.abort()
 
         threads: list[threading.Thread] = []
         try:
@@ -167,13 +185,16 @@ class BtrfsMaker:
         if failures:
             raise failures[0]
 
-    def _snapshot(self, places: list[int], position: int) -> None:
+    def _snapshot(self, source: int, place: int, position: int) -> None:
         dataset = self.taken[position].dataset
         # Our own directory lies in the top-level subvolume: it is taken out of that snapshot before it is sealed.
         read_only = dataset.subvolume != btrfs.TOP_LEVEL
         try:
-            btrfs.snapshot(self._sources[position], places[position], SNAPSHOT, read_only=read_only)
+            btrfs.snapshot(source, place, SNAPSHOT, read_only=read_only)
         except OSError as error:
+            if error.errno == errno.ENOENT:
+                # The subvolume that is open has been deleted.
+                raise VanishedError([dataset.name]) from None
             raise failed(f"no snapshot was made of {printable(dataset.name)}", error) from None
 
     def _hide_ourselves(self, place: int) -> None:
@@ -232,22 +253,16 @@ class BtrfsMaker:
 
     def remove(self) -> list[str]:
         """Delete the run's snapshots and directories: only what lies in the run's own directory, by name."""
-        self._close_sources()
+        origins = frozenset(self._origins)
         with folder.top(self._device) as top:
-            left = folder.remove(top, self.run_id, self._is_ours)
+            left = folder.remove(
+                top, self.run_id, lambda entry: entry.subvolume is not None and entry.subvolume.parent_uuid in origins
+            )
         return [
             f"Btrfs snapshot {path} in the top-level subvolume of {self._where()}: {reason} "
             f"({folder.delete_command(self._where(), path)})"
             for path, reason in left.items()
         ]
-
-    def _is_ours(self, entry: folder.Entry) -> bool:
-        return entry.subvolume is not None and entry.subvolume.parent_uuid in self._origins
-
-    def _close_sources(self) -> None:
-        for fd in self._sources:
-            os.close(fd)
-        self._sources.clear()
 
     @property
     def _device(self) -> str:
@@ -255,3 +270,19 @@ class BtrfsMaker:
 
     def _where(self) -> str:
         return printable(self._device)
+
+
+@contextmanager
+def _place(directory: int, position: int) -> Iterator[int]:
+    """The directory of one snapshot in the run's own, open. Raises OSError."""
+    fd = os.open(str(position), folder.OPEN_DIRECTORY, dir_fd=directory)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _not_opened(dataset: Dataset, error: OSError) -> KopiatomicError:
+    if error.errno in {*linux.GONE, errno.ENOTTY}:
+        return VanishedError([dataset.name])
+    return failed(f"the subvolume {printable(dataset.name)} cannot be opened", error)

@@ -256,21 +256,29 @@ def hide(snapshot: int) -> None:
 
 def _remove_directories(name: str, above: int) -> None:
     """Remove a tree as far as it holds nothing but directories; rmdir(2) refuses anything else, and mount points."""
-    try:
-        fd = os.open(name, OPEN_DIRECTORY, dir_fd=above)
-    except NotADirectoryError:
-        return
-    try:
-        for inside in os.listdir(fd):
-            _remove_directories(inside, fd)
-    finally:
-        os.close(fd)
-    try:
-        os.rmdir(name, dir_fd=above)
-    except OSError as error:
-        # What somebody else has put there is part of the filesystem, and so of its backup.
-        if error.errno != errno.ENOTEMPTY:
+    found = [name]
+    for path in found:
+        try:
+            fd = linux.open_beneath(above, path, OPEN_DIRECTORY)
+        except OSError as error:
+            if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+                continue
             raise
+        try:
+            found += [f"{path}/{inside}" for inside in os.listdir(fd)]
+        finally:
+            os.close(fd)
+    for path in reversed(found):
+        directory, _, last = path.rpartition("/")
+        fd = linux.open_beneath(above, directory or ".", OPEN_DIRECTORY)
+        try:
+            os.rmdir(last, dir_fd=fd)
+        except OSError as error:
+            # What somebody else has put there is part of the filesystem, and so of its backup.
+            if error.errno not in {errno.ENOTEMPTY, errno.ENOTDIR}:
+                raise
+        finally:
+            os.close(fd)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import os
 import stat
+import struct
 from collections.abc import Iterator
 from functools import cache
 
@@ -28,6 +29,16 @@ _READ_ONLY = 1 << 1
 _ROOT_READ_ONLY = 1 << 0
 _NO_UUID = bytes(16)
 _WRITE, _READ = 1, 2
+
+_ROOT_TREE = 1
+_INODE_REF, _ROOT_BACKREF = 12, 144
+_INODE_REF_HEAD = struct.Struct("<QH")
+"""What stands before a name in an item of these kinds (uapi/linux/btrfs_tree.h): index, length of the name."""
+_ROOT_BACKREF_HEAD = struct.Struct("<QQH")
+"""The directory's inode, its index in it, length of the name."""
+
+_STEPS = 1 << 17
+"""How many directories a subvolume may lie below; what somebody moves all the time must not be followed for ever."""
 
 
 def _request(direction: int, number: int, size: int) -> int:
@@ -91,6 +102,28 @@ class _Lookup(ctypes.Structure):
     )
 
 
+class _Search(ctypes.Structure):
+    _fields_ = (
+        ("tree_id", ctypes.c_uint64),
+        ("min_objectid", ctypes.c_uint64),
+        ("max_objectid", ctypes.c_uint64),
+        ("min_offset", ctypes.c_uint64),
+        ("max_offset", ctypes.c_uint64),
+        ("min_transid", ctypes.c_uint64),
+        ("max_transid", ctypes.c_uint64),
+        ("min_type", ctypes.c_uint32),
+        ("max_type", ctypes.c_uint32),
+        ("nr_items", ctypes.c_uint32),
+        ("unused", ctypes.c_uint32),
+        ("more_unused", ctypes.c_uint64 * 4),
+        ("buffer", ctypes.c_char * 3992),
+    )
+
+
+_ITEM_HEAD = struct.Struct("=QQQII")
+"""What stands before an item that a search has found: transaction, object, offset, kind, length."""
+
+
 class _FilesystemInfo(ctypes.Structure):
     _fields_ = (
         ("max_id", ctypes.c_uint64),
@@ -100,6 +133,7 @@ class _FilesystemInfo(ctypes.Structure):
     )
 
 
+_TREE_SEARCH = _request(_READ | _WRITE, 17, ctypes.sizeof(_Search))
 _SNAP_DESTROY = _request(_WRITE, 15, ctypes.sizeof(_Path))
 _START_SYNC = _request(_READ, 24, 8)
 _WAIT_SYNC = _request(_WRITE, 22, 8)
@@ -180,31 +214,111 @@ def filesystem_uuid(fd: int) -> str:
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
-def children(fd: int) -> Iterator[tuple[int, str]]:
-    """The subvolumes directly in the one whose top is open as ``fd``: id, and path relative to that top.
+@immutable
+class Nested:
+    """A subvolume directly in another: its id, and its path relative to that one's top.
 
-    Raises OSError.
+    ``too_long``: the kernel has no room for the path, so that no program can open it.
     """
+
+    id: int
+    path: str
+    too_long: bool = False
+
+
+def children(fd: int) -> Iterator[Nested]:
+    """The subvolumes directly in the one whose top is open as ``fd``. Raises OSError."""
     references = _References()
-    while True:
-        try:
-            _ioctl(fd, _GET_SUBVOL_ROOTREF, references)
-            more = False
-        except OSError as error:
-            if error.errno != errno.EOVERFLOW:
-                raise
-            more = True
+    directories: dict[int, tuple[int, str]] = {}
+    more = True
+    while more:
+        more = _list(fd, references)
         for position in range(references.count):
-            item = references.items[position]
-            lookup = _Lookup(dirid=item.dirid, treeid=item.treeid)
-            try:
-                _ioctl(fd, _INO_LOOKUP_USER, lookup)
-            except FileNotFoundError:
-                # Deleted between the two calls.
-                continue
-            yield item.treeid, os.fsdecode(lookup.path + lookup.name)
-        if not more:
-            return
+            found = _nested(fd, references.items[position], directories)
+            if found is not None:
+                yield found
+
+
+def child(fd: int, subvolume_id: int) -> Nested | None:
+    """Where one of :func:`children` is by now; None where it is not directly in that one any more. Raises OSError."""
+    references = _References(min_treeid=subvolume_id)
+    _list(fd, references)
+    if not references.count or references.items[0].treeid != subvolume_id:
+        return None
+    return _nested(fd, references.items[0], {})
+
+
+def _list(fd: int, references: _References) -> bool:
+    """Get the next references; returns whether there are more. Raises OSError."""
+    try:
+        _ioctl(fd, _GET_SUBVOL_ROOTREF, references)
+    except OSError as error:
+        if error.errno != errno.EOVERFLOW:
+            raise
+        return True
+    return False
+
+
+def _nested(fd: int, reference: _Reference, directories: dict[int, tuple[int, str]]) -> Nested | None:
+    """What a reference leads to; None where that was deleted just now. Raises OSError."""
+    lookup = _Lookup(dirid=reference.dirid, treeid=reference.treeid)
+    try:
+        _ioctl(fd, _INO_LOOKUP_USER, lookup)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+    else:
+        return Nested(reference.treeid, os.fsdecode(lookup.path + lookup.name))
+    path = _long_path(fd, reference.treeid, directories)
+    return None if path is None else Nested(reference.treeid, path, too_long=True)
+
+
+def _long_path(fd: int, subvolume_id: int, directories: dict[int, tuple[int, str]]) -> str | None:
+    """The path that ``BTRFS_IOC_INO_LOOKUP_USER`` has no room for, name by name; None where it was deleted just now.
+
+    ``directories`` remembers, by inode, the directory above and the name. Raises OSError.
+    """
+    found = _first_item(fd, _ROOT_TREE, subvolume_id, _ROOT_BACKREF)
+    if found is None:
+        return None
+    directory, _, length = _ROOT_BACKREF_HEAD.unpack_from(found[1])
+    names = [os.fsdecode(found[1][_ROOT_BACKREF_HEAD.size :][:length])]
+    while directory != SUBVOLUME_INODE and len(names) < _STEPS:
+        if directory not in directories:
+            above = _first_item(fd, 0, directory, _INODE_REF)
+            if above is None:
+                return None
+            _, length = _INODE_REF_HEAD.unpack_from(above[1])
+            directories[directory] = above[0], os.fsdecode(above[1][_INODE_REF_HEAD.size :][:length])
+        directory, name = directories[directory]
+        names.append(name)
+    return "/".join(reversed(names))
+
+
+def _first_item(fd: int, tree: int, object_id: int, kind: int) -> tuple[int, bytes] | None:
+    """The first item of a kind that an object has in a tree (0: the one of ``fd``): the offset of its key, and its bytes.
+
+    Raises OSError; EPERM without CAP_SYS_ADMIN.
+    """
+    search = _Search(
+        tree_id=tree,
+        min_objectid=object_id,
+        max_objectid=object_id,
+        max_offset=(1 << 64) - 1,
+        max_transid=(1 << 64) - 1,
+        min_type=kind,
+        max_type=kind,
+        nr_items=1,
+    )
+    _ioctl(fd, _TREE_SEARCH, search)
+    if not search.nr_items:
+        return None
+    # The field's own value ends at the first zero byte.
+    data = ctypes.string_at(ctypes.addressof(search) + _Search.buffer.offset, _Search.buffer.size)
+    _, _, offset, _, length = _ITEM_HEAD.unpack_from(data)
+    return offset, data[_ITEM_HEAD.size :][:length]
 
 
 def snapshot(source: int, directory: int, name: str, *, read_only: bool) -> None:

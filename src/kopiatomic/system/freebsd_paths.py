@@ -46,13 +46,24 @@ def make_beneath(top: str, path: str, mode: int) -> int:
     except FileNotFoundError:
         if not path:
             raise
-    above, _, name = path.rpartition("/")
-    parent = make_beneath(top, above, mode)
+    parent = open_beneath(top, "")
     try:
-        os.mkdir(name, mode, dir_fd=parent)
-        return os.open(name, _LOOK, dir_fd=parent)
+        for name in path.split("/"):
+            inside = _directory_in(parent, name, mode)
+            os.close(parent)
+            parent = inside
+        return os.dup(parent)
     finally:
         os.close(parent)
+
+
+def _directory_in(parent: int, name: str, mode: int) -> int:
+    """Open a directory in another, making it where it is missing. Raises OSError."""
+    try:
+        return os.open(name, _LOOK, dir_fd=parent)
+    except FileNotFoundError:
+        os.mkdir(name, mode, dir_fd=parent)
+        return os.open(name, _LOOK, dir_fd=parent)
 
 
 def _no_directory(mode: int) -> OSError:

@@ -194,16 +194,29 @@ def make_beneath(directory: int, path: str, *, mode: int = 0o755, file: bool = F
     except FileNotFoundError:
         if path == ".":
             raise
-    above, _, name = path.rpartition("/")
-    parent = make_beneath(directory, above or ".", mode=mode)
+    *above, name = path.split("/")
+    parent = open_beneath(directory, ".", os.O_PATH | os.O_DIRECTORY)
     try:
-        if file:
-            os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent))
-        else:
-            os.mkdir(name, mode, dir_fd=parent)
+        for part in above:
+            inside = _directory_in(parent, part, mode)
+            os.close(parent)
+            parent = inside
+        if not file:
+            return _directory_in(parent, name, mode)
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=parent))
         return open_beneath(parent, name, kind)
     finally:
         os.close(parent)
+
+
+def _directory_in(parent: int, name: str, mode: int) -> int:
+    """Open a directory in another, making it where it is missing. Raises OSError."""
+    kind = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY
+    try:
+        return open_beneath(parent, name, kind)
+    except FileNotFoundError:
+        os.mkdir(name, mode, dir_fd=parent)
+        return open_beneath(parent, name, kind)
 
 
 def open_without_links(path: str, flags: int) -> int:

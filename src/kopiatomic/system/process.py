@@ -217,14 +217,15 @@ def _end(process: subprocess.Popen[bytes], killed_timeout: float) -> None:
 
 def family(pid: int) -> list[tuple[int, str]]:
     """A process and all below it that still live: their ids and names. Linux's /proc; else the process alone."""
-    found = []
-    try:
-        with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            found.append((pid, printable(file.read().strip())))
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            children = [int(child) for child in file.read().split()]
-    except OSError:
-        return found or [(pid, "?")]
-    for child in children:
-        found += family(child)
+    found: list[tuple[int, str]] = []
+    waiting = [pid]
+    while waiting:
+        one = waiting.pop()
+        try:
+            with open(f"/proc/{one}/comm", encoding="utf-8", errors="replace") as file:
+                found.append((one, printable(file.read().strip())))
+            with open(f"/proc/{one}/task/{one}/children", encoding="ascii") as file:
+                waiting += map(int, reversed(file.read().split()))
+        except OSError:
+            found = found or [(pid, "?")]
     return found
