@@ -27,6 +27,9 @@ from kopiatomic.text import printable
 
 FILE = "state.db"
 
+AHEAD = 300.0
+"""Seconds that a record may be ahead of the clock. One that is further was made while the clock was wrong."""
+
 KEPT_ANYHOW = 10
 """How many of the last runs stay in the history however old the clock says they are: clocks jump."""
 
@@ -141,7 +144,7 @@ class Records:
     def begin(self, run: RunRecord, *, keep: float) -> None:
         """Put a run on record that begins now; drop those that ended more than ``keep`` seconds ago.
 
-        The last of each schedule that was saved stays: it says since when there is none.
+        The last of each schedule that was saved stays: it says since when there is none. One of the future says nothing.
         """
         values = (run.id, run.version, run.command, os.fsencode(run.root), run.started, run.schedule)
         with self._transaction() as database:
@@ -151,8 +154,8 @@ class Records:
             database.execute(
                 "DELETE FROM run WHERE started < ? AND id NOT IN (SELECT run FROM intent) AND number NOT IN"
                 " (SELECT number FROM run ORDER BY number DESC LIMIT ?) AND number NOT IN"
-                " (SELECT max(number) FROM run WHERE schedule != '' AND result = 'saved' GROUP BY schedule)",
-                (run.started - keep, KEPT_ANYHOW),
+                " (SELECT max(number) FROM run WHERE schedule != '' AND result = 'saved' AND started <= ? GROUP BY schedule)",
+                (run.started - keep, KEPT_ANYHOW, run.started + AHEAD),
             )
 
     def end(self, run: RunRecord) -> bool:

@@ -24,6 +24,7 @@ from kopiatomic.report import Report
 from kopiatomic.schedules import Schedule, Scheduler, environment, files, lateness, trust
 from kopiatomic.schedules import check_name as check_schedule_name
 from kopiatomic.schedules.files import State
+from kopiatomic.system import clock
 from kopiatomic.text import printable
 
 FORMAT = "kopiatomic-schedules-1"
@@ -254,12 +255,13 @@ def _installed(scheduler: Scheduler, name: str) -> Schedule:
 
 
 def _standing(schedule: Schedule) -> lateness.Standing:
-    return lateness.Standing(schedule, Records(schedule.state_dir).scheduled(schedule.name))
+    runs = Records(schedule.state_dir).scheduled(schedule.name)
+    return lateness.Standing(schedule, runs, time.time(), clock.synchronised())
 
 
 def _document(standing: lateness.Standing, scheduler: Scheduler) -> dict[str, Any]:
     schedule = standing.schedule
-    saved, late = standing.last_saved, standing.overdue(time.time())
+    saved, late = standing.last_saved, standing.overdue()
     return {
         "name": schedule.name,
         "calendar": schedule.calendar,
@@ -305,8 +307,12 @@ def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
         lines.append(
             f"  OFF:           nothing starts it; 'kopiatomic schedule install {schedule.name} ...' again does"
         )
-    late = standing.overdue(time.time())
-    return lines if late is None else [*lines, f"  OVERDUE:       {late.message}"]
+    late = standing.overdue()
+    return (
+        lines
+        if late is None
+        else [*lines, f"  {'OVERDUE:' if late.kind == 'overdue' else 'CLOCK:':<14} {late.message}"]
+    )
 
 
 def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> int:
@@ -363,7 +369,7 @@ def overdue(scheduler: Scheduler, console: Console, *, name: str) -> int:
     """Fail where a schedule has had no complete success for too long; returns the exit code."""
 
     def run() -> int:
-        late = _standing(_installed(scheduler, name)).overdue(time.time())
+        late = _standing(_installed(scheduler, name)).overdue()
         if late is not None:
             raise late
         return errors.SAVED
@@ -392,7 +398,7 @@ def start(
         sys.argv[1:] = ["backup", "--schedule", name, *schedule.words]
         report = backup(schedule)
         if report.exit_code == errors.LOCKED:
-            late = _standing(schedule).overdue(time.time())
+            late = _standing(schedule).overdue()
             if late is None:
                 return errors.SAVED
             console.error(late)

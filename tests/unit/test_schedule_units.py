@@ -116,7 +116,8 @@ def test_the_service_is_what_a_run_needs(on_linux: Scheduler, root: Path) -> Non
     found |= {key: re.findall(rf"^{key}=(.*)$", text, re.MULTILINE)[0] for key, value in found.items() if not value}
     assert found == wanted
     after = {value.split()[0] for value in unit.values("After")}
-    assert {"zfs.target", "local-fs.target", "network-online.target"} <= after
+    assert {"zfs.target", "local-fs.target", "network-online.target", "time-sync.target"} <= after
+    assert "time-sync.target" in {value.split()[0] for value in Unit(root, "kopiatomic@home.timer").values("After")}
 
 
 def test_the_hardening_makes_no_mount_namespace_and_hides_no_device(on_linux: Scheduler, root: Path) -> None:
