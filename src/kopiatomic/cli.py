@@ -427,10 +427,10 @@ def _finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
     """Print a report and end with its exit code."""
     console.acted = not report.dry_run
     if as_json:
-        from kopiatomic.output.document import render
+        from kopiatomic.output.document import document
 
         console.end()
-        console.result(render(report))
+        console.document(document(report))
     console.report(report, summary=not as_json)
     raise SystemExit(console.exit_code(report.exit_code))
 

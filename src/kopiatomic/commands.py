@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -54,7 +53,7 @@ def recover(
         console.acted = not dry_run and any(leftover.problem is None for leftover in cleared.leftovers)
         left = len(cleared.leftovers) + len(cleared.problems) if dry_run else cleared.left
         if as_json:
-            console.result(json.dumps(_recover_document(cleared, dry_run=dry_run, left=left), indent=2))
+            console.document(_recover_document(cleared, dry_run=dry_run, left=left))
         else:
             for line in _recover_lines(cleared, dry_run=dry_run, left=left):
                 console.result(line)
@@ -169,8 +168,7 @@ def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_jso
         records = Records(state_dir)
         runs = _one(records, run_id) if run_id else records.history(limit)
         if as_json:
-            document = {"format": HISTORY_FORMAT, "runs": [_run_document(record) for record in runs]}
-            console.result(json.dumps(document, indent=2))
+            console.document({"format": HISTORY_FORMAT, "runs": [_run_document(record) for record in runs]})
         elif run_id:
             for line in lines_of(runs[0], result_of(runs[0]), records.intents(runs[0].id)):
                 console.result(line)
@@ -188,7 +186,7 @@ def facts_text(options: Options, console: Console) -> int:
     """Print what a plan would be made of; returns the exit code."""
 
     def run() -> int:
-        console.result(facts.dump(gather(options.request(options.mount_root, ""))))
+        console.verbatim(facts.dump(gather(options.request(options.mount_root, ""))))
         return errors.SAVED
 
     return _told(run, console)

@@ -13,7 +13,7 @@ from collections.abc import MutableMapping
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.text import printable
 
-_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
+_VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*|https?_proxy")
 
 
 def is_variable(name: str) -> bool:

@@ -43,6 +43,9 @@ _FREEZE_TRIES = 3
 class Listener(Protocol):
     """Who is told of a run while it goes on."""
 
+    def hide(self, secrets: Secrets) -> None:
+        """Mask these in all that is said from here on."""
+
     def phase(self, text: str) -> None:
         """A new part of the run begins."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.masking import Secrets, without_secrets
+from kopiatomic.masking import Secrets
 from kopiatomic.model import Plan
 from kopiatomic.system import channel, host, inherited, signals
 from kopiatomic.text import ended, printable
@@ -33,19 +33,19 @@ def variables(run_id: str, plan: Plan) -> dict[str, str]:
     }
 
 
-def run(line: str, flag: str, told: Mapping[str, str], timeout: float) -> None:
+def run(line: str, flag: str, told: Mapping[str, str], timeout: float, secrets: Secrets) -> None:
     """Run a shell line to its end; its output goes to our stderr, its children end with it.
 
-    ``timeout`` is in seconds. Where signals are deferred (``-q``) the second that comes ends the line. Raises
-    KopiatomicError where it fails, and Interrupted.
+    ``timeout`` is in seconds, ``secrets`` are what it is not told. Where signals are deferred (``-q``) the second that comes
+    ends the line. Raises KopiatomicError where it fails, and Interrupted.
     """
-    shown = printable(Secrets([line], {}).hide(line))
+    shown = printable(secrets.hide(line))
     with _children_ended():
         hook = subprocess.Popen(
             ["/bin/sh", "-c", line],
             stdin=subprocess.DEVNULL,
             stdout=2,
-            env={**without_secrets(os.environ), **told},
+            env={**secrets.withheld_from(os.environ), **told},
             process_group=0,
             preexec_fn=inherited.hand_on,  # noqa: PLW1509 - this process has no threads
         )

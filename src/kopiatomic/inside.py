@@ -82,6 +82,10 @@ class _Aside:
     def _aside(self) -> AbstractContextManager[None]:
         return nullcontext() if self.streams is None else self.streams.aside()
 
+    def hide(self, secrets: Secrets) -> None:
+        """Pass it on."""
+        self._speaker.hide(secrets)
+
     def phase(self, text: str) -> None:
         """Pass it on."""
         self._speaker.phase(text)
@@ -109,6 +113,7 @@ class _Inside:
         self._report = report
         self._listener = _Aside(speaker)
         self._secrets = Secrets(sys.argv[1:], os.environ)
+        speaker.hide(self._secrets)
         self._freezing = Freezing(options, report, self._listener, self._secrets)
         self._is_shell = not wanted.argv
         self._account = None if wanted.user is None else _account(wanted.user)
@@ -135,7 +140,7 @@ class _Inside:
             report.plan = self._freezing.select()
             with report.phase("check"):
                 self._freezing.check(report.plan)
-            report.engine = EngineReport(printable(self._argv[0]), None, [self._secrets.hide(w) for w in self._argv])
+            report.engine = EngineReport(printable(self._argv[0]), None, self._secrets.hide_words(self._argv))
             with self._freezing.view(self._streams, self._freezing.select) as frozen:
                 checked = self._started(frozen)
             self._conclude(checked)
@@ -200,7 +205,8 @@ class _Inside:
             told |= _prompt(
                 f"(frozen {instant[11:19]}Z) ", os.environ.get("PROMPT_COMMAND", ""), root=self._user is None
             )
-        return {**os.environ, **told}
+        inherited = os.environ if self._user is None else self._secrets.withheld_from(os.environ)
+        return {**inherited, **told}
 
     def _conclude(self, checked: Checked) -> None:
         """What the end of the command and the check of the mounts say together."""

@@ -1,4 +1,7 @@
-"""Passwords and keys, and how they are kept out of what is recorded and shown."""
+"""Passwords and keys, and how they are kept out of what is recorded, shown and handed on.
+
+``secret_names.py`` knows which names are those of secrets, ``secret_places.py`` where secrets stand.
+"""
 
 from __future__ import annotations
 
@@ -7,85 +10,92 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from kopiatomic import secret_places
+from kopiatomic.secret_names import is_file_of, is_setting, names_secret
+from kopiatomic.secret_places import MASK, WORD, unquoted
 from kopiatomic.text import printable
 
-MASK = "***"
+__all__ = ["MASK", "Secrets", "credentials", "is_secret", "masked"]
 
-_NAME = re.compile(r"PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|ACCESS[_-]?KEY", re.IGNORECASE)
-_WORD = r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\])+"
-"""A word as a shell reads it: quoted as a whole, in part, or not."""
-
-_FLAG = re.compile(
-    r"(?P<head>--?[\w-]*(?:password|passwd|passphrase|secret|token|access-key)(?![\w-]*(?:file|command))[\w-]*(?:=|\s+))"
-    rf"(?P<value>{_WORD})",
-    re.IGNORECASE,
-)
-_ASSIGNMENT = re.compile(
-    r"(?P<head>\b\w*(?:PASSWORD|PASSWD|PASSPHRASE|SECRET|TOKEN|ACCESS_KEY)(?!\w*(?:FILE|COMMAND))\w*=)"
-    rf"(?P<value>{_WORD})",
-    re.IGNORECASE,
-)
-_CREDENTIALS = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:)(?P<value>[^\s/@'\"]+)(?=@)", re.IGNORECASE)
-"""The password in a URL (``https://user:password@host/``)."""
-_PATTERNS = (_FLAG, _ASSIGNMENT, _CREDENTIALS)
-_SUSPECT = re.compile(r"passw(?:or)?d|passphrase|secret|token|access[-_]key|://", re.IGNORECASE)
-"""What is in every text that one of the patterns finds something in: a record has tens of thousands that have nothing."""
-
+_OURS = "kopiatomic"
 _QUOTES = re.compile(r"['\"\\]")
+_WORD = re.compile(WORD, re.DOTALL)
 _SHORTEST = 4
-"""A shorter secret would hide half of every text that it is looked for in, and its place has been masked anyway."""
-
-_NO_SECRETS = frozenset({"true", "false", "none"})
-"""Values of switches whose names look like those of secrets."""
+"""A shorter secret would hide half of every text that it is looked for in; it is masked in its place alone."""
 
 
-def is_secret(variable: str) -> bool:
-    """Whether an environment variable's name says that it holds a secret."""
-    return _NAME.search(variable) is not None
-
-
-def without_secrets(environment: Mapping[str, str]) -> dict[str, str]:
-    """An environment less the variables whose names say that they hold a password, passphrase, secret or key."""
-    return {name: value for name, value in environment.items() if not is_secret(name)}
+def is_secret(variable: str, value: str) -> bool:
+    """Whether an environment variable holds a secret: its name says so, or there is one in its value."""
+    if names_secret(variable):
+        return not is_setting(value) and not is_file_of(variable, value)
+    return bool(credentials(value))
 
 
 def credentials(text: str) -> list[str]:
-    """The passwords in the URLs of a text."""
-    return [found["value"] for found in _CREDENTIALS.finditer(text)]
+    """The secrets that stand in a text: the password in a URL, for example."""
+    found: list[str] = []
+    secret_places.in_text(text, lambda secret: _noted(found, secret))
+    return found
 
 
-def masked(url: str) -> str:
-    """A text with the passwords in its URLs masked."""
-    return _CREDENTIALS.sub(rf"\g<head>{MASK}", url)
+def masked(text: str) -> str:
+    """A text with the secrets that stand in it masked."""
+    return secret_places.in_text(text, _mask)
+
+
+def _noted(found: list[str], secret: str) -> str:
+    found.append(secret)
+    return MASK
+
+
+def _mask(_secret: str) -> str:
+    return MASK
 
 
 class Secrets:
-    """The secrets that a run knows of. ``values`` are those that were found elsewhere, such as in ``-o``."""
+    """The secrets that a run knows of: those among our own command line's words, those in an environment, and ``values``."""
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str], values: Iterable[str] = ()) -> None:
-        found = set(values) | {value for name, value in environment.items() if is_secret(name)}
-        for word in words:
-            for pattern in _PATTERNS:
-                found |= {value for match in pattern.finditer(word) for value in _spellings(match["value"])}
-        # The longest first: one may be a part of another.
+        found: list[str] = [
+            value for name, value in environment.items() if is_secret(name, value) and names_secret(name)
+        ]
+        for value in environment.values():
+            found += credentials(value)
+        secret_places.in_words(words, lambda secret: _noted(found, secret), _OURS)
+        self.found = bool(found)
+        """Whether there was one in words or environment, be it too short to be looked for."""
+        self.values: list[str] = []
         self._hidden: dict[str, str] = {}
-        self.values = sorted((v for v in found if len(v) >= _SHORTEST and v not in _NO_SECRETS), key=len, reverse=True)
+        self.add([*found, *values])
+
+    def add(self, values: Iterable[str]) -> None:
+        """Look for these as well from now on."""
+        known = {
+            spelling for value in [*self.values, *values] if not is_setting(value) for spelling in _spellings(value)
+        }
+        # The longest first: one may be a part of another.
+        self.values = sorted((value for value in known if len(value) >= _SHORTEST), key=len, reverse=True)
+        self._hidden.clear()
 
     def hide(self, text: str) -> str:
-        """A text with every secret masked."""
+        """A text with every secret masked: those that stand in it, and those that are known."""
+        return self._without_known(masked(text))
+
+    def hide_words(self, words: Sequence[str]) -> list[str]:
+        """The words of a command line, likewise."""
+        return [self._without_known(word) for word in secret_places.in_words(words, _mask)]
+
+    def _without_known(self, text: str) -> str:
         # Whole words first, while their quotes are in pairs.
-        if _SUSPECT.search(text):
-            for pattern in _PATTERNS:
-                text = pattern.sub(rf"\g<head>{MASK}", text)
         if self.values and _QUOTES.search(text):
-            text = re.sub(_WORD, self._hide_quoted, text)
+            text = _WORD.sub(self._hide_quoted, text)
         for value in self.values:
             text = text.replace(value, MASK)
         return text
 
     def _hide_quoted(self, word: re.Match[str]) -> str:
         """A shell's word without a secret that quotes in the middle of it would let through."""
-        plain = _unquoted(word[0])
+        plain = unquoted(word[0])
         hidden = plain
         for value in self.values:
             hidden = hidden.replace(value, MASK)
@@ -106,18 +116,21 @@ class Secrets:
 
     def command_line(self, words: Sequence[str]) -> str:
         """A command line to show: each word without its secrets, quoted as a shell wants it."""
-        return printable(shlex.join([self.hide(word) for word in words]))
+        return printable(shlex.join(self.hide_words(words)))
+
+    def withheld_from(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """An environment for those who are not to know a secret: without the variables that hold one."""
+        return {
+            name: value
+            for name, value in environment.items()
+            if not is_secret(name, value) and not any(known in value for known in self.values)
+        }
 
 
-def _spellings(word: str) -> set[str]:
-    """What a shell's word means, and what it would be if its quotes belonged to a text around it."""
-    return {_unquoted(word), re.split(r"['\"]", word.strip("'\""))[0]}
+def _spellings(value: str) -> Iterable[str]:
+    """A secret, and what it is once the escapes of a URL are taken away."""
+    yield value
+    if "%" in value:
+        from urllib.parse import unquote  # noqa: PLC0415 - few need it
 
-
-def _unquoted(word: str) -> str:
-    if not _QUOTES.search(word):
-        return word
-    try:
-        return "".join(shlex.split(word))
-    except ValueError:
-        return word
+        yield unquote(value)

@@ -94,6 +94,7 @@ class _Run:
         if options.skip_unchanged:
             self._remembering = skipping.require(engine, options.layout)
         self._secrets = Secrets(sys.argv[1:], os.environ, [*engine.secrets, *self._handed.values()])
+        self._listener.hide(self._secrets)
         shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
         if not options.dry_run:
             require_root(shown, "   (-n shows without root what would be done)")
@@ -130,7 +131,7 @@ class _Run:
 
     def _shown(self, argv: Sequence[str]) -> list[str]:
         """An argv as it may be shown."""
-        return [self._secrets.hide(word) for word in argv]
+        return self._secrets.hide_words(argv)
 
     def _prepare(self, engine: Engine, selected: Plan) -> None:
         """Everything that can be known before anything is made."""
@@ -181,7 +182,7 @@ class _Run:
             if options.pre_hook is not None:
                 self._listener.phase("running the hook -p")
                 with report.phase("pre-hook"):
-                    hooks.run(options.pre_hook, "-p", told, options.hook_timeout)
+                    hooks.run(options.pre_hook, "-p", told, options.hook_timeout, self._secrets)
             self._backup(engine)
             with report.phase("maintenance"):
                 self._finish(engine)
@@ -200,7 +201,7 @@ class _Run:
         self._listener.phase("running the hook -q")
         with report.phase("post-hook"), signals.deferred():
             try:
-                hooks.run(line, "-q", {**told, **outcome}, self._options.hook_timeout)
+                hooks.run(line, "-q", {**told, **outcome}, self._options.hook_timeout, self._secrets)
             except KopiatomicError as error:
                 report.hook_error = error
 

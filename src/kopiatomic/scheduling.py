@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pwd
 import shlex
@@ -59,15 +58,13 @@ def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int
     """Have the system make this backup at these times; returns the exit code."""
 
     def run() -> int:
-        schedule, left_out = _schedule(wanted, place)
+        schedule = _schedule(wanted, place)
         scheduler = place.scheduler
         found = [(file, files.state(file)) for file in scheduler.files(schedule)]
         for file, state in found:
             if state is not State.SAME:
                 console.result(f"{file.path} ({state.value}):")
-                console.result("\n".join(f"  {line}" for line in file.content.splitlines()))
-        for name in left_out:
-            console.warning(f"{name} holds a secret and is not part of it: --credential {name}=FILE hands it over")
+                console.verbatim("\n".join(f"  {line}" for line in file.content.splitlines()))
         if all(state is State.SAME for _, state in found):
             console.result(f"The files of {schedule.name} are as they should be.")
         else:
@@ -84,10 +81,10 @@ def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int
     return _told(run, console)
 
 
-def _schedule(wanted: Wanted, place: Place) -> tuple[Schedule, Sequence[str]]:
-    """The schedule, and the variables of the caller's that hold secrets. Raises KopiatomicError, UsageError."""
+def _schedule(wanted: Wanted, place: Place) -> Schedule:
+    """What is to be installed. Raises KopiatomicError, UsageError."""
     check_schedule_name(wanted.name)
-    _check_words(wanted)
+    _check_words(wanted, place.scheduler)
     options = wanted.options
     _require_root()
     calendar = place.scheduler.calendar(wanted.name, wanted.calendar)
@@ -95,23 +92,24 @@ def _schedule(wanted: Wanted, place: Place) -> tuple[Schedule, Sequence[str]]:
         environment.check_credential(name, path, top=place.top)
     program = trust.installed(place.argv0, top=place.top)
     home = pwd.getpwuid(0).pw_dir
-    found = environment.of(options, place.caller, home, wanted.credentials, top=place.top)
+    variables = environment.of(options, place.caller, home, wanted.credentials, top=place.top)
+    environment.check_no_secrets(variables, place.scheduler)
     schedule = Schedule(
         name=wanted.name,
         calendar=calendar.text,
         interval=calendar.interval,
         program=program,
         words=tuple(wanted.words),
-        environment={**found.variables, "KOPIATOMIC_STATE_DIR": os.path.abspath(options.state_dir)},
+        environment={**variables, "KOPIATOMIC_STATE_DIR": os.path.abspath(options.state_dir)},
         credentials=dict(wanted.credentials),
         state_dir=os.path.abspath(options.state_dir),
         end_timeout=_end_timeout(options),
     )
     place.scheduler.check(schedule)
-    return schedule, found.left_out
+    return schedule
 
 
-def _check_words(wanted: Wanted) -> None:
+def _check_words(wanted: Wanted, scheduler: Scheduler) -> None:
     """Refuse words that are no backup, or that would put a secret where every user can read it. Raises UsageError."""
     options = wanted.options
     plan.require_names(options.request("", ""))
@@ -128,11 +126,11 @@ def _check_words(wanted: Wanted) -> None:
         archive=options.archive,
         environment={},
     )
-    if engine.secrets or Secrets(wanted.words, {}).values:
+    if engine.secrets or Secrets(wanted.words, {}).found:
         raise UsageError(
             "a password stands among the words of the backup, and every user can read a schedule's",
             kind="secret-in-words",
-            hint="Put it into a file and hand that over: --credential KOPIA_PASSWORD=/root/kopia.pw, for example.",
+            hint=scheduler.advice("KOPIA_PASSWORD"),
         )
 
 
@@ -197,7 +195,7 @@ def check(words_: Sequence[str], options: Options, console: Console) -> int:
     sys.argv[1:] = words_
     report = look(options, console)
     console.end()
-    console.result(json.dumps(_answer(report)))
+    console.document(_answer(report), indent=None)
     return console.exit_code(errors.SAVED if report.error is None else report.error.exit_code)
 
 
@@ -223,8 +221,7 @@ def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) ->
         schedules = [_installed(scheduler, name)] if name else _all(scheduler)
         found = [_standing(one) for one in schedules]
         if as_json:
-            document = {"format": FORMAT, "schedules": [_document(one, scheduler) for one in found]}
-            console.result(json.dumps(document, indent=2))
+            console.document({"format": FORMAT, "schedules": [_document(one, scheduler) for one in found]})
             return errors.SAVED
         for standing in found:
             for line in _lines(standing, scheduler):

@@ -6,6 +6,7 @@ import json
 import re
 import secrets
 import shlex
+import shutil
 import sqlite3
 import zlib
 from collections.abc import Callable, Iterator
@@ -201,3 +202,34 @@ def test_a_dry_run_does_not_show_a_commands_secret(
         shown = kopiatomic("-n", *words, "-c", f"true {form.format(password)}", data)
         assert shown.returncode == 0
         assert password not in shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize("engine", ["borg", "restic"])
+def test_the_password_in_a_repositorys_url_is_shown_nowhere(
+    engine: str, data: Path, run: Run, kopiatomic: Kopiatomic, password: str, state: Path, tmp_path: Path
+) -> None:
+    """Neither in an engine's own words, nor in ours; a password of two letters is masked in its place."""
+    for secret, words in ((password, ["--json"]), ("pw", ["--repository"])):
+        where_to = (
+            f"ssh://me:{secret}@localhost:1/repo" if engine == "borg" else f"rest:http://me:{secret}@localhost:1/"
+        )
+        environment = {**where(state), "BORG_REPO": where_to, "RESTIC_REPOSITORY": where_to, "RESTIC_PASSWORD": "of it"}
+        shutil.rmtree(state, ignore_errors=True)
+        more = [where_to] if words == ["--repository"] else []
+        ended = run("--engine", engine, *words, *more, data, env=environment)
+        assert ended.returncode == 1
+        assert engine in ended.stderr
+        assert places_of(f":{secret}@", tmp_path, ended.stdout, ended.stderr, *told(kopiatomic, state)) == []
+
+
+def test_another_user_does_not_get_the_callers_secrets(
+    data: Path, kopiatomic: Kopiatomic, password: str, state: Path
+) -> None:
+    secret = {"B2_ACCOUNT_KEY": password, "BORG_REPO": f"ssh://me:{password}@host/", "NOTE": f"{password} it is"}
+    environment = {**secret, "RESTIC_PASSWORD_FILE": "/root/restic.pw", **where(state)}
+    for user, expected in (("games", 0), ("root", 0), (None, 3)):
+        words = ("--user", user) if user else ()
+        ended = kopiatomic("exec", *words, data, "--", "env", env=environment)
+        assert ended.returncode == 0, str(ended)
+        assert ended.stdout.count(password) == expected
+        assert "RESTIC_PASSWORD_FILE=/root/restic.pw" in ended.stdout

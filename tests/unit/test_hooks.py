@@ -11,13 +11,14 @@ import pytest
 
 from kopiatomic import hooks
 from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.masking import Secrets
 from kopiatomic.model import Dataset, Plan, Taken
 from kopiatomic.system import signals
 from tests.support.moments import ends
 
 
 def run(line: str, timeout: float = 10, **told: str) -> None:
-    hooks.run(line, "-p", told, timeout)
+    hooks.run(line, "-p", told, timeout, Secrets([], {}))
 
 
 def refused(line: str, timeout: float = 10) -> KopiatomicError:
@@ -80,9 +81,10 @@ def test_processes_that_were_there_before_are_left_alone() -> None:
 
 
 def test_passwords_are_not_in_a_hooks_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    secrets = ["KOPIA_PASSWORD", "RESTIC_PASSWORD_COMMAND", "BORG_PASSPHRASE", "AWS_SECRET_ACCESS_KEY", "B2_TOKEN"]
-    for name in secrets:
+    for name in ("KOPIA_PASSWORD", "BORG_PASSPHRASE", "B2_ACCOUNT_KEY", "AZURE_ACCOUNT_SAS", "RCLONE_CONFIG_PASS"):
         monkeypatch.setenv(name, "hidden-value")
+    monkeypatch.setenv("BORG_REPO", "ssh://me:hidden-value@host/repo")
+    monkeypatch.setenv("SUDO_COMMAND", "kopiatomic -o --password=hidden-value /")
     monkeypatch.setenv("KEPT", "kept-value")
     run(f"env > {tmp_path}/env")
     told = (tmp_path / "env").read_text()
@@ -101,7 +103,7 @@ def test_a_hook_is_told_of_the_run() -> None:
 
 
 def test_a_hooks_output_goes_to_stderr_and_its_input_is_empty() -> None:
-    code = "from kopiatomic import hooks; hooks.run('cat; echo said', '-p', {}, 10)"
+    code = "from kopiatomic import hooks, masking; hooks.run('cat; echo said', '-p', {}, 10, masking.Secrets([], {}))"
     ended = subprocess.run([sys.executable, "-c", code], input=b"not this", capture_output=True, check=True)
     assert (ended.stdout, ended.stderr) == (b"", b"said\n")
 

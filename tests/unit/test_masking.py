@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from kopiatomic.masking import Secrets, without_secrets
+from kopiatomic.masking import Secrets, is_secret
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,61 @@ from kopiatomic.masking import Secrets, without_secrets
         ("--password=one' two'\\ \"three\" four", "--password=*** four"),
         ("--password=one\\ two\\'three\\\"four five", "--password=*** five"),
         ("sh -c 'a --password=hunter22'", "sh -c 'a --password=***'"),
-        ("it's \\ no \"secret", "it's \\ no \"secret"),
+        ("mysqldump -ppw -u x", "mysqldump -p*** -u x"),
+        ("true;mysqldump -pabc | gzip -pv", "true;mysqldump -p*** | gzip -pv"),
+        ("docker exec db mysqldump -p1 all\ncp -p1 a b", "docker exec db mysqldump -p*** all\ncp -p1 a b"),
+        ("curl -u a:b http://h", "curl -u a:*** http://h"),
+        ("curl -sSu a:b -H 'Authorization: Bearer x'", "curl -sSu a:*** -H 'Authorization: ***'"),
+        ("Authorization: Bearer x", "Authorization: ***"),
+        ("sshpass -p x ssh host -p 22", "sshpass -p *** ssh host -p 22"),
+        ("kopiatomic -o '-p ab' /x", "kopiatomic -o '-p ***' /x"),
+        ("kopiatomic -ro -pab /x", "kopiatomic -ro -p*** /x"),
+        ("kopiatomic exec tank -- mysqldump -pab", "kopiatomic exec tank -- mysqldump -p***"),
+        ("RCLONE_CONFIG_PASS=x rclone --sftp-pass y", "RCLONE_CONFIG_PASS=*** rclone --sftp-pass ***"),
+        ("Repository ssh://u:p@ss@h/r does not exist.", "Repository ssh://u:***@h/r does not exist."),
+        ("https://a.net/c?sv=1&sig=ab%2F&x=1", "https://a.net/c?sv=1&sig=***&x=1"),
+        ("AccountName=x;AccountKey=ab==;Suffix=core", "AccountName=x;AccountKey=***;Suffix=core"),
+        ("mount -o username=a,password=b,uid=0 x", "mount -o username=a,password=***,uid=0 x"),
+        ('{"password":"x","user":"y"}', '{"password":"***","user":"y"}'),
     ],
 )
 def test_what_looks_like_a_secret_is_masked(text: str, shown: str) -> None:
     assert Secrets([text], {}).hide(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "find / -print",
+        "cp -pv a b",
+        "mkdir -p /x && tar -pcf b",
+        "kopiatomic -p 'mkdir -p /x' -q 'cp -p a b' tank",
+        "kopiatomic -c 'tar -pc' -o '-p' tank",
+        "ssh -p 2222 host",
+        "docker run -u 1000:1000 x",
+        "rsync -u a:b c",
+        "mysql -P 3306 -u a:b -p database",
+        "--password-file=/root/pw",
+        "BORG_PASSCOMMAND='cat /root/pw' borg create",
+        "RESTIC_PASSWORD_COMMAND='pass show x' restic",
+        "SSH_ASKPASS=/usr/bin/x ssh",
+        "--insecure-no-password /srv",
+        "--key-hint 12ab",
+        "--ssh-key=/root/.ssh/id",
+        "--public-key=abc --sort-key=name",
+        "--credential KOPIA_PASSWORD=/root/kopia.pw",
+        "kopiatomic schedule install --credential KOPIA_PASSWORD=/root/kopia.pw mail -- tank",
+        "Set KOPIA_PASSWORD, or connect with the password stored (--persist-credentials).",
+        "--bypass x --passive --keyring /x",
+        "PWD=/root OLDPWD=/ KEYMAP=us",
+        "it's \\ no \"secret",
+        "/kopia/tank/pass word",
+        "ssh://borg@host:22/./repo",
+    ],
+)
+def test_words_that_must_stay(text: str) -> None:
+    assert Secrets([text], {}).hide(text) == text
+    assert Secrets([], {}).hide_words(text.split()) == text.split()
 
 
 def test_a_secret_is_masked_wherever_it_stands() -> None:
@@ -58,6 +108,53 @@ def test_a_command_line_is_quoted_and_printable() -> None:
     )
 
 
+def test_a_short_secret_is_masked_in_its_place_alone() -> None:
+    secrets = Secrets(["-o", "-p ab", "tab"], {})
+    assert secrets.command_line(["kopiatomic", "-o", "-p ab", "tab"]) == "kopiatomic -o '-p ***' tab"
+    assert (secrets.found, secrets.values) == (True, [])
+
+
+def test_a_password_is_known_without_the_escapes_of_its_url_as_well() -> None:
+    secrets = Secrets([], {"BORG_REPO": "ssh://u:p%40ssw@h/r"})
+    assert secrets.hide("refused: p@ssw, p%40ssw") == "refused: ***, ***"
+
+
+SECRET = {
+    "KOPIA_PASSWORD": "x",
+    "AWS_SECRET_ACCESS_KEY": "y",
+    "B2_ACCOUNT_KEY": "y",
+    "AZURE_ACCOUNT_KEY": "/y==",
+    "AZURE_ACCOUNT_SAS": "?sig=x",
+    "RCLONE_CONFIG_PASS": "x",
+    "SSHPASS": "x",
+    "MYSQL_PWD": "x",
+    "GITHUB_TOKEN": "x",
+    "clientSecret": "x",
+    "http_proxy": "http://a:b@proxy/",
+    "AZURE_STORAGE_CONNECTION_STRING": "AccountName=x;AccountKey=y",
+    "SUDO_COMMAND": "/usr/bin/kopiatomic -o --password=x /",
+}
+NONE = {
+    "HOME": "/root",
+    "PWD": "/root",
+    "RESTIC_PASSWORD_FILE": "/root/pw",
+    "RESTIC_PASSWORD_COMMAND": "cat /root/pw",
+    "BORG_PASSCOMMAND": "cat /root/pw",
+    "BORG_PASSPHRASE_FD": "3",
+    "SSH_ASKPASS": "/usr/bin/x",
+    "SSH_AUTH_SOCK": "/tmp/ssh/agent",
+    "GOOGLE_APPLICATION_CREDENTIALS": "/root/google.json",
+    "KOPIA_USE_PASSWORD_CACHE": "true",
+    "XAUTHORITY": "/root/.Xauthority",
+    "DBUS_SESSION_BUS_ADDRESS": "unix:path=/run/user/0/bus",
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [*SECRET.items(), *NONE.items()])
+def test_which_variables_hold_a_secret(name: str, value: str) -> None:
+    assert is_secret(name, value) == (name in SECRET)
+
+
 def test_an_environment_loses_its_secrets_alone() -> None:
-    given = {"KOPIA_PASSWORD": "x", "AWS_SECRET_ACCESS_KEY": "y", "HOME": "/root", "PATH": "/bin"}
-    assert without_secrets(given) == {"HOME": "/root", "PATH": "/bin"}
+    secrets = Secrets([], {"KOPIA_PASSWORD": "hunter22"})
+    assert secrets.withheld_from({**SECRET, **NONE, "NOTE": "hunter22 it is"}) == NONE

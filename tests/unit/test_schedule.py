@@ -218,7 +218,7 @@ def test_no_file_has_the_password(machine: Machine, capsys: pytest.CaptureFixtur
     assert "KOPIA_PASSWORD" not in written.err
 
 
-@pytest.mark.parametrize("fault", ["no password", "wrong password", "no repository"])
+@pytest.mark.parametrize("fault", ["wrong password", "no repository"])
 def test_what_the_engine_refuses_in_the_units_environment_is_not_installed(
     fault: str, machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,18 +227,26 @@ def test_what_the_engine_refuses_in_the_units_environment_is_not_installed(
         machine.credential.write_text("wrong\n")
     elif fault == "no repository":
         shutil.rmtree(machine.kopia.repository)
-    assert machine.install("tank", credential=fault != "no password") == 1
+    assert machine.install("tank") == 1
     written = capsys.readouterr()
     wanted = {
-        "no password": "KOPIA_PASSWORD is not set",
         "wrong password": "refuses the password",
         "no repository": "reach",
     }
     assert re.search(rf"in the schedule's own environment: .*{wanted[fault]}.*; nothing was installed", written.err)
-    if fault == "no password":
-        assert "KOPIA_PASSWORD holds a secret" in written.err
     assert tree(machine.root) == {}
     assert machine.said_to_systemctl() == []
+
+
+def test_a_password_in_the_callers_environment_is_asked_for_as_a_credential(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert machine.install("tank", credential=False) == 1
+    written = capsys.readouterr()
+    assert "KOPIA_PASSWORD of this environment would be part of the schedule" in written.err
+    assert "--credential KOPIA_PASSWORD=" in written.err
+    assert PASSWORD not in written.out + written.err
+    assert tree(machine.root) == {}
 
 
 def test_installing_the_same_again_changes_and_asks_nothing(

@@ -6,7 +6,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +246,7 @@ def engines(tmp_path: Path) -> Path:
     return folder
 
 
-def environment_for(
-    caller: dict[str, str], tmp_path: Path, *credentials: str, **options: Any
-) -> environment.Environment:
+def environment_for(caller: dict[str, str], tmp_path: Path, *credentials: str, **options: Any) -> Mapping[str, str]:
     path = f"{tmp_path}/bin"
     return environment.of(Options(**options), {"PATH": path, **caller}, "/root", credentials, top=str(tmp_path))
 
@@ -256,50 +254,74 @@ def environment_for(
 @pytest.mark.usefixtures("engines")
 def test_home_configuration_path_and_program_are_fixed(tmp_path: Path) -> None:
     found = environment_for({"HOME": "/home/ann", "LANG": "C", "KOPIATOMIC_TEST": "1"}, tmp_path)
-    assert found.variables == {
+    assert found == {
         "HOME": "/root",
         "PATH": environment.PATH,
         "KOPIA_CONFIG_PATH": "/root/.config/kopia/repository.config",
         "KOPIATOMIC_KOPIA": f"{tmp_path}/bin/kopia",
     }
-    assert found.left_out == ()
 
 
 @pytest.mark.usefixtures("engines")
 def test_where_kopias_configuration_is_said_elsewhere_that_is_the_one(tmp_path: Path) -> None:
-    given = environment_for({"KOPIA_CONFIG_PATH": "/etc/kopia.config"}, tmp_path).variables
+    given = environment_for({"KOPIA_CONFIG_PATH": "/etc/kopia.config"}, tmp_path)
     assert given["KOPIA_CONFIG_PATH"] == "/etc/kopia.config"
-    by_option = environment_for({}, tmp_path, options="--config-file=/srv/x.config").variables
+    by_option = environment_for({}, tmp_path, options="--config-file=/srv/x.config")
     assert by_option["KOPIA_CONFIG_PATH"] == "/srv/x.config"
-    elsewhere = environment_for({"XDG_CONFIG_HOME": "/srv/config"}, tmp_path).variables
+    elsewhere = environment_for({"XDG_CONFIG_HOME": "/srv/config"}, tmp_path)
     assert elsewhere["KOPIA_CONFIG_PATH"] == "/srv/config/kopia/repository.config"
 
 
+SECRETS = {
+    "RESTIC_REPOSITORY": "rest:https://me:hush@host/",
+    "RESTIC_PASSWORD": "hush",
+    "AWS_ACCESS_KEY_ID": "hush",
+    "AWS_SECRET_ACCESS_KEY": "hush",
+    "AZURE_ACCOUNT_KEY": "hush==",
+    "AZURE_ACCOUNT_SAS": "?sv=2022&sig=hush",
+    "B2_ACCOUNT_KEY": "hush",
+    "RCLONE_CONFIG_PASS": "hush",
+    "http_proxy": "http://me:hush@proxy/",
+}
+NO_SECRETS = {
+    "RESTIC_PASSWORD_FILE": "/root/restic.pw",
+    "RESTIC_PASSWORD_COMMAND": "cat /root/restic.pw",
+    "RESTIC_CACHE_DIR": "/srv/cache",
+    "RESTIC_KEY_HINT": "12ab",
+    "AWS_DEFAULT_REGION": "north",
+    "AZURE_ACCOUNT_NAME": "ann",
+    "GOOGLE_APPLICATION_CREDENTIALS": "/root/google.json",
+}
+
+
 @pytest.mark.usefixtures("engines")
-def test_secrets_of_the_caller_are_named_and_left_out(tmp_path: Path) -> None:
-    caller = {
-        "RESTIC_REPOSITORY": "rest:https://me:hush@host/",
-        "RESTIC_PASSWORD": "hush",
-        "RESTIC_PASSWORD_FILE": "/root/restic.pw",
-        "RESTIC_CACHE_DIR": "/srv/cache",
-        "AWS_ACCESS_KEY_ID": "hush",
-        "AWS_SECRET_ACCESS_KEY": "hush",
-        "AWS_DEFAULT_REGION": "north",
-        "B2_ACCOUNT_KEY": "hush",
-        "KOPIA_PASSWORD": "of another engine",
-        "http_proxy": "http://me:hush@proxy/",
-    }
-    found = environment_for(caller, tmp_path, "AWS_SECRET_ACCESS_KEY", engine="restic")
-    assert "hush" not in str(found.variables)
-    assert found.left_out == (
-        "AWS_ACCESS_KEY_ID",
-        "B2_ACCOUNT_KEY",
-        "RESTIC_PASSWORD",
-        "RESTIC_REPOSITORY",
-        "http_proxy",
-    )
-    kept = {"RESTIC_PASSWORD_FILE", "RESTIC_CACHE_DIR", "AWS_DEFAULT_REGION", "KOPIATOMIC_RESTIC", "HOME", "PATH"}
-    assert set(found.variables) == kept
+def test_what_holds_no_secret_is_part_of_a_schedule(on_linux: Scheduler, tmp_path: Path) -> None:
+    found = environment_for({**NO_SECRETS, "KOPIA_PASSWORD": "of another engine"}, tmp_path, engine="restic")
+    assert set(found) == {*NO_SECRETS, "KOPIATOMIC_RESTIC", "HOME", "PATH"}
+    environment.check_no_secrets(found, on_linux)
+
+
+@pytest.mark.usefixtures("engines")
+@pytest.mark.parametrize("name", SECRETS)
+def test_a_variable_that_holds_a_secret_is_refused_unless_it_is_a_credential(
+    name: str, on_linux: Scheduler, on_freebsd: Scheduler, tmp_path: Path
+) -> None:
+    caller = {**NO_SECRETS, name: SECRETS[name]}
+    found = environment_for(caller, tmp_path, engine="restic")
+    error = error_of(lambda: environment.check_no_secrets(found, on_linux))
+    assert (error.kind, "hush" in error.message) == ("secret-in-environment", False)
+    assert error.message.startswith(f"{name} of this environment")
+    assert f"--credential {name}=" in str(error.hint)
+    assert "--credential" not in str(error_of(lambda: environment.check_no_secrets(found, on_freebsd)).hint)
+    environment.check_no_secrets(environment_for(caller, tmp_path, name, engine="restic"), on_linux)
+    environment.check_credential(name, str(_credential(tmp_path)), top=str(tmp_path))
+
+
+def _credential(folder: Path) -> Path:
+    file = folder / "credential"
+    file.write_text("hush\n")
+    file.chmod(0o600)
+    return file
 
 
 def test_an_engine_that_others_can_exchange_is_refused(engines: Path, tmp_path: Path) -> None:
@@ -312,7 +334,7 @@ def test_an_engine_that_others_can_exchange_is_refused(engines: Path, tmp_path: 
 
 @pytest.mark.usefixtures("engines")
 def test_a_command_is_looked_for_where_the_schedule_will(tmp_path: Path) -> None:
-    assert set(environment_for({}, tmp_path, command="true").variables) == {"HOME", "PATH"}
+    assert set(environment_for({}, tmp_path, command="true")) == {"HOME", "PATH"}
     error = error_of(lambda: environment_for({}, tmp_path, command="kopia"))
     assert (error.kind, environment.PATH in str(error.hint)) == ("command-missing", True)
 

@@ -1,21 +1,23 @@
 """What a person sees: the summary on stdout; progress, warnings and errors on stderr.
 
 Neither a closed nor a full output ends a run: what cannot be written is dropped. :meth:`Console.exit_code` says what
-becomes of a command whose answer was lost.
+becomes of a command whose answer was lost. All texts are masked on their way (``masking.py``).
 """
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kopiatomic.errors import FAILED, INCOMPLETE, SAVED, UNCLEAN, KopiatomicError
+from kopiatomic.masking import Secrets
 from kopiatomic.model import Plan, Progress
 from kopiatomic.output.summary import Line, Style, duration, has_summary, size
 from kopiatomic.output.summary import summary as summary_lines
@@ -66,6 +68,7 @@ class Console:
         """Whether a terminal may show a line of progress that changes."""
         self._chatter = chatter and not quiet
         """Whether anything but warnings and errors goes to stderr."""
+        self._secrets = Secrets(sys.argv[1:], os.environ)
         self._live: Live | None = None
         self._lost: OSError | None = None
         """Why a part of what belongs on stdout could not be written there."""
@@ -75,6 +78,10 @@ class Console:
         self._last_plain = self._started
         self._phase = ""
         self._progress = Progress()
+
+    def hide(self, secrets: Secrets) -> None:
+        """Mask these, and no others, from here on."""
+        self._secrets = secrets
 
     # While the run goes on
 
@@ -164,14 +171,28 @@ class Console:
     def _line(self, text: str, style: Style = "", prefix: str = "kopiatomic: ") -> None:
         if self._live is not None:
             with self._surviving():
-                self._live.console.print(_rich(style, prefix + text), soft_wrap=True)
+                self._live.console.print(_rich(style, prefix + self._secrets.hide(text)), soft_wrap=True)
         else:
-            _styled(sys.stderr, [(style, prefix + text)])
+            self._styled(sys.stderr, [(style, prefix + text)])
+
+    def _styled(self, stream: TextIO, lines: Iterable[Line]) -> OSError | None:
+        return _styled(stream, [(style, self._secrets.hide(text)) for style, text in lines])
 
     # At its end
 
     def result(self, text: str) -> None:
-        """Write a document to stdout as it is."""
+        """Write lines to stdout."""
+        self.verbatim(self._secrets.hide(text))
+
+    def document(self, document: Any, *, indent: int | None = 2) -> None:
+        """Write a JSON document to stdout, ASCII only.
+
+        Bytes of names that are not UTF-8 appear as lone surrogates (``\\udcff``).
+        """
+        self.verbatim(json.dumps(self._secrets.hide_in(document), indent=indent))
+
+    def verbatim(self, text: str) -> None:
+        """Write to stdout what holds no secret, such as the content of a file that every user may read."""
         self._keep(write(sys.stdout, text))
 
     def _keep(self, lost: OSError | None) -> None:
@@ -198,9 +219,9 @@ class Console:
         elif report.dry_run and report.plan and report.engine and report.error is None:
             self._plan(report.plan, report.engine)
             if report.changes is not None:
-                self._keep(_styled(sys.stdout, [("", line) for line in report.changes.lines(report.series)]))
+                self._keep(self._styled(sys.stdout, [("", line) for line in report.changes.lines(report.series)]))
         elif has_summary(report):
-            self._keep(_styled(sys.stdout, summary_lines(report, verbose=self._verbose)))
+            self._keep(self._styled(sys.stdout, summary_lines(report, verbose=self._verbose)))
         for text in report.incomplete:
             self.error_text("not complete: " + text)
         for text in report.left_behind:
@@ -212,19 +233,19 @@ class Console:
     def _plan(self, plan: Plan, engine: EngineReport) -> None:
         from kopiatomic.output import columns, plan_table
 
-        self._keep(_styled(sys.stdout, [plan_table.headline(plan)]))
+        self._keep(self._styled(sys.stdout, [plan_table.headline(plan)]))
         self.result("\n".join(columns.rows(plan_table.table(plan), *columns.look(sys.stdout))))
-        self._keep(_styled(sys.stdout, list(plan_table.lines(plan, engine, verbose=self._verbose))))
+        self._keep(self._styled(sys.stdout, list(plan_table.lines(plan, engine, verbose=self._verbose))))
 
     def error(self, error: KopiatomicError) -> None:
         """A failure and what to do."""
         self.error_text(error.message)
         if error.hint:
-            _styled(sys.stderr, [("", f"  {error.hint}")])
+            self._styled(sys.stderr, [("", f"  {error.hint}")])
 
     def error_text(self, text: str) -> None:
         """A failure in a line."""
-        _styled(sys.stderr, [("red", f"kopiatomic: {text}")])
+        self._styled(sys.stderr, [("red", f"kopiatomic: {text}")])
 
 
 def _is_terminal(stream: TextIO) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict
 from typing import Any
@@ -14,11 +13,6 @@ from kopiatomic.model import Plan, Sets, SnapshotSet
 from kopiatomic.report import EngineReport, Report
 
 FORMAT = "kopiatomic-run-1"
-
-
-def render(report: Report) -> str:
-    """The document as text, ASCII only: bytes of names that are not UTF-8 appear as lone surrogates (``\\udcff``)."""
-    return json.dumps(document(report), indent=2)
 
 
 def document(report: Report) -> dict[str, Any]:

@@ -77,6 +77,9 @@ class Scheduler(Protocol):
     def check(self, schedule: Schedule) -> None:
         """Refuse what it cannot say. Raises KopiatomicError."""
 
+    def advice(self, variable: str) -> str:
+        """How a secret, such as the value of this variable, reaches the engine of a schedule."""
+
     def files(self, schedule: Schedule) -> list[File]:
         """The files that the schedule needs, less those that came with the program."""
 

@@ -53,8 +53,12 @@ class Cron:
             raise KopiatomicError(
                 "--credential: cron has no credentials",
                 kind="no-credentials",
-                hint="Let kopia keep its password, or use RESTIC_PASSWORD_FILE or BORG_PASSCOMMAND.",
+                hint=self.advice(""),
             )
+
+    def advice(self, variable: str) -> str:
+        """There is nothing that cron could hand over."""
+        return "Let kopia keep its password, or use RESTIC_PASSWORD_FILE or BORG_PASSCOMMAND."
 
     def files(self, schedule: Schedule) -> list[File]:
         """One file."""

@@ -7,7 +7,6 @@ as the check before it.
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Collection, Mapping
 
@@ -15,11 +14,9 @@ from kopiatomic.credentials import is_variable
 from kopiatomic.engines import BORG, KOPIA, RESTIC, kopia_options, program
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.immutable import immutable
-from kopiatomic.masking import credentials as passwords_in
 from kopiatomic.masking import is_secret
 from kopiatomic.options import Options, words
-from kopiatomic.schedules import trust
+from kopiatomic.schedules import Scheduler, trust
 from kopiatomic.text import printable
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -32,42 +29,35 @@ _OWN = {KOPIA: ("KOPIA_",), RESTIC: ("RESTIC_", *_CLOUDS), BORG: ("BORG_",)}
 """How the variables of each engine begin."""
 
 _SHARED = frozenset({"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "http_proxy", "https_proxy", "no_proxy"})
-_FILE = re.compile(r"_(FILE|COMMAND|PATH|DIR)$")
-"""Variables that say where a secret is, and are none."""
-
-_KEY = re.compile(r"KEY|_SAS$")
-
-
-@immutable
-class Environment:
-    """``left_out`` are the caller's variables that hold secrets: they are in no file of ours."""
-
-    variables: Mapping[str, str]
-    left_out: tuple[str, ...]
 
 
 def of(
     options: Options, caller: Mapping[str, str], home: str, credentials: Collection[str], *, top: str = "/"
-) -> Environment:
+) -> Mapping[str, str]:
     """The environment of a schedule of this backup. ``home`` is root's, ``credentials`` the variables that it has as such.
 
     Raises KopiatomicError where the engine's program is not there, or somebody else than root can change it; from ``top`` on.
     """
     engine = None if options.command is not None else options.engine or KOPIA
     prefixes = _OWN[engine] if engine is not None else ()
-    given = {name: value for name, value in caller.items() if name in _SHARED or name.startswith(prefixes)}
-    secret = {name for name, value in given.items() if _holds_secret(name, value)}
-    found = {name: value for name, value in given.items() if name not in secret and name not in credentials}
-    found |= {"HOME": home, "PATH": PATH}
+    taken = {name for name in caller if (name in _SHARED or name.startswith(prefixes)) and name not in credentials}
+    found = {name: caller[name] for name in taken} | {"HOME": home, "PATH": PATH}
     if engine == KOPIA:
         found["KOPIA_CONFIG_PATH"] = _kopia_configuration(options, found)
     found |= _program(options, engine, caller, top)
-    return Environment(found, tuple(sorted(secret - set(credentials))))
+    return found
 
 
-def _holds_secret(name: str, value: str) -> bool:
-    named = (is_secret(name) or _KEY.search(name) is not None) and not _FILE.search(name)
-    return named or bool(passwords_in(value))
+def check_no_secrets(variables: Mapping[str, str], scheduler: Scheduler) -> None:
+    """Refuse variables that hold a secret: every user can read a schedule's. Raises KopiatomicError."""
+    secret = sorted(name for name, value in variables.items() if is_secret(name, value))
+    if secret:
+        raise KopiatomicError(
+            f"{', '.join(secret)} of this environment would be part of the schedule, which every user can read, and "
+            f"{'holds a secret' if len(secret) == 1 else 'hold secrets'}",
+            kind="secret-in-environment",
+            hint=f"{scheduler.advice(secret[0])} If the schedule does not need it: env -u {secret[0]} kopiatomic schedule ...",
+        )
 
 
 def _kopia_configuration(options: Options, environment: Mapping[str, str]) -> str:

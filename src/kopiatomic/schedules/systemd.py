@@ -85,6 +85,10 @@ class Systemd:
                     hint="Name it by a pattern, such as '*' for what cannot be written.",
                 ) from None
 
+    def advice(self, variable: str) -> str:
+        """A credential."""
+        return f"Put it into a file that root alone can read, and hand that over: --credential {variable}=/root/FILE."
+
     def files(self, schedule: Schedule) -> list[File]:
         """Both drop-ins, the unit that recovers, and the templates unless a package has brought them."""
         found = [

@@ -1,0 +1,84 @@
+"""Names that say that what they stand for is a secret: of variables, flags and parameters, by one set of rules."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from itertools import pairwise
+
+_WORDS = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+"""The words of ``B2_ACCOUNT_KEY``, ``--sftp-password`` or ``AccountKey``."""
+
+_SECRET = (
+    "PASSWORD",
+    "PASSWORDS",
+    "PASSWD",
+    "PASSPHRASE",
+    "SECRET",
+    "SECRETS",
+    "TOKEN",
+    "APIKEY",
+    "SECRETKEY",
+    "ACCESSKEY",
+)
+"""How words of secrets end."""
+
+_SECRET_WHOLE = frozenset({"PASS", "PASSCODE", "PW", "SAS", "SSHPASS"})
+_ELSEWHERE = ("FILE", "FILES", "COMMAND", "CMD")
+"""How the last word ends where the name says where a secret is, and not what it is."""
+
+_ABOUT = frozenset(
+    {"PATH", "DIR", "DIRECTORY", "FD", "HINT", "URL", "URI", "NAME", "TYPE", "CACHE", "POLICY", "SOCK", "SOCKET"}
+    | {"LENGTH", "TIMEOUT", "TTL", "EXPIRY", "ALGORITHM", "FORMAT", "PROMPT", "KEYRING"}
+)
+"""Last words of names that say something about a secret."""
+
+_SWITCH = frozenset({"NO", "ASK", "ASKPASS", "USE", "PERSIST", "EMBED"})
+"""Words of names that say what is to be done with a secret."""
+
+_CONTENT = frozenset({"DATA", "PEM", "STRING", "VALUE"})
+_NO_KEY = frozenset({"PUBLIC", "SORT", "PRIMARY", "FOREIGN", "HOST", "GROUP", "CACHE", "PARTITION"})
+"""Words in front of KEY where that is no secret."""
+
+_SETTINGS = frozenset({"", "0", "1", "true", "false", "yes", "no", "on", "off", "none", "null"})
+"""Values that are those of switches."""
+
+_PATH = re.compile(r"(?:~|/(?:etc|home|mnt|opt|root|run|srv|tmp|usr|var))/")
+"""How the path of a file begins that a key or credentials may be in. Base64, which keys are written in, has slashes too."""
+
+
+@lru_cache(maxsize=1024)
+def names_secret(name: str) -> bool:
+    """Whether a name says that it stands for a secret. ``*_FILE`` and ``*_COMMAND`` stand for where it is."""
+    words = [word.upper() for word in _WORDS.findall(name)]
+    while len(words) > 1 and words[-1] in _CONTENT:
+        words.pop()
+    if not words or not _SWITCH.isdisjoint(words):
+        return False
+    if "SAS" in words[1:]:
+        return True
+    if words[-1] in _ABOUT or words[-1].endswith(_ELSEWHERE):
+        return False
+    return any(word.endswith(_SECRET) or word in _SECRET_WHOLE for word in words) or _may_be_in_a_file(words)
+
+
+def _may_be_in_a_file(words: list[str]) -> bool:
+    """Whether it is a key, or credentials: tools take them as they are, or take the path of a file."""
+    pairs = list(pairwise(words))
+    last = words[-1]
+    return (
+        ("ACCESS", "KEY") in pairs
+        or (last == "KEY" and len(words) > 1 and words[-2] not in _NO_KEY)
+        or (last == "PWD" and len(words) > 1)
+        or last == "CREDENTIALS"
+    )
+
+
+def is_setting(value: str) -> bool:
+    """Whether a value is that of a switch, and no secret whatever its name is."""
+    return value.lower() in _SETTINGS
+
+
+def is_file_of(name: str, value: str) -> bool:
+    """Whether a key or credentials are given as the path of a file."""
+    return _PATH.match(value) is not None and re.search(r"KEY$|CREDENTIALS$", name, re.IGNORECASE) is not None
