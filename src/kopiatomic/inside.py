@@ -194,6 +194,7 @@ class _Inside:
 
     def _environment(self, plan: Plan, sets: Sets) -> Mapping[str, str]:
         instant = instant_text(sets.started_ns)
+        callers = os.environ if self._user is None else self._secrets.withheld_from(os.environ)
         told = {**hooks.variables(self._report.run_id, plan), "KOPIATOMIC_INSTANT": instant}
         if self._account is not None:
             name = self._account.pw_name
@@ -202,11 +203,8 @@ class _Inside:
         elif in_place(plan, inherited.temporary_directory()):
             told["TMPDIR"] = plan.scratch
         if self._is_shell:
-            told |= _prompt(
-                f"(frozen {instant[11:19]}Z) ", os.environ.get("PROMPT_COMMAND", ""), root=self._user is None
-            )
-        inherited = os.environ if self._user is None else self._secrets.withheld_from(os.environ)
-        return {**inherited, **told}
+            told |= _prompt(f"(frozen {instant[11:19]}Z) ", callers.get("PROMPT_COMMAND", ""), root=self._user is None)
+        return {**callers, **told}
 
     def _conclude(self, checked: Checked) -> None:
         """What the end of the command and the check of the mounts say together."""
