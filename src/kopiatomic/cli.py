@@ -220,7 +220,9 @@ _timeout = click.option(
     "--timeout", type=Duration(least=0.1), metavar="DURATION", help="How long the whole run may take (90, 10m, 2h)."
 )
 _require_atomic = click.option(
-    "--require-atomic", is_flag=True, help="Fail, before anything is read, unless all share one proven instant."
+    "--require-atomic",
+    is_flag=True,
+    help="Fail, before anything is read, unless all share one proven instant and nothing is missing.",
 )
 
 

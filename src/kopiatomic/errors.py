@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
-from collections.abc import Sequence
 
 from kopiatomic.text import printable
 
@@ -100,20 +100,26 @@ class TimedOut(Interrupted):
         return TimedOut, (self.limit,)
 
 
-class VanishedError(KopiatomicError):
-    """Datasets were destroyed, renamed or replaced between the listing and the snapshot call; nothing was made."""
+_OF_ALL = frozenset(
+    [
+        errno.EACCES,
+        errno.EAGAIN,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENODEV,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.ENXIO,
+        errno.EPERM,
+        errno.EROFS,
+    ]
+)
 
-    def __init__(self, datasets: Sequence[str]) -> None:
-        self.datasets = tuple(datasets)
-        names = ", ".join(printable(name) for name in datasets)
-        super().__init__(
-            f"no snapshot was made: {names} vanished between listing and snapshot",
-            kind="dataset-vanished",
-            hint="It was destroyed, renamed or replaced just now; run again.",
-        )
 
-    def __reduce__(self) -> tuple[object, ...]:
-        return VanishedError, (self.datasets,)
+def concerns_all(number: int | None) -> bool:
+    """Whether an error number tells of a whole pool or filesystem, or of this system, and not of one dataset."""
+    return number in _OF_ALL
 
 
 def unforeseen(error: BaseException) -> KopiatomicError:

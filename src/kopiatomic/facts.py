@@ -28,6 +28,8 @@ class ZfsDataset:
     keystatus: str
     zoned: bool = False
     """Whether it is managed from inside a jail or a user namespace."""
+    guid: str = ""
+    """What it is known by, whatever it is called."""
     mountpoint: str = ""
     """The property. The mount table is the truth about where it is mounted."""
 

@@ -13,13 +13,13 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from kopiatomic import locks, plan, platforms, root_leftovers, roots, snapshots
-from kopiatomic.errors import Interrupted, KopiatomicError, VanishedError, unforeseen
+from kopiatomic.errors import Interrupted, KopiatomicError, unforeseen
 from kopiatomic.facts import Facts
 from kopiatomic.gather import gather
 from kopiatomic.immutable import immutable
 from kopiatomic.locks import Held
 from kopiatomic.masking import Secrets
-from kopiatomic.model import Plan, Progress, Sets
+from kopiatomic.model import Intent, Plan, Progress, Refusal, Sets, Verdict
 from kopiatomic.options import Options
 from kopiatomic.output.summary import cleared_lines
 from kopiatomic.ownership import PREFIX
@@ -29,15 +29,18 @@ from kopiatomic.records import Records
 from kopiatomic.recovery import Recovery
 from kopiatomic.report import Report
 from kopiatomic.request import Request, is_pattern
+from kopiatomic.snapshots import Maker
 from kopiatomic.streams import Streams
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import linux, signals
-from kopiatomic.text import printable
+from kopiatomic.text import first_few, printable
 from kopiatomic.views import View, missing_text
 
 T = TypeVar("T")
 
 _FREEZE_TRIES = 3
+_LIST_AGAIN_FOR = 300.0
+"""How often, and for how long (seconds), everything is listed again where a dataset was moved."""
 
 
 class Listener(Protocol):
@@ -103,7 +106,11 @@ class Freezing:
         self._platform = platforms.here()
         self._held: Held
         self._recorder: Recorder
-        self._facts: Facts
+        self._facts: Facts | None = None
+        self._refused: dict[tuple[str, str, str], Refusal] = {}
+        """What the plan would take and was found out not to be takeable, by its key."""
+        self._moved: dict[tuple[str, str, str], Refusal] = {}
+        """What was not at its place any more, so that everything was listed again."""
         self._unfinished = False
         """Whether the keeper lives on, since a suspended pool holds it up."""
 
@@ -165,17 +172,21 @@ class Freezing:
     def select(self) -> Plan:
         """What is taken. Raises KopiatomicError."""
         with self._report.phase("plan"):
-            selected = self._look()
+            if self._facts is None:
+                self._facts = self._gather()
+            selected = plan.select(self._facts, self._request(), self._refused.values())
         self._report.incomplete = [f"{printable(o.name)}: {o.reason}" for o in selected.left_out if o.incomplete]
         for note in selected.notes:
             self.warn(note)
         if self._options.require_atomic:
             _require_one_pool(selected)
+            self._require_complete()
         return selected
 
-    def _look(self) -> Plan:
-        self._facts = self._gather()
-        return plan.select(self._facts, self._request())
+    def _require_complete(self) -> None:
+        """With --require-atomic nothing may be missing. Raises KopiatomicError."""
+        if self._report.incomplete:
+            raise _not_atomic(f"not everything can be taken: {self._report.incomplete[0]}")
 
     def _gather(self) -> Facts:
         return gather(self._request()) if self._options.facts is None else self._options.facts
@@ -217,8 +228,8 @@ class Freezing:
     def view(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[Frozen]:
         """Freeze and mount what the report's plan says; at the end of the block everything is removed again.
 
-        Where a dataset has vanished since, ``again`` makes the plan anew and freezing is tried again. ``streams`` gives, for
-        each try, those of the program that will run.
+        Where something cannot be taken after all, ``again`` makes the plan anew. ``streams`` gives, for each try, those of
+        the program that will run.
         """
         report = self._report
         try:
@@ -230,7 +241,8 @@ class Freezing:
                     roots.make(directory)
                 self._listener.phase("mounting the snapshots")
                 with report.phase("mount"):
-                    view = supervisor.mount()
+                    assert report.plan is not None
+                    view = supervisor.mount(report.plan)
                 self._report_missing(view)
                 yield Frozen(supervisor, sets, view)
         finally:
@@ -260,51 +272,108 @@ class Freezing:
 
     @contextmanager
     def _frozen(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[tuple[Supervisor, Sets]]:
-        """The sets, made and tied; removed at the end of the block. Datasets that vanish meanwhile are left out."""
+        """The sets, made and tied; removed at the end of the block.
+
+        What turns out not to be takeable is left out of the report's plan, or fails the run: that is for the plan to say.
+        """
         report = self._report
+        deadline = time.monotonic() + _LIST_AGAIN_FOR
         for attempt in range(1, _FREEZE_TRIES + 1):
+            last = attempt == _FREEZE_TRIES or time.monotonic() > deadline
             assert report.plan is not None
             makers = snapshots.makers(report.plan, report.run_id)
-            pools = {t.dataset.pool for t in report.plan.taken if t.dataset.filesystem == "zfs"}
-            patience = Patience(pools, self._options.stop_timeout, self.warn)
-            supervisor = Supervisor(
-                report.run_id,
-                report.plan,
-                makers,
-                self._orphaned,
-                patience,
-                platform=self._platform,
-                record=self._recorder.intend_also,
-                streams=streams(),
-            )
-            self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
-            try:
-                intents = [intent for maker in makers for intent in maker.intents()]
-                # Two of them may lack the same directory above.
-                directories = dict.fromkeys(i for directory in self._directories() for i in roots.intents(directory))
-                self._recorder.intend([*intents, *directories], report.plan)
-                with supervisor:
-                    with report.phase("snapshot"):
-                        report.sets = supervisor.freeze()
-                    self._recorder.made()
-                    self._look_again()
-                    yield supervisor, report.sets
-                    released = time.monotonic()
-                    self._listener.phase("removing the snapshots")
-            except VanishedError as error:
-                named = {t.dataset.name for t in report.plan.taken if t.named}
-                if attempt == _FREEZE_TRIES or named.intersection(error.datasets):
-                    raise
-                self.warn(f"{', '.join(map(printable, error.datasets))} vanished; the datasets are listed again")
-                report.plan = again()
+            intents = [intent for maker in makers for intent in maker.intents()]
+            if self._leave_out([r for maker in makers for r in maker.refused], again, last=last):
                 continue
-            finally:
-                report.left_behind += supervisor.left
-                self._unfinished = supervisor.unfinished
-            first = min(s.instant.monotonic_before for s in report.sets.sets)
+            with self._supervised(makers, intents, streams()) as supervisor:
+                sets = self._freeze(supervisor)
+                if self._leave_out(sets.refused, again, last=last):
+                    continue
+                self._report_moved()
+                self._look_again()
+                yield supervisor, sets
+                released = time.monotonic()
+                self._listener.phase("removing the snapshots")
+            first = min(s.instant.monotonic_before for s in sets.sets)
             report.frozen_seconds = time.monotonic() - first / 1e9
             report.durations["release"] = time.monotonic() - released
             return
+
+    @contextmanager
+    def _supervised(self, makers: list[Maker], intents: list[Intent], streams: Streams) -> Iterator[Supervisor]:
+        """The processes of one try; what they could not remove goes into the report."""
+        report = self._report
+        assert report.plan is not None
+        pools = {t.dataset.pool for t in report.plan.taken if t.dataset.filesystem == "zfs"}
+        supervisor = Supervisor(
+            report.run_id,
+            report.plan,
+            makers,
+            self._orphaned,
+            Patience(pools, self._options.stop_timeout, self.warn),
+            platform=self._platform,
+            record=self._recorder.intend_also,
+            streams=streams,
+        )
+        self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
+        try:
+            # Two of them may lack the same directory above.
+            directories = dict.fromkeys(i for directory in self._directories() for i in roots.intents(directory))
+            self._recorder.intend([*intents, *directories], report.plan)
+            with supervisor:
+                yield supervisor
+        finally:
+            report.left_behind += supervisor.left
+            self._unfinished = supervisor.unfinished
+
+    def _freeze(self, supervisor: Supervisor) -> Sets:
+        report = self._report
+        with report.phase("snapshot"):
+            sets = supervisor.freeze()
+        if sets.sets:
+            report.sets = sets
+            self._recorder.made()
+        return sets
+
+    def _leave_out(self, refused: Sequence[Refusal], again: Callable[[], Plan], *, last: bool) -> bool:
+        """Plan again without what cannot be taken; returns whether everything was listed again, and is to be tried again.
+
+        That is where something was moved, unless this was the ``last`` try. Raises KopiatomicError where one was named, or
+        nothing is left.
+        """
+        if not refused:
+            return False
+        report = self._report
+        assert report.plan is not None
+        named = {t.dataset.key for t in report.plan.taken if t.named}
+        moved = {r.dataset.key: r for r in refused if r.verdict is Verdict.MOVED}
+        list_again = bool(moved) and not last and not named.intersection(r.dataset.key for r in refused)
+        if list_again:
+            names = [r.dataset.name for r in moved.values()]
+            self.warn(f"{first_few(names)} vanished; the datasets are listed again")
+            self._moved |= moved
+            self._refused.clear()
+            self._facts = None
+        else:
+            self._refused |= {r.dataset.key: r for r in refused}
+        report.plan = again()
+        return list_again
+
+    def _report_moved(self) -> None:
+        """Say what was moved and has not been found again. Raises KopiatomicError with --require-atomic."""
+        report = self._report
+        assert report.plan is not None
+        taken = {t.dataset.key for t in report.plan.taken}
+        for key in self._moved.keys() - self._refused.keys() - taken:
+            moved = self._moved[key]
+            self._miss(f"{printable(moved.dataset.name)}: {moved.reason}, and is not among what was found then")
+
+    def _miss(self, text: str) -> None:
+        """Something that was asked for is not in the view. Raises KopiatomicError with --require-atomic."""
+        self._report.incomplete.append(text)
+        self.warn(text)
+        if self._options.require_atomic:
+            self._require_complete()
 
     def _look_again(self) -> None:
         """What ``-r`` or ``-a`` would take by now and did not when the listing was made."""
@@ -317,9 +386,9 @@ class Freezing:
             try:
                 facts = self._gather()
                 # The same facts make the same plan. How full other filesystems are has no part in what is taken.
-                if replace(facts, sizes={}) == replace(self._facts, sizes={}):
+                if self._facts is not None and replace(facts, sizes={}) == replace(self._facts, sizes={}):
                     return
-                taken = plan.select(facts, self._request()).taken
+                taken = plan.select(facts, self._request(), self._refused.values()).taken
             except Interrupted:
                 raise
             except KopiatomicError as error:
@@ -331,11 +400,8 @@ class Freezing:
                 self.warn(f"{printable(new.dataset.name)} appeared after the listing and is not in this backup")
 
     def _report_missing(self, view: View) -> None:
-        report = self._report
         for missing in view.missing:
-            text = missing_text(missing)
-            report.incomplete.append(text)
-            self.warn(text)
+            self._miss(missing_text(missing))
 
 
 def _not_atomic(why: str) -> KopiatomicError:

@@ -28,7 +28,9 @@ from kopiatomic.views import steps_of
 
 @immutable
 class Mount:
-    """To the keeper: start the launcher."""
+    """To the keeper: start the launcher. ``plan`` is that of what was made."""
+
+    plan: Plan
 
 
 @immutable
@@ -59,7 +61,6 @@ class Released:
 class Equipment:
     """What a keeper is forked with."""
 
-    plan: Plan
     makers: list[Maker]
     cleanup_fd: int | None
     to_main: Channel
@@ -126,8 +127,9 @@ class _Keeper:
             self._equipment.platform.adopt()
             self._sets = self._make_sets()
             self._send(self._sets)
-            if isinstance(self._receive(), Mount):
-                self._launch()
+            message = self._receive()
+            if isinstance(message, Mount):
+                self._launch(message.plan)
                 self._wait_for_launcher()
                 self._send(NamespaceGone())
                 self._receive()
@@ -164,7 +166,7 @@ class _Keeper:
         makers = self._equipment.makers
         for maker in makers:
             maker.prepare()
-        made = [(maker, maker.make()) for maker in makers]
+        made = [(maker, instant) for maker in makers if (instant := maker.make()) is not None]
         untied = []
         self._tied = True
         for maker, instant in made:
@@ -172,15 +174,16 @@ class _Keeper:
             since = time.monotonic_ns() - instant.monotonic_before
             untied.append(since if maker.needs_descriptor() else None)
         read = [maker.read_back(instant) for maker, instant in made]
-        return Sets(tuple(replace(one, untied_ns=since) for one, since in zip(read, untied, strict=True)))
+        sets = [replace(one, untied_ns=since) for one, since in zip(read, untied, strict=True) if one.snapshots]
+        return Sets(tuple(sets), tuple(refusal for maker in makers for refusal in maker.refused))
 
-    def _launch(self) -> None:
+    def _launch(self, plan: Plan) -> None:
         """Fork the launcher, as its platform has it."""
         assert self._sets is not None
         equipment = self._equipment
         platform = equipment.platform
-        steps = steps_of(equipment.plan, self._sets)
-        self._view = view = platform.view(equipment.plan, steps, equipment.run_id, equipment.record)
+        steps = steps_of(plan, self._sets)
+        self._view = view = platform.view(plan, steps, equipment.run_id, equipment.record)
         pid = platform.fork()
         if pid == 0:
             self._channel.close()

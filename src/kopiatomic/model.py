@@ -35,7 +35,7 @@ class Dataset:
     ``name`` is the ZFS name, or for Btrfs the path the subvolume is seen at. ``pool`` is the ZFS pool, or the UUID of
     the Btrfs filesystem. ``mountpoint`` is where it is really mounted (file name decoded with ``os.fsdecode``).
     ``subvolume`` and ``device`` are Btrfs's: the subvolume's id, and a device to mount its filesystem from. A ``volume``
-    is ZFS's block device: in the view it is a file.
+    is ZFS's block device: in the view it is a file. ``guid`` is ZFS's.
     """
 
     filesystem: str
@@ -45,6 +45,12 @@ class Dataset:
     subvolume: int = 0
     device: str = ""
     volume: bool = False
+    guid: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What it is known by, wherever it is moved to: nothing else ever has the same."""
+        return self.filesystem, self.pool, self.guid or (str(self.subvolume) if self.subvolume else self.name)
 
 
 @immutable
@@ -94,6 +100,25 @@ class Verdict(StrEnum):
     NAME_TOO_LONG = "name too long"
     FOREIGN_SNAPSHOT = "somebody's snapshot"
     DUPLICATE = "duplicate"
+    REFUSED = "refused"
+    DELETED = "deleted meanwhile"
+    MOVED = "moved meanwhile"
+
+
+@immutable
+class Refusal:
+    """Why a dataset that a plan takes cannot be taken, found out after the plan was made.
+
+    Whoever finds that out for one dataset says so with this and goes on with the others; :func:`kopiatomic.plan.select`
+    alone decides what follows: it fails where the dataset was named, and gives it a verdict otherwise. ``verdict`` is
+    DELETED only where that is proven by the dataset's id, MOVED where its place does not lead to it any more. A fault of a
+    whole pool or filesystem is no refusal but a KopiatomicError.
+    """
+
+    dataset: Dataset
+    reason: str
+    verdict: Verdict = Verdict.REFUSED
+    hint: str = ""
 
 
 @immutable
@@ -270,9 +295,10 @@ class SnapshotSet:
 
 @immutable
 class Sets:
-    """All the sets of a run."""
+    """All the sets of a run, and what of the plan is in none of them."""
 
     sets: tuple[SnapshotSet, ...]
+    refused: tuple[Refusal, ...] = ()
 
     @property
     def atomic(self) -> bool:

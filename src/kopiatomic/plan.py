@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, UsageError, place_needed
 from kopiatomic.facts import Facts
 from kopiatomic.filesystems import PSEUDO, SYSTEM, may_hang
-from kopiatomic.model import UNMOUNTED, VOLUMES, Judged, Layout, Plan, Taken, Uncovered, Verdict
+from kopiatomic.model import UNMOUNTED, VOLUMES, Judged, Layout, Plan, Refusal, Taken, Uncovered, Verdict
 from kopiatomic.paths import below, is_at_or_below, tree_order
 from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.selection import Selection, not_a_dataset
@@ -19,10 +19,13 @@ from kopiatomic.system.mountinfo import holder, parents, place_in
 from kopiatomic.text import printable
 
 
-def select(facts: Facts, request: Request) -> Plan:
-    """Choose the datasets. Raises KopiatomicError where one that was named cannot be taken, UsageError for no names."""
+def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> Plan:
+    """Choose the datasets. Raises KopiatomicError where one that was named cannot be taken, UsageError for no names.
+
+    ``refused`` is what was found out not to be takeable since the facts were gathered.
+    """
     require_names(request)
-    shared = Selection(facts, request)
+    shared = Selection(facts, request, refused)
     zfs, btrfs = ZfsSelection(shared), BtrfsSelection(shared)
     for name in request.names:
         _ask_for(name, shared, zfs, btrfs)
@@ -106,8 +109,9 @@ def _nothing(request: Request, judged: Sequence[Judged]) -> KopiatomicError:
             kind="nothing-found",
             hint="kopiatomic backs up ZFS and Btrfs; 'findmnt -t zfs,btrfs' shows what is mounted.",
         )
+    missed = [j for j in judged if j.incomplete] or judged
     return KopiatomicError(
-        f"nothing is left to take: {'; '.join(f'{printable(j.name)}: {j.reason}' for j in judged[:5])}",
+        f"nothing is left to take: {'; '.join(f'{printable(j.name)}: {j.reason}' for j in missed[:5])}",
         kind="nothing-left",
         hint="'kopiatomic plan' with the same words shows why each was left out."
         + (" No dataset has the property set to on." if request.by_property else ""),

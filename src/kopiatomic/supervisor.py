@@ -81,7 +81,6 @@ class Supervisor:
         self._keeper, to_main = channel.pair()
         self._launcher, launcher_to_main = channel.pair()
         equipment = keeper.Equipment(
-            plan=self._plan,
             makers=self._makers,
             cleanup_fd=self._cleanup_fd,
             to_main=to_main,
@@ -120,10 +119,11 @@ class Supervisor:
         self._sets = message
         return message
 
-    def mount(self) -> View:
-        """Have the view assembled. Raises KopiatomicError, Interrupted."""
+    def mount(self, plan: Plan) -> View:
+        """Have the view assembled that a plan of what was made has. Raises KopiatomicError, Interrupted."""
+        self._plan = plan
         try:
-            self._keeper.send(keeper.Mount())
+            self._keeper.send(keeper.Mount(plan))
         except ClosedError:
             raise _died("keeper") from None
         message = self._from_keeper()

@@ -15,7 +15,7 @@ from kopiatomic.text import printable
 LIST_TIMEOUT = 120.0
 """Seconds that one listing may take: a suspended pool or a dead device must not hang a plan."""
 
-_COLUMNS = "name,type,canmount,keystatus"
+_COLUMNS = "name,type,canmount,keystatus,guid"
 
 
 def run(argv: list[str]) -> process.Finished:
@@ -62,10 +62,10 @@ def datasets(
     valued: list[str] = []
     for line in _lines(result):
         fields = line.split("\t")
-        if len(fields) != 7 or fields[0] != fields[6] or fields[0] in found:
+        if len(fields) != 8 or fields[0] != fields[7] or fields[0] in found:
             raise _odd_property(user_property, [fields[0], *reversed(found)])
-        name, kind, canmount, keystatus, zoned, value, _ = fields
-        found[name] = ZfsDataset(name, kind, canmount, keystatus, zoned == "on")
+        name, kind, canmount, keystatus, guid, zoned, value, _ = fields
+        found[name] = ZfsDataset(name, kind, canmount, keystatus, zoned == "on", guid)
         if value != "-":
             valued.append(name)
     if not everything:

@@ -236,7 +236,7 @@ def all_killed(ground: Ground, _: random.Random) -> Completed:
     return run.wait(LIMIT_S)
 
 
-VANISHED = "vanished between listing and snapshot"
+VANISHED = "(vanished|deleted) between listing and snapshot"
 
 FAULTS: Sequence[Fault] = (
     Fault("somebody deletes a snapshot", snapshot_deleted, {1: GONE}),

@@ -322,9 +322,9 @@ def test_a_death_between_two_steps_is_told_as_what_it_is(victim: str, data: Path
             os.kill(keeper, signal.SIGKILL)
             wait_for(lambda: ") Z" in Path(f"/proc/{keeper}/stat").read_text(), "the keeper's end")
             with pytest.raises(KopiatomicError) as caught:
-                supervisor.mount()
+                supervisor.mount(plan)
         else:
-            supervisor.mount()
+            supervisor.mount(plan)
             os.kill(only_child(keeper), signal.SIGKILL)
             wait_for(lambda: not Path(f"/proc/{keeper}/task/{keeper}/children").read_text(), "the launcher's end")
             with pytest.raises(KopiatomicError) as caught:

@@ -131,7 +131,9 @@ def one_set(subvolumes: list[Path], number: int) -> tuple[bool, list[int]]:
     maker = BtrfsMaker(f"kopiatomic_test{number}", "", taken)
     maker.prepare()
     try:
-        made = maker.read_back(maker.make())
+        instant = maker.make()
+        assert instant is not None
+        made = maker.read_back(instant)
         top = subvolumes[0].parent
         numbers = [int((top / snapshot.source / "counter").read_text()) for snapshot in made.snapshots]
         return made.one_instant, numbers

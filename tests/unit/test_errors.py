@@ -1,10 +1,11 @@
 """Errors survive the way from keeper and launcher to the main process, and carry their exit code."""
 
+import errno
 import signal
 
 import pytest
 
-from kopiatomic.errors import Interrupted, KopiatomicError, LockedError, UsageError, VanishedError, internal
+from kopiatomic.errors import Interrupted, KopiatomicError, LockedError, UsageError, concerns_all, internal
 from kopiatomic.system import channel
 from kopiatomic.system.process import TimeLimitError
 
@@ -36,10 +37,14 @@ def test_an_interruption_arrives_with_its_signal() -> None:
     assert (arrived.signum, arrived.exit_code, arrived.kind) == (signal.SIGTERM, 143, "interrupted")
 
 
-def test_vanished_datasets_arrive_with_their_names() -> None:
-    arrived = sent(VanishedError(["tank/a", "tank/b"]))
-    assert isinstance(arrived, VanishedError)
-    assert list(arrived.datasets) == ["tank/a", "tank/b"]
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EROFS, errno.EPERM, errno.ENOMEM, errno.EMFILE])
+def test_what_is_wrong_with_a_whole_pool_or_with_this_system_is_no_datasets_fault(number: int) -> None:
+    assert concerns_all(number)
+
+
+@pytest.mark.parametrize("number", [errno.ETXTBSY, errno.EDQUOT, errno.ENAMETOOLONG, errno.ENOENT, errno.ELOOP, None])
+def test_what_is_wrong_with_one_dataset_says_nothing_of_the_others(number: int | None) -> None:
+    assert not concerns_all(number)
 
 
 @pytest.mark.parametrize(

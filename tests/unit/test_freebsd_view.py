@@ -494,8 +494,20 @@ def test_a_snapshot_that_cannot_be_mounted_is_named_with_the_reason(
     number: int, kind: str, words: str, ground: Ground
 ) -> None:
     ground.shim.fail_at = {1: number}
-    error = refused(small(ground))
+    error = refused(ground.view(ground.step("tank/a", "/a", named=True)))
     assert (error.kind, "tank/a" in error.message, words in error.message) == (kind, True, True)
+
+
+@isolated
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EBUSY])
+def test_a_snapshot_that_was_implied_and_cannot_be_mounted_is_missing(number: int, ground: Ground) -> None:
+    ground.shim.fail_at = {1: number}
+    view = ground.view(ground.step("tank/a", "/a"), ground.step("tank/c", "/c", named=True))
+    assembled = view.assemble()
+    assert assembled.mounted == ("/c",)
+    assert [(m.dataset, "cannot be mounted" in m.reason) for m in assembled.missing] == [("tank/a", True)]
+    assert view.check() == []
+    assert view.remove() == []
 
 
 @isolated

@@ -342,7 +342,7 @@ def all_killed(ground: Ground, _: random.Random) -> Completed:
     return run.wait(LIMIT_S)
 
 
-VANISHED = "vanished between listing and snapshot"
+VANISHED = "(vanished|deleted) between listing and snapshot"
 HELD = "left behind: snapshot"
 
 

@@ -68,7 +68,7 @@ def test_an_implied_dataset_that_vanishes_is_left_out(pool: Pool, run: Runner, t
     )
     assert ended.returncode == 0, ended
     assert taken(document) == [f"{pool.name}/home", f"{pool.name}/home/ann"]
-    assert any(f"{pool.name}/home/gone vanished" in text for text in document["warnings"])
+    assert f"{pool.name}/home/gone: it was deleted between listing and snapshot" in document["warnings"]
     # What it meant to take first is on record, and is no last run.
     assert document["changes"]["last_run"] is None
     assert not any("took something else" in text for text in document["warnings"])
@@ -80,7 +80,7 @@ def test_a_named_dataset_that_vanishes_is_an_error(pool: Pool, run: Runner) -> N
     pool.dataset("gone")
     ended = run("-p", f"zfs destroy {pool.name}/gone", "-c", "true", f"{pool.name}/gone", f"{pool.name}/home")
     assert ended.returncode == 1
-    assert f"{pool.name}/gone vanished between listing and snapshot" in ended.stderr
+    assert f"{pool.name}/gone cannot be backed up: it was deleted between listing and snapshot" in ended.stderr
     assert run.left(pool) == []
 
 
@@ -133,8 +133,41 @@ def test_no_room_for_the_snapshot(make_pool: Callable[[], Pool], run: Runner) ->
     os.sync()
     ended = run("-c", "true", dataset, f"{pool.name}/other")
     assert ended.returncode == 1
-    assert f"no snapshot was made of {dataset}: the pool is full" in ended.stderr
+    assert (
+        f"{dataset} cannot be backed up: no snapshot was made of it: there is no room for its reservation"
+        in ended.stderr
+    )
+    ended, document = run.json("-r", "-c", "true", pool.name)
+    assert ended.returncode == 3, ended
+    assert taken(document) == [pool.name, f"{pool.name}/other"]
+    assert document["incomplete"] == [f"{dataset}: no snapshot was made of it: there is no room for its reservation"]
+    ended = run("-r", "--require-atomic", "-c", "true", pool.name)
+    assert ended.returncode == 1
+    assert f"--require-atomic: not everything can be taken: {dataset}: " in ended.stderr
     assert run.left(pool) == []
+
+
+def test_a_dataset_that_is_renamed_meanwhile_is_taken_where_it_is(pool: Pool, run: Runner) -> None:
+    pool.dataset("home/old")
+    rename = f"zfs rename {pool.name}/home/old {pool.name}/home/new"
+    ended, document = run.json("-r", "-p", rename, "-c", "true", f"{pool.name}/home")
+    command("zfs", "destroy", f"{pool.name}/home/new")
+    assert ended.returncode == 0, ended
+    assert f"{pool.name}/home/new" in taken(document)
+    assert f"{pool.name}/home/old vanished; the datasets are listed again" in document["warnings"]
+
+
+def test_a_dataset_that_is_moved_away_meanwhile_is_missing(pool: Pool, run: Runner) -> None:
+    pool.dataset("home/old")
+    rename = f"zfs rename {pool.name}/home/old {pool.name}/src/new"
+    ended, document = run.json("-r", "-p", rename, "-c", "true", f"{pool.name}/home")
+    command("zfs", "destroy", f"{pool.name}/src/new")
+    assert ended.returncode == 3, ended
+    assert taken(document) == [f"{pool.name}/home", f"{pool.name}/home/ann"]
+    (missing,) = document["incomplete"]
+    assert missing.startswith(
+        f"{pool.name}/home/old: it vanished between listing and snapshot: it is {pool.name}/src/new now"
+    )
 
 
 def test_a_full_pool_keeps_nothing(make_pool: Callable[[], Pool], run: Runner) -> None:

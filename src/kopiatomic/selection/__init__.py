@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import Facts
-from kopiatomic.model import Taken
+from kopiatomic.model import Dataset, Refusal, Taken, Verdict
 from kopiatomic.paths import topmost
 from kopiatomic.request import Request
 from kopiatomic.system.mountinfo import Mount, borders, visible
@@ -17,9 +17,10 @@ from kopiatomic.text import printable
 class Selection:
     """What the selections of all filesystems share: the facts, the request, and what was taken so far."""
 
-    def __init__(self, facts: Facts, request: Request) -> None:
+    def __init__(self, facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> None:
         self.facts = facts
         self.request = request
+        self._refused = {refusal.dataset.key: refusal for refusal in refused}
         self.mounted = visible(facts.mounts)
         """The mounts that can be seen, by their points."""
         tops = {subvolume.path for subvolume in facts.subvolumes}
@@ -35,6 +36,22 @@ class Selection:
         """Something that the user should know, once."""
         if text not in self.notes:
             self.notes.append(text)
+
+    def refusal(self, dataset: Dataset, *, named: bool) -> Refusal | None:
+        """Why a dataset that would be taken cannot be, if that was found out. Raises KopiatomicError where it was named."""
+        refusal = self._refused.get(dataset.key)
+        if refusal is None:
+            return None
+        if named:
+            gone = refusal.verdict is not Verdict.REFUSED
+            raise KopiatomicError(
+                f"{printable(dataset.name)} cannot be backed up: {refusal.reason}",
+                kind="dataset-vanished" if gone else "cannot-take",
+                hint=refusal.hint or ("Run again." if gone else None),
+            )
+        if refusal.verdict is Verdict.DELETED:
+            self.note(f"{printable(dataset.name)}: {refusal.reason}")
+        return refusal
 
     def excluded_by(self, names: Iterable[str]) -> str | None:
         """The pattern of ``--exclude`` that fits one of a dataset's names."""

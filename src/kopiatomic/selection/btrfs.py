@@ -147,8 +147,12 @@ class BtrfsSelection:
         key = (subvolume.filesystem, subvolume.id)
         if key in first:
             return _verdict(subvolume, Verdict.DUPLICATE, f"the same subvolume as {printable(first[key])}")
-        first[key] = path
         dataset = Dataset("btrfs", path, subvolume.filesystem, path, subvolume.id, subvolume.device)
+        refusal = self._shared.refusal(dataset, named=ask.named)
+        if refusal is not None:
+            incomplete = refusal.verdict is not Verdict.DELETED
+            return _verdict(subvolume, refusal.verdict, refusal.reason, incomplete=incomplete, hint=refusal.hint)
+        first[key] = path
         taken = Taken(dataset, path, ask.named, ask.parts, outside=self._outside_in(subvolume))
         self._shared.taken.append(taken)
         return _verdict(subvolume, Verdict.TAKEN, ask.why, places=taken.places)
@@ -186,9 +190,10 @@ def _verdict(
     *,
     places: tuple[str, ...] = (),
     incomplete: bool = False,
+    hint: str = "",
 ) -> Judged:
     facts = {"subvolume": str(subvolume.id), "filesystem": subvolume.filesystem, "device": subvolume.device}
     if subvolume.above is not None:
         facts["nested in"] = subvolume.above
     point = "" if subvolume.covered or subvolume.too_long else subvolume.path
-    return Judged(_shown(subvolume), "btrfs", verdict, reason, point, places, incomplete, "", facts)
+    return Judged(_shown(subvolume), "btrfs", verdict, reason, point, places, incomplete, hint, facts)

@@ -203,6 +203,10 @@ class ZfsSelection:
         useless = self._useless_pool(dataset, ask)
         if useless is not None:
             return useless
+        refusal = self._shared.refusal(self._dataset(dataset, ""), named=ask.named)
+        if refusal is not None:
+            incomplete = refusal.verdict is not Verdict.DELETED
+            return self._verdict(dataset, refusal.verdict, refusal.reason, incomplete=incomplete, hint=refusal.hint)
         if mount is None or length > MAX_NAME:
             return self._not_takeable(dataset, ask)
         self._take(dataset, ask, mount.point)
@@ -349,10 +353,14 @@ class ZfsSelection:
         return place
 
     def _take(self, dataset: ZfsDataset, ask: Ask, place: str, mountpoint: str | None = None) -> None:
-        pool = dataset.name.partition("/")[0]
-        where = place if mountpoint is None else mountpoint
-        what = Dataset("zfs", dataset.name, pool, where, volume=dataset.kind != "filesystem")
+        what = self._dataset(dataset, place if mountpoint is None else mountpoint)
         self._shared.taken.append(Taken(what, place, ask.named, ask.parts))
+
+    @staticmethod
+    def _dataset(dataset: ZfsDataset, mountpoint: str) -> Dataset:
+        pool = dataset.name.partition("/")[0]
+        volume = dataset.kind != "filesystem"
+        return Dataset("zfs", dataset.name, pool, mountpoint, volume=volume, guid=dataset.guid)
 
     def _visible(self, name: str) -> Mount | None:
         """The mount that shows the whole dataset and can be seen; of several the one that was named, else the first."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from kopiatomic.model import Instant, Intent, Leftover, Plan, SnapshotSet, Taken
+from kopiatomic.model import Instant, Intent, Leftover, Plan, Refusal, SnapshotSet, Taken
 from kopiatomic.snapshots import btrfs_leftovers, zfs_leftovers
 from kopiatomic.snapshots.btrfs import BtrfsMaker
 from kopiatomic.snapshots.zfs import ZfsMaker
@@ -19,19 +19,24 @@ class Maker(Protocol):
     snapshots: nothing else, so that the instants of several sets lie close together), ``tie`` (to the life of the run's
     processes, where the kernel offers that), ``read_back``; when no mount of them is left, ``untie``; and when the run's
     descriptor is closed, ``remove``.
+
+    What cannot be taken is put into ``refused``, in the process that found it out, and the rest is made. What concerns the
+    whole pool or filesystem is raised.
     """
+
+    refused: list[Refusal]
 
     def check(self) -> None:
         """Find out whether a set can be made at all: libraries, devices, permissions. Raises KopiatomicError."""
 
     def intents(self) -> list[Intent]:
-        """What ``make`` will make, by exact name. Raises VanishedError, KopiatomicError."""
+        """What ``make`` will make, by exact name. Raises KopiatomicError."""
 
     def prepare(self) -> None:
-        """Open what is to be snapshotted, and see that it is still there. Raises VanishedError, KopiatomicError."""
+        """Open what is to be snapshotted, and see that it is still there. Raises KopiatomicError."""
 
-    def make(self) -> Instant:
-        """Make all snapshots; all or none. Raises KopiatomicError."""
+    def make(self) -> Instant | None:
+        """Make all snapshots but of what is refused; None where that leaves nothing. Raises KopiatomicError."""
 
     def tie(self, cleanup_fd: int | None) -> None:
         """Have the kernel remove them when the last copy of the descriptor is closed. Raises KopiatomicError."""

@@ -10,12 +10,12 @@ import errno
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from kopiatomic.errors import KopiatomicError, VanishedError
-from kopiatomic.model import Dataset, Instant, Intent, Snapshot, SnapshotSet, Taken
+from kopiatomic.errors import concerns_all
+from kopiatomic.model import Instant, Intent, Refusal, Snapshot, SnapshotSet, Taken
 from kopiatomic.snapshots import btrfs_folder as folder
 from kopiatomic.snapshots.btrfs_folder import SNAPSHOT, failed
 from kopiatomic.system import btrfs, linux, mountinfo
@@ -38,10 +38,11 @@ class BtrfsMaker:
     taken: Sequence[Taken]
     bookmark: str = ""
     """ZFS has bookmarks; Btrfs knows without."""
-    _origins: list[bytes] = field(default_factory=list)
-    """The UUIDs of what is snapshotted: with the folder, the proof that a snapshot is of this run."""
-    _generations: list[int] = field(default_factory=list)
-    """The last changes to their trees, right before the snapshots."""
+    refused: list[Refusal] = field(default_factory=list)
+    _sources: dict[int, btrfs.Subvolume] = field(default_factory=dict)
+    """What is snapshotted, by its position in ``taken``, as it was right before."""
+    _origins: set[bytes] = field(default_factory=set)
+    """The UUIDs of all that snapshots were made of: with the folder, the proof that a snapshot is of this run."""
 
     def needs_descriptor(self) -> bool:
         """Nothing of Btrfs can be tied to a descriptor."""
@@ -58,54 +59,63 @@ class BtrfsMaker:
             pass
 
     def intents(self) -> list[Intent]:
-        """The exact paths, and what each is a snapshot of. Raises VanishedError, KopiatomicError."""
+        """The exact paths, and what each is a snapshot of. Raises KopiatomicError."""
         self._look_at_sources()
         return [
-            Intent("btrfs", self.pool, folder.path_of(self.run_id, position), origin.hex())
-            for position, origin in enumerate(self._origins)
+            Intent("btrfs", self.pool, folder.path_of(self.run_id, position), source.uuid.hex())
+            for position, source in self._sources.items()
         ]
 
     def prepare(self) -> None:
-        """See that the subvolumes are the planned ones. Raises VanishedError, KopiatomicError."""
+        """See that the subvolumes are the planned ones. Raises KopiatomicError."""
         self._look_at_sources()
 
     def _look_at_sources(self) -> None:
         """One after the other: there may be more of them than a process may have descriptors."""
-        gone: list[str] = []
-        found: list[btrfs.Subvolume] = []
-        for position in range(len(self.taken)):
+        left_out = {refusal.dataset.key for refusal in self.refused}
+        for position, taken in enumerate(self.taken):
+            if taken.dataset.key in left_out:
+                continue
             try:
-                with self._source(position) as (_, subvolume):
-                    found.append(subvolume)
-            except VanishedError as error:
-                gone += error.datasets
-        if gone:
-            raise VanishedError(gone)
-        self._origins = [subvolume.uuid for subvolume in found]
-        self._generations = [subvolume.generation for subvolume in found]
+                with self._source(position) as (_, found):
+                    self._sources[position] = found
+                    self._origins.add(found.uuid)
+            except OSError as error:
+                self._refuse(position, error, "it cannot be opened")
 
     @contextmanager
     def _source(self, position: int) -> Iterator[tuple[int, btrfs.Subvolume]]:
-        """A planned subvolume, open. Raises VanishedError where its path leads to another, KopiatomicError."""
+        """A planned subvolume, open. Raises OSError; ENOENT where its path leads to another."""
         dataset = self.taken[position].dataset
+        fd = linux.open_without_links(dataset.mountpoint, folder.OPEN_DIRECTORY)
         try:
-            fd = linux.open_without_links(dataset.mountpoint, folder.OPEN_DIRECTORY)
-        except OSError as error:
-            raise _not_opened(dataset, error) from None
-        try:
-            try:
-                found = btrfs.subvolume(fd)
-                same = found.id == dataset.subvolume and btrfs.filesystem_uuid(fd) == dataset.pool
-            except OSError as error:
-                raise _not_opened(dataset, error) from None
+            found = btrfs.subvolume(fd)
+            same = found.id == dataset.subvolume and btrfs.filesystem_uuid(fd) == dataset.pool
             if not same or not btrfs.is_top(fd):
-                raise VanishedError([dataset.name])
+                raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
             yield fd, found
         finally:
             os.close(fd)
 
-    def make(self) -> Instant:
+    def _refuse(self, position: int, error: OSError, what: str) -> None:
+        """Leave a subvolume out for what the kernel said of it. Raises KopiatomicError where that concerns all of them."""
+        dataset = self.taken[position].dataset
+        if error.errno in {*linux.GONE, errno.ENOTTY}:
+            self._leave_out(position, folder.gone(dataset))
+            return
+        if concerns_all(error.errno):
+            raise failed(f"{printable(dataset.name)}: {what}", error)
+        reason, hint = folder.reason(error)
+        self._leave_out(position, Refusal(dataset, f"{what}: {reason}", hint=hint))
+
+    def _leave_out(self, position: int, refusal: Refusal) -> None:
+        self.refused.append(refusal)
+        self._sources.pop(position, None)
+
+    def make(self) -> Instant | None:
         """Ask for all snapshots at once; two or three again until they share a transaction, a few times at most."""
+        if not self._sources:
+            return None
         with folder.top(self._device) as top:
             directory = folder.make(top, self.run_id, self._where())
             try:
@@ -113,29 +123,28 @@ class BtrfsMaker:
             finally:
                 os.close(directory)
 
-    def _make_in(self, directory: int) -> Instant:
+    def _make_in(self, directory: int) -> Instant | None:
         # Each in a directory of its own: the kernel locks the directory during the call, and in one directory the
         # snapshots would be made one after the other, never in one transaction.
-        for position in range(len(self.taken)):
+        for position in self._sources:
             os.mkdir(str(position), 0o700, dir_fd=directory)
         instant = self._try(directory)
-        for position, taken in enumerate(self.taken):
-            if taken.dataset.subvolume == btrfs.TOP_LEVEL:
+        for position in self._sources:
+            if self.taken[position].dataset.subvolume == btrfs.TOP_LEVEL:
                 with _place(directory, position) as place:
                     self._hide_ourselves(place)
-        return instant
+        return instant if self._sources else None
 
     def _try(self, directory: int) -> Instant:
-        count = len(self.taken)
-        tries = _TRIES if count in _TRIED else 1
+        tries = _TRIES if len(self._sources) in _TRIED else 1
         while True:
             before = time.time_ns(), time.monotonic_ns()
             self._snapshot_all(directory)
             monotonic_after, wall_after = time.monotonic_ns(), time.time_ns()
             tries -= 1
-            if tries == 0 or len({self._born(directory, position) for position in range(count)}) == 1:
+            if tries == 0 or len({self._born(directory, position) for position in self._sources}) <= 1:
                 return Instant(before[0], wall_after, before[1], monotonic_after)
-            for position in range(count):
+            for position in self._sources:
                 with _place(directory, position) as place:
                     btrfs.delete(place, SNAPSHOT)
 
@@ -147,22 +156,31 @@ class BtrfsMaker:
     def _snapshot_all(self, directory: int) -> None:
         """One ioctl a subvolume, from several threads let go at once, so that they come as close together as they can.
 
-        Each thread has opened its first before that, and opens its others one after the other.
+        Each thread has opened its first before that, and opens its others one after the other. What the kernel refuses is
+        left out. Raises KopiatomicError, OSError.
         """
-        width = min(_THREADS, len(self.taken))
+        positions = list(self._sources)
+        width = min(_THREADS, len(positions))
         start = threading.Barrier(width)
+        refused: dict[int, OSError] = {}
         failures: list[BaseException] = []
 
         def share(thread: int) -> None:
+            waited = False
+
+            def together() -> None:
+                nonlocal waited
+                if not waited:
+                    waited = True
+                    start.wait()
+
             try:
-                for position in range(thread, len(self.taken), width):
-                    with self._source(position) as (source, found), _place(directory, position) as place:
-                        if found.uuid != self._origins[position]:
-                            raise VanishedError([self.taken[position].dataset.name])
-                        self._generations[position] = found.generation
-                        if position == thread:
-                            start.wait()
-                        self._snapshot(source, place, position)
+                for position in positions[thread::width]:
+                    try:
+                        self._snapshot(directory, position, together)
+                    except OSError as error:
+                        refused[position] = error
+                together()
             except threading.BrokenBarrierError:
                 # Not all could be started, or one has failed.
                 return
@@ -184,18 +202,16 @@ class BtrfsMaker:
             started.join()
         if failures:
             raise failures[0]
+        for position, error in sorted(refused.items()):
+            self._refuse(position, error, "no snapshot was made of it")
 
-    def _snapshot(self, source: int, place: int, position: int) -> None:
-        dataset = self.taken[position].dataset
-        # Our own directory lies in the top-level subvolume: it is taken out of that snapshot before it is sealed.
-        read_only = dataset.subvolume != btrfs.TOP_LEVEL
-        try:
-            btrfs.snapshot(source, place, SNAPSHOT, read_only=read_only)
-        except OSError as error:
-            if error.errno == errno.ENOENT:
-                # The subvolume that is open has been deleted.
-                raise VanishedError([dataset.name]) from None
-            raise failed(f"no snapshot was made of {printable(dataset.name)}", error) from None
+    def _snapshot(self, directory: int, position: int, together: Callable[[], None]) -> None:
+        """Snapshot one subvolume as soon as ``together`` returns. Raises OSError, BrokenBarrierError."""
+        with self._source(position) as (source, found), _place(directory, position) as place:
+            self._sources[position] = found
+            together()
+            # Our own directory lies in the top-level subvolume: it is taken out of that snapshot before it is sealed.
+            btrfs.snapshot(source, place, SNAPSHOT, read_only=found.id != btrfs.TOP_LEVEL)
 
     def _hide_ourselves(self, place: int) -> None:
         """Take our directory out of the snapshot of the top-level subvolume, as if it had never been there."""
@@ -219,44 +235,32 @@ class BtrfsMaker:
         """``otransid`` of each, read from the snapshots as they are now."""
         snapshots = []
         with folder.top(self._device) as top:
-            try:
-                for position, taken in enumerate(self.taken):
-                    place = os.open(
-                        os.path.dirname(folder.path_of(self.run_id, position)), folder.OPEN_DIRECTORY, dir_fd=top
-                    )
+            for position, source in list(self._sources.items()):
+                path = folder.path_of(self.run_id, position)
+                try:
+                    place = os.open(os.path.dirname(path), folder.OPEN_DIRECTORY, dir_fd=top)
                     try:
                         found = folder.look(place)
                     finally:
                         os.close(place)
-                    snapshots.append(
-                        Snapshot(
-                            taken.dataset.name,
-                            folder.path_of(self.run_id, position),
-                            found.born,
-                            found.uuid.hex(),
-                            before=self._state(position, self._generations[position], found),
-                            after=self._state(position, found.born, found),
-                        )
-                    )
-            except OSError as error:
-                raise failed(f"a snapshot of {self._where()} disappeared right after it was made", error) from None
+                except OSError as error:
+                    what = "its snapshot disappeared right after it was made"
+                    if concerns_all(error.errno):
+                        raise failed(f"{printable(self.taken[position].dataset.name)}: {what}", error) from None
+                    self._leave_out(position, Refusal(self.taken[position].dataset, what))
+                    continue
+                name = self.taken[position].dataset.name
+                states = _state(source, source.generation, found), _state(source, found.born, found)
+                snapshots.append(Snapshot(name, path, found.born, found.uuid.hex(), None, *states))
         return SnapshotSet("btrfs", self.pool, tuple(snapshots), instant)
-
-    def _state(self, position: int, generation: int, snapshot: btrfs.Subvolume) -> str:
-        """What a subvolume holds, told by the last change to its tree and to a file in it.
-
-        A snapshot changes the tree of its source, to the transaction that it is born in: after that only what somebody else
-        changed gives the tree another. Writes that are not on the disk yet show in the snapshot's ``ctransid`` alone; what is
-        replayed from the log after a crash shows in the tree's generation alone.
-        """
-        return f"{self._origins[position].hex()} {generation} {snapshot.changed}"
 
     def remove(self) -> list[str]:
         """Delete the run's snapshots and directories: only what lies in the run's own directory, by name."""
-        origins = frozenset(self._origins)
         with folder.top(self._device) as top:
             left = folder.remove(
-                top, self.run_id, lambda entry: entry.subvolume is not None and entry.subvolume.parent_uuid in origins
+                top,
+                self.run_id,
+                lambda entry: entry.subvolume is not None and entry.subvolume.parent_uuid in self._origins,
             )
         return [
             f"Btrfs snapshot {path} in the top-level subvolume of {self._where()}: {reason} "
@@ -282,7 +286,11 @@ def _place(directory: int, position: int) -> Iterator[int]:
         os.close(fd)
 
 
-def _not_opened(dataset: Dataset, error: OSError) -> KopiatomicError:
-    if error.errno in {*linux.GONE, errno.ENOTTY}:
-        return VanishedError([dataset.name])
-    return failed(f"the subvolume {printable(dataset.name)} cannot be opened", error)
+def _state(source: btrfs.Subvolume, generation: int, snapshot: btrfs.Subvolume) -> str:
+    """What a subvolume holds, told by the last change to its tree and to a file in it.
+
+    A snapshot changes the tree of its source, to the transaction that it is born in: after that only what somebody else
+    changed gives the tree another. Writes that are not on the disk yet show in the snapshot's ``ctransid`` alone; what is
+    replayed from the log after a crash shows in the tree's generation alone.
+    """
+    return f"{source.uuid.hex()} {generation} {snapshot.changed}"

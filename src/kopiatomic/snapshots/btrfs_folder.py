@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from kopiatomic import ownership
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
+from kopiatomic.model import Dataset, Refusal, Verdict
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
 
@@ -304,12 +305,37 @@ def _remove_shared(top_fd: int) -> None:
 
 def failed(what: str, error: OSError) -> KopiatomicError:
     """A refusal of the kernel in words: what could not be done, why, what to do."""
-    reason, hint = _REASONS.get(error.errno or 0, (error.strerror or str(error), "See 'dmesg'."))
-    return KopiatomicError(f"{what}: {reason}", kind="btrfs-snapshot", hint=hint)
+    why, hint = reason(error)
+    return KopiatomicError(f"{what}: {why}", kind="btrfs-snapshot", hint=hint)
+
+
+def reason(error: OSError) -> tuple[str, str]:
+    """Why the kernel refused something, and what to do."""
+    return _REASONS.get(error.errno or 0, (error.strerror or str(error), "See 'dmesg'."))
+
+
+def gone(dataset: Dataset) -> Refusal:
+    """Why a subvolume is not at its place: deleted if its id proves that, else moved or replaced."""
+    if _is_deleted(dataset):
+        return Refusal(dataset, "it was deleted between listing and snapshot", Verdict.DELETED)
+    return Refusal(dataset, "it vanished between listing and snapshot: moved or replaced", Verdict.MOVED)
+
+
+def _is_deleted(dataset: Dataset) -> bool:
+    try:
+        with top(dataset.device) as top_fd:
+            return btrfs.is_deleted(top_fd, dataset.subvolume)
+    except (OSError, KopiatomicError):
+        # Not proven.
+        return False
 
 
 _REASONS = {
     errno.ENOSPC: ("the filesystem is full", "Free space ('btrfs filesystem usage'), then run again."),
+    errno.ETXTBSY: (
+        "a file in it is in use as swap space",
+        "Turn it off ('swapoff FILE'), or give the file a subvolume of its own that is left out (--exclude).",
+    ),
     errno.EDQUOT: ("its quota is reached", "Free space, or raise the limit ('btrfs qgroup show')."),
     errno.EROFS: (
         "the filesystem is read-only",

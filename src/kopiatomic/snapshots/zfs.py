@@ -7,12 +7,12 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
-from kopiatomic.errors import KopiatomicError, VanishedError
+from kopiatomic.errors import KopiatomicError, concerns_all
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Instant, Intent, Snapshot, SnapshotSet, Taken
+from kopiatomic.model import Dataset, Instant, Intent, Refusal, Snapshot, SnapshotSet, Taken, Verdict
 from kopiatomic.ownership import PREFIX, PROPERTY, TAG, mark
 from kopiatomic.snapshots import zfs_bookmarks, zfs_get
 from kopiatomic.system import libzfs_core, process
@@ -23,6 +23,10 @@ GONE_TIMEOUT = 60.0
 
 _HELD_TIMEOUT = 5.0
 """Seconds after which a hold that is still there is not ours: that one has been released several times by then."""
+
+_REFUSED_TRIES = 20
+_REFUSED_TIMEOUT = 60.0
+"""How often, and for how long (seconds), the snapshots are asked for again without those that were refused."""
 
 _RESUMED_POLL = 0.5
 """Seconds between two tries to release what a suspended pool holds up."""
@@ -35,8 +39,10 @@ class ZfsMaker:
         self._mark = str(mark(run_id))
         self._pool = pool
         self._bookmark = bookmark
-        self._names = [f"{t.dataset.name}@{PREFIX}{run_id}" for t in taken]
-        self._volumes = [f"{t.dataset.name}@{PREFIX}{run_id}" for t in taken if t.dataset.volume]
+        self._datasets = {f"{t.dataset.name}@{PREFIX}{run_id}": t.dataset for t in taken}
+        """By the names of their snapshots."""
+        self._all = list(self._datasets)
+        self.refused: list[Refusal] = []
 
     def needs_descriptor(self) -> bool:
         """Temporary holds hang on it."""
@@ -53,15 +59,65 @@ class ZfsMaker:
     def prepare(self) -> None:
         """Nothing: datasets go by name, and the call itself tells which are gone."""
 
-    def make(self) -> Instant:
-        """One call, one transaction group. Raises VanishedError, KopiatomicError."""
-        before = time.time_ns(), time.monotonic_ns()
+    @property
+    def _names(self) -> list[str]:
+        return list(self._datasets)
+
+    def make(self) -> Instant | None:
+        """One call, one transaction group. It makes all or none: what is refused is left out, and it is called again.
+
+        Raises KopiatomicError.
+        """
+        deadline = time.monotonic() + _REFUSED_TIMEOUT
+        tries = _REFUSED_TRIES
+        while self._datasets:
+            before = time.time_ns(), time.monotonic_ns()
+            try:
+                libzfs_core.snapshot(self._names, {PROPERTY: self._mark})
+            except libzfs_core.ZfsCallError as error:
+                tries -= 1
+                if not tries or time.monotonic() > deadline:
+                    raise self._snapshot_error(error) from None
+                self._leave_out(error)
+                continue
+            monotonic_after, wall_after = time.monotonic_ns(), time.time_ns()
+            return Instant(before[0], wall_after, before[1], monotonic_after)
+        return None
+
+    def _leave_out(self, error: libzfs_core.ZfsCallError) -> None:
+        """Leave out what the kernel refused by its name. Raises KopiatomicError where that is no dataset's own fault."""
+        refused = {name: number for name, number in error.errors.items() if name in self._datasets}
+        if not error.errors and error.errno == errno.ENOENT:
+            # The pool itself is gone.
+            refused = dict.fromkeys(self._datasets, errno.ENOENT)
+        numbers = set(refused.values())
+        # Where only some have no room, it is that of a reservation, and not the pool's.
+        full = numbers == {errno.ENOSPC} and len(refused) < len(self._datasets)
+        if not refused or (any(map(concerns_all, numbers)) and not full):
+            raise self._snapshot_error(error)
+        guids = self._guids() if errno.ENOENT in numbers else None
+        for name, number in sorted(refused.items()):
+            dataset = self._datasets.pop(name)
+            if number == errno.ENOENT:
+                self.refused.append(_gone(dataset, guids))
+            else:
+                reason, hint = _NO_ROOM if full else _REASONS.get(number, (os.strerror(number), "See 'dmesg'."))
+                self.refused.append(Refusal(dataset, f"no snapshot was made of it: {reason}", hint=hint))
+
+    def _guids(self) -> Mapping[str, str] | None:
+        """The datasets of the pool by guid; None where they cannot be listed."""
+        argv = ["zfs", "list", "-Hp", "-r", "-t", "filesystem,volume", "-o", "guid,name", "--", self._pool]
         try:
-            libzfs_core.snapshot(self._names, {PROPERTY: self._mark})
-        except libzfs_core.ZfsCallError as error:
-            raise self._snapshot_error(error) from None
-        monotonic_after, wall_after = time.monotonic_ns(), time.time_ns()
-        return Instant(before[0], wall_after, before[1], monotonic_after)
+            result = process.run(argv, timeout=GONE_TIMEOUT, environment={**os.environ, "LC_ALL": "C"}, keep=1 << 30)
+        except (OSError, process.TimeLimitError):
+            return None
+        if result.status != 0:
+            return None
+        found = {}
+        for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
+            guid, _, name = line.partition("\t")
+            found[guid] = name
+        return found
 
     def tie(self, cleanup_fd: int | None) -> None:
         """Temporary holds, then deferred destroy: the kernel destroys the set at the descriptor's last close."""
@@ -79,14 +135,12 @@ class ZfsMaker:
     def read_back(self, instant: Instant) -> SnapshotSet:
         """``createtxg`` of each: equal within a pool exactly if they are of one transaction group."""
         found = look(self._names)
-        missing = [name for name in self._names if name not in found]
-        if missing:
-            raise KopiatomicError(
-                f"the snapshot {printable(missing[0])} disappeared right after it was made",
-                kind="snapshot-gone",
-                hint="Somebody else destroys snapshots here; run again.",
-            )
-        sizes = _sizes(self._volumes) if self._volumes else {}
+        for name in [name for name in self._names if name not in found]:
+            reason = "its snapshot disappeared right after it was made"
+            hint = "Somebody else destroys snapshots here; run again."
+            self.refused.append(Refusal(self._datasets.pop(name), reason, hint=hint))
+        volumes = [name for name, dataset in self._datasets.items() if dataset.volume]
+        sizes = _sizes(volumes) if volumes else {}
         states = zfs_bookmarks.follow({n: found[n].guid for n in self._names}, self._bookmark) if self._bookmark else {}
         snapshots = tuple(
             Snapshot(
@@ -100,7 +154,7 @@ class ZfsMaker:
             for name in self._names
         )
         made = SnapshotSet("zfs", self._pool, snapshots, instant)
-        if not made.one_instant:
+        if made.snapshots and not made.one_instant:
             raise KopiatomicError(
                 f"the snapshots of pool {self._pool} are not of one transaction group, although one call made them",
                 kind="not-one-txg",
@@ -127,7 +181,7 @@ class ZfsMaker:
 
     def remove(self) -> list[str]:
         """Wait until the kernel has destroyed the released set; destroy what nothing tied."""
-        left = self._ours(self._names)
+        left = self._ours(self._all)
         began = time.monotonic()
         pause = 0.01
         while left and not self._in_vain(left, time.monotonic() - began):
@@ -159,9 +213,6 @@ class ZfsMaker:
 
     def _snapshot_error(self, error: libzfs_core.ZfsCallError) -> KopiatomicError:
         numbers = set(error.errors.values()) or {error.errno}
-        if errno.ENOENT in numbers:
-            gone = [name.partition("@")[0] for name, number in error.errors.items() if number == errno.ENOENT]
-            return VanishedError(gone or [self._pool])
         if errno.EAGAIN in numbers:
             # What OpenZFS answers where the pool is suspended already; if it is by this very call, the call waits.
             pool = printable(self._pool)
@@ -181,6 +232,17 @@ def destroy_command(name: str, *, held: bool) -> str:
     destroy = shlex.join(["zfs", "destroy", printable(name)])
     return f"{shlex.join(['zfs', 'release', TAG, printable(name)])}; {destroy}" if held else destroy
 
+
+def _gone(dataset: Dataset, guids: Mapping[str, str] | None) -> Refusal:
+    """Why a dataset is not where it was listed. ``guids``: what the pool holds by now; None where that is not known."""
+    if guids is not None and dataset.guid and dataset.guid not in guids:
+        return Refusal(dataset, "it was deleted between listing and snapshot", Verdict.DELETED)
+    moved = (guids or {}).get(dataset.guid)
+    where = f"it is {printable(moved)} now" if moved else "it cannot be found"
+    return Refusal(dataset, f"it vanished between listing and snapshot: {where}", Verdict.MOVED)
+
+
+_NO_ROOM = ("there is no room for its reservation", "See 'zfs get refreservation,quota'; free space in the pool.")
 
 _REASONS = {
     errno.ENOSPC: ("the pool is full", "Free space in the pool ('zfs list -o space'), then run again."),

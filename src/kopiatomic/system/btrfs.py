@@ -321,6 +321,14 @@ def _first_item(fd: int, tree: int, object_id: int, kind: int) -> tuple[int, byt
     return offset, data[_ITEM_HEAD.size :][:length]
 
 
+def is_deleted(anywhere: int, id_: int) -> bool:
+    """Whether a subvolume has been deleted, as its id proves: none is ever given twice. ``anywhere`` is open in its filesystem.
+
+    Raises OSError; EPERM without CAP_SYS_ADMIN.
+    """
+    return id_ != TOP_LEVEL and _first_item(anywhere, _ROOT_TREE, id_, _ROOT_BACKREF) is None
+
+
 def snapshot(source: int, directory: int, name: str, *, read_only: bool) -> None:
     """Snapshot the subvolume whose top is open as ``source`` to ``name`` in an open directory. Raises OSError."""
     arguments = _SnapshotArguments(fd=source, flags=_READ_ONLY if read_only else 0, name=os.fsencode(name))

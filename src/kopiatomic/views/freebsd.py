@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 
 from kopiatomic import mount_leftovers
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, concerns_all
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Intent
 from kopiatomic.paths import below, is_at_or_below
@@ -100,6 +100,8 @@ class FreeBSDView:
         self._intents = _intents(base, planned)
         self._mounted: dict[str, Planned] = {}
         """By place."""
+        self._refused: dict[str, str] = {}
+        """Why a snapshot could not be mounted aside, by the place there."""
         self._prints: dict[str, _Print] = {}
         """By mount point."""
         self._lacking: list[Missing] = []
@@ -167,7 +169,11 @@ class FreeBSDView:
             try:
                 freebsd_mounting.mount_snapshot(self._kernel, step.source, whole)
             except OSError as error:
-                raise _snapshot_failed(step, error) from None
+                failure = _snapshot_failed(step, error)
+                named = any(planned.step.named for planned in self._planned if planned.whole == whole)
+                if named or (concerns_all(error.errno) and error.errno != errno.EACCES):
+                    raise failure from None
+                self._refused[whole] = failure.message
 
     def _mount(self, planned: Planned) -> Missing | None:
         """Mount one step in its place; returns what has none, if so. Raises KopiatomicError where the user named that."""
@@ -223,6 +229,8 @@ class FreeBSDView:
                 return _reason(error, above.step.place) + where
         if step.fstype in OURS:
             return None
+        if planned.whole in self._refused:
+            return self._refused[planned.whole]
         try:
             os.close(open_beneath(planned.whole, step.part))
         except OSError as error:
@@ -258,7 +266,8 @@ class FreeBSDView:
 
     def _points(self) -> dict[str, str]:
         """The mount points, and what is mounted there in words: in the view, and aside."""
-        points = {whole: _what(step) for whole, step in _snapshots(self._planned).items()}
+        snapshots = _snapshots(self._planned).items()
+        points = {whole: _what(step) for whole, step in snapshots if whole not in self._refused}
         return points | {p.point: _what(p.step) for p in self._mounted.values()}
 
     def _take_prints(self) -> dict[str, _Print]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Self
 
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, concerns_all
 from kopiatomic.immutable import immutable
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
@@ -187,7 +187,8 @@ class LinuxView:
             try:
                 target = self.place(root, step)
             except OSError as error:
-                if error.errno in linux.GONE or error.errno == errno.EROFS:
+                gone = error.errno in linux.GONE or error.errno == errno.EROFS
+                if gone or not (step.named or concerns_all(error.errno)):
                     return _obstacle(root, relative(step.place), "/", error) + self._inside(step.place)
                 raise KopiatomicError(
                     f"the place {printable(step.place)} cannot be opened: {error.strerror}", kind="place"
@@ -195,7 +196,10 @@ class LinuxView:
         try:
             return self.mount_on(step, f"/proc/self/fd/{target}", tops)
         except OSError as error:
-            raise _mount_failed(step, error) from None
+            failure = _mount_failed(step, error)
+            if step.named or step.fstype in OURS or (concerns_all(error.errno) and not _is_locked(step, error)):
+                raise failure from None
+            return failure.message
         finally:
             os.close(target)
 
@@ -408,11 +412,16 @@ def _strayed(step: Step, top: int) -> Iterator[Missing]:
         )
 
 
+def _is_locked(step: Step, error: OSError) -> bool:
+    """Whether it is that a dataset's key is not loaded."""
+    return error.errno == errno.EACCES and step.fstype == "zfs"
+
+
 def _mount_failed(step: Step, error: OSError) -> KopiatomicError:
     what = f"the snapshot of {printable(step.dataset)} cannot be mounted"
     if error.errno == errno.EPERM:
         return not_permitted(what, error)
-    if error.errno == errno.EACCES and step.fstype == "zfs":
+    if _is_locked(step, error):
         return KopiatomicError(
             f"{what}: its encryption key is not loaded",
             kind="key-not-loaded",
