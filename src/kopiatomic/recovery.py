@@ -140,7 +140,7 @@ class Recovery:
         left: list[Leftover] = []
         for kind, leftovers in _by_kind(found):
             left += _removed(kinds()[kind], leftovers)
-        kept = {(leftover.place, leftover.name) for leftover in left}
+        kept = {(leftover.place, leftover.name) for leftover in [*left, *found] if leftover.problem is not None}
         gone = [i for i in intents if (i.kind, i.place) not in unknown and (i.place, i.name) not in kept]
         self._records.forget(run_id, gone)
         news = self._records.end_dead(run_id, end)

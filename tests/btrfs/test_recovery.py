@@ -405,3 +405,56 @@ def test_a_run_that_could_not_record_its_end_is_not_called_killed(
     assert f"the end of run {run['run_id']} was not recorded" in ended.stdout
     assert "interrupted" not in ended.stdout
     assert result(kopiatomic, run["run_id"]) == ("end not recorded", None)
+
+
+@pytest.mark.parametrize("identity", [True, False], ids=["recorded", "killed in the gap"])
+@pytest.mark.parametrize("deed", ["renamed", "opened to all"])
+def test_what_the_owner_of_the_top_level_moved_away_is_found_and_not_forgotten(
+    deed: str, killed: Callable[[], str], recover: Any, btrfs: Btrfs, tmp_path: Path, *, identity: bool
+) -> None:
+    """A user owns the top of a disk, and so may rename our directory in it, root's or not."""
+    run_id = killed()
+    if not identity:
+        with sqlite3.connect(tmp_path / "state" / "state.db") as database:
+            database.execute("UPDATE intent SET identity = NULL, txn = NULL")
+    ours, hidden = btrfs.mountpoint / ".kopiatomic", btrfs.mountpoint / ".hidden"
+    before = sorted(btrfs.snapshots())
+    if deed == "renamed":
+        ours.rename(hidden)
+    else:
+        ours.chmod(0o755)
+    for _ in range(2):
+        # Also the second time: it stays on record until it is gone.
+        code, document = recover()
+        assert code == 4
+        left = [o for o in snapshots_of(document, btrfs) if o["problem"]]
+        assert len(left) == 2, document
+        for number, leftover in enumerate(left):
+            at = f"{hidden.name if deed == 'renamed' else ours.name}/kopiatomic_{run_id}/{number}/snapshot"
+            assert leftover["name"] == f".kopiatomic/kopiatomic_{run_id}/{number}/snapshot"
+            assert leftover["action"].endswith(f"btrfs subvolume delete MOUNT/{at}")
+            assert (f"moved to {at}" if deed == "renamed" else "only root can enter") in leftover["problem"]
+        assert len(btrfs.snapshots()) == len(before) == 2
+    if deed == "renamed":
+        hidden.rename(ours)
+    else:
+        ours.chmod(0o700)
+    assert recover()[0] == 0
+    assert btrfs.snapshots() == []
+
+
+def test_a_run_whose_folder_is_moved_away_under_it_says_so(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, recover: Any, btrfs: Btrfs
+) -> None:
+    with kopiatomic.started("--mount-root", root, "-c", gate.command, data, "--json") as process:
+        gate.wait()
+        (btrfs.mountpoint / ".kopiatomic").rename(btrfs.mountpoint / ".hidden")
+        gate.let_go()
+        out, _ = process.communicate(timeout=60)
+    document = json.loads(out)
+    # A view whose snapshot was taken away proves nothing, wherever it is now.
+    assert (process.returncode, document["error"]["kind"]) == (1, "view-changed")
+    assert ["it was moved to .hidden/" in text for text in document["left_behind"]] == [True]
+    assert recover()[0] == 4
+    command("btrfs", "subvolume", "delete", *(btrfs.mountpoint / ".hidden").glob("*/0/snapshot"))
+    assert recover()[0] == 0

@@ -43,6 +43,8 @@ class BtrfsMaker:
     """What is snapshotted, by its position in ``taken``, as it was right before."""
     _origins: set[bytes] = field(default_factory=set)
     """The UUIDs of all that snapshots were made of: with the folder, the proof that a snapshot is of this run."""
+    _made: dict[str, bytes] = field(default_factory=dict)
+    """The UUIDs of the snapshots, by their paths."""
 
     def needs_descriptor(self) -> bool:
         """Nothing of Btrfs can be tied to a descriptor."""
@@ -249,6 +251,7 @@ class BtrfsMaker:
                         raise failed(f"{printable(self.taken[position].dataset.name)}: {what}", error) from None
                     self._leave_out(position, Refusal(self.taken[position].dataset, what))
                     continue
+                self._made[path] = found.uuid
                 name = self.taken[position].dataset.name
                 states = _state(source, source.generation, found), _state(source, found.born, found)
                 snapshots.append(Snapshot(name, path, found.born, found.uuid.hex(), None, *states))
@@ -262,11 +265,20 @@ class BtrfsMaker:
                 self.run_id,
                 lambda entry: entry.subvolume is not None and entry.subvolume.parent_uuid in self._origins,
             )
+            left |= self._moved(top)
         return [
             f"Btrfs snapshot {path} in the top-level subvolume of {self._where()}: {reason} "
             f"({folder.delete_command(self._where(), path)})"
             for path, reason in left.items()
         ]
+
+    def _moved(self, top: int) -> dict[str, str]:
+        """The snapshots that are there all the same, by the paths that they have now; and why. Raises KopiatomicError."""
+        try:
+            places = {name: btrfs.place_of(top, uuid) for name, uuid in self._made.items()}
+        except OSError as error:
+            raise failed(f"whether all snapshots of {self._where()} are gone cannot be told", error) from None
+        return {path: folder.moved(path, name) for name, path in places.items() if path not in {None, name}}
 
     @property
     def _device(self) -> str:

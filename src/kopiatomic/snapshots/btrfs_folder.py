@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from kopiatomic import ownership
+from kopiatomic import ownership, presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Dataset, Refusal, Verdict
@@ -168,14 +168,20 @@ def _open_own(top_fd: int, run_id: str) -> int:
 def _entry(directory: int, run_id: str, name: str) -> Entry:
     try:
         place = os.open(name, OPEN_DIRECTORY, dir_fd=directory)
-    except OSError:
-        return Entry(run_id, name, None)
+    except OSError as error:
+        return _entry_without(run_id, name, error)
     try:
         return Entry(run_id, name, look(place))
-    except OSError:
-        return Entry(run_id, name, None)
+    except OSError as error:
+        return _entry_without(run_id, name, error)
     finally:
         os.close(place)
+
+
+def _entry_without(run_id: str, name: str, error: OSError) -> Entry:
+    if presence.absent(error):
+        return Entry(run_id, name, None)
+    raise error
 
 
 def look(place: int) -> btrfs.Subvolume:
@@ -187,6 +193,23 @@ def look(place: int) -> btrfs.Subvolume:
         return btrfs.subvolume(fd)
     finally:
         os.close(fd)
+
+
+def astray(top_fd: int, run_id: str) -> list[str]:
+    """Snapshots in folders with the run's name, wherever these are: what :func:`entries` does not see. Raises OSError.
+
+    Who owns the top-level subvolume can rename our directory in it, or put another into its place.
+    """
+    named = f"/{ownership.PREFIX}{run_id}/"
+    paths = (nested.path for nested in btrfs.children(top_fd))
+    return sorted(path for path in paths if named in f"/{path}" and path.endswith(f"/{SNAPSHOT}"))
+
+
+def moved(path: str, name: str) -> str:
+    """Why a snapshot of ours is left alone that is at ``path`` and was made at ``name``."""
+    if path == name:
+        return "its folder is not one that only root can enter any more"
+    return f"it was moved to {printable(path)}"
 
 
 def remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool]) -> dict[str, str]:
@@ -205,7 +228,7 @@ def _remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool]) -> dict[
         # Killed between the making of the two directories, or between their removal.
         if is_deserted(top_fd):
             _remove_shared(top_fd)
-        return {}
+        return dict.fromkeys(astray(top_fd, run_id), "it is not in a folder that only root can enter")
     left: dict[str, str] = {}
     directory = _open_own(top_fd, run_id)
     try:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from kopiatomic import ownership, presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Intent, Leftover
 from kopiatomic.snapshots import btrfs_folder as folder
@@ -31,6 +32,12 @@ def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
                 intent = mine.get(entry.path)
                 if intent is not None:
                     left.append(_leftover(filesystem, device, entry, _proof(intent, entry)))
+            known = {entry.path: entry.subvolume.uuid.hex() for entry in found or () if entry.subvolume is not None}
+            # One without an identity was perhaps never made: its folder would hold it.
+            unseen = [
+                i for i in mine.values() if (found is None if i.identity is None else known.get(i.name) != i.identity)
+            ]
+            left += _elsewhere(top, run_id, device, unseen)
             if found == []:
                 left.append(_empty(filesystem, run_id, device))
             elif found is None and folder.is_deserted(top):
@@ -48,6 +55,25 @@ def _proof(intent: Intent, entry: folder.Entry) -> str:
         same = found.parent_uuid.hex() == intent.origin
         return f"on record, in the run's own folder, a snapshot of subvolume {intent.origin}" if same else ""
     return f"on record, in the run's own folder, UUID {intent.identity}" if found.uuid.hex() == intent.identity else ""
+
+
+def _elsewhere(top: int, run_id: str, device: str, intents: Sequence[Intent]) -> Iterator[Leftover]:
+    """Those of a run's snapshots that are left, but not where it made them: they are named and not removed.
+
+    They are looked for by their UUID; one whose UUID is not on record, by the name of its folder. Raises OSError.
+    """
+    places = {intent.name: btrfs.place_of(top, bytes.fromhex(intent.identity)) for intent in intents if intent.identity}
+    if any(intent.identity is None for intent in intents):
+        for path in folder.astray(top, run_id):
+            name = folder.name_of(run_id) + path.rpartition(ownership.PREFIX + run_id)[2]
+            places.setdefault(name, path)
+    for intent in intents:
+        place = places.get(intent.name)
+        if place is not None:
+            known = f", UUID {intent.identity}" if intent.identity else ""
+            command = folder.delete_command(printable(device), printable(place))
+            problem = folder.moved(place, intent.name)
+            yield Leftover(run_id, KIND, intent.place, intent.name, f"on record{known}", command, problem)
 
 
 def _leftover(filesystem: str, device: str, entry: folder.Entry, proof: str) -> Leftover:
@@ -133,7 +159,8 @@ def _filesystem(uuid: str) -> Iterator[tuple[int, str]]:
 def _mounted() -> dict[str, str]:
     """A device of each mounted Btrfs filesystem that can be written to, by the filesystem's UUID.
 
-    From sysfs (Documentation/ABI/testing/sysfs-fs-btrfs), so that none is touched that is not meant: it may be frozen.
+    From sysfs (Documentation/ABI/testing/sysfs-fs-btrfs), so that none is touched that is not meant: it may be frozen. Raises
+    KopiatomicError.
     """
     sources = {
         os.path.basename(os.path.realpath(mount.source)): mount.source
@@ -141,18 +168,15 @@ def _mounted() -> dict[str, str]:
         if mount.fstype == "btrfs" and "ro" not in mount.super_options
     }
     found = {}
-    for uuid in sorted(_names(_SYSFS)):
-        device = next((sources[name] for name in sorted(_names(_SYSFS / uuid / "devices")) if name in sources), None)
-        if device is not None:
-            found[uuid] = device
-    return found
-
-
-def _names(directory: Path) -> list[str]:
     try:
-        return os.listdir(directory)
-    except OSError:
-        return []
+        for uuid in sorted(presence.names(str(_SYSFS))):
+            devices = sorted(presence.names(str(_SYSFS / uuid / "devices")))
+            device = next((sources[name] for name in devices if name in sources), None)
+            if device is not None:
+                found[uuid] = device
+    except OSError as error:
+        raise folder.failed("the mounted Btrfs filesystems cannot be listed", error) from None
+    return found
 
 
 @contextmanager

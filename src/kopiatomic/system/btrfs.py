@@ -30,8 +30,8 @@ _ROOT_READ_ONLY = 1 << 0
 _NO_UUID = bytes(16)
 _WRITE, _READ = 1, 2
 
-_ROOT_TREE = 1
-_INODE_REF, _ROOT_BACKREF = 12, 144
+_ROOT_TREE, _UUID_TREE = 1, 9
+_INODE_REF, _ROOT_BACKREF, _UUID_OF_SUBVOLUME = 12, 144, 251
 _INODE_REF_HEAD = struct.Struct("<QH")
 """What stands before a name in an item of these kinds (uapi/linux/btrfs_tree.h): index, length of the name."""
 _ROOT_BACKREF_HEAD = struct.Struct("<QQH")
@@ -133,8 +133,13 @@ class _FilesystemInfo(ctypes.Structure):
     )
 
 
-_TREE_SEARCH = _request(_READ | _WRITE, 17, ctypes.sizeof(_Search))
+class _InodeLookup(ctypes.Structure):
+    _fields_ = (("treeid", ctypes.c_uint64), ("objectid", ctypes.c_uint64), ("path", ctypes.c_char * 4080))
+
+
 _SNAP_DESTROY = _request(_WRITE, 15, ctypes.sizeof(_Path))
+_TREE_SEARCH = _request(_READ | _WRITE, 17, ctypes.sizeof(_Search))
+_INO_LOOKUP = _request(_READ | _WRITE, 18, ctypes.sizeof(_InodeLookup))
 _START_SYNC = _request(_READ, 24, 8)
 _WAIT_SYNC = _request(_WRITE, 22, 8)
 _SNAP_CREATE_V2 = _request(_WRITE, 23, ctypes.sizeof(_SnapshotArguments))
@@ -297,15 +302,16 @@ def _long_path(fd: int, subvolume_id: int, directories: dict[int, tuple[int, str
     return "/".join(reversed(names))
 
 
-def _first_item(fd: int, tree: int, object_id: int, kind: int) -> tuple[int, bytes] | None:
+def _first_item(fd: int, tree: int, object_id: int, kind: int, *, offset: int = 0) -> tuple[int, bytes] | None:
     """The first item of a kind that an object has in a tree (0: the one of ``fd``): the offset of its key, and its bytes.
 
-    Raises OSError; EPERM without CAP_SYS_ADMIN.
+    The offset is ``offset`` or higher. Raises OSError; EPERM without CAP_SYS_ADMIN.
     """
     search = _Search(
         tree_id=tree,
         min_objectid=object_id,
         max_objectid=object_id,
+        min_offset=offset,
         max_offset=(1 << 64) - 1,
         max_transid=(1 << 64) - 1,
         min_type=kind,
@@ -327,6 +333,41 @@ def is_deleted(anywhere: int, id_: int) -> bool:
     Raises OSError; EPERM without CAP_SYS_ADMIN.
     """
     return id_ != TOP_LEVEL and _first_item(anywhere, _ROOT_TREE, id_, _ROOT_BACKREF) is None
+
+
+def place_of(fd: int, uuid: bytes) -> str | None:
+    """Where the subvolume with a UUID is, below the top-level one; None where the filesystem has none such.
+
+    ``fd`` is open anywhere in the filesystem. Raises OSError, also where that cannot be told: a filesystem that has no tree of
+    UUIDs was last written by a Linux before 3.12.
+    """
+    first, second = struct.unpack("<QQ", uuid)
+    found = _first_item(fd, _UUID_TREE, first, _UUID_OF_SUBVOLUME, offset=second)
+    if found is None or found[0] != second:
+        return None
+    (subvolume_id,) = struct.unpack_from("<Q", found[1])
+    names: list[str] = []
+    while subvolume_id != TOP_LEVEL:
+        found = _first_item(fd, _ROOT_TREE, subvolume_id, _ROOT_BACKREF)
+        if found is None:
+            # Deleted between the two calls.
+            return None
+        subvolume_id, data = found
+        directory, _, length = _ROOT_BACKREF_HEAD.unpack_from(data)
+        names.append(_directory_in(fd, subvolume_id, directory) + os.fsdecode(data[_ROOT_BACKREF_HEAD.size :][:length]))
+    return "/".join(reversed(names))
+
+
+def _directory_in(fd: int, subvolume_id: int, inode: int) -> str:
+    """The path of a directory in a subvolume, with a slash at its end; empty for the top. Raises OSError."""
+    lookup = _InodeLookup(treeid=subvolume_id, objectid=inode)
+    try:
+        _ioctl(fd, _INO_LOOKUP, lookup)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return ".../"
+    return os.fsdecode(lookup.path)
 
 
 def snapshot(source: int, directory: int, name: str, *, read_only: bool) -> None:
