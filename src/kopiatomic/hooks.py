@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from kopiatomic import lists, locks
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import Secrets
 from kopiatomic.model import Plan
@@ -22,15 +23,45 @@ _PAUSE = 0.002
 _KILLED_TIMEOUT = 5.0
 """Seconds that what was killed has to end; only a call that nothing ends takes longer."""
 
+_ROOM = 64 << 10
+"""Bytes that lists may have in an environment, all together. The kernel takes no variable of more than 128 KiB (execve(2))."""
+
+_OF_A_RUN = frozenset(
+    [
+        "KOPIATOMIC_DATASETS",
+        "KOPIATOMIC_DATASETS_FILE",
+        "KOPIATOMIC_EXIT_CODE",
+        "KOPIATOMIC_INSTANT",
+        "KOPIATOMIC_KOPIA_SNAPSHOT_ID",
+        "KOPIATOMIC_RESULT",
+        "KOPIATOMIC_ROOT",
+        "KOPIATOMIC_RUN_ID",
+        "KOPIATOMIC_SOURCES",
+        "KOPIATOMIC_SOURCES_FILE",
+    ]
+)
+
 
 def variables(run_id: str, plan: Plan) -> dict[str, str]:
-    """What hooks and engines are told of a run."""
-    return {
+    """What hooks and engines are told of a run.
+
+    The lists are there if there is room for them; the files (``lists.py``) always are. A name with a newline is in those alone.
+    """
+    told = {
         "KOPIATOMIC_RUN_ID": run_id,
         "KOPIATOMIC_ROOT": plan.top,
-        "KOPIATOMIC_SOURCES": "\n".join(plan.sources),
-        "KOPIATOMIC_DATASETS": "\n".join(t.dataset.name for t in plan.taken),
+        "KOPIATOMIC_SOURCES_FILE": locks.list_of(run_id, "sources"),
+        "KOPIATOMIC_DATASETS_FILE": locks.list_of(run_id, "datasets"),
     }
+    named = {"KOPIATOMIC_SOURCES": plan.sources, "KOPIATOMIC_DATASETS": lists.dataset_names(plan)}
+    joined = {key: "\n".join(name for name in names if "\n" not in name) for key, names in named.items()}
+    fits = sum(len(os.fsencode(text)) for text in joined.values()) <= _ROOM
+    return told | joined if fits else told
+
+
+def environment(base: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
+    """An environment with what is told of a run in it, and nothing of the run that kopiatomic may itself run in."""
+    return {name: value for name, value in base.items() if name not in _OF_A_RUN} | dict(told)
 
 
 def run(line: str, flag: str, told: Mapping[str, str], timeout: float, secrets: Secrets) -> None:
@@ -45,7 +76,7 @@ def run(line: str, flag: str, told: Mapping[str, str], timeout: float, secrets: 
             ["/bin/sh", "-c", line],
             stdin=subprocess.DEVNULL,
             stdout=2,
-            env={**secrets.withheld_from(os.environ), **told},
+            env=environment(secrets.withheld_from(os.environ), told),
             process_group=0,
             preexec_fn=inherited.hand_on,  # noqa: PLW1509 - this process has no threads
         )

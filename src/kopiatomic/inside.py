@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from kopiatomic import hooks, plan, roots
+from kopiatomic import hooks, lists, plan, roots
 from kopiatomic.engines.own import in_place
 from kopiatomic.errors import KopiatomicError, StartError
 from kopiatomic.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
@@ -141,6 +141,7 @@ class _Inside:
             with report.phase("check"):
                 self._freezing.check(report.plan)
             report.engine = EngineReport(printable(self._argv[0]), None, self._secrets.hide_words(self._argv))
+            self._write_lists(report.plan)
             with self._freezing.view(self._streams, self._freezing.select) as frozen:
                 checked = self._started(frozen)
             self._conclude(checked)
@@ -179,6 +180,8 @@ class _Inside:
             foreground=streams.foreground,
             stop=signal.SIGHUP if self._is_shell else signal.SIGTERM,
         )
+        # What is taken may be something else by now.
+        self._write_lists(report.plan)
         start = Start(Command(self._argv, {}), self._environment(report.plan, frozen.sets), manner)
         with report.phase("command"):
             try:
@@ -187,6 +190,9 @@ class _Inside:
                 raise _as_a_shell_says(error) from None
         report.engine.end = checked.end
         return checked
+
+    def _write_lists(self, plan: Plan) -> None:
+        lists.write(self._report.run_id, plan, 0 if self._user is None else self._user.uid)
 
     def _tell_where(self, started: Started) -> None:
         if self._is_shell and started.elsewhere:
@@ -204,7 +210,7 @@ class _Inside:
             told["TMPDIR"] = plan.scratch
         if self._is_shell:
             told |= _prompt(f"(frozen {instant[11:19]}Z) ", callers.get("PROMPT_COMMAND", ""), root=self._user is None)
-        return {**callers, **told}
+        return hooks.environment(callers, told)
 
     def _conclude(self, checked: Checked) -> None:
         """What the end of the command and the check of the mounts say together."""

@@ -14,7 +14,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, LockedError
@@ -27,6 +27,9 @@ DIRECTORY = f"{os.path.realpath('/var/run')}/kopiatomic" if host.is_freebsd() el
 
 Without links: views are mounted in it, and the mount table has paths without links.
 """
+
+LISTS = ("datasets", "sources")
+"""What a run says of itself in files: see ``lists.py``."""
 
 _MOMENT = 60.0
 """Seconds after which the lock of a moment is not waited for any longer."""
@@ -100,9 +103,10 @@ def _open(path: str, *, wait: bool) -> int | None:
 
 
 class Held:
-    """The locks of one run."""
+    """The locks of one run, and its lists, which go with them."""
 
-    def __init__(self) -> None:
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
         self._files: dict[str, int] = {}
         self._kept = False
         self.died = False
@@ -118,11 +122,28 @@ class Held:
 
     def let_go(self) -> None:
         """Remove the files while they are still locked, so that who comes now makes new ones; then unlock them."""
+        if self._files and not self._kept:
+            _remove_lists(self._run_id)
         for path, fd in reversed(self._files.items()):
             if not self._kept:
                 _remove(path, fd)
             channel.close_quietly(fd)
         self._files.clear()
+
+
+def list_of(run_id: str, which: str) -> str:
+    """One of a run's :data:`LISTS`. Apart from the locks, which root alone may come near."""
+    return f"{DIRECTORY}-lists/{run_id}.{which}"
+
+
+def _remove_lists(run_id: str) -> None:
+    """Remove a run's lists, and their directory with the last of them."""
+    for which in LISTS:
+        for path in (list_of(run_id, which), f"{list_of(run_id, which)}.new"):
+            with suppress(OSError):
+                os.unlink(path)
+    with suppress(OSError):
+        os.rmdir(os.path.dirname(list_of(run_id, "")))
 
 
 def _remove(path: str, fd: int) -> None:
@@ -139,7 +160,7 @@ def _remove(path: str, fd: int) -> None:
 def run(run_id: str) -> Iterator[Held]:
     """Be alive as this run, for all who ask. Raises KopiatomicError."""
     prepare()
-    held = Held()
+    held = Held(run_id)
     fd = _open(_run_path(run_id), wait=True)
     assert fd is not None
     held.add(_run_path(run_id), fd)
@@ -224,7 +245,7 @@ def claim(run_id: str) -> Iterator[Held | None]:
     else:
         yield None
         return
-    held = Held()
+    held = Held(run_id)
     held.add(path, fd)
     held.died = died
     os.ftruncate(fd, 0)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from kopiatomic import credentials, engines, hooks, plan, roots, skipping
+from kopiatomic import credentials, engines, hooks, lists, plan, roots, skipping
 from kopiatomic.engines import Engine, Job, Remembering
 from kopiatomic.engines.own import Own, in_place, prepared, require_skipped
 from kopiatomic.errors import Interrupted, KopiatomicError
@@ -177,21 +177,23 @@ class _Run:
         """``-p`` before anything is made, ``-q`` once and last in every run that came this far."""
         options, report = self._options, self._report
         assert report.plan is not None
-        told = hooks.variables(report.run_id, report.plan)
         with failures_in(report):
+            lists.write(report.run_id, report.plan)
             if options.pre_hook is not None:
                 self._listener.phase("running the hook -p")
                 with report.phase("pre-hook"):
+                    told = hooks.variables(report.run_id, report.plan)
                     hooks.run(options.pre_hook, "-p", told, options.hook_timeout, self._secrets)
             self._backup(engine)
             with report.phase("maintenance"):
                 self._finish(engine)
         reached = options.pre_hook is not None or "snapshot" in report.durations
         if options.post_hook is not None and reached:
-            self._post_hook(options.post_hook, told)
+            self._post_hook(options.post_hook)
 
-    def _post_hook(self, line: str, told: Mapping[str, str]) -> None:
+    def _post_hook(self, line: str) -> None:
         report = self._report
+        assert report.plan is not None
         result = report.engine.result if report.engine else None
         outcome = {
             "KOPIATOMIC_RESULT": report.result,
@@ -201,7 +203,8 @@ class _Run:
         self._listener.phase("running the hook -q")
         with report.phase("post-hook"), signals.deferred():
             try:
-                hooks.run(line, "-q", {**told, **outcome}, self._options.hook_timeout, self._secrets)
+                told = {**hooks.variables(report.run_id, report.plan), **outcome}
+                hooks.run(line, "-q", told, self._options.hook_timeout, self._secrets)
             except KopiatomicError as error:
                 report.hook_error = error
 
@@ -260,7 +263,9 @@ class _Run:
         command = engine.command(job)
         report.engine.argv = self._shown(command.argv)
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
-        environment = {**os.environ, **self._handed, **hooks.variables(job.run_id, job.plan)}
+        # What is taken may be something else by now.
+        lists.write(job.run_id, job.plan)
+        environment = hooks.environment({**os.environ, **self._handed}, hooks.variables(job.run_id, job.plan))
         if in_place(job.plan, inherited.temporary_directory()):
             environment["TMPDIR"] = job.plan.scratch
         with report.phase("engine"):

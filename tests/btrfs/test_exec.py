@@ -430,6 +430,11 @@ def test_a_user_by_number_sees_what_that_user_may_see(execute: Exec, data: Path)
         assert ended.stdout == "frozen\nno\n", str(ended)
 
 
+def test_a_user_reads_the_lists_of_the_run(execute: Exec, data: Path) -> None:
+    ended = execute("sh", "-c", "cat $KOPIATOMIC_DATASETS_FILE", options=("--user", "games"), cwd=Path("/"))
+    assert (ended.returncode, ended.stdout) == (0, f"{data}\0"), str(ended)
+
+
 @pytest.mark.parametrize("name", ["no-such-user", "4000000", "99999999999999999999", ""])
 def test_an_unknown_user_is_refused_before_anything_is_made(name: str, kopiatomic: Kopiatomic, data: Path) -> None:
     ended = kopiatomic("exec", "--user", name, data, "--", "true")

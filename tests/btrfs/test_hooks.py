@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia
 from tests.support.schema import valid
+from tests.support.subvolumes import create, opened
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
@@ -53,6 +55,40 @@ def test_hooks_are_told_what_they_need_to_know(
     assert after["KOPIATOMIC_KOPIA_SNAPSHOT_ID"] == document["engine"]["snapshot_id"]
     assert "KOPIA_PASSWORD" not in before | after
     assert "KOPIA_CONFIG_PATH" in before
+
+
+@pytest.mark.parametrize("layout", ["merged", "in-place"])
+def test_hooks_and_engine_read_the_same_lists_from_files(
+    btrfs: Btrfs, data: Path, run: Run, tmp_path: Path, root: Path, layout: str
+) -> None:
+    odd = btrfs.subvolume("odd\nname")
+    script = (
+        'for of in DATASETS SOURCES; do eval "cat \\$KOPIATOMIC_${of}_FILE"; echo "[$KOPIATOMIC_DATASETS]"; done > "$1"'
+    )
+    copy = shlex.join(["sh", "-c", script, "-"])
+    hooks = ("-p", f"{copy} {tmp_path}/before", "-q", f"{copy} {tmp_path}/after")
+    ended = run("--layout", layout, *hooks, "-c", f"{copy} {tmp_path}/engine", data, odd)
+    assert ended.returncode == 0, str(ended)
+    sources = f"{root}\0" if layout == "merged" else f"{data}\0{odd}\0"
+    variable = f"[{data}]\n"
+    for name in ("before", "engine", "after"):
+        assert (tmp_path / name).read_text() == f"{data}\0{odd}\0{variable}{sources}{variable}", name
+
+
+def test_names_that_no_environment_has_room_for_are_in_the_files(btrfs: Btrfs, run: Run, tmp_path: Path) -> None:
+    """More than 128 KiB, which the kernel takes no variable of."""
+    long = btrfs.subvolume("long")
+    folder = long / "/".join(["d" * 250] * 4)
+    folder.mkdir(parents=True)
+    with opened(folder, []) as directory:
+        for number in range(150):
+            create(directory, str(number))
+    script = f"env > {tmp_path}/env; tr '\\0' '\\n' < $KOPIATOMIC_DATASETS_FILE > {tmp_path}/datasets"
+    for hook in ("-p", "-q"):
+        ended = run("-r", hook, script, "-c", "true", long)
+        assert ended.returncode == 0, str(ended)
+        assert "KOPIATOMIC_DATASETS=" not in (tmp_path / "env").read_text()
+        assert len((tmp_path / "datasets").read_text().splitlines()) == 151
 
 
 def test_the_engine_is_told_as_well(data: Path, run: Run, root: Path, tmp_path: Path) -> None:

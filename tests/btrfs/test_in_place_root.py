@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -155,6 +156,14 @@ def test_a_command_in_a_frozen_root_has_the_running_systems_own(system: System) 
     assert ended.returncode == 0, str(ended)
     expected = ["/dev/pts", "/proc/self", "/sys/kernel", "mine", "nested", "live", "frozen", "x", "/"]
     assert ended.stdout.splitlines() == expected, str(ended)
+
+
+def test_the_lists_of_a_run_are_in_a_frozen_root(system: System) -> None:
+    script = 'case "$(cat $KOPIATOMIC_DATASETS_FILE)$(cat $KOPIATOMIC_SOURCES_FILE)" in //nested/) ;; *) exit 9 ;; esac'
+    in_place = ("--layout", "in-place", "-r", "-c", shlex.join(["sh", "-c", script]), "/")
+    for words in (in_place, ("exec", "-r", "/", "--", "sh", "-c", script)):
+        ended = system.kopiatomic(*words)
+        assert ended.returncode == 0, str(ended)
 
 
 KILLS = 100 if os.environ.get("KOPIATOMIC_TEST_SWEEP") == "whole" else 6

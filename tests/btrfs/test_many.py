@@ -83,3 +83,11 @@ def test_more_subvolumes_than_descriptors(
     ended = command("prlimit", "--nofile=100:100", *argv, env=kopiatomic.environment, check=False)
     assert ended.returncode == 0, str(ended)
     assert leftovers(root) == []
+
+
+def test_subvolumes_nested_deeper_than_python_calls(btrfs: Btrfs, run: Run, leftovers: Leftovers, root: Path) -> None:
+    deep = btrfs.subvolume("deep")
+    nested(deep, ["n"] * 1100, subvolumes=True)
+    ended = run("--quiet", "-c", "true", "-r", deep, timeout=120)
+    assert ended.returncode == 0, str(ended)
+    assert leftovers(root) == []

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import hooks
+from kopiatomic import hooks, lists, locks
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.masking import Secrets
 from kopiatomic.model import Dataset, Plan, Taken
@@ -92,13 +92,72 @@ def test_passwords_are_not_in_a_hooks_environment(tmp_path: Path, monkeypatch: p
     assert "KEPT=kept-value" in told
 
 
-def test_a_hook_is_told_of_the_run() -> None:
-    taken = [Taken(Dataset("zfs", name, "tank", "/x"), "/x", named=True) for name in ("tank/a", "tank/with space")]
-    assert hooks.variables("ID", Plan("/kopia", tuple(taken))) == {
+def plan_of(*names: str) -> Plan:
+    taken = [Taken(Dataset("zfs", name, "tank", "/x"), "/x", named=True) for name in names]
+    return Plan("/kopia", tuple(taken))
+
+
+def test_a_hook_is_told_of_the_run(lock_directory: Path) -> None:
+    assert hooks.variables("ID", plan_of("tank/a", "tank/with space")) == {
         "KOPIATOMIC_RUN_ID": "ID",
         "KOPIATOMIC_ROOT": "/kopia",
         "KOPIATOMIC_SOURCES": "/kopia",
+        "KOPIATOMIC_SOURCES_FILE": f"{lock_directory}-lists/ID.sources",
         "KOPIATOMIC_DATASETS": "tank/a\ntank/with space",
+        "KOPIATOMIC_DATASETS_FILE": f"{lock_directory}-lists/ID.datasets",
+    }
+
+
+def test_lists_are_variables_as_long_as_they_have_room() -> None:
+    """64 KiB for all of them: a kernel takes 128 KiB a variable and a third of the stack for all."""
+    room = (64 << 10) - len("/kopia")
+    assert hooks.variables("ID", plan_of("x" * room))["KOPIATOMIC_DATASETS"] == "x" * room
+    for too_much in ("x" * (room + 1), "ä" * (room // 2 + 1)):
+        told = hooks.variables("ID", plan_of(too_much))
+        assert not {"KOPIATOMIC_DATASETS", "KOPIATOMIC_SOURCES"} & told.keys()
+        assert {"KOPIATOMIC_DATASETS_FILE", "KOPIATOMIC_SOURCES_FILE"} <= told.keys()
+
+
+def test_a_name_with_a_newline_is_in_the_file_alone(lock_directory: Path) -> None:
+    plan = plan_of("tank/a", "tank/b\ntank/forged", "tank/\udcff")
+    assert hooks.variables("ID", plan)["KOPIATOMIC_DATASETS"] == "tank/a\ntank/\udcff"
+    lists.write("ID", plan)
+    file = Path(f"{lock_directory}-lists/ID.datasets")
+    assert file.read_bytes() == b"tank/a\0tank/b\ntank/forged\0tank/\xff\0"
+    assert (file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777) == (0o400, 0o711)
+
+
+def test_lists_go_with_the_lock_of_their_run_however_it_ends(lock_directory: Path) -> None:
+    run_id, other = "20261128T120000Z-00000001", "20261128T120000Z-00000002"
+    with locks.run(run_id):
+        lists.write(run_id, plan_of("tank/a"))
+        with locks.run(other):
+            lists.write(other, plan_of("tank/b"))
+        assert [file.name for file in Path(lists.directory()).glob("*.datasets")] == [f"{run_id}.datasets"]
+    assert not Path(lists.directory()).exists()
+
+    # One whose processes were all killed leaves its files; who clears what it left removes them.
+    (lock_directory / f"run-{run_id}").touch()
+    lists.write(run_id, plan_of("tank/a"))
+    with locks.claim(run_id):
+        pass
+    assert not Path(lists.directory()).exists()
+
+
+def test_lists_are_not_written_where_others_can(lock_directory: Path) -> None:
+    Path(lists.directory()).mkdir(mode=0o700)
+    Path(lists.directory()).chmod(0o777)
+    with pytest.raises(KopiatomicError, match="only root can write to"):
+        lists.write("ID", plan_of("tank/a"))
+
+
+def test_what_an_outer_run_says_of_itself_is_not_handed_on() -> None:
+    outer = {"KOPIATOMIC_DATASETS": "outer", "KOPIATOMIC_STATE_DIR": "/kept", "PATH": "/bin"}
+    told = {"KOPIATOMIC_RUN_ID": "ID"}
+    assert hooks.environment(outer, told) == {
+        "KOPIATOMIC_STATE_DIR": "/kept",
+        "PATH": "/bin",
+        "KOPIATOMIC_RUN_ID": "ID",
     }
 
 

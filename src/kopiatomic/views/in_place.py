@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
+from kopiatomic import lists
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import SCRATCH
 from kopiatomic.system import linux
@@ -135,12 +136,12 @@ def _furnish_dev(top: int) -> None:
 
 
 def _furnish_run(top: int) -> None:
-    """A /run of nothing but what the resolution of names needs. Raises OSError."""
+    """A /run of nothing but what the resolution of names needs, and the lists of runs. Raises OSError."""
     with opened(top, "run") as run:
         linux.mount(SCAFFOLD_SOURCE, f"/proc/self/fd/{run}", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755")
     with opened(top, "run") as run:
         _ignore_all(run)
-    for path in _RESOLVER:
+    for path in (*_RESOLVER, lists.directory()):
         if os.path.isdir(path):
             with closing(linux.make_beneath(top, relative(path))) as target:
                 linux.mount(path, f"/proc/self/fd/{target}", None, linux.MS_BIND)

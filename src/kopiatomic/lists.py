@@ -1,0 +1,72 @@
+"""The datasets and sources of a run in files, each name ended by a zero byte: for what an environment has no room for.
+
+They are written before the hook ``-p`` and anew for the engine, go with the run's lock (``locks.Held``), and are for root, or for
+the user that a command runs as. Every view shows them at their path.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from contextlib import suppress
+
+from kopiatomic import locks
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Plan
+
+_TRIES = 10
+"""How often the directory is made that another run, as the last, removes just now."""
+
+
+def directory() -> str:
+    """Where all runs have their lists: root's; others may pass through and see no names."""
+    return os.path.dirname(locks.list_of("", ""))
+
+
+def write(run_id: str, plan: Plan, owner: int = 0) -> None:
+    """Write both files, in place of earlier ones, for a user to read. Raises KopiatomicError."""
+    try:
+        for _ in range(_TRIES):
+            _prepare()
+            with suppress(FileNotFoundError):
+                _write(locks.list_of(run_id, "datasets"), dataset_names(plan), owner)
+                _write(locks.list_of(run_id, "sources"), plan.sources, owner)
+                return
+        raise FileNotFoundError(2, "it is removed again and again")
+    except OSError as error:
+        raise KopiatomicError(
+            f"the lists of this run cannot be written in {directory()}: {error.strerror}",
+            kind="lists",
+            hint=f"kopiatomic needs a writable {os.path.dirname(directory())} with room for the names of all datasets.",
+        ) from None
+
+
+def _prepare() -> None:
+    """Raises OSError, KopiatomicError."""
+    with suppress(FileExistsError):
+        os.mkdir(directory(), 0o711)
+    status = os.lstat(directory())
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise KopiatomicError(
+            f"{directory()} is not a directory that only root can write to",
+            kind="lists",
+            hint=f"Look at it, then: chown root: {directory()}; chmod 711 {directory()}",
+        )
+
+
+def _write(path: str, names: Iterable[str], owner: int) -> None:
+    """Raises OSError. Whoever has the file open goes on reading the old one."""
+    new = f"{path}.new"
+    with suppress(FileNotFoundError):
+        os.unlink(new)
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o400)
+    with open(fd, "wb") as file:
+        file.writelines(os.fsencode(name) + b"\0" for name in names)
+        os.fchown(fd, owner, -1)
+    os.rename(new, path)
+
+
+def dataset_names(plan: Plan) -> list[str]:
+    """The names of the datasets that a plan takes."""
+    return [taken.dataset.name for taken in plan.taken]
