@@ -11,14 +11,14 @@ import os
 import select
 import signal
 import termios
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from kopiatomic.errors import KopiatomicError, StartError
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Command, EngineEnd
-from kopiatomic.platforms import Built, Outside, Platform
+from kopiatomic.platforms import Built, Outside, Platform, Reading
 from kopiatomic.system import spawn
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
@@ -44,6 +44,8 @@ class Start:
     command: Command
     environment: Mapping[str, str]
     manner: Manner = Manner()
+    sources: tuple[str, ...] = ()
+    """What has to be looked into, or the program has read something else; as it has the paths."""
 
 
 @immutable
@@ -88,6 +90,10 @@ class Checked:
     end: EngineEnd
     problems: tuple[str, ...]
     strays: int = 0
+    unread: tuple[str, ...] = ()
+    """The sources that nobody has looked into."""
+    unwatched: str = ""
+    """Why that could not be seen, if so."""
 
 
 @dataclass(slots=True)
@@ -131,12 +137,26 @@ def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: 
     message = channel.receive()
     assert isinstance(message, Start)
     has_terminal = streams.terminal is not None
-    end = _Program(channel, platform, outside, streams).run(message, view.engine_root())
+    root = view.engine_root()
+    reading, unwatched = _watch(view, message.sources)
+    end = _Program(channel, platform, outside, streams, reading).run(message, root)
+    # The check looks into the view itself.
+    unread = reading.unread() if reading is not None else ()
     strays = platform.end_others()
-    channel.send(Checked(end, tuple(view.check()), strays))
+    channel.send(Checked(end, tuple(view.check()), strays, unread, unwatched))
     if has_terminal:
         # The end of a session leader discards what its terminal has not shown yet: wait for that.
         channel.receive()
+
+
+def _watch(view: Built, sources: Sequence[str]) -> tuple[Reading | None, str]:
+    """What sees whether the sources are looked into; None, and why not, where it cannot be seen."""
+    if not sources:
+        return None, ""
+    try:
+        return view.watch(sources), ""
+    except OSError as error:
+        return None, error.strerror or str(error)
 
 
 def _clear(platform: Platform, view: Built) -> None:
@@ -149,10 +169,13 @@ def _clear(platform: Platform, view: Built) -> None:
 class _Program:
     """The life of an engine, or of any command: started, told to stop when the main process says so, waited for."""
 
-    def __init__(self, channel: Channel, platform: Platform, outside: Outside | None, streams: Streams) -> None:
+    def __init__(
+        self, channel: Channel, platform: Platform, outside: Outside | None, streams: Streams, reading: Reading | None
+    ) -> None:
         self._channel = channel
         self._platform = platform
         self._outside = outside
+        self._reading = reading
         self._streams = streams
         self._cwd = _working_directory()
         self._stopped = False
@@ -182,6 +205,8 @@ class _Program:
         poll.register(self._channel.fileno(), select.POLLIN)
         if self._outside is not None:
             poll.register(self._outside.fileno(), select.POLLPRI)
+        if self._reading is not None:
+            poll.register(self._reading.fileno(), select.POLLIN)
         while True:
             status = self._reap(pid)
             if status is not None:
@@ -191,6 +216,8 @@ class _Program:
                     os.read(wakeup, 512)
                 elif self._outside is not None and fd == self._outside.fileno():
                     self._outside.follow()
+                elif self._reading is not None and fd == self._reading.fileno():
+                    self._reading.follow()
                 else:
                     self._obey(pid, start.manner)
 

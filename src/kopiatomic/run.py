@@ -15,7 +15,7 @@ from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
 from kopiatomic.launcher import Checked, Start
 from kopiatomic.masking import Secrets
-from kopiatomic.model import EngineEnd, Layout, Plan, Progress
+from kopiatomic.model import EngineEnd, EngineResult, Layout, Plan, Progress
 from kopiatomic.options import Options, check_name, words
 from kopiatomic.report import EngineReport, Report
 from kopiatomic.streams import Pipes
@@ -269,7 +269,7 @@ class _Run:
         if in_place(job.plan, inherited.temporary_directory()):
             environment["TMPDIR"] = job.plan.scratch
         with report.phase("engine"):
-            return frozen.supervisor.run(Start(command, environment), self._options.stop_timeout)
+            return frozen.supervisor.run(Start(command, environment, sources=job.sources), self._options.stop_timeout)
 
     def _conclude(self, checked: Checked) -> None:
         """What the end of the engine, its own words and the check of the mounts say together."""
@@ -292,8 +292,42 @@ class _Run:
             raise reason
         if not result.saved:
             raise _engine_failed(report.engine.name, result.message, checked.end)
+        self._require_read(checked, result)
         if not result.complete:
             report.incomplete.append(result.message)
+
+    def _require_read(self, checked: Checked, result: EngineResult) -> None:
+        """Refuse the success of an engine that has not looked into the view: it, or its server, has read live files.
+
+        Of the user's own command it is only said. Raises KopiatomicError.
+        """
+        assert self._report.engine is not None
+        name = self._report.engine.name
+        if checked.unwatched:
+            self._freezing.warn(f"whether {name} has read the frozen view could not be seen: {checked.unwatched}")
+        if self._options.command is not None:
+            if checked.unread:
+                self._freezing.warn(
+                    f"{name} has not looked into {first_few(checked.unread)}: if it hands its work to a process outside of "
+                    "the view (docker exec, ssh, a service), that one reads live files, or none"
+                )
+            return
+        unread = [one for one in result.sources if one.saved and one.source in checked.unread]
+        if not unread:
+            return
+        result.saved = result.complete = False
+        for one in unread:
+            one.saved = one.complete = False
+            one.message = "nobody has looked into it in the frozen view"
+        kept = first_few([one.snapshot_id for one in unread if one.snapshot_id])
+        raise KopiatomicError(
+            f"{name} reported success, and nobody has looked into {first_few([one.source for one in unread])} in the frozen "
+            "view: what it saved was read elsewhere",
+            kind="view-not-read",
+            hint=f"Is {name} a script here that hands its work to a process outside of the view (docker exec, ssh, a "
+            f"service)? Use a {name} that runs by itself"
+            + (f", and delete what was saved of live files ({kept})." if kept else "."),
+        )
 
 
 def _engine_failed(name: str, message: str, end: EngineEnd) -> KopiatomicError:

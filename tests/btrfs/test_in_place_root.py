@@ -120,6 +120,8 @@ def test_what_an_engine_finds_in_a_frozen_root(system: System) -> None:
     words = ["-r", "/", "--layout", "in-place", "-c", "sh /engine.sh", "--writable", "/home"]
     ended = system.kopiatomic(*words, env={"TMPDIR": "/tmp"})
     assert ended.returncode == 0, str(ended)
+    # A program that lies in the top directory, and starts there, has not looked into it.
+    assert "sh has not looked into /: " in ended.stderr
     assert said.read_text().splitlines() == [
         *("/proc:", "", "/sys:"),
         *("full", "null", "random", "tty", "urandom", "zero"),

@@ -313,7 +313,7 @@ def test_runs_at_once_do_not_see_each_other(
     btrfs.subvolume("nested")
     os.utime(top, ns=(10**18, 10**18))
     before = stamp(top)
-    engine = f"sh -c 'stat -c %Y $0{top}; ls -A $0{top}'"
+    engine = f"sh -c 'ls $0 > /dev/null; stat -c %Y $0{top}; ls -A $0{top}'"
     script = 'for i in $(seq 8); do "$@" --name run$i > $OUT$i 2>&1 & done; wait'
     argv = Kopiatomic.argv("--mount-root", root, "-r", "-c", engine, top)
     command("bash", "-c", script, "bash", *argv, env={**kopiatomic.environment, "OUT": str(tmp_path / "out")})

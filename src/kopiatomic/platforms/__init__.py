@@ -26,6 +26,12 @@ class Built(Protocol):
     def engine_root(self) -> int | None:
         """A descriptor of the directory that the engine's root has to be; None where it stays."""
 
+    def watch(self, sources: Sequence[str]) -> Reading | None:
+        """From now on see which of the sources, as the program has their paths, are looked into; None: not on this system.
+
+        Called when nothing else looks into the view until the program runs. Raises OSError.
+        """
+
     def check(self) -> list[str]:
         """Compare every mount with the one that was made. Returns what is wrong, in words."""
 
@@ -34,6 +40,19 @@ class Built(Protocol):
 
         Raises KopiatomicError, OSError where that cannot be told.
         """
+
+
+class Reading(Protocol):
+    """Sees which sources are looked into while a program runs."""
+
+    def fileno(self) -> int:
+        """A descriptor that poll(2) finds readable (POLLIN) when there is something to follow."""
+
+    def follow(self) -> None:
+        """Follow it."""
+
+    def unread(self) -> tuple[str, ...]:
+        """The sources that nobody has looked into. Called once, last, before anything of ours looks into the view."""
 
 
 class Outside(Protocol):

@@ -241,6 +241,9 @@ class FreeBSDView:
         """What is mounted at the first of some places that has anything; None for the top itself."""
         return next((self._mounted[place] for place in directories if place in self._mounted), None)
 
+    def watch(self, _sources: Sequence[str]) -> None:
+        """This kernel tells nobody who looks into a directory (kqueue(2) tells of opened ones since 11.2, not of who lists)."""
+
     def check(self) -> list[str]:
         """Compare every mount with the one that was made. Returns what is wrong, in words."""
         problems: list[str] = []

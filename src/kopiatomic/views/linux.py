@@ -15,7 +15,7 @@ from typing import Self
 
 from kopiatomic.errors import KopiatomicError, concerns_all
 from kopiatomic.immutable import immutable
-from kopiatomic.system import btrfs, linux, mountinfo
+from kopiatomic.system import btrfs, inotify, linux, mountinfo
 from kopiatomic.text import printable
 from kopiatomic.views import (
     FILES,
@@ -112,6 +112,19 @@ class LinuxView:
     def engine_root(self) -> int | None:
         """A descriptor of the directory that the engine's root has to be; None where it stays."""
         return None
+
+    def watch(self, sources: Sequence[str]) -> inotify.Reading:
+        """See which of the sources are looked into from now on. Raises OSError."""
+        # The top is opened before it may be watched itself: what we look into would count.
+        with self.open_top() as top, inotify.watching() as reading:
+            for source in sources:
+                with closing(linux.open_beneath(top, relative(self.place_of(source)), PATH)) as directory:
+                    reading.add(source, directory)
+        return reading
+
+    def place_of(self, source: str) -> str:
+        """The place in the view of a source, whose path is the program's."""
+        raise NotImplementedError
 
     def mount_base(self) -> None:
         """Mount our tmpfs. Raises KopiatomicError."""

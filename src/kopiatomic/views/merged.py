@@ -13,6 +13,7 @@ from dataclasses import replace
 from kopiatomic.errors import KopiatomicError, place_needed
 from kopiatomic.filesystems import may_hang
 from kopiatomic.model import UNMOUNTED, VOLUMES
+from kopiatomic.paths import below
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.text import printable
 from kopiatomic.views import SCAFFOLD, Step, View
@@ -25,6 +26,10 @@ class MergedView(LinuxView):
     def top(self) -> str:
         """Our tmpfs, or what is mounted on it: the snapshot of the dataset at ``/``."""
         return self._base
+
+    def place_of(self, source: str) -> str:
+        """Its path below the top: the only source is that itself."""
+        return f"/{below(source, self._base)}"
 
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
