@@ -158,3 +158,12 @@ def place_needed(what: str, place: str) -> KopiatomicError:
         kind="same-place",
         hint=f"Rename {place}, or back up what has no place with a command of its own and --name.",
     )
+
+
+def pool_suspended(pool: str) -> KopiatomicError:
+    """A pool whose devices have failed: with failmode=wait whatever is asked of it waits for ever."""
+    return KopiatomicError(
+        f"the pool {printable(pool)} is suspended: its devices do not answer",
+        kind="pool-suspended",
+        hint=f"See 'zpool status {pool}'; when the devices are back, 'zpool clear {pool}'.",
+    )

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kopiatomic import zfs_listing
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.filesystems import LOCAL, may_hang
 from kopiatomic.immutable import immutable
@@ -139,7 +139,7 @@ def _require_answer(name: str, path: str, seen: Mapping[str, Mount]) -> None:
             hint="Only ZFS datasets and Btrfs subvolumes can be frozen; back this up with kopia directly.",
         )
     if mount.fstype == "zfs" and pools.suspended([mount.source.partition("/")[0].partition("@")[0]]):
-        raise zfs_listing.pool_suspended(mount.source.partition("/")[0])
+        raise pool_suspended(mount.source.partition("/")[0])
 
 
 # ZFS

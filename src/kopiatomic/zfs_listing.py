@@ -7,8 +7,10 @@ import os
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from kopiatomic.errors import KopiatomicError
+from kopiatomic import presence
+from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.facts import Setting, ZfsDataset, ZfsPool
+from kopiatomic.snapshots import zfs_get
 from kopiatomic.system import host, libzfs_core, process
 from kopiatomic.text import printable
 
@@ -70,9 +72,8 @@ def datasets(
             valued.append(name)
     if not everything:
         require(names, found, result)
-        if result.status != 0:
-            raise _failure(result)
-    elif result.status != 0 and not found:
+    if result.status != 0:
+        # What it has listed may be a part.
         raise _failure(result)
     return found, valued
 
@@ -88,8 +89,9 @@ def require(names: Collection[str], found: Collection[str], result: process.Fini
 def _odd_property(user_property: str, names: Iterable[str]) -> KopiatomicError:
     """``names``: whose it may be. Each is asked by itself, because the value can look as if it were another's."""
     for name in names:
-        value = run(["zfs", "get", "-H", "-o", "value", user_property, name]).stdout.removesuffix(b"\n")
-        if b"\t" in value or b"\n" in value:
+        result = run(["zfs", "get", "-H", "-o", "value", user_property, name])
+        value = result.stdout.removesuffix(b"\n")
+        if result.status == 0 and (b"\t" in value or b"\n" in value):
             return KopiatomicError(
                 f"the property {user_property} of {printable(name)} holds a tab or a newline",
                 kind="bad-property",
@@ -116,20 +118,38 @@ def _check_kind(name: str) -> None:
 def with_mountpoints(asked: Iterable[ZfsDataset]) -> dict[str, ZfsDataset]:
     """Datasets with their ``mountpoint`` property, as far as it says something: not for volumes and mere containers."""
     wanted = [dataset for dataset in asked if dataset.kind == "filesystem" and dataset.canmount != "off"]
-    values = [value for part in process.parts(d.name for d in wanted) for value in _mountpoints(part)]
-    return {d.name: replace(d, mountpoint=value) for d, value in zip(wanted, values, strict=True)}
+    values: dict[str, str] = {}
+    for part in process.parts(d.name for d in wanted):
+        values |= _mountpoints(part)
+    return {d.name: replace(d, mountpoint=values[d.name]) for d in wanted if d.name in values}
 
 
-def _mountpoints(names: list[str]) -> list[str]:
-    """The property may hold newlines, which ``zfs list`` prints raw: where the count of lines is off, halves are asked for."""
-    result = run(["zfs", "list", "-H", "-t", "filesystem", "-o", "mountpoint", "--", *names])
-    if len(names) == 1:
-        return [result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")]
-    values = _lines(result)
-    if len(values) == len(names):
-        return values
-    middle = len(names) // 2
-    return _mountpoints(names[:middle]) + _mountpoints(names[middle:])
+def _mountpoints(names: list[str]) -> dict[str, str]:
+    """The property of those of the datasets that exist still. Raises KopiatomicError.
+
+    It may hold tabs and newlines, which ``zfs list`` prints raw, and so what looks like other datasets' lines. The name behind it
+    shows that, as in :func:`datasets`: whose it is, is found by halves, and one alone is asked for without its name.
+    """
+    alone = len(names) == 1
+    columns = "mountpoint" if alone else "name,mountpoint,name"
+    result = run(["zfs", "list", "-H", "-t", "filesystem", "-o", columns, "--", *names])
+    found: dict[str, str] = {}
+    if alone and result.status == 0:
+        found[names[0]] = result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")
+    for line in () if alone else _lines(result):
+        fields = line.split("\t")
+        if len(fields) != 3 or fields[0] != fields[2] or fields[0] in found:
+            middle = len(names) // 2
+            return _mountpoints(names[:middle]) | _mountpoints(names[middle:])
+        found[fields[0]] = fields[1]
+    _require_known(names, found, result)
+    return found
+
+
+def _require_known(names: Iterable[str], found: Collection[str], result: process.Finished) -> None:
+    """Refuse an answer that leaves names out that are not certain to be gone. Raises KopiatomicError."""
+    if set(names) - set(found) - zfs_get.gone(result):
+        raise _failure(result)
 
 
 def settings(names: Sequence[str], user_property: str) -> dict[str, Setting]:
@@ -142,12 +162,14 @@ def settings(names: Sequence[str], user_property: str) -> dict[str, Setting]:
     while waiting:
         argv = ["zfs", "get", "-H", "-t", "filesystem,volume", "-o", "source,name,value", user_property]
         for part in process.parts(waiting):
-            for line in _lines(run([*argv, *part])):
+            result = run([*argv, *part])
+            for line in _lines(result):
                 fields = line.split("\t")
                 if len(fields) != 3:
                     raise _odd_property(user_property, part)
                 source, name, value = fields
                 found[name] = Setting(value, source)
+            _require_known(part, found, result)
         above = {
             s.source.removeprefix("inherited from ") for s in found.values() if s.source.startswith("inherited from ")
         }
@@ -176,6 +198,8 @@ def _missing(name: str, result: process.Finished) -> KopiatomicError:
     if f"cannot open '{name}'" not in result.errors:
         return _failure(result)
     everything = run(["zfs", "list", "-H", "-t", "filesystem", "-o", "name"])
+    if everything.status != 0:
+        return _failure(everything)
     known = everything.stdout.decode("utf-8", "surrogateescape").splitlines()
     if not known:
         return _no_pools()
@@ -183,20 +207,11 @@ def _missing(name: str, result: process.Finished) -> KopiatomicError:
     last = name.rpartition("/")[2]
     near += [k for k in known if k.rpartition("/")[2] == last and k not in near][:3]
     hint = "Did you mean " + " or ".join(near) + "?" if near else "'zfs list' shows the datasets there are."
-    if os.path.exists(name):
+    if presence.exists(name):
         hint += f" To name the directory, write ./{printable(name)}"
     if "invalid" in result.errors:
         return KopiatomicError(f"{printable(name)} is not a valid dataset name", kind="no-such-dataset", hint=hint)
     return KopiatomicError(f"no such dataset: {printable(name)}", kind="no-such-dataset", hint=hint)
-
-
-def pool_suspended(pool: str) -> KopiatomicError:
-    """A pool whose devices have failed: with failmode=wait whatever is asked of it waits for ever."""
-    return KopiatomicError(
-        f"the pool {printable(pool)} is suspended: its devices do not answer",
-        kind="pool-suspended",
-        hint=f"See 'zpool status {pool}'; when the devices are back, 'zpool clear {pool}'.",
-    )
 
 
 def _no_pools() -> KopiatomicError:

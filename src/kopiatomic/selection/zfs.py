@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 
 from kopiatomic import patterns
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.facts import ZfsDataset
 from kopiatomic.model import UNMOUNTED, VOLUMES, Dataset, Judged, Taken, Verdict
 from kopiatomic.paths import below, is_at_or_below
@@ -18,7 +18,6 @@ from kopiatomic.request import is_path
 from kopiatomic.selection import Ask, Selection, described
 from kopiatomic.system.mountinfo import Mount, holder, parents
 from kopiatomic.text import printable
-from kopiatomic.zfs_listing import pool_suspended
 
 MAX_NAME = 255
 """The longest name of a ZFS snapshot, dataset's name included (ZFS_MAX_DATASET_NAME_LEN - 1)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -292,7 +291,7 @@ def look(names: Sequence[str]) -> dict[str, Seen]:
             result, found = _get(part, _NUMBERS)
             assert found is not None
         fields |= found
-        gone |= {text.group(1) for text in _GONE.finditer(result.stderr.decode("utf-8", "surrogateescape"))}
+        gone |= zfs_get.gone(result)
         if unknown := set(part) - fields.keys() - gone:
             raise KopiatomicError(
                 f"it cannot be told whether the snapshot {printable(min(unknown))} exists: "
@@ -338,6 +337,3 @@ def _sizes(names: Sequence[str]) -> dict[str, int]:
             f"the size of the volume {printable(min(unknown).partition('@')[0])} cannot be read", kind="zfs-look"
         )
     return sizes
-
-
-_GONE = re.compile(r"^cannot open '(.*)': dataset does not exist$", re.MULTILINE)

@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from kopiatomic import ownership
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.model import Intent, Leftover
 from kopiatomic.ownership import TAG
 from kopiatomic.snapshots import zfs
 from kopiatomic.snapshots.zfs import Seen
 from kopiatomic.system import host, libzfs_core, pools, process
 from kopiatomic.text import ended, printable
-from kopiatomic.zfs_listing import pool_suspended
 
 KIND = "zfs-snapshot"
 _LIST_TIMEOUT = 300.0
@@ -65,12 +64,14 @@ def _leftover(run_id: str, pool: str, name: str, proof: str, *, held: bool) -> L
     return Leftover(run_id, KIND, pool, name, proof, zfs.destroy_command(name, held=held))
 
 
-def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool], _problems: list[str]) -> list[Leftover]:
+def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool], problems: list[str]) -> list[Leftover]:
     """Snapshots of dead runs of this host in these pools (None: in all), on record or not. Raises KopiatomicError."""
     if names is None and not host.here().has_zfs():
         # Without the kernel's module there is no pool.
         return []
     libzfs_core.prepare()
+    # zfs leaves them out without a word.
+    problems += [pool_suspended(pool).message for pool in pools.suspended(names or host.here().pools() or ())]
     result = process.run(
         ["zfs", "list", "-H", "-t", "snapshot", "-o", "name", "-s", "name", *(["-r", "--", *names] if names else [])],
         timeout=_LIST_TIMEOUT,

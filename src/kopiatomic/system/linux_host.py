@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.system.mountinfo import Mount
@@ -58,22 +59,19 @@ class LinuxHost:
 
     def has_zfs(self) -> bool:
         """Whether its module is loaded."""
-        return os.path.isdir("/sys/module/zfs")
+        return presence.is_directory("/sys/module/zfs")
 
     def pools(self) -> list[str] | None:
         """Those with a folder."""
-        try:
-            return sorted(entry.parent.name for entry in KSTAT.glob("*/state"))
-        except OSError:
-            return []
+        return sorted(name for name in presence.names(str(KSTAT)) if presence.exists(str(KSTAT / name / "state")))
 
     def pool_state(self, pool: str) -> str | None:
         """What stands in its file."""
         try:
             return (KSTAT / pool / "state").read_text().strip()
-        except OSError:
+        except OSError as error:
             # A pool whose state cannot be read may be imported all the same.
-            return "" if (KSTAT / pool).is_dir() else None
+            return None if presence.absent(error) and not presence.exists(str(KSTAT / pool)) else ""
 
     def watch(self, pid: int) -> int:
         """A pidfd."""
