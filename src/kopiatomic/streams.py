@@ -13,7 +13,7 @@ from typing import Protocol
 
 from kopiatomic import launcher
 from kopiatomic.system import signals
-from kopiatomic.system.terminal import Terminal, is_same
+from kopiatomic.system.terminal import Screen, Terminal, is_same
 
 _READ = 1 << 16
 
@@ -103,8 +103,8 @@ class Callers:
     pipeline that we write to, or the shell that has us in the background. Then the command begins in the background of its
     terminal, and the kernel stops it when it wants the keyboard.
 
-    ``owner`` is who else has to be able to open that terminal; ``say`` takes a line for the user; ``started`` hears of the
-    command's start.
+    ``owner`` is the other user that the command runs as, if there is one: that user must be able to open the terminal, and
+    gets no descriptor of a terminal of the caller's. ``say`` takes a line for the user; ``started`` hears of the command's start.
     """
 
     def __init__(
@@ -115,6 +115,8 @@ class Callers:
         self._started = started
         self._terminal: Terminal | None = None
         self._own: set[int] = set()
+        self._screens: dict[int, Screen] = {}
+        """What stands for terminals of the caller's, by the descriptors that it replaces."""
         self._signals: list[int] = []
         self.foreground = False
         """Whether the command has the keyboard."""
@@ -125,11 +127,25 @@ class Callers:
             self._terminal = Terminal(0, owner=self._owner, shared=_is_pipe(1))
             self.foreground = self._terminal.in_foreground() and not _is_pipe(1)
         self._own = {fd for fd in (0, 1, 2) if self._terminal is None or not is_same(fd, 0)}
+        if self._owner is not None:
+            self._replace_terminals(self._owner)
         stdin, stdout, stderr = (self._copy(fd) for fd in (0, 1, 2))
         terminal = None if self._terminal is None else _copy(self._terminal.theirs)
         return launcher.Streams(stdin, stdout, stderr, terminal)
 
+    def _replace_terminals(self, owner: int) -> None:
+        for fd in self._own & {1, 2}:
+            if os.isatty(fd):
+                same = next((screen for other, screen in self._screens.items() if is_same(other, fd)), None)
+                self._screens[fd] = same or Screen(fd, owner=owner)
+
+    @property
+    def _all_screens(self) -> list[Screen]:
+        return list(dict.fromkeys(self._screens.values()))
+
     def _copy(self, fd: int) -> int:
+        if fd in self._screens:
+            return _copy(self._screens[fd].theirs)
         return _copy(fd if fd in self._own or self._terminal is None else self._terminal.theirs)
 
     @contextmanager
@@ -143,11 +159,13 @@ class Callers:
         with signals.noted(signal.SIGTSTP, signal.SIGCONT, signal.SIGWINCH) as self._signals:
             if self._terminal is None:
                 yield
-                return
-            with self._terminal.restored():
-                self._terminal.attach(keyboard=self.foreground)
-                yield
-                self._terminal.drain()
+            else:
+                with self._terminal.restored():
+                    self._terminal.attach(keyboard=self.foreground)
+                    yield
+                    self._terminal.drain()
+            for screen in self._all_screens:
+                screen.drain()
 
     @property
     def unfinished(self) -> bool:
@@ -155,11 +173,18 @@ class Callers:
         return False
 
     def interests(self) -> Mapping[int, int]:
-        """The terminal's."""
-        return self._terminal.interests() if self._terminal else {}
+        """The terminal's, and those of what stands for others."""
+        found = dict(self._terminal.interests()) if self._terminal else {}
+        for screen in self._all_screens:
+            found |= screen.interests()
+        return found
 
     def handle(self, fd: int, events: int, /) -> None:
         """Relay."""
+        for screen in self._all_screens:
+            if fd in screen.interests():
+                screen.handle(fd)
+                return
         assert self._terminal is not None
         self._terminal.handle(fd, events)
 
@@ -217,6 +242,8 @@ class Callers:
         """Close what is ours of the terminal."""
         if self._terminal is not None:
             self._terminal.close()
+        for screen in self._all_screens:
+            screen.close()
 
 
 def _copy(fd: int) -> int:

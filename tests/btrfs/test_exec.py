@@ -435,6 +435,33 @@ def test_a_user_reads_the_lists_of_the_run(execute: Exec, data: Path) -> None:
     assert (ended.returncode, ended.stdout) == (0, f"{data}\0"), str(ended)
 
 
+KEYS = """
+import ctypes, os, sys
+KEYCTL, ADD_KEY, JOIN, READ = {numbers}
+libc = ctypes.CDLL(None)
+if sys.argv[1] == "read":
+    room = ctypes.create_string_buffer(64)
+    print(room.value.decode() if libc.syscall(KEYCTL, READ, int(sys.argv[2]), room, 64) > 0 else "refused")
+else:
+    libc.syscall(KEYCTL, JOIN, None)
+    key = libc.syscall(ADD_KEY, b"user", b"of the test", b"of root", 7, -3)
+    os.execvp(sys.argv[2], [*sys.argv[2:], str(key)])
+"""
+
+
+def test_a_user_does_not_have_the_callers_keys(kopiatomic: Kopiatomic, data: Path, tmp_path: Path) -> None:
+    """The caller's session keyring holds what a filesystem or a network mount is unlocked with."""
+    machine = os.uname().machine
+    if machine not in {"x86_64", "aarch64"}:
+        pytest.skip("the numbers of the calls are not known to the test")
+    numbers = (250, 248, 1, 11) if machine == "x86_64" else (219, 217, 1, 11)
+    script = KEYS.replace("{numbers}", str(numbers))
+    for user, shown in ((("--user", "games"), "refused\n"), ((), "of root\n")):
+        argv = kopiatomic.argv("exec", *user, data, "--", "/usr/bin/python3", "-c", script, "read")
+        ended = command(sys.executable, "-c", script, "run", *argv, env=kopiatomic.environment, cwd="/", check=False)
+        assert ended.stdout == shown, str(ended)
+
+
 @pytest.mark.parametrize("name", ["no-such-user", "4000000", "99999999999999999999", ""])
 def test_an_unknown_user_is_refused_before_anything_is_made(name: str, kopiatomic: Kopiatomic, data: Path) -> None:
     ended = kopiatomic("exec", "--user", name, data, "--", "true")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -372,3 +373,27 @@ def test_a_user_may_open_the_terminal(started: Start, data: Path, monkeypatch: p
     with started("exec", "--user", "nobody", data, "--", "sh", "-c", "id -un; echo opened > $(tty)") as program:
         program.shows("nobody\r\nopened\r\n")
         in_the_end(program, 0)
+
+
+SHOWN = "for fd in 0 1 2; do readlink /proc/self/fd/$fd; done; echo typed >&2; id -un > /dev/stdout; "
+
+
+@pytest.mark.parametrize("streams", ["input from a file", "errors elsewhere"])
+def test_a_user_gets_no_descriptor_of_the_callers_terminal(
+    streams: str, kopiatomic: Kopiatomic, data: Path, tmp_path: Path, leftovers: Leftovers
+) -> None:
+    """What is written is shown there all the same."""
+    other = Terminal()
+    redirected = "< /dev/null" if streams == "input from a file" else f"2> {other.name}"
+    command = shlex.join(kopiatomic.argv("exec", "--user", "nobody", data, "--", "sh", "-c", SHOWN + "seq 2000"))
+    with session(["sh", "-c", f"cd /; exec {command} {redirected}"], dict(kopiatomic.environment)) as program:
+        shown = program.shows(r"(?s).*\b2000\r\n")[0] if streams == "input from a file" else ""
+        in_the_end(program, 0)
+    shown = shown or program.terminal.seen()
+    links = re.findall(r"^(/dev/\S+|pipe:\S+)\r$", shown, re.MULTILINE)
+    assert len(links) == 3, shown
+    assert "nobody\r\n" in shown
+    assert [link for link in links if link in {program.terminal.name, other.name}] == []
+    assert "typed\r\n" in (shown if streams == "input from a file" else other.seen())
+    assert re.findall(r"\d+(?=\r\n)", shown)[-2000:] == [str(number) for number in range(1, 2001)]
+    assert leftovers(Path("/frozen"), within=5) == []

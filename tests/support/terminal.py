@@ -13,14 +13,14 @@ class Terminal:
 
     def __init__(self) -> None:
         self.keyboard, self._theirs = os.openpty()
-        self._name = os.ttyname(self._theirs)
+        self.name = os.ttyname(self._theirs)
         os.set_blocking(self.keyboard, False)
         self._seen = bytearray()
 
     def become(self) -> None:
         """In the new process, which leads its session: this is its terminal, and it is in the foreground."""
         # By its name: a fork may have closed what it inherited.
-        theirs = os.open(self._name, os.O_RDWR)
+        theirs = os.open(self.name, os.O_RDWR)
         fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
         for fd in (0, 1, 2):
             os.dup2(theirs, fd)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import sys
 from functools import cache
+from types import MappingProxyType
 
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
@@ -39,6 +41,14 @@ _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
+_SYS_KEYCTL = MappingProxyType(
+    {"x86_64": 250, "aarch64": 219, "riscv64": 219, "loongarch64": 219, "ppc64le": 271, "s390x": 280}
+    if sys.maxsize > 1 << 32
+    else {"x86_64": 288, "i686": 288, "i586": 288, "aarch64": 311, "armv8l": 311, "armv7l": 311, "armv6l": 311}
+)
+"""By machine, for programs of 64 and of 32 bits (arch/*/kernel/syscalls/syscall.tbl)."""
+
+_KEYCTL_JOIN_SESSION_KEYRING = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
@@ -161,6 +171,21 @@ def drop_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     if _libc().capset(header, (ctypes.c_uint32 * 6)()) != 0:
         raise _failed()
+
+
+def new_session_keyring() -> None:
+    """Leave the inherited session keyring behind: whoever has it can read its keys, whatever their owner.
+
+    Raises OSError. Where the kernel has no keyrings, or a seccomp filter refuses the call to us and so to all that we start,
+    there is nothing to leave.
+    """
+    number = _SYS_KEYCTL.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, f"the number of keyctl(2) on {os.uname().machine} is not known")
+    if _libc().syscall(number, _KEYCTL_JOIN_SESSION_KEYRING, None) < 0:
+        error = _failed()
+        if error.errno not in {errno.ENOSYS, errno.EPERM}:
+            raise error
 
 
 def adopt_orphans(*, adopt: bool) -> None:

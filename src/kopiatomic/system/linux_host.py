@@ -90,7 +90,8 @@ class LinuxHost:
         return map(int, os.listdir("/proc/self/fd"))
 
     def become(self, uid: int, gid: int, groups: Sequence[int]) -> None:
-        """Without any capability."""
+        """Without any capability, and without root's keys."""
+        linux.new_session_keyring()
         linux.drop_bounding_capabilities()
         os.setgroups(groups)
         os.setresgid(gid, gid, gid)

@@ -160,24 +160,82 @@ class Terminal:
 
     def _flush(self) -> bool:
         """Show what is waiting for that; returns whether it could be."""
-        poll = select.poll()
-        poll.register(self._callers, select.POLLOUT)
-        while self._to_caller:
-            if not poll.poll(_PATIENCE * 1000):
-                return False
-            try:
-                self._to_caller = self._to_caller[os.write(self._callers, self._to_caller) :]
-            except BlockingIOError:
-                continue
-            except OSError:
-                return False
-        return True
+        self._to_caller = _show(self._callers, self._to_caller)
+        return not self._to_caller
 
     def close(self) -> None:
         """Close all descriptors, here or in a fork."""
         for fd in (self._callers, self.theirs, -1 if self._gone else self._ours):
             if fd >= 0:
                 os.close(fd)
+
+
+class Screen:
+    """A terminal of the caller's that a program may write to, and do nothing else with: the program gets a pipe.
+
+    With a descriptor of the terminal itself it could read what is typed and, on many kernels, type (TIOCSTI). ``owner`` is the
+    user that must be able to open the pipe by its name.
+    """
+
+    def __init__(self, fd: int, *, owner: int) -> None:
+        self._screen = host.here().open_again(fd, os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        self._written, self.theirs = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self._written, False)
+        os.fchown(self.theirs, owner, -1)
+        self._data = b""
+        self._gone = False
+
+    def interests(self) -> Mapping[int, int]:
+        """What to watch: nothing is taken that the terminal has no room for."""
+        if self._gone:
+            return {}
+        return {self._screen: select.POLLOUT} if self._data else {self._written: select.POLLIN}
+
+    def handle(self, fd: int) -> None:
+        """Pass on what there is."""
+        try:
+            if fd == self._screen:
+                self._data = self._data[os.write(fd, self._data) :]
+            else:
+                self._data = os.read(fd, _PIECE)
+                self._gone = not self._data
+        except BlockingIOError:
+            return
+        except OSError:
+            # The terminal is gone: whoever writes on is told by SIGPIPE.
+            self._gone = True
+            os.close(self._written)
+            self._written = -1
+
+    def drain(self) -> None:
+        """Show what the program, which has ended, has written by now."""
+        while not self._gone:
+            self._data = _show(self._screen, self._data)
+            if self._data:
+                return
+            self.handle(self._written)
+            if not self._data:
+                return
+
+    def close(self) -> None:
+        """Close all descriptors, here or in a fork."""
+        for fd in (self._screen, self.theirs, self._written):
+            if fd >= 0:
+                os.close(fd)
+
+
+def _show(fd: int, data: bytes) -> bytes:
+    """Write to a terminal, with some patience; returns what it did not take."""
+    poll = select.poll()
+    poll.register(fd, select.POLLOUT)
+    while data and poll.poll(_PATIENCE * 1000):
+        try:
+            data = data[os.write(fd, data) :]
+        except BlockingIOError:
+            continue
+        except OSError:
+            break
+    return data
 
 
 def _raw(mode: list[Any], *, output: bool) -> list[Any]:
