@@ -20,7 +20,7 @@ from kopiatomic.output.console import Console
 from kopiatomic.output.summary import duration
 from kopiatomic.records import Records, RunRecord
 from kopiatomic.report import Report
-from kopiatomic.schedules import Schedule, Scheduler, environment, files, lateness, trust
+from kopiatomic.schedules import Schedule, Scheduler, environment, files, lateness, started, trust
 from kopiatomic.schedules import check_name as check_schedule_name
 from kopiatomic.schedules.files import State
 from kopiatomic.system import clock
@@ -58,13 +58,15 @@ def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int
     """Have the system make this backup at these times; returns the exit code."""
 
     def run() -> int:
-        schedule = _schedule(wanted, place)
+        schedule, unsure = _schedule(wanted, place)
         scheduler = place.scheduler
         found = [(file, files.state(file)) for file in scheduler.files(schedule)]
         for file, state in found:
             if state is not State.SAME:
                 console.result(f"{file.path} ({state.value}):")
                 console.verbatim("\n".join(f"  {line}" for line in file.content.splitlines()))
+        for text in unsure:
+            console.warning(text)
         if all(state is State.SAME for _, state in found):
             console.result(f"The files of {schedule.name} are as they should be.")
         else:
@@ -81,8 +83,8 @@ def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int
     return _told(run, console)
 
 
-def _schedule(wanted: Wanted, place: Place) -> Schedule:
-    """What is to be installed. Raises KopiatomicError, UsageError."""
+def _schedule(wanted: Wanted, place: Place) -> tuple[Schedule, list[str]]:
+    """What is to be installed, and what cannot be judged of it. Raises KopiatomicError, UsageError."""
     check_schedule_name(wanted.name)
     _check_words(wanted, place.scheduler)
     options = wanted.options
@@ -94,6 +96,7 @@ def _schedule(wanted: Wanted, place: Place) -> Schedule:
     home = pwd.getpwuid(0).pw_dir
     variables = environment.of(options, place.caller, home, wanted.credentials, top=place.top)
     environment.check_no_secrets(variables, place.scheduler)
+    unsure = started.check(options, variables, top=place.top)
     schedule = Schedule(
         name=wanted.name,
         calendar=calendar.text,
@@ -106,7 +109,7 @@ def _schedule(wanted: Wanted, place: Place) -> Schedule:
         end_timeout=_end_timeout(options),
     )
     place.scheduler.check(schedule)
-    return schedule
+    return schedule, unsure
 
 
 def _check_words(wanted: Wanted, scheduler: Scheduler) -> None:

@@ -458,7 +458,9 @@ def test_a_user_does_not_have_the_callers_keys(kopiatomic: Kopiatomic, data: Pat
     script = KEYS.replace("{numbers}", str(numbers))
     for user, shown in ((("--user", "games"), "refused\n"), ((), "of root\n")):
         argv = kopiatomic.argv("exec", *user, data, "--", "/usr/bin/python3", "-c", script, "read")
-        ended = command(sys.executable, "-c", script, "run", *argv, env=kopiatomic.environment, cwd="/", check=False)
+        ended = command(
+            sys.executable, "-c", script, "run", *argv, env=kopiatomic.environment, cwd=Path("/"), check=False
+        )
         assert ended.stdout == shown, str(ended)
 
 

@@ -17,6 +17,7 @@ from kopiatomic.schedules import (
     Scheduler,
     environment,
     files,
+    started,
     systemd,
     trust,
 )
@@ -218,6 +219,148 @@ def test_its_python_and_what_that_imports_are_looked_at(
     python.chmod(0o777)
     monkeypatch.setattr(sys, "executable", str(python))
     assert "its Python" in error_of(lambda: trust.installed(str(installation), top=str(tmp_path))).message
+
+
+@pytest.mark.parametrize("what", ["module", "package", "in a package", "compiled", "path file", "linked"])
+def test_whatever_its_python_may_import_is_looked_at(
+    what: str, installation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "packages"
+    for path in ("one/__pycache__", "other", "no-package"):
+        (folder / path).mkdir(parents=True)
+    paths = {
+        "module": "module.py",
+        "package": "one",
+        "in a package": "one/module.py",
+        "compiled": "one/__pycache__/module.pyc",
+        "path file": "x.pth",
+        "linked": "elsewhere",
+    }
+    for path in ("module.py", "one/__init__.py", "one/module.py", "one/__pycache__/module.pyc", "x.pth", "notes.txt"):
+        (folder / path).touch()
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "one" / "loop").symlink_to(folder / "one")
+    (folder / "one" / "nowhere.py").symlink_to("nowhere")
+    monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
+    # None of these is ever imported.
+    os.chown(folder / "notes.txt", 12345, 0)
+    os.chown(folder / "no-package", 12345, 0)
+    trust.installed(str(installation), top=str(tmp_path))
+    found = tmp_path / paths[what] if what == "linked" else folder / paths[what]
+    os.chown(found, 12345, 0)
+    error = error_of(lambda: trust.installed(str(installation), top=str(tmp_path)))
+    assert (error.kind, f"user 12345 can change {found}" in error.message) == ("not-roots-alone", True)
+
+
+# What its words and variables name
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Path:
+    """A program of somebody else's."""
+    program = tmp_path / "evil"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    os.chown(program, 12345, 0)
+    return program
+
+
+def judged(tmp_path: Path, variables: dict[str, str] | None = None, **options: Any) -> list[str]:
+    """What is said; only what lies below ``tmp_path`` is looked at."""
+    return started.check(Options(**options), {"PATH": environment.PATH, **(variables or {})}, top=str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "EVIL",
+        "cd / && EVIL -x",
+        "true; A=b EVIL",
+        "if true; then EVIL; fi",
+        "! EVIL | cat",
+        "(EVIL) > /dev/null 2>&1",
+        "x=$(EVIL)",
+        "nice -n 10 EVIL",
+        "env A=b timeout 10s EVIL",
+        "sh EVIL",
+        ". EVIL",
+        "sh -c 'true; EVIL'",
+        "flock /run/lock EVIL",
+        "true\nEVIL\n",
+        "find /x -exec EVIL {} +",
+    ],
+)
+def test_a_program_in_a_hook_that_others_can_change_is_refused(line: str, evil: Path, tmp_path: Path) -> None:
+    found = line.replace("EVIL", str(evil))
+    for call in (lambda: judged(tmp_path, pre_hook=found), lambda: judged(tmp_path, post_hook=found)):
+        error = error_of(call)
+        assert (error.kind, str(evil) in error.message) == ("not-roots-alone", True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pg_dump() { true; }; cd /var/backups || exit 1",
+        "for x in a b; do echo $x; done; case x in x) true ;; esac",
+        "cat DATA > DATA",
+        "systemctl stop postgresql && sync # not EVIL at all",
+    ],
+)
+def test_a_line_that_runs_nothing_of_others_is_not_refused(line: str, evil: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.touch()
+    os.chown(data, 12345, 0)
+    judged(tmp_path, pre_hook=line.replace("DATA", str(data)).replace("EVIL", str(evil)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["$HOME/x", "./x", "nosuchprogram", "sudo -u ann EVIL", "ssh host EVIL", "echo `EVIL`", 'echo "', "cat DATA"],
+)
+def test_what_cannot_be_judged_is_said_and_not_refused(line: str, evil: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.touch()
+    os.chown(data, 12345, 0)
+    (said,) = judged(tmp_path, pre_hook=line.replace("DATA", str(data)).replace("EVIL", str(evil)))
+    assert said.startswith("whether root alone can change all that -p runs cannot be judged: ")
+    assert judged(tmp_path, pre_hook="true; cp -p /etc/hostname /tmp/x; echo done") == []
+
+
+@pytest.mark.parametrize("name", ["RESTIC_PASSWORD_COMMAND", "BORG_PASSCOMMAND", "BORG_RSH", "RCLONE_PASSWORD_COMMAND"])
+def test_a_command_in_a_variable_is_looked_at(name: str, evil: Path, tmp_path: Path) -> None:
+    assert error_of(lambda: judged(tmp_path, {name: f"{evil} -x"})).kind == "not-roots-alone"
+    assert error_of(lambda: judged(tmp_path, {name: f"sh -c '{evil}'"})).kind == "not-roots-alone"
+    assert judged(tmp_path, {name: "cat /root/pw"}) == []
+
+
+@pytest.mark.parametrize("name", ["KOPIA_CONFIG_PATH", "RESTIC_PASSWORD_FILE", "BORG_KEY_FILE", "RCLONE_CONFIG"])
+def test_a_configuration_that_others_can_change_is_refused(name: str, evil: Path, tmp_path: Path) -> None:
+    error = error_of(lambda: judged(tmp_path, {name: str(evil)}))
+    assert (error.kind, f"what {name} names" in error.message) == ("not-roots-alone", True)
+    assert judged(tmp_path, {name: str(tmp_path / "not-there-yet")}) == []
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [
+        ("restic", "--password-command='EVIL x'"),
+        ("restic", "-o sftp.command='EVIL -s'"),
+        ("borg", "--rsh 'EVIL -i key'"),
+        (None, "EVIL"),
+    ],
+)
+def test_a_command_among_the_options_is_looked_at(engine: str | None, words: str, evil: Path, tmp_path: Path) -> None:
+    command = "tar -c" if engine is None else None
+    wanted = words.replace("EVIL", str(evil))
+    error = error_of(lambda: judged(tmp_path, engine=engine, command=command, options=wanted))
+    assert error.kind == "not-roots-alone"
+
+
+def test_nobody_is_told_to_take_a_folder_from_everybody(tmp_path: Path) -> None:
+    error = error_of(lambda: trust.check("/var/tmp", "the program"))
+    assert "chown" not in str(error.hint)
+    assert "chmod" not in str(error.hint)
 
 
 def test_the_folders_of_the_system_itself_are_looked_at() -> None:

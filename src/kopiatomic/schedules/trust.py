@@ -10,12 +10,17 @@ import stat
 import sys
 from collections.abc import Iterator, Sequence
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.paths import is_at_or_below
 from kopiatomic.text import printable
 
 _LINKS = 40
 """How many symbolic links the kernel follows in one path (path_resolution(7))."""
+
+_IMPORTS = "what its Python imports from"
+_IMPORTED = (".py", ".pyc", ".so", ".pth", ".zip", ".egg")
+"""How the files end that Python imports, or reads when it starts."""
 
 
 def installed(argv0: str, *, top: str = "/") -> tuple[str, str]:
@@ -34,27 +39,69 @@ def installed(argv0: str, *, top: str = "/") -> tuple[str, str]:
     check(program, "the program", top=top)
     check(sys.executable, "its Python", top=top)
     for path in sys.path:
-        if path and os.path.exists(path):
-            check(path, "what its Python imports from", top=top)
+        if path and presence.exists(path):
+            check(path, _IMPORTS, top=top)
+            _check_inside(path, top)
     return sys.executable, program
+
+
+def _check_inside(folder: str, top: str) -> None:
+    """Refuse a package or module, or a ``.pth`` file, that somebody else can change. Raises KopiatomicError."""
+    folders, known = [folder], {os.path.realpath(folder)}
+    while folders:
+        try:
+            with os.scandir(folders.pop()) as entries:
+                found = list(entries)
+            for entry in found:
+                is_folder = entry.is_dir()
+                if not (entry.name.isidentifier() if is_folder else entry.name.endswith(_IMPORTED)):
+                    continue
+                if entry.is_symlink():
+                    if not presence.exists(entry.path):
+                        continue
+                    check(entry.path, _IMPORTS, top=top)
+                else:
+                    _refuse(entry.path, entry.path, _IMPORTS, top)
+                real = os.path.realpath(entry.path)
+                if is_folder and real not in known and (entry.name == "__pycache__" or _is_package(real)):
+                    known.add(real)
+                    folders.append(real)
+        except NotADirectoryError:
+            # An archive of modules.
+            continue
+        except OSError as error:
+            raise _unseen(_IMPORTS, error.filename or folder, error) from None
+
+
+def _is_package(folder: str) -> bool:
+    return any(entry.startswith("__init__.") for entry in os.listdir(folder))
 
 
 def check(path: str, what: str, *, top: str = "/") -> None:
     """Refuse a path which somebody else than root can write to, at its end or on the way to it. Raises KopiatomicError."""
     try:
         for step in _steps(path):
-            who = _writers(os.lstat(step))
-            if who and is_at_or_below(step, top):
-                raise KopiatomicError(
-                    f"{what} {printable(path)} would run as root, and {who} can change {printable(step)}",
-                    kind="not-roots-alone",
-                    hint=f"Install it where root alone can write, or: chown root: {printable(step)}; "
-                    f"chmod go-w {printable(step)}",
-                )
+            _refuse(step, path, what, top)
     except OSError as error:
+        raise _unseen(what, path, error) from None
+
+
+def _refuse(step: str, path: str, what: str, top: str) -> None:
+    """Refuse one step of a path which somebody else can write to. Raises KopiatomicError, OSError."""
+    status = os.lstat(step)
+    who = _writers(status)
+    if who and is_at_or_below(step, top):
+        mend = f", or: chown root: {printable(step)}; chmod go-w {printable(step)}"
         raise KopiatomicError(
-            f"{what} {printable(path)} cannot be looked at: {error.strerror}", kind="not-roots-alone"
-        ) from None
+            f"{what} {printable(path)} is used by root, and {who} can change {printable(step)}",
+            kind="not-roots-alone",
+            # A folder that everybody is meant to write to stays one.
+            hint=f"Install it where root alone can write{'' if status.st_mode & stat.S_ISVTX else mend}",
+        )
+
+
+def _unseen(what: str, path: str, error: OSError) -> KopiatomicError:
+    return KopiatomicError(f"{what} {printable(path)} cannot be looked at: {error.strerror}", kind="not-roots-alone")
 
 
 def _steps(path: str) -> Iterator[str]:

@@ -1,0 +1,218 @@
+"""What else a schedule has root start or read: what its shell lines, its command and its variables name.
+
+Whatever of that others can change is refused, since they would run commands as root. What cannot be judged is said.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+
+from kopiatomic import presence
+from kopiatomic.engines import program
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.options import Options, words
+from kopiatomic.schedules import trust
+from kopiatomic.text import first_few, printable
+
+_OPERATORS = ";&|()<>\n"
+_KEYWORDS = frozenset({"if", "then", "elif", "else", "while", "until", "do", "{", "!", "time"})
+_NO_COMMAND = frozenset({"for", "case", "select", "function", "fi", "done", "esac", "}", "in"})
+_BUILTINS = frozenset(
+    {":", "[", "alias", "break", "cd", "continue", "echo", "eval", "exit", "export", "false", "getopts", "hash", "jobs"}
+    | {"kill", "let", "local", "printf", "pwd", "read", "readonly", "return", "set", "shift", "test", "times", "trap"}
+    | {"true", "type", "ulimit", "umask", "unset", "wait"}
+)
+_WRAPPERS = frozenset({"command", "env", "exec", "ionice", "nice", "nohup", "setsid", "stdbuf", "timeout", "xargs"})
+"""They start what their arguments name."""
+
+_ELSEWHERE = frozenset(
+    {"chroot", "docker", "doas", "jexec", "lxc", "machinectl", "podman", "runuser", "setpriv", "ssh", "su", "sudo"}
+)
+"""They start it as somebody else, or where paths mean something else."""
+
+_SHELLS = frozenset({"ash", "bash", "dash", "ksh", "sh", "zsh"})
+_INTERPRETERS = _SHELLS | {".", "source", "awk", "node", "perl", "php", "python", "python3", "ruby", "Rscript"}
+"""They run the file that their first argument names."""
+
+_RUN = re.compile(r"(?:COMMAND|_RSH)$")
+"""Variables that hold a command line: RESTIC_PASSWORD_COMMAND, BORG_PASSCOMMAND, BORG_RSH."""
+
+_READ = re.compile(r"(?:_FILE|_PATH|_CONFIG|XDG_CONFIG_HOME|BORG_(?:BASE|CONFIG|KEYS|SECURITY)_DIR)$")
+"""Variables that hold where a configuration, a key or a secret is. A configuration can name commands, or another repository."""
+
+_OPTION = re.compile(r"(?:--[\w-]*(?:command|rsh)|[\w-]+\.(?:command|program))")
+"""Options of engines that hold a command line."""
+
+
+def check(options: Options, variables: Mapping[str, str], *, top: str = "/") -> list[str]:
+    """Refuse what others than root can change, from ``top`` on; returns what cannot be judged, in words.
+
+    Raises KopiatomicError of kind ``not-roots-alone``, UsageError.
+    """
+    judge = _Judge(variables["PATH"], top)
+    for flag, line in (("-p", options.pre_hook), ("-q", options.post_hook)):
+        if line is not None:
+            judge.line(flag, line)
+    if options.command is not None:
+        judge.command("-c", [*words("-c", options.command), *words("-o", options.options)])
+    else:
+        judge.options(words("-o", options.options))
+    for name, value in variables.items():
+        if _RUN.search(name):
+            judge.text(name, value)
+        elif _READ.search(name) and os.path.isabs(value):
+            judge.file(name, value)
+    return judge.said()
+
+
+class _Judge:
+    def __init__(self, path: str, top: str) -> None:
+        self._path = path
+        self._top = top
+        self._unsure: dict[str, list[str]] = {}
+
+    def said(self) -> list[str]:
+        """What could not be judged."""
+        return [
+            f"whether root alone can change all that {what} runs cannot be judged: {first_few(found)}"
+            for what, found in self._unsure.items()
+        ]
+
+    def _cannot(self, what: str, word: str) -> None:
+        found = self._unsure.setdefault(what, [])
+        if word not in found:
+            found.append(word)
+
+    def line(self, what: str, line: str) -> None:
+        """A line for a shell."""
+        try:
+            for found in _commands(line):
+                self.command(what, found)
+        except ValueError:
+            self._cannot(what, line)
+
+    def text(self, what: str, text: str) -> None:
+        """A command line that its reader takes apart as a shell does, and gives to none."""
+        try:
+            self.command(what, shlex.split(text))
+        except ValueError:
+            self._cannot(what, text)
+
+    def command(self, what: str, found: Sequence[str]) -> None:
+        """The words of one command."""
+        found = list(_without_prefix(found))
+        if not found or found[0] in _NO_COMMAND:
+            return
+        name, *arguments = found
+        base = os.path.basename(name)
+        self._started(what, name)
+        if base in _WRAPPERS:
+            self.command(what, list(_behind_options(arguments)))
+        elif base in _ELSEWHERE:
+            self._cannot(what, " ".join(found[:4]))
+        elif base == "eval":
+            self.line(what, " ".join(arguments))
+        elif base in _SHELLS and "-c" in arguments:
+            self.line(what, next(iter(arguments[arguments.index("-c") + 1 :]), ""))
+        else:
+            script = next((word for word in arguments if not word.startswith("-")), None)
+            for word in arguments:
+                self._argument(what, word, runs=base in _INTERPRETERS and word is script)
+
+    def _started(self, what: str, name: str) -> None:
+        """The word that names a program."""
+        if re.search(r"[$`*?~]", name) or ("/" in name and not name.startswith("/")):
+            self._cannot(what, name)
+            return
+        try:
+            found = program.find(name, {"PATH": self._path}, kind="command", hint="")
+        except KopiatomicError:
+            if name not in _BUILTINS | _WRAPPERS | _INTERPRETERS:
+                self._cannot(what, name)
+            return
+        trust.check(found, f"{printable(name)} in {what}:", top=self._top)
+
+    def _argument(self, what: str, word: str, *, runs: bool) -> None:
+        """A word that may name a file, which may be one that is run."""
+        if re.search(r"\$\(|`", word) or (runs and "$" in word):
+            self._cannot(what, word)
+            return
+        path = word[word.index("=/") + 1 :] if "=/" in word else word
+        status = self._status(what, path) if path.startswith("/") else None
+        if status is None or not stat.S_ISREG(status.st_mode):
+            return
+        try:
+            self.file(what, path)
+        except KopiatomicError:
+            # What is only read may be anybody's, and nothing else is known of it.
+            if runs or status.st_mode & 0o111:
+                raise
+            self._cannot(what, path)
+
+    def _status(self, what: str, path: str) -> os.stat_result | None:
+        try:
+            return presence.status(path)
+        except OSError as error:
+            self._cannot(what, f"{path} ({error.strerror})")
+            return None
+
+    def options(self, found: Sequence[str]) -> None:
+        """The words of ``-o`` for an engine."""
+        rest = iter(found)
+        for word in rest:
+            name, equals, value = word.partition("=")
+            if _OPTION.fullmatch(name):
+                self.text(f"-o {name}", value if equals else next(rest, ""))
+            else:
+                self._argument("-o", word, runs=False)
+
+    def file(self, what: str, path: str) -> None:
+        """A file, or a folder, that root reads; one that is not there yet is missed when the engine is checked."""
+        if self._status(what, path) is not None:
+            trust.check(path, f"what {what} names:", top=self._top)
+
+
+def _commands(line: str) -> Iterator[list[str]]:
+    """The commands of a shell's line, each as its words. Raises ValueError where its quotes are not in pairs."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=_OPERATORS)
+    lexer.whitespace = " \t\r"
+    lexer.whitespace_split = True
+    lexer.commenters = ""
+    found: list[str] = []
+    redirected = commented = False
+    for token in lexer:
+        commented = (commented or token.startswith("#")) and "\n" not in token
+        if commented:
+            continue
+        if token.strip(_OPERATORS):
+            if not redirected:
+                found.append(token)
+            redirected = False
+        elif "<" in token or ">" in token:
+            redirected = not token.endswith("&")
+        else:
+            yield found
+            found = []
+    yield found
+
+
+def _without_prefix(found: Sequence[str]) -> Iterator[str]:
+    """The words of a command without what stands before its name: keywords, variables."""
+    before = True
+    for word in found:
+        before = before and (word in _KEYWORDS or re.match(r"[A-Za-z_]\w*=", word) is not None)
+        if not before:
+            yield word
+
+
+def _behind_options(found: Sequence[str]) -> Iterator[str]:
+    """The command that a wrapper starts: what follows its options, their numbers, and variables."""
+    before = True
+    for word in found:
+        before = before and re.match(r"-|\d|[A-Za-z_]\w*=", word) is not None
+        if not before:
+            yield word
