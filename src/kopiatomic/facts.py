@@ -98,6 +98,8 @@ class Facts:
     """Bytes in use of other filesystems, by mount point; only of those that can be asked without waiting."""
     loop_files: Mapping[str, str] = field(default_factory=dict)
     """The files that loop devices show, by device."""
+    movers: Mapping[str, str] = field(default_factory=dict)
+    """In place: who besides root can put something else in a path's place (:func:`kopiatomic.safety.look`)."""
 
 
 def dump(facts: Facts) -> str:
@@ -113,6 +115,7 @@ def dump(facts: Facts) -> str:
         "directories": sorted(facts.directories),
         "sizes": dict(facts.sizes),
         "loop_files": dict(facts.loop_files),
+        "movers": dict(facts.movers),
     }
     return json.dumps(document, indent=1)
 
@@ -147,4 +150,5 @@ def _facts(document: Mapping[str, Any]) -> Facts:
         directories=frozenset(document["directories"]),
         sizes=dict(document["sizes"]),
         loop_files=dict(document["loop_files"]),
+        movers=dict(document["movers"]),
     )

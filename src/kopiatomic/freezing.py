@@ -401,7 +401,10 @@ class Freezing:
 
     def _report_missing(self, view: View) -> None:
         for missing in view.missing:
-            self._miss(missing_text(missing))
+            if missing.live:
+                self.warn(missing_text(missing))
+            else:
+                self._miss(missing_text(missing))
 
 
 def _not_atomic(why: str) -> KopiatomicError:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from kopiatomic import zfs_listing
+from kopiatomic import safety, zfs_listing
 from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.filesystems import LOCAL, may_hang
@@ -52,17 +52,19 @@ def gather(request: Request) -> Facts:
     resolved = dict(_resolved(request.names, seen))
     names = [name for name in request.names if name in resolved or not is_pattern(name)]
     datasets, properties, found_pools = _zfs(request, names, resolved, mounts, seen)
-    everything = request.everything or any(is_path(n) and is_pattern(n) for n in request.names if n not in resolved)
+    patterns = any(is_path(n) and is_pattern(n) for n in request.names if n not in resolved)
+    subvolumes = tuple(_btrfs_subvolumes(seen, resolved.values(), everything=request.everything or patterns))
     return Facts(
         mounts=mounts,
         datasets=datasets,
         pools=found_pools,
-        subvolumes=tuple(_btrfs_subvolumes(seen, resolved.values(), everything=everything)),
+        subvolumes=subvolumes,
         resolved=resolved,
         properties=properties,
         directories=_directories(seen, resolved.values(), datasets.values(), unmounted=request.include_unmounted),
         sizes=_sizes(seen),
         loop_files=_loop_files(seen),
+        movers=_movers(seen, resolved.values(), subvolumes, nested=patterns),
     )
 
 
@@ -393,6 +395,23 @@ def _answers(path: str, seen: dict[str, Mount]) -> bool:
     return not may_hang(mount.fstype) and not (
         mount.fstype == "zfs" and pools.suspended([mount.source.partition("/")[0].partition("@")[0]])
     )
+
+
+def _movers(
+    seen: dict[str, Mount], named: Iterable[str], subvolumes: Iterable[BtrfsSubvolume], *, nested: bool
+) -> dict[str, str]:
+    """Who besides root can move each place that a dataset or a part may have, or what lies above it."""
+    paths = [*named, *(m.point for m in seen.values() if m.fstype in {"zfs", "btrfs"} and "@" not in m.source)]
+    # What is nested has its place in a frozen tree, unless a pattern chose it alone.
+    paths += [subvolume.path for subvolume in subvolumes if nested or subvolume.above is None]
+
+    def silent(directory: str) -> str:
+        if directory == "/" or _answers(directory, seen):
+            return ""
+        mount = mountinfo.holder(directory, seen)
+        return f"whoever serves {printable(mount.point)} ({printable(mount.fstype)})"
+
+    return safety.look(paths, silent)
 
 
 def _sizes(seen: dict[str, Mount]) -> dict[str, int]:

@@ -22,6 +22,7 @@ from kopiatomic.masking import Secrets
 from kopiatomic.model import Command, Layout, Plan, Progress, Sets
 from kopiatomic.options import Options
 from kopiatomic.output.document import instant_text, instant_words
+from kopiatomic.output.summary import shielded
 from kopiatomic.report import CommandReport, EngineReport, ShellReport
 from kopiatomic.streams import Callers
 from kopiatomic.system import inherited, signals
@@ -29,6 +30,8 @@ from kopiatomic.system.spawn import User
 from kopiatomic.text import first_few, printable
 
 _SHELL = "/bin/sh"
+_FEW = 5
+"""How many of the directories that are not as they are a shell is told."""
 
 _NOT_EXECUTABLE = 126
 _NOT_FOUND = 127
@@ -261,6 +264,7 @@ def _welcome(plan: Plan, sets: Sets) -> list[str]:
     live = [u.point for u in plan.uncovered if u.live]
     if live and not plan.live_system:
         lines.append(f"live in these trees: {first_few(live)}")
+    lines += shielded(plan)[:_FEW]
     blocked = "it keeps the space of what is deleted meanwhile"
     if any(made.filesystem == "zfs" for made in sets.sets):
         blocked += ", and 'zpool export' and 'zfs rollback' are refused"

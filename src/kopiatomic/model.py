@@ -69,6 +69,8 @@ class Taken:
     """Where else it is mounted, and the part that is seen there; in place these are frozen as well."""
     outside: tuple[str, ...] = ()
     """Btrfs: paths below its top of what is nested in it and was found outside of every part that is shown with ``-r``."""
+    whole: str = ""
+    """In place: who besides root could move one of the parts. Then all of it is shown at its mount point, below the parts."""
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -76,9 +78,14 @@ class Taken:
         return tuple(f"{self.place.rstrip('/')}/{part}" if part else self.place for part in self.parts)
 
     @property
+    def asked(self) -> tuple[tuple[str, str], ...]:
+        """Every place at which a part of what was asked for is in the view, and that part."""
+        return (*zip(self.places, self.parts, strict=True), *self.again)
+
+    @property
     def shown(self) -> tuple[tuple[str, str], ...]:
         """Every place at which a part of it is in the view, and that part."""
-        return (*zip(self.places, self.parts, strict=True), *self.again)
+        return ((self.place, ""), *self.asked) if self.whole else self.asked
 
 
 class Verdict(StrEnum):
@@ -157,6 +164,18 @@ class Uncovered:
 
 
 @immutable
+class Hidden:
+    """In place: a live directory that an empty one of ours stands for, since somebody could move what is in it.
+
+    ``who`` is that somebody, in words, ``place`` the first of those in it that are shown all the same.
+    """
+
+    directory: str
+    who: str
+    place: str
+
+
+@immutable
 class Plan:
     """What a run takes and where it appears. ``taken`` is in mount order: parents before children.
 
@@ -173,6 +192,9 @@ class Plan:
     uncovered: tuple[Uncovered, ...] = ()
     beside: tuple[Uncovered, ...] = ()
     """In place: what is mounted outside of the trees of all that is taken; there it is seen as it is."""
+    hidden: tuple[Hidden, ...] = ()
+    relit: tuple[Uncovered, ...] = ()
+    """In place: those of ``beside`` that what is shown would hide, and that are seen as they are all the same."""
     notes: tuple[str, ...] = ()
     layout: Layout = Layout.MERGED
     live_system: bool = False
@@ -188,6 +210,12 @@ class Plan:
         if self.layout is Layout.MERGED:
             return (self.root,)
         return topmost(place for taken in self.taken for place in taken.places)
+
+    @property
+    def covered(self) -> tuple[str, ...]:
+        """In place: the topmost directories that are not seen as they are, but frozen or hidden."""
+        places = [place for taken in self.taken for place, _ in taken.shown]
+        return topmost([*places, *(hidden.directory for hidden in self.hidden)])
 
     @property
     def scratch(self) -> str:

@@ -6,16 +6,17 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
+from kopiatomic import shielding
 from kopiatomic.errors import KopiatomicError, UsageError, place_needed
 from kopiatomic.facts import Facts
 from kopiatomic.filesystems import PSEUDO, SYSTEM, may_hang
-from kopiatomic.model import UNMOUNTED, VOLUMES, Judged, Layout, Plan, Refusal, Taken, Uncovered, Verdict
+from kopiatomic.model import UNMOUNTED, VOLUMES, Hidden, Judged, Layout, Plan, Refusal, Taken, Uncovered, Verdict
 from kopiatomic.paths import below, is_at_or_below, tree_order
 from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.selection import Selection, not_a_dataset
 from kopiatomic.selection.btrfs import BtrfsSelection
 from kopiatomic.selection.zfs import ZfsSelection
-from kopiatomic.system.mountinfo import holder, parents, place_in
+from kopiatomic.system.mountinfo import Mount, holder, parents, place_in
 from kopiatomic.text import printable
 
 
@@ -42,8 +43,15 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
     taken = sorted(shared.taken, key=lambda t: tree_order(t.place))
     if request.layout is Layout.IN_PLACE:
         _require_true_paths(taken)
-        taken = _seen_again(shared, taken)
+        taken = shielding.whole(_seen_again(shared, taken), facts.movers)
     uncovered = _uncovered(shared, taken, judged)
+    beside = _beside(shared, taken)
+    live = {u.point for u in (*uncovered, *beside) if u.live}
+    scaffolds = _scaffolds(shared, taken, live)
+    hidden: list[Hidden] = []
+    if request.layout is Layout.IN_PLACE:
+        hidden = shielding.hidden(taken, facts.movers, scaffolds, live)
+        uncovered, beside = _behind(taken, hidden, uncovered), _behind(taken, hidden, beside)
     bookmark = request.bookmark if any(t.dataset.filesystem == "zfs" for t in taken) else ""
     if bookmark:
         shared.note(
@@ -53,10 +61,12 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
     return Plan(
         root=request.root,
         taken=tuple(taken),
-        scaffolds=tuple(_scaffolds(shared, taken, {u.point for u in uncovered if u.live})),
+        scaffolds=tuple(scaffolds),
         judged=tuple(sorted(judged, key=lambda j: (j.filesystem != "zfs", tree_order(j.name)))),
         uncovered=tuple(uncovered),
-        beside=tuple(_beside(shared, taken)),
+        beside=tuple(beside),
+        hidden=tuple(hidden),
+        relit=tuple(_relit(taken, hidden, beside)),
         notes=tuple(shared.notes),
         layout=request.layout,
         live_system=request.live_system,
@@ -187,7 +197,7 @@ def _scaffolds(shared: Selection, taken: Sequence[Taken], live: AbstractSet[str]
     What lies in it is in no frozen tree, the mount point of the lower one included; and a frozen tree takes no new
     directory. What is seen ``live`` has all that is in it.
     """
-    places = {place for t in taken for place in t.places}
+    places = {place for t in taken for place in (*t.places, *([t.place] if t.whole else []))}
     boundaries = {*shared.seen, *(subvolume.path for subvolume in shared.facts.subvolumes)} - live
     found = set()
     for place in places:
@@ -214,7 +224,7 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
     In place it is seen there live, but for what might not answer, what was left out on purpose, and what --only-frozen hides.
     """
     facts, request = shared.facts, shared.request
-    places = {place: t for t in taken for place, _ in t.shown}
+    places = {place: t for t in taken for place, _ in t.asked}
     parts = {t.dataset.mountpoint: t.places for t in taken if t.dataset.mountpoint not in t.places}
     hidden = {j.mountpoint for j in judged if j.verdict in {Verdict.EXCLUDED, Verdict.SUSPENDED, Verdict.OUTSIDE}}
     found = []
@@ -228,7 +238,7 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
             continue
         item = Uncovered(point, mount.fstype, mount.source, inside.dataset.name, facts.sizes.get(point))
         if request.layout is Layout.IN_PLACE and not request.only_frozen:
-            item = replace(item, live=point not in hidden and not may_hang(mount.fstype) and mount.fstype != "overlay")
+            item = replace(item, live=point not in hidden and _is_shown_again(mount))
         file = facts.loop_files.get(mount.source)
         if file is not None and any(directory in places for directory in parents(file)):
             item = replace(item, note=f"its file {printable(file)} is in the backup, as it is at the instant")
@@ -238,14 +248,46 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
     return sorted(found, key=lambda u: tree_order(u.point))
 
 
+def _is_shown_again(mount: Mount) -> bool:
+    """Whether a mount that a frozen tree would hide can be seen as it is all the same."""
+    return not may_hang(mount.fstype) and mount.fstype != "overlay"
+
+
 def _beside(shared: Selection, taken: Sequence[Taken]) -> list[Uncovered]:
-    """In place: what is mounted outside of the trees of the taken datasets, in tree order."""
-    if shared.request.layout is not Layout.IN_PLACE:
+    """In place: what is mounted outside of the trees of what was asked for, in tree order.
+
+    Where only a part of a dataset was asked for and all of it is frozen, that is what is mounted in the rest as well.
+    """
+    request = shared.request
+    if request.layout is not Layout.IN_PLACE:
         return []
-    places = {place for t in taken for place, _ in t.shown}
-    found = [
-        Uncovered(point, mount.fstype, mount.source, "", live=True)
-        for point, mount in shared.seen.items()
-        if point != "/" and not any(place in places for place in (point, *parents(point)))
-    ]
+    asked = {place for t in taken for place, _ in t.asked}
+    frozen = {t.place for t in taken if t.whole}
+    found = []
+    for point, mount in shared.seen.items():
+        above = parents(point)
+        if point == "/" or any(place in asked for place in (point, *above)) or point in frozen:
+            continue
+        item = Uncovered(point, mount.fstype, mount.source, "", live=True)
+        if any(directory in frozen for directory in above):
+            seen = _is_shown_again(mount) and (mount.fstype not in PSEUDO or request.live_system)
+            item = replace(item, live=seen)
+        found.append(item)
     return sorted(found, key=lambda u: tree_order(u.point))
+
+
+def _behind(taken: Sequence[Taken], hidden: Sequence[Hidden], mounts: Sequence[Uncovered]) -> list[Uncovered]:
+    """The same mounts, not live where a directory of ours stands for them, or for what is between it and a place."""
+    directories = {h.directory for h in hidden}
+    above = {directory for one in taken for place, _ in one.shown for directory in parents(place)}
+
+    def is_behind(point: str) -> bool:
+        return point in above and any(directory in directories for directory in (point, *parents(point)))
+
+    return [replace(mount, live=False) if is_behind(mount.point) else mount for mount in mounts]
+
+
+def _relit(taken: Sequence[Taken], hidden: Sequence[Hidden], beside: Sequence[Uncovered]) -> list[Uncovered]:
+    """What of ``beside`` has to be shown again, since it lies in what is frozen whole or hidden."""
+    covers = {*(t.place for t in taken if t.whole), *(h.directory for h in hidden)}
+    return [u for u in beside if u.live and any(directory in covers for directory in parents(u.point))]

@@ -10,7 +10,7 @@ from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.model import Plan
 from kopiatomic.plan import select
 from kopiatomic.request import Request
-from kopiatomic.system.mountinfo import Mount, holder, visible
+from kopiatomic.system.mountinfo import Mount, holder, parents, visible
 
 FILESYSTEM = "11111111-2222-3333-4444-555555555555"
 SUFFIX = "@kopiatomic_20261122T101112Z-01234567"
@@ -54,10 +54,17 @@ def facts(
     resolved: dict[str, str] | None = None,
     directories: Iterable[str] = (),
     properties: dict[str, tuple[str, str]] | None = None,
+    movers: dict[str, str] | None = None,
 ) -> Facts:
-    """``made`` are mounts; paths are taken as they are unless ``resolved`` says where a link leads."""
+    """``made`` are mounts; paths are taken as they are unless ``resolved`` says where a link leads.
+
+    Nobody besides root can move anything but what ``movers`` says.
+    """
     table = mounts(*made)
+    subvolumes, directories = tuple(subvolumes), tuple(directories)
     found = {mount.point: mount.point for mount in table} | {s.path: s.path for s in subvolumes}
+    paths = [*found, *directories, *(resolved or {}).values()]
+    safe = {entry: "" for path in paths for entry in (path, *parents(path))}
     return Facts(
         mounts=table,
         datasets={d.name: d for d in datasets},
@@ -66,6 +73,7 @@ def facts(
         resolved=found | {path: path for path in directories} | (resolved or {}),
         directories=frozenset(directories),
         properties={name: Setting(*setting) for name, setting in (properties or {}).items()},
+        movers=safe | (movers or {}),
     )
 
 

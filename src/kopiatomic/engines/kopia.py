@@ -123,10 +123,15 @@ class Kopia:
         if cache is not None:
             why = "Set ignore-cache-dirs to true in kopia's policy, or move it (kopia cache set --cache-directory)."
             found.append(own.Own("kopia's cache", cache, self._leaves_out_caches(cache), why, cache=True))
+        configuration = os.path.dirname(os.path.realpath(self._client.config.path))
+        if own.is_hidden(configuration, plan):
+            found.append(own.Own("kopia's configuration", configuration, skipped=True))
         repository = kopia_location.repository(self._status)
         real = os.path.realpath(repository) if repository is not None else ""
         source = own.source_of(real, plan)
-        if repository is not None and source is not None:
+        if repository is not None and source is None and own.is_covered(real, plan):
+            found.append(own.Own("kopia's repository", repository, skipped=True))
+        elif repository is not None and source is not None:
             rule = f"/{below(real, source)}"
             mend = self._client.hint_command("policy", "set", source, f"--add-ignore={rule}")
             why = f"Have kopia leave it out ({mend}), move it out of what is backed up, or use --layout merged."

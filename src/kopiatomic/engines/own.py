@@ -52,8 +52,21 @@ def source_of(path: str, plan: Plan) -> str | None:
 
 
 def in_place(plan: Plan, path: str) -> bool:
-    """Whether a path would be frozen, or read, because it lies in a source at its true path."""
-    return plan.layout is Layout.IN_PLACE and source_of(os.path.realpath(path), plan) is not None
+    """Whether a path is not seen as it is in place: it lies in what is frozen there, or hidden."""
+    return plan.layout is Layout.IN_PLACE and is_covered(os.path.realpath(path), plan)
+
+
+def is_covered(path: str, plan: Plan) -> bool:
+    """The same of a path without links."""
+    return any(is_at_or_below(path, directory) for directory in plan.covered)
+
+
+def is_hidden(path: str, plan: Plan) -> bool:
+    """Whether a directory of ours stands where a path without links leads, so that nothing of it is seen in place."""
+    frozen = [place for taken in plan.taken for place, _ in taken.shown]
+    tops = [hidden.directory for hidden in plan.hidden]
+    nearest = max((d for d in (*frozen, *tops) if is_at_or_below(path, d)), key=len, default=None)
+    return nearest is not None and nearest in tops
 
 
 def _made(path: str, *, mark: bool) -> bool:
@@ -85,7 +98,7 @@ def require_skipped(found: Sequence[Own], plan: Plan) -> None:
 
 
 def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> Plan:
-    """The plan with those that lie in a source, made (and marked) if they are not yet, so that they are in the snapshot too.
+    """The plan with those that would be frozen or hidden, made (and marked) if they are not yet, so that they have a place.
 
     Raises KopiatomicError for one that would be read as data.
     """
@@ -93,10 +106,10 @@ def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> P
     paths = set()
     for own in found:
         path = os.path.realpath(own.path)
-        if source_of(path, plan) is None:
+        if not is_covered(path, plan):
             continue
         try:
-            if _made(path, mark=own.cache):
+            if _made(path, mark=own.cache and source_of(path, plan) is not None):
                 told = f"{own.what} {printable(path)} lies in this backup and was not marked as a cache"
                 warn(f"{told}: a {_TAG} is in it now")
         except OSError as error:
@@ -108,5 +121,6 @@ def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> P
         paths.add(path)
     tops = topmost(paths)
     # Where the mount that it is on is hidden, a directory of ours stands for that.
-    hidden = {u.point for u in plan.uncovered if not u.live and any(below(path, u.point) for path in tops)}
+    mounts = (*plan.uncovered, *plan.beside)
+    hidden = {u.point for u in mounts if not u.live and any(below(path, u.point) for path in tops)}
     return replace(plan, writable=tops, scaffolds=tuple(sorted({*plan.scaffolds, *hidden})))

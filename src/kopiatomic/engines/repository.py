@@ -10,11 +10,12 @@ from typing import ClassVar
 
 from kopiatomic.engines import Job, Target, flags, hidden, location
 from kopiatomic.engines.flags import Given
-from kopiatomic.engines.own import Own, source_of
+from kopiatomic.engines.own import Own, is_covered, source_of
 from kopiatomic.engines.program import Program, user
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import credentials, masked
 from kopiatomic.model import EngineEnd, EngineResult, Layout, Plan, Progress, Saved
+from kopiatomic.paths import below
 from kopiatomic.text import printable
 
 
@@ -33,7 +34,7 @@ def check_mounts(engine: str, given: Iterable[Given], plan: Plan) -> None:
     """Refuse what would drop the mounts inside a source. Raises KopiatomicError of kind one-file-system."""
     flag = "--one-file-system"
     places = [plan.path(place) for taken in plan.taken for place, _ in taken.shown]
-    inside = [path for path in places if path not in plan.sources]
+    inside = [path for path in places if any(below(path, source) for source in plan.sources)]
     if inside and any(one.flag == flag for one in given):
         raise KopiatomicError(
             f"-o {flag}: {engine} would silently leave out {printable(inside[0])} and every other mount in its sources",
@@ -162,6 +163,8 @@ class RepositoryEngine(ABC):
             real = os.path.realpath(path)
             why = f"Have {self.engine} leave it out (-o '--exclude={printable(real)}'), or move it out of what is backed up."
             found.append(Own(f"{self.engine}'s repository", path, bool({path, real} & excluded(self._given)), why))
+        elif path is not None and is_covered(os.path.realpath(path), plan):
+            found.append(Own(f"{self.engine}'s repository", path, skipped=True))
         return found
 
     def skips(self, path: str) -> bool:

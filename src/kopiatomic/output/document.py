@@ -37,6 +37,7 @@ def document(report: Report) -> dict[str, Any]:
         "datasets": _datasets(report.plan) if report.plan else [],
         "left_out": _left_out(report.plan) if report.plan else [],
         "uncovered": _uncovered(report.plan) if report.plan else [],
+        "shielded": _shielded(report.plan) if report.plan else [],
         "changes": _changes(report.changes),
         "sets": [_set(s, _places(report.plan)) for s in report.sets.sets] if report.sets else [],
         "engine": _engine(report.engine) if report.engine else None,
@@ -109,6 +110,11 @@ def _uncovered(plan: Plan) -> list[dict[str, Any]]:
         }
         for u in plan.uncovered
     ]
+
+
+def _shielded(plan: Plan) -> list[dict[str, Any]]:
+    whole = [{"path": t.place, "how": "read-only", "who": t.whole, "for": t.places[0]} for t in plan.taken if t.whole]
+    return whole + [{"path": h.directory, "how": "hidden", "who": h.who, "for": h.place} for h in plan.hidden]
 
 
 def _changes(changes: Changes | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from kopiatomic.model import Judged, Layout, Plan, Uncovered, Verdict
 from kopiatomic.output.columns import Cell
-from kopiatomic.output.summary import Line, size
+from kopiatomic.output.summary import Line, shielded, size
 from kopiatomic.report import EngineReport
 from kopiatomic.text import printable
 
@@ -65,6 +65,10 @@ def lines(plan: Plan, engine: EngineReport, *, verbose: bool) -> Iterator[Line]:
             else "In these trees and not in the backup:",
         )
         yield from (("", f"  {_uncovered(u)}") for u in others)
+    shields = shielded(plan)
+    if shields:
+        yield "bold", "Not as it is on the host, so that nobody can move what is backed up:"
+        yield from (("", f"  {line}") for line in shields)
     if verbose:
         yield "bold", "What the verdicts are from:"
         for judged in plan.judged:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 _LISTED = 20
 """How many datasets the summary lists; the rest is counted (--verbose lists all)."""
 
+_FEW = 5
+"""How many of the directories that are shielded it names (plan names all)."""
+
 _KEPT = {"borg": "archive"}
 """What an engine calls that which it keeps, where that is not a snapshot."""
 
@@ -40,6 +43,7 @@ def summary(report: Report, *, verbose: bool) -> list[Line]:
     lines += [("", line) for line in proof(report.sets)]
     lines += [("", line) for line in _engine_lines(report.engine)]
     lines += [("", line) for line in _live(report.plan)]
+    lines += [("", f"Shielded: {line}") for line in shielded(report.plan)[:_FEW]]
     if not report.left_behind:
         lines.append(("", f"Removed:  all snapshots and mounts; they existed for {duration(report.frozen_seconds)}"))
     if verbose:
@@ -130,6 +134,16 @@ def _live(plan: Plan) -> list[str]:
     """What was in the backup all the same, and is of no instant."""
     shown = [f"{printable(u.point)} ({u.fstype})" for u in plan.uncovered if u.live]
     return [f"Live:     {first_few(shown)}: in the backup as it was then, not frozen"] if shown else []
+
+
+def shielded(plan: Plan) -> list[str]:
+    """In place: what is not seen as it is, because somebody could move what is backed up in it."""
+    whole = [(t.place, f"{t.whole} could move {printable(t.places[0])}") for t in plan.taken if t.whole]
+    lines = [f"{printable(place)} is read-only all over, for {why}" for place, why in whole]
+    for hidden in plan.hidden:
+        why = f"{hidden.who} could move {printable(hidden.place)}"
+        lines.append(f"{printable(hidden.directory)} is hidden but for what is backed up and mounted in it, for {why}")
+    return lines
 
 
 def cleared_lines(cleared: Cleared) -> list[str]:

@@ -35,6 +35,10 @@ class FreeBSDHost:
         """Component by component as well."""
         return freebsd_paths.make_beneath("/", path.strip("/"), mode)
 
+    def listed_writers(self, at: int | str, gid: int) -> list[str] | None:  # noqa: ARG002 - docs/freebsd.md
+        """Not asked for: what the mode says has to do."""
+        return None
+
     def boot_id(self) -> str:
         """``kern.boot_id``: 16 random bytes (``sysctl_bootid``, sys/kern/kern_mib.c)."""
         try:

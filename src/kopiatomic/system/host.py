@@ -34,6 +34,12 @@ class Host(Protocol):
     def make_directory(self, path: str, mode: int) -> int:
         """Open the directory at an absolute path that no link may lead through, making what is missing. Raises OSError."""
 
+    def listed_writers(self, at: int | str, gid: int) -> list[str] | None:
+        """Who may write to a file because of an access control list, in words; None where it has no list.
+
+        ``at`` is an open descriptor or a path that is not followed, ``gid`` the file's group. Raises OSError.
+        """
+
     def boot_id(self) -> str:
         """A name for this boot of the machine; empty where the kernel gives none."""
 

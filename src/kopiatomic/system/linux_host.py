@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.system import linux, mountinfo
+from kopiatomic.system import linux, linux_acl, mountinfo
 from kopiatomic.system.mountinfo import Mount
 
 KSTAT = Path("/proc/spl/kstat/zfs")
@@ -52,6 +52,10 @@ class LinuxHost:
             return linux.make_beneath(top, path.strip("/") or ".", mode=mode)
         finally:
             os.close(top)
+
+    def listed_writers(self, at: int | str, gid: int) -> list[str] | None:
+        """POSIX lists, and NFSv4 ones where the filesystem shows them."""
+        return linux_acl.writers(at, gid)
 
     def boot_id(self) -> str:
         """random(4)."""

@@ -38,7 +38,8 @@ class VolumeFile:
 class Step:
     """One mount of the view: ``source`` (of a filesystem ``fstype``) at ``place`` below the view's root.
 
-    For Btrfs ``source`` is a path below the top-level subvolume of ``device``. ``part`` is the path below the snapshot's top
+    For Btrfs ``source`` is a path below the top-level subvolume of ``device``. What is live has the mount's source, and none
+    where it is a directory. ``part`` is the path below the snapshot's top
     that is shown; empty for the whole.
     """
 
@@ -67,6 +68,8 @@ class Missing:
     dataset: str
     place: str
     reason: str
+    live: bool = False
+    """Whether it is no dataset but a mount that would have been seen as it is."""
 
 
 @immutable
@@ -84,10 +87,10 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
     made = {(s.filesystem, snapshot.dataset): snapshot for s in sets.sets for snapshot in s.snapshots}
     places = [place for taken in plan.taken for place in taken.places]
     ours = any(place.startswith((f"{UNMOUNTED}/", f"{VOLUMES}/")) for place in places)
-    steps = [Step("", place, SCAFFOLD) for place in plan.scaffolds]
-    live = [(u.point, f"{u.fstype} {u.source}") for u in plan.uncovered if u.live]
-    live += [(path, f"the directory {path}, which has to be writable,") for path in plan.writable]
-    steps += [Step(what, place, LIVE) for place, what in live]
+    steps = [Step("", place, SCAFFOLD) for place in {*plan.scaffolds, *(hidden.directory for hidden in plan.hidden)}]
+    live = [u for u in (*plan.uncovered, *plan.relit) if u.live]
+    steps += [Step(f"{u.fstype} {u.source}" if u.inside else "", u.point, LIVE, u.source) for u in live]
+    steps += [Step(f"the directory {path}, which has to be writable,", path, LIVE) for path in plan.writable]
     files = []
     for taken in plan.taken:
         snapshot = made[taken.dataset.filesystem, taken.dataset.name]
@@ -105,9 +108,9 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
                 named=taken.named and place in taken.places,
                 part=part,
                 open_top=ours and place == "/",
-                outside=taken.outside if position == 0 else (),
+                outside=taken.outside if place == taken.places[0] else (),
             )
-            for position, (place, part) in enumerate(taken.shown)
+            for place, part in taken.shown
         ]
     if files:
         steps.append(Step("", VOLUMES, FILES, named=True, files=tuple(files), instant=sets.started_ns))

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from kopiatomic import lists
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import SCRATCH
-from kopiatomic.system import linux
+from kopiatomic.paths import below
+from kopiatomic.system import linux, mountinfo
 from kopiatomic.text import printable
-from kopiatomic.views import LIVE, SCAFFOLD, Step, View
+from kopiatomic.views import LIVE, SCAFFOLD, Missing, Step, View
 from kopiatomic.views.linux import (
+    ANY,
     LOOK,
     PATH,
     SCAFFOLD_SOURCE,
     LinuxView,
     Tops,
     closing,
+    joined,
+    mount_scaffold,
+    not_permitted,
     opened,
     relative,
 )
@@ -41,6 +46,8 @@ class InPlaceView(LinuxView):
         super().__init__(base, steps)
         self._live_system = live_system
         self._live: dict[str, int] = {}
+        self._hidden: dict[str, int] = {}
+        """The directories that ours stand for, open, by place."""
         self.new_root = any(step.place == "/" for step in steps)
         """Whether the engine has to be given another root, which is :meth:`top`."""
 
@@ -61,16 +68,25 @@ class InPlaceView(LinuxView):
         missing = []
         with ExitStack() as stack:
             # What is to stay in sight is opened before it is covered.
+            table = {mount.id: mount for mount in mountinfo.read()}
             for step in self._steps:
                 if step.fstype == LIVE:
-                    self._live[step.place] = stack.enter_context(_live(step))
+                    found = stack.enter_context(_live(step, table))
+                    if found is not None:
+                        self._live[step.place] = found
+                    elif step.dataset:
+                        missing.append(Missing(step.dataset, step.place, "it is not mounted there any more", live=True))
+            self._steps = [s for s in self._steps if s.fstype != LIVE or s.place in self._live]
+            self._by_place = {step.place: step for step in self._steps}
             self.mount_base()
+            stack.callback(self._let_go)
             base = stack.enter_context(closing(os.open(self._base, LOOK | os.O_CLOEXEC)))
             os.mkdir(SCRATCH, 0o700, dir_fd=base)
             if self.new_root:
                 os.mkdir("root", dir_fd=base)
             with Tops(base) as tops:
                 for step in self._steps:
+                    self._hold_above(step.place)
                     found = self.mount(step, tops)
                     if found is not None:
                         missing.append(found)
@@ -82,19 +98,51 @@ class InPlaceView(LinuxView):
                     self._show_scratch(top)
         return self.finished(self._steps, missing)
 
+    def covering(self) -> Sequence[str]:
+        """All places but those in frozen trees."""
+        return [joined(self.top(), step.place) for step in self._steps if step.fstype != LIVE]
+
+    def _hold_above(self, place: str) -> None:
+        """Have nothing of the host's come over what lies above a place and is live. Raises KopiatomicError."""
+        for directory in reversed(mountinfo.parents(place)):
+            if self._is_live(directory):
+                try:
+                    self.anchors.hold(joined(self.top(), directory))
+                except OSError as error:
+                    raise not_permitted(f"{printable(directory)} cannot be held where it is", error) from None
+
     def place(self, top: int, step: Step) -> int:
-        """Open what a step is mounted on; only in a directory of ours it is made. Raises OSError."""
+        """Open what a step is mounted on; only in a directory of ours it is made, like the hidden one. Raises OSError."""
         holder = self.above(step.place)
-        if holder is not None and holder.fstype == SCAFFOLD:
-            return linux.make_beneath(top, relative(step.place))
-        return super().place(top, step)
+        if holder is None or holder.fstype != SCAFFOLD:
+            return super().place(top, step)
+        hidden = self._hidden.get(holder.place)
+        for directory in reversed(mountinfo.parents(step.place)):
+            if hidden is not None and (inside := below(directory, holder.place)):
+                _make_like(top, directory, hidden, inside)
+        return linux.make_beneath(top, relative(step.place))
 
     def mount_on(self, step: Step, target: str, tops: Tops) -> str | None:
         """Raises OSError, KopiatomicError; returns why what is to be shown does not exist, if so."""
         if step.fstype == LIVE:
             linux.mount(f"/proc/self/fd/{self._live[step.place]}", target, None, linux.MS_BIND)
             return None
+        if step.fstype == SCAFFOLD and self._is_live(os.path.dirname(step.place)):
+            self._hidden[step.place] = real = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            mount_scaffold(target)
+            with self.open_top() as top, opened(top, step.place) as ours:
+                _dress(ours, os.fstat(real))
+            return None
         return super().mount_on(step, target, tops)
+
+    def _is_live(self, directory: str) -> bool:
+        """Whether a directory is seen as it is."""
+        holder = self._by_place.get(directory) or self.above(directory)
+        return holder is None or holder.fstype == LIVE
+
+    def _let_go(self) -> None:
+        for fd in self._hidden.values():
+            os.close(fd)
 
     def _furnish(self) -> None:
         """Give the new root what is of the running system and no part of its frozen tree. Raises KopiatomicError."""
@@ -115,16 +163,41 @@ class InPlaceView(LinuxView):
             linux.mount(self._base, f"/proc/self/fd/{target}", None, linux.MS_BIND)
 
 
+def _make_like(top: int, place: str, hidden: int, inside: str) -> None:
+    """Make a directory in one of ours like the one that it stands for; nothing if there is one. Raises OSError."""
+    with closing(linux.open_beneath(top, relative(os.path.dirname(place)), PATH)) as above:
+        try:
+            os.mkdir(os.path.basename(place), 0o700, dir_fd=above)
+        except FileExistsError:
+            return
+    # Where the real one was moved meanwhile ours stays root's alone.
+    with suppress(OSError), closing(linux.open_beneath(hidden, inside, PATH)) as real, opened(top, place) as ours:
+        _dress(ours, os.fstat(real))
+
+
+def _dress(ours: int, real: os.stat_result) -> None:
+    """Give a directory of ours owner and mode of the one that it stands for. Raises OSError."""
+    os.fchown(ours, real.st_uid, real.st_gid)
+    os.fchmod(ours, stat.S_IMODE(real.st_mode))
+
+
 @contextmanager
-def _live(step: Step) -> Iterator[int]:
+def _live(step: Step, table: Mapping[int, mountinfo.Mount]) -> Iterator[int | None]:
+    """What is to be seen as it is, open; None for a mount that is not there any more. Raises KopiatomicError for a directory."""
     try:
-        fd = linux.open_without_links(step.place, PATH)
+        fd = linux.open_without_links(step.place, ANY if step.source else PATH)
     except OSError as error:
+        if step.source:
+            # It was unmounted, or somebody moved a directory above it.
+            yield None
+            return
         raise KopiatomicError(
             f"{printable(step.dataset)} cannot be opened at {printable(step.place)}: {error.strerror}", kind="live"
         ) from None
     with closing(fd):
-        yield fd
+        mount = table.get(mountinfo.id_of(fd))
+        there = not step.source or (mount is not None and (mount.point, mount.source) == (step.place, step.source))
+        yield fd if there else None
 
 
 def _furnish_dev(top: int) -> None:

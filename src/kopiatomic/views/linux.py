@@ -30,9 +30,13 @@ from kopiatomic.views import (
     holds_something,
     named_and_missing,
 )
+from kopiatomic.views.anchors import Anchors
 from kopiatomic.views.volumes import Volumes
 
 FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
+_KEPT = {"noexec": linux.MS_NOEXEC, "nosymfollow": linux.MS_NOSYMFOLLOW}
+"""What each place keeps of the mount that is there on the host."""
+
 ANY = os.O_PATH | os.O_NOFOLLOW
 PATH = ANY | os.O_DIRECTORY
 LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
@@ -100,6 +104,9 @@ class LinuxView:
         self._needless: set[str] = set()
         """The places of scaffolds that were not needed."""
         self._volumes = Volumes()
+        self.anchors: Anchors
+        self._host: dict[str, mountinfo.Mount] = {}
+        """What is mounted on the host, by point."""
 
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
@@ -127,14 +134,23 @@ class LinuxView:
         raise NotImplementedError
 
     def mount_base(self) -> None:
-        """Mount our tmpfs. Raises KopiatomicError."""
+        """Mount our tmpfs, first of all. Raises KopiatomicError."""
         try:
+            self._host = mountinfo.visible(mountinfo.read())
+            self.anchors = Anchors([self._base, *self.covering()])
+            for directory in reversed(mountinfo.parents(self._base)):
+                self.anchors.hold(directory)
             mount_scaffold(self._base)
         except OSError as error:
             raise not_permitted(f"nothing can be mounted on {printable(self._base)}", error) from None
 
+    def covering(self) -> Sequence[str]:
+        """The paths outside of our tmpfs that something is going to be mounted over."""
+        return ()
+
     def finished(self, steps: Sequence[Step], missing: Sequence[Missing]) -> View:
-        """Note what was mounted, so that it can be checked; the view as it is."""
+        """Note what was mounted, so that it can be checked; the view as it is. Raises OSError."""
+        self.anchors.settle()
         gone = {m.place for m in missing}
         # Of several at one place the last is the one that is seen. What is live may change.
         last = {s.place: s for s in steps if s.place not in gone | self._needless}
@@ -207,7 +223,10 @@ class LinuxView:
                     f"the place {printable(step.place)} cannot be opened: {error.strerror}", kind="place"
                 ) from None
         try:
-            return self.mount_on(step, f"/proc/self/fd/{target}", tops)
+            obstacle = self.mount_on(step, f"/proc/self/fd/{target}", tops)
+            if obstacle is None and step.fstype not in {LIVE, SCAFFOLD, FILES}:
+                self._restrict(step)
+            return obstacle
         except OSError as error:
             failure = _mount_failed(step, error)
             if step.named or step.fstype in OURS or (concerns_all(error.errno) and not _is_locked(step, error)):
@@ -243,6 +262,15 @@ class LinuxView:
                 return self._bind(step, top, target)
         return None
 
+    def _restrict(self, step: Step) -> None:
+        """Have a place keep what no snapshot has of itself. Raises OSError."""
+        options = mountinfo.holder(step.place, self._host).options
+        kept = sum(flag for name, flag in _KEPT.items() if name in options)
+        if kept:
+            with self.open_top() as root, closing(linux.open_beneath(root, relative(step.place), ANY)) as mounted:
+                flags = linux.MS_BIND | linux.MS_REMOUNT | FLAGS | kept
+                linux.mount("none", f"/proc/self/fd/{mounted}", None, flags)
+
     @staticmethod
     def _bind(step: Step, top: int, target: str) -> str | None:
         """Show a snapshot, or a part of it, whose top directory is open. As :meth:`mount_on`."""
@@ -262,7 +290,7 @@ class LinuxView:
         prints = []
         with self.open_top() as root:
             for step in steps:
-                mount = table.get(_joined(self.top(), step.place))
+                mount = table.get(joined(self.top(), step.place))
                 try:
                     kind = ANY if step.file else LOOK
                     with closing(linux.open_beneath(root, relative(step.place), kind)) as fd:
@@ -315,7 +343,8 @@ def relative(place: str) -> str:
     return place.strip("/") or "."
 
 
-def _joined(root: str, place: str) -> str:
+def joined(root: str, place: str) -> str:
+    """The path of a place of the view."""
     return root if place == "/" else root.rstrip("/") + place
 
 

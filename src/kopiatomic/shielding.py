@@ -1,0 +1,77 @@
+"""In place: what has to be shown so that nobody can move what lies above a place. Pure.
+
+Between ``/`` and a place only directories are live whose entries on the way root alone can move. Where a part of a dataset
+is not so safe in it, all of the dataset is frozen. Where a mount point is not, a directory of ours hides the one that it is in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model import Hidden, Taken
+from kopiatomic.paths import is_at_or_below, tree_order
+from kopiatomic.system.mountinfo import parents
+from kopiatomic.text import printable
+
+_UNKNOWN = "somebody (it was not looked at)"
+
+
+def whole(taken: Sequence[Taken], movers: Mapping[str, str]) -> list[Taken]:
+    """The same, shown whole where somebody could move one of the parts in it. ``movers`` as in the facts."""
+    return [replace(one, whole=_who_moves_a_part(one, movers)) for one in taken]
+
+
+def _who_moves_a_part(taken: Taken, movers: Mapping[str, str]) -> str:
+    entries = (
+        entry
+        for place in taken.places
+        for entry in _way(place)
+        if entry != taken.place and is_at_or_below(entry, taken.place)
+    )
+    return next((who for entry in entries if (who := movers.get(entry, _UNKNOWN))), "")
+
+
+def hidden(
+    taken: Sequence[Taken],
+    movers: Mapping[str, str],
+    scaffolds: Collection[str],
+    live: Collection[str],
+) -> list[Hidden]:
+    """The directories that must not be seen as they are, in tree order.
+
+    ``scaffolds`` are directories of ours, ``live`` what is seen as it is in frozen trees. Raises KopiatomicError where that
+    is ``/``, which nothing can stand for.
+    """
+    still = {*(place for one in taken for place, _ in one.shown), *scaffolds}
+    found: dict[str, Hidden] = {}
+    for one in taken:
+        for place, _ in one.shown:
+            for entry in _way(place):
+                directory = parents(entry)[0]
+                holder = next((d for d in (directory, *parents(directory)) if d in still or d in live), None)
+                if holder in still:
+                    continue
+                who = movers.get(entry, _UNKNOWN)
+                if not who:
+                    continue
+                if directory == "/":
+                    raise _not_even_the_root(one, place, who)
+                found[directory] = Hidden(directory, who, place)
+                still.add(directory)
+                break
+    return sorted(found.values(), key=lambda h: tree_order(h.directory))
+
+
+def _way(place: str) -> Iterator[str]:
+    """What is passed on the way from ``/`` to a place, that included."""
+    return reversed([place, *parents(place)][:-1]) if place != "/" else iter(())
+
+
+def _not_even_the_root(taken: Taken, place: str, who: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"{printable(taken.dataset.name)} has no safe place at {printable(place)}: {who} can change the directory /",
+        kind="place-not-safe",
+        hint="Give / back to root alone (chown root: /; chmod 755 /), or use --layout merged.",
+    )

@@ -1,0 +1,115 @@
+"""Live directories that places lie below, held in the view's namespace so that no later mount of the host's comes over them.
+
+A new mount of the host's arrives in each of our mounts that follows the one it is made on. So each directory between ``/`` and a
+place is bound onto itself, and in the end that mount follows the host's no more. What is mounted below it shall still
+go when the host unmounts it: an unmount is passed on to what follows the mount that it stood on. So below each of these mounts
+there is one more, of nothing but its mount point, which still follows the host's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+
+from kopiatomic import safety
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import may_hang
+from kopiatomic.paths import below
+from kopiatomic.system import linux, mountinfo
+from kopiatomic.text import printable
+
+_ANY = os.O_PATH | os.O_NOFOLLOW
+_DIRECTORY = _ANY | os.O_DIRECTORY
+
+
+class Anchors:
+    """The directories that are held. ``places`` are the paths of all that is going to be mounted over."""
+
+    def __init__(self, places: Collection[str]) -> None:
+        self._places = places
+        self._held: dict[str, int] = {}
+        shown = [p for p in mountinfo.visible(mountinfo.read()) if p not in places]
+        self._above_mounts = {directory for point in shown for directory in mountinfo.parents(point)}
+        """Where something is mounted below that stays as it is."""
+        self._entries: dict[str, set[str]] = {}
+        for place in places:
+            for entry in (place, *mountinfo.parents(place)[:-1]):
+                above, _, name = entry.rpartition("/")
+                self._entries.setdefault(above or "/", set()).add(name)
+
+    def hold(self, directory: str) -> None:
+        """Hold a directory, and nothing above it. Raises OSError, KopiatomicError where others than root could move a place."""
+        if directory == "/" or directory in self._held:
+            return
+        with ExitStack() as stack:
+            fd = stack.enter_context(_closing(linux.open_without_links(directory, _DIRECTORY)))
+            whole = directory in self._above_mounts
+            inside = dict(self._mounted_in(directory, fd, stack)) if whole else {}
+            path = f"/proc/self/fd/{fd}"
+            linux.mount(path, path, None, linux.MS_BIND | (linux.MS_REC if whole else 0))
+            held = self._held[directory] = linux.open_without_links(directory, _DIRECTORY)
+            for name, mounted in inside.items():
+                # What a user has moved meanwhile stays the copy that it is.
+                with suppress(OSError):
+                    _hang(held, name, mounted, keep=f"{directory}/{name}" not in self._places)
+            self._require_safe(directory, held)
+
+    def _mounted_in(self, directory: str, fd: int, stack: ExitStack) -> Iterator[tuple[str, int]]:
+        """What is mounted on the mount of an open directory, below that: path and descriptor. Not what may not answer."""
+        holder = mountinfo.id_of(fd)
+        table = {mount.id: mount for mount in mountinfo.read()}
+        for point, mount in mountinfo.visible(table.values()).items():
+            name = below(point, directory)
+            lowest = mount
+            while lowest.parent in table and table[lowest.parent].point == point != "/":
+                lowest = table[lowest.parent]
+            if lowest.parent == holder and name and not may_hang(mount.fstype):
+                with suppress(OSError):
+                    opened = stack.enter_context(_closing(linux.open_beneath(fd, name, _ANY)))
+                    if mountinfo.id_of(opened) == mount.id:
+                        yield name, opened
+
+    def _require_safe(self, directory: str, held: int) -> None:
+        """The plan said so; only root could change that since. Raises OSError, KopiatomicError."""
+        for name in self._entries.get(directory, ()):
+            who = safety.movers(held, name)
+            if who:
+                raise KopiatomicError(
+                    f"{printable(directory)} was safe when the plan was made, and is not any more: {who} can change it",
+                    kind="place-not-safe",
+                    hint="Run again.",
+                )
+
+    def settle(self) -> None:
+        """Let no mount of the host's arrive in what is held any more. Raises OSError."""
+        for fd in self._held.values():
+            linux.mount("none", f"/proc/self/fd/{fd}", None, linux.MS_PRIVATE)
+            os.close(fd)
+        self._held.clear()
+
+
+def _hang(held: int, name: str, mounted: int, *, keep: bool) -> None:
+    """Replace our copy of a mount below a held directory by the mount itself, on a mount of its mount point. Raises OSError."""
+    own = mountinfo.id_of(held)
+    while True:
+        with _closing(linux.open_beneath(held, name, _ANY)) as under:
+            path = f"/proc/self/fd/{under}"
+            if mountinfo.id_of(under) != own:
+                linux.detach(path)
+                continue
+            if keep:
+                linux.mount(path, path, None, linux.MS_BIND)
+        break
+    if not keep:
+        return
+    with _closing(linux.open_beneath(held, name, _ANY)) as point:
+        linux.mount(f"/proc/self/fd/{mounted}", f"/proc/self/fd/{point}", None, linux.MS_MOVE)
+
+
+@contextmanager
+def _closing(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,125 @@
+"""What the host mounts and unmounts while a run goes on: nothing new comes over a place, and nothing is held."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.btrfs.conftest import Gate
+from tests.support.filesystems import Btrfs
+from tests.support.programs import Kopiatomic, command
+from tests.support.schema import valid
+
+Leftovers = Callable[..., list[str]]
+
+LAYOUTS = {"merged": (), "in place": ("--layout", "in-place"), "exec": ("exec",)}
+
+
+def run_of(layout: str, gate: Gate, root: Path, *words: str | Path) -> list[str | Path]:
+    """The words of a run whose program is the gate's."""
+    if layout == "exec":
+        return ["exec", *words, "--", *shlex.split(gate.command)]
+    return [*LAYOUTS[layout], "--mount-root", root, "--json", "-c", gate.command, *words]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_new_mount_comes_over_no_place(
+    layout: str,
+    make_btrfs: Callable[[], Btrfs],
+    make_gate: Callable[..., Gate],
+    kopiatomic: Kopiatomic,
+    tmp_path: Path,
+    leftovers: Leftovers,
+) -> None:
+    """Over the place, over each directory above it, and over those above the mount root: each with the same names in it."""
+    btrfs = make_btrfs()
+    above, said = tmp_path / "above", tmp_path / "said"
+    place, root = above / "inner" / "place", above / "roots" / "view"
+    place.mkdir(parents=True)
+    root.parent.mkdir()
+    (btrfs.mountpoint / "file").write_text("frozen\n")
+    seen = place if layout != "merged" else Path(f"{root}{place}")
+    gate = make_gate(f"cat {seen}/file > {said}")
+    covered = [place, place.parent, root.parent, above]
+    meanwhile = "\n".join(
+        f"mount -t tmpfs none {path}; mkdir -p {place} {seen}; echo foreign | tee {place}/file > {seen}/file"
+        for path in covered
+    )
+    script = f"""
+        set -e
+        mount --make-rshared /
+        trap 'touch {gate.folder}/go' EXIT
+        mount --bind {btrfs.mountpoint} {place}
+        "$@" &
+        while [ ! -e {gate.folder}/started ]; do sleep 0.02; kill -0 $!; done
+        {meanwhile}
+        touch {gate.folder}/go
+        wait $!
+    """
+    argv = kopiatomic.argv(*run_of(layout, gate, root, place))
+    ended = command(
+        *("unshare", "-m", "--propagation", "private", "bash", "-c", script, "bash", *argv),
+        env=kopiatomic.environment,
+        check=False,
+    )
+    assert ended.returncode == 0, str(ended)
+    assert said.read_text() == "frozen\n"
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("propagation", ["shared", "private"])
+def test_what_the_host_unmounts_is_free(
+    propagation: str,
+    layout: str,
+    make_btrfs: Callable[[], Btrfs],
+    gate: Gate,
+    kopiatomic: Kopiatomic,
+    root: Path,
+    leftovers: Leftovers,
+) -> None:
+    """Each other filesystem, beside the place and below what is beside it: at once, where mounts are passed on."""
+    data, others = make_btrfs(), [make_btrfs(), make_btrfs()]
+    # In the namespace that plays the host its mounts have to be the only ones.
+    for other in others:
+        command("umount", other.mountpoint)
+    first, second = others
+    free = "python3 -c 'import os, sys; os.close(os.open(sys.argv[1], os.O_RDWR | os.O_EXCL))'"
+    tries = "for i in 1 2 3 4 5 6 7 8 9; do {free} $1 2>/dev/null && break; sleep 0.2; done"
+    wait = "true" if propagation == "shared" else tries.format(free=free)
+    inner = first.mountpoint / "inner"
+    script = f"""
+        set -e
+        mount --make-r{propagation} /
+        # Devices that stay ours when nothing is mounted of them.
+        one=$(losetup -f --show {first.image})
+        two=$(losetup -f --show {second.image})
+        trap 'touch {gate.folder}/go; losetup -d $one $two' EXIT
+        is_free() {{ {wait}; {free} $1; }}
+        mount $one {first.mountpoint}
+        mkdir -p {inner}
+        mount $two {inner}
+        "$@" &
+        while [ ! -e {gate.folder}/started ]; do sleep 0.02; kill -0 $!; done
+        umount {inner}
+        is_free $two
+        umount {first.mountpoint}
+        is_free $one
+        touch {gate.folder}/go
+        wait $!
+    """
+    argv = kopiatomic.argv(*run_of(layout, gate, root, data.mountpoint))
+    ended = command(
+        *("unshare", "-m", "--propagation", "private", "bash", "-c", script, "bash", *argv),
+        env=kopiatomic.environment,
+        check=False,
+    )
+    for other in others:
+        command("mount", "-o", "loop", other.image, other.mountpoint)
+    assert ended.returncode == 0, str(ended)
+    if layout != "exec":
+        assert valid(ended.stdout)["exit_code"] == 0
+    assert leftovers(root) == []
