@@ -144,9 +144,7 @@ def test_a_users_directories_are_backed_up_under_the_same_path(
     assert [d["path"] for d in document["datasets"]] == [f"{home}/ann/docs", str(vm)]
 
 
-def test_a_place_keeps_what_its_mount_forbids(
-    btrfs: Btrfs, in_place: InPlace, script: Script, tmp_path: Path
-) -> None:
+def test_a_place_keeps_what_its_mount_forbids(btrfs: Btrfs, in_place: InPlace, script: Script, tmp_path: Path) -> None:
     """noexec and nosymfollow, also of a part."""
     point = tmp_path / "point"
     point.mkdir()
@@ -176,7 +174,7 @@ def test_the_root_of_everything_that_others_can_write_to_is_refused(home: Path, 
     """Nothing can stand for it."""
     ended = kopiatomic("plan", "--facts", "--layout", "in-place", home)
     facts = json.loads(ended.stdout)
-    facts["movers"] = {path: "everybody" for path in facts["movers"]}
+    facts["movers"] = dict.fromkeys(facts["movers"], "everybody")
     saved = home / "facts.json"
     saved.write_text(json.dumps(facts))
     ended = kopiatomic("plan", "--from-facts", saved, "--layout", "in-place", home)
@@ -203,7 +201,9 @@ def test_a_directory_that_is_a_link_right_before_the_engine_is_not_followed(
             go.write_text("x")
         finally:
             os._exit(0)
-    ended, _ = in_place("-c", script(f"echo x > {ready}; cat {go} > /dev/null; cat {home}/ann/docs/file"), home / "ann/docs")
+    ended, _ = in_place(
+        "-c", script(f"echo x > {ready}; cat {go} > /dev/null; cat {home}/ann/docs/file"), home / "ann/docs"
+    )
     os.waitpid(pid, 0)
     exchange(home / "ann" / "docs", home / "ann" / "link")
     assert ended.returncode == 0, str(ended)

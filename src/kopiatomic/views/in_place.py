@@ -71,9 +71,9 @@ class InPlaceView(LinuxView):
             table = {mount.id: mount for mount in mountinfo.read()}
             for step in self._steps:
                 if step.fstype == LIVE:
-                    found = stack.enter_context(_live(step, table))
-                    if found is not None:
-                        self._live[step.place] = found
+                    live = stack.enter_context(_live(step, table))
+                    if live is not None:
+                        self._live[step.place] = live
                     elif step.dataset:
                         missing.append(Missing(step.dataset, step.place, "it is not mounted there any more", live=True))
             self._steps = [s for s in self._steps if s.fstype != LIVE or s.place in self._live]
