@@ -15,6 +15,7 @@ import pytest
 
 from kopiatomic import engines
 from kopiatomic.engines import flags
+from kopiatomic.engines.known_options import Known
 from kopiatomic.engines.own import source_of
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.masking import MASK, Secrets
@@ -212,7 +213,14 @@ def test_words_that_do_not_go_together(words: dict[str, object]) -> None:
         engines.create(command, [], environment={}, **words)  # type: ignore[arg-type]
 
 
-SYNTAX = flags.Syntax(long={"-r": "--repo", "-x": "--one-file-system"}, valued=frozenset({"--repo"}), refused={})
+SYNTAX = flags.Syntax(
+    Known(
+        valued=frozenset({"--repo"}),
+        switches=frozenset({"--one-file-system", "--verbose"}),
+        long={"-r": "--repo", "-x": "--one-file-system", "-v": "--verbose"},
+    ),
+    refused={},
+)
 
 
 @pytest.mark.parametrize(
@@ -222,9 +230,10 @@ SYNTAX = flags.Syntax(long={"-r": "--repo", "-x": "--one-file-system"}, valued=f
         (["--repo=/a", "-x"], [("--repo", "/a"), ("--one-file-system", "")]),
         (["-r", "/a"], [("--repo", "/a")]),
         (["-r/a"], [("--repo", "/a")]),
-        (["-xr/a", "b"], [("--one-file-system", ""), ("--repo", "/a"), ("", "b")]),
+        (["-xr/a"], [("--one-file-system", ""), ("--repo", "/a")]),
         (["-xr", "-b"], [("--one-file-system", ""), ("--repo", "-b")]),
-        (["-v=2", "-"], [("-v", "2"), ("", "-")]),
+        (["-v=2"], [("--verbose", "2")]),
+        (["-z", "b", "-x"], [("-z", "b"), ("--one-file-system", "")]),
         (["--repo"], [("--repo", "")]),
     ],
 )

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from kopiatomic.engines import Job, flags, repository, results
+from kopiatomic.engines import Job, flags, known_options, repository, results
 from kopiatomic.engines.borg_output import Output, archive_in, messages
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
@@ -45,18 +45,7 @@ _SHARED = frozenset({"--rsh", "--remote-path", "--lock-wait", "--umask"})
 """Flags that every command of a run is given."""
 
 _SYNTAX = flags.Syntax(
-    long=MappingProxyType(
-        {
-            "-e": "--exclude",
-            "-c": "--checkpoint-interval",
-            "-C": "--compression",
-            "-n": "--dry-run",
-            "-x": "--one-file-system",
-        }
-    ),
-    valued=_SHARED
-    | {"--exclude", "--exclude-from", "--pattern", "--patterns-from", "--checkpoint-interval", "--compression"}
-    | {"--comment", "--timestamp", "--chunker-params", "--files-cache", "--exclude-if-present", "--filter"},
+    known_options.BORG,
     refused=MappingProxyType(
         {
             "--dry-run": "nothing is saved",
@@ -66,6 +55,7 @@ _SYNTAX = flags.Syntax(
             "--paths-from-shell-command": "it backs up other files than the view",
         }
     ),
+    abbreviations=True,
 )
 
 _KINDS: tuple[tuple[str, str, str, str], ...] = (
@@ -136,6 +126,8 @@ class Borg(repository.RepositoryEngine):
         self, options: Sequence[str], environment: Mapping[str, str], named: str | None, archive: str | None
     ) -> None:
         super().__init__(options, environment, _SYNTAX, install=_INSTALL, attempt="borg info")
+        for given in self._given:
+            _require_no_root(given)
         self._name = archive or ARCHIVE
         if "/" in self._name or "::" in self._name or self._name != self._name.strip():
             raise UsageError(
@@ -377,3 +369,27 @@ class Borg(repository.RepositoryEngine):
             "bytes_added": int(stats.get("deduplicated_size", 0)),
             "errors": self._output.problem_count,
         }
+
+
+def _require_no_root(given: flags.Given) -> None:
+    """Refuse patterns that name more to back up (``R /etc``, ``borg help patterns``). Raises UsageError."""
+    lines: list[str] = []
+    if given.flag == "--pattern":
+        lines = [given.value]
+    elif given.flag == "--patterns-from":
+        try:
+            with open(given.value, encoding="utf-8", errors="replace") as file:
+                lines = file.readlines()
+        except OSError as error:
+            raise UsageError(
+                f"-o --patterns-from: {printable(given.value)} cannot be read: {error.strerror}",
+                kind="usage",
+                hint="It may name more to back up than the view, so it is looked at first.",
+            ) from None
+    root = next((line.strip() for line in lines if line.lstrip()[:1] in {"R", "r"}), None)
+    if root is not None:
+        raise UsageError(
+            f"-o {given.flag} does not go with a backup of the view: {printable(root)} has Borg back that up as well, live",
+            kind="usage",
+            hint="What is to be backed up is named to kopiatomic itself.",
+        )

@@ -1,31 +1,36 @@
-"""The options that the user adds to restic or Borg (``-o``), taken apart.
+"""The options that the user adds to an engine (``-o``), taken apart.
 
-Both parsers (pflag, argparse) take ``--flag=value``, ``--flag value``, ``-fvalue``, ``-f value`` and ``-xf value``.
+All three parsers (pflag, argparse, kopia's kingpin) take ``--flag=value``, ``--flag value``, ``-fvalue`` and ``-f value``;
+the first two also ``-xf value``, and a value that begins with a dash.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from kopiatomic import presence
+from kopiatomic.engines.known_options import Known
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
+from kopiatomic.text import printable
 
 
 @immutable
 class Syntax:
     """What has to be known of a program's flags."""
 
-    long: Mapping[str, str]
-    """The long name of each short flag (``{"-r": "--repo"}``)."""
-    valued: frozenset[str]
-    """Long names of those that take a value, as far as a value may be taken for a flag, or the value matters."""
+    known: Known
     refused: Mapping[str, str]
     """Long names of those that would make the run something else, and what that would be."""
+    kingpin: bool = False
+    """Whether its parser takes no word that begins with a dash for a value, and ``=`` behind a short flag for a part of it."""
+    abbreviations: bool = False
+    """Whether its parser takes the beginning of a long flag for the flag, if there is no other such."""
 
 
 @immutable
 class Given:
-    """A flag by its long name, its value (empty: none), and the words that it was; a word that is no flag has no name."""
+    """A flag by its long name, its value (empty: none), and the words that it was."""
 
     flag: str
     value: str
@@ -33,8 +38,11 @@ class Given:
 
 
 def parse(engine: str, words: Sequence[str], syntax: Syntax) -> list[Given]:
-    """Take the options apart. Raises UsageError for those that do not go with a backup of the view."""
-    found = list(_parsed(words, syntax))
+    """Take the options apart. Raises UsageError for words that do not go with a backup of the view.
+
+    One that is neither an option nor an option's value would be one more source, and a live one.
+    """
+    found = list(_parsed(engine, words, syntax))
     for given in found:
         if given.flag in syntax.refused:
             raise UsageError(
@@ -45,7 +53,7 @@ def parse(engine: str, words: Sequence[str], syntax: Syntax) -> list[Given]:
     return found
 
 
-def _parsed(words: Sequence[str], syntax: Syntax) -> Iterator[Given]:
+def _parsed(engine: str, words: Sequence[str], syntax: Syntax) -> Iterator[Given]:
     rest = list(words)
     while rest:
         word = rest.pop(0)
@@ -54,15 +62,30 @@ def _parsed(words: Sequence[str], syntax: Syntax) -> Iterator[Given]:
             raise UsageError("-o -- does not go with a backup of the view", kind="usage", hint="Name options only.")
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
+            flag = _spelled_out(flag, syntax)
             given = [word]
-            if not equals and flag in syntax.valued and rest:
+            if not equals and _takes_next(flag, rest, syntax):
                 value = rest.pop(0)
                 given.append(value)
             yield Given(flag, value, tuple(given))
         elif word.startswith("-") and word != "-":
             yield from _cluster(word, rest, syntax)
         else:
-            yield Given("", word, (word,))
+            raise UsageError(
+                f"-o: {printable(word)} is neither an option of {engine}'s nor the value of one: {engine} would back it up as "
+                "well, live",
+                kind="usage",
+                hint="What is to be backed up is named to kopiatomic itself. A value can be joined to its option: "
+                "--option=VALUE.",
+            )
+
+
+def _spelled_out(flag: str, syntax: Syntax) -> str:
+    known = syntax.known.valued | syntax.known.switches
+    if not syntax.abbreviations or flag in known:
+        return flag
+    meant = [name for name in known if name.startswith(flag)]
+    return meant[0] if len(meant) == 1 else flag
 
 
 def _cluster(word: str, rest: list[str], syntax: Syntax) -> Iterator[Given]:
@@ -70,12 +93,29 @@ def _cluster(word: str, rest: list[str], syntax: Syntax) -> Iterator[Given]:
     letters = word[1:]
     while letters:
         short, letters = f"-{letters[0]}", letters[1:]
-        flag = syntax.long.get(short, short)
-        if flag in syntax.valued and not letters and rest:
+        flag = syntax.known.long.get(short, short)
+        if not letters and _takes_next(flag, rest, syntax):
             value = rest.pop(0)
             yield Given(flag, value, (short, value))
-        elif (flag in syntax.valued and letters) or letters.startswith("="):
-            yield Given(flag, letters.removeprefix("="), (short + letters,))
+        elif (flag in syntax.known.valued and letters) or letters.startswith("="):
+            yield Given(flag, letters if syntax.kingpin else letters.removeprefix("="), (short + letters,))
             return
         else:
             yield Given(flag, "", (short,))
+
+
+def _takes_next(flag: str, rest: Sequence[str], syntax: Syntax) -> bool:
+    """Whether the next word is a flag's value. Of a flag that is not known it may be one, but not if it is a path there."""
+    if not rest or (syntax.kingpin and rest[0].startswith("-")):
+        return False
+    if flag in syntax.known.valued:
+        return True
+    return flag not in syntax.known.switches and not rest[0].startswith("-") and not _is_path(rest[0])
+
+
+def _is_path(word: str) -> bool:
+    try:
+        return "/" in word and presence.exists(word)
+    except (OSError, ValueError):
+        # It may be.
+        return True

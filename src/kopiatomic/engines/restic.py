@@ -16,7 +16,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
-from kopiatomic.engines import Job, flags, repository, results
+from kopiatomic.engines import Job, flags, known_options, repository, results
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.engines.restic_output import Output, number
@@ -54,22 +54,8 @@ _SHARED = frozenset(
 )
 """Flags that every command of a run is given: which repository, how it is reached."""
 
-_NO_VALUE = frozenset({"--insecure-tls", "--insecure-no-password", "--no-cache"})
-
 _SYNTAX = flags.Syntax(
-    long=MappingProxyType(
-        {
-            "-r": "--repo",
-            "-p": "--password-file",
-            "-o": "--option",
-            "-e": "--exclude",
-            "-g": "--group-by",
-            "-H": "--host",
-            "-n": "--dry-run",
-            "-x": "--one-file-system",
-        }
-    ),
-    valued=(_SHARED - _NO_VALUE) | {"--exclude", "--iexclude", "--group-by", "--host", "--time", "--tag", "--parent"},
+    known_options.RESTIC,
     refused=MappingProxyType(
         {
             "--dry-run": "nothing is saved",
