@@ -18,7 +18,10 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 # What emulates a guest needs longer than a real machine: qemu about ten times as long, User-Mode Linux twice.
-SLOWNESS = {"qemu": 6, "uml": 2}.get(os.environ.get("KOPIATOMIC_IN_VM", ""), 1)
+EMULATOR = os.environ.get("KOPIATOMIC_IN_VM", "")
+SLOWNESS = {"qemu": 6, "uml": 2}.get(EMULATOR, 1)
+IN_QEMU = EMULATOR == "qemu"
+"""Loops that User-Mode Linux makes in full are shorter there."""
 
 
 @dataclass(frozen=True)

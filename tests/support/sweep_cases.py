@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tests.support.programs import SLOWNESS
+from tests.support.programs import EMULATOR
 from tests.support.tracer import ROLES, AtPoint, AtTime, Point
 
 WHAT = os.environ.get("KOPIATOMIC_TEST_SWEEP", "")
@@ -23,7 +23,7 @@ RANDOM = 100
 """At how many instants one process is killed, and at how many all are."""
 
 HELPERS = 20
-SAMPLE = int(os.environ.get("KOPIATOMIC_TEST_CASES", {1: "6", 6: "3"}.get(SLOWNESS, "30")))
+SAMPLE = int(os.environ.get("KOPIATOMIC_TEST_CASES", {"": "6", "qemu": "3"}.get(EMULATOR, "30")))
 """How many cases of each kind plain `./test` makes: qemu is slow, and Btrfs shares its processor with everything else."""
 
 INSTANT = "instant"

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.filesystems import Pool
-from tests.support.programs import SLOWNESS
+from tests.support.programs import IN_QEMU, SLOWNESS
 from tests.zfs.runs import Run, Runner, children
 
 pytestmark = pytest.mark.core
 
-ROUNDS = int(os.environ.get("KOPIATOMIC_TEST_KILLS", "5"))
+ROUNDS = int(os.environ.get("KOPIATOMIC_TEST_KILLS", "2" if IN_QEMU else "5"))
 WITHIN_S = 2 * SLOWNESS
 """2 s on a real machine."""
 

@@ -15,13 +15,13 @@ import pytest
 
 from kopiatomic.system import linux
 from tests.support.filesystems import Btrfs, Pool, imported_pool
-from tests.support.programs import Kopia, command
+from tests.support.programs import IN_QEMU, Kopia, command
 from tests.zfs.runs import Runner
 
 pytestmark = pytest.mark.core
 
 DATASETS = [f"data{number}" for number in range(8)]
-RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", "20"))
+RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", "8" if IN_QEMU else "20"))
 KOPIA_RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_KOPIA_RUNS", "1"))
 CONTROL_RUNS = 2
 WIDTH = 16

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from tests.support.filesystems import Pool
-from tests.support.programs import Completed, Kopia, command
+from tests.support.programs import IN_QEMU, Completed, Kopia, command
 from tests.zfs.runs import Runner
 from tests.zfs.tracing import tracing
 
 pytestmark = pytest.mark.core
 
-MANY = 40
+MANY = 10 if IN_QEMU else 40
 
 
 def test_quick_start(pool: Pool, kopia: Kopia, run: Runner, tmp_path: Path) -> None:
