@@ -282,7 +282,7 @@ class BtrfsMaker:
 
     @property
     def _device(self) -> str:
-        return self.taken[0].dataset.device
+        return folder.device_of(self.pool, self.taken[0].dataset.device)
 
     def _where(self) -> str:
         return printable(self._device)

@@ -59,6 +59,19 @@ def top(device: str) -> Iterator[int]:
         os.close(directory)
 
 
+def device_of(filesystem: str, known: str) -> str:
+    """A device of a mounted filesystem (its UUID): the ``known`` one, unless that was removed from it or replaced.
+
+    From sysfs (Documentation/ABI/testing/sysfs-fs-btrfs).
+    """
+    try:
+        names = sorted(presence.names(f"/sys/fs/btrfs/{filesystem}/devices"))
+    except OSError:
+        # Mounting the known one says what is wrong.
+        return known
+    return f"/dev/{names[0]}" if names and os.path.basename(os.path.realpath(known)) not in names else known
+
+
 def make(top_fd: int, run_id: str, where: str) -> int:
     """Make a run's folder, root's alone and marked, and open it. Raises KopiatomicError."""
     path = name_of(run_id)
