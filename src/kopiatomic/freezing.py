@@ -163,10 +163,10 @@ class Freezing:
         with self._report.phase("recover"):
             recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=False, warn=self.warn)
             cleared = self._recorder.attempt(recovery.recorded)
-            noted = root_leftovers.unrecorded(None, lambda _: True, [])
-            recovery.remove(noted)
+            problems: list[str] = []
+            recovery.remove(root_leftovers.unrecorded(None, lambda _: True, problems))
             recovery.remove_stale_files()
-        for line in cleared_lines(cleared or recovery.cleared):
+        for line in [*cleared_lines(cleared or recovery.cleared), *problems]:
             self.warn(line)
 
     def select(self) -> Plan:

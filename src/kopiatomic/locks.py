@@ -194,9 +194,9 @@ def take_root(held: Held, root: str, holder: Mapping[str, object], wait: float |
 
 
 def is_free(root: str) -> bool:
-    """Whether no living run has this view root. Only under :func:`clean_up`."""
+    """Whether no living run has this view root. Only under :func:`clean_up`. Raises KopiatomicError."""
     path = path_of("root", root)
-    if not os.path.exists(path):
+    if not _is_there(path):
         return True
     fd = _open(path, wait=False)
     if fd is None:
@@ -276,19 +276,28 @@ def alive(run_id: str) -> bool:
 
 def has_file(run_id: str) -> bool:
     """Whether a run has a file here: it lives, or was killed in this boot. Raises KopiatomicError where that cannot be told."""
+    return _is_there(_run_path(run_id))
+
+
+def _is_there(path: str) -> bool:
     try:
-        return presence.exists(_run_path(run_id), follow_links=False)
+        return presence.exists(path, follow_links=False)
     except OSError as error:
         raise _no_lock(error) from None
 
 
 def cleared_by(run_id: str) -> str | None:
-    """The process that removes what a dead run left, if one does; None where the run itself is alive."""
+    """The process that removes what a dead run left, if one does; None where the run itself is alive.
+
+    Raises KopiatomicError where that cannot be told.
+    """
     try:
         with open(_run_path(run_id), encoding="ascii", errors="replace") as file:
             word, _, pid = file.read(64).partition(" ")
-    except OSError:
-        return None
+    except OSError as error:
+        if presence.absent(error):
+            return None
+        raise _no_lock(error) from None
     return pid if word == _CLEARING else None
 
 

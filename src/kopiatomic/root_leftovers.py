@@ -8,7 +8,8 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from kopiatomic import locks, roots
+from kopiatomic import locks, presence, roots
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Intent, Leftover
 from kopiatomic.system import host
 from kopiatomic.text import printable
@@ -17,9 +18,24 @@ KIND = "directory"
 
 
 def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
-    """Those of a dead run's directories that are left, deepest first."""
-    found = [(intent.name, _proof(intent)) for intent in sorted(intents, key=lambda i: i.name, reverse=True)]
-    return [_leftover(run_id, name, proof) for name, proof in found if proof is not None]
+    """Those of a dead run's directories that are left, deepest first. Raises KopiatomicError where that cannot be told."""
+    left = []
+    for intent in sorted(intents, key=lambda i: i.name, reverse=True):
+        try:
+            proof = _proof(intent)
+        except OSError as error:
+            raise _not_told(intent.name, error) from None
+        if proof is not None:
+            left.append(_leftover(run_id, intent.name, proof))
+    return left
+
+
+def _not_told(directory: str, error: OSError) -> KopiatomicError:
+    return KopiatomicError(
+        f"the directory {printable(directory)} cannot be looked at: {error.strerror}",
+        kind="directory",
+        hint="Is a dead filesystem mounted there? See findmnt(8), mount(8).",
+    )
 
 
 def _leftover(run_id: str, directory: str, proof: str) -> Leftover:
@@ -27,45 +43,45 @@ def _leftover(run_id: str, directory: str, proof: str) -> Leftover:
 
 
 def _proof(intent: Intent) -> str | None:
-    """What proves a directory on record ours; None if it is not there, is in use, or may be somebody else's."""
-    if os.path.exists(roots.note_of(intent.name)):
+    """What proves a directory on record ours; None if it is not there, is in use, or may be somebody else's. Raises OSError."""
+    if roots.is_noted(intent.name):
         with locks.clean_up():
             return f"on record, and noted in {locks.DIRECTORY}" if _unused(intent.name) else None
-    try:
-        status = os.lstat(intent.name)
-        empty = not os.listdir(intent.name)
-    except OSError:
+    status = presence.status(intent.name, follow_links=False)
+    if status is None:
         return None
     # In the boot that it was made in there would be a note. After it there is the record, and what it looks like.
     plain = stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and stat.S_IMODE(status.st_mode) == 0o700
-    if intent.origin == host.here().boot_id() or not plain or not empty or os.path.ismount(intent.name):
+    if intent.origin == host.here().boot_id() or not plain or _is_mount_point(intent.name) or os.listdir(intent.name):
         return None
     return "on record, root's alone, empty, and not there before the run"
 
 
-def unrecorded(_names: Iterable[str] | None, _is_dead: Callable[[str], bool], _problems: list[str]) -> list[Leftover]:
+def _is_mount_point(directory: str) -> bool:
+    return any(mount.point == directory for mount in host.here().mounts())
+
+
+def unrecorded(_names: Iterable[str] | None, _is_dead: Callable[[str], bool], problems: list[str]) -> list[Leftover]:
     """The directories that runs of this boot made and that no living run needs, on record or not; deepest first."""
     left = []
     with locks.clean_up():
         for note in locks.notes():
             with open(note, "rb") as file:
                 directory = os.fsdecode(file.read())
-            if directory and roots.note_of(directory) == note and _unused(directory):
-                left.append(_leftover("", directory, f"noted in {locks.DIRECTORY}"))
+            try:
+                if directory and roots.note_of(directory) == note and _unused(directory):
+                    left.append(_leftover("", directory, f"noted in {locks.DIRECTORY}"))
+            except OSError as error:
+                problems.append(_not_told(directory, error).message)
     return sorted(left, key=lambda leftover: leftover.name, reverse=True)
 
 
 def _unused(directory: str) -> bool:
-    """Whether no living run has a view at or below a directory of ours."""
-    inside = [os.path.join(directory, name) for name in _names_in(directory)]
-    return locks.is_free(directory) and all(_unused(path) for path in inside if os.path.exists(roots.note_of(path)))
-
-
-def _names_in(directory: str) -> list[str]:
-    try:
-        return os.listdir(directory)
-    except OSError:
-        return []
+    """Whether no living run has a view at or below a directory of ours. Raises OSError."""
+    if not locks.is_free(directory):
+        return False
+    inside = [os.path.join(directory, name) for name in presence.names(directory)]
+    return all(_unused(path) for path in inside if roots.is_noted(path))
 
 
 def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
@@ -78,8 +94,9 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
                 # A run has begun there meanwhile: it is that one's now.
                 continue
             # A mount on it may show anything; what is in the directory itself is seen when that is gone.
-            foreign = os.path.isdir(directory) and not os.path.ismount(directory) and not roots.only_ours(directory)
-            if foreign and os.path.exists(roots.note_of(directory)):
+            there = presence.is_directory(directory, follow_links=False)
+            foreign = there and not _is_mount_point(directory) and not roots.only_ours(directory)
+            if foreign and roots.is_noted(directory):
                 os.unlink(roots.note_of(directory))
             elif not foreign:
                 roots.note(directory)

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from kopiatomic import locks
+from kopiatomic import locks, presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Intent
 from kopiatomic.system import host
@@ -29,7 +29,7 @@ def resolve(root: str) -> str:
     if path == "/":
         raise _refused(path, "it is the root of the whole system", "Name a directory of its own, such as /kopia.")
     path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    if os.path.islink(path):
+    if presence.is_link(path):
         raise _refused(path, "it is a symbolic link", "Name the directory itself, or choose another with --mount-root.")
     return path
 
@@ -39,7 +39,7 @@ def check(root: str) -> None:
     try:
         status = os.lstat(root)
     except FileNotFoundError:
-        above = next(directory for directory in parents(root) if os.path.isdir(directory))
+        above = next(directory for directory in parents(root) if presence.is_directory(directory))
         if os.statvfs(above).f_flag & os.ST_RDONLY:
             reason = f"{printable(root)} cannot be made: {os.strerror(errno.EROFS)}"
             raise _refused(root, reason, "Choose another with --mount-root.") from None
@@ -48,7 +48,7 @@ def check(root: str) -> None:
         raise _refused(root, error.strerror or str(error), "Choose another with --mount-root.") from None
     if not stat.S_ISDIR(status.st_mode):
         raise _refused(root, "it is not a directory", "Choose another with --mount-root.")
-    foreign = [name for name in os.listdir(root) if not os.path.exists(note_of(os.path.join(root, name)))]
+    foreign = [name for name in os.listdir(root) if not is_noted(os.path.join(root, name))]
     if foreign:
         raise _refused(
             root,
@@ -59,7 +59,7 @@ def check(root: str) -> None:
 
 def intents(root: str) -> list[Intent]:
     """The directories that :func:`make` would make now."""
-    missing = [directory for directory in (root, *parents(root)) if not os.path.lexists(directory)]
+    missing = [directory for directory in (root, *parents(root)) if not presence.exists(directory, follow_links=False)]
     return [Intent("directory", "", directory, origin=host.here().boot_id()) for directory in missing]
 
 
@@ -69,7 +69,7 @@ def make(root: str) -> None:
         check(root)
         made: list[str] = []
         for directory in (*reversed(parents(root)), root):
-            if os.path.isdir(directory):
+            if presence.is_directory(directory):
                 continue
             try:
                 _make(directory)
@@ -119,9 +119,8 @@ def _remove(root: str, *, own: bool) -> list[str]:
     left = []
     with locks.clean_up():
         for directory in (root, *parents(root)):
-            mark = note_of(directory)
             mine = own and directory == root
-            if not os.path.exists(mark) or not (mine or locks.is_free(directory)):
+            if not is_noted(directory) or not (mine or locks.is_free(directory)):
                 break
             try:
                 os.rmdir(directory)
@@ -132,7 +131,7 @@ def _remove(root: str, *, own: bool) -> list[str]:
                     left.append(f"directory {printable(directory)}: {_why(error)}")
                 break
             _sync(os.path.dirname(directory))
-            os.unlink(mark)
+            os.unlink(note_of(directory))
     return left
 
 
@@ -156,7 +155,12 @@ def _sync(directory: str) -> None:
 
 def only_ours(directory: str) -> bool:
     """Whether a directory holds only other runs' roots: the last of them removes it."""
-    return all(os.path.exists(note_of(os.path.join(directory, name))) for name in os.listdir(directory))
+    return all(is_noted(os.path.join(directory, name)) for name in os.listdir(directory))
+
+
+def is_noted(directory: str) -> bool:
+    """Whether a run made a directory, or says that it makes it. Raises OSError where that cannot be told."""
+    return presence.exists(note_of(directory), follow_links=False)
 
 
 def note_of(directory: str) -> str:
