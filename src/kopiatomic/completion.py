@@ -52,7 +52,7 @@ def schedules() -> list[str]:
     """The names of the schedules."""
     try:
         return here().names()
-    except KopiatomicError:
+    except (KopiatomicError, OSError):
         return []
 
 

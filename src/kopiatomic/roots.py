@@ -9,6 +9,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from kopiatomic import locks, presence
 from kopiatomic.errors import KopiatomicError
@@ -29,26 +31,38 @@ def resolve(root: str) -> str:
     if path == "/":
         raise _refused(path, "it is the root of the whole system", "Name a directory of its own, such as /kopia.")
     path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    if presence.is_link(path):
-        raise _refused(path, "it is a symbolic link", "Name the directory itself, or choose another with --mount-root.")
+    with _looking_at(path):
+        if presence.is_link(path):
+            raise _refused(
+                path, "it is a symbolic link", "Name the directory itself, or choose another with --mount-root."
+            )
     return path
+
+
+@contextmanager
+def _looking_at(root: str) -> Iterator[None]:
+    """Refuse a root that cannot be looked at."""
+    try:
+        yield
+    except OSError as error:
+        raise _refused(root, error.strerror or str(error), "Choose another with --mount-root.") from None
 
 
 def check(root: str) -> None:
     """Refuse a root that is no directory, or that holds anything not ours. Raises KopiatomicError."""
-    try:
-        status = os.lstat(root)
-    except FileNotFoundError:
-        above = next(directory for directory in parents(root) if presence.is_directory(directory))
-        if os.statvfs(above).f_flag & os.ST_RDONLY:
-            reason = f"{printable(root)} cannot be made: {os.strerror(errno.EROFS)}"
-            raise _refused(root, reason, "Choose another with --mount-root.") from None
-        return
-    except OSError as error:
-        raise _refused(root, error.strerror or str(error), "Choose another with --mount-root.") from None
-    if not stat.S_ISDIR(status.st_mode):
-        raise _refused(root, "it is not a directory", "Choose another with --mount-root.")
-    foreign = [name for name in os.listdir(root) if not is_noted(os.path.join(root, name))]
+    with _looking_at(root):
+        status = presence.status(root, follow_links=False)
+        if status is None:
+            above = next(directory for directory in parents(root) if presence.exists(directory))
+            if os.statvfs(above).f_flag & os.ST_RDONLY:
+                reason = f"{printable(root)} cannot be made: {os.strerror(errno.EROFS)}"
+                raise _refused(root, reason, "Choose another with --mount-root.")
+            if not presence.is_directory(above):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            return
+        if not stat.S_ISDIR(status.st_mode):
+            raise _refused(root, "it is not a directory", "Choose another with --mount-root.")
+        foreign = [name for name in os.listdir(root) if not is_noted(os.path.join(root, name))]
     if foreign:
         raise _refused(
             root,
@@ -69,9 +83,9 @@ def make(root: str) -> None:
         check(root)
         made: list[str] = []
         for directory in (*reversed(parents(root)), root):
-            if presence.is_directory(directory):
-                continue
             try:
+                if presence.is_directory(directory):
+                    continue
                 _make(directory)
             except OSError as error:
                 for above in reversed(made):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-from kopiatomic import engines, errors, locks, plan
+from kopiatomic import engines, errors, locks, plan, presence
 from kopiatomic.commands import result_of
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
@@ -270,7 +270,7 @@ def _document(standing: lateness.Standing, scheduler: Scheduler) -> dict[str, An
         "waits": scheduler.waits(schedule.name),
         "words": list(schedule.words),
         "credentials": sorted(schedule.credentials),
-        "files": [path for path in scheduler.leftovers(schedule.name) if os.path.exists(path)],
+        "files": [path for path in scheduler.leftovers(schedule.name) if presence.exists(path, follow_links=False)],
         "last_run": _run(standing.runs[0]) if standing.runs else None,
         "last_saved": _run(saved) if saved is not None else None,
         "overdue": None if late is None else late.message,

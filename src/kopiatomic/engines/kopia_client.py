@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from kopiatomic import presence
 from kopiatomic.engines.kopia_options import Options
 from kopiatomic.engines.program import KEEP, Program, user
 from kopiatomic.errors import KopiatomicError
@@ -74,7 +75,7 @@ class Client(Program):
             folder, why = os.path.join(home, ".config"), "HOME"
         else:
             folder, why = ".config", "HOME is not set: below the current directory"
-            if not os.path.exists(os.path.join(folder, "kopia", name)):
+            if not presence.exists(os.path.join(folder, "kopia", name)):
                 home = user()[1]
                 self.additions["HOME"] = home
                 folder, why = os.path.join(home, ".config"), "HOME is not set: the home directory in the table of users"
@@ -143,8 +144,8 @@ class Client(Program):
         return []
 
     def check_connected(self) -> None:
-        """Make sure that the configuration file exists. Raises KopiatomicError of kind kopia-not-connected."""
-        if not os.path.exists(self.config.path):
+        """Make sure that the configuration file exists. Raises KopiatomicError of kind kopia-not-connected, and OSError."""
+        if not presence.exists(self.config.path):
             raise self._not_connected()
 
     def failure(self, finished: process.Finished) -> KopiatomicError:
@@ -212,7 +213,7 @@ class Client(Program):
         except KeyError:
             return None
         path = os.path.join(home, ".config", "kopia", CONFIG_NAME)
-        return path if path != self.config.path and os.path.exists(path) else None
+        return path if path != self.config.path and presence.exists(path) else None
 
 
 def error_lines(text: str) -> Iterator[str]:

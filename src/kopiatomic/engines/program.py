@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 from collections.abc import Callable, Mapping, Sequence
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import process
 from kopiatomic.text import printable
@@ -139,10 +141,10 @@ def find(name: str, environment: Mapping[str, str], *, kind: str, hint: str) -> 
         where = f" on PATH ({printable(path)})"
     obstacle = None
     for candidate in candidates:
-        if os.path.isfile(candidate) and os.access(candidate, os.X_OK):
+        reason = _why_not(candidate)
+        if reason == "":
             return candidate
-        if os.path.exists(candidate) and obstacle is None:
-            reason = "is a directory" if os.path.isdir(candidate) else "may not be executed"
+        if reason is not None and obstacle is None:
             obstacle = f"{printable(candidate)} {reason}"
     if obstacle is not None:
         raise KopiatomicError(
@@ -151,3 +153,16 @@ def find(name: str, environment: Mapping[str, str], *, kind: str, hint: str) -> 
             hint="Check its permissions (chmod +x) and that its filesystem is not mounted noexec.",
         )
     raise KopiatomicError(f"no program {printable(name)!r}{where}", kind=f"{kind}-missing", hint=hint)
+
+
+def _why_not(candidate: str) -> str | None:
+    """Why a program at a path cannot be started; empty if it can be, None where nothing is there."""
+    try:
+        status = presence.status(candidate)
+    except OSError as error:
+        return f"cannot be looked at: {error.strerror}"
+    if status is None:
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        return "is a directory"
+    return "" if stat.S_ISREG(status.st_mode) and os.access(candidate, os.X_OK) else "may not be executed"

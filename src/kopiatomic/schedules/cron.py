@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kopiatomic import ownership
+from kopiatomic import ownership, presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.schedules import DAILY, HOURLY, Calendar, File, Schedule, command, described, files, understood
 from kopiatomic.schedules import crontab as spec
@@ -75,10 +75,7 @@ class Cron:
 
     def names(self) -> list[str]:
         """Those that have one."""
-        try:
-            entries = os.listdir(self._folder)
-        except OSError:
-            return []
+        entries = presence.names(self._folder)
         return sorted(entry.removeprefix(_PREFIX) for entry in entries if entry.startswith(_PREFIX))
 
     def read(self, name: str) -> Schedule | None:

@@ -11,6 +11,7 @@ import os
 import tempfile
 from enum import Enum
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.schedules import File, trust
 from kopiatomic.text import printable
@@ -59,7 +60,7 @@ def text(path: str) -> str | None:
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
-        if os.path.islink(path):
+        if presence.is_link(path):
             raise _foreign(path, "it is a symbolic link") from None
         raise _refused(path, "read", error) from None
     try:
@@ -84,7 +85,7 @@ def write(file: File, *, top: str = "/") -> None:
     """
     folder = os.path.dirname(file.path)
     try:
-        if not os.path.isdir(folder):
+        if not presence.is_directory(folder):
             os.makedirs(folder)
             os.chmod(folder, 0o755)
         trust.check(folder, "the folder", top=top)

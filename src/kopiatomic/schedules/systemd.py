@@ -15,11 +15,13 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import datetime
 from importlib import resources
 from itertools import pairwise
 from typing import Any
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.schedules import Calendar, File, Schedule, backup, command, described, files, understood
 from kopiatomic.system import process
@@ -54,7 +56,7 @@ class Systemd:
     @property
     def runs(self) -> bool:
         """As sd_booted(3) finds it out."""
-        return os.path.isdir(os.path.join(self._root, "run/systemd/system"))
+        return presence.is_directory(os.path.join(self._root, "run/systemd/system"))
 
     def calendar(self, name: str, wanted: str) -> Calendar:
         """Have systemd itself say when it would start. Raises UsageError, and KopiatomicError without systemd."""
@@ -110,10 +112,10 @@ class Systemd:
 
     def _is_ours(self, path: str) -> bool:
         """Not so where an administrator has put a template over a package's."""
-        return not os.path.islink(path) and files.is_ours(files.text(path) or "")
+        return not presence.is_link(path) and files.is_ours(files.text(path) or "")
 
     def _packaged(self, name: str) -> bool:
-        return any(os.path.exists(os.path.join(self._root, folder, name)) for folder in _PACKAGED)
+        return any(presence.exists(os.path.join(self._root, folder, name)) for folder in _PACKAGED)
 
     def leftovers(self, name: str) -> list[str]:
         """Its files, and with the last schedule the templates that we wrote."""
@@ -128,13 +130,9 @@ class Systemd:
         return sorted(set(self._named()))
 
     def _named(self) -> Iterator[str]:
-        try:
-            entries = os.listdir(self._units)
-        except OSError:
-            return
-        for entry in entries:
+        for entry in presence.names(self._units):
             found = re.fullmatch(r"kopiatomic@(.+)\.service\.d", entry)
-            if found is not None and os.path.lexists(self._path(f"{entry}/{_DROP_IN}")):
+            if found is not None and presence.exists(self._path(f"{entry}/{_DROP_IN}"), follow_links=False):
                 yield found[1]
 
     def read(self, name: str) -> Schedule | None:
@@ -175,11 +173,9 @@ class Systemd:
     def stopped(self, name: str) -> None:
         """Have systemd forget units and failures, and the time of the last start that Persistent= goes by."""
         stamp = os.path.join(self._root, f"var/lib/systemd/timers/stamp-kopiatomic@{name}.timer")
-        try:
+        # There is none where it has never started, or where this is another systemd's place for it.
+        with suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(stamp)
-        except OSError:
-            # It has never started, or this is another systemd's place for it.
-            pass
         if self.runs:
             self._systemctl("daemon-reload")
             units = (f"kopiatomic@{name}.service", f"kopiatomic@{name}.timer", _recovery_unit(name))

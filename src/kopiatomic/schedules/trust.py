@@ -30,7 +30,7 @@ def installed(argv0: str, *, top: str = "/") -> tuple[str, str]:
     that imports. Only what is below ``top`` is looked at.
     """
     program = os.path.abspath(argv0)
-    if os.path.basename(program) in {"__main__.py", "-c", "-m"} or not os.path.isfile(program):
+    if os.path.basename(program) in {"__main__.py", "-c", "-m"} or not presence.is_file(program):
         raise KopiatomicError(
             "kopiatomic was started as a module, and is no program that a timer could start",
             kind="no-program",
@@ -116,7 +116,7 @@ def _steps(path: str) -> Iterator[str]:
         if name in {"", ".", ".."}:
             continue
         step = os.path.join(here, name)
-        if not os.path.islink(step):
+        if not presence.is_link(step):
             here = step
             yield here
             continue
