@@ -6,12 +6,13 @@ from __future__ import annotations
 
 PSEUDO = frozenset(
     [
-        "autofs",
+        "binder",
         "binfmt_misc",
         "bpf",
         "cgroup",
         "cgroup2",
         "configfs",
+        "cpuset",
         "debugfs",
         "devfs",
         "devpts",
@@ -23,15 +24,25 @@ PSEUDO = frozenset(
         "linprocfs",
         "linsysfs",
         "mqueue",
+        "mqueuefs",
+        "nfsd",
         "nsfs",
+        "ocfs2_dlmfs",
+        "openpromfs",
         "proc",
         "procfs",
         "pstore",
+        "resctrl",
         "rpc_pipefs",
+        "s390_hypfs",
         "securityfs",
         "selinuxfs",
+        "smackfs",
+        "spufs",
         "sysfs",
         "tracefs",
+        "usbfs",
+        "xenfs",
     ]
 )
 """Made by the kernel: nothing in them is anybody's data."""
@@ -41,54 +52,66 @@ SYSTEM = ("/proc", "/sys", "/dev", "/run")
 
 LOCAL = frozenset(
     [
+        "adfs",
+        "affs",
+        "bcachefs",
+        "befs",
+        "bfs",
         "cd9660",
+        "cramfs",
+        "efs",
+        "erofs",
+        "exfat",
         "ext2",
         "ext2fs",
         "ext3",
         "ext4",
-        "xfs",
         "f2fs",
+        "freevxfs",
+        "hfs",
+        "hfsplus",
+        "hpfs",
+        "iso9660",
+        "jffs2",
         "jfs",
-        "reiserfs",
-        "ntfs3",
-        "exfat",
-        "vfat",
+        "minix",
         "msdos",
         "msdosfs",
+        "nandfs",
+        "nilfs2",
+        "ntfs",
+        "ntfs3",
+        "omfs",
+        "qnx4",
+        "qnx6",
+        "ramfs",
+        "reiser4",
+        "reiserfs",
+        "romfs",
+        "rootfs",
+        "squashfs",
+        "sysv",
+        "tarfs",
+        "tmpfs",
+        "ubifs",
         "udf",
         "ufs",
-        "iso9660",
-        "squashfs",
-        "erofs",
-        "tmpfs",
-        "ramfs",
+        "v7",
+        "vfat",
+        "xfs",
+        "zonefs",
     ]
 )
 """On a local device or in memory: statvfs(2) answers from what the kernel has."""
 
-_NETWORK = frozenset(
-    [
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "ceph",
-        "afs",
-        "9p",
-        "p9fs",
-        "glusterfs",
-        "lustre",
-        "ocfs2",
-        "gfs2",
-        "davfs",
-        "ncpfs",
-        "coda",
-        "virtiofs",
-    ]
-)
+_FROZEN_OR_STACKED = frozenset(["aufs", "btrfs", "ecryptfs", "nullfs", "overlay", "shiftfs", "unionfs", "zfs"])
+"""Those that are snapshotted, and those that show others, which are mounts of their own as a rule."""
 
 
 def may_hang(fstype: str) -> bool:
-    """Whether a look into such a filesystem may wait for a server or a daemon that does not answer, or mount something."""
-    return fstype in _NETWORK or fstype in {"autofs", "fuse"} or fstype.startswith(("fuse.", "fusefs"))
+    """Whether a look into such a filesystem may wait for a server or a daemon that does not answer, or mount something.
+
+    Whatever is not known to be local may: a FUSE on a device (fuseblk) waits for its daemon, a cluster's (gpfs, gfs2) for the
+    other machines, and a virtual machine's shared folder (vboxsf) for its host.
+    """
+    return fstype not in PSEUDO | LOCAL | _FROZEN_OR_STACKED

@@ -10,9 +10,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from kopiatomic.filesystems import LOCAL, may_hang
 from kopiatomic.immutable import immutable
 from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.snapshots.btrfs_folder import DIRECTORY as RUNS_DIRECTORY
-from kopiatomic.system import btrfs, host, linux, mountinfo, pools
+from kopiatomic.system import btrfs, host, linux, looking, mountinfo, pools
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.text import printable
 
@@ -46,7 +47,11 @@ _LOOP = re.compile(r"/dev/(loop\d+)")
 
 
 def gather(request: Request) -> Facts:
-    """Look at what a request can reach. Raises KopiatomicError, Interrupted."""
+    """Look at what a request can reach, in a child. Raises KopiatomicError, Interrupted."""
+    return looking.call(lambda: _gather(request), mountinfo.SELF)
+
+
+def _gather(request: Request) -> Facts:
     mounts = tuple(host.here().mounts())
     seen = mountinfo.visible(mounts)
     resolved = dict(_resolved(request.names, seen))
@@ -98,7 +103,10 @@ def resolve(name: str, seen: Mapping[str, Mount]) -> str:
             path = os.path.dirname(path)
             continue
         path = f"{path.rstrip('/')}/{part}"
-        _require_answer(name, path, seen)
+        _require_answer(name, path, seen, waiting)
+        if path in seen:
+            # A mount point is no link.
+            continue
         try:
             target = host.here().link_target(path)
         except OSError as error:
@@ -129,11 +137,24 @@ def _no_such_path(name: str, error: OSError) -> KopiatomicError:
     )
 
 
-def _require_answer(name: str, path: str, seen: Mapping[str, Mount]) -> None:
-    """Refuse to look at what may not answer. Raises KopiatomicError."""
+def _require_answer(name: str, path: str, seen: Mapping[str, Mount], waiting: Sequence[str]) -> None:
+    """Refuse to look at what may not answer; ``waiting`` are the components after a path, the last one first.
+
+    Raises KopiatomicError.
+    """
     mount = seen.get(path)
     if mount is None:
         return
+    if mount.fstype == "autofs":
+        if waiting and f"{path}/{waiting[-1]}" in seen:
+            # It has mounted that, and is not asked again.
+            return
+        if waiting or "indirect" not in mount.super_options:
+            raise KopiatomicError(
+                f"{printable(name)} is not mounted: {printable(path)} is an automount point (autofs), which a look would mount",
+                kind="not-automounted",
+                hint=f"ls {shlex.quote(printable(name))}/., then run again",
+            )
     if may_hang(mount.fstype):
         raise KopiatomicError(
             f"{printable(name)} is on {mount.fstype} ({printable(mount.source)}), which is neither ZFS nor Btrfs",
@@ -419,6 +440,7 @@ def _sizes(seen: dict[str, Mount]) -> dict[str, int]:
     sizes = {}
     for point, mount in seen.items():
         if mount.fstype in LOCAL:
+            looking.at(point)
             try:
                 status = os.statvfs(point)
             except OSError:

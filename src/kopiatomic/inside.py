@@ -177,6 +177,8 @@ class _Inside:
         if self._is_shell:
             for line in _welcome(report.plan, frozen.sets):
                 self._listener.notice(line)
+        if report.plan.might_hang:
+            self._listener.notice(f"hidden, for it might not answer: {first_few(report.plan.might_hang)}")
         manner = Manner(
             user=self._user,
             anywhere=self._is_shell,

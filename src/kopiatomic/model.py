@@ -148,6 +148,10 @@ class Judged:
     """What the verdict was found from."""
 
 
+MIGHT_HANG = "hidden: it might not answer"
+"""What is noted of what is not shown in place for this reason: a server or a daemon has to answer for it."""
+
+
 @immutable
 class Uncovered:
     """A filesystem that is mounted in the tree of a taken dataset and is not in the backup. ``size`` in bytes, if known."""
@@ -221,6 +225,11 @@ class Plan:
     def scratch(self) -> str:
         """In place: a directory of ours outside of all sources, for an engine to write into; it goes with the view."""
         return f"{self.root}/{SCRATCH}"
+
+    @property
+    def might_hang(self) -> list[str]:
+        """In place: what is not shown for this reason, in words."""
+        return [f"{u.point} ({u.fstype})" for u in (*self.uncovered, *self.beside) if u.note == MIGHT_HANG]
 
     @property
     def top(self) -> str:

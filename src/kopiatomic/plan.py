@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
@@ -10,7 +11,19 @@ from kopiatomic import shielding
 from kopiatomic.errors import KopiatomicError, UsageError, place_needed
 from kopiatomic.facts import Facts
 from kopiatomic.filesystems import PSEUDO, SYSTEM, may_hang
-from kopiatomic.model import UNMOUNTED, VOLUMES, Hidden, Judged, Layout, Plan, Refusal, Taken, Uncovered, Verdict
+from kopiatomic.model import (
+    MIGHT_HANG,
+    UNMOUNTED,
+    VOLUMES,
+    Hidden,
+    Judged,
+    Layout,
+    Plan,
+    Refusal,
+    Taken,
+    Uncovered,
+    Verdict,
+)
 from kopiatomic.paths import below, is_at_or_below, tree_order
 from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.selection import Selection, not_a_dataset
@@ -212,6 +225,13 @@ def _scaffolds(shared: Selection, taken: Sequence[Taken], live: AbstractSet[str]
     return sorted(found)
 
 
+def _of_the_kernel(point: str, mount: Mount, seen: dict[str, Mount]) -> bool:
+    """Whether there is nobody's data, also none that an autofs would mount there, as on /proc/sys/fs/binfmt_misc."""
+    if mount.fstype == "autofs" and point != "/":
+        mount = holder(os.path.dirname(point), seen)
+    return mount.fstype in PSEUDO
+
+
 def _of_the_system(point: str, inside: Taken, request: Request) -> bool:
     """Whether a mount is a part of the running system and of no source: with ``/`` in place it is made anew."""
     in_place = request.layout is Layout.IN_PLACE and not request.live_system
@@ -229,7 +249,7 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
     hidden = {j.mountpoint for j in judged if j.verdict in {Verdict.EXCLUDED, Verdict.SUSPENDED, Verdict.OUTSIDE}}
     found = []
     for point, mount in shared.seen.items():
-        if point in places or (mount.fstype in PSEUDO and not request.live_system):
+        if point in places or (_of_the_kernel(point, mount, shared.seen) and not request.live_system):
             continue
         inside = next((places[directory] for directory in parents(point) if directory in places), None)
         if inside is None:
@@ -238,7 +258,7 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
             continue
         item = Uncovered(point, mount.fstype, mount.source, inside.dataset.name, facts.sizes.get(point))
         if request.layout is Layout.IN_PLACE and not request.only_frozen:
-            item = replace(item, live=point not in hidden and _is_shown_again(mount))
+            item = replace(item, live=point not in hidden and _is_shown_again(mount), note=_why_hidden(mount))
         file = facts.loop_files.get(mount.source)
         if file is not None and any(directory in places for directory in parents(file)):
             item = replace(item, note=f"its file {printable(file)} is in the backup, as it is at the instant")
@@ -251,6 +271,10 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
 def _is_shown_again(mount: Mount) -> bool:
     """Whether a mount that a frozen tree would hide can be seen as it is all the same."""
     return not may_hang(mount.fstype) and mount.fstype != "overlay"
+
+
+def _why_hidden(mount: Mount) -> str:
+    return MIGHT_HANG if may_hang(mount.fstype) else ""
 
 
 def _beside(shared: Selection, taken: Sequence[Taken]) -> list[Uncovered]:
@@ -271,7 +295,7 @@ def _beside(shared: Selection, taken: Sequence[Taken]) -> list[Uncovered]:
         item = Uncovered(point, mount.fstype, mount.source, "", live=True)
         if any(directory in frozen for directory in above):
             seen = _is_shown_again(mount) and (mount.fstype not in PSEUDO or request.live_system)
-            item = replace(item, live=seen)
+            item = replace(item, live=seen, note=_why_hidden(mount))
         found.append(item)
     return sorted(found, key=lambda u: tree_order(u.point))
 

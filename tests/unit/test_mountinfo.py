@@ -1,11 +1,13 @@
 """The mount table is read as the kernel writes it, and says which mounts can be seen."""
 
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kopiatomic.filesystems import may_hang
 from kopiatomic.system import mountinfo
 from kopiatomic.system.mountinfo import Mount, borders, holder, parents, parse, visible
 
@@ -187,3 +189,57 @@ def test_a_directory_bound_onto_itself_inside_another_is_judged_by_what_holds_it
         line(5, 4, "/d/f/g", root="/d/e/g").replace("0:5 ", "0:1 "),
     ]
     assert set(borders(visible(table(*lines)))) == {"/", "/d/f"}
+
+
+@pytest.mark.parametrize(
+    "fstype",
+    [
+        "fuse",
+        "fuse.sshfs",
+        "fuseblk",
+        "nfs",
+        "cifs",
+        "9p",
+        "virtiofs",
+        "beegfs",
+        "gpfs",
+        "vboxsf",
+        "autofs",
+        "gfs2",
+        "hostfs",
+        "new-fs",
+    ],
+)
+def test_what_is_not_known_to_be_local_may_hang(fstype: str) -> None:
+    assert may_hang(fstype)
+
+
+@pytest.mark.parametrize(
+    "fstype",
+    [
+        "zfs",
+        "btrfs",
+        "overlay",
+        "nullfs",
+        "unionfs",
+        "ext4",
+        "xfs",
+        "bcachefs",
+        "tmpfs",
+        "ufs",
+        "vfat",
+        "proc",
+        "devfs",
+        "cgroup2",
+    ],
+)
+def test_what_is_local_or_the_kernel_s_own_does_not(fstype: str) -> None:
+    assert not may_hang(fstype)
+
+
+def test_what_this_kernel_mounts_from_a_device_is_local() -> None:
+    """But for FUSE's, and for those that several machines share."""
+    lines = [line.split("\t") for line in Path("/proc/filesystems").read_text().splitlines()]
+    assert lines
+    local = [name for kind, name in lines if kind != "nodev" and name not in {"fuseblk", "gfs2", "ocfs2"}]
+    assert [name for name in local if may_hang(name)] == []

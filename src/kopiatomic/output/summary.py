@@ -42,7 +42,7 @@ def summary(report: Report, *, verbose: bool) -> list[Line]:
     lines += [("", line) for line in _table(report.plan, all_of_it=verbose)]
     lines += [("", line) for line in proof(report.sets)]
     lines += [("", line) for line in _engine_lines(report.engine)]
-    lines += [("", line) for line in _live(report.plan)]
+    lines += [("", line) for line in _others(report.plan)]
     lines += [("", f"Shielded: {line}") for line in shielded(report.plan)[:_FEW]]
     if not report.left_behind:
         lines.append(("", f"Removed:  all snapshots and mounts; they existed for {duration(report.frozen_seconds)}"))
@@ -130,10 +130,11 @@ def _engine_lines(engine: EngineReport) -> list[str]:
     return lines
 
 
-def _live(plan: Plan) -> list[str]:
-    """What was in the backup all the same, and is of no instant."""
-    shown = [f"{printable(u.point)} ({u.fstype})" for u in plan.uncovered if u.live]
-    return [f"Live:     {first_few(shown)}: in the backup as it was then, not frozen"] if shown else []
+def _others(plan: Plan) -> list[str]:
+    """What was in the backup all the same, and is of no instant; and what was hidden since it might not answer."""
+    live = [f"{printable(u.point)} ({u.fstype})" for u in plan.uncovered if u.live]
+    lines = [f"Live:     {first_few(live)}: in the backup as it was then, not frozen"] if live else []
+    return lines + ([f"Hidden:   {first_few(plan.might_hang)}: it might not answer"] if plan.might_hang else [])
 
 
 def shielded(plan: Plan) -> list[str]:

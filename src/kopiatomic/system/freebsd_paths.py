@@ -9,6 +9,8 @@ import errno
 import os
 import stat
 
+from kopiatomic.system import looking
+
 _LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -17,6 +19,7 @@ def open_beneath(top: str, path: str) -> int:
 
     The path itself is ELOOP where it is a link, ENOTDIR where it is anything else (open(2) has EMLINK for a link).
     """
+    looking.at(os.path.join(top, path))
     fd = os.open(top, _LOOK)
     done = ""
     try:

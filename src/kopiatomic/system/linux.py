@@ -13,6 +13,8 @@ import sys
 from functools import cache
 from types import MappingProxyType
 
+from kopiatomic.system import looking
+
 CLONE_NEWNS = 0x00020000
 CLONE_NEWPID = 0x20000000
 
@@ -252,6 +254,7 @@ def open_without_links(path: str, flags: int) -> int:
 
     With O_PATH and O_NOFOLLOW the last component may be a link: then it is the link that is opened.
     """
+    looking.at(path)
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return open_beneath(root, path.lstrip("/") or ".", flags)

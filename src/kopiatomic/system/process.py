@@ -13,7 +13,7 @@ from dataclasses import field
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.system import inherited, signals
+from kopiatomic.system import inherited, looking, signals
 from kopiatomic.text import ended, printable
 
 KEEP = 4 << 20
@@ -105,6 +105,7 @@ def run_together(
     """Run programs side by side, each as :func:`run` does, until the last has ended."""
     # One that came while signals were deferred wakes no wait any more.
     signals.check()
+    looking.at("")
     deadline = time.monotonic() + timeout
     running: list[_Running] = []
     try:

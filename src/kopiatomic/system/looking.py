@@ -1,0 +1,179 @@
+"""Looking at what users control, in a child process that can be left alone.
+
+A user who may write to a directory may put a link or a mount there at any time, and a look at it then waits for a server or a
+daemon that never answers: in the kernel, where no signal ends it. So the main process never looks itself. It forks a child,
+which notes each path before it goes there (:func:`at`), and gives it up when it has stood at one of them for too long.
+"""
+
+from __future__ import annotations
+
+import gc
+import mmap
+import os
+import signal
+import struct
+import time
+from collections.abc import Callable
+from typing import NoReturn, TypeVar
+
+from kopiatomic.errors import KopiatomicError, unforeseen
+from kopiatomic.system import channel, signals, worker
+from kopiatomic.system.channel import Channel, ClosedError
+from kopiatomic.text import printable
+
+T = TypeVar("T")
+
+LIMIT = 30.0
+"""Seconds that one path may take to answer."""
+
+_CHECK = 1.0
+"""Seconds between two looks at how far the child is."""
+
+_END_TIMEOUT = 6.0
+"""Seconds that a child has to end the program that it has started, which has 5 (process.run)."""
+
+_KILLED_TIMEOUT = 0.5
+"""Seconds that a killed child has to end; only one that waits in the kernel takes longer."""
+
+
+class NoAnswerError(KopiatomicError):
+    """A path did not answer."""
+
+
+class _Steps:
+    """What the child tells without being asked: the number of its step, and the path that it is at; empty for none.
+
+    In memory that both have: a child that waits in the kernel sends nothing.
+    """
+
+    _HEAD = struct.Struct("=QH")
+    _ROOM = mmap.PAGESIZE - _HEAD.size
+
+    def __init__(self) -> None:
+        self._page = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def note(self, path: str) -> None:
+        text = os.fsencode(path)[: self._ROOM]
+        number, _ = self._HEAD.unpack_from(self._page)
+        self._page[self._HEAD.size : self._HEAD.size + len(text)] = text
+        self._HEAD.pack_into(self._page, 0, number + 1, len(text))
+
+    def last(self) -> tuple[int, str]:
+        number, length = self._HEAD.unpack_from(self._page)
+        return number, os.fsdecode(self._page[self._HEAD.size : self._HEAD.size + length])
+
+    def close(self) -> None:
+        self._page.close()
+
+
+_steps: _Steps | None = None
+"""In the child: where it notes them."""
+
+
+def at(path: str) -> None:
+    """Note that a path is about to be looked at; empty: a program is, which has a time limit of its own.
+
+    Nothing in a process that is no such child.
+    """
+    if _steps is not None:
+        _steps.note(path)
+
+
+def call(look: Callable[[], T], first: str) -> T:
+    """Call a function in a child of our own, which has nothing of ours open; its result has to go through pickle.
+
+    ``first`` is the path that it begins at. Raises what the function raises if that is a KopiatomicError, else its
+    description as one; NoAnswerError; Interrupted; OSError where no child can be had.
+    """
+    if _steps is not None:
+        # This is such a child already.
+        return look()
+    steps = _Steps()
+    steps.note(first)
+    try:
+        ours, theirs = channel.pair()
+        pid = os.fork()
+        if pid == 0:
+            _serve(look, theirs, steps)
+        theirs.close()
+        try:
+            answer = _receive(ours, steps, pid)
+        except BaseException:
+            _end(pid, steps)
+            raise
+        finally:
+            ours.close()
+        os.waitpid(pid, 0)
+    finally:
+        steps.close()
+    if isinstance(answer, KopiatomicError):
+        raise answer
+    return answer  # type: ignore[return-value]
+
+
+def _receive(ours: Channel, steps: _Steps, pid: int) -> object:
+    """Wait for the answer for as long as the child gets on. Raises KopiatomicError, Interrupted."""
+    seen, since = steps.last(), time.monotonic()
+    while True:
+        try:
+            return ours.receive(_CHECK)
+        except TimeoutError:
+            now = steps.last()
+            if now != seen or not now[1]:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since >= LIMIT:
+                raise _no_answer(now[1], pid) from None
+        except ClosedError:
+            raise KopiatomicError(
+                "the process that looks at paths was killed",
+                kind="looker-killed",
+                hint="Was it the out-of-memory killer? See 'dmesg' or 'journalctl -k'.",
+            ) from None
+
+
+def _no_answer(path: str, pid: int) -> NoAnswerError:
+    return NoAnswerError(
+        f"{printable(path)} did not answer within {LIMIT:g} s",
+        kind="no-answer",
+        hint="What is mounted there, or where a link on the way leads, hangs: end its server or daemon, or unmount it (findmnt; "
+        f"umount -l). Process {pid} waits for it in the kernel, has nothing else open, and ends when that lets it.",
+    )
+
+
+def _end(pid: int, steps: _Steps) -> None:
+    """End a child that is not needed any more, and the program that it waits for; leave it alone where it waits for a path."""
+    _, path = steps.last()
+    for signum, timeout in ((signal.SIGTERM, 0.0 if path else _END_TIMEOUT), (signal.SIGKILL, _KILLED_TIMEOUT)):
+        deadline = time.monotonic() + timeout
+        os.kill(pid, signum)
+        while time.monotonic() < deadline:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                return
+            time.sleep(0.005)
+
+
+def _serve(look: Callable[[], object], theirs: Channel, steps: _Steps) -> NoReturn:
+    global _steps
+    _steps = steps
+    try:
+        # What our parent has open it must be able to close, however long this process lives. No collector may close the
+        # numbers again, which are free for others now.
+        gc.disable()
+        worker.detach()
+        os.closerange(3, theirs.fileno())
+        os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        with signals.handled():
+            theirs.send(_answer(look))
+    except ClosedError:
+        # Nobody waits any more.
+        pass
+    finally:
+        os._exit(0)
+
+
+def _answer(look: Callable[[], object]) -> object:
+    try:
+        return look()
+    except Exception as error:
+        return unforeseen(error)
