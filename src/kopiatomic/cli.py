@@ -106,8 +106,16 @@ def _datasets(command: Callable[..., Any]) -> Callable[..., Any]:
     """The options that say which datasets."""
     options = [
         click.argument("names", nargs=-1, metavar="DATASET_OR_PATH...", shell_complete=complete),
-        click.option("-a", "--all", "everything", is_flag=True, help="All mounted ZFS datasets and Btrfs subvolumes."),
-        click.option("-r", "--recursive", is_flag=True, help="Also the children of those named."),
+        click.option(
+            "-a",
+            "--all",
+            "everything",
+            is_flag=True,
+            help="All mounted ZFS datasets and Btrfs subvolumes, with what is nested in these.",
+        ),
+        click.option(
+            "-r", "--recursive", is_flag=True, help="Also what lies below those named: children, nested subvolumes."
+        ),
         click.option(
             "--exclude",
             multiple=True,
@@ -126,6 +134,11 @@ def _datasets(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="NAME",
             callback=_property_name,
             help="Another ZFS user property for that.",
+        ),
+        click.option(
+            "--no-nested",
+            is_flag=True,
+            help="Btrfs: without the subvolumes nested in those taken, which are not missed.",
         ),
         click.option("--include-unmounted", is_flag=True, help="ZFS: also those that are not mounted."),
         click.option("--volumes", is_flag=True, help="ZFS: also volumes, each as a file below /.volumes in the view."),

@@ -69,9 +69,17 @@ class BtrfsSubvolume:
     id: int
     filesystem: str
     device: str
-    foreign_snapshot: bool
-    """A read-only snapshot: somebody's copy of another subvolume (snapper and the like), not live data."""
     above: str | None = None
+    uuid: str = ""
+    parent: str = ""
+    """The UUID of the one that it was made from, as a snapshot or by ``btrfs receive``; empty where there was none."""
+    received: str = ""
+    """The UUID that ``btrfs receive`` gives; a read-only snapshot keeps its source's."""
+    read_only: bool = False
+    holds: bool | None = None
+    """Of a nested one whether there is anything in it; None where that was not looked at, or cannot be told."""
+    no_device: bool = False
+    """Whether the device that it is mounted from is not there any more, so that nothing can be mounted from it."""
     covered: bool = False
     """Whether its path leads elsewhere: something is mounted over it, or somebody moves it all the time."""
     too_long: bool = False

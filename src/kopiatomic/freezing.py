@@ -175,7 +175,8 @@ class Freezing:
             if self._facts is None:
                 self._facts = self._gather()
             selected = plan.select(self._facts, self._request(), self._refused.values())
-        self._report.incomplete = [f"{printable(o.name)}: {o.reason}" for o in selected.left_out if o.incomplete]
+        missed = [o for o in selected.left_out if o.incomplete]
+        self._report.incomplete = list(dict.fromkeys(o.line or f"{printable(o.name)}: {o.reason}" for o in missed))
         for note in selected.notes:
             self.warn(note)
         if self._options.require_atomic:

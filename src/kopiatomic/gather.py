@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kopiatomic import safety, zfs_listing
+from kopiatomic import presence, safety, zfs_listing
 from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.filesystems import LOCAL, may_hang
@@ -58,7 +58,7 @@ def _gather(request: Request) -> Facts:
     names = [name for name in request.names if name in resolved or not is_pattern(name)]
     datasets, properties, found_pools = _zfs(request, names, resolved, mounts, seen)
     patterns = any(is_path(n) and is_pattern(n) for n in request.names if n not in resolved)
-    subvolumes = tuple(_btrfs_subvolumes(seen, resolved.values(), everything=request.everything or patterns))
+    subvolumes = tuple(_btrfs_subvolumes(seen, resolved.values(), request, everything=request.everything or patterns))
     return Facts(
         mounts=mounts,
         datasets=datasets,
@@ -69,7 +69,7 @@ def _gather(request: Request) -> Facts:
         directories=_directories(seen, resolved.values(), datasets.values(), unmounted=request.include_unmounted),
         sizes=_sizes(seen),
         loop_files=_loop_files(seen),
-        movers=_movers(seen, resolved.values(), subvolumes, nested=patterns),
+        movers=_movers(seen, resolved.values(), subvolumes, nested=patterns or bool(request.exclude)),
     )
 
 
@@ -205,16 +205,20 @@ def _zfs_present() -> bool:
 # Btrfs
 
 
-def _btrfs_subvolumes(seen: dict[str, Mount], named: Iterable[str], *, everything: bool) -> Iterator[BtrfsSubvolume]:
+def _btrfs_subvolumes(
+    seen: dict[str, Mount], named: Iterable[str], request: Request, *, everything: bool
+) -> Iterator[BtrfsSubvolume]:
     """The subvolumes that hold the named paths, and all at mount points if asked; then all that are nested in them."""
     paths = list(named)
     if everything:
         paths += [m.point for m in seen.values() if m.fstype == "btrfs"]
     known: set[str] = set()
+    # Of what is not taken for being nested it matters whether it holds anything.
+    look_inside = not (request.recursive or request.everything or request.no_nested)
     for path in paths:
         mount = mountinfo.holder(path, seen)
         if mount.fstype == "btrfs":
-            for subvolume in _Walk(mount.source, seen).of(_top_of(path, seen)):
+            for subvolume in _Walk(mount.source, seen, look_inside=look_inside).of(_top_of(path, seen)):
                 if subvolume.path not in known:
                     known.add(subvolume.path)
                     yield subvolume
@@ -257,9 +261,12 @@ class _MovedError(Exception):
 class _Walk:
     """A look at the subvolume at a path, if one is there, and at those nested in it."""
 
-    def __init__(self, device: str, seen: dict[str, Mount]) -> None:
+    def __init__(self, device: str, seen: dict[str, Mount], *, look_inside: bool) -> None:
         self._device = device
+        self._no_device = device.startswith("/") and not presence.exists(device)
         self._seen = seen
+        self._look_inside = look_inside
+        self._uuid = ""
         self._waiting: list[_Wanted] = []
         self._until = time.monotonic() + _MOVED_S
 
@@ -296,13 +303,28 @@ class _Walk:
         return BtrfsSubvolume(
             wanted.path,
             wanted.id,
-            "",
+            self._uuid,
             self._device,
-            foreign_snapshot=False,
             above=wanted.above,
+            holds=self._holds(wanted),
             covered=covered,
             too_long=too_long,
+            no_device=self._no_device,
         )
+
+    def _holds(self, wanted: _Wanted) -> bool | None:
+        """Whether anything is in a subvolume that its path does not lead to; None where that cannot be told."""
+        if wanted.above is None or not self._look_inside:
+            return None
+        try:
+            with _opened(wanted.above, mountinfo.holder(wanted.above, self._seen)) as above:
+                fd = btrfs.open_subvolume(above, wanted.id)
+        except OSError:
+            return None
+        try:
+            return _has_entries(fd)
+        finally:
+            os.close(fd)
 
     def _look(self, wanted: _Wanted, mount: Mount) -> BtrfsSubvolume | None:
         """Look at a subvolume; None where none is mounted or was named. Raises _MovedError, KopiatomicError."""
@@ -314,9 +336,9 @@ class _Walk:
                 info = btrfs.subvolume(fd)
                 if not top or wanted.id not in {0, info.id}:
                     raise _MovedError
-                foreign = info.read_only and info.is_snapshot
-                uuid = btrfs.filesystem_uuid(fd)
+                self._uuid = btrfs.filesystem_uuid(fd)
                 owner = os.fstat(fd).st_uid
+                holds = _has_entries(fd) if self._look_inside and wanted.above is not None else None
                 nested = list(_children(fd, info, wanted.path))
         except OSError as error:
             if isinstance(error, NotADirectoryError) and wanted.above is None:
@@ -326,7 +348,18 @@ class _Walk:
             raise _btrfs_failure(wanted.path, error) from None
         self._waiting += nested
         return BtrfsSubvolume(
-            wanted.path, info.id, uuid, self._device, foreign_snapshot=foreign, above=wanted.above, owner=owner
+            wanted.path,
+            info.id,
+            self._uuid,
+            self._device,
+            above=wanted.above,
+            uuid=_hexadecimal(info.uuid),
+            parent=_hexadecimal(info.parent_uuid),
+            received=_hexadecimal(info.received_uuid),
+            read_only=info.read_only,
+            holds=holds,
+            no_device=self._no_device,
+            owner=owner,
         )
 
     def _place_of(self, wanted: _Wanted, above: str) -> _Wanted | None:
@@ -339,6 +372,16 @@ class _Walk:
                 return wanted
             raise _btrfs_failure(above, error) from None
         return None if place is None else _wanted(place, above)
+
+
+def _hexadecimal(uuid: bytes) -> str:
+    return "" if uuid == btrfs.NO_UUID else uuid.hex()
+
+
+def _has_entries(directory: int) -> bool:
+    """Raises OSError."""
+    with os.scandir(directory) as entries:
+        return next(entries, None) is not None
 
 
 @contextmanager
@@ -423,7 +466,7 @@ def _movers(
 ) -> dict[str, str]:
     """Who besides root can move each place that a dataset or a part may have, or what lies above it."""
     paths = [*named, *(m.point for m in seen.values() if m.fstype in {"zfs", "btrfs"} and "@" not in m.source)]
-    # What is nested has its place in a frozen tree, unless a pattern chose it alone.
+    # What is nested has its place in a frozen tree, unless a pattern chose it alone or left out what it is nested in.
     paths += [subvolume.path for subvolume in subvolumes if nested or subvolume.above is None]
 
     def silent(directory: str) -> str:

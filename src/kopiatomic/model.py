@@ -105,7 +105,8 @@ class Verdict(StrEnum):
     READ_ONLY_POOL = "read-only pool"
     VOLUME = "volume"
     NAME_TOO_LONG = "name too long"
-    FOREIGN_SNAPSHOT = "somebody's snapshot"
+    READ_ONLY_SNAPSHOT = "read-only snapshot"
+    RECEIVED = "received copy"
     DUPLICATE = "duplicate"
     REFUSED = "refused"
     DELETED = "deleted meanwhile"
@@ -142,6 +143,8 @@ class Judged:
     """Where it appears in the view."""
     incomplete: bool = False
     """Whether it is not taken and a user would believe it to be: then the run ends with exit code 3."""
+    line: str = ""
+    """What is said of it together with others that are missing for the same reason; empty: its name and its reason."""
     hint: str = ""
     """What to do so that it can be taken."""
     facts: Mapping[str, str] = field(default_factory=dict)

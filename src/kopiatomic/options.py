@@ -28,6 +28,7 @@ class Options:
     exclude: tuple[str, ...] = ()
     by_property: bool = False
     property: str = PROPERTY
+    no_nested: bool = False
     include_unmounted: bool = False
     volumes: bool = False
     layout: Layout = Layout.MERGED
@@ -63,6 +64,7 @@ class Options:
             "-a": self.everything,
             "-r": self.recursive,
             "--by-property": self.by_property,
+            "--no-nested": self.no_nested,
             "--include-unmounted": self.include_unmounted,
             "--only-frozen": self.only_frozen or self.require_atomic,
         }
@@ -80,6 +82,7 @@ class Options:
             exclude=self.exclude,
             by_property=self.by_property,
             property=self.property,
+            no_nested=self.no_nested,
             include_unmounted=self.include_unmounted,
             volumes=self.volumes,
             layout=self.layout,

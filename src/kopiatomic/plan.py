@@ -95,6 +95,12 @@ def require_names(request: Request) -> None:
             kind="no-arguments",
             hint="Name datasets (tank/home) or mount points (/home), or use -a for all that are mounted. See -h.",
         )
+    if request.recursive and request.no_nested:
+        raise UsageError(
+            "-r and --no-nested exclude each other",
+            kind="usage",
+            hint="-r takes what is nested in the subvolumes that are named, --no-nested leaves it out.",
+        )
 
 
 def _ask_for(name: str, shared: Selection, zfs: ZfsSelection, btrfs: BtrfsSelection) -> None:

@@ -19,6 +19,8 @@ class Request:
     exclude: tuple[str, ...] = ()
     by_property: bool = False
     property: str = PROPERTY
+    no_nested: bool = False
+    """Btrfs: what is nested in a subvolume is not wanted, and not missed."""
     include_unmounted: bool = False
     volumes: bool = False
     layout: Layout = Layout.MERGED

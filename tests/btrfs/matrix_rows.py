@@ -27,6 +27,8 @@ class Case:
     """Type by mount point."""
     said: Sequence[str] = ()
     """Warnings, all of them in this order."""
+    missed: Sequence[str] = ()
+    """What is said of several datasets together that are missing."""
     error: str = ""
     ask: str = "plan"
     """What asks for the plan alone."""
@@ -99,12 +101,13 @@ def implied(path: Path, marker: str, by: str = "-r .*") -> Row:
 
 
 UNASKED = Row("not asked for", reason="^it was not named; -r takes it$")
+MISSED = Row("not asked for", incomplete=True, reason="^it was not named; -r takes it$")
 COVERED = Row("covered", incomplete=True, reason="^another filesystem is mounted over it$")
-SNAPSHOT = Row("somebody's snapshot", reason="^a read-only snapshot made by another program; name it to take it$")
+SNAPSHOT = Row("read-only snapshot", reason="^a read-only snapshot of .*, which is taken; name it to take it$")
 
 
 def nested(path: Path, count: int) -> str:
-    return f"^{path} holds {count} nested subvolume\\(s\\) that are not taken \\(-r takes them\\): "
+    return f"^{path} holds {count} nested subvolume\\(s\\) with something in them that are not taken: "
 
 
 # Where a subvolume is mounted
@@ -153,8 +156,8 @@ def mounted_and_seen_in_the_top_level(ground: Ground) -> Case:
 def the_top_level_subvolume(ground: Ground) -> Case:
     inside = ground.subvolume("data")
     marked(ground.top, "top")
-    rows = {str(ground.top): taken(ground.top, "top"), str(inside): UNASKED}
-    return Case([ground.top], rows, said=[nested(ground.top, 1)])
+    rows = {str(ground.top): taken(ground.top, "top"), str(inside): MISSED}
+    return Case([ground.top], rows, code=3, missed=[nested(ground.top, 1)])
 
 
 def mounted_read_only(ground: Ground) -> Case:
@@ -206,14 +209,21 @@ def nested_in_three_levels(ground: Ground) -> Case:
 
 def nested_and_not_asked_for(ground: Ground) -> Case:
     data, *inside = ground.subvolumes("data", "data/a", "data/a/b", "data/c")
+    rows = {str(data): taken(data, "data")} | {str(path): MISSED for path in inside}
+    missed = [nested(data, 3) + f"{inside[0]}, {inside[1]}, {inside[2]} \\(-r takes them"]
+    return Case([data], rows, code=3, missed=missed)
+
+
+def nested_and_not_wanted(ground: Ground) -> Case:
+    data, *inside = ground.subvolumes("data", "data/a", "data/a/b")
     rows = {str(data): taken(data, "data")} | {str(path): UNASKED for path in inside}
-    return Case([data], rows, said=[nested(data, 3) + f"{inside[2]}, {inside[0]}, {inside[1]}$"])
+    return Case(["--no-nested", data], rows)
 
 
 def an_untaken_one_between_two(ground: Ground) -> Case:
     data, middle, lower = ground.subvolumes("data", "data/middle", "data/middle/lower")
-    rows = {str(data): taken(data, "data"), str(middle): UNASKED, str(lower): taken(lower, "data/middle/lower")}
-    return Case([data, lower], rows, said=[nested(data, 1) + f"{middle}$"])
+    rows = {str(data): taken(data, "data"), str(middle): MISSED, str(lower): taken(lower, "data/middle/lower")}
+    return Case([data, lower], rows, code=3, missed=[nested(data, 1) + f"{middle} "])
 
 
 def excluded_with_what_is_below_left_in(ground: Ground) -> Case:
@@ -300,9 +310,10 @@ def a_pattern(ground: Ground) -> Case:
         str(paths[0]): implied(paths[0], "vm-one", by),
         str(paths[1]): implied(paths[1], "vm-two", by),
         str(paths[2]): UNASKED,
-        str(paths[3]): UNASKED,
+        str(paths[3]): MISSED,
     }
-    return Case([f"{ground.top}/vm-*"], rows, alone=[ground.top])
+    missed = [nested(paths[1], 1) + f"{paths[3]} "]
+    return Case([f"{ground.top}/vm-*"], rows, code=3, missed=missed, alone=[ground.top])
 
 
 def a_pattern_that_fits_nothing(ground: Ground) -> Case:
@@ -345,11 +356,11 @@ def a_file(ground: Ground) -> Case:
 
 
 def everything(ground: Ground) -> Case:
-    """A subvolume that is mounted; what is nested in it is said."""
+    """A subvolume that is mounted, without what is nested in it."""
     ground.subvolumes("@home", "@home/vm", "@unmounted")
     home = ground.mounted("home", "subvol=@home")
     rows = {str(home): implied(home, "@home", "-a"), str(home / "vm"): UNASKED}
-    return Case(["-a"], rows, said=[nested(home, 1)], alone=[home])
+    return Case(["-a", "--no-nested"], rows, alone=[home])
 
 
 def everything_with_what_is_nested(ground: Ground) -> Case:
@@ -361,10 +372,10 @@ def everything_with_what_is_nested(ground: Ground) -> Case:
         str(again): Row("duplicate", reason=f"^the same subvolume as {home}$"),
         str(again / "vm"): Row("duplicate", reason=f"^the same subvolume as {home}/vm$"),
     }
-    rows = {str(home): implied(home, "@home", "-a"), str(home / "vm"): implied(home / "vm", "@home/vm", "-a -r")}
+    rows = {str(home): implied(home, "@home", "-a"), str(home / "vm"): implied(home / "vm", "@home/vm", "-a")}
     said = [f"^{part} shows only a part of a Btrfs subvolume and is not taken for -a$"]
     more = {str(home / "docs"): "docs"}
-    return Case(["-a", "-r"], rows | duplicates, said=said, more=more, alone=[home, again, part])
+    return Case(["-a"], rows | duplicates, said=said, more=more, alone=[home, again, part])
 
 
 # What is mounted over, and in between
@@ -463,6 +474,7 @@ ROWS: list[Callable[[Ground], Case]] = [
     two_filesystems_that_have_to_be_one_instant,
     nested_in_three_levels,
     nested_and_not_asked_for,
+    nested_and_not_wanted,
     an_untaken_one_between_two,
     excluded_with_what_is_below_left_in,
     what_is_below_excluded,

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.btrfs.conftest import alone
+from tests.btrfs.layout_rows import LAYOUTS
 from tests.btrfs.matrix_rows import ROWS, Case, Ground
 from tests.support.filesystems import Btrfs
 from tests.support.matrix import Markers, expected_markers, wrong
@@ -42,7 +43,7 @@ def fits(patterns: list[str], texts: list[str]) -> bool:
     return len(patterns) == len(texts) and all(map(re.search, patterns, texts))
 
 
-@pytest.mark.parametrize("build", [pytest.param(row, id=row.__name__.replace("_", "-")) for row in ROWS])
+@pytest.mark.parametrize("build", [pytest.param(row, id=row.__name__.replace("_", "-")) for row in (*ROWS, *LAYOUTS)])
 def test_a_run_does_what_the_plan_says(
     build: Callable[[Ground], Case],
     ground: Ground,
@@ -63,6 +64,9 @@ def test_a_run_does_what_the_plan_says(
         return
     assert {u["path"]: u["type"] for u in plan["uncovered"]} == case.uncovered
     assert fits(list(case.said), plan["warnings"]), plan["warnings"]
+    rows = [name for name, row in case.rows.items() if row.incomplete]
+    of_several = [line for line in plan["incomplete"] if not any(line.startswith(f"{name}: ") for name in rows)]
+    assert fits(list(case.missed), of_several), plan["incomplete"]
     assert {key: run[key] for key in SAME} == {key: plan[key] for key in SAME}
     assert {u["path"]: u["type"] for u in run["uncovered"]} == case.uncovered
     assert set(plan["warnings"]) <= set(run["warnings"])

@@ -34,16 +34,9 @@ def zfs(name: str, kind: str = "filesystem", **columns: Any) -> ZfsDataset:
     return ZfsDataset(name, kind, **{"canmount": "on", "keystatus": "-", **columns})
 
 
-def subvolume(path: str, id_: int, above: str | None = None, **more: bool) -> BtrfsSubvolume:
-    return BtrfsSubvolume(
-        path=path,
-        id=id_,
-        filesystem=FILESYSTEM,
-        device="/dev/sdb",
-        foreign_snapshot=more.get("foreign_snapshot", False),
-        above=above,
-        covered=more.get("covered", False),
-    )
+def subvolume(path: str, id_: int, above: str | None = None, **more: Any) -> BtrfsSubvolume:
+    usual = {"filesystem": FILESYSTEM, "device": "/dev/sdb", "uuid": f"{id_:032x}"}
+    return BtrfsSubvolume(path=path, id=id_, above=above, **{**usual, **more})
 
 
 def facts(

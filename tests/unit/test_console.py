@@ -133,6 +133,7 @@ def test_a_plan_says_of_each_dataset_where_it_appears_or_why_not(capsys: pytest.
         "+  tank/home    taken           /kopia/usr/home",
         "-  tank/secret  key not loaded  its encryption key is not loaded (a run ends",
         "                                with exit code 3 for it)",
+        "Left out: 1 (key not loaded 1)",
         "Command:  kopia snapshot create /kopia",
         f"Against the last run under /kopia ({RUN_ID}):",
         "  not any more: tank/src",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 
 from kopiatomic.model import Judged, Layout, Plan, Uncovered, Verdict
@@ -53,10 +54,15 @@ def where(plan: Plan, judged: Judged) -> str:
 
 
 def lines(plan: Plan, engine: EngineReport, *, verbose: bool) -> Iterator[Line]:
-    """What stands below the table."""
+    """What stands below the table: what is missing in it, what is left out by reason, what else lies in these trees."""
     # What has a line in the table is not told twice.
     told = {judged.name for judged in plan.judged}
     others = [u for u in plan.uncovered if u.source not in told and u.point not in told]
+    yield from (("red", f"Missing: {line}") for line in dict.fromkeys(j.line for j in plan.left_out if j.line))
+    counts = Counter(str(judged.verdict) for judged in plan.left_out)
+    if counts:
+        reasons = ", ".join(f"{verdict} {count}" for verdict, count in counts.most_common())
+        yield "", f"Left out: {counts.total()} ({reasons})"
     if others:
         yield (
             "bold",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 
 from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
@@ -10,6 +11,7 @@ from kopiatomic.facts import BtrfsSubvolume
 from kopiatomic.model import Dataset, Judged, Taken, Verdict
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.selection import Ask, Selection
+from kopiatomic.selection.btrfs_copies import is_received, snapshots_of_taken
 from kopiatomic.system.mountinfo import holder, parents
 from kopiatomic.text import first_few, printable
 
@@ -29,8 +31,14 @@ class BtrfsSelection:
         self._subvolumes = {s.path: s for s in shared.facts.subvolumes}
         self._asked: dict[str, Ask] = {}
         self._outside: dict[str, str] = {}
-        self._alone: list[str] = []
-        """Those that are asked for without what is nested in them."""
+        self._deliberately: set[str] = set()
+        """What more than ``-a`` has brought in."""
+        self._alone: dict[str, list[BtrfsSubvolume]] = {}
+        """What is nested in what was asked for without it, by the path that was asked for."""
+        self._missed: dict[str, str] = {}
+        """What is not taken and may be believed to be, and what is said of it."""
+        self._copies: dict[str, str] = {}
+        """Read-only snapshots of what is taken, and of which."""
         self._inside: dict[str, list[BtrfsSubvolume]] = {}
         for subvolume in shared.facts.subvolumes:
             if subvolume.above is not None:
@@ -47,15 +55,16 @@ class BtrfsSelection:
         if part and path not in self._shared.facts.directories:
             return False
         self._asked.setdefault(top, Ask()).add(part, "it was named", named=True)
-        nested = list(self._nested(top))
-        if self._shared.request.recursive:
-            for inside in nested:
-                if is_at_or_below(inside.path, path):
-                    self._imply(inside.path, f"-r {printable(name)}")
-                else:
+        self._deliberately.add(top)
+        recursive = self._shared.request.recursive
+        for inside in self._nested(top):
+            if not is_at_or_below(inside.path, path):
+                if recursive:
                     self._outside[inside.path] = path
-        elif nested and not part:
-            self._alone.append(top)
+            elif recursive:
+                self._imply(inside.path, f"-r {printable(name)}")
+            else:
+                self._alone.setdefault(path, []).append(inside)
         return True
 
     def holder(self, path: str) -> str | None:
@@ -63,31 +72,34 @@ class BtrfsSelection:
         border = holder(path, self._shared.seen).point
         return next((d for d in (path, *parents(path)) if d in self._subvolumes and is_at_or_below(d, border)), None)
 
-    def _imply(self, path: str, why: str) -> None:
+    def _imply(self, path: str, why: str, *, deliberately: bool = True) -> None:
         self._asked.setdefault(path, Ask()).add("", why, named=False)
+        if deliberately:
+            self._deliberately.add(path)
 
     def ask_by_pattern(self, pattern: str) -> int:
-        """Subvolumes whose path a pattern fits. Returns how many do."""
+        """Subvolumes whose path a pattern fits; with ``-r`` those nested in them. Returns how many fit."""
         fitting = [path for path in self._subvolumes if patterns.matches(pattern, path)]
         for path in fitting:
             self._imply(path, f"the pattern {printable(pattern)}")
+            if self._shared.request.recursive:
+                for inside in self._nested(path):
+                    self._imply(inside.path, f"-r {printable(pattern)}")
+            else:
+                self._alone.setdefault(path, []).extend(self._nested(path))
         return len(fitting)
 
     def ask_for_everything(self) -> None:
-        """Every subvolume that is mounted by itself; with ``-r`` those nested in them."""
+        """Every subvolume that is mounted by itself, and those nested in them."""
         for point, mount in sorted(self._shared.seen.items()):
             if mount.fstype != "btrfs":
                 continue
             if point not in self._subvolumes:
                 self._shared.note(f"{printable(point)} shows only a part of a Btrfs subvolume and is not taken for -a")
                 continue
-            self._imply(point, "-a")
-            nested = list(self._nested(point))
-            if self._shared.request.recursive:
-                for inside in nested:
-                    self._imply(inside.path, "-a -r")
-            elif nested:
-                self._alone.append(point)
+            self._imply(point, "-a", deliberately=False)
+            for inside in () if self._shared.request.no_nested else self._nested(point):
+                self._imply(inside.path, "-a", deliberately=False)
 
     def _nested(self, top: str) -> Iterator[BtrfsSubvolume]:
         waiting = [iter(self._inside.get(top, ()))]
@@ -99,25 +111,65 @@ class BtrfsSelection:
             yield subvolume
             waiting.append(iter(self._inside.get(subvolume.path, ())))
 
-    def _say_nested(self) -> None:
-        for top in self._alone:
-            left_out = [_shown(s) for s in self._nested(top) if s.path not in self._asked]
-            if left_out:
-                self._shared.note(
-                    f"{printable(top)} holds {len(left_out)} nested subvolume(s) that are not taken (-r takes them): "
-                    f"{first_few(left_out)}"
-                )
-
     # What becomes of each
 
     def judge(self) -> Iterator[Judged]:
         """The verdict on each subvolume that is known. Raises KopiatomicError where one that was named cannot be taken."""
-        self._say_nested()
+        self._copies = snapshots_of_taken(self._subvolumes.values(), lambda subvolume: subvolume.path in self._asked)
+        for path in [path for path in self._copies if self._is_meant(path)]:
+            del self._copies[path]
+        self._miss_nested()
+        self._miss_received()
         first: dict[tuple[str, int], str] = {}
-        # Named ones first, so that of one mounted twice the named place is the one that is shown.
-        order = sorted(self._subvolumes, key=lambda path: (not self._is_named(path), path))
+        # Of one that is seen twice the place that was named is shown, else one where it is mounted by itself.
+        mounted = self._shared.mounted
+        order = sorted(self._subvolumes, key=lambda path: (not self._is_named(path), path not in mounted, path))
         for path in order:
             yield self._judged(self._subvolumes[path], first)
+
+    def _is_meant(self, path: str) -> bool:
+        """Whether a subvolume was named, or is mounted by itself: then it is what it is."""
+        return self._is_named(path) or path in self._shared.mounted
+
+    def _miss_nested(self) -> None:
+        """Of what is nested in what was asked for, and was not asked for itself, note what holds anything."""
+        if self._shared.request.no_nested:
+            return
+        taken = {(s.filesystem, s.id) for path, s in self._subvolumes.items() if path in self._asked}
+        for top, nested in self._alone.items():
+            missed = [s for s in nested if s.holds is not False and self._is_missed(s, taken)]
+            if missed:
+                line = (
+                    f"{printable(top)} holds {len(missed)} nested subvolume(s) with something in them that are not taken: "
+                    f"{first_few(sorted(map(_shown, missed)))} (-r takes them; --exclude or --no-nested says that they are "
+                    "not wanted)"
+                )
+                self._missed |= {s.path: line for s in missed}
+
+    def _is_missed(self, subvolume: BtrfsSubvolume, taken: AbstractSet[tuple[str, int]]) -> bool:
+        path = subvolume.path
+        known = path in self._asked or path in self._copies or path in self._missed
+        elsewhere = (subvolume.filesystem, subvolume.id) in taken
+        return not known and not elsewhere and self._shared.excluded_by((path,)) is None
+
+    def _miss_received(self) -> None:
+        """Note the received copies that ``-a`` alone would take: backups themselves, most likely, and maybe of others."""
+        received = [
+            subvolume
+            for path, subvolume in self._subvolumes.items()
+            if is_received(subvolume)
+            and path in self._asked.keys() - self._deliberately
+            and path not in self._copies
+            and not self._is_meant(path)
+            and self._shared.excluded_by((path,)) is None
+        ]
+        if received:
+            line = (
+                f"{len(received)} received cop{'y' if len(received) == 1 else 'ies'} (btrfs receive) that -a alone does not "
+                f"take: {first_few(sorted(s.path for s in received))} (-r with a directory above takes them; --exclude says that "
+                "they are not wanted)"
+            )
+            self._missed |= {s.path: line for s in received}
 
     def _is_named(self, path: str) -> bool:
         ask = self._asked.get(path)
@@ -129,21 +181,22 @@ class BtrfsSelection:
         excluded = self._shared.excluded_by((path,))
         if excluded is not None:
             return _verdict(subvolume, Verdict.EXCLUDED, f"--exclude {printable(excluded)}")
+        if path in self._copies:
+            reason = f"a read-only snapshot of {printable(self._copies[path])}, which is taken; name it to take it"
+            return _verdict(subvolume, Verdict.READ_ONLY_SNAPSHOT, reason)
         if ask is None:
-            top = self._outside.get(path)
-            if top is not None:
-                return _verdict(subvolume, Verdict.OUTSIDE, f"it is not below {printable(top)}, which was named")
-            return _verdict(subvolume, Verdict.NOT_ASKED_FOR, "it was not named; -r takes it")
+            return self._not_asked_for(subvolume)
+        if path in self._missed:
+            reason = "btrfs receive has made it, and -a alone does not take it"
+            return _verdict(subvolume, Verdict.RECEIVED, reason, incomplete=True, line=self._missed[path])
         if subvolume.too_long:
             return _verdict(subvolume, Verdict.NAME_TOO_LONG, _TOO_LONG, incomplete=True)
-        if subvolume.covered:
-            reason, hint = self._why_covered(subvolume)
+        if subvolume.covered or subvolume.no_device:
+            reason, hint = self._why_covered(subvolume) if subvolume.covered else _without_device(subvolume)
             if ask.named:
                 raise KopiatomicError(f"{printable(path)} cannot be backed up: {reason}", kind="cannot-take", hint=hint)
-            return _verdict(subvolume, Verdict.COVERED, reason, incomplete=True)
-        if subvolume.foreign_snapshot and subvolume.above is not None and not ask.named:
-            reason = "a read-only snapshot made by another program; name it to take it"
-            return _verdict(subvolume, Verdict.FOREIGN_SNAPSHOT, reason)
+            verdict = Verdict.COVERED if subvolume.covered else Verdict.REFUSED
+            return _verdict(subvolume, verdict, reason, incomplete=True, hint=hint)
         key = (subvolume.filesystem, subvolume.id)
         if key in first:
             return _verdict(subvolume, Verdict.DUPLICATE, f"the same subvolume as {printable(first[key])}")
@@ -156,6 +209,15 @@ class BtrfsSelection:
         taken = Taken(dataset, path, ask.named, ask.parts, outside=self._outside_in(subvolume))
         self._shared.taken.append(taken)
         return _verdict(subvolume, Verdict.TAKEN, ask.why, places=taken.places)
+
+    def _not_asked_for(self, subvolume: BtrfsSubvolume) -> Judged:
+        line = self._missed.get(subvolume.path, "")
+        top = self._outside.get(subvolume.path)
+        if top is not None:
+            return _verdict(subvolume, Verdict.OUTSIDE, f"it is not below {printable(top)}, which was named")
+        return _verdict(
+            subvolume, Verdict.NOT_ASKED_FOR, "it was not named; -r takes it", incomplete=bool(line), line=line
+        )
 
     def _outside_in(self, subvolume: BtrfsSubvolume) -> tuple[str, ...]:
         """What is nested in a subvolume, by path below its top, and is not taken for it lies outside of the parts named."""
@@ -183,6 +245,15 @@ def _shown(subvolume: BtrfsSubvolume) -> str:
     return f"{subvolume.path[:_SHOWN].rpartition('/')[0]}/.../{subvolume.path.rpartition('/')[2]}"
 
 
+def _without_device(subvolume: BtrfsSubvolume) -> tuple[str, str]:
+    """Why nothing can be mounted from a device that has no node, and what to do."""
+    device = printable(subvolume.device)
+    return (
+        f"the device that it is mounted from, {device}, is not there any more",
+        f"If the device itself is still there, make {device} again ('udevadm trigger'); else unmount the filesystem.",
+    )
+
+
 def _verdict(
     subvolume: BtrfsSubvolume,
     verdict: Verdict,
@@ -190,10 +261,11 @@ def _verdict(
     *,
     places: tuple[str, ...] = (),
     incomplete: bool = False,
+    line: str = "",
     hint: str = "",
 ) -> Judged:
     facts = {"subvolume": str(subvolume.id), "filesystem": subvolume.filesystem, "device": subvolume.device}
     if subvolume.above is not None:
         facts["nested in"] = subvolume.above
     point = "" if subvolume.covered or subvolume.too_long else subvolume.path
-    return Judged(_shown(subvolume), "btrfs", verdict, reason, point, places, incomplete, hint, facts)
+    return Judged(_shown(subvolume), "btrfs", verdict, reason, point, places, incomplete, line, hint, facts)

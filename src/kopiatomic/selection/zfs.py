@@ -401,4 +401,6 @@ class ZfsSelection:
             facts["mountpoint"] = dataset.mountpoint
         mounts = self._mounts.get(dataset.name, ())
         facts["mounts"] = ", ".join(m.point for m in mounts) or "none"
-        return Judged(dataset.name, "zfs", verdict, reason, self._point(dataset.name), places, incomplete, hint, facts)
+        return Judged(
+            dataset.name, "zfs", verdict, reason, self._point(dataset.name), places, incomplete, "", hint, facts
+        )

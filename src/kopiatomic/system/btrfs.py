@@ -27,7 +27,9 @@ _LEFT_OUT_INODE = 2
 
 _READ_ONLY = 1 << 1
 _ROOT_READ_ONLY = 1 << 0
-_NO_UUID = bytes(16)
+NO_UUID = bytes(16)
+"""What stands for a UUID that there is not."""
+
 _WRITE, _READ = 1, 2
 
 _ROOT_TREE, _UUID_TREE = 1, 9
@@ -174,15 +176,11 @@ class Subvolume:
     id: int
     uuid: bytes
     parent_uuid: bytes
+    received_uuid: bytes
     born: int
     changed: int
     generation: int
     read_only: bool
-
-    @property
-    def is_snapshot(self) -> bool:
-        """Whether it was made from another subvolume."""
-        return self.parent_uuid != _NO_UUID
 
 
 def subvolume(fd: int) -> Subvolume:
@@ -193,11 +191,45 @@ def subvolume(fd: int) -> Subvolume:
         id=info.treeid,
         uuid=bytes(info.uuid),
         parent_uuid=bytes(info.parent_uuid),
+        received_uuid=bytes(info.received_uuid),
         born=info.otransid,
         changed=info.ctransid,
         generation=info.generation,
         read_only=bool(info.flags & _ROOT_READ_ONLY),
     )
+
+
+class _Handle(ctypes.Structure):
+    """``struct file_handle`` with Btrfs's ``struct btrfs_fid`` without a parent (fs/btrfs/export.h)."""
+
+    _pack_ = 1
+    _fields_ = (
+        ("bytes", ctypes.c_uint32),
+        ("type", ctypes.c_int32),
+        ("objectid", ctypes.c_uint64),
+        ("root_objectid", ctypes.c_uint64),
+        ("generation", ctypes.c_uint32),
+    )
+
+
+_HANDLE_BYTES = 20
+_HANDLE_TYPE = 0x4D
+"""FILEID_BTRFS_WITHOUT_PARENT (linux/exportfs.h)."""
+
+
+def open_subvolume(anywhere: int, id_: int) -> int:
+    """Open the top directory of a subvolume by its id, wherever it is, also where its path is too long or covered.
+
+    ``anywhere`` is open in its filesystem. Raises OSError; its number proves nothing (exportfs_decode_fh gives ESTALE for
+    nearly all that goes wrong).
+    """
+    # Any generation will do (btrfs_get_dentry, fs/btrfs/export.c).
+    handle = _Handle(_HANDLE_BYTES, _HANDLE_TYPE, SUBVOLUME_INODE, id_, 0)
+    fd = _libc().open_by_handle_at(anywhere, ctypes.byref(handle), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if fd < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return int(fd)
 
 
 def is_top(fd: int) -> bool:
