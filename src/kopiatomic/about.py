@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import kopiatomic
+from kopiatomic import presence
 from kopiatomic.engines.program import Program
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import host, process
@@ -70,8 +71,8 @@ def _btrfs_in_the_kernel() -> str:
         if "\tbtrfs\n" in Path("/proc/filesystems").read_text(encoding="ascii"):
             return "yes"
         modules = Path("/lib/modules", platform.release(), "modules.dep").read_text(encoding="utf-8")
-    except OSError:
-        return "no"
+    except OSError as error:
+        return "no" if presence.absent(error) else f"not known ({error.strerror})"
     return "a module that is not loaded" if "/btrfs.ko" in modules else "no"
 
 

@@ -22,6 +22,7 @@ from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.filesystems import LOCAL, may_hang
 from kopiatomic.immutable import immutable
+from kopiatomic.presence import Meaning
 from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.snapshots.btrfs_folder import DIRECTORY as RUNS_DIRECTORY
 from kopiatomic.system import btrfs, host, linux, looking, mountinfo, pools
@@ -110,7 +111,7 @@ def resolve(name: str, seen: Mapping[str, Mount]) -> str:
         try:
             target = host.here().link_target(path)
         except OSError as error:
-            if error.errno != errno.ELOOP:
+            if presence.meaning(error) is not Meaning.REPLACED:
                 raise _no_such_path(name, error) from None
             # What was a directory in it is a link now: it is gone through again from the beginning.
             target = path
@@ -199,7 +200,7 @@ def _zfs(
 
 
 def _zfs_present() -> bool:
-    return shutil.which("zfs") is not None and os.path.exists("/dev/zfs")
+    return shutil.which("zfs") is not None and presence.exists("/dev/zfs")
 
 
 # Btrfs
@@ -232,11 +233,11 @@ def _top_of(path: str, seen: dict[str, Mount]) -> str:
     border = mountinfo.holder(path, mountinfo.borders(seen)).point
     while path != border:
         try:
-            with _opened(path, mountinfo.holder(path, seen)) as fd:
+            with _opened(path, mountinfo.holder(path, seen), os.O_PATH) as fd:
                 if btrfs.is_top(fd):
                     return path
-        except (NotADirectoryError, PermissionError):
-            # A file, or one may not look in: it lies in what is above it.
+        except NotADirectoryError:
+            # A file: it lies in what is above it.
             pass
         except OSError as error:
             raise _btrfs_failure(path, error) from None
@@ -343,7 +344,7 @@ class _Walk:
         except OSError as error:
             if isinstance(error, NotADirectoryError) and wanted.above is None:
                 return None
-            if error.errno in linux.GONE:
+            if presence.moved(error):
                 raise _MovedError from None
             raise _btrfs_failure(wanted.path, error) from None
         self._waiting += nested
@@ -368,7 +369,7 @@ class _Walk:
             with _opened(above, mountinfo.holder(above, self._seen)) as fd:
                 place = btrfs.child(fd, wanted.id)
         except OSError as error:
-            if error.errno in linux.GONE:
+            if presence.moved(error):
                 return wanted
             raise _btrfs_failure(above, error) from None
         return None if place is None else _wanted(place, above)
@@ -385,9 +386,9 @@ def _has_entries(directory: int) -> bool:
 
 
 @contextmanager
-def _opened(path: str, mount: Mount) -> Iterator[int]:
+def _opened(path: str, mount: Mount, flags: int = os.O_RDONLY) -> Iterator[int]:
     """A directory in a mount, open. Raises OSError; ELOOP also where by now the path leads into another mount."""
-    fd = linux.open_without_links(path, os.O_RDONLY | os.O_DIRECTORY)
+    fd = linux.open_without_links(path, flags | os.O_DIRECTORY)
     try:
         if mountinfo.id_of(fd) != mount.id:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
@@ -413,7 +414,7 @@ def _wanted(nested: btrfs.Nested, top: str) -> _Wanted:
 
 
 def _btrfs_failure(path: str, error: OSError) -> KopiatomicError:
-    if error.errno in linux.GONE:
+    if presence.moved(error):
         return KopiatomicError(
             f"{printable(path)} was moved or replaced while it was looked at",
             kind="path-changed",
@@ -450,8 +451,13 @@ def _is_directory(path: str, *, empty: bool = False) -> bool:
             return not empty or not os.listdir(fd)
         finally:
             os.close(fd)
-    except OSError:
-        return False
+    except OSError as error:
+        # One whose content cannot be seen is not known to be empty.
+        if empty or presence.moved(error):
+            return False
+        raise KopiatomicError(
+            f"{printable(path)} cannot be looked at: {error.strerror}", kind="path-look", hint="See 'dmesg'."
+        ) from None
 
 
 def _answers(path: str, seen: dict[str, Mount]) -> bool:

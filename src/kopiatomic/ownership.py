@@ -8,6 +8,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+from kopiatomic import presence
 from kopiatomic.immutable import immutable
 
 PREFIX = "kopiatomic_"
@@ -77,13 +78,16 @@ def bookmark() -> str:
 def host_id() -> str:
     """A name for this host that stays: a hash of its machine id, which shall not be shown, and its name.
 
-    Where either changes, what an earlier run left is no longer taken for ours without its record: it is left alone.
+    Where either changes, what an earlier run left is no longer taken for ours without its record: it is left alone. Raises
+    OSError where the machine id cannot be read: another name would be no name of this host.
     """
     machine = b""
     for path in _MACHINE_IDS:
         try:
             machine = path.read_bytes().strip()
-        except OSError:
-            continue
+        except OSError as error:
+            if presence.absent(error):
+                continue
+            raise
         break
     return hashlib.sha256(b"kopiatomic\0" + machine + b"\0" + os.fsencode(os.uname().nodename)).hexdigest()[:16]

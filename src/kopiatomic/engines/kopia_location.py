@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kopiatomic import presence
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_options import Options
 from kopiatomic.masking import masked
@@ -38,11 +39,15 @@ def folders(client: Client, options: Options) -> Iterator[tuple[str, str]]:
 
 
 def cache(client: Client) -> str | None:
-    """kopia's cache, as its configuration says (repo/local_config.go)."""
+    """kopia's cache, as its configuration says (repo/local_config.go). Raises OSError where that cannot be read."""
     try:
         with open(client.config.path, "rb") as file:
             found = (json.load(file).get("caching") or {}).get("cacheDirectory")
-    except (OSError, ValueError, AttributeError):
+    except OSError as error:
+        if presence.absent(error):
+            return None
+        raise
+    except (ValueError, AttributeError):
         return None
     if not isinstance(found, str) or not found:
         return None

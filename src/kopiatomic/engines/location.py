@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan, Taken
 from kopiatomic.paths import is_at_or_below
@@ -63,13 +64,18 @@ def _shows(taken: Taken, path: str) -> bool:
 
 
 def _device(path: str, *, climb: bool = True) -> int | None:
-    """The device number of a path, or of the nearest folder above it that exists."""
+    """The device number of a path, or of the nearest folder above it that exists. Raises OSError where that cannot be told.
+
+    Without ``climb`` None stands for all that cannot be looked at: what is taken is its users', who can see to that.
+    """
     while True:
         try:
             return os.stat(path).st_dev
-        except FileNotFoundError:
-            if not climb or path == os.path.dirname(path):
+        except OSError as error:
+            if not climb:
+                return None
+            if not presence.absent(error):
+                raise
+            if path == os.path.dirname(path):
                 return None
             path = os.path.dirname(path)
-        except OSError:
-            return None

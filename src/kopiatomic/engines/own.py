@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Layout, Plan
@@ -42,8 +43,10 @@ def _is_tagged(path: str, directory: int | None) -> bool:
         fd = os.open(os.path.join(path, _TAG), os.O_RDONLY | os.O_CLOEXEC, dir_fd=directory)
         with open(fd, "rb") as file:
             return file.read(len(_SIGNATURE)) == _SIGNATURE
-    except OSError:
-        return False
+    except OSError as error:
+        if presence.moved(error):
+            return False
+        raise
 
 
 def source_of(path: str, plan: Plan) -> str | None:

@@ -16,6 +16,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any
 
+from kopiatomic import presence
 from kopiatomic.engines import Job, flags, known_options, repository, results
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
@@ -159,8 +160,10 @@ class Restic(repository.RepositoryEngine):
         try:
             with open(file, encoding="utf-8", errors="surrogateescape") as opened:
                 return opened.read().strip()
-        except OSError:
-            return None
+        except OSError as error:
+            if presence.absent(error):
+                return None
+            raise
 
     @property
     def _caches(self) -> dict[str, str]:

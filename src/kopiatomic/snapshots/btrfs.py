@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from kopiatomic import presence
 from kopiatomic.errors import concerns_all
 from kopiatomic.model import Instant, Intent, Refusal, Snapshot, SnapshotSet, Taken
 from kopiatomic.snapshots import btrfs_folder as folder
@@ -102,7 +103,7 @@ class BtrfsMaker:
     def _refuse(self, position: int, error: OSError, what: str) -> None:
         """Leave a subvolume out for what the kernel said of it. Raises KopiatomicError where that concerns all of them."""
         dataset = self.taken[position].dataset
-        if error.errno in {*linux.GONE, errno.ENOTTY}:
+        if presence.moved(error) or error.errno == errno.ENOTTY:
             self._leave_out(position, folder.gone(dataset))
             return
         if concerns_all(error.errno):

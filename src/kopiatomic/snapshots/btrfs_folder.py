@@ -181,20 +181,14 @@ def _open_own(top_fd: int, run_id: str) -> int:
 def _entry(directory: int, run_id: str, name: str) -> Entry:
     try:
         place = os.open(name, OPEN_DIRECTORY, dir_fd=directory)
+        try:
+            return Entry(run_id, name, look(place))
+        finally:
+            os.close(place)
     except OSError as error:
-        return _entry_without(run_id, name, error)
-    try:
-        return Entry(run_id, name, look(place))
-    except OSError as error:
-        return _entry_without(run_id, name, error)
-    finally:
-        os.close(place)
-
-
-def _entry_without(run_id: str, name: str, error: OSError) -> Entry:
-    if presence.absent(error):
-        return Entry(run_id, name, None)
-    raise error
+        if presence.absent(error):
+            return Entry(run_id, name, None)
+        raise
 
 
 def look(place: int) -> btrfs.Subvolume:

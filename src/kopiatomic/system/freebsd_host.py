@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Sequence
 
+from kopiatomic import presence
 from kopiatomic.system import freebsd, freebsd_mounts, freebsd_paths, freebsd_processes, libzfs_core
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.mountinfo import Mount
@@ -43,13 +45,15 @@ class FreeBSDHost:
         """``kern.boot_id``: 16 random bytes (``sysctl_bootid``, sys/kern/kern_mib.c)."""
         try:
             return (freebsd.setting(self.kernel, "kern.boot_id", 16) or b"").hex()
-        except OSError:
-            # ENXIO as long as the kernel has not enough randomness.
-            return ""
+        except OSError as error:
+            # As long as the kernel has not enough randomness.
+            if error.errno == errno.ENXIO:
+                return ""
+            raise
 
     def has_zfs(self) -> bool:
         """devfs shows the device as long as the module is there."""
-        return os.path.exists(libzfs_core.DEVICE)
+        return presence.exists(libzfs_core.DEVICE)
 
     def pools(self) -> list[str] | None:
         """They would have to be looked for among all settings."""

@@ -13,6 +13,7 @@ import sys
 from functools import cache
 from types import MappingProxyType
 
+from kopiatomic import presence
 from kopiatomic.system import looking
 
 CLONE_NEWNS = 0x00020000
@@ -34,9 +35,6 @@ MNT_DETACH = 2
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
-
-GONE = frozenset([errno.ENOENT, errno.ENOTDIR, errno.ELOOP])
-"""How it fails to open a directory without links where it is not, or not any more."""
 
 _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
@@ -65,12 +63,14 @@ _MOUNT_ATTR_NOEXEC = 0x08
 
 @cache
 def boot_id() -> str:
-    """A name for this boot of the machine; empty where the kernel gives none."""
+    """A name for this boot of the machine; empty where the kernel gives none. Raises OSError."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             return file.read().strip()
-    except OSError:
-        return ""
+    except OSError as error:
+        if presence.absent(error):
+            return ""
+        raise
 
 
 class _OpenHow(ctypes.Structure):

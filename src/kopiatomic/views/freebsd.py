@@ -17,7 +17,7 @@ import stat
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from kopiatomic import mount_leftovers
+from kopiatomic import mount_leftovers, presence
 from kopiatomic.errors import KopiatomicError, concerns_all
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Intent
@@ -384,7 +384,7 @@ def _is_directory(top: str, path: str) -> bool:
     try:
         os.close(open_beneath(top, path))
     except OSError as error:
-        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+        if presence.moved(error):
             return False
         raise
     return True

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable, Sequence
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import may_hang
 from kopiatomic.model import Intent
@@ -59,7 +60,7 @@ class MergedView(FreeBSDView):
                 continue
             path = f"{ours.whole}/{below(directory, ours.step.place)}".rstrip("/")
             status = _status(directory, seen)
-            if status is not None and os.path.isdir(path):
+            if status is not None and presence.is_directory(path):
                 os.chown(path, status.st_uid, status.st_gid)
                 os.chmod(path, stat.S_IMODE(status.st_mode))
                 # Nothing is made in it after this.

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
-from kopiatomic import lists
+from kopiatomic import lists, presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import SCRATCH
 from kopiatomic.paths import below
@@ -219,7 +219,7 @@ def _furnish_run(top: int) -> None:
     with opened(top, "run") as run:
         _ignore_all(run)
     for path in (*_RESOLVER, lists.directory()):
-        if os.path.isdir(path):
+        if presence.is_directory(path):
             with closing(linux.make_beneath(top, relative(path))) as target:
                 linux.mount(path, f"/proc/self/fd/{target}", None, linux.MS_BIND)
                 flags = linux.MS_BIND | linux.MS_REMOUNT | linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Self
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, concerns_all
 from kopiatomic.immutable import immutable
 from kopiatomic.system import btrfs, inotify, linux, mountinfo
@@ -216,7 +217,7 @@ class LinuxView:
             try:
                 target = self.place(root, step)
             except OSError as error:
-                gone = error.errno in linux.GONE or error.errno == errno.EROFS
+                gone = presence.moved(error) or error.errno == errno.EROFS
                 if gone or not (step.named or concerns_all(error.errno)):
                     return _obstacle(root, relative(step.place), "/", error) + self._inside(step.place)
                 raise KopiatomicError(
@@ -424,7 +425,7 @@ def _is_directory(top: int, place: str) -> bool:
         with closing(linux.open_beneath(top, relative(place), PATH)):
             return True
     except OSError as error:
-        if error.errno in linux.GONE:
+        if presence.moved(error):
             return False
         raise
 
