@@ -138,17 +138,19 @@ def unforeseen(error: BaseException) -> KopiatomicError:
 
 def internal(error: BaseException) -> KopiatomicError:
     """A defect of ours as a failure in one line: what, and where in the code."""
-    place = error.__traceback__
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    where = ""
-    if place is not None:
-        where = f" ({os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno})"
     return KopiatomicError(
-        f"internal error: {type(error).__name__}: {error}{where}",
+        f"internal error: {type(error).__name__}: {error}{place_in_code(error)}",
         kind="internal",
         hint="This is a defect of kopiatomic. Please report it with this line and the command.",
     )
+
+
+def place_in_code(error: BaseException) -> str:
+    """Where an error was raised, in brackets; empty where that is not known."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return "" if place is None else f" ({os.path.basename(place.tb_frame.f_code.co_filename)}:{place.tb_lineno})"
 
 
 def place_needed(what: str, place: str) -> KopiatomicError:

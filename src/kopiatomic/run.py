@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from kopiatomic import credentials, engines, hooks, lists, plan, roots, skipping
 from kopiatomic.engines import Engine, Job, Remembering
+from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.own import Own, in_place, prepared, require_skipped
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
@@ -145,7 +146,9 @@ class _Run:
         """Have the engine say whether it can back this up. Raises KopiatomicError."""
         asked = self._report.engine = EngineReport(engine.name, None)
         self._listener.phase(f"checking {engine.name}")
-        for warning in engine.check(selected):
+        with understood(engine.name):
+            warnings = engine.check(selected)
+        for warning in warnings:
             self._freezing.warn(warning)
         asked.version = engine.version
 
@@ -164,7 +167,9 @@ class _Run:
     def _finish(self, engine: Engine) -> None:
         """What the engine put off; the backup is saved, so nothing that goes wrong here makes it a failure."""
         try:
-            for warning in engine.finish():
+            with understood(engine.name):
+                warnings = engine.finish()
+            for warning in warnings:
                 self._freezing.warn(warning)
         except Interrupted:
             raise
@@ -221,7 +226,7 @@ class _Run:
             job = self._without_unchanged(job)
             checked = self._run_engine(engine, frozen, job) if job.sources else _NOTHING_READ
         report.engine.end = checked.end if job.sources else None
-        with report.phase("verify"), signals.deferred():
+        with report.phase("verify"), signals.deferred(), understood(engine.name):
             report.engine.result = engine.judge(job, checked.end)
         self._conclude(checked)
         if self._remembering is not None:
@@ -236,7 +241,8 @@ class _Run:
         with self._report.phase("compare"):
             known = self._freezing.attempt(lambda records: records.standing(series)) or {}
             try:
-                job = replace(job, unchanged=skipping.unchanged(job, engine, known))
+                with understood("the engine"):
+                    job = replace(job, unchanged=skipping.unchanged(job, engine, known))
             except Interrupted:
                 raise
             except KopiatomicError as error:

@@ -56,6 +56,17 @@ FAULTS: Sequence[Fault] = (
         ),
         {1: "kopia told of the snapshot 0123456789abcdef0123456789abcdef, which is not in its repository"},
     ),
+    Fault(
+        "kopia counts in words",
+        kopia_that(
+            *(
+                f'{{real}} "$@" | sed \'s/"{key}":[0-9]*/"{key}":{value}/\''
+                for key in ("numFailed", "files", "size")
+                for value in ('"three"', "-1", "1e3", "[]", "true", "99999999999999999999")
+            )
+        ),
+        {1: "kopia's output is not understood: its number"},
+    ),
     Fault("kopia closes its output early", kopia_that('exec {real} "$@" >&-'), {1: "kopia"}),
     Fault("kopia's output is cut off", kopia_that('{real} "$@" | head -c 100'), {1: "kopia"}),
     Fault(

@@ -17,6 +17,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from kopiatomic.engines.numbers import OddNumberError
 from kopiatomic.model import Layout
 from kopiatomic.system import fuse, linux
 from tests.support.programs import command
@@ -287,6 +288,15 @@ def test_a_list_that_lacks_a_mount_is_incomplete(bench: EngineBench) -> None:
     result = bench.back_up().result
     assert (result.saved, result.complete) == (True, False)
     assert "(tank/inner) is not in what" in result.message
+
+
+def test_a_count_of_another_kind_is_not_taken_for_none(bench: EngineBench) -> None:
+    """A stand-in that counts in words."""
+    keys = {"restic": "total_bytes_processed", "borg": "original_size"}
+    change = f's/"{keys[bench.repository.engine]}": *[0-9]*/"{keys[bench.repository.engine]}":"many"/'
+    bench.fake(f'case "$1" in backup|create) $REAL "$@" | sed \'{change}\';; *) exec $REAL "$@";; esac')
+    with pytest.raises(OddNumberError, match="is 'many'"):
+        bench.back_up()
 
 
 def test_endless_output_takes_no_memory(bench: EngineBench) -> None:

@@ -19,6 +19,7 @@ from kopiatomic.engines import Job, flags, known_options, repository, results
 from kopiatomic.engines.borg_output import Output, archive_in, messages
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
+from kopiatomic.engines.numbers import number
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
 from kopiatomic.system import process
@@ -365,8 +366,8 @@ class Borg(repository.RepositoryEngine):
             "files_hashed": sum(statuses[letter] for letter in "AMC"),
             "directories_total": statuses["d"],
             "symlinks_total": statuses["s"],
-            "bytes_total": int(stats.get("original_size", 0)),
-            "bytes_added": int(stats.get("deduplicated_size", 0)),
+            "bytes_total": number(stats, "original_size"),
+            "bytes_added": number(stats, "deduplicated_size"),
             "errors": self._output.problem_count,
         }
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Listing
+from kopiatomic.engines.numbers import about
 from kopiatomic.engines.results import PROBLEMS
 from kopiatomic.model import FileProblem, Progress
 from kopiatomic.text import printable
@@ -66,7 +67,7 @@ class Output:
         if kind == "file_status":
             self._list(str(found.get("status", "?")), str(found.get("path", "")))
         elif kind == "archive_progress" and not found.get("finished"):
-            yield Progress(found.get("nfiles"), found.get("original_size"))
+            yield Progress(about(found, "nfiles"), about(found, "original_size"))
         elif kind == "log_message":
             yield self._message(
                 str(found.get("levelname")), str(found.get("message", "")), str(found.get("msgid") or "")

@@ -28,7 +28,8 @@ from kopiatomic.engines import (
     results,
 )
 from kopiatomic.engines.kopia_client import Client
-from kopiatomic.engines.kopia_output import Manifest, Output, count, parse_manifest
+from kopiatomic.engines.kopia_output import Manifest, Output, parse_manifest
+from kopiatomic.engines.numbers import number
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Layout, Plan, Progress
 from kopiatomic.paths import below, is_at_or_below, tree_order
@@ -247,7 +248,7 @@ class Kopia:
             manifest = found.get(snapshot_id)
             if manifest is None or manifest.path != self._source(source).path or manifest.incomplete:
                 continue
-            if not _failures(manifest) and not count(manifest.summary, "numIgnoredErrors"):
+            if not _failures(manifest) and not number(manifest.summary, "numIgnoredErrors"):
                 standing[source] = snapshot_id
                 self._standing[source] = manifest
         return standing
@@ -300,7 +301,7 @@ class Kopia:
 
     def _explained(self) -> bool:
         """Whether its status is that of files that failed, in whichever of the sources."""
-        return any(count(m.summary, "numFailed") for m in self._manifests)
+        return any(number(m.summary, "numFailed") for m in self._manifests)
 
     def _may_be_unchanged(self, source: str, end: EngineEnd) -> bool:
         """Whether no manifest means that nothing had changed: the policy ignore-identical-snapshots is in force."""
@@ -362,6 +363,10 @@ def _levels(plan: Plan) -> int:
     return len(tree_order(os.path.commonpath([place for taken in plan.taken for place in taken.places]))) - 1
 
 
+def _list(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list) else ()
+
+
 def _mapping(value: object) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
@@ -385,17 +390,17 @@ def _result(manifest: Manifest, root: str) -> EngineResult:
     """What a manifest says in numbers and names. Paths of failed files are below the view's root, safe to print."""
     summary, statistics = manifest.summary, manifest.statistics
     numbers = {
-        "files_total": count(summary, "files"),
-        "symlinks_total": count(summary, "symlinks"),
-        "directories_total": count(summary, "dirs"),
-        "bytes_total": count(summary, "size"),
-        "errors": count(summary, "numFailed"),
-        "ignored_errors": count(summary, "numIgnoredErrors"),
+        "files_total": number(summary, "files"),
+        "symlinks_total": number(summary, "symlinks"),
+        "directories_total": number(summary, "dirs"),
+        "bytes_total": number(summary, "size"),
+        "errors": number(summary, "numFailed"),
+        "ignored_errors": number(summary, "numIgnoredErrors"),
     }
     if "cachedFiles" in statistics:
-        numbers["files_cached"] = count(statistics, "cachedFiles")
-        numbers["files_hashed"] = count(statistics, "nonCachedFiles")
-    failed = [_mapping(f) for f in summary.get("errors") or []][: results.PROBLEMS]
+        numbers["files_cached"] = number(statistics, "cachedFiles")
+        numbers["files_hashed"] = number(statistics, "nonCachedFiles")
+    failed = [_mapping(f) for f in _list(summary.get("errors"))][: results.PROBLEMS]
     return EngineResult(
         saved=True,
         complete=True,
@@ -412,7 +417,7 @@ def _result(manifest: Manifest, root: str) -> EngineResult:
 
 def _failures(manifest: Manifest) -> list[str]:
     """Files that are not in the snapshot, by kopia's counts."""
-    failed, ignored = count(manifest.summary, "numFailed"), count(manifest.summary, "numIgnoredErrors")
+    failed, ignored = number(manifest.summary, "numFailed"), number(manifest.summary, "numIgnoredErrors")
     reasons = []
     if failed:
         reasons.append(results.not_saved(failed))

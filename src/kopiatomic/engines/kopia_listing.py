@@ -9,7 +9,8 @@ from typing import Any
 
 from kopiatomic.engines import Job
 from kopiatomic.engines.kopia_client import Client, last_error
-from kopiatomic.engines.kopia_output import Manifest, count
+from kopiatomic.engines.kopia_output import Manifest
+from kopiatomic.engines.numbers import number
 from kopiatomic.engines.program import KEEP
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import process
@@ -114,8 +115,8 @@ def _entries(finished: process.Finished) -> dict[str, Mapping[str, Any]]:
 
 def _holds_something(summary: Mapping[str, Any]) -> bool:
     """A summary counts the folder itself in ``dirs``. Entries that failed are there, and reported on their own."""
-    return count(summary, "dirs") > 1 or any(
-        count(summary, key) for key in ("files", "symlinks", "numFailed", "numIgnoredErrors")
+    return number(summary, "dirs") > 1 or any(
+        number(summary, key) for key in ("files", "symlinks", "numFailed", "numIgnoredErrors")
     )
 
 

@@ -54,7 +54,7 @@ def parse_progress(line: str) -> Progress | None:
             bytes_total=None if total is None else _bytes(total, unit),
             text="" if left is None else f"{left} left",
         )
-    except ValueError:
+    except (OverflowError, ValueError):
         return None
 
 
@@ -88,12 +88,6 @@ def parse_manifest(document: object) -> Manifest | None:
         return None
     reason = document.get("incomplete") or summary.get("incomplete") or ""
     return Manifest(manifest_id, path, root_object, str(reason), summary, statistics)
-
-
-def count(numbers: Mapping[str, Any], key: str) -> int:
-    """A number in one of kopia's objects; 0 where it is left out, as kopia does with some zeros."""
-    value = numbers.get(key)
-    return value if isinstance(value, int) else 0
 
 
 class Output:

@@ -20,7 +20,8 @@ from kopiatomic import presence
 from kopiatomic.engines import Job, flags, known_options, repository, results
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
-from kopiatomic.engines.restic_output import Output, number
+from kopiatomic.engines.numbers import number
+from kopiatomic.engines.restic_output import Output
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
 from kopiatomic.system import process

@@ -8,18 +8,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kopiatomic.engines.lines import JsonLines
+from kopiatomic.engines.numbers import about
 from kopiatomic.engines.results import PROBLEMS
 from kopiatomic.model import FileProblem, Progress
 from kopiatomic.text import printable
 
 KEEP_ERRORS = 20
 """How many of the last lines that are no JSON are kept for the message of a failure."""
-
-
-def number(document: Mapping[str, Any], key: str) -> int:
-    """A count in one of restic's objects; 0 where it is left out, as restic does with zeros."""
-    value = document.get(key)
-    return value if isinstance(value, int) else 0
 
 
 class Output:
@@ -46,8 +41,7 @@ class Output:
             return
         kind = found.get("message_type")
         if kind == "status" and ("bytes_done" in found or "files_done" in found or "total_bytes" in found):
-            total = number(found, "total_bytes")
-            yield Progress(number(found, "files_done"), number(found, "bytes_done"), total or None)
+            yield Progress(about(found, "files_done"), about(found, "bytes_done"), about(found, "total_bytes") or None)
         elif kind == "summary":
             self.summary = found
         elif kind == "error":
