@@ -28,7 +28,9 @@ def datasets() -> set[str]:
     except (OSError, KopiatomicError):
         table = []
     mounted = {mount.source for mount in table if mount.fstype == "zfs" and "@" not in mount.source}
-    return mounted | {mount.point for mount in table if mount.fstype == "btrfs"} | set(_listed())
+    found = mounted | {mount.point for mount in table if mount.fstype == "btrfs"} | set(_listed())
+    # A shell would take a newline for the end of a name, and a terminal an escape for a command.
+    return {name for name in found if name.isprintable()}
 
 
 def _listed() -> Iterable[str]:
@@ -72,6 +74,8 @@ _BASH = """\
 complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 _PLAIN_IN_BASH = re.compile(r"[^\w@%+=:,./-]")
+_MEANS_MORE = re.compile(r"[\\\"$`]")
+"""What bash does not take as it is in double quotes."""
 
 
 class _Bash(shell_completion.BashComplete):
@@ -88,16 +92,36 @@ class _Bash(shell_completion.BashComplete):
         # A letter shows whether the line ends in a word or behind one.
         *words, last = split_arg_string(line + "x")
         self._incomplete = last[:-1]
-        self._in_quotes = split_arg_string(line + " x")[-1] != "x"
+        self._quote, self._before_quote = _open_quote(line)
         return words[1:], self._incomplete
 
     def format_completion(self, item: CompletionItem[Any]) -> str:
         value = str(item.value)
-        if not self._in_quotes:
+        if self._quote:
+            # The quote stays, and what stands before it as well.
+            value = value.removeprefix(self._incomplete[: self._before_quote])
+            value = value.replace("'", "'\\''") if self._quote == "'" else _MEANS_MORE.sub(r"\\\g<0>", value)
+        else:
             if ":" in self._incomplete and ":" in os.environ.get("COMP_BREAKS", ""):
                 value = value[self._incomplete.rindex(":") + 1 :]
             value = _PLAIN_IN_BASH.sub(r"\\\g<0>", value)
         return f"{item.type},{value}"
+
+
+def _open_quote(line: str) -> tuple[str, int]:
+    """The quote that a line's last word has open, or nothing, and how many characters of the word stand before it."""
+    quote, length, before = "", 0, 0
+    characters = iter(line)
+    for character in characters:
+        if character == "\\" and quote != "'":
+            length += next(characters, "") != ""
+        elif character == quote:
+            quote = ""
+        elif not quote and character in "'\"":
+            quote, before = character, length
+        else:
+            length = length + 1 if quote or not character.isspace() else 0
+    return quote, before
 
 
 def _with_option(items: list[CompletionItem[Any]], incomplete: str) -> list[CompletionItem[Any]]:
@@ -115,6 +139,11 @@ class _Zsh(shell_completion.ZshComplete):
 
 
 class _Fish(shell_completion.FishComplete):
+    def get_completion_args(self) -> tuple[list[str], str]:
+        # Some versions of click take the word as it was typed, quotes included.
+        *words, incomplete = split_arg_string(os.environ["COMP_WORDS"] + "x")
+        return words[1:], incomplete[:-1]
+
     def get_completions(self, args: list[str], incomplete: str) -> list[CompletionItem[Any]]:
         return _with_option(super().get_completions(args, incomplete), incomplete)
 

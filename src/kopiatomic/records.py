@@ -201,10 +201,11 @@ class Records:
             return [_run((*row[:8], None, *row[9:])) for row in rows]
 
     def last_selection(self, root: str, before: str) -> tuple[str, str] | None:
-        """The last run under a root that came as far as its plan, and what it selected; not the run ``before``."""
+        """The last run under a root that saved something, and what it selected; not the run ``before``."""
         with self._transaction() as database:
             row = database.execute(
-                "SELECT id, selection FROM run WHERE root = ? AND selection != '' AND id != ? ORDER BY number DESC LIMIT 1",
+                "SELECT id, selection FROM run WHERE root = ? AND selection != '' AND id != ? "
+                "AND result IN ('saved', 'incomplete', 'unclean') ORDER BY number DESC LIMIT 1",
                 (os.fsencode(root), before),
             ).fetchone()
             return None if row is None else (str(row[0]), str(row[1]))

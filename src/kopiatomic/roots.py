@@ -138,15 +138,21 @@ def _remove(root: str, *, own: bool) -> list[str]:
                 break
             try:
                 os.rmdir(directory)
-            except FileNotFoundError:
-                pass
             except OSError as error:
+                if presence.absent(error):
+                    _forget(directory)
+                    continue
                 if error.errno != errno.ENOTEMPTY or (directory == root and not only_ours(directory)):
                     left.append(f"directory {printable(directory)}: {_why(error)}")
                 break
-            _sync(os.path.dirname(directory))
-            os.unlink(note_of(directory))
+            _forget(directory)
     return left
+
+
+def _forget(directory: str) -> None:
+    """Take away the note of a directory that is not there any more."""
+    _sync(os.path.dirname(directory))
+    os.unlink(note_of(directory))
 
 
 def _why(error: OSError) -> str:
@@ -157,7 +163,13 @@ def _why(error: OSError) -> str:
 
 def _sync(directory: str) -> None:
     """Have what was removed from a directory stay removed after a power cut: its record is deleted next."""
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        if presence.absent(error):
+            # Whoever removed it removed what was in it.
+            return
+        raise
     try:
         os.fsync(fd)
     except OSError:

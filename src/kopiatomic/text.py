@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Sequence
 
@@ -15,6 +16,11 @@ def printable(name: str) -> str:
     if name.isprintable():
         return name
     return "".join(c if c.isprintable() else _escaped(c) for c in name)
+
+
+def harmless(text: str) -> str:
+    """A text of several lines as :func:`printable` makes each of them; tabs stay as well."""
+    return text if text.isprintable() else re.sub(r"[^\n\t]+", lambda found: printable(found[0]), text)
 
 
 def _escaped(character: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
-from click.shell_completion import ShellComplete
+from click.shell_completion import CompletionItem, ShellComplete
 
 from kopiatomic import cli, completion
 from kopiatomic.system import host, linux_host, mountinfo, pools
@@ -201,6 +201,34 @@ def test_flags_are_completed_in_each_shell(words: str, shell: str, kopiatomic: K
     assert "--json" not in ended.stdout
 
 
+@pytest.mark.parametrize("quote", ["'", '"'])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_word_begun_with_a_quote_is_completed_like_any_other(shell: str, quote: str, kopiatomic: Kopiatomic) -> None:
+    """fish hands the quote over with the word."""
+    for begun, completed in (("--eng", "--engine"), ("--engine=re", "restic")):
+        word = f"{quote}{begun}"
+        number = word if shell == "fish" else "1"
+        ended = asked(kopiatomic, f"{shell}_complete", COMP_WORDS=f"kopiatomic {word}", COMP_CWORD=number)
+        assert completed in ended.stdout
+        assert quote not in ended.stdout.partition("\t")[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "replied"),
+    [
+        ('kopiatomic "tank/m', 'tank/m $x `"y\\z', 'tank/m \\$x \\`\\"y\\\\z'),
+        ("kopiatomic 'tank/m", "tank/m'x", "tank/m'\\''x"),
+        ('kopiatomic ta"nk/m', "tank/my data", "nk/my data"),
+        ("kopiatomic 'a b' tank/\\ \"m", "tank/ my", "my"),
+    ],
+)
+def test_bash_gets_what_follows_the_quote(line: str, name: str, replied: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COMP_WORDS", line)
+    complete = completion._Bash(cli.cli, {}, "kopiatomic", "")
+    complete.get_completion_args()
+    assert complete.format_completion(CompletionItem(name)) == f"plain,{replied}"
+
+
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
 def test_a_value_behind_an_equals_sign_keeps_its_option_where_the_shell_replaces_the_word(
     shell: str, kopiatomic: Kopiatomic
@@ -255,5 +283,7 @@ def test_bash_completes_what_it_takes_apart_itself_and_what_has_to_be_quoted(bas
     bash("kopiatomic tank/ho", "tank/home ")
     bash("kopiatomic tank/m", "tank/my\\ data ")
     bash('kopiatomic "tank/m', '"tank/my data" ')
+    bash("kopiatomic 'tank/m", "'tank/my data' ")
+    bash('kopiatomic tank/"m', '"my data" ')
     bash("kopiatomic plan ./fo", "./folder/")
     bash("kopiatomic tank/a:b", "tank/a:b ")

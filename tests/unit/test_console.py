@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Progress
 from kopiatomic.output.console import Console
 from kopiatomic.output.summary import duration, size
@@ -192,6 +193,24 @@ def test_a_dumb_terminal_gets_plain_text() -> None:
 def test_names_are_not_taken_for_markup() -> None:
     written = on_terminal(shown(finished("/[bold]x[/bold]/[/red]")))
     assert "/[bold]x[/bold]/[/red]" in ESCAPE.sub("", written)
+
+
+@pytest.mark.parametrize(
+    "say", ["result", "warning", "notice", "engine_line", "error_text", "error", "result of a run"]
+)
+def test_no_control_character_reaches_a_terminal(say: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever forgets that a value of somebody else's is in a text: the value of a property, say."""
+    console, text = Console(), "a value \x1b]0;title\x07\x9b31m of\ttwo\nlines"
+    if say == "error":
+        console.error(KopiatomicError("x", kind="x", hint=text))
+    elif say == "result of a run":
+        report = finished()
+        report.incomplete = [text]
+        console.report(report, summary=True)
+    else:
+        getattr(console, say)(text)
+    written = capsys.readouterr()
+    assert "a value \\x1b]0;title\\x07\\x9b31m of\ttwo\nlines" in written.out + written.err
 
 
 @pytest.mark.parametrize("columns", [80, 120])

@@ -177,7 +177,7 @@ def test_a_file_that_cannot_be_read(bench: EngineBench) -> None:
         done = bench.back_up()
     result = done.result
     assert (result.saved, result.complete) == (True, False), result.message
-    assert "1 entry could not be saved" in result.message
+    assert f"1 entry could not be saved: {bench.other}/disk/bad" in result.message
     assert result.problem_count == 1
     (problem,) = result.problems
     assert problem.path == str(bench.other / "disk" / "bad")

@@ -173,8 +173,21 @@ def test_names_with_any_bytes_are_kept(state: Records) -> None:
     state.intend(RUN, [Intent("directory", "", name)], "here")
     assert state.history(1)[0].root == name
     assert state.intents(RUN) == [Intent("directory", "", name)]
+    state.end(replace(run_record(root=name), result="saved", exit_code=0, document={}))
     assert state.last_selection(name, "") == (RUN, "here")
     assert state.last_selection(name, RUN) is None
+
+
+def test_only_a_run_that_saved_something_is_compared_with(state: Records) -> None:
+    results = ["saved", "incomplete", "unclean", "failed", "interrupted", None]
+    for number, result in enumerate(results):
+        run = run_record(numbered(number))
+        state.begin(run, keep=YEAR)
+        state.intend(run.id, [], f"selection {number}")
+        if result is not None:
+            state.end(replace(run, result=result, exit_code=1, document={}))
+    assert state.last_selection("/kopia", "") == (numbered(2), "selection 2")
+    assert state.last_selection("/kopia", numbered(2)) == (numbered(1), "selection 1")
 
 
 # Intents
@@ -453,6 +466,7 @@ def test_a_database_of_an_older_schema_is_brought_up_to_date(version: int, state
             )
     state.begin(run_record(), keep=YEAR)
     state.intend(RUN, [Intent("zfs", "tank", "tank@x")], "chosen")
+    state.end(ended_record("saved", 0))
     assert state.last_selection("/kopia", "") == (RUN, "chosen")
     assert {run.id for run in state.history(5)} == {RUN, numbered(9)} - (set() if version else {numbered(9)})
 

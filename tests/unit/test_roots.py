@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import shutil
 import stat
 from contextlib import ExitStack
 from pathlib import Path
@@ -172,3 +173,17 @@ def test_removing_twice_harms_nothing(tmp_path: Path) -> None:
     root.mkdir()
     assert roots.remove(str(root)) == []
     assert root.is_dir()
+
+
+@pytest.mark.parametrize("gone", ["removed", "a file now"])
+def test_a_directory_whose_parents_are_gone_is_forgotten(gone: str, tmp_path: Path, lock_directory: Path) -> None:
+    """Whoever removed them removed it with them: nothing is left to warn of."""
+    above = tmp_path / "disk" / "mnt"
+    above.mkdir(parents=True)
+    root = above / "made" / "view"
+    roots.make(str(root))
+    shutil.rmtree(tmp_path / "disk")
+    if gone == "a file now":
+        (tmp_path / "disk").touch()
+    assert roots.remove(str(root)) == []
+    assert marks(lock_directory) == []

@@ -342,7 +342,7 @@ class Borg(repository.RepositoryEngine):
         output = self._output
         failed = max(output.problem_count, output.statuses["E"] + output.statuses["C"])
         if failed:
-            return [results.not_saved(failed)]
+            return [results.not_saved(failed, output.problems)]
         return [f"borg ended with warnings: {output.said() or 'it named none'}"] if end.status != 0 else []
 
     def _with_checkpoint(self, job: Job, result: EngineResult) -> EngineResult:

@@ -248,7 +248,7 @@ class Kopia:
             manifest = found.get(snapshot_id)
             if manifest is None or manifest.path != self._source(source).path or manifest.incomplete:
                 continue
-            if not _failures(manifest) and not number(manifest.summary, "numIgnoredErrors"):
+            if not _failures(manifest, ()) and not number(manifest.summary, "numIgnoredErrors"):
                 standing[source] = snapshot_id
                 self._standing[source] = manifest
         return standing
@@ -276,7 +276,7 @@ class Kopia:
         result = _result(manifest, source)
         if unchanged:
             result.statistics["unchanged"] = 1
-        reasons += _failures(manifest)
+        reasons += _failures(manifest, result.problems)
         lacking = kopia_listing.missing(self._client, manifest, job, source)
         if lacking and not self._is_saved(manifest):
             return _not_saved(f"kopia told of the snapshot {printable(manifest.id)}, which is not in its repository")
@@ -415,12 +415,12 @@ def _result(manifest: Manifest, root: str) -> EngineResult:
     )
 
 
-def _failures(manifest: Manifest) -> list[str]:
+def _failures(manifest: Manifest, problems: Sequence[FileProblem]) -> list[str]:
     """Files that are not in the snapshot, by kopia's counts."""
     failed, ignored = number(manifest.summary, "numFailed"), number(manifest.summary, "numIgnoredErrors")
     reasons = []
     if failed:
-        reasons.append(results.not_saved(failed))
+        reasons.append(results.not_saved(failed, problems))
     if ignored:
-        reasons.append(f"{results.not_saved(ignored)}, which kopia's policy ignores")
+        reasons.append(f"{results.not_saved(ignored, () if failed else problems)}, which kopia's policy ignores")
     return reasons

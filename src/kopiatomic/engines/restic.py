@@ -270,7 +270,7 @@ class Restic(repository.RepositoryEngine):
         reasons = [*self._differences(shown, job, listing), *listing.lacking()]
         if end.status == _INCOMPLETE or output.problem_count:
             count = output.problem_count
-            what = results.not_saved(count) if count else output.said(1)
+            what = results.not_saved(count, output.problems) if count else output.said(1)
             reasons.insert(0, what or "some files could not be read")
         return EngineResult(
             saved=True,

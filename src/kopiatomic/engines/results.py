@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from kopiatomic.model import EngineResult, Saved
+from kopiatomic.model import EngineResult, FileProblem, Saved
 from kopiatomic.text import printable
 
+_NAMED = 3
 PROBLEMS = 20
 """How many of the files that could not be saved are named; the rest are counted."""
 
 
-def not_saved(count: int) -> str:
-    """How many files and directories are not in what was saved, in words."""
-    return f"{count} {'entry' if count == 1 else 'entries'} could not be saved"
+def not_saved(count: int, problems: Sequence[FileProblem]) -> str:
+    """How many files and directories are not in what was saved, in words, and the first three of them."""
+    what = f"{count} {'entry' if count == 1 else 'entries'} could not be saved"
+    named = [problem.path for problem in problems][:_NAMED]
+    more = f" and {count - len(named)} more" if count > len(named) else ""
+    return f"{what}: {', '.join(named)}{more}" if named else what
 
 
 def combined(found: Sequence[tuple[str, EngineResult]]) -> EngineResult:

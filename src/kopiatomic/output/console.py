@@ -1,7 +1,8 @@
 """What a person sees: the summary on stdout; progress, warnings and errors on stderr.
 
 Neither a closed nor a full output ends a run: what cannot be written is dropped. :meth:`Console.exit_code` says what
-becomes of a command whose answer was lost. All texts are masked on their way (``masking.py``).
+becomes of a command whose answer was lost. All texts are masked on their way
+(``masking.py``), and no control character of theirs reaches a terminal.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from kopiatomic.model import Plan, Progress
 from kopiatomic.output.summary import Line, Style, duration, has_summary, size
 from kopiatomic.output.summary import summary as summary_lines
 from kopiatomic.report import EngineReport, Report
+from kopiatomic.text import harmless
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -171,18 +173,22 @@ class Console:
     def _line(self, text: str, style: Style = "", prefix: str = "kopiatomic: ") -> None:
         if self._live is not None:
             with self._surviving():
-                self._live.console.print(_rich(style, prefix + self._secrets.hide(text)), soft_wrap=True)
+                self._live.console.print(_rich(style, prefix + self._shown(text)), soft_wrap=True)
         else:
             self._styled(sys.stderr, [(style, prefix + text)])
 
+    def _shown(self, text: str) -> str:
+        """A text without secrets, and without what a terminal would take for more than text, wherever that came from."""
+        return harmless(self._secrets.hide(text))
+
     def _styled(self, stream: TextIO, lines: Iterable[Line]) -> OSError | None:
-        return _styled(stream, [(style, self._secrets.hide(text)) for style, text in lines])
+        return _styled(stream, [(style, self._shown(text)) for style, text in lines])
 
     # At its end
 
     def result(self, text: str) -> None:
         """Write lines to stdout."""
-        self.verbatim(self._secrets.hide(text))
+        self.verbatim(self._shown(text))
 
     def document(self, document: Any, *, indent: int | None = 2) -> None:
         """Write a JSON document to stdout, ASCII only.
@@ -234,7 +240,7 @@ class Console:
         from kopiatomic.output import columns, plan_table
 
         self._keep(self._styled(sys.stdout, [plan_table.headline(plan)]))
-        self.result("\n".join(columns.rows(plan_table.table(plan), *columns.look(sys.stdout))))
+        self.verbatim(self._secrets.hide("\n".join(columns.rows(plan_table.table(plan), *columns.look(sys.stdout)))))
         self._keep(self._styled(sys.stdout, list(plan_table.lines(plan, engine, verbose=self._verbose))))
 
     def error(self, error: KopiatomicError) -> None:
