@@ -108,6 +108,8 @@ class Facts:
     """The files that loop devices show, by device."""
     movers: Mapping[str, str] = field(default_factory=dict)
     """In place: who besides root can put something else in a path's place (:func:`kopiatomic.safety.look`)."""
+    room: int | None = None
+    """How many more mounts there is room for (``Host.room``); None: any number."""
 
 
 def dump(facts: Facts) -> str:
@@ -124,6 +126,7 @@ def dump(facts: Facts) -> str:
         "sizes": dict(facts.sizes),
         "loop_files": dict(facts.loop_files),
         "movers": dict(facts.movers),
+        "room": facts.room,
     }
     return json.dumps(document, indent=1)
 
@@ -159,4 +162,5 @@ def _facts(document: Mapping[str, Any]) -> Facts:
         sizes=dict(document["sizes"]),
         loop_files=dict(document["loop_files"]),
         movers=dict(document["movers"]),
+        room=document.get("room"),
     )

@@ -33,7 +33,7 @@ from kopiatomic.snapshots import Maker
 from kopiatomic.streams import Streams
 from kopiatomic.supervisor import Supervisor
 from kopiatomic.system import linux, signals
-from kopiatomic.text import first_few, printable
+from kopiatomic.text import few, first_few, printable
 from kopiatomic.views import View, missing_text
 
 T = TypeVar("T")
@@ -176,7 +176,7 @@ class Freezing:
                 self._facts = self._gather()
             selected = plan.select(self._facts, self._request(), self._refused.values())
         missed = [o for o in selected.left_out if o.incomplete]
-        self._report.incomplete = list(dict.fromkeys(o.line or f"{printable(o.name)}: {o.reason}" for o in missed))
+        self._report.incomplete = few(list(dict.fromkeys(o.line or f"{printable(o.name)}: {o.reason}" for o in missed)))
         for note in selected.notes:
             self.warn(note)
         if self._options.require_atomic:
@@ -219,11 +219,13 @@ class Freezing:
         found = recovery.unrecorded(names)
         for problem in found.problems:
             self.warn(f"what earlier runs may have left could not be looked for: {problem}")
+        left: dict[str, list[str]] = {}
         for leftover in found.leftovers:
-            self.warn(
-                f"{printable(leftover.name)} was left by run {leftover.run_id}, of which there is no record here "
-                f"({leftover.proof}): 'kopiatomic recover' removes it"
-            )
+            proof = f"run {leftover.run_id}, of which there is no record here ({leftover.proof})"
+            left.setdefault(proof, []).append(leftover.name)
+        for run, theirs in left.items():
+            are, them = ("was", "it") if len(theirs) == 1 else ("were", "them")
+            self.warn(f"{first_few(theirs)} {are} left by {run}: 'kopiatomic recover' removes {them}")
 
     @contextmanager
     def view(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[Frozen]:
@@ -365,15 +367,15 @@ class Freezing:
         report = self._report
         assert report.plan is not None
         taken = {t.dataset.key for t in report.plan.taken}
-        for key in self._moved.keys() - self._refused.keys() - taken:
-            moved = self._moved[key]
-            self._miss(f"{printable(moved.dataset.name)}: {moved.reason}, and is not among what was found then")
+        gone = [self._moved[key] for key in self._moved.keys() - self._refused.keys() - taken]
+        self._miss([f"{printable(m.dataset.name)}: {m.reason}, and is not among what was found then" for m in gone])
 
-    def _miss(self, text: str) -> None:
-        """Something that was asked for is not in the view. Raises KopiatomicError with --require-atomic."""
-        self._report.incomplete.append(text)
-        self.warn(text)
-        if self._options.require_atomic:
+    def _miss(self, texts: Sequence[str]) -> None:
+        """Things that were asked for and are not in the view. Raises KopiatomicError with --require-atomic."""
+        for text in few(texts):
+            self._report.incomplete.append(text)
+            self.warn(text)
+        if texts and self._options.require_atomic:
             self._require_complete()
 
     def _look_again(self) -> None:
@@ -386,8 +388,11 @@ class Freezing:
         with report.phase("plan"):
             try:
                 facts = self._gather()
-                # The same facts make the same plan. How full other filesystems are has no part in what is taken.
-                if self._facts is not None and replace(facts, sizes={}) == replace(self._facts, sizes={}):
+                if self._facts is not None:
+                    # How full other filesystems are has no part in what is taken, and what has room stays as it was planned.
+                    facts = replace(facts, sizes=self._facts.sizes, room=self._facts.room)
+                # The same facts make the same plan.
+                if facts == self._facts:
                     return
                 taken = plan.select(facts, self._request(), self._refused.values()).taken
             except Interrupted:
@@ -396,16 +401,16 @@ class Freezing:
                 self.warn(f"what was created meanwhile could not be listed: {error.message}")
                 return
         known = {t.dataset for t in report.plan.taken}
-        for new in taken:
-            if new.dataset not in known:
-                self.warn(f"{printable(new.dataset.name)} appeared after the listing and is not in this backup")
+        new = [one.dataset.name for one in taken if one.dataset not in known]
+        if new:
+            are = "is" if len(new) == 1 else "are"
+            self.warn(f"{first_few(new)} appeared after the listing and {are} not in this backup")
 
     def _report_missing(self, view: View) -> None:
         for missing in view.missing:
             if missing.live:
                 self.warn(missing_text(missing))
-            else:
-                self._miss(missing_text(missing))
+        self._miss([missing_text(missing) for missing in view.missing if not missing.live])
 
 
 def _not_atomic(why: str) -> KopiatomicError:

@@ -71,6 +71,7 @@ def _gather(request: Request) -> Facts:
         sizes=_sizes(seen),
         loop_files=_loop_files(seen),
         movers=_movers(seen, resolved.values(), subvolumes, nested=patterns or bool(request.exclude)),
+        room=host.here().room(len(mounts)),
     )
 
 

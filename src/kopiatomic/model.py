@@ -67,6 +67,8 @@ class Taken:
     parts: tuple[str, ...] = ("",)
     again: tuple[tuple[str, str], ...] = ()
     """Where else it is mounted, and the part that is seen there; in place these are frozen as well."""
+    owner: int = 0
+    """The user that it belongs to; a ZFS dataset is root's."""
     outside: tuple[str, ...] = ()
     """Btrfs: paths below its top of what is nested in it and was found outside of every part that is shown with ``-r``."""
     whole: str = ""
@@ -111,6 +113,7 @@ class Verdict(StrEnum):
     REFUSED = "refused"
     DELETED = "deleted meanwhile"
     MOVED = "moved meanwhile"
+    NO_ROOM = "no room"
 
 
 @immutable
@@ -149,6 +152,10 @@ class Judged:
     """What to do so that it can be taken."""
     facts: Mapping[str, str] = field(default_factory=dict)
     """What the verdict was found from."""
+    owner: int | None = None
+    """The user that it belongs to, where users make their own: Btrfs."""
+    count: int = 1
+    """How many it stands for, all in ``name``: of very many that are alike not each has a verdict."""
 
 
 MIGHT_HANG = "hidden: it might not answer"
@@ -188,7 +195,7 @@ class Plan:
 
     ``root`` is the directory on the host that the view is mounted on; in place one of our own, that no engine looks for.
 
-    ``judged`` has each dataset that was looked at exactly once, in the order of the names' tree.
+    ``judged`` has each dataset that was looked at exactly once, in the order of the names' tree (see ``Judged.count``).
     """
 
     root: str

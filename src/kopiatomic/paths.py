@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 
@@ -19,6 +20,14 @@ def is_at_or_below(path: str, top: str) -> bool:
 def tree_order(path: str) -> list[str]:
     """What to sort by so that everything comes right behind what it lies in."""
     return path.rstrip("/").split("/")
+
+
+def common(paths: Iterable[str]) -> str:
+    """The nearest directory, or dataset, that holds all of some, or is one of them; the root where nothing else does."""
+    orders = [tree_order(path) for path in paths]
+    first, last = min(orders), max(orders)
+    alike = [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
+    return "/".join(alike) or "/"
 
 
 def topmost(paths: Iterable[str]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from kopiatomic import shielding
 from kopiatomic.errors import KopiatomicError, UsageError, place_needed
 from kopiatomic.facts import Facts
 from kopiatomic.filesystems import PSEUDO, SYSTEM, may_hang
+from kopiatomic.fitting import fit, fold
 from kopiatomic.model import (
     MIGHT_HANG,
     UNMOUNTED,
@@ -49,11 +50,13 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
     if request.by_property:
         zfs.ask_by_property()
     judged = [*zfs.judge(), *btrfs.judge()]
+    shared.say_deleted()
     _check_excluding(shared)
     if not shared.taken:
         raise _nothing(request, judged)
     _check_places(shared)
-    taken = sorted(shared.taken, key=lambda t: tree_order(t.place))
+    fitting, judged = fit(shared.taken, judged, _room(shared))
+    taken = sorted(fitting, key=lambda t: tree_order(t.place))
     if request.layout is Layout.IN_PLACE:
         _require_true_paths(taken)
         taken = shielding.whole(_seen_again(shared, taken), facts.movers)
@@ -75,7 +78,7 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
         root=request.root,
         taken=tuple(taken),
         scaffolds=tuple(scaffolds),
-        judged=tuple(sorted(judged, key=lambda j: (j.filesystem != "zfs", tree_order(j.name)))),
+        judged=tuple(sorted(fold(judged), key=lambda j: (j.filesystem != "zfs", tree_order(j.name)))),
         uncovered=tuple(uncovered),
         beside=tuple(beside),
         hidden=tuple(hidden),
@@ -85,6 +88,14 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
         live_system=request.live_system,
         bookmark=bookmark,
     )
+
+
+def _room(shared: Selection) -> int | None:
+    """How many datasets the view can show. In place each mount that stays in sight may need one more."""
+    room = shared.facts.room
+    if room is None or shared.request.layout is not Layout.IN_PLACE:
+        return room
+    return max(0, room - len(shared.facts.mounts))
 
 
 def require_names(request: Request) -> None:

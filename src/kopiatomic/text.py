@@ -36,6 +36,11 @@ def first_few(names: Sequence[str]) -> str:
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def few(lines: Sequence[str], most: int = 20) -> list[str]:
+    """Some lines, or the first of very many and how many more there are."""
+    return list(lines) if len(lines) <= most else [*lines[: most - 1], f"and {len(lines) - most + 1} more of this kind"]
+
+
 def ended(status: int) -> str:
     """How a program ended, in words: ``exit status 3``, ``killed by SIGKILL (9)``."""
     if status >= 0:

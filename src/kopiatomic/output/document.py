@@ -92,6 +92,7 @@ def _left_out(plan: Plan) -> list[dict[str, Any]]:
             "reason": o.reason,
             "mountpoint": o.mountpoint or None,
             "incomplete": o.incomplete,
+            "count": o.count,
         }
         for o in plan.left_out
     ]

@@ -18,7 +18,7 @@ MARKS = {True: "+", False: "-"}
 
 def headline(plan: Plan) -> Line:
     """How many are taken, and how many that a user would miss are not."""
-    missing = sum(judged.incomplete for judged in plan.left_out)
+    missing = sum(judged.count for judged in plan.left_out if judged.incomplete)
     count = len(plan.taken)
     taken = f"Would save {count} dataset{'' if count == 1 else 's'} {_where(plan)}"
     if missing:

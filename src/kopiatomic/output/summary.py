@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kopiatomic.model import Plan, Sets
 from kopiatomic.output.document import instant_words
 from kopiatomic.report import EngineReport, Report
-from kopiatomic.text import first_few, printable
+from kopiatomic.text import few, first_few, printable
 
 if TYPE_CHECKING:
     from kopiatomic.recovery import Cleared
@@ -151,12 +151,14 @@ def cleared_lines(cleared: Cleared) -> list[str]:
     """What a run says of what it found of dead ones, and what became of that."""
     lines = ends_of_dead(cleared)
     gone: dict[str, list[str]] = {}
+    left: list[str] = []
     for leftover in cleared.leftovers:
         what = f"{leftover.kind.replace('-', ' ')} {printable(leftover.name)}"
         if leftover.problem is None:
             gone.setdefault(leftover.run_id, []).append(what)
         else:
-            lines.append(f"{what} is left: {leftover.problem} (remove it with: {leftover.command})")
+            left.append(f"{what} is left: {leftover.problem} (remove it with: {leftover.command})")
+    lines += few(left)
     for run_id, names in gone.items():
         whose = f"run {run_id}" if run_id else "a killed run"
         lines.append(f"removed what {whose} left: {first_few(names)}")

@@ -11,7 +11,7 @@ from kopiatomic.model import Dataset, Refusal, Taken, Verdict
 from kopiatomic.paths import topmost
 from kopiatomic.request import Request
 from kopiatomic.system.mountinfo import Mount, borders, visible
-from kopiatomic.text import printable
+from kopiatomic.text import first_few, printable
 
 
 class Selection:
@@ -21,6 +21,7 @@ class Selection:
         self.facts = facts
         self.request = request
         self._refused = {refusal.dataset.key: refusal for refusal in refused}
+        self._deleted: dict[str, list[str]] = {}
         self.mounted = visible(facts.mounts)
         """The mounts that can be seen, by their points."""
         tops = {subvolume.path for subvolume in facts.subvolumes}
@@ -50,8 +51,13 @@ class Selection:
                 hint=refusal.hint or ("Run again." if gone else None),
             )
         if refusal.verdict is Verdict.DELETED:
-            self.note(f"{printable(dataset.name)}: {refusal.reason}")
+            self._deleted.setdefault(refusal.reason, []).append(dataset.name)
         return refusal
+
+    def say_deleted(self) -> None:
+        """Note what is gone, however much that is."""
+        for reason, names in self._deleted.items():
+            self.note(f"{first_few(names)}: {reason}")
 
     def excluded_by(self, names: Iterable[str]) -> str | None:
         """The pattern of ``--exclude`` that fits one of a dataset's names."""

@@ -206,7 +206,9 @@ class BtrfsSelection:
             incomplete = refusal.verdict is not Verdict.DELETED
             return _verdict(subvolume, refusal.verdict, refusal.reason, incomplete=incomplete, hint=refusal.hint)
         first[key] = path
-        taken = Taken(dataset, path, ask.named, ask.parts, outside=self._outside_in(subvolume))
+        taken = Taken(
+            dataset, path, ask.named, ask.parts, owner=subvolume.owner or 0, outside=self._outside_in(subvolume)
+        )
         self._shared.taken.append(taken)
         return _verdict(subvolume, Verdict.TAKEN, ask.why, places=taken.places)
 
@@ -268,4 +270,5 @@ def _verdict(
     if subvolume.above is not None:
         facts["nested in"] = subvolume.above
     point = "" if subvolume.covered or subvolume.too_long else subvolume.path
-    return Judged(_shown(subvolume), "btrfs", verdict, reason, point, places, incomplete, line, hint, facts)
+    owner = subvolume.owner
+    return Judged(_shown(subvolume), "btrfs", verdict, reason, point, places, incomplete, line, hint, facts, owner)

@@ -20,7 +20,7 @@ from kopiatomic.model import Instant, Intent, Refusal, Snapshot, SnapshotSet, Ta
 from kopiatomic.snapshots import btrfs_folder as folder
 from kopiatomic.snapshots.btrfs_folder import SNAPSHOT, failed
 from kopiatomic.system import btrfs, linux, mountinfo
-from kopiatomic.text import printable
+from kopiatomic.text import few, printable
 
 _TRIES = 20
 _TRIED = (2, 3)
@@ -267,11 +267,13 @@ class BtrfsMaker:
                 lambda entry: entry.subvolume is not None and entry.subvolume.parent_uuid in self._origins,
             )
             left |= self._moved(top)
-        return [
-            f"Btrfs snapshot {path} in the top-level subvolume of {self._where()}: {reason} "
-            f"({folder.delete_command(self._where(), path)})"
-            for path, reason in left.items()
-        ]
+        return few(
+            [
+                f"Btrfs snapshot {path} in the top-level subvolume of {self._where()}: {reason} "
+                f"({folder.delete_command(self._where(), path)})"
+                for path, reason in left.items()
+            ]
+        )
 
     def _moved(self, top: int) -> dict[str, str]:
         """The snapshots that are there all the same, by the paths that they have now; and why. Raises KopiatomicError."""

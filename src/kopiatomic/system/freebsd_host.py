@@ -25,6 +25,10 @@ class FreeBSDHost:
         """getfsstat(2)."""
         return freebsd_mounts.read(self.kernel)
 
+    def room(self, _mounts: int) -> int | None:
+        """No limit but memory is known, and who may make datasets there is root's to say."""
+        return None
+
     def link_target(self, path: str) -> str | None:
         """Component by component: there is no openat2(2)."""
         return freebsd_paths.link_target(path)

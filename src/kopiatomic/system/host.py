@@ -22,6 +22,9 @@ class Host(Protocol):
     def mounts(self) -> list[Mount]:
         """The mount table, in the order in which the mounts were made. Raises OSError, KopiatomicError."""
 
+    def room(self, mounts: int) -> int | None:
+        """How many more datasets can be mounted where there are so many ``mounts``; None where no limit is known."""
+
     def link_target(self, path: str) -> str | None:
         """What the link at an absolute path holds; None for anything else. Raises OSError; ELOOP where a link leads there."""
 
