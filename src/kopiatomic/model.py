@@ -114,6 +114,7 @@ class Verdict(StrEnum):
     DELETED = "deleted meanwhile"
     MOVED = "moved meanwhile"
     NO_ROOM = "no room"
+    BAD_PROPERTY = "bad property"
 
 
 @immutable

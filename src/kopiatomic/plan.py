@@ -149,12 +149,17 @@ def _nothing(request: Request, judged: Sequence[Judged]) -> KopiatomicError:
             kind="nothing-found",
             hint="kopiatomic backs up ZFS and Btrfs; 'findmnt -t zfs,btrfs' shows what is mounted.",
         )
-    missed = [j for j in judged if j.incomplete] or judged
+    incomplete = [j for j in judged if j.incomplete]
+    missed = incomplete or judged
+    hint = "'kopiatomic plan' with the same words shows why each was left out."
+    if len(incomplete) == 1 and incomplete[0].hint:
+        hint = incomplete[0].hint
+    elif request.by_property:
+        hint += " No dataset has the property set to on."
     return KopiatomicError(
         f"nothing is left to take: {'; '.join(f'{printable(j.name)}: {j.reason}' for j in missed[:5])}",
         kind="nothing-left",
-        hint="'kopiatomic plan' with the same words shows why each was left out."
-        + (" No dataset has the property set to on." if request.by_property else ""),
+        hint=hint,
     )
 
 

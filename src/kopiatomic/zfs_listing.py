@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kopiatomic import presence
@@ -45,37 +45,59 @@ def _lines(finished: process.Finished) -> list[str]:
 
 def datasets(
     names: Sequence[str], user_property: str, *, everything: bool, depth: int | None
-) -> tuple[dict[str, ZfsDataset], list[str]]:
-    """Datasets by name, without their mount points; and the names of those that have the user property in any way.
+) -> tuple[dict[str, ZfsDataset], dict[str, str]]:
+    """Datasets by name, without their mount points; and the values of the user property of those that have it in any way.
 
     ``everything``: all there are; else those named and what lies below them, ``depth`` levels (None: all). Raises
     KopiatomicError.
     """
-    # The property may hold tabs and newlines, and with them what looks like other datasets' lines. The name behind it shows
-    # that: a value of several lines has to end in a line that begins with the name, which then is there twice.
-    columns = f"{_COLUMNS},{host.here().zoned},{user_property},name"
-    argv = ["zfs", "list", "-Hp", "-t", "filesystem,volume", "-o", columns]
+    scope: list[str] = []
     if not everything:
         for name in names:
             _check_kind(name)
-        argv += [*(["-r"] if depth is None else ["-d", str(depth)]), "--", *names]
-    result = run(argv)
-    found: dict[str, ZfsDataset] = {}
-    valued: list[str] = []
-    for line in _lines(result):
-        fields = line.split("\t")
-        if len(fields) != 8 or fields[0] != fields[7] or fields[0] in found:
-            raise _odd_property(user_property, [fields[0], *reversed(found)])
-        name, kind, canmount, keystatus, guid, zoned, value, _ = fields
-        found[name] = ZfsDataset(name, kind, canmount, keystatus, zoned == "on", guid)
-        if value != "-":
-            valued.append(name)
+        scope = [*(["-r"] if depth is None else ["-d", str(depth)]), "--", *names]
+    result, listed = _listed(scope, [user_property])
+    if listed is None:
+        # The property of one of them holds a tab or a newline, and with that perhaps what looks like another's line.
+        result, listed = _listed(scope, [])
+        if listed is None:
+            raise KopiatomicError(
+                "'zfs list' does not list what it was asked to",
+                kind="zfs-list",
+                hint="Please report it with the output of 'zfs version'.",
+            )
+        values = _each_value(user_property, list(listed))
+    else:
+        values = {name: fields[-1] for name, fields in listed.items()}
+    found = {name: _dataset(fields) for name, fields in listed.items()}
     if not everything:
         require(names, found, result)
     if result.status != 0:
         # What it has listed may be a part.
         raise _failure(result)
-    return found, valued
+    return found, {name: value for name, value in values.items() if value != "-"}
+
+
+def _listed(scope: Sequence[str], also: Sequence[str]) -> tuple[process.Finished, dict[str, list[str]] | None]:
+    """The fields of each dataset, by name; None where the lines are not what was asked for.
+
+    A property that is asked for ``also`` may hold anything. The name behind it shows that: a value of several lines has to end in
+    a line that begins with the name, which then is there twice.
+    """
+    columns = [*_COLUMNS.split(","), host.here().zoned, *also]
+    result = run(["zfs", "list", "-Hp", "-t", "filesystem,volume", "-o", ",".join([*columns, "name"]), *scope])
+    found: dict[str, list[str]] = {}
+    for line in _lines(result):
+        *fields, name = line.split("\t")
+        if len(fields) != len(columns) or fields[0] != name or name in found:
+            return result, None
+        found[name] = fields
+    return result, found
+
+
+def _dataset(fields: Sequence[str]) -> ZfsDataset:
+    name, kind, canmount, keystatus, guid, zoned, *_ = fields
+    return ZfsDataset(name, kind, canmount, keystatus, zoned == "on", guid)
 
 
 def require(names: Collection[str], found: Collection[str], result: process.Finished | None = None) -> None:
@@ -84,24 +106,6 @@ def require(names: Collection[str], found: Collection[str], result: process.Fini
         _check_kind(name)
         if name not in found:
             raise _missing(name, result or run(["zfs", "list", "-H", "-o", "name", "--", name]))
-
-
-def _odd_property(user_property: str, names: Iterable[str]) -> KopiatomicError:
-    """``names``: whose it may be. Each is asked by itself, because the value can look as if it were another's."""
-    for name in names:
-        result = run(["zfs", "get", "-H", "-o", "value", user_property, name])
-        value = result.stdout.removesuffix(b"\n")
-        if result.status == 0 and (b"\t" in value or b"\n" in value):
-            return KopiatomicError(
-                f"the property {user_property} of {printable(name)} holds a tab or a newline",
-                kind="bad-property",
-                hint=f"zfs inherit {user_property} {printable(name)}, or set it to on, off or children.",
-            )
-    return KopiatomicError(
-        f"'zfs list' does not list the property {user_property} as it was asked to",
-        kind="zfs-list",
-        hint="Was it changed just now? Run again; if it happens twice, please report it with the output of 'zfs version'.",
-    )
 
 
 def _check_kind(name: str) -> None:
@@ -118,32 +122,8 @@ def _check_kind(name: str) -> None:
 def with_mountpoints(asked: Iterable[ZfsDataset]) -> dict[str, ZfsDataset]:
     """Datasets with their ``mountpoint`` property, as far as it says something: not for volumes and mere containers."""
     wanted = [dataset for dataset in asked if dataset.kind == "filesystem" and dataset.canmount != "off"]
-    values: dict[str, str] = {}
-    for part in process.parts(d.name for d in wanted):
-        values |= _mountpoints(part)
+    values = _each_value("mountpoint", [d.name for d in wanted])
     return {d.name: replace(d, mountpoint=values[d.name]) for d in wanted if d.name in values}
-
-
-def _mountpoints(names: list[str]) -> dict[str, str]:
-    """The property of those of the datasets that exist still. Raises KopiatomicError.
-
-    It may hold tabs and newlines, which ``zfs list`` prints raw, and so what looks like other datasets' lines. The name behind it
-    shows that, as in :func:`datasets`: whose it is, is found by halves, and one alone is asked for without its name.
-    """
-    alone = len(names) == 1
-    columns = "mountpoint" if alone else "name,mountpoint,name"
-    result = run(["zfs", "list", "-H", "-t", "filesystem", "-o", columns, "--", *names])
-    found: dict[str, str] = {}
-    if alone and result.status == 0:
-        found[names[0]] = result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")
-    for line in () if alone else _lines(result):
-        fields = line.split("\t")
-        if len(fields) != 3 or fields[0] != fields[2] or fields[0] in found:
-            middle = len(names) // 2
-            return _mountpoints(names[:middle]) | _mountpoints(names[middle:])
-        found[fields[0]] = fields[1]
-    _require_known(names, found, result)
-    return found
 
 
 def _require_known(names: Iterable[str], found: Collection[str], result: process.Finished) -> None:
@@ -152,28 +132,49 @@ def _require_known(names: Iterable[str], found: Collection[str], result: process
         raise _failure(result)
 
 
-def settings(names: Sequence[str], user_property: str) -> dict[str, Setting]:
-    """A user property of these datasets, and of those that they have it from. Raises KopiatomicError.
+def _each_value(column: str, names: Sequence[str]) -> dict[str, str]:
+    """The property of those of the datasets that exist still. Raises KopiatomicError.
 
-    The values are those that :func:`datasets` has seen: without tabs and newlines.
+    It may hold tabs and newlines, which ``zfs list`` prints raw, and so what looks like other datasets' lines. The name behind it
+    shows that, as in :func:`_listed`: whose it is, is found by halves, and one alone is asked for without its name.
     """
-    found: dict[str, Setting] = {}
-    waiting = list(names)
+    found: dict[str, str] = {}
+    waiting = list(process.parts(names))
     while waiting:
-        argv = ["zfs", "get", "-H", "-t", "filesystem,volume", "-o", "source,name,value", user_property]
+        part = waiting.pop()
+        alone = len(part) == 1
+        columns = column if alone else f"name,{column},name"
+        result = run(["zfs", "list", "-H", "-t", "filesystem,volume", "-o", columns, "--", *part])
+        values: dict[str, str] = {}
+        if not alone:
+            fields = [line.split("\t") for line in _lines(result)]
+            values = {line[0]: line[1] for line in fields if len(line) == 3 and line[0] == line[2]}
+            if len(values) < len(fields):
+                waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
+                continue
+        elif result.status == 0:
+            values[part[0]] = result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n")
+        _require_known(part, values, result)
+        found |= values
+    return found
+
+
+def settings(values: Mapping[str, str], user_property: str) -> dict[str, Setting]:
+    """A user property of datasets whose values are known, and of those that they have it from. Raises KopiatomicError."""
+    found: dict[str, Setting] = {}
+    waiting = dict(values)
+    while waiting:
+        argv = ["zfs", "get", "-H", "-t", "filesystem,volume", "-o", "source,name", user_property]
         for part in process.parts(waiting):
             result = run([*argv, *part])
             for line in _lines(result):
-                fields = line.split("\t")
-                if len(fields) != 3:
-                    raise _odd_property(user_property, part)
-                source, name, value = fields
-                found[name] = Setting(value, source)
+                source, name = line.split("\t")
+                found[name] = Setting(waiting[name], source)
             _require_known(part, found, result)
         above = {
             s.source.removeprefix("inherited from ") for s in found.values() if s.source.startswith("inherited from ")
         }
-        waiting = sorted(above - found.keys())
+        waiting = _each_value(user_property, sorted(above - found.keys()))
     return found
 
 

@@ -17,6 +17,7 @@ from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.facts import Facts, ZfsDataset, ZfsPool, dump, load
 from kopiatomic.model import Layout, Plan, Verdict
 from kopiatomic.system.mountinfo import visible
+from kopiatomic.text import printable
 from tests.support.programs import SOURCE, command
 from tests.unit.plans import facts, many, mounts, places, plan, subvolume, zfs
 
@@ -550,11 +551,25 @@ def test_off_also_counts_for_recursion_and_not_for_what_was_named() -> None:
     assert "t/a/b" not in [name for name, _ in places(plan(BY_PROPERTY, everything=True))]
 
 
-def test_a_value_that_means_nothing_is_refused_with_dataset_and_value() -> None:
-    known = facts(("/t", "zfs", "t"), datasets=[zfs("t")], properties={"t": ("yes", "local")})
-    with pytest.raises(KopiatomicError, match="kopiatomic:backup of t is 'yes'") as caught:
-        plan(known, by_property=True)
-    assert caught.value.kind == "bad-property"
+def test_a_value_that_means_nothing_is_the_affair_of_its_dataset_alone() -> None:
+    """Whoever may set the property of one dataset must not end the backup of others."""
+    datasets = [zfs("t"), zfs("t/eve")]
+    for value in ("yes", "on\toff", "on\nt\tlocal"):
+        known = facts(
+            ("/t", "zfs", "t"),
+            ("/t/eve", "zfs", "t/eve"),
+            datasets=datasets,
+            properties={"t": ("on", "local"), "t/eve": (value, "local")},
+        )
+        for chosen in (plan(known, by_property=True), plan(known, "t", recursive=True), plan(known, everything=True)):
+            assert [name for name, _ in places(chosen)] == ["t"]
+            (left_out,) = chosen.left_out
+            assert (left_out.name, left_out.verdict, left_out.incomplete) == ("t/eve", Verdict.BAD_PROPERTY, True)
+            assert printable(value) in left_out.reason
+        assert [name for name, _ in places(plan(known, "t/eve"))] == ["t/eve"]
+        assert not any(left_out.incomplete for left_out in plan(known, "t").left_out)
+    with pytest.raises(KopiatomicError, match="nothing is left to take: t: the property kopiatomic:backup is 'yes'"):
+        plan(facts(("/t", "zfs", "t"), datasets=[zfs("t")], properties={"t": ("yes", "local")}), by_property=True)
 
 
 # What is not mounted

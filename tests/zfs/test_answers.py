@@ -97,7 +97,7 @@ def test_a_listing_that_fails_half_way_is_no_listing(pool: Pool, failing: Callab
 def test_a_property_that_could_not_be_read_is_not_unset(pool: Pool, failing: Callable[[str], None]) -> None:
     failing("*get*")
     with pytest.raises(KopiatomicError, match="I/O error"):
-        zfs_listing.settings([f"{pool.name}/a", f"{pool.name}/b"], PROPERTY)
+        zfs_listing.settings({f"{pool.name}/a": "on", f"{pool.name}/b": "on"}, PROPERTY)
 
 
 def test_a_run_of_everything_fails_where_the_listing_does(

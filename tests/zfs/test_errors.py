@@ -5,6 +5,7 @@ KOPIATOMIC_TEST_ERROR_TABLE=FILE writes the table, as it was seen, to a file.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,7 @@ LIBZFS_CORE = next(iter(Path("/lib").glob("*/libzfs_core.so.3")), Path("/lib/lib
 LIBZFS = next(iter(sorted(LIBZFS_CORE.parent.glob("libzfs.so.?"))), Path("/lib/libzfs.so.4"))
 LIBM = LIBZFS_CORE.parent / "libm.so.6"
 
-FORGED = "on\t{own}\n{other}\tvolume\t-\t-\toff\t-\t{other}\n{own}\tfilesystem\ton\t-\toff\ton"
+FORGED = "on\t{own}\n{other}\tvolume\t-\t-\t1\toff\t-\t{other}\n{own}\tfilesystem\ton\t-\t2\toff\ton"
 """A property's value that looks like lines of 'zfs list', of which one makes a volume of another dataset."""
 
 
@@ -322,7 +323,7 @@ CASES = [
         Case(
             f"the property is {value!r}",
             1,
-            f"the property kopiatomic:backup of {{pool}}/values/{name} is '{value}'",
+            f"nothing is left to take: {{pool}}/values/{name}: the property kopiatomic:backup is '{value}', set on it",
             lambda world, name=name: ["--by-property", "-c", "true", world(f"values/{name}")],  # type: ignore[misc]
             "on, off or children",
         )
@@ -522,18 +523,21 @@ def test_error(case: Case, world: World, run: Runner) -> None:
 
 @pytest.mark.parametrize("value", ["o\tn", "on\n", FORGED], ids=["a tab", "a newline", "another line"])
 def test_a_property_that_looks_like_more_than_a_value(value: str, world: World, run: Runner) -> None:
-    """Whoever may set a property of one dataset must not be able to take another one out of the backup."""
-    own = world("src")
+    """Whoever may set a property of one dataset must not be able to take another one out of the backup, nor to end it."""
+    own = world.pool.dataset("home/odd")
     command("zfs", "set", f"{PROPERTY}={value.format(own=own, other=world('home'))}", own)
     try:
-        ended = run("-c", "true", world("home"), own)
+        named = run("-c", "true", world("home"), own)
+        implied = run("--json", "-c", "true", "-r", world("home"))
     finally:
-        command("zfs", "inherit", PROPERTY, own)
-    message, hint = message_and_hint(ended.stderr)
-    _note("the property is no value", ended.returncode, message, hint, world)
-    assert ended.returncode == 1
-    assert message == f"the property {PROPERTY} of {own} holds a tab or a newline"
-    assert "zfs inherit" in hint
+        command("zfs", "destroy", own)
+    assert named.returncode == 0, named
+    assert implied.returncode == 3, implied
+    document = json.loads(implied.stdout)
+    left_out = {one["dataset"]: one["verdict"] for one in document["left_out"] if one["incomplete"]}
+    assert left_out == {own: "bad property"}, implied
+    assert world("home") in {one["dataset"] for one in document["datasets"]}
+    assert f"{own}: the property {PROPERTY} is " in implied.stderr
 
 
 def message_and_hint(stderr: str) -> tuple[str, str]:

@@ -27,6 +27,10 @@ def _container(name: str) -> str:
     return name.rpartition("/")[0]
 
 
+_NO_VALUE = "no value"
+"""What stands for a value of the property that means nothing."""
+
+
 class ZfsSelection:
     """The datasets that are asked for, and the verdict on each that is known."""
 
@@ -120,7 +124,7 @@ class ZfsSelection:
             if scopes and not any(is_at_or_below(name, scope) for scope in scopes):
                 continue
             value, _ = self._property(name)
-            if value == "on":
+            if value in {"on", _NO_VALUE}:
                 self._imply(name, f"{self._request.property}=on")
 
     def _scope(self, name: str) -> str:
@@ -130,7 +134,7 @@ class ZfsSelection:
     # The property
 
     def _property(self, name: str) -> tuple[str, str]:
-        """The effective value (on, off, or empty) and where it was set, in words. Raises KopiatomicError."""
+        """The effective value (on, off, children, empty, or :data:`_NO_VALUE`), and where it was set, in words."""
         setting = self._facts.properties.get(name)
         if setting is None:
             return "", ""
@@ -147,12 +151,7 @@ class ZfsSelection:
         if setting.value == "children":
             return ("on", where) if inherited else ("children", where)
         if setting.value not in {"on", "off"}:
-            raise KopiatomicError(
-                f"the property {self._request.property} of {printable(origin if inherited else name)} is "
-                f"{printable(setting.value)!r}",
-                kind="bad-property",
-                hint=f"It has to be on, off or children: zfs set {self._request.property}=on {printable(name)}",
-            )
+            return _NO_VALUE, f"'{printable(setting.value)}', {where}"
         return setting.value, where
 
     # What becomes of each
@@ -193,6 +192,8 @@ class ZfsSelection:
             if value in {"off", "children"}:
                 reason = f"{self._request.property}={value}, {where}"
                 return self._verdict(dataset, Verdict.EXCLUDED, reason)
+            if value == _NO_VALUE and ask is not None:
+                return self._bad_property(dataset, where)
         if ask is None:
             return self._not_asked_for(dataset)
         if dataset.kind != "filesystem" and not self._request.volumes:
@@ -211,6 +212,14 @@ class ZfsSelection:
         self._take(dataset, ask, mount.point)
         reason = f"{ask.why}{self._other_places(name, mount)}"
         return self._verdict(dataset, Verdict.TAKEN, reason, places=self._shared.taken[-1].places)
+
+    def _bad_property(self, dataset: ZfsDataset, what: str) -> Judged:
+        """Whoever may set the property of one dataset decides for that one alone."""
+        word = self._request.property
+        hint = f"It has to be on, off or children: zfs set {word}=on {printable(dataset.name)}, or zfs inherit."
+        return self._verdict(
+            dataset, Verdict.BAD_PROPERTY, f"the property {word} is {what}", incomplete=True, hint=hint
+        )
 
     def _useless_pool(self, dataset: ZfsDataset, ask: Ask) -> Judged | None:
         """A snapshot in a suspended pool waits for ever, in a read-only one it is impossible.
