@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -67,6 +67,23 @@ _state_dir = click.option(
     show_envvar=True,
     help="Where runs are recorded.",
 )
+
+
+class _VersionOption(click.Option):
+    """Refuses to be meant for "verbose": beside something to back up it would end the command, with nothing saved and 0."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        # What was not given is absent, empty or a mark of click's, depending on its version.
+        names = opts.get("names")
+        asked = isinstance(names, Sequence) and bool(names)
+        asked = asked or any(opts.get(flag) is True for flag in ("everything", "by_property"))
+        if asked and opts.get(self.name or "") is True:
+            raise click.UsageError(
+                "-v and --version show the version, and go with nothing that is to be backed up; --verbose says more"
+            )
+        return super().handle_parse_result(ctx, opts, args)
 
 
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
@@ -301,6 +318,7 @@ def _inside(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "-v",
     "--version",
+    cls=_VersionOption,
     is_flag=True,
     expose_value=False,
     is_eager=True,

@@ -106,6 +106,10 @@ class Facts:
     """Bytes in use of other filesystems, by mount point; only of those that can be asked without waiting."""
     loop_files: Mapping[str, str] = field(default_factory=dict)
     """The files that loop devices show, by device."""
+    at_boot: Mapping[str, str] = field(default_factory=dict)
+    """Where /etc/fstab has datasets mounted at boot that are not mounted, by dataset."""
+    fstab_problem: str = ""
+    """Why that is not known, where some dataset is mounted by /etc/fstab or by hand."""
     movers: Mapping[str, str] = field(default_factory=dict)
     """In place: who besides root can put something else in a path's place (:func:`kopiatomic.safety.look`)."""
     room: int | None = None
@@ -125,6 +129,8 @@ def dump(facts: Facts) -> str:
         "directories": sorted(facts.directories),
         "sizes": dict(facts.sizes),
         "loop_files": dict(facts.loop_files),
+        "at_boot": dict(facts.at_boot),
+        "fstab_problem": facts.fstab_problem,
         "movers": dict(facts.movers),
         "room": facts.room,
     }
@@ -161,6 +167,8 @@ def _facts(document: Mapping[str, Any]) -> Facts:
         directories=frozenset(document["directories"]),
         sizes=dict(document["sizes"]),
         loop_files=dict(document["loop_files"]),
+        at_boot=dict(document["at_boot"]),
+        fstab_problem=str(document["fstab_problem"]),
         movers=dict(document["movers"]),
         room=document.get("room"),
     )

@@ -25,7 +25,7 @@ from kopiatomic.immutable import immutable
 from kopiatomic.presence import Meaning
 from kopiatomic.request import Request, is_path, is_pattern
 from kopiatomic.snapshots.btrfs_folder import DIRECTORY as RUNS_DIRECTORY
-from kopiatomic.system import btrfs, host, linux, looking, mountinfo, pools
+from kopiatomic.system import btrfs, fstab, host, linux, looking, mountinfo, pools
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.text import printable
 
@@ -58,6 +58,7 @@ def _gather(request: Request) -> Facts:
     resolved = dict(_resolved(request.names, seen))
     names = [name for name in request.names if name in resolved or not is_pattern(name)]
     datasets, properties, found_pools = _zfs(request, names, resolved, mounts, seen)
+    at_boot, fstab_problem = _at_boot(datasets.values(), mounts)
     patterns = any(is_path(n) and is_pattern(n) for n in request.names if n not in resolved)
     subvolumes = tuple(_btrfs_subvolumes(seen, resolved.values(), request, everything=request.everything or patterns))
     return Facts(
@@ -70,6 +71,8 @@ def _gather(request: Request) -> Facts:
         directories=_directories(seen, resolved.values(), datasets.values(), unmounted=request.include_unmounted),
         sizes=_sizes(seen),
         loop_files=_loop_files(seen),
+        at_boot=at_boot,
+        fstab_problem=fstab_problem,
         movers=_movers(seen, resolved.values(), subvolumes, nested=patterns or bool(request.exclude)),
         room=host.here().room(len(mounts)),
     )
@@ -198,6 +201,19 @@ def _zfs(
     # zfs leaves out what lies in a suspended pool without a word: each pool is looked at.
     of_pools = None if everything else {name.partition("/")[0] for name in datasets}
     return datasets, properties, zfs_listing.pools(of_pools)
+
+
+def _at_boot(datasets: Iterable[ZfsDataset], mounts: Iterable[Mount]) -> tuple[dict[str, str], str]:
+    """Where /etc/fstab has those mounted at boot that are not; or why that cannot be told of those that may be there."""
+    mounted = {m.source for m in mounts if m.fstype == "zfs"}
+    waiting = [d for d in datasets if d.kind == "filesystem" and d.name not in mounted]
+    if not waiting:
+        return {}, ""
+    try:
+        table = fstab.at_boot("zfs")
+    except OSError as error:
+        return {}, (error.strerror or str(error)) if any(d.mountpoint == "legacy" for d in waiting) else ""
+    return {d.name: table[d.name] for d in waiting if d.name in table}, ""
 
 
 def _zfs_present() -> bool:

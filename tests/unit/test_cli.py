@@ -168,6 +168,33 @@ def test_the_version_is_said(kopiatomic: Kopiatomic) -> None:
         assert (ended.returncode, ended.stdout, ended.stderr) == (0, f"kopiatomic {__version__}\n", "")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["-v", "tank/home"],
+        ["tank/home", "--verbose", "-v"],
+        ["backup", "--version", "/home"],
+        ["-v", "--", "-a"],
+        ["-va"],
+        ["--version", "--all"],
+        ["-v", "--by-property"],
+        ["-rv", "tank", "--json"],
+    ],
+    ids=" ".join,
+)
+def test_a_version_beside_something_to_back_up_is_no_success(words: list[str], kopiatomic: Kopiatomic) -> None:
+    ended = kopiatomic(*words)
+    assert ended.returncode == 2, ended
+    assert "--verbose" in ended.stderr
+    assert "kopiatomic " + __version__ not in ended.stdout
+
+
+@pytest.mark.parametrize("words", [["-v", "-r"], ["-v", "--name", "x", "--timeout", "nonsense"], ["--quiet", "-v"]])
+def test_a_version_is_said_whatever_else_is_on_the_line(words: list[str], kopiatomic: Kopiatomic) -> None:
+    ended = kopiatomic(*words)
+    assert (ended.returncode, ended.stdout) == (0, f"kopiatomic {__version__}\n"), ended
+
+
 def test_help_tells_every_flag_and_every_exit_code(kopiatomic: Kopiatomic) -> None:
     ended = kopiatomic("-h", env={"COLUMNS": "80"})
     assert (ended.returncode, ended.stderr) == (0, "")

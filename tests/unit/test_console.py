@@ -12,13 +12,15 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Progress
+from kopiatomic.model import Judged, Progress, Uncovered, Verdict
 from kopiatomic.output.console import Console
+from kopiatomic.output.document import document
 from kopiatomic.output.summary import duration, size
 from kopiatomic.report import Report
 from tests.unit.reports import RUN_ID, failed, finished, interrupted, planned, several
@@ -124,6 +126,27 @@ def test_many_datasets_are_counted_unless_all_are_asked_for(count: int, capsys: 
     assert listed == 20 if count == 20 else listed == 19
     assert ("and 2 more (--verbose lists them)" in out) == (count == 21)
     assert plain(report, capsys, verbose=True)[0].count("  in /kopia/d") == count
+
+
+@pytest.mark.parametrize("count", [0, 1, 5, 6, 12])
+def test_other_filesystems_in_the_trees_are_named_up_to_five(count: int, capsys: pytest.CaptureFixture[str]) -> None:
+    report = finished()
+    assert report.plan is not None
+    others = [Uncovered(f"/usr/home/{n:02d}", "ext4", f"/dev/sd{n}", "tank/usr/home", 12_000_000) for n in range(count)]
+    live = Uncovered("/usr/home/live", "tmpfs", "tmpfs", "tank/usr/home", live=True)
+    excluded = Uncovered("/usr/home/excluded", "zfs", "tank/excluded", "tank/usr/home")
+    judged = (Judged("tank/excluded", "zfs", Verdict.EXCLUDED, "--exclude tank/excluded"),)
+    report.plan = replace(report.plan, uncovered=(*others, live, excluded), judged=judged)
+    assert report.exit_code == 0
+    for verbose in (False, True):
+        Console(verbose=verbose).report(report, summary=True)
+        out = capsys.readouterr().out
+        named = [line for line in out.splitlines() if line.startswith("  /usr/home/")]
+        shown = others if verbose else others[:5]
+        assert named == [f"  {other.point}: ext4 {other.source}, 12.0 MB" for other in shown]
+        assert ("In these trees and not in the backup:" in out) is (count > 0)
+        assert (f"  and {count - 5} more" in out) is (count > 5 and not verbose)
+    assert len(document(report)["uncovered"]) == count + 2
 
 
 def test_a_plan_says_of_each_dataset_where_it_appears_or_why_not(capsys: pytest.CaptureFixture[str]) -> None:

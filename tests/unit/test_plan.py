@@ -336,6 +336,31 @@ LEFT_OUT = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("at_boot", "problem", "incomplete", "reason"),
+    [
+        ({"tank/x": "/srv/x"}, "", True, "it should be mounted and is not: /etc/fstab has it at /srv/x"),
+        ({"tank/y": "/srv/x"}, "", False, "it is not mounted (mountpoint=legacy)"),
+        (
+            {},
+            "Input/output error",
+            True,
+            "perhaps it should be mounted: /etc/fstab cannot be read (Input/output error)",
+        ),
+    ],
+)
+def test_a_legacy_dataset_that_the_boot_mounts_is_missed(
+    at_boot: dict[str, str], problem: str, incomplete: bool, reason: str
+) -> None:
+    known = facts(("/tank", "zfs", "tank"), datasets=[zfs("tank"), zfs("tank/x", mountpoint="legacy")])
+    known = replace(known, at_boot=at_boot, fstab_problem=problem)
+    (left,) = plan(known, "tank", recursive=True).left_out
+    assert (left.incomplete, left.reason) == (incomplete, reason)
+    with pytest.raises(KopiatomicError, match="cannot be backed up: "):
+        plan(known, "tank/x")
+    assert load(dump(known)) == known
+
+
 @pytest.mark.parametrize(("dataset", "incomplete", "reason"), LEFT_OUT)
 @pytest.mark.parametrize("everything", [False, True], ids=["-r", "-a"])
 def test_an_implied_dataset_that_cannot_be_taken_is_left_out(

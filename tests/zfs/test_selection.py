@@ -238,3 +238,33 @@ def test_a_suspended_pool(pool: Pool, run: Runner, tmp_path: Path) -> None:
     assert f"{pool.name}/src" in taken(document)
     assert after.returncode == 0, after
     assert run.left(pool) == []
+
+
+def test_a_legacy_dataset_that_the_boot_mounts_is_missed_when_it_is_not_mounted(
+    pool: Pool, run: Runner, tmp_path: Path
+) -> None:
+    pool.dataset("kept")
+    legacy = pool.dataset("legacy", mountpoint="legacy")
+    point = tmp_path / "with space"
+    point.mkdir()
+    table = Path("/etc/fstab")
+    before = table.read_bytes() if table.exists() else None
+    line = f"{legacy} {str(point).replace(' ', chr(92) + '040')} zfs"
+    try:
+        for options, code in (("defaults", 3), ("rw,nofail", 3), ("noauto", 0), ("x-systemd.automount", 0)):
+            table.write_text(f"{line} {options} 0 0\n")
+            ended, document = run.json("-r", "-c", "ls", pool.name)
+            assert ended.returncode == code, ended
+            told = [left["reason"] for left in document["left_out"] if left["dataset"] == legacy]
+            assert (f"/etc/fstab has it at {point}" in told[0]) is (code == 3)
+        table.write_text(f"{line} defaults 0 0\n")
+        command("mount", point)
+        ended, document = run.json("-r", "-c", "ls", pool.name)
+        command("umount", point)
+        assert ended.returncode == 0, ended
+        assert str(point) in [taken["path"] for taken in document["datasets"]]
+    finally:
+        if before is None:
+            table.unlink()
+        else:
+            table.write_bytes(before)

@@ -6,9 +6,9 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 
-from kopiatomic.model import Judged, Layout, Plan, Uncovered, Verdict
+from kopiatomic.model import Judged, Layout, Plan, Verdict
 from kopiatomic.output.columns import Cell
-from kopiatomic.output.summary import Line, shielded, size
+from kopiatomic.output.summary import Line, other_filesystems, shielded, uncovered
 from kopiatomic.report import EngineReport
 from kopiatomic.text import printable
 
@@ -55,9 +55,7 @@ def where(plan: Plan, judged: Judged) -> str:
 
 def lines(plan: Plan, engine: EngineReport, *, verbose: bool) -> Iterator[Line]:
     """What stands below the table: what is missing in it, what is left out by reason, what else lies in these trees."""
-    # What has a line in the table is not told twice.
-    told = {judged.name for judged in plan.judged}
-    others = [u for u in plan.uncovered if u.source not in told and u.point not in told]
+    others = other_filesystems(plan)
     yield from (("red", f"Missing: {line}") for line in dict.fromkeys(j.line for j in plan.left_out if j.line))
     counts = Counter(str(judged.verdict) for judged in plan.left_out)
     if counts:
@@ -70,7 +68,7 @@ def lines(plan: Plan, engine: EngineReport, *, verbose: bool) -> Iterator[Line]:
             if any(u.live for u in others)
             else "In these trees and not in the backup:",
         )
-        yield from (("", f"  {_uncovered(u)}") for u in others)
+        yield from (("", f"  {uncovered(u)}") for u in others)
     shields = shielded(plan)
     if shields:
         yield "bold", "Not as it is on the host, so that nobody can move what is backed up:"
@@ -84,11 +82,3 @@ def lines(plan: Plan, engine: EngineReport, *, verbose: bool) -> Iterator[Line]:
                 yield "", f"    {judged.hint}"
     if engine.argv:
         yield "", "Command:  " + shlex.join(map(printable, engine.argv))
-
-
-def _uncovered(uncovered: Uncovered) -> str:
-    source = f" {printable(uncovered.source)}" if uncovered.source not in {"none", uncovered.fstype} else ""
-    amount = "" if uncovered.size is None else f", {size(uncovered.size)}"
-    note = f" ({uncovered.note})" if uncovered.note else ""
-    note += " (in the backup, live and not frozen)" if uncovered.live else ""
-    return f"{printable(uncovered.point)}: {uncovered.fstype}{source}{amount}{note}"

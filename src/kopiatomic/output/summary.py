@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kopiatomic.model import Plan, Sets
+from kopiatomic.model import MIGHT_HANG, Plan, Sets, Uncovered
 from kopiatomic.output.document import instant_words
 from kopiatomic.report import EngineReport, Report
 from kopiatomic.text import few, first_few, printable
@@ -17,6 +17,9 @@ _LISTED = 20
 
 _FEW = 5
 """How many of the directories that are shielded it names (plan names all)."""
+
+_OTHERS = 5
+"""How many other filesystems in the trees of what was taken are named; the rest is counted (--verbose names all)."""
 
 _KEPT = {"borg": "archive"}
 """What an engine calls that which it keeps, where that is not a snapshot."""
@@ -43,6 +46,7 @@ def summary(report: Report, *, verbose: bool) -> list[Line]:
     lines += [("", line) for line in proof(report.sets)]
     lines += [("", line) for line in _engine_lines(report.engine)]
     lines += [("", line) for line in _others(report.plan)]
+    lines += [("", line) for line in _not_in_it(report.plan, all_of_it=verbose)]
     lines += [("", f"Shielded: {line}") for line in shielded(report.plan)[:_FEW]]
     if not report.left_behind:
         lines.append(("", f"Removed:  all snapshots and mounts; they existed for {duration(report.frozen_seconds)}"))
@@ -144,6 +148,32 @@ def shielded(plan: Plan) -> list[str]:
     for hidden in plan.hidden:
         why = f"{hidden.who} could move {printable(hidden.place)}"
         lines.append(f"{printable(hidden.directory)} is hidden but for what is backed up and mounted in it, for {why}")
+    return lines
+
+
+def other_filesystems(plan: Plan) -> list[Uncovered]:
+    """What is mounted in the trees, is not frozen, and is no dataset that the plan has a verdict on."""
+    told = {judged.name for judged in plan.judged}
+    return [u for u in plan.uncovered if u.source not in told and u.point not in told]
+
+
+def uncovered(other: Uncovered) -> str:
+    """One of them in words."""
+    source = f" {printable(other.source)}" if other.source not in {"none", other.fstype} else ""
+    amount = "" if other.size is None else f", {size(other.size)}"
+    note = f" ({other.note})" if other.note else ""
+    note += " (in the backup, live and not frozen)" if other.live else ""
+    return f"{printable(other.point)}: {other.fstype}{source}{amount}{note}"
+
+
+def _not_in_it(plan: Plan, *, all_of_it: bool) -> list[str]:
+    """What a user might believe to be in the backup: it lies in the trees of what was taken."""
+    others = [other for other in other_filesystems(plan) if not other.live and other.note != MIGHT_HANG]
+    shown = others if all_of_it else others[:_OTHERS]
+    lines = ["In these trees and not in the backup:"] if others else []
+    lines += [f"  {uncovered(other)}" for other in shown]
+    if len(shown) < len(others):
+        lines.append(f"  and {len(others) - len(shown)} more (--verbose lists them)")
     return lines
 
 

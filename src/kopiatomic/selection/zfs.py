@@ -289,6 +289,14 @@ class ZfsSelection:
         if other is not None and other.fstype == "zfs" and self._is_environment(dataset, other):
             reason = f"another boot environment is {'booted' if point == '/' else 'mounted there'} ({printable(other.source)})"
             return self._verdict(dataset, Verdict.BOOT_ENVIRONMENT, reason, hint=hint)
+        at_boot = self._facts.at_boot.get(name)
+        if at_boot is not None:
+            reason = f"it should be mounted and is not: /etc/fstab has it at {printable(at_boot)}"
+            hint = f"Mount it (mount {printable(at_boot)}), take it with --include-unmounted, or leave it out."
+            return self._verdict(dataset, Verdict.NOT_MOUNTED, reason, incomplete=True, hint=hint)
+        if point == "legacy" and self._facts.fstab_problem:
+            reason = f"perhaps it should be mounted: /etc/fstab cannot be read ({self._facts.fstab_problem})"
+            return self._verdict(dataset, Verdict.NOT_MOUNTED, reason, incomplete=True, hint=hint)
         if dataset.canmount == "off":
             return self._verdict(dataset, Verdict.NOT_MOUNTED, "it is not mounted (canmount=off)", hint=hint)
         if point == "none":

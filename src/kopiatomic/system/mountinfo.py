@@ -60,12 +60,12 @@ def _parse_line(line: str) -> Mount:
         id=int(fields[0]),
         parent=int(fields[1]),
         device=fields[2],
-        root=_text(fields[3]),
-        point=_text(fields[4]),
+        root=unescaped(fields[3]),
+        point=unescaped(fields[4]),
         options=_options(fields[5]),
         propagation=tuple(fields[6:end]),
-        fstype=_text(fields[end + 1]),
-        source=_text(fields[end + 2]),
+        fstype=unescaped(fields[end + 1]),
+        source=unescaped(fields[end + 2]),
         super_options=_options(fields[end + 3]),
     )
 
@@ -73,11 +73,11 @@ def _parse_line(line: str) -> Mount:
 # Of thousands of mounts most have the same.
 @lru_cache(maxsize=128)
 def _options(field: str) -> tuple[str, ...]:
-    return tuple(map(_text, field.split(",")))
+    return tuple(map(unescaped, field.split(",")))
 
 
-def _text(field: str) -> str:
-    """Undo the kernel's octal escapes (space, tab, newline, backslash, ``#``)."""
+def unescaped(field: str) -> str:
+    """A field without its octal escapes (space, tab, newline, backslash, ``#``)."""
     if "\\" in field:
         return _ESCAPE.sub(lambda escape: os.fsdecode(bytes([int(escape[1], 8)])), field)
     return field
