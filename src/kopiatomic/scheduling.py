@@ -221,17 +221,24 @@ def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) ->
 
     def run() -> int:
         _require_root()
-        schedules = [_installed(scheduler, name)] if name else _all(scheduler)
-        found = [_standing(one) for one in schedules]
+        found, failures = [], []
+        for one in [_installed(scheduler, name)] if name else _all(scheduler):
+            try:
+                found.append(_standing(one))
+            except KopiatomicError as error:
+                # It stands in no other's way.
+                failures.append(error)
         if as_json:
             console.document({"format": FORMAT, "schedules": [_document(one, scheduler) for one in found]})
-            return errors.SAVED
-        for standing in found:
-            for line in _lines(standing, scheduler):
-                console.result(line)
-        if not found:
-            console.result("No schedule is installed.")
-        return errors.SAVED
+        else:
+            for standing in found:
+                for line in _lines(standing, scheduler):
+                    console.result(line)
+            if not found and not failures:
+                console.result("No schedule is installed.")
+        for failure in failures:
+            console.error(failure)
+        return errors.FAILED if failures else errors.SAVED
 
     return _told(run, console)
 

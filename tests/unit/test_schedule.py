@@ -465,6 +465,26 @@ def test_what_the_unit_asks_afterwards_fails_where_it_is_late(
     assert "no complete success since" in capsys.readouterr().err
 
 
+def test_records_that_cannot_be_read_are_no_schedule_without_runs(
+    records: Records, on_linux: Scheduler, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One database that is a loop of links is named by all that ask, and hides no other schedule."""
+    broken = tmp_path / "broken"
+    broken.mkdir(mode=0o700)
+    (broken / "state.db").symlink_to("state.db")
+    write_all(on_linux, schedule("broken", interval=HOUR, state_dir=str(broken)), root)
+    write_all(on_linux, schedule(interval=HOUR, state_dir=records.directory), root)
+    saved(records, 1, time.time(), 0)
+    assert scheduling.overdue(on_linux, Console(), name="broken") == 1
+    assert "Too many levels of symbolic links" in capsys.readouterr().err
+    assert scheduling.remove(on_linux, Console(), name="broken", yes=True) == 1
+    assert scheduling.show(on_linux, Console(), name="", as_json=False) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith("home: ")
+    assert "No schedule is installed" not in said.out
+    assert f"{broken}/state.db cannot be used: Too many levels of symbolic links" in said.err
+
+
 def test_show_says_what_came_of_them(
     records: Records, on_linux: Scheduler, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -338,6 +338,12 @@ def _run(
 
 
 def _shown(key: str, *units: str) -> str:
-    """A property of units, as systemd says it."""
+    """A property of units, as systemd says it. Raises KopiatomicError where it does not."""
     finished = _run(["systemctl", "show", f"--property={key}", "--value", *units])
+    if finished.status != 0:
+        raise KopiatomicError(
+            f"systemctl cannot say the {key} of {', '.join(units)}: {finished.why}",
+            kind="systemctl",
+            hint="Does systemd answer ('systemctl status')?",
+        )
     return finished.stdout.decode("utf-8", "replace")
