@@ -81,6 +81,9 @@ _STEPS = (
 
 SCHEMA = len(_STEPS)
 
+_SAVED = ("saved", "incomplete", "unclean")
+"""The results of runs that saved something."""
+
 INTERRUPTED = "interrupted"
 """The result of a run whose processes are known to have been killed."""
 
@@ -166,6 +169,11 @@ class Records:
             changed = database.execute(
                 "UPDATE run SET ended = ?, took = ?, result = ?, exit_code = ?, document = ? WHERE id = ?",
                 (*ended, run.id),
+            )
+            # Nothing is compared with what an earlier run selected, or one that saved nothing: of many datasets it is long.
+            database.execute(
+                "UPDATE run SET selection = '' WHERE root = ? AND (id = ?) != ?",
+                (os.fsencode(run.root), run.id, run.result in _SAVED),
             )
             if changed.rowcount:
                 return True

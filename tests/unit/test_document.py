@@ -55,6 +55,15 @@ def test_every_report_is_a_valid_document(report: Report) -> None:
     assert (found["exit_code"], found["result"]) == (report.exit_code, report.result)
 
 
+def test_of_very_many_datasets_the_first_are_listed_and_the_others_counted() -> None:
+    """Every run's document is kept, for as long as its history is."""
+    report = finished(*(f"/home/{number}" for number in range(10_002)))
+    found = valid(json.dumps(document(report)))
+    assert len(found["datasets"]) == len(found["sets"][0]["snapshots"]) == 10_000
+    assert found["not_listed"] == {"datasets": 2, "snapshots of tank": 2}
+    assert document(finished())["not_listed"] == {}
+
+
 def test_the_schema_refuses_what_is_something_else() -> None:
     good = document(finished())
     changes: list[dict[str, Any]] = [

@@ -187,7 +187,8 @@ def test_only_a_run_that_saved_something_is_compared_with(state: Records) -> Non
         if result is not None:
             state.end(replace(run, result=result, exit_code=1, document={}))
     assert state.last_selection("/kopia", "") == (numbered(2), "selection 2")
-    assert state.last_selection("/kopia", numbered(2)) == (numbered(1), "selection 1")
+    # What nothing is compared with any more may be long, and is not kept.
+    assert state.last_selection("/kopia", numbered(2)) is None
 
 
 # Intents

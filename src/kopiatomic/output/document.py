@@ -14,9 +14,24 @@ from kopiatomic.report import EngineReport, Report
 
 FORMAT = "kopiatomic-run-1"
 
+LISTED = 10_000
+"""How many items each list has at most: every run's document is kept."""
+
 
 def document(report: Report) -> dict[str, Any]:
     """A report as JSON's own types. Times in seconds, instants in UTC."""
+    whole = _document(report)
+    lists = {name: whole[name] for name in ("datasets", "left_out", "uncovered", "shielded")}
+    sets = {f"snapshots of {made['pool']}": made["snapshots"] for made in whole["sets"]}
+    changes = {f"changes {name}": known for name, known in (whole["changes"] or {}).items() if name != "last_run"}
+    for name, listed in {**lists, **sets, **changes}.items():
+        if len(listed) > LISTED:
+            whole["not_listed"][name] = len(listed) - LISTED
+            del listed[LISTED:]
+    return whole
+
+
+def _document(report: Report) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "version": __version__,
@@ -41,6 +56,7 @@ def document(report: Report) -> dict[str, Any]:
         "changes": _changes(report.changes),
         "sets": [_set(s, _places(report.plan)) for s in report.sets.sets] if report.sets else [],
         "engine": _engine(report.engine) if report.engine else None,
+        "not_listed": {},
         "durations": report.durations,
         "warnings": report.warnings,
         "incomplete": report.incomplete,
