@@ -66,8 +66,7 @@ def unrecorded(_names: Iterable[str] | None, _is_dead: Callable[[str], bool], pr
     left = []
     with locks.clean_up():
         for note in locks.notes():
-            with open(note, "rb") as file:
-                directory = os.fsdecode(file.read())
+            directory, _ = roots.noted(note)
             try:
                 if directory and roots.note_of(directory) == note and _unused(directory):
                     left.append(_leftover("", directory, f"noted in {locks.DIRECTORY}"))

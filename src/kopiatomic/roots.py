@@ -1,7 +1,8 @@
 """The mount root on the host: one empty directory, root's alone, there only while a run needs it.
 
-That we made a directory is noted in the lock directory before it is made, so that a later run may remove what an earlier
-one left, and nothing else. Never a recursive delete: ``rmdir`` of an empty directory is all that happens here.
+It lies in directories that root alone can change, and is made and removed in the one that was opened. That we make one is
+noted in the lock directory before, and which it is right after, so that a later run may remove what an earlier one left, and
+nothing else. Never a recursive delete: ``rmdir`` of an empty directory is all that happens here.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
-from kopiatomic import locks, presence
+from kopiatomic import locks, presence, safety
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Intent
-from kopiatomic.system import host
+from kopiatomic.system import accounts, host
 from kopiatomic.system.mountinfo import parents
 from kopiatomic.text import printable
 
@@ -26,16 +27,24 @@ def of_run(run_id: str) -> str:
 
 
 def resolve(root: str) -> str:
-    """The root as the kernel will see it: absolute, links above it followed. Raises KopiatomicError if itself a link."""
+    """The root as the kernel will see it: absolute, links above it followed.
+
+    Raises KopiatomicError if it is a link itself, or where others than root could put something else in its place.
+    """
     path = os.path.normpath(root if os.path.isabs(root) else os.path.join(os.getcwd(), root))
     if path == "/":
         raise _refused(path, "it is the root of the whole system", "Name a directory of its own, such as /kopia.")
-    path = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
     with _looking_at(path):
+        above = "/"
+        for above in safety.steps(os.path.dirname(path), links=True):
+            if presence.is_link(above):
+                _require_safe(path, above)
+        path = os.path.join(above, os.path.basename(path))
         if presence.is_link(path):
             raise _refused(
                 path, "it is a symbolic link", "Name the directory itself, or choose another with --mount-root."
             )
+    _require_safe(path, path)
     return path
 
 
@@ -48,8 +57,22 @@ def _looking_at(root: str) -> Iterator[None]:
         raise _refused(root, error.strerror or str(error), "Choose another with --mount-root.") from None
 
 
+def _require_safe(root: str, step: str) -> None:
+    """Refuse a root where others than root could exchange a step on the way to it, or write to it. Raises KopiatomicError."""
+    with _looking_at(root):
+        why = safety.unsafe(step)
+        if not why and step == root and presence.exists(step, follow_links=False):
+            who = safety.writers(step)
+            why = f"{who} can change it, and it is {accounts.user(os.lstat(step).st_uid)}'s" if who else ""
+    if why:
+        raise _refused(
+            root, why, "Choose another with --mount-root, in directories that root alone can write to, such as /kopia."
+        )
+
+
 def check(root: str) -> None:
-    """Refuse a root that is no directory, or that holds anything not ours. Raises KopiatomicError."""
+    """Refuse a root that is no directory, or that holds anything not ours, or that is not safe. Raises KopiatomicError."""
+    _require_safe(root, root)
     with _looking_at(root):
         status = presence.status(root, follow_links=False)
         if status is None:
@@ -62,7 +85,8 @@ def check(root: str) -> None:
             return
         if not stat.S_ISDIR(status.st_mode):
             raise _refused(root, "it is not a directory", "Choose another with --mount-root.")
-        foreign = [name for name in os.listdir(root) if not is_noted(os.path.join(root, name))]
+        with _opened(root) as directory:
+            foreign = [name for name in os.listdir(directory) if not is_noted(os.path.join(root, name))]
     if foreign:
         raise _refused(
             root,
@@ -71,9 +95,19 @@ def check(root: str) -> None:
         )
 
 
+@contextmanager
+def _opened(directory: str) -> Iterator[int]:
+    """A directory to which no link leads, open. Raises OSError."""
+    fd = host.here().open_directory(directory, to_list=True)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def intents(root: str) -> list[Intent]:
-    """The directories that :func:`make` would make now."""
-    missing = [directory for directory in (root, *parents(root)) if not presence.exists(directory, follow_links=False)]
+    """The directories that :func:`make` would make now. Raises OSError."""
+    missing = [d for d in (root, *parents(root)) if not presence.exists(d, follow_links=False)]
     return [Intent("directory", "", directory, origin=host.here().boot_id()) for directory in missing]
 
 
@@ -84,13 +118,12 @@ def make(root: str) -> None:
         made: list[str] = []
         for directory in (*reversed(parents(root)), root):
             try:
-                if presence.is_directory(directory):
+                if presence.is_directory(directory, follow_links=False):
                     continue
                 _make(directory)
             except OSError as error:
                 for above in reversed(made):
-                    os.rmdir(above)
-                    os.unlink(note_of(above))
+                    _remove_one(above)
                 raise _refused(
                     root,
                     f"{printable(directory)} cannot be made: {error.strerror}",
@@ -102,17 +135,33 @@ def make(root: str) -> None:
 def _make(directory: str) -> None:
     """Make one directory, noted before it is there. Raises OSError; then there is neither."""
     note(directory)
+    above, name = os.path.split(directory)
     try:
-        os.mkdir(directory, 0o700)
+        with _opened(above) as parent:
+            os.mkdir(name, 0o700, dir_fd=parent)
+            note(directory, _identity(parent, os.stat(name, dir_fd=parent, follow_symlinks=False)))
     except OSError:
         os.unlink(note_of(directory))
         raise
 
 
-def note(directory: str) -> None:
-    """Say in the lock directory that a run makes, or made, this directory."""
+def _identity(parent: int, directory: os.stat_result) -> tuple[int, ...]:
+    """What tells a directory, and the one that it is in, from all others of this boot."""
+    above = os.fstat(parent)
+    return above.st_dev, above.st_ino, directory.st_dev, directory.st_ino
+
+
+def note(directory: str, identity: tuple[int, ...] = ()) -> None:
+    """Say in the lock directory that a run makes this directory; with an ``identity`` that it has made that one."""
     with open(note_of(directory), "wb") as mark:
-        mark.write(os.fsencode(directory))
+        mark.write(b"\0".join([os.fsencode(directory), *(b"%d" % number for number in identity)]))
+
+
+def noted(mark: str) -> tuple[str, tuple[int, ...]]:
+    """The directory of a note, and its identity if it is known that it was made. Raises OSError."""
+    with open(mark, "rb") as file:
+        directory, *identity = os.fsdecode(file.read()).split("\0")
+    return directory, tuple(int(number) for number in identity if number.isdecimal())
 
 
 def remove(root: str, *, own: bool = True) -> list[str]:
@@ -137,22 +186,47 @@ def _remove(root: str, *, own: bool) -> list[str]:
             if not is_noted(directory) or not (mine or locks.is_free(directory)):
                 break
             try:
-                os.rmdir(directory)
+                _remove_one(directory)
+            except _ReplacedError as error:
+                left.append(f"directory {printable(directory)}: {error}")
+                break
             except OSError as error:
-                if presence.absent(error):
-                    _forget(directory)
-                    continue
                 if error.errno != errno.ENOTEMPTY or (directory == root and not only_ours(directory)):
                     left.append(f"directory {printable(directory)}: {_why(error)}")
                 break
-            _forget(directory)
     return left
 
 
-def _forget(directory: str) -> None:
-    """Take away the note of a directory that is not there any more."""
-    _sync(os.path.dirname(directory))
-    os.unlink(note_of(directory))
+class _ReplacedError(Exception):
+    """What is at the path of a directory that a run made is not, or may not be, that directory."""
+
+
+def _remove_one(directory: str) -> None:
+    """Remove a directory that is noted, and the note; nothing but the note where it is not there. Raises OSError, _ReplacedError.
+
+    What is removed is in the directory that was opened, and is what was made.
+    """
+    mark = note_of(directory)
+    above, name = os.path.split(directory)
+    _, identity = noted(mark)
+    try:
+        with _opened(above) as parent:
+            if identity and identity[:2] != _identity(parent, os.fstat(parent))[:2]:
+                raise _ReplacedError("another directory is above it by now (is something mounted there?)")
+            if identity and identity != _identity(parent, os.stat(name, dir_fd=parent, follow_symlinks=False)):
+                raise _ReplacedError("another one is at its path by now, which is left to whoever put it there")
+            who = safety.movers(parent, name)
+            if who:
+                raise _ReplacedError(f"{who} can change {printable(above)} by now (remove it with: rmdir)")
+            os.rmdir(name, dir_fd=parent)
+            with suppress(OSError):
+                # What was removed stays removed after a power cut: its record is deleted next. Not every filesystem can
+                # do that; what may come back is an empty directory.
+                os.fsync(parent)
+    except OSError as error:
+        if not presence.absent(error):
+            raise
+    os.unlink(mark)
 
 
 def _why(error: OSError) -> str:
@@ -161,26 +235,8 @@ def _why(error: OSError) -> str:
     return f"{error.strerror} (remove it with: rmdir)"
 
 
-def _sync(directory: str) -> None:
-    """Have what was removed from a directory stay removed after a power cut: its record is deleted next."""
-    try:
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        if presence.absent(error):
-            # Whoever removed it removed what was in it.
-            return
-        raise
-    try:
-        os.fsync(fd)
-    except OSError:
-        # Not every filesystem can; what may come back is an empty directory.
-        pass
-    finally:
-        os.close(fd)
-
-
 def only_ours(directory: str) -> bool:
-    """Whether a directory holds only other runs' roots: the last of them removes it."""
+    """Whether a directory holds only other runs' roots: the last of them removes it. Raises OSError."""
     return all(is_noted(os.path.join(directory, name)) for name in os.listdir(directory))
 
 

@@ -1,17 +1,24 @@
 """Who besides root can change a file or directory, or put something else in a path's place: the one judge of that.
 
 A directory is *safe* if it belongs to root and nobody else can write to it; or if it is root's and sticky, and the next
-component of the path is root's, which nobody else can move then (``/tmp``, ``/var/tmp``). The group 0 counts as root.
+component of the path is root's, which nobody else can move then (``/tmp``, ``/var/tmp``). Groups count as others, 0 too: wheel
+has members.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 
+from kopiatomic import presence
 from kopiatomic.system import accounts, host
 from kopiatomic.system.mountinfo import parents
+from kopiatomic.text import printable
+
+_LINKS = 40
+"""How many symbolic links the kernel follows in one path (path_resolution(7))."""
 
 
 def writers(at: int | str) -> str:
@@ -27,7 +34,7 @@ def writers(at: int | str) -> str:
         listed = host.here().listed_writers(at, status.st_gid)
         if listed is not None:
             found += listed
-        elif status.st_mode & stat.S_IWGRP and status.st_gid != 0:
+        elif status.st_mode & stat.S_IWGRP:
             found.append(f"group {accounts.group(status.st_gid)}")
         if status.st_mode & stat.S_IWOTH:
             found.append("everybody")
@@ -52,6 +59,57 @@ def movers(directory: int, name: str) -> str:
 def is_sticky(status: os.stat_result) -> bool:
     """Whether what is in a directory of root's can be moved by its owners and root alone."""
     return bool(status.st_mode & stat.S_ISVTX) and status.st_uid == 0
+
+
+def steps(path: str, *, links: bool = False) -> Iterator[str]:
+    """Everything that is passed on the way along an absolute path, ``/`` and the end included, links followed.
+
+    Nobody can write to the links themselves, which are left out without ``links``. What is not there is passed as it is.
+    Raises OSError.
+    """
+    left = path.split("/")[::-1]
+    here, followed = "/", 0
+    yield here
+    while left:
+        name = left.pop()
+        if name == "..":
+            here = os.path.dirname(here)
+        if name in {"", ".", ".."}:
+            continue
+        step = os.path.join(here, name)
+        if not presence.is_link(step):
+            here = step
+            yield here
+            continue
+        if links:
+            yield step
+        followed += 1
+        if followed > _LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
+        target = os.readlink(step)
+        here = "/" if target.startswith("/") else here
+        left += target.split("/")[::-1]
+
+
+def unsafe(path: str, until: Collection[str] = ()) -> str:
+    """Why somebody else than root can put something else in an absolute path's place, in words; empty if nobody can.
+
+    What is not there yet counts as root's; nothing can be moved from a directory of ``until`` on upwards. Raises OSError.
+    """
+    entry = path
+    for directory in parents(path):
+        if directory in until:
+            break
+        if presence.exists(directory, follow_links=False):
+            fd = host.here().open_directory(directory, to_list=False)
+            try:
+                who = movers(fd, os.path.basename(entry))
+                if who:
+                    return f"{who} can change {printable(directory)}, which is {accounts.user(os.fstat(fd).st_uid)}'s"
+            finally:
+                os.close(fd)
+        entry = directory
+    return ""
 
 
 def look(paths: Iterable[str], silent: Callable[[str], str]) -> dict[str, str]:

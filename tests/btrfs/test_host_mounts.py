@@ -25,7 +25,7 @@ def run_of(layout: str, gate: Gate, root: Path, *words: str | Path) -> list[str 
     return [*LAYOUTS[layout], "--mount-root", root, "--json", "-c", gate.command, *words]
 
 
-@pytest.mark.parametrize("layout", ["in place", "exec"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_new_mount_comes_over_no_place(
     layout: str,
     make_btrfs: Callable[[], Btrfs],
@@ -42,21 +42,27 @@ def test_a_new_mount_comes_over_no_place(
     root.parent.mkdir()
     (btrfs.mountpoint / "file").write_text("frozen\n")
     seen = place if layout != "merged" else Path(f"{root}{place}")
-    gate = make_gate(f"cat {seen}/file > {said}")
+    end = tmp_path / "end"
+    gate = make_gate(f"cat {seen}/file > {said}.new; mv {said}.new {said}; while [ ! -e {end} ]; do sleep 0.02; done")
     covered = [place, place.parent, root.parent, above]
-    meanwhile = "\n".join(
-        f"mount -t tmpfs none {path}; mkdir -p {place} {seen}; echo foreign | tee {place}/file > {seen}/file"
-        for path in covered
-    )
+    meanwhile = ""
+    for path in covered:
+        meanwhile += f"mount -t tmpfs none {path}\n"
+        for same in {place, seen}:
+            if same.is_relative_to(path):
+                meanwhile += f"mkdir -p {same}; echo foreign > {same}/file\n"
     script = f"""
         set -e
         mount --make-rshared /
-        trap 'touch {gate.folder}/go' EXIT
+        trap 'touch {gate.folder}/go {end}' EXIT
         mount --bind {btrfs.mountpoint} {place}
         "$@" &
         while [ ! -e {gate.folder}/started ]; do sleep 0.02; kill -0 $!; done
         {meanwhile}
         touch {gate.folder}/go
+        while [ ! -e {said} ]; do sleep 0.02; kill -0 $!; done
+        umount {" ".join(map(str, reversed(covered)))}
+        touch {end}
         wait $!
     """
     argv = kopiatomic.argv(*run_of(layout, gate, root, place))
@@ -68,6 +74,32 @@ def test_a_new_mount_comes_over_no_place(
     assert ended.returncode == 0, str(ended)
     assert said.read_text() == "frozen\n"
     assert leftovers(root) == []
+
+
+def test_a_mount_over_the_mount_roots_directory_is_not_touched(
+    btrfs: Btrfs, gate: Gate, kopiatomic: Kopiatomic, tmp_path: Path, root: Path
+) -> None:
+    """It has a directory of the same name, which is not ours: ours is left, and goes when it can be seen again."""
+    above = tmp_path / "above"
+    root = above / "view"
+    above.mkdir()
+    words: list[str | Path] = ["--json", "--mount-root", root, "-c", gate.command, btrfs.mountpoint]
+    with kopiatomic.started(*words) as process:
+        gate.wait()
+        command("mount", "-t", "tmpfs", "none", above)
+        root.mkdir()
+        gate.let_go()
+        assert process.stdout is not None
+        document = valid(process.stdout.read())
+    assert document["exit_code"] == 4
+    (left,) = document["left_behind"]
+    assert f"{root}: another directory is above it by now" in left
+    assert root.is_dir()
+    command("umount", above)
+    assert root.is_dir()
+    ended = kopiatomic("recover")
+    assert ended.returncode == 0, str(ended)
+    assert not root.exists()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

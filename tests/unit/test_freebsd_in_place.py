@@ -391,11 +391,11 @@ def test_where_others_could_move_what_leads_to_it_nothing_is_mounted(small: Plac
     theirs = small.live / "theirs"
     theirs.mkdir()
     memory = small.mounted(theirs / "memory")
-    os.chown(theirs, 1000, 0)
+    os.chown(theirs, 12345, 0)
     small.beside(memory)
     (warning,) = freebsd_in_place.refuse(small.plan)
     assert warning.startswith(
-        f"{theirs}/memory (tmpfs) is not there for what reads the view: others than root may write to"
+        f"{theirs}/memory (tmpfs) is not there for what reads the view: user 12345 can change {theirs}"
     )
     made = small.view_in_place().assemble()
     assert made.missing == ()
@@ -407,12 +407,12 @@ def test_where_others_could_move_what_leads_to_it_nothing_is_mounted(small: Plac
 def test_a_frozen_dataset_that_others_could_move_is_refused_unless_what_holds_it_is_frozen_too(place: Place) -> None:
     theirs = place.live / "theirs"
     theirs.mkdir()
-    os.chown(theirs, 1000, 0)
+    os.chown(theirs, 12345, 0)
     place.take("tank/x", theirs / "x")
     with pytest.raises(KopiatomicError) as caught:
         FreeBSDPlatform(place.shim.kernel).check(place.plan)
     assert caught.value.kind == "place-not-safe"
-    assert f"others than root may write to {theirs}" in caught.value.message
+    assert f"user 12345 can change {theirs}" in caught.value.message
     place.take("tank", place.live, "theirs/x")
     assert FreeBSDPlatform(place.shim.kernel).check(place.plan) == []
     live = Uncovered(str(theirs), "tmpfs", "none", "tank", live=True)

@@ -187,3 +187,64 @@ def test_a_directory_whose_parents_are_gone_is_forgotten(gone: str, tmp_path: Pa
         (tmp_path / "disk").touch()
     assert roots.remove(str(root)) == []
     assert marks(lock_directory) == []
+
+
+# Directories that others can change
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away is root's")
+@pytest.mark.parametrize("where", ["itself", "above", "far above", "behind a link"])
+def test_a_root_in_or_below_a_directory_of_somebody_else_is_refused(where: str, tmp_path: Path) -> None:
+    root = tmp_path / "a" / "b" / "view"
+    root.parent.mkdir(parents=True)
+    theirs = {"itself": root, "above": root.parent, "far above": root.parent.parent}.get(where, tmp_path / "linked")
+    theirs.mkdir(exist_ok=True)
+    os.chown(theirs, 12345, 12345)
+    given = root
+    if where == "behind a link":
+        (theirs / "link").symlink_to(root.parent)
+        given = theirs / "link" / "view"
+    with pytest.raises(KopiatomicError) as caught:
+        roots.resolve(str(given))
+    assert caught.value.kind == "mount-root"
+    assert "user 12345 can change" in caught.value.message
+    assert where == "itself" or f"{theirs}, which is 12345's" in caught.value.message
+    assert (root.exists(), root.parent.exists()) == (where == "itself", True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away is root's")
+def test_a_root_in_a_sticky_directory_is_safe_if_it_is_roots(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    roots.make(roots.resolve(str(shared / "view")))
+    assert roots.remove(str(shared / "view")) == []
+    (shared / "theirs").mkdir()
+    os.chown(shared / "theirs", 12345, 0)
+    with pytest.raises(KopiatomicError, match=f"everybody can change {shared}"):
+        roots.resolve(str(shared / "theirs"))
+
+
+def test_another_directory_at_the_path_of_the_root_is_kept_and_said(tmp_path: Path, lock_directory: Path) -> None:
+    """Something was mounted over the one above it; or it was exchanged, by root alone."""
+    root = tmp_path / "above" / "view"
+    root.parent.mkdir()
+    roots.make(str(root))
+    moved = tmp_path / "moved"
+    root.parent.rename(moved)
+    (tmp_path / "above" / "view").mkdir(parents=True)
+    (left,) = roots.remove(str(root))
+    assert "another directory is above it by now" in left
+    assert root.is_dir()
+    root.rmdir()
+    root.parent.rmdir()
+    moved.rename(root.parent)
+    (root.parent / "kept").mkdir()
+    root.rename(tmp_path / "other")
+    (root.parent / "kept").rename(root)
+    (left,) = roots.remove(str(root))
+    assert "another one is at its path by now" in left
+    root.rmdir()
+    (tmp_path / "other").rename(root)
+    assert roots.remove(str(root)) == []
+    assert marks(lock_directory) == []

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import grp
 import os
-import pwd
-import stat
 import sys
-from collections.abc import Iterator, Sequence
 
-from kopiatomic import presence
+from kopiatomic import presence, safety
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.paths import is_at_or_below
 from kopiatomic.text import printable
-
-_LINKS = 40
-"""How many symbolic links the kernel follows in one path (path_resolution(7))."""
 
 _IMPORTS = "what its Python imports from"
 _IMPORTED = (".py", ".pyc", ".so", ".pth", ".zip", ".egg")
@@ -80,7 +72,7 @@ def _is_package(folder: str) -> bool:
 def check(path: str, what: str, *, top: str = "/") -> None:
     """Refuse a path which somebody else than root can write to, at its end or on the way to it. Raises KopiatomicError."""
     try:
-        for step in _steps(path):
+        for step in safety.steps(path):
             _refuse(step, path, what, top)
     except OSError as error:
         raise _unseen(what, path, error) from None
@@ -88,65 +80,16 @@ def check(path: str, what: str, *, top: str = "/") -> None:
 
 def _refuse(step: str, path: str, what: str, top: str) -> None:
     """Refuse one step of a path which somebody else can write to. Raises KopiatomicError, OSError."""
-    status = os.lstat(step)
-    who = _writers(status)
+    who = safety.writers(step)
     if who and is_at_or_below(step, top):
         mend = f", or: chown root: {printable(step)}; chmod go-w {printable(step)}"
         raise KopiatomicError(
             f"{what} {printable(path)} is used by root, and {who} can change {printable(step)}",
             kind="not-roots-alone",
             # A folder that everybody is meant to write to stays one.
-            hint=f"Install it where root alone can write{'' if status.st_mode & stat.S_ISVTX else mend}",
+            hint=f"Install it where root alone can write{'' if safety.is_sticky(os.lstat(step)) else mend}",
         )
 
 
 def _unseen(what: str, path: str, error: OSError) -> KopiatomicError:
     return KopiatomicError(f"{what} {printable(path)} cannot be looked at: {error.strerror}", kind="not-roots-alone")
-
-
-def _steps(path: str) -> Iterator[str]:
-    """Everything that is passed on the way, the end included; links are followed, and are nobody's to write to themselves."""
-    left = path.split("/")[::-1]
-    here, links = "/", 0
-    yield here
-    while left:
-        name = left.pop()
-        if name == "..":
-            here = os.path.dirname(here)
-        if name in {"", ".", ".."}:
-            continue
-        step = os.path.join(here, name)
-        if not presence.is_link(step):
-            here = step
-            yield here
-            continue
-        links += 1
-        if links > _LINKS:
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
-        target = os.readlink(step)
-        here = "/" if target.startswith("/") else here
-        left += target.split("/")[::-1]
-
-
-def _writers(status: os.stat_result) -> str:
-    """Who besides root can write, in words; an access control list shows in the group's bits (acl(5))."""
-    found: Sequence[str] = [
-        f"user {_user(status.st_uid)}" if status.st_uid != 0 else "",
-        f"group {_group(status.st_gid)}" if status.st_mode & stat.S_IWGRP and status.st_gid != 0 else "",
-        "everybody" if status.st_mode & stat.S_IWOTH else "",
-    ]
-    return " and ".join(filter(None, found))
-
-
-def _user(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)
-
-
-def _group(gid: int) -> str:
-    try:
-        return grp.getgrgid(gid).gr_name
-    except KeyError:
-        return str(gid)

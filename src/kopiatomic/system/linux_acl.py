@@ -64,9 +64,9 @@ def _posix(data: bytes, gid: int) -> Iterator[str]:
             continue
         if tag == _USER and number != 0:
             yield f"user {accounts.user(number)}"
-        elif tag == _GROUP and number != 0:
+        elif tag == _GROUP:
             yield f"group {accounts.group(number)}"
-        elif tag == _GROUP_OBJECT and gid != 0:
+        elif tag == _GROUP_OBJECT:
             yield f"group {accounts.group(gid)}"
 
 

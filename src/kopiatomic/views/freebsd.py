@@ -13,11 +13,10 @@ from __future__ import annotations
 import errno
 import os
 import shlex
-import stat
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from kopiatomic import mount_leftovers, presence
+from kopiatomic import mount_leftovers, presence, safety
 from kopiatomic.errors import KopiatomicError, concerns_all
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Intent
@@ -346,18 +345,10 @@ def unsafe(path: str, frozen: Collection[str] = ()) -> str | None:
 
     From a directory that is ``frozen`` on upwards nothing can be moved.
     """
-    for directory in parents(path):
-        if directory in frozen:
-            break
-        try:
-            status = os.lstat(directory)
-        except OSError as error:
-            return f"{printable(directory)}: {error.strerror}"
-        if stat.S_ISLNK(status.st_mode):
-            return f"{printable(directory)} is a link"
-        if status.st_uid != 0 or (status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX):
-            return f"others than root may write to {printable(directory)}"
-    return None
+    try:
+        return safety.unsafe(path, frozen) or None
+    except OSError as error:
+        return f"{printable(path)}: {error.strerror}"
 
 
 def _snapshots(planned: Sequence[Planned]) -> dict[str, Step]:

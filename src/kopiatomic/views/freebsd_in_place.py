@@ -110,12 +110,12 @@ def refuse(plan: Plan) -> list[str]:
 
     Mounting goes by paths: in a live tree somebody could move a directory and put a link in its place. Raises KopiatomicError.
     """
-    places = {place for taken in plan.taken for place in taken.places}
+    places = {place for taken in plan.taken for place, _ in taken.shown} | {h.directory for h in plan.hidden}
     live = {u.point for u in plan.uncovered if u.live}
     for taken in plan.taken:
-        for place in taken.places:
+        for place, _ in taken.shown:
             above = next((d for d in parents(place) if d in places or d in live), "")
-            why = None if above in places else unsafe(place, places)
+            why = unsafe(place if above not in places else above, places)
             if why is not None:
                 raise KopiatomicError(
                     f"{printable(taken.dataset.name)} cannot be shown at {printable(place)}, which is in a live tree: {why}",
@@ -124,7 +124,7 @@ def refuse(plan: Plan) -> list[str]:
                 )
     warnings = []
     for mount in plan.beside:
-        why = unsafe(mount.point) if _is_shown(mount) and mount.fstype not in _FRESH else None
+        why = unsafe(mount.point) if mount.live and _is_shown(mount) and mount.fstype not in _FRESH else None
         if why is not None:
             warnings.append(
                 f"{printable(mount.point)} ({printable(mount.fstype)}) is not there for what reads the view: {why}"
@@ -189,7 +189,7 @@ def _live(plan: Plan) -> Iterator[Step]:
     elif not plan.live_system:
         yield Step("the devices", "/dev", LIVE, "devfs", named=True)
     for mount in plan.beside:
-        if _is_shown(mount):
+        if mount.live and _is_shown(mount):
             yield Step("", mount.point, LIVE, mount.fstype)
     for mount in plan.uncovered:
         if mount.live and _is_shown(mount):
