@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from kopiatomic.system import fuse, linux
 from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
-from tests.support.programs import Kopiatomic, command
+from tests.support.programs import Kopia, Kopiatomic, command
 
 Leftovers = Callable[..., list[str]]
 
@@ -111,6 +112,41 @@ def test_a_signal_ends_a_run_while_a_path_does_not_answer(
             process.kill()
     assert process.returncode == code, errors
     assert "stopped" in errors
+    assert leftovers(root) == []
+
+
+def test_a_subvolume_that_is_replaced_by_a_link_into_one_holds_up_nothing(
+    data: Path, kopiatomic: Kopiatomic, root: Path, kopia: Kopia, tmp_path: Path, leftovers: Leftovers
+) -> None:
+    """Its user does that after the plan: here when kopia, the real one, is asked for its version."""
+    real = shutil.which("kopia")
+    swapped = tmp_path / "bin" / "kopia"
+    swapped.parent.mkdir()
+    with hung(tmp_path / "hung") as point:
+        swap = f"[ -L {data} ] || {{ mv {data} {data}.old; ln -s {point}/data {data}; }}"
+        swapped.write_text(f'#!/bin/sh\ncase $* in *--version*) {swap} ;; esac\nexec {real} "$@"\n')
+        swapped.chmod(0o755)
+        environment = {**kopia.environment, "KOPIATOMIC_KOPIA": str(swapped)}
+        ended = kopiatomic("--mount-root", root, data, env=environment, timeout=30)
+        assert data.is_symlink()
+    assert ended.returncode == 1, str(ended)
+    assert str(data) in ended.stderr
+    assert "did not answer" not in ended.stderr
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("name", ["--writable", "TMPDIR"])
+def test_what_an_engine_writes_to_is_waited_for_no_longer(
+    name: str, data: Path, kopiatomic: Kopiatomic, root: Path, late: Callable[..., list[str]], leftovers: Leftovers
+) -> None:
+    inside = str(data / "hung" / "inside")
+    words = late(
+        2, "--layout", "in-place", *(["--writable", inside] if name == "--writable" else []), "-c", "true", data
+    )
+    environment = {**kopiatomic.environment, "TMPDIR": inside if name == "TMPDIR" else "/tmp"}
+    ended = command(*words, env=environment, timeout=30, check=False)
+    assert ended.returncode == 1, str(ended)
+    assert f"kopiatomic: {inside} did not answer within 2 s\n" in ended.stderr
     assert leftovers(root) == []
 
 

@@ -19,9 +19,10 @@ from kopiatomic.engines.known_options import Known
 from kopiatomic.engines.own import source_of
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.masking import MASK, Secrets
-from kopiatomic.model import Layout
+from kopiatomic.model import Plan
 from tests.support.repositories import Borg, Restic
 from tests.unit.engine_bench import EngineBench
+from tests.unit.kopia_fixtures import holding
 
 
 def test_all_is_well(bench: EngineBench) -> None:
@@ -341,8 +342,8 @@ def test_a_repository_elsewhere_is_no_folder(remote: str, bench: EngineBench) ->
 
 def test_a_repository_in_the_selection_merged(repository: Restic | Borg, tmp_path: Path) -> None:
     bench = EngineBench(repository, tmp_path)
-    plan = bench.plan_of(tmp_path, named=False, layout=Layout.MERGED)
-    assert bench.refused(plan=plan).kind == "repository-in-selection"
-    warnings = bench.engine().check(bench.plan_of(tmp_path, layout=Layout.MERGED))
+    implied, named = (Plan("/view", (holding(tmp_path, "/a", named=named),)) for named in (False, True))
+    assert bench.refused(plan=implied).kind == "repository-in-selection"
+    warnings = bench.engine().check(named)
     assert any("grows with every run" in warning for warning in warnings)
     assert any("its cache" in warning for warning in warnings)

@@ -18,7 +18,7 @@ from kopiatomic.engines import kopia_location, program
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Layout, Plan
 
-from .kopia_fixtures import PASSWORD, Bench, taken
+from .kopia_fixtures import PASSWORD, Bench, holding, taken
 
 
 @pytest.fixture
@@ -312,17 +312,17 @@ def test_odd_names_that_kopia_can_store_are_accepted(bench: Bench) -> None:
 def test_a_repository_in_the_selection_that_the_user_named_is_a_warning(bench: Bench) -> None:
     (bench.base / "link").symlink_to(bench.repository)
     bench.config.write_text(bench.config.read_text().replace(str(bench.repository), f"{bench.base}/link"))
-    warnings = bench.engine().check(bench.plan("/b", taken("/a", mountpoint=str(bench.base), name="tank/backup")))
+    warnings = bench.engine().check(bench.plan("/b", holding(bench.base, "/a")))
     (warning,) = [w for w in warnings if w.startswith("kopia's repository")]
-    assert "tank/backup" in warning
+    assert f"lies on {holding(bench.base, '/a').dataset.name}, which" in warning
     assert f"{bench.base}/link" in warning
 
 
 def test_a_repository_in_the_selection_that_a_or_r_brought_in_is_an_error(bench: Bench) -> None:
-    plan = bench.plan("/b", taken("/a", mountpoint=str(bench.base), name="tank/backup", named=False))
+    plan = bench.plan("/b", holding(bench.base, "/a", named=False))
     error = error_of(bench, plan=plan)
     assert error.kind == "repository-in-selection"
-    assert "tank/backup" in error.message
+    assert f"lies on {holding(bench.base, '/a').dataset.name}, which" in error.message
 
 
 def test_a_repository_on_another_filesystem_is_no_concern(bench: Bench) -> None:
@@ -345,11 +345,11 @@ def test_where_the_views_lie_in_a_source_a_policy_has_to_heed_what_keeps_them_ou
 
 
 def test_kopias_cache_and_logs_in_the_selection_are_said_once(bench: Bench) -> None:
-    plan = bench.plan(taken("/a", mountpoint=str(bench.home), name="tank/root"))
+    plan = bench.plan(holding(bench.home, "/a"))
     warnings = bench.engine().check(plan)
     (warning,) = [w for w in warnings if w.startswith("kopia keeps")]
     assert f"{bench.home}/.cache/kopia" in warning
-    assert warning.count("tank/root") == 2
+    assert warning.count(f" on {holding(bench.home, '/a').dataset.name}") == 2
 
 
 def test_describe_needs_neither_kopia_nor_a_repository(bench: Bench) -> None:

@@ -33,6 +33,7 @@ from kopiatomic.engines.numbers import number
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Layout, Plan, Progress
 from kopiatomic.paths import below, is_at_or_below, tree_order
+from kopiatomic.system import looking
 from kopiatomic.text import ended, printable
 
 _LATEST = 20
@@ -124,11 +125,11 @@ class Kopia:
         if cache is not None:
             why = "Set ignore-cache-dirs to true in kopia's policy, or move it (kopia cache set --cache-directory)."
             found.append(own.Own("kopia's cache", cache, self._leaves_out_caches(cache), why, cache=True))
-        configuration = os.path.dirname(os.path.realpath(self._client.config.path))
+        configuration = os.path.dirname(looking.real(self._client.config.path))
         if own.is_hidden(configuration, plan):
             found.append(own.Own("kopia's configuration", configuration, skipped=True))
         repository = kopia_location.repository(self._status)
-        real = os.path.realpath(repository) if repository is not None else ""
+        real = looking.real(repository) if repository is not None else ""
         source = own.source_of(real, plan)
         if repository is not None and source is None and own.is_covered(real, plan):
             found.append(own.Own("kopia's repository", repository, skipped=True))
@@ -142,10 +143,10 @@ class Kopia:
 
     def skips(self, path: str) -> bool:
         """A directory with a CACHEDIR.TAG, where the policy in force leaves those out."""
-        return own.is_cache(os.path.realpath(path)) and self._leaves_out_caches(path)
+        return own.is_cache(path) and self._leaves_out_caches(path)
 
     def _leaves_out_caches(self, path: str) -> bool:
-        real = os.path.realpath(path)
+        real = looking.real(path)
         inside = [p for source, p in self._policies.items() if is_at_or_below(real, source)]
         return all(p.at(real, "files", "ignoreCacheDirs").value is not False for p in inside)
 

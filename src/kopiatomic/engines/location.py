@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.model import Plan, Taken
 from kopiatomic.paths import is_at_or_below
+from kopiatomic.system import btrfs, host, looking, mountinfo
 from kopiatomic.text import printable
 
 
@@ -41,41 +44,59 @@ def notes(engine: str, folders: Iterable[tuple[str, str]], plan: Plan, *, left_o
     return [f"{engine} keeps {' and '.join(found)}, which is in this backup; {left_out}"] if found else []
 
 
+@immutable
+class Place:
+    """Where a path leads, with links followed, and the dataset that holds it; ``subvolume`` is Btrfs's, ``pool`` its UUID."""
+
+    path: str
+    filesystem: str
+    source: str
+    subvolume: int = 0
+    pool: str = ""
+
+
 def holder(path: str, plan: Plan) -> Taken | None:
     """The dataset of the plan that holds a path, through links and whatever else is mounted.
 
-    Every ZFS dataset and every Btrfs subvolume has a device number (st_dev) of its own, so that equal numbers mean the same
-    dataset: also through bind mounts, and not where a dataset that is not taken is mounted in between.
+    Only the path itself is looked at, and nothing of the plan's: its places belong to users. Raises KopiatomicError.
     """
-    device = _device(path)
-    if device is None:
-        return None
-    return next(
-        (t for t in plan.taken if _device(t.dataset.mountpoint, climb=False) == device and _shows(t, path)), None
-    )
+    try:
+        place = looking.call(lambda: look(path), path)
+    except OSError as error:
+        raise KopiatomicError(
+            f"it cannot be told whether {printable(path)} lies in this backup: {error.strerror}",
+            kind="own-place",
+            hint="Can root look at it, with all that is mounted on the way?",
+        ) from None
+    return next((taken for taken in plan.taken if _holds(taken, place)), None)
 
 
-def _shows(taken: Taken, path: str) -> bool:
-    """Whether what is taken of a dataset has the path in it; where that is not certain it has."""
-    if taken.parts == ("",):
-        return True
+def look(path: str) -> Place:
+    """Where a path leads; in a child, for it may not answer. Raises OSError.
+
+    One that does not exist yet is held by what the nearest folder above it lies on.
+    """
     real = os.path.realpath(path)
-    return any(is_at_or_below(real, place) for place in taken.places)
+    while (status := presence.status(real)) is None:
+        real = os.path.dirname(real)
+    mount = mountinfo.holder(real, mountinfo.visible(host.here().mounts()))
+    if mount.fstype != "btrfs":
+        return Place(os.path.realpath(path), mount.fstype, mount.source)
+    directory = real if stat.S_ISDIR(status.st_mode) else os.path.dirname(real)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return Place(
+            os.path.realpath(path), mount.fstype, mount.source, btrfs.subvolume(fd).id, btrfs.filesystem_uuid(fd)
+        )
+    finally:
+        os.close(fd)
 
 
-def _device(path: str, *, climb: bool = True) -> int | None:
-    """The device number of a path, or of the nearest folder above it that exists. Raises OSError where that cannot be told.
-
-    Without ``climb`` None stands for all that cannot be looked at: what is taken is its users', who can see to that.
-    """
-    while True:
-        try:
-            return os.stat(path).st_dev
-        except OSError as error:
-            if not climb:
-                return None
-            if not presence.absent(error):
-                raise
-            if path == os.path.dirname(path):
-                return None
-            path = os.path.dirname(path)
+def _holds(taken: Taken, place: Place) -> bool:
+    """Whether what is taken of a dataset has the path in it."""
+    dataset = taken.dataset
+    if dataset.filesystem == "btrfs":
+        same = (dataset.pool, dataset.subvolume) == (place.pool, place.subvolume)
+    else:
+        same = (dataset.filesystem, dataset.name) == (place.filesystem, place.source)
+    return same and (taken.parts == ("",) or any(is_at_or_below(place.path, one) for one in taken.places))

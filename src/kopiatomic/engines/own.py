@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Layout, Plan
 from kopiatomic.paths import below, is_at_or_below, topmost
-from kopiatomic.system import host
+from kopiatomic.system import host, looking
 from kopiatomic.text import printable
 
 
@@ -35,7 +36,7 @@ _TAG = "CACHEDIR.TAG"
 
 def is_cache(path: str) -> bool:
     """Whether a directory says that it is a cache, so that backups may leave its content out."""
-    return _is_tagged(path, None)
+    return looking.call(lambda: _is_tagged(path, None), path)
 
 
 def _is_tagged(path: str, directory: int | None) -> bool:
@@ -56,7 +57,7 @@ def source_of(path: str, plan: Plan) -> str | None:
 
 def in_place(plan: Plan, path: str) -> bool:
     """Whether a path is not seen as it is in place: it lies in what is frozen there, or hidden."""
-    return plan.layout is Layout.IN_PLACE and is_covered(os.path.realpath(path), plan)
+    return plan.layout is Layout.IN_PLACE and is_covered(looking.real(path), plan)
 
 
 def is_covered(path: str, plan: Plan) -> bool:
@@ -89,7 +90,7 @@ def _made(path: str, *, mark: bool) -> bool:
 def require_skipped(found: Sequence[Own], plan: Plan) -> None:
     """Raises KopiatomicError for one that lies in a source and would be read as data."""
     for own in found:
-        source = source_of(os.path.realpath(own.path), plan)
+        source = source_of(looking.real(own.path), plan)
         if source is not None and not own.skipped:
             raise KopiatomicError(
                 f"{own.what} {printable(own.path)} lies in {printable(source)}, which is backed up in place: it is written "
@@ -108,11 +109,12 @@ def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> P
     require_skipped(found, plan)
     paths = set()
     for own in found:
-        path = os.path.realpath(own.path)
+        path = looking.real(own.path)
         if not is_covered(path, plan):
             continue
         try:
-            if _made(path, mark=own.cache and source_of(path, plan) is not None):
+            mark = own.cache and source_of(path, plan) is not None
+            if looking.call(partial(_made, path, mark=mark), path):
                 told = f"{own.what} {printable(path)} lies in this backup and was not marked as a cache"
                 warn(f"{told}: a {_TAG} is in it now")
         except OSError as error:

@@ -16,6 +16,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import credentials, masked
 from kopiatomic.model import EngineEnd, EngineResult, Layout, Plan, Progress, Saved
 from kopiatomic.paths import below
+from kopiatomic.system import looking
 from kopiatomic.text import printable
 
 
@@ -158,12 +159,12 @@ class RepositoryEngine(ABC):
         """Its folders are left out of every backup in place; a repository only where the user says so."""
         found = [Own(f"{self.engine}'s {what}", path, skipped=True) for what, path in self._caches.items()]
         path = folder(self._where)
-        source = source_of(os.path.realpath(path), plan) if path is not None else None
+        source = source_of(looking.real(path), plan) if path is not None else None
         if path is not None and source is not None:
-            real = os.path.realpath(path)
+            real = looking.real(path)
             why = f"Have {self.engine} leave it out (-o '--exclude={printable(real)}'), or move it out of what is backed up."
             found.append(Own(f"{self.engine}'s repository", path, bool({path, real} & excluded(self._given)), why))
-        elif path is not None and is_covered(os.path.realpath(path), plan):
+        elif path is not None and is_covered(looking.real(path), plan):
             found.append(Own(f"{self.engine}'s repository", path, skipped=True))
         return found
 

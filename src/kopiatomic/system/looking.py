@@ -14,6 +14,7 @@ import signal
 import struct
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import NoReturn, TypeVar
 
 from kopiatomic.errors import KopiatomicError, unforeseen
@@ -82,8 +83,8 @@ def at(path: str) -> None:
 def call(look: Callable[[], T], first: str) -> T:
     """Call a function in a child of our own, which has nothing of ours open; its result has to go through pickle.
 
-    ``first`` is the path that it begins at. Raises what the function raises if that is a KopiatomicError, else its
-    description as one; NoAnswerError; Interrupted; OSError where no child can be had.
+    ``first`` is the path that it begins at. Raises what the function raises if that is a KopiatomicError or an OSError, else
+    its description as a KopiatomicError; NoAnswerError; Interrupted; OSError where no child can be had.
     """
     if _steps is not None:
         # This is such a child already.
@@ -106,9 +107,15 @@ def call(look: Callable[[], T], first: str) -> T:
         os.waitpid(pid, 0)
     finally:
         steps.close()
-    if isinstance(answer, KopiatomicError):
+    if isinstance(answer, KopiatomicError | OSError):
         raise answer
     return answer  # type: ignore[return-value]
+
+
+@cache
+def real(path: str) -> str:
+    """A path with its links followed, found once: what it led to first is what it is taken for. Raises as :func:`call`."""
+    return call(lambda: os.path.realpath(path), path)
 
 
 def _receive(ours: Channel, steps: _Steps, pid: int) -> object:
@@ -175,5 +182,7 @@ def _serve(look: Callable[[], object], theirs: Channel, steps: _Steps) -> NoRetu
 def _answer(look: Callable[[], object]) -> object:
     try:
         return look()
+    except OSError as error:
+        return error
     except Exception as error:
         return unforeseen(error)
