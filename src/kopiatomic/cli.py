@@ -22,6 +22,7 @@ from kopiatomic.arguments import (
     complete_directory,
     told,
 )
+from kopiatomic.ownership import is_run_id
 from kopiatomic.schedule_cli import schedule
 from kopiatomic.system import inherited
 from kopiatomic.user_property import PROPERTY, is_user_property
@@ -117,6 +118,13 @@ def _property_name(_context: click.Context, _parameter: click.Parameter, value: 
     if not is_user_property(value):
         raise click.BadParameter(f"{value}: it has to be a user property of ZFS, such as backup:this (see zfsprops(7))")
     return value
+
+
+def _run_ids(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> frozenset[str]:
+    for run_id in value:
+        if not is_run_id(run_id):
+            raise click.BadParameter(f"{run_id}: it has to be the whole id of a run")
+    return frozenset(value)
 
 
 def _datasets(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -424,20 +432,49 @@ def _run_inside(argv: Sequence[str], user: str | None, options: dict[str, Any], 
     "Without RUN: forget what --skip-unchanged keeps, its bookmarks included.",
 )
 @click.option("--schedule", metavar="NAME", help="Only what runs of this schedule have on record.")
+@click.option(
+    "--unrecorded", is_flag=True, help="ZFS: also snapshots that have this host's mark and of which there is no record."
+)
+@click.option(
+    "--received", is_flag=True, help="Also snapshots of other hosts' runs, and those that were received with a stream."
+)
+@click.option(
+    "--assume-dead",
+    multiple=True,
+    metavar="RUN",
+    callback=_run_ids,
+    help="Take a run for dead that cannot be judged from here, such as one of another container. Repeatable.",
+)
 @_state_dir
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def recover(*, dry_run: bool, forget: str | None, schedule: str | None, state_dir: str, as_json: bool) -> None:
+def recover(
+    *,
+    dry_run: bool,
+    forget: str | None,
+    schedule: str | None,
+    unrecorded: bool,
+    received: bool,
+    assume_dead: frozenset[str],
+    state_dir: str,
+    as_json: bool,
+) -> None:
     """Remove what killed runs left, and nothing that is not proven to be theirs.
 
     Every run does this for what is on record before it makes anything of its own. This command also finds by itself what
-    no record speaks of. Exit code 0: nothing is left. 4: something is.
+    no record speaks of. Exit code 0: nothing of this host's is left. 4: something is.
     """
     from kopiatomic.commands import recover as run
     from kopiatomic.output.console import Console
+    from kopiatomic.recovery import Allowed
 
     if forget is not None and schedule is not None:
         raise click.UsageError("--forget and --schedule exclude each other")
-    raise SystemExit(run(state_dir, Console(), dry_run=dry_run, as_json=as_json, forget=forget, schedule=schedule))
+    if (unrecorded or received) and schedule is not None:
+        raise click.UsageError("--schedule goes by the record alone: it excludes --unrecorded and --received")
+    allowed = Allowed(unrecorded=unrecorded, received=received, assumed_dead=assume_dead)
+    raise SystemExit(
+        run(state_dir, Console(), dry_run=dry_run, as_json=as_json, forget=forget, schedule=schedule, allowed=allowed)
+    )
 
 
 @cli.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -6,15 +6,16 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from kopiatomic import changes, errors, facts, locks
+from kopiatomic import changes, errors, facts, liveness, locks
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.gather import gather
+from kopiatomic.liveness import Life, life
 from kopiatomic.options import Options
 from kopiatomic.output.console import Console
 from kopiatomic.output.history import lines_of, list_of
 from kopiatomic.output.summary import ends_of_dead
 from kopiatomic.records import INTERRUPTED, NOT_RECORDED, NewerStateError, Records, RunRecord, StateError
-from kopiatomic.recovery import Cleared, Recovery
+from kopiatomic.recovery import Allowed, Cleared, Recovery
 from kopiatomic.report import Report
 from kopiatomic.snapshots import zfs_bookmarks
 from kopiatomic.system import signals
@@ -22,6 +23,9 @@ from kopiatomic.text import printable
 
 RECOVER_FORMAT = "kopiatomic-recover-1"
 HISTORY_FORMAT = "kopiatomic-history-1"
+
+_RESULTS = {Life.ALIVE: "running", Life.DEAD: "interrupted", Life.UNKNOWN: "unknown"}
+"""What is said of a run that has no end on record."""
 
 
 def recover(
@@ -32,8 +36,9 @@ def recover(
     as_json: bool,
     forget: str | None = None,
     schedule: str | None = None,
+    allowed: Allowed = Allowed(),  # noqa: B008 - immutable
 ) -> int:
-    """Remove what dead runs left; returns the exit code.
+    """Remove what dead runs left, and what else is ``allowed`` to go; returns the exit code.
 
     ``forget`` is a run whose disks are gone for good; where it is empty, what ``--skip-unchanged`` keeps goes as well.
     ``schedule`` is the one whose runs alone are looked at, as far as they are on record.
@@ -43,19 +48,22 @@ def recover(
         _require_root("removing snapshots")
         records = Records(state_dir)
         if forget:
-            _forget(records, forget, console)
+            _forget(records, forget, console, allowed)
         if schedule is not None:
-            cleared = _recovered_of(records, schedule, console, dry_run=dry_run)
+            cleared = _recovered_of(records, schedule, console, dry_run=dry_run, allowed=allowed)
         else:
-            cleared = _recovered(records, console, dry_run=dry_run)
+            cleared = _recovered(records, console, dry_run=dry_run, allowed=allowed)
+        bookmarks = 0
         if forget == "":
             _forget_unchanged(records, cleared, dry_run=dry_run)
+        elif schedule is None and not cleared.problems:
+            bookmarks = _count_bookmarks(cleared)
         console.acted = not dry_run and any(leftover.problem is None for leftover in cleared.leftovers)
-        left = len(cleared.leftovers) + len(cleared.problems) if dry_run else cleared.left
+        left = cleared.to_do if dry_run else cleared.left
         if as_json:
-            console.document(_recover_document(cleared, dry_run=dry_run, left=left))
+            console.document(_recover_document(cleared, dry_run=dry_run, left=left, bookmarks=bookmarks))
         else:
-            for line in _recover_lines(cleared, dry_run=dry_run, left=left):
+            for line in _recover_lines(cleared, dry_run=dry_run, left=left, bookmarks=bookmarks):
                 console.result(line)
         for problem in cleared.problems:
             console.error_text(problem)
@@ -64,9 +72,16 @@ def recover(
     return _told(run, console)
 
 
-def _forget(records: Records, run_id: str, console: Console) -> None:
+def _forget(records: Records, run_id: str, console: Console, allowed: Allowed) -> None:
     (run,) = _one(records, run_id)
-    if not Recovery(records, own=None, dry_run=False, warn=console.warning).forget(run.id):
+    state = Recovery(records, own=None, dry_run=False, warn=console.warning, allowed=allowed).forget(run.mark)
+    if state is Life.UNKNOWN:
+        raise KopiatomicError(
+            liveness.unknown_text(run.id),
+            kind="run-unknown",
+            hint=f"If it is dead, add: --assume-dead {run.id}",
+        )
+    if state is Life.ALIVE:
         raise KopiatomicError(
             f"run {run.id} is alive", kind="run-alive", hint="Only what dead runs left can be forgotten."
         )
@@ -83,9 +98,17 @@ def _forget_unchanged(records: Records, cleared: Cleared, *, dry_run: bool) -> N
         cleared.problems.append(f"{error.message} ({error.hint})")
 
 
-def _recovered(records: Records, console: Console, *, dry_run: bool) -> Cleared:
+def _count_bookmarks(cleared: Cleared) -> int:
+    try:
+        return len(zfs_bookmarks.kept())
+    except KopiatomicError as error:
+        cleared.problems.append(f"{error.message} ({error.hint})")
+        return 0
+
+
+def _recovered(records: Records, console: Console, *, dry_run: bool, allowed: Allowed) -> Cleared:
     locks.prepare()
-    recovery = Recovery(records, own=None, dry_run=dry_run, warn=console.warning)
+    recovery = Recovery(records, own=None, dry_run=dry_run, warn=console.warning, allowed=allowed)
     try:
         recovery.recorded()
     except NewerStateError:
@@ -103,10 +126,10 @@ def _recovered(records: Records, console: Console, *, dry_run: bool) -> Cleared:
     return recovery.cleared
 
 
-def _recovered_of(records: Records, schedule: str, console: Console, *, dry_run: bool) -> Cleared:
+def _recovered_of(records: Records, schedule: str, console: Console, *, dry_run: bool, allowed: Allowed) -> Cleared:
     """What runs of a schedule left, by their records alone: no pool is asked that they had nothing to do with."""
     locks.prepare()
-    recovery = Recovery(records, own=None, dry_run=dry_run, warn=console.warning)
+    recovery = Recovery(records, own=None, dry_run=dry_run, warn=console.warning, allowed=allowed)
     recovery.recorded({run.id for run in records.scheduled(schedule)})
     if not dry_run:
         recovery.remove_stale_files()
@@ -115,7 +138,7 @@ def _recovered_of(records: Records, schedule: str, console: Console, *, dry_run:
     return recovery.cleared
 
 
-def _recover_document(cleared: Cleared, *, dry_run: bool, left: int) -> dict[str, Any]:
+def _recover_document(cleared: Cleared, *, dry_run: bool, left: int, bookmarks: int) -> dict[str, Any]:
     return {
         "format": RECOVER_FORMAT,
         "dry_run": dry_run,
@@ -135,12 +158,15 @@ def _recover_document(cleared: Cleared, *, dry_run: bool, left: int) -> dict[str
         "interrupted": cleared.interrupted,
         "end_not_recorded": cleared.unended,
         "alive": cleared.alive,
+        "unjudged": cleared.unjudged,
+        "received": cleared.received,
+        "bookmarks": bookmarks,
         "problems": cleared.problems,
         "left": left,
     }
 
 
-def _recover_lines(cleared: Cleared, *, dry_run: bool, left: int) -> list[str]:
+def _recover_lines(cleared: Cleared, *, dry_run: bool, left: int, bookmarks: int) -> list[str]:
     lines = []
     for leftover in cleared.leftovers:
         if leftover.problem is not None:
@@ -152,12 +178,33 @@ def _recover_lines(cleared: Cleared, *, dry_run: bool, left: int) -> list[str]:
         lines.append(f"  {did}")
     lines += [f"run {run_id} is alive: what it made is left alone" for run_id in cleared.alive]
     lines += ends_of_dead(cleared)
+    lines += [
+        f"{liveness.unknown_text(run_id)}: what it made is left alone; {liveness.assume_hint(run_id)}"
+        for run_id in cleared.unjudged
+    ]
+    if bookmarks:
+        lines.append(
+            f"{bookmarks} bookmark(s) of --skip-unchanged stay: 'zfs rollback' to an older snapshot is refused without -r, "
+            "which destroys the bookmark ('kopiatomic recover --forget' removes them all)"
+        )
+    return lines + _recover_verdict(cleared, dry_run=dry_run, left=left)
+
+
+def _recover_verdict(cleared: Cleared, *, dry_run: bool, left: int) -> list[str]:
+    lines = []
     things = left - len(cleared.problems)
     if things:
         lines.append(f"{things} thing(s) {'to remove' if dry_run else 'left'}.")
     if cleared.problems:
         lines.append("What else is left cannot be told." if things else "Whether anything is left cannot be told.")
-    return lines if left else [*lines, "Nothing is left."]
+    count = cleared.received
+    if not count:
+        return lines or ["Nothing is left."]
+    received = (
+        f"{count} snapshot{'s' if count > 1 else ''} of other hosts' runs, or received with a stream, "
+        f"{'are' if count > 1 else 'is'} left alone ('kopiatomic recover --received' removes them)."
+    )
+    return [*lines, received] if lines else [f"Nothing of this host is left; {received}"]
 
 
 def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_json: bool) -> int:
@@ -207,9 +254,10 @@ def result_of(record: RunRecord) -> str:
     """How a run ended, in a word or a few. One that has no end on record goes on, was killed, or could not record its end."""
     if record.result is not None:
         return record.result
-    if locks.alive(record.id):
-        return "running"
-    return INTERRUPTED if locks.has_file(record.id) else NOT_RECORDED
+    state = life(record.mark)
+    if state is Life.DEAD:
+        return INTERRUPTED if locks.has_file(record.id) else NOT_RECORDED
+    return "running" if state is Life.ALIVE else "unknown"
 
 
 def _one(records: Records, run_id: str) -> list[RunRecord]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from kopiatomic import locks, plan, platforms, root_leftovers, roots, snapshots
+from kopiatomic import liveness, locks, plan, platforms, root_leftovers, roots, snapshots
 from kopiatomic.errors import Interrupted, KopiatomicError, unforeseen
 from kopiatomic.facts import Facts
 from kopiatomic.gather import gather
@@ -164,7 +164,7 @@ class Freezing:
             recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=False, warn=self.warn)
             cleared = self._recorder.attempt(recovery.recorded)
             problems: list[str] = []
-            recovery.remove(root_leftovers.unrecorded(None, lambda _: True, problems))
+            recovery.remove(root_leftovers.unrecorded(None, liveness.life, problems))
             recovery.remove_stale_files()
         for line in [*cleared_lines(cleared or recovery.cleared), *problems]:
             self.warn(line)
@@ -219,13 +219,13 @@ class Freezing:
         found = recovery.unrecorded(names)
         for problem in found.problems:
             self.warn(f"what earlier runs may have left could not be looked for: {problem}")
-        left: dict[str, list[str]] = {}
+        left: dict[tuple[str, str | None], list[str]] = {}
         for leftover in found.leftovers:
             proof = f"run {leftover.run_id}, of which there is no record here ({leftover.proof})"
-            left.setdefault(proof, []).append(leftover.name)
-        for run, theirs in left.items():
+            left.setdefault((proof, leftover.problem), []).append(leftover.name)
+        for (run, why), theirs in left.items():
             are, them = ("was", "it") if len(theirs) == 1 else ("were", "them")
-            self.warn(f"{first_few(theirs)} {are} left by {run}: 'kopiatomic recover' removes {them}")
+            self.warn(f"{first_few(theirs)} {are} left by {run}: " + (why or f"'kopiatomic recover' removes {them}"))
 
     @contextmanager
     def view(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[Frozen]:

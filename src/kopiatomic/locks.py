@@ -11,10 +11,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import cache
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, LockedError
@@ -41,12 +43,15 @@ _CLAIMS = 5
 _CLEARING = "clearing"
 """What stands in the file of a dead run while its leftovers are removed."""
 
+_IDENTITY = "id"
+"""The file with the directory's id."""
+
 _POLL = 0.5
 """Seconds between two looks at a lock that is waited for: a blocking flock(2) would not hear signals."""
 
 
 def prepare() -> None:
-    """Make the directory. Raises KopiatomicError where it cannot be or is not root's alone."""
+    """Make the directory, and its id. Raises KopiatomicError where it cannot be or is not root's alone."""
     try:
         os.makedirs(DIRECTORY, 0o700, exist_ok=True)
         status = os.lstat(DIRECTORY)
@@ -58,6 +63,54 @@ def prepare() -> None:
             kind="lock-directory",
             hint=f"Look at it, then: chown root: {DIRECTORY}; chmod 700 {DIRECTORY}",
         )
+    _make_identity(DIRECTORY)
+
+
+@cache
+def _make_identity(directory: str) -> str:
+    """The directory's id as this process first saw it, made where there is none. Children inherit it with the locks."""
+    fd = _open(f"{directory}/{_IDENTITY}", wait=True)
+    assert fd is not None
+    try:
+        found = _read_identity(fd)
+        if not found:
+            found = os.urandom(8).hex()
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, found.encode(), 0)
+        return found
+    except OSError as error:
+        raise _no_lock(error) from None
+    finally:
+        os.close(fd)
+
+
+def _read_identity(fd: int) -> str:
+    found = os.pread(fd, 64, 0).decode("ascii", "replace")
+    return found if re.fullmatch("[0-9a-f]{16}", found) else ""
+
+
+def identity() -> str:
+    """The random id of the directory that this process has its locks in. Raises KopiatomicError.
+
+    Whoever sees another id sees other locks: in a container or a mount namespace with a /run of its own, or because the
+    directory was removed meanwhile.
+    """
+    prepare()
+    return _make_identity(DIRECTORY)
+
+
+def present_identity() -> str:
+    """The id of the directory that is there now; empty where there is none. Asking makes nothing. Raises KopiatomicError."""
+    try:
+        fd = os.open(f"{DIRECTORY}/{_IDENTITY}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if presence.absent(error):
+            return ""
+        raise _no_lock(error) from None
+    try:
+        return _read_identity(fd)
+    finally:
+        os.close(fd)
 
 
 def _no_lock(error: OSError) -> KopiatomicError:

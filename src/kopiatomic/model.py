@@ -292,14 +292,29 @@ class Intent:
     origin: str = ""
     identity: str | None = None
     transaction: int | None = None
+    between: tuple[int, int] | None = None
+    """ZFS: the first and the last transaction group that it can be of; None where the kernel does not tell."""
+
+
+class Claim(StrEnum):
+    """What stands for it that a thing with a run's name may be removed."""
+
+    PROVEN = "proven"
+    """The record, or a mark that only root can make: it goes."""
+    UNRECORDED = "unrecorded"
+    """Nothing but a property, which others can be allowed to set: it goes with ``--unrecorded`` only."""
+    UNJUDGED = "unjudged"
+    """Its run may be alive where our locks do not show it: it goes with ``--assume-dead`` only."""
+    RECEIVED = "received"
+    """Another host's run made it, or it came with a stream: it is counted, and goes with ``--received`` only."""
 
 
 @immutable
 class Leftover:
     """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot", "mount" or "directory".
 
-    ``place``, ``name`` and ``origin`` as in :class:`Intent`. ``proof`` says why it is ours, ``command`` is what a person
-    would type to remove it.
+    ``place``, ``name`` and ``origin`` as in :class:`Intent`; the origin of a ZFS snapshot that was renamed is its name on
+    record. ``proof`` says why it is ours, ``command`` is what a person would type to remove it.
     """
 
     run_id: str
@@ -311,6 +326,9 @@ class Leftover:
     problem: str | None = None
     """Why it is not, or could not be, removed."""
     origin: str = ""
+    claim: Claim = Claim.PROVEN
+    identity: str = ""
+    """ZFS: the snapshot's guid, so that another one by its name is not taken for it."""
 
 
 @immutable

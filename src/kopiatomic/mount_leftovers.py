@@ -13,9 +13,10 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from kopiatomic import roots
+from kopiatomic import liveness, roots
+from kopiatomic.liveness import Life
 from kopiatomic.model import Intent, Leftover
-from kopiatomic.ownership import is_run_id
+from kopiatomic.ownership import Mark, is_run_id
 from kopiatomic.system import freebsd_mounting, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.mountinfo import Mount
@@ -46,13 +47,14 @@ class MountLeftovers:
         ]
 
     def unrecorded(
-        self, _names: Iterable[str] | None, is_dead: Callable[[str], bool], _problems: list[str], /
+        self, _names: Iterable[str] | None, life: Callable[[Mark], Life], _problems: list[str], /
     ) -> list[Leftover]:
         """The mounts in, or of, a directory that is a dead run's own, the last one first. Raises KopiatomicError."""
         left = []
         for mount in reversed(freebsd_mounts.read(self._kernel())):
             run_id = _run_of(mount.point) or _run_of(mount.source)
-            if run_id is not None and is_dead(run_id):
+            # The directory that it lies in is ours, and so is its run's lock.
+            if run_id is not None and life(liveness.mark(run_id)) is Life.DEAD:
                 proof = f"of {roots.of_run(run_id)}, that run's own, which only root enters"
                 left.append(_leftover(run_id, mount, mount.source, proof))
         return left

@@ -1,4 +1,4 @@
-"""What tells a run's things from everybody else's: their name, and a mark that names run and host."""
+"""What tells a run's things from everybody else's: their name, and a mark that names run, host, boot and lock directory."""
 
 from __future__ import annotations
 
@@ -27,35 +27,40 @@ _BOOKMARK = "kopiatomic_"
 """ZFS: every bookmark of ours is named this plus the host's id. A bookmark has no properties, so that its name has to say it."""
 
 _RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
+_MARK = re.compile(r"([^@]+)@([0-9a-f]{16})(?:@([0-9a-f-]*)@([0-9a-f]*))?")
 _MACHINE_IDS = (Path("/etc/machine-id"), Path("/etc/hostid"))
 """machine-id(5); FreeBSD keeps its kern.hostuuid in the second (rc.d/hostid)."""
 
 
 @immutable
 class Mark:
-    """Who made a thing: a run, on a host. As text ``RUN@HOST``."""
+    """Who made a thing: a run, on a host, in a boot, with a lock directory. As text ``RUN@HOST@BOOT@LOCKS``.
+
+    Earlier versions wrote ``RUN@HOST``: then ``boot`` and ``locks`` are empty.
+    """
 
     run_id: str
     host: str
+    boot: str = ""
+    """The kernel's name for the boot that the run began in; empty where that is not known."""
+    locks: str = ""
+    """The id of the lock directory that has the run's lock (:func:`kopiatomic.locks.identity`)."""
 
     def __str__(self) -> str:
-        return f"{self.run_id}@{self.host}"
-
-    @property
-    def of_this_host(self) -> bool:
-        """Whether a run on this host made it, and not one whose disk or stream came here."""
-        return self.host == host_id()
-
-
-def mark(run_id: str) -> Mark:
-    """The mark of a run on this host."""
-    return Mark(run_id, host_id())
+        return f"{self.run_id}@{self.host}@{self.boot}@{self.locks}"
 
 
 def parse(text: str) -> Mark | None:
     """Read a mark; None for any other text."""
-    run_id, at, host = text.partition("@")
-    return Mark(run_id, host) if at and is_run_id(run_id) and host else None
+    found = _MARK.fullmatch(text)
+    if found is None or not is_run_id(found[1]):
+        return None
+    return Mark(found[1], found[2], found[3] or "", found[4] or "")
+
+
+def recorded(run_id: str, text: str) -> Mark:
+    """The mark of a run on record; earlier versions recorded none."""
+    return parse(text) or Mark(run_id, "")
 
 
 def is_run_id(text: str) -> bool:

@@ -71,8 +71,8 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
     bookmark = request.bookmark if any(t.dataset.filesystem == "zfs" for t in taken) else ""
     if bookmark:
         shared.note(
-            f"each ZFS dataset keeps one bookmark for --skip-unchanged, DATASET#{bookmark} ('kopiatomic recover "
-            "--forget' removes them)"
+            f"each ZFS dataset keeps one bookmark for --skip-unchanged, DATASET#{bookmark}: 'zfs rollback' to an older "
+            "snapshot is refused without -r, which destroys it ('kopiatomic recover --forget' removes them all)"
         )
     return Plan(
         root=request.root,

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from kopiatomic import __version__, changes, platforms
+from kopiatomic import __version__, changes, liveness, platforms
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import Secrets
 from kopiatomic.model import Intent, Plan
@@ -50,6 +50,7 @@ class Recorder:
             exit_code=None,
             document=None,
             schedule=schedule,
+            mark_text=str(liveness.mark(self._report.run_id)),
         )
         self.attempt(lambda: self.records.begin(self._run, keep=keep))
         self._begun = True

@@ -19,10 +19,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from typing import Any
 
-from kopiatomic import locks, presence
+from kopiatomic import locks, ownership, presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Intent, Sets
+from kopiatomic.ownership import Mark
 from kopiatomic.text import printable
 
 FILE = "state.db"
@@ -76,6 +77,9 @@ _STEPS = (
     """,
     "ALTER TABLE run ADD COLUMN schedule TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE run ADD COLUMN took REAL",
+    "ALTER TABLE run ADD COLUMN mark TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE intent ADD COLUMN txn_first INTEGER",
+    "ALTER TABLE intent ADD COLUMN txn_last INTEGER",
 )
 """What makes a database of schema N one of schema N+1; a new one begins at 0."""
 
@@ -116,6 +120,22 @@ class RunRecord:
     """The schedule that it was one of; empty for a run by hand."""
     took: float | None = None
     """Seconds by the monotonic clock, from its beginning to its end; None where its end is not on record."""
+    mark_text: str = ""
+    """Says where its lock is; empty in records of earlier versions."""
+
+    @property
+    def mark(self) -> Mark:
+        """The same, read."""
+        return ownership.recorded(self.id, self.mark_text)
+
+
+@immutable
+class Unfinished:
+    """A run that has intents or no result: alive, or dead and to be cleared."""
+
+    mark: Mark
+    has_ended: bool
+    """Whether it has a result."""
 
 
 @immutable
@@ -149,10 +169,11 @@ class Records:
 
         The last of each schedule that was saved stays: it says since when there is none. One of the future says nothing.
         """
-        values = (run.id, run.version, run.command, os.fsencode(run.root), run.started, run.schedule)
+        values = (run.id, run.version, run.command, os.fsencode(run.root), run.started, run.schedule, run.mark_text)
         with self._transaction() as database:
             database.execute(
-                "INSERT INTO run (id, version, command, root, started, schedule) VALUES (?, ?, ?, ?, ?, ?)", values
+                "INSERT INTO run (id, version, command, root, started, schedule, mark) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                values,
             )
             database.execute(
                 "DELETE FROM run WHERE started < ? AND id NOT IN (SELECT run FROM intent) AND number NOT IN"
@@ -178,9 +199,18 @@ class Records:
             if changed.rowcount:
                 return True
             database.execute(
-                "INSERT INTO run (id, version, command, root, started, schedule, ended, took, result, exit_code, document)"
-                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (run.id, run.version, run.command, os.fsencode(run.root), run.started, run.schedule, *ended),
+                "INSERT INTO run (id, version, command, root, started, schedule, mark, ended, took, result, exit_code,"
+                " document) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    run.id,
+                    run.version,
+                    run.command,
+                    os.fsencode(run.root),
+                    run.started,
+                    run.schedule,
+                    run.mark_text,
+                    *ended,
+                ),
             )
             return False
 
@@ -256,16 +286,14 @@ class Records:
         rows = [_row(run_id, intent) for intent in intents]
         with self._transaction() as database:
             database.execute("DELETE FROM intent WHERE run = ?", (run_id,))
-            database.executemany("INSERT INTO intent (run, kind, place, name, origin) VALUES (?, ?, ?, ?, ?)", rows)
+            database.executemany(f"INSERT {_INTENT}", rows)
             database.execute("UPDATE run SET selection = ? WHERE id = ?", (selection, run_id))
 
     def intend_also(self, run_id: str, intents: Sequence[Intent]) -> None:
         """Put on record what a run is about to make besides what is on record of it already; the same may come again."""
         rows = [_row(run_id, intent) for intent in intents]
         with self._transaction() as database:
-            database.executemany(
-                "INSERT OR REPLACE INTO intent (run, kind, place, name, origin) VALUES (?, ?, ?, ?, ?)", rows
-            )
+            database.executemany(f"INSERT OR REPLACE {_INTENT}", rows)
 
     def made(self, run_id: str, sets: Sets, document: Mapping[str, Any]) -> None:
         """Add identities and transactions to the intents of a run, and what is known of it by now."""
@@ -284,11 +312,20 @@ class Records:
         """What is on record as perhaps left by a run."""
         with self._transaction(create=False) as database:
             rows = database.execute(
-                "SELECT kind, place, name, origin, identity, txn FROM intent WHERE run = ?", (run_id,)
+                "SELECT kind, place, name, origin, identity, txn, txn_first, txn_last FROM intent WHERE run = ?",
+                (run_id,),
             )
             return [
-                Intent(kind, place, os.fsdecode(name), os.fsdecode(origin), *rest)
-                for kind, place, name, origin, *rest in rows
+                Intent(
+                    kind,
+                    place,
+                    os.fsdecode(name),
+                    os.fsdecode(origin),
+                    identity,
+                    txn,
+                    None if first is None or last is None else (first, last),
+                )
+                for kind, place, name, origin, identity, txn, first, last in rows
             ]
 
     def forget(self, run_id: str, intents: Sequence[Intent] | None = None) -> None:
@@ -300,17 +337,18 @@ class Records:
                 rows = [(run_id, i.kind, i.place, os.fsencode(i.name)) for i in intents]
                 database.executemany("DELETE FROM intent WHERE run = ? AND kind = ? AND place = ? AND name = ?", rows)
 
-    def unfinished(self, *, mend: bool = False) -> list[tuple[str, bool]]:
-        """The runs that have intents or no result, and whether they have one: alive, or dead and to be cleared.
+    def unfinished(self, *, mend: bool = False) -> list[Unfinished]:
+        """The runs that are alive, or dead and to be cleared.
 
         With ``mend`` a corrupt database is set aside, as by everything that writes.
         """
         with self._transaction(create=False, mend=mend) as database:
             rows = database.execute(
-                "SELECT run FROM intent UNION SELECT id FROM run WHERE result IS NULL ORDER BY 1"
-            ).fetchall()
-            ended = {row[0] for row in database.execute("SELECT id FROM run WHERE result IS NOT NULL")}
-            return [(str(row[0]), row[0] in ended) for row in rows]
+                "SELECT open.id, coalesce(run.mark, ''), run.result IS NOT NULL"
+                " FROM (SELECT run AS id FROM intent UNION SELECT id FROM run WHERE result IS NULL) AS open"
+                " LEFT JOIN run ON run.id = open.id ORDER BY 1"
+            )
+            return [Unfinished(ownership.recorded(run_id, mark), bool(ended)) for run_id, mark, ended in rows]
 
     # The file
 
@@ -474,7 +512,10 @@ class Records:
         )
 
 
-_SELECT = "SELECT id, version, command, root, started, ended, result, exit_code, document, schedule, took FROM run"
+_SELECT = (
+    "SELECT id, version, command, root, started, ended, result, exit_code, document, schedule, took, mark FROM run"
+)
+_INTENT = "INTO intent (run, kind, place, name, origin, txn_first, txn_last) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
 def _run(row: tuple[Any, ...]) -> RunRecord:
@@ -483,16 +524,17 @@ def _run(row: tuple[Any, ...]) -> RunRecord:
         document = None if row[8] is None else json.loads(zlib.decompress(row[8]))
     except (zlib.error, ValueError) as error:
         raise _corrupt(f"the document of run {row[0]} cannot be read: {error}") from None
-    id_, version, command, root, started, ended, result, exit_code, _, schedule, took = row
+    id_, version, command, root, started, ended, result, exit_code, _, schedule, took, mark = row
     return RunRecord(
-        id_, version, command, os.fsdecode(root), started, ended, result, exit_code, document, schedule, took
+        id_, version, command, os.fsdecode(root), started, ended, result, exit_code, document, schedule, took, mark
     )
 
 
-def _row(run_id: str, intent: Intent) -> tuple[str, str, str, bytes, str | bytes]:
+def _row(run_id: str, intent: Intent) -> tuple[str, str, str, bytes, str | bytes, int | None, int | None]:
     # Text where it can be: so it is for whichever version of the program reads it. Only a path may be no UTF-8.
     origin = intent.origin if intent.origin.isascii() else os.fsencode(intent.origin)
-    return run_id, intent.kind, intent.place, os.fsencode(intent.name), origin
+    first, last = intent.between or (None, None)
+    return run_id, intent.kind, intent.place, os.fsencode(intent.name), origin, first, last
 
 
 def _packed(document: Mapping[str, Any]) -> bytes:

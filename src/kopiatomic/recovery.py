@@ -1,8 +1,8 @@
 """Clears what dead runs left: snapshots, directories, files of locks, and on FreeBSD mounts.
 
-A run is dead when no process holds its lock. The next run does it for what is on record, ``kopiatomic recover`` also for
-what is not. Removal is done by a child process, since a pool may hold it up; that child keeps the dead run's lock, so that
-nobody else does the same.
+:mod:`kopiatomic.liveness` says which runs are dead. The next run does it for what is on record, ``kopiatomic recover`` also
+for what is not, as far as it is :class:`Allowed`. Removal is done by a child process, since a pool may hold it up; that child
+keeps the dead run's lock, so that nobody else does the same.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from kopiatomic import locks, platforms, root_leftovers, snapshots
+from kopiatomic import liveness, locks, platforms, root_leftovers, snapshots
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.immutable import immutable
+from kopiatomic.liveness import Life
 from kopiatomic.locks import Held
-from kopiatomic.model import Intent, Leftover
+from kopiatomic.model import Claim, Intent, Leftover
+from kopiatomic.ownership import Mark
 from kopiatomic.patience import Patience
-from kopiatomic.records import INTERRUPTED, NOT_RECORDED, Records
+from kopiatomic.records import INTERRUPTED, NOT_RECORDED, Records, Unfinished
 from kopiatomic.snapshots import Leftovers
 from kopiatomic.system import libzfs_core, signals, worker
 from kopiatomic.system.channel import Channel
@@ -35,6 +37,33 @@ def kinds() -> dict[str, Leftovers]:
     return {**platform.leftovers(), **made, "directory": root_leftovers}
 
 
+@immutable
+class Allowed:
+    """What may go besides what is proven ours: an administrator has looked at it."""
+
+    unrecorded: bool = False
+    """What has this host's mark and is not on record."""
+    received: bool = False
+    """What another host's run made, or what came with a stream."""
+    assumed_dead: frozenset[str] = frozenset()
+    """What these runs made, which cannot be judged from here."""
+
+    def settle(self, leftover: Leftover) -> Leftover:
+        """A leftover with the reason why it stays, if it has to."""
+        if leftover.claim is Claim.UNJUDGED:
+            problem = f"{liveness.unknown_text(leftover.run_id)}; {liveness.assume_hint(leftover.run_id)}"
+            return replace(leftover, problem=problem)
+        if leftover.claim is Claim.UNRECORDED and not self.unrecorded:
+            return replace(leftover, problem=_UNRECORDED)
+        return leftover
+
+
+_UNRECORDED = (
+    "no record proves that a run made it, and others may have given it name and mark (zfs allow): look at it first; "
+    "'kopiatomic recover --unrecorded' removes all such"
+)
+
+
 @dataclass(slots=True)
 class Cleared:
     """What was found of dead runs. ``leftovers`` with a problem are left; without one they are gone (or would be)."""
@@ -45,13 +74,22 @@ class Cleared:
     """The runs that had no end on record until now, and whose processes were killed."""
     unended: list[str] = field(default_factory=list)
     """Those of which it is not known whether they were: their end was not recorded."""
+    unjudged: list[str] = field(default_factory=list)
+    """The runs on record that cannot be judged from here."""
+    received: int = 0
+    """How many snapshots another host's runs made, or came with a stream: nothing of ours."""
     problems: list[str] = field(default_factory=list)
     """What could not be looked at, in words."""
 
     @property
     def left(self) -> int:
         """How many things are left or may be."""
-        return sum(1 for leftover in self.leftovers if leftover.problem) + len(self.problems)
+        return sum(1 for leftover in self.leftovers if leftover.problem) + len(self.problems) + len(self.unjudged)
+
+    @property
+    def to_do(self) -> int:
+        """How many things a dry run would remove, or would leave."""
+        return len(self.leftovers) + len(self.problems) + len(self.unjudged)
 
 
 @immutable
@@ -65,7 +103,16 @@ class _Result:
 class Recovery:
     """One look at what is left. ``own`` is the run that looks, if it is one: it is no leftover of itself."""
 
-    def __init__(self, records: Records, *, own: str | None, dry_run: bool, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        records: Records,
+        *,
+        own: str | None,
+        dry_run: bool,
+        warn: Callable[[str], None],
+        allowed: Allowed = Allowed(),  # noqa: B008 - immutable
+    ) -> None:
+        self._allowed = allowed
         self._records = records
         self._own = own
         self._dry_run = dry_run
@@ -74,16 +121,30 @@ class Recovery:
 
     def recorded(self, only: Collection[str] | None = None) -> Cleared:
         """Clear what dead runs (``only`` these) have on record. Raises StateError, NewerStateError, Interrupted."""
-        for run_id, has_ended in self._records.unfinished(mend=not self._dry_run):
+        for run in self._records.unfinished(mend=not self._dry_run):
+            run_id = run.mark.run_id
             if run_id == self._own or (only is not None and run_id not in only):
                 continue
             signals.check()
-            if self._dry_run:
-                self._take(run_id, None if locks.alive(run_id) else self._look(run_id), has_ended=has_ended)
-                continue
-            with locks.claim(run_id) as held:
-                self._take(run_id, None if held is None else self._clear(run_id, held), has_ended=has_ended)
+            self._consider(run)
         return self.cleared
+
+    def _consider(self, run: Unfinished) -> None:
+        run_id = run.mark.run_id
+        life = self._life(run.mark)
+        if life is Life.UNKNOWN:
+            self.cleared.unjudged.append(run_id)
+        elif self._dry_run or life is Life.ALIVE:
+            self._take(run_id, None if life is Life.ALIVE else self._look(run_id), has_ended=run.has_ended)
+        else:
+            with locks.claim(run_id) as held:
+                self._take(run_id, None if held is None else self._clear(run_id, held), has_ended=run.has_ended)
+
+    def _life(self, mark: Mark) -> Life:
+        if mark.run_id == self._own:
+            return Life.ALIVE
+        life = liveness.life(mark)
+        return Life.DEAD if life is Life.UNKNOWN and mark.run_id in self._allowed.assumed_dead else life
 
     def _take(self, run_id: str, result: _Result | None, *, has_ended: bool) -> None:
         if result is None:
@@ -105,7 +166,7 @@ class Recovery:
 
     def _look(self, run_id: str) -> _Result:
         found, problems, _ = _find(run_id, self._records.intents(run_id))
-        return _Result(found, problems)
+        return _Result(list(map(self._allowed.settle, found)), problems)
 
     def _clear(self, run_id: str, held: Held) -> _Result:
         """Have a child clear what a run left: the lock that we hold for it is the child's as well."""
@@ -137,26 +198,31 @@ class Recovery:
     def _clear_here(self, run_id: str, end: str) -> _Result:
         intents = self._records.intents(run_id)
         found, problems, unknown = _find(run_id, intents)
+        found = list(map(self._allowed.settle, found))
         left: list[Leftover] = []
         for kind, leftovers in _by_kind(found):
             left += _removed(kinds()[kind], leftovers)
-        kept = {(leftover.place, leftover.name) for leftover in [*left, *found] if leftover.problem is not None}
+        still = [leftover for leftover in [*left, *found] if leftover.problem is not None]
+        kept = {(leftover.place, name) for leftover in still for name in (leftover.name, leftover.origin)}
         gone = [i for i in intents if (i.kind, i.place) not in unknown and (i.place, i.name) not in kept]
         self._records.forget(run_id, gone)
         news = self._records.end_dead(run_id, end)
         return _Result(_with_problems(found, left), problems, end if news else "")
 
-    def forget(self, run_id: str) -> bool:
-        """Take a dead run's intents off the record without looking; returns whether it was dead. Raises StateError."""
-        with locks.claim(run_id) as held:
+    def forget(self, mark: Mark) -> Life:
+        """Take a dead run's intents off the record without looking; nothing is done if it is not dead. Raises StateError."""
+        life = self._life(mark)
+        if life is not Life.DEAD:
+            return life
+        with locks.claim(mark.run_id) as held:
             if held is None:
-                return False
-            self._records.forget(run_id)
-            self._records.end_dead(run_id, _end_of(held))
-            return True
+                return Life.ALIVE
+            self._records.forget(mark.run_id)
+            self._records.end_dead(mark.run_id, _end_of(held))
+            return life
 
     def unrecorded(self, names: dict[str, set[str]] | None) -> Cleared:
-        """Find what dead runs of this host left off the record: in these pools and filesystems (by kind; None: in all).
+        """Find what runs left off the record: in these pools and filesystems (by kind; None: in all).
 
         Only looks; :meth:`remove` removes. Raises Interrupted.
         """
@@ -166,17 +232,18 @@ class Recovery:
             if names is not None and not places:
                 continue
             try:
-                found = module.unrecorded(places, self._is_dead, self.cleared.problems)
+                found = module.unrecorded(places, self._life, self.cleared.problems)
             except Interrupted:
                 raise
             except KopiatomicError as error:
                 self.cleared.problems.append(error.message)
                 continue
-            self.cleared.leftovers += [o for o in found if (o.place, o.name) not in known]
+            for leftover in found:
+                if leftover.claim is Claim.RECEIVED and not self._allowed.received:
+                    self.cleared.received += 1
+                elif (leftover.place, leftover.name) not in known:
+                    self.cleared.leftovers.append(self._allowed.settle(leftover))
         return self.cleared
-
-    def _is_dead(self, run_id: str) -> bool:
-        return run_id != self._own and not locks.alive(run_id)
 
     def remove(self, leftovers: Sequence[Leftover]) -> None:
         """Remove what :meth:`unrecorded` found. Raises Interrupted."""

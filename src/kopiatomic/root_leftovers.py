@@ -10,7 +10,9 @@ from dataclasses import replace
 
 from kopiatomic import locks, presence, roots
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.liveness import Life
 from kopiatomic.model import Intent, Leftover
+from kopiatomic.ownership import Mark
 from kopiatomic.system import host
 from kopiatomic.text import printable
 
@@ -61,7 +63,7 @@ def _is_mount_point(directory: str) -> bool:
     return any(mount.point == directory for mount in host.here().mounts())
 
 
-def unrecorded(_names: Iterable[str] | None, _is_dead: Callable[[str], bool], problems: list[str]) -> list[Leftover]:
+def unrecorded(_names: Iterable[str] | None, _life: Callable[[Mark], Life], problems: list[str]) -> list[Leftover]:
     """The directories that runs of this boot made and that no living run needs, on record or not; deepest first."""
     left = []
     with locks.clean_up():

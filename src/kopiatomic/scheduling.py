@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-from kopiatomic import engines, errors, locks, plan, presence
+from kopiatomic import engines, errors, plan, presence
 from kopiatomic.commands import result_of
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
+from kopiatomic.liveness import Life, life
 from kopiatomic.masking import Secrets
 from kopiatomic.options import Options, check_name, words
 from kopiatomic.output.console import Console
@@ -362,7 +363,8 @@ def _of_ours(paths: Sequence[str], console: Console) -> Iterator[str]:
 def _require_idle(scheduler: Scheduler, schedule: Schedule) -> None:
     """Refuse while a run of it lives: what cleans up after it would be gone. Raises KopiatomicError."""
     runs = Records(schedule.state_dir).scheduled(schedule.name)
-    alive = next((run.id for run in runs if run.result is None and locks.alive(run.id)), None)
+    # One that cannot be judged may be alive.
+    alive = next((run.id for run in runs if run.result is None and life(run.mark) is not Life.DEAD), None)
     # One that has just been started is not on record yet.
     if alive is not None or scheduler.busy(schedule.name):
         raise KopiatomicError(

@@ -117,6 +117,8 @@ class Supervisor:
         message = self._from_keeper()
         assert isinstance(message, Sets)
         self._sets = message
+        for maker in self._makers:
+            maker.recall(message)
         return message
 
     def mount(self, plan: Plan) -> View:

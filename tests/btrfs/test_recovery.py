@@ -170,7 +170,7 @@ def test_an_empty_directory_of_that_name_that_is_not_roots_alone_stays(
 def test_a_dry_run_clears_nothing(killed: Callable[[], str], run: Run, btrfs: Btrfs) -> None:
     killed()
     before = sorted(btrfs.snapshots())
-    assert run("-n", "-c", "true", btrfs.mountpoint).returncode == 0
+    assert run("-n", "-c", "true", btrfs.mountpoint / "data").returncode == 0
     assert sorted(btrfs.snapshots()) == before
 
 
@@ -181,8 +181,8 @@ def test_without_its_record_a_run_only_tells_and_recover_removes(
     shutil.rmtree(tmp_path / "state")
     ended = run("-c", "true", btrfs.mountpoint / "data")
     assert ended.returncode == 0, str(ended)
-    assert f"was left by run {run_id}, of which there is no record here" in ended.stderr
-    assert "'kopiatomic recover' removes it" in ended.stderr
+    assert f"were left by run {run_id}, of which there is no record here" in ended.stderr
+    assert "'kopiatomic recover' removes them" in ended.stderr
     assert len(btrfs.snapshots()) == 2
     code, document = recover()
     assert code == 0, document

@@ -132,7 +132,7 @@ class Runs:
         if ROOT.exists():
             found.append(str(ROOT))
         if os.path.isdir(locks.DIRECTORY):
-            found += os.listdir(locks.DIRECTORY)
+            found += set(os.listdir(locks.DIRECTORY)) - {"id"}
         return found + [f"{pid} {words}" for pid, (_, words) in processes().items() if str(self.folder) in words]
 
 

@@ -21,7 +21,8 @@ import pytest
 from kopiatomic import records
 from kopiatomic.model import Instant, Intent, Sets, Snapshot, SnapshotSet
 from kopiatomic.output.history import list_of
-from kopiatomic.records import NewerStateError, Records, RunRecord, StateError
+from kopiatomic.ownership import Mark
+from kopiatomic.records import NewerStateError, Records, RunRecord, StateError, Unfinished
 
 pytestmark = pytest.mark.usefixtures("lock_directory")
 
@@ -80,9 +81,9 @@ def test_a_run_whose_record_was_removed_gets_a_whole_one_at_its_end(state: Recor
 def test_intents_of_a_run_that_has_ended_are_told_from_those_of_one_that_has_not(state: Records) -> None:
     state.begin(run_record(), keep=YEAR)
     state.intend(RUN, [Intent("zfs", "tank", "tank@x")], "s")
-    assert state.unfinished() == [(RUN, False)]
+    assert state.unfinished() == [Unfinished(Mark(RUN, ""), has_ended=False)]
     state.end(ended_record("failed", 1))
-    assert state.unfinished() == [(RUN, True)]
+    assert state.unfinished() == [Unfinished(Mark(RUN, ""), has_ended=True)]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a read-only filesystem is mounted")
@@ -257,14 +258,14 @@ def test_what_is_gone_goes_off_the_record_and_the_rest_stays(state: Records) -> 
     state.intend(RUN, [kept, gone], "s")
     state.forget(RUN, [gone])
     assert state.intents(RUN) == [kept]
-    assert state.unfinished() == [(RUN, False)]
+    assert state.unfinished() == [Unfinished(Mark(RUN, ""), has_ended=False)]
     state.forget(RUN)
     assert state.unfinished() == []
 
 
 def test_a_run_without_an_end_is_unfinished_also_without_intents(state: Records) -> None:
     state.begin(run_record(), keep=YEAR)
-    assert state.unfinished() == [(RUN, False)]
+    assert state.unfinished() == [Unfinished(Mark(RUN, ""), has_ended=False)]
     state.end(ended_record("saved", 0))
     assert state.unfinished() == []
 

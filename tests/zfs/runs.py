@@ -136,7 +136,8 @@ class Runner:
         """List what runs have left behind at this moment: `assert run.left(pool) == []`."""
         found = [f"process {line}" for line in self.group.processes()]
         found += [f"mount {line}" for line in mounts(root)]
-        found += [f"lock {path}" for path in LOCKS.glob("*")]
+        # The directory's own id stays with it.
+        found += [f"lock {path}" for path in LOCKS.glob("*") if path.name != "id"]
         if os.path.lexists(root):
             found.append(f"mount root {root}")
         if pools:

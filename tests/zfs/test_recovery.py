@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from kopiatomic.system import linux
 from tests.support.filesystems import Pool
-from tests.support.killing import kill_together
 from tests.support.programs import command
-from tests.zfs.runs import Run, Runner, children
+from tests.zfs.killed import ENGINE, killed_run, ours, recovered
+from tests.zfs.runs import Runner
 
 pytestmark = pytest.mark.core
-
-ENGINE = "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(1000)"
 
 
 @pytest.fixture(scope="module")
@@ -31,59 +24,10 @@ def pool(tank: Pool) -> Pool:
     return tank
 
 
-@contextmanager
-def still_mounted(launcher: int) -> Iterator[None]:
-    """A process that stays in a launcher's mount namespace: its mounts do not end with the launcher."""
-    stay, told = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        namespace = os.open(f"/proc/{launcher}/ns/mnt", os.O_RDONLY)
-        linux._libc().setns(namespace, linux.CLONE_NEWNS)
-        os.close(told)
-        os.read(stay, 1)
-        os._exit(0)
-    os.close(stay)
-    # Until it is there.
-    while os.readlink(f"/proc/{pid}/ns/mnt") != os.readlink(f"/proc/{launcher}/ns/mnt"):
-        time.sleep(0.01)
-    try:
-        yield
-    finally:
-        os.close(told)
-        os.waitpid(pid, 0)
-
-
 @pytest.fixture
 def killed(pool: Pool, run: Runner, tmp_path: Path) -> Callable[[], str]:
-    """A run whose processes were all killed while the snapshots were mounted: the kernel's release fails then; its id."""
-
-    def kill() -> str:
-        engine, ready = tmp_path / "engine.py", tmp_path / "ready"
-        engine.write_text(ENGINE)
-        ready.unlink(missing_ok=True)
-        started: Run = run.start("-c", f"python3 -SI {engine} {ready}", f"{pool.name}/home", f"{pool.name}/src")
-        started.until(ready.exists)
-        (keeper,) = children(started.pid)
-        (launcher,) = children(keeper)
-        with still_mounted(launcher):
-            # The engine is among them: it has the descriptor too, and the last one to close it must find the mounts.
-            kill_together(run.group.pids())
-            started.wait()
-        names = ours(pool)
-        assert len(names) == 2
-        return names[0].partition("@kopiatomic_")[2]
-
-    return kill
-
-
-def ours(pool: Pool) -> list[str]:
-    return sorted(name for name in pool.snapshots() if "@kopiatomic_2" in name)
-
-
-def recovered(run: Runner, *args: str) -> tuple[int, Any]:
-    ended = run("recover", "--json", *args)
-    assert "Traceback" not in ended.stderr
-    return ended.returncode, json.loads(ended.stdout)
+    """A run whose processes were all killed while the snapshots were mounted; its id."""
+    return lambda: killed_run(pool, run, tmp_path, [f"{pool.name}/home", f"{pool.name}/src"])
 
 
 def test_the_next_run_clears_what_the_kernel_could_not_release(
@@ -106,24 +50,34 @@ def test_recover_says_first_and_then_removes(killed: Callable[[], str], pool: Po
     assert len(ours(pool)) == 2
     proofs = [o["proof"] for o in said["leftovers"] if o["kind"] == "zfs-snapshot"]
     assert len(proofs) == 2
-    assert all(f"kopiatomic:run={run_id}@" in proof and "guid" in proof and "createtxg" in proof for proof in proofs)
+    assert all("on record, guid" in proof and "createtxg" in proof for proof in proofs)
+    assert all(o["name"].endswith(run_id) for o in said["leftovers"] if o["kind"] == "zfs-snapshot")
     code, done = recovered(run)
     assert code == 0, done
     assert run.left(pool) == []
 
 
-def test_without_its_record_a_run_only_tells_and_recover_removes(
+def test_without_a_record_they_are_listed_and_go_only_when_asked(
     killed: Callable[[], str], pool: Pool, run: Runner, tmp_path: Path
 ) -> None:
+    """Name and property are whoever's to whom that is delegated: they prove nothing."""
     run_id = killed()
     shutil.rmtree(tmp_path / "state")
     ended = run("-c", "true", f"{pool.name}/home")
     assert ended.returncode == 0, ended
-    assert f"{pool.name}/src@kopiatomic_{run_id} was left by run {run_id}, of which there is no record" in ended.stderr
-    assert len(ours(pool)) == 2
+    assert f"{pool.name}/src@kopiatomic_{run_id} were left by run {run_id}, of which there is no record" in ended.stderr
+    assert "recover --unrecorded" in ended.stderr
     code, document = recovered(run)
+    assert code == 4
+    listed = {o["name"]: o for o in document["leftovers"] if o["kind"] == "zfs-snapshot"}
+    assert sorted(listed) == ours(pool)
+    assert len(listed) == 2
+    for name, leftover in listed.items():
+        assert (leftover["done"], leftover["action"]) == (False, f"zfs release kopiatomic {name}; zfs destroy {name}")
+        assert "names this host" in leftover["proof"]
+        assert "no record" in leftover["problem"]
+    code, document = recovered(run, "--unrecorded")
     assert code == 0, document
-    assert all("names this host" in o["proof"] for o in document["leftovers"] if o["kind"] == "zfs-snapshot")
     assert run.left(pool) == []
 
 
@@ -136,7 +90,7 @@ def test_somebody_elses_hold_is_not_released_and_ours_is(killed: Callable[[], st
         assert code == 4
         (left,) = (o for o in document["leftovers"] if not o["done"])
         assert left["name"] == held
-        assert "somebody else holds it" in left["problem"]
+        assert "somebody else holds it (theirs;" in left["problem"]
         tags = command("zfs", "holds", "-H", held).stdout.split("\t")[1::2]
         assert tags == ["theirs"]
     finally:
@@ -174,10 +128,16 @@ def test_what_only_looks_like_ours_stays(killed: Callable[[], str], pool: Pool, 
     command("sh", "-c", f"zfs receive -u {pool.name}/received < {stream}")
     expected = {*decoys, f"{inherits}@kopiatomic_{run_id}", f"{pool.name}/received@kopiatomic_{run_id}"}
     try:
-        assert recovered(run)[0] == 0
-        assert set(pool.snapshots()) == expected
+        for more in ((), ("--unrecorded",)):
+            code, document = recovered(run, *more)
+            assert (code, document["received"]) == (0, 6)
+            assert set(pool.snapshots()) == expected
         shutil.rmtree(tmp_path / "state")
-        assert recovered(run)[0] == 0
+        assert recovered(run, "--unrecorded")[0] == 0
+        assert set(pool.snapshots()) == expected
+        assert "Nothing of this host is left; 6 snapshots of other hosts' runs, or received with a stream" in (
+            run("recover").stdout
+        )
         assert set(pool.snapshots()) == expected
     finally:
         for name in ("decoys", "inherits", "received"):

@@ -133,7 +133,10 @@ def test_what_is_no_change_is_not_read(pool: Pool, skipping: Skipping) -> None:
 def test_the_bookmarks_are_listed_and_forgotten(pool: Pool, skipping: Skipping, run: Runner) -> None:
     somebodys = f"{pool.name}/data#kopiatomic_0123456789abcdef"
     planned = run("plan", "--layout", "in-place", "--skip-unchanged", "-r", f"{pool.name}/home")
-    assert f"DATASET#{ownership.bookmark()}" in planned.stdout + planned.stderr
+    assert (
+        f"DATASET#{ownership.bookmark()}: 'zfs rollback' to an older snapshot is refused"
+        in planned.stdout + planned.stderr
+    )
     assert bookmarks(pool) == []
     assert skipping() == NEITHER
     command("zfs", "snapshot", f"{pool.name}/data@by-hand")
@@ -149,6 +152,23 @@ def test_the_bookmarks_are_listed_and_forgotten(pool: Pool, skipping: Skipping, 
     assert skipping() == BOTH
     assert run("recover").returncode == 0
     assert len(bookmarks(pool)) == 4
+
+
+def test_a_rollback_that_our_bookmark_refuses_is_named_by_recover(pool: Pool, skipping: Skipping, run: Runner) -> None:
+    command("zfs", "snapshot", f"{pool.name}/data@older")
+    assert skipping() == NEITHER
+    refused = command("zfs", "rollback", f"{pool.name}/data@older", check=False)
+    assert refused.returncode != 0
+    assert ownership.bookmark() in refused.stderr
+    ended = run("recover")
+    assert ended.returncode == 0
+    assert (
+        "3 bookmark(s) of --skip-unchanged stay: 'zfs rollback' to an older snapshot is refused without -r"
+        in ended.stdout
+    )
+    assert json.loads(run("recover", "--json").stdout)["bookmarks"] == 3
+    command("zfs", "rollback", "-r", f"{pool.name}/data@older")
+    assert len(bookmarks(pool)) == 2
 
 
 def test_a_bookmark_that_somebody_destroyed_proves_nothing(pool: Pool, skipping: Skipping) -> None:

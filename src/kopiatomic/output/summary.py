@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kopiatomic import liveness
 from kopiatomic.model import MIGHT_HANG, Plan, Sets, Uncovered
 from kopiatomic.output.document import instant_words
 from kopiatomic.report import EngineReport, Report
@@ -180,6 +181,7 @@ def _not_in_it(plan: Plan, *, all_of_it: bool) -> list[str]:
 def cleared_lines(cleared: Cleared) -> list[str]:
     """What a run says of what it found of dead ones, and what became of that."""
     lines = ends_of_dead(cleared)
+    lines += [f"{liveness.unknown_text(run_id)}; {liveness.assume_hint(run_id)}" for run_id in cleared.unjudged]
     gone: dict[str, list[str]] = {}
     left: list[str] = []
     for leftover in cleared.leftovers:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from kopiatomic.model import Instant, Intent, Leftover, Plan, Refusal, SnapshotSet, Taken
+from kopiatomic.liveness import Life
+from kopiatomic.model import Instant, Intent, Leftover, Plan, Refusal, Sets, SnapshotSet, Taken
+from kopiatomic.ownership import Mark
 from kopiatomic.snapshots import btrfs_leftovers, zfs_leftovers
 from kopiatomic.snapshots.btrfs import BtrfsMaker
 from kopiatomic.snapshots.zfs import ZfsMaker
@@ -50,10 +52,13 @@ class Maker(Protocol):
         Raises KopiatomicError.
         """
 
+    def recall(self, sets: Sets) -> None:
+        """Take over what identifies the snapshots, in another process than the one that read them back."""
+
     def remove(self) -> list[str]:
         """Make sure that no snapshot of the set is left, whether it was tied or not, made whole or in part.
 
-        Needs no state: another process than the one that made them may call it. Returns what is left, in words.
+        Another process than the one that made them may call it. Returns what is left, in words.
         """
 
     def needs_descriptor(self) -> bool:
@@ -66,12 +71,12 @@ class Leftovers(Protocol):
     KIND: str
 
     def recorded(self, run_id: str, intents: Sequence[Intent], /) -> list[Leftover]:
-        """Those of a dead run's intents that exist and are ours. Raises KopiatomicError where that cannot be told."""
+        """Those of a dead run's intents that exist and are ours, or may be. Raises KopiatomicError where that cannot be told."""
 
     def unrecorded(
-        self, names: Iterable[str] | None, is_dead: Callable[[str], bool], problems: list[str], /
+        self, names: Iterable[str] | None, life: Callable[[Mark], Life], problems: list[str], /
     ) -> list[Leftover]:
-        """Those in these pools or filesystems (None: in all) that bear a dead run's name and this host's mark.
+        """Those in these pools or filesystems (None: in all) that bear the name of a run which is not known to be alive.
 
         ``problems`` gets what could not be looked at, in words. Raises KopiatomicError where nothing could.
         """

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 from kopiatomic import presence
 from kopiatomic.errors import concerns_all
-from kopiatomic.model import Instant, Intent, Refusal, Snapshot, SnapshotSet, Taken
+from kopiatomic.model import Instant, Intent, Refusal, Sets, Snapshot, SnapshotSet, Taken
 from kopiatomic.snapshots import btrfs_folder as folder
 from kopiatomic.snapshots.btrfs_folder import SNAPSHOT, failed
-from kopiatomic.system import btrfs, linux, mountinfo
+from kopiatomic.system import btrfs, channel, linux, mountinfo
 from kopiatomic.text import few, printable
 
 _TRIES = 20
@@ -46,6 +46,8 @@ class BtrfsMaker:
     """The UUIDs of all that snapshots were made of: with the folder, the proof that a snapshot is of this run."""
     _made: dict[str, bytes] = field(default_factory=dict)
     """The UUIDs of the snapshots, by their paths."""
+    _lock: int | None = None
+    """The run's folder: as long as a process of the run has it open, nobody takes the run for dead."""
 
     def needs_descriptor(self) -> bool:
         """Nothing of Btrfs can be tied to a descriptor."""
@@ -120,11 +122,8 @@ class BtrfsMaker:
         if not self._sources:
             return None
         with folder.top(self._device) as top:
-            directory = folder.make(top, self.run_id, self._where())
-            try:
-                return self._make_in(directory)
-            finally:
-                os.close(directory)
+            self._lock = folder.make(top, self.run_id, self._where())
+            return self._make_in(self._lock)
 
     def _make_in(self, directory: int) -> Instant | None:
         # Each in a directory of its own: the kernel locks the directory during the call, and in one directory the
@@ -258,15 +257,24 @@ class BtrfsMaker:
                 snapshots.append(Snapshot(name, path, found.born, found.uuid.hex(), None, *states))
         return SnapshotSet("btrfs", self.pool, tuple(snapshots), instant)
 
+    def recall(self, sets: Sets) -> None:
+        """Nothing: where they lie, and of what they are snapshots, identifies them."""
+
     def remove(self) -> list[str]:
         """Delete the run's snapshots and directories: only what lies in the run's own directory, by name."""
-        with folder.top(self._device) as top:
-            left = folder.remove(
-                top,
-                self.run_id,
-                lambda entry: entry.subvolume is not None and entry.subvolume.parent_uuid in self._origins,
-            )
-            left |= self._moved(top)
+        try:
+            # The lock keeps the filesystem there also where the host has unmounted it meanwhile.
+            with folder.top(self._device) as top:
+                left = folder.remove(
+                    top,
+                    self.run_id,
+                    lambda entry: entry.subvolume is not None and entry.subvolume.parent_uuid in self._origins,
+                    locked=self._lock is not None,
+                )
+                left |= self._moved(top)
+        finally:
+            channel.close_quietly(self._lock)
+            self._lock = None
         return few(
             [
                 f"Btrfs snapshot {path} in the top-level subvolume of {self._where()}: {reason} "

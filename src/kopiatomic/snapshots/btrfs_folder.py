@@ -1,18 +1,20 @@
 """Where Btrfs snapshots of runs lie: ``.kopiatomic/kopiatomic_RUN/N/snapshot`` of the filesystem's top-level subvolume.
 
 Root's alone, there only while a run lives, and reached through a mount that is attached nowhere. A run's folder carries
-the run's mark. Nothing is ever removed but an empty directory and a subvolume that the caller has proven ours.
+the run's mark, and its processes hold a lock on it: one that is seen in every container and mount namespace. Nothing is ever
+removed but an empty directory and a subvolume that the caller has proven ours, and nothing from a folder that is locked.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from kopiatomic import ownership, presence
+from kopiatomic import liveness, ownership, presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Dataset, Refusal, Verdict
@@ -73,7 +75,10 @@ def device_of(filesystem: str, known: str) -> str:
 
 
 def make(top_fd: int, run_id: str, where: str) -> int:
-    """Make a run's folder, root's alone and marked, and open it. Raises KopiatomicError."""
+    """Make a run's folder, root's alone, locked and marked. Returns the descriptor that has the lock. Raises KopiatomicError.
+
+    The descriptor keeps the filesystem busy, but no mount of the host's.
+    """
     path = name_of(run_id)
     for _ in range(100):
         try:
@@ -89,7 +94,12 @@ def make(top_fd: int, run_id: str, where: str) -> int:
                 )
             os.mkdir(path, 0o700, dir_fd=top_fd)
             directory = os.open(path, OPEN_DIRECTORY, dir_fd=top_fd)
-            os.setxattr(directory, ownership.ATTRIBUTE, str(ownership.mark(run_id)).encode())
+            # A recovery that finds it empty has it locked for a moment, and takes it away.
+            fcntl.flock(directory, fcntl.LOCK_EX)
+            if not _is_at(directory, path, top_fd):
+                os.close(directory)
+                continue
+            os.setxattr(directory, ownership.ATTRIBUTE, str(liveness.mark(run_id)).encode())
         except FileNotFoundError:
             # Another run ended and took the directory away between two of these calls.
             continue
@@ -97,6 +107,35 @@ def make(top_fd: int, run_id: str, where: str) -> int:
             raise failed(f"no directory for the snapshots of {where} can be made", error) from None
         return directory
     raise failed(f"no directory for the snapshots of {where} can be made", OSError(errno.EBUSY, "busy"))
+
+
+def _is_at(directory: int, path: str, top_fd: int) -> bool:
+    """Whether an open directory is still the one at a path."""
+    try:
+        return os.path.samestat(os.fstat(directory), os.stat(path, dir_fd=top_fd, follow_symlinks=False))
+    except FileNotFoundError:
+        return False
+
+
+def is_locked(top_fd: int, run_id: str) -> bool:
+    """Whether a process of a run, in whatever container, or a recovery has a run's folder. Raises OSError."""
+    try:
+        directory = _open_own(top_fd, run_id)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    try:
+        return not _locks(directory, fcntl.LOCK_SH)
+    finally:
+        os.close(directory)
+
+
+def _locks(directory: int, kind: int) -> bool:
+    """Lock an open folder until the descriptor is closed; False where somebody else has it."""
+    try:
+        fcntl.flock(directory, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @immutable
@@ -219,17 +258,19 @@ def moved(path: str, name: str) -> str:
     return f"it was moved to {printable(path)}"
 
 
-def remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool]) -> dict[str, str]:
+def remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool], *, locked: bool = False) -> dict[str, str]:
     """Delete the snapshots that are ours, then what is empty. Returns what is left: path and reason. Raises OSError.
+
+    ``locked`` says that the caller has the lock on the folder.
 
     What is gone then stays gone: its record is deleted next, and after a power cut nobody would know of it any more.
     """
-    left = _remove(top_fd, run_id, is_ours)
+    left = _remove(top_fd, run_id, is_ours, locked=locked)
     btrfs.commit(top_fd)
     return left
 
 
-def _remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool]) -> dict[str, str]:
+def _remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool], *, locked: bool) -> dict[str, str]:
     found = entries(top_fd, run_id)
     if found is None:
         # Killed between the making of the two directories, or between their removal.
@@ -239,20 +280,25 @@ def _remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool]) -> dict[
     left: dict[str, str] = {}
     directory = _open_own(top_fd, run_id)
     try:
+        if not locked and not _locks(directory, fcntl.LOCK_EX):
+            return {entry.path: LOCKED for entry in found} or {name_of(run_id): LOCKED}
         for entry in found:
             try:
                 _remove_entry(directory, entry, is_ours)
             except OSError as error:
                 left[entry.path] = error.strerror or str(error)
+        if not left:
+            os.rmdir(name_of(run_id), dir_fd=top_fd)
+    except OSError as error:
+        return {name_of(run_id): error.strerror or str(error)}
     finally:
         os.close(directory)
     if not left:
-        try:
-            os.rmdir(name_of(run_id), dir_fd=top_fd)
-        except OSError as error:
-            return {name_of(run_id): error.strerror or str(error)}
         _remove_shared(top_fd)
     return left
+
+
+LOCKED = "its run is alive, perhaps in another container, or it is being removed: a process has locked the run's folder"
 
 
 def _remove_entry(directory: int, entry: Entry, is_ours: Callable[[Entry], bool]) -> None:

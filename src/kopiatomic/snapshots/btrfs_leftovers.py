@@ -8,9 +8,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from kopiatomic import ownership, presence
+from kopiatomic import liveness, ownership, presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Intent, Leftover
+from kopiatomic.liveness import Life
+from kopiatomic.model import Claim, Intent, Leftover
+from kopiatomic.ownership import Mark
 from kopiatomic.snapshots import btrfs_folder as folder
 from kopiatomic.system import btrfs, mountinfo
 from kopiatomic.text import printable
@@ -92,8 +94,11 @@ def _directory(filesystem: str, run_id: str, device: str, name: str, proof: str)
     return Leftover(run_id, KIND, filesystem, name, proof, command)
 
 
-def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool], problems: list[str]) -> list[Leftover]:
-    """Snapshots of dead runs of this host on these filesystems (UUIDs; None: all that are mounted), on record or not."""
+def unrecorded(names: Iterable[str] | None, life: Callable[[Mark], Life], problems: list[str]) -> list[Leftover]:
+    """Snapshots of runs on these filesystems (UUIDs; None: all that are mounted), on record or not.
+
+    Without those of runs that are known to be alive.
+    """
     wanted = None if names is None else set(names)
     left: list[Leftover] = []
     for filesystem, device in _mounted().items():
@@ -102,24 +107,31 @@ def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool], prob
         try:
             with folder.top(device) as top, _told(device):
                 for run_id in folder.runs(top):
-                    if is_dead(run_id):
-                        left += _unrecorded_in(top, filesystem, device, run_id)
+                    left += _unrecorded_in(top, filesystem, device, run_id, life)
         except KopiatomicError as error:
             problems.append(error.message)
     return left
 
 
-def _unrecorded_in(top: int, filesystem: str, device: str, run_id: str) -> Iterator[Leftover]:
+def _unrecorded_in(
+    top: int, filesystem: str, device: str, run_id: str, life: Callable[[Mark], Life]
+) -> Iterator[Leftover]:
     found = folder.entries(top, run_id)
+    if found is None:
+        return
+    mark = folder.mark_of(top, run_id)
+    ours = mark is not None and mark.run_id == run_id and liveness.is_local(mark)
+    state = life(mark if ours and mark is not None else Mark(run_id, ""))
+    if state is Life.ALIVE:
+        return
     if found == []:
-        yield _empty(filesystem, run_id, device)
-    elif found:
-        mark = folder.mark_of(top, run_id)
-        if mark is not None and mark.run_id == run_id and mark.of_this_host:
-            for entry in found:
-                yield _leftover(
-                    filesystem, device, entry, f"in a folder that only root enters and that is marked {mark}"
-                )
+        if not folder.is_locked(top, run_id):
+            yield _empty(filesystem, run_id, device)
+        return
+    claim = Claim.RECEIVED if not ours else Claim.UNJUDGED if state is Life.UNKNOWN else Claim.PROVEN
+    proof = f"in a folder that only root enters and that is marked {mark}" if mark else "in a folder without a mark"
+    for entry in found:
+        yield replace(_leftover(filesystem, device, entry, proof), claim=claim)
 
 
 def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:

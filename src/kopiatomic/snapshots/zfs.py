@@ -8,14 +8,16 @@ import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, concerns_all
-from kopiatomic.immutable import immutable
-from kopiatomic.model import Dataset, Instant, Intent, Refusal, Snapshot, SnapshotSet, Taken, Verdict
-from kopiatomic.ownership import PREFIX, PROPERTY, TAG, mark
-from kopiatomic.snapshots import zfs_bookmarks, zfs_get
-from kopiatomic.system import libzfs_core, process
-from kopiatomic.text import ended, printable
+from kopiatomic.liveness import mark
+from kopiatomic.model import Claim, Dataset, Instant, Intent, Refusal, Sets, Snapshot, SnapshotSet, Taken, Verdict
+from kopiatomic.ownership import PREFIX, PROPERTY, TAG
+from kopiatomic.snapshots import zfs_bookmarks, zfs_busy, zfs_get, zfs_look
+from kopiatomic.snapshots.zfs_look import Seen, look
+from kopiatomic.system import host, libzfs_core, process
+from kopiatomic.text import printable
 
 GONE_TIMEOUT = 60.0
 """Seconds to wait for the kernel to have destroyed a released set."""
@@ -27,6 +29,10 @@ _REFUSED_TRIES = 20
 _REFUSED_TIMEOUT = 60.0
 """How often, and for how long (seconds), the snapshots are asked for again without those that were refused."""
 
+_GROUPS = 16
+"""How many transaction groups may pass between the record of a snapshot and the snapshot: 80 s by ``zfs_txg_timeout``, fewer
+where much is written. One that is later than that is left and named."""
+
 _RESUMED_POLL = 0.5
 """Seconds between two tries to release what a suspended pool holds up."""
 
@@ -35,12 +41,15 @@ class ZfsMaker:
     """The set of one pool."""
 
     def __init__(self, run_id: str, pool: str, taken: Sequence[Taken], bookmark: str = "") -> None:
-        self._mark = str(mark(run_id))
+        self._run_id = run_id
         self._pool = pool
         self._bookmark = bookmark
         self._datasets = {f"{t.dataset.name}@{PREFIX}{run_id}": t.dataset for t in taken}
         """By the names of their snapshots."""
-        self._all = list(self._datasets)
+        self._intents = {name: Intent("zfs", pool, name) for name in self._datasets}
+        """Of all that may have been made, also of what was left out since."""
+        self._renamed: list[Intent] = []
+        """What was not there by its name when it was still held: somebody has given it another."""
         self.refused: list[Refusal] = []
 
     def needs_descriptor(self) -> bool:
@@ -52,8 +61,11 @@ class ZfsMaker:
         libzfs_core.prepare()
 
     def intents(self) -> list[Intent]:
-        """The exact names."""
-        return [Intent("zfs", self._pool, name) for name in self._names]
+        """The exact names, and the transaction groups that they can be of."""
+        group = host.here().transaction_group(self._pool)
+        between = None if group is None else (group, group + _GROUPS)
+        self._intents = {name: Intent("zfs", self._pool, name, between=between) for name in self._names}
+        return list(self._intents.values())
 
     def prepare(self) -> None:
         """Nothing: datasets go by name, and the call itself tells which are gone."""
@@ -72,7 +84,7 @@ class ZfsMaker:
         while self._datasets:
             before = time.time_ns(), time.monotonic_ns()
             try:
-                libzfs_core.snapshot(self._names, {PROPERTY: self._mark})
+                libzfs_core.snapshot(self._names, {PROPERTY: str(mark(self._run_id))})
             except libzfs_core.ZfsCallError as error:
                 tries -= 1
                 if not tries or time.monotonic() > deadline:
@@ -153,13 +165,29 @@ class ZfsMaker:
             for name in self._names
         )
         made = SnapshotSet("zfs", self._pool, snapshots, instant)
-        if made.snapshots and not made.one_instant:
+        if made.snapshots and (not made.one_instant or self._older(found)):
             raise KopiatomicError(
-                f"the snapshots of pool {self._pool} are not of one transaction group, although one call made them",
+                f"the snapshots of pool {self._pool} are not of one transaction group of this run, although one call made them",
                 kind="not-one-txg",
-                hint="Was one destroyed and made anew by somebody else? Run again; if it happens twice, please report it.",
+                hint="Has somebody else renamed them, or made one anew? Run again; if it happens twice, please report it.",
             )
+        self.recall(Sets((made,)))
         return made
+
+    def _older(self, found: Mapping[str, Seen]) -> bool:
+        """Whether one was there before the run: somebody gave it the name of one that the run has made."""
+        between = {name: self._intents[name].between for name in found}
+        return any(groups is not None and found[name].createtxg < groups[0] for name, groups in between.items())
+
+    def recall(self, sets: Sets) -> None:
+        """Guid and createtxg of each: they alone prove from now on that it is ours."""
+        for made in sets.sets:
+            for snapshot in made.snapshots:
+                intent = self._intents.get(snapshot.source)
+                if intent is not None:
+                    self._intents[intent.name] = replace(
+                        intent, identity=snapshot.identity, transaction=snapshot.transaction
+                    )
 
     def untie(self) -> None:
         """Release the holds by a call, and wait for the pool in it, so that the last close has nothing to wait for.
@@ -168,6 +196,8 @@ class ZfsMaker:
         clear`` can, and only a reboot helps (the kernel holds its list of open descriptors locked then; seen on 2.1.11). A
         call that waits is in nobody's way.
         """
+        made = [intent for intent in self._intents.values() if intent.identity is not None]
+        self._renamed = [intent for intent in made if not libzfs_core.may_exist([intent.name])]
         while True:
             try:
                 libzfs_core.release(self._names, TAG)
@@ -180,7 +210,9 @@ class ZfsMaker:
 
     def remove(self) -> list[str]:
         """Wait until the kernel has destroyed the released set; destroy what nothing tied."""
-        left = self._ours(self._all)
+        for intent, name, _ in zfs_look.moved(self._run_id, self._pool, self._renamed):
+            self._intents[name] = replace(intent, name=name)
+        left, unproven = self._ours(list(self._intents))
         began = time.monotonic()
         pause = 0.01
         while left and not self._in_vain(left, time.monotonic() - began):
@@ -193,10 +225,11 @@ class ZfsMaker:
                     libzfs_core.release(left, TAG)
                 time.sleep(pause)
                 pause = min(1.0, pause * 2)
-            left = self._ours(left)
-        held = {name for name, seen in look(left).items() if seen.holds} if left else set()
+            left, _ = self._ours(left)
+        seen = look(left) if left else {}
         return [
-            f"snapshot {printable(name)} (remove it with: {destroy_command(name, held=name in held)})" for name in left
+            *(f"snapshot {printable(name)}: {zfs_busy.why(name)} ({_by_hand(name, seen[name])})" for name in seen),
+            *(f"snapshot {printable(name)}: {UNPROVEN} ({_by_hand(name, of)})" for name, of in unproven.items()),
         ]
 
     def _in_vain(self, left: Sequence[str], waited: float) -> bool:
@@ -205,10 +238,14 @@ class ZfsMaker:
             return False
         return waited > GONE_TIMEOUT or all(seen.holds for seen in look(left).values())
 
-    def _ours(self, names: Sequence[str]) -> list[str]:
+    def _ours(self, names: Sequence[str]) -> tuple[list[str], dict[str, Seen]]:
+        """Those that are left and proven ours, and those that are left and may be."""
         if not libzfs_core.may_exist(names):
-            return []
-        return [name for name, seen in look(names).items() if seen.mark == self._mark]
+            return [], {}
+        found = look(names)
+        claims = {name: claim(self._intents[name], seen) for name, seen in found.items()}
+        proven = [name for name, claim in claims.items() if claim is Claim.PROVEN]
+        return proven, {name: found[name] for name, claim in claims.items() if claim is Claim.UNRECORDED}
 
     def _snapshot_error(self, error: libzfs_core.ZfsCallError) -> KopiatomicError:
         numbers = set(error.errors.values()) or {error.errno}
@@ -224,6 +261,26 @@ class ZfsMaker:
         reason, hint = _REASONS.get(number, (os.strerror(number), "See 'zpool status' and 'dmesg'."))
         on = ", ".join(printable(name.partition("@")[0]) for name in sorted(error.errors)[:3]) or f"pool {self._pool}"
         return KopiatomicError(f"no snapshot was made of {on}: {reason}", kind="zfs-snapshot", hint=hint)
+
+
+UNPROVEN = "it has the recorded name, and nothing proves that it is the one that the run made"
+
+
+def _by_hand(name: str, seen: Seen) -> str:
+    return f"remove it with: {destroy_command(name, held=bool(seen.holds))}"
+
+
+def claim(intent: Intent, seen: Seen) -> Claim | None:
+    """What stands for it that the snapshot with a recorded name is the one that the run made; None if it is another one.
+
+    No property does: whoever may rename snapshots and set properties (zfs-allow(8)) can give any of them name and mark. Killed
+    before its guid was known, a run is believed to have made what its pool's transaction groups allow.
+    """
+    if intent.identity is not None:
+        return Claim.PROVEN if (seen.guid, seen.createtxg) == (intent.identity, intent.transaction) else None
+    if intent.between is not None and intent.between[0] <= seen.createtxg <= intent.between[1]:
+        return Claim.PROVEN
+    return Claim.UNRECORDED
 
 
 def destroy_command(name: str, *, held: bool) -> str:
@@ -256,77 +313,6 @@ _REASONS = {
     errno.EIO: ("input/output error", "See 'zpool status -v'."),
     errno.ENAMETOOLONG: ("its name is too long for a snapshot's", "Rename the dataset."),
 }
-
-
-_NUMBERS = ("guid", "createtxg", "userrefs")
-
-
-@immutable
-class Seen:
-    """A snapshot as it is now. ``mark`` is our property's value if it is set on the snapshot itself, else empty."""
-
-    guid: str
-    createtxg: int
-    mark: str
-    holds: int
-
-
-def look(names: Sequence[str]) -> dict[str, Seen]:
-    """Those of the snapshots that exist, asked for by exact name: listing all of a pool is slow.
-
-    Raises KopiatomicError where that one does not exist is not certain.
-    """
-    fields: dict[str, dict[str, str]] = {}
-    gone: set[str] = set()
-    waiting = process.parts(names)
-    while waiting:
-        part = waiting.pop()
-        result, found = _get(part, [*_NUMBERS, PROPERTY])
-        if found is None:
-            # Somebody's property with tabs or newlines, which no mark of ours has: whose it is, is found by halves.
-            middle = len(part) // 2
-            if middle:
-                waiting += [part[:middle], part[middle:]]
-                continue
-            result, found = _get(part, _NUMBERS)
-            assert found is not None
-        fields |= found
-        gone |= zfs_get.gone(result)
-        if unknown := set(part) - fields.keys() - gone:
-            raise KopiatomicError(
-                f"it cannot be told whether the snapshot {printable(min(unknown))} exists: "
-                f"{result.errors.partition(chr(10))[0] or ended(result.status)}",
-                kind="zfs-look",
-                hint="See 'zpool status'.",
-            )
-    return {
-        name: Seen(f["guid"], int(f["createtxg"]), f.get(PROPERTY, ""), int(f["userrefs"]))
-        for name, f in fields.items()
-    }
-
-
-def _get(names: Sequence[str], columns: Sequence[str]) -> tuple[process.Finished, dict[str, dict[str, str]] | None]:
-    """Properties of snapshots by name; of ours only what is set on the snapshot itself.
-
-    None where a value holds tabs or newlines: with them it may look like other snapshots' lines. The name behind it shows that:
-    such a value has to end in a line that begins with the name and one of the columns, which then are there twice.
-    """
-    result = zfs_get.run(
-        ["get", "-Hp", "-t", "snapshot", "-o", "name,property,value,source,name", ",".join(columns), *names]
-    )
-    found: dict[str, dict[str, str]] = {}
-    for line in (
-        result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n") if result.stdout else ()
-    ):
-        fields = line.split("\t")
-        if len(fields) != 5 or fields[0] != fields[4]:
-            return result, None
-        name, key, value, source, _ = fields
-        of_this = found.setdefault(name, {})
-        if key not in columns or key in of_this:
-            return result, None
-        of_this[key] = value if key != PROPERTY or source == "local" else ""
-    return result, found
 
 
 def _sizes(names: Sequence[str]) -> dict[str, int]:

@@ -5,33 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from kopiatomic import ownership
+from kopiatomic import liveness, ownership
 from kopiatomic.errors import KopiatomicError, pool_suspended
-from kopiatomic.model import Intent, Leftover
-from kopiatomic.ownership import TAG
-from kopiatomic.snapshots import zfs
-from kopiatomic.snapshots.zfs import Seen
-from kopiatomic.system import host, libzfs_core, pools, process
-from kopiatomic.text import ended, printable
+from kopiatomic.liveness import Life
+from kopiatomic.model import Claim, Intent, Leftover
+from kopiatomic.ownership import TAG, Mark
+from kopiatomic.snapshots import zfs, zfs_busy, zfs_look
+from kopiatomic.snapshots.zfs_look import Seen, look
+from kopiatomic.system import host, libzfs_core, pools
+from kopiatomic.text import printable
 
 KIND = "zfs-snapshot"
-_LIST_TIMEOUT = 300.0
 
 
 def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
-    """Those of a dead run's snapshots that are left. What has the name and is not ours, is not among them.
+    """Those of a dead run's snapshots that are left or may be. What is in the place of one of ours is not among them.
 
     Raises KopiatomicError where that cannot be told.
     """
+    left = []
     for pool in sorted({intent.place for intent in intents}):
         _require_answer(pool)
-    found = zfs.look([intent.name for intent in intents])
-    left = []
-    for intent in intents:
-        seen = found.get(intent.name)
-        proof = None if seen is None else _proof(run_id, intent, seen)
-        if proof is not None:
-            left.append(_leftover(run_id, intent.place, intent.name, proof, held=bool(found[intent.name].holds)))
+        mine = [intent for intent in intents if intent.place == pool]
+        found = look([intent.name for intent in mine])
+        claims = {i.name: zfs.claim(i, found[i.name]) for i in mine if i.name in found}
+        there = {name: claim for name, claim in claims.items() if claim is not None}
+        left += [_leftover(run_id, n, found[n], _proof(found[n], claim), claim) for n, claim in there.items()]
+        for intent, name, seen in zfs_look.moved(run_id, pool, [i for i in mine if i.name not in there]):
+            proof = f"{_proof(seen, Claim.PROVEN)}, made as {printable(intent.name)}"
+            left.append(replace(_leftover(run_id, name, seen, proof, Claim.PROVEN), origin=intent.name))
     return left
 
 
@@ -47,71 +49,67 @@ def _require_answer(pool: str) -> None:
         raise pool_suspended(pool)
 
 
-def _proof(run_id: str, intent: Intent, seen: Seen) -> str | None:
-    """What proves a snapshot with a recorded name ours; None if it is somebody else's."""
-    mark = ownership.parse(seen.mark)
-    if mark is None or mark.run_id != run_id:
-        return None
-    if intent.identity is None:
-        # Killed before its guid was known: then it has to name this host as well.
-        return f"on record, {ownership.PROPERTY}={mark}" if mark.of_this_host else None
-    if (seen.guid, seen.createtxg) != (intent.identity, intent.transaction):
-        return None
-    return f"on record, {ownership.PROPERTY}={mark}, guid {seen.guid}, createtxg {seen.createtxg}"
+def _proof(seen: Seen, claim: Claim) -> str:
+    """What stands for it that a snapshot with a recorded name is ours."""
+    identity = f"guid {seen.guid}, createtxg {seen.createtxg}"
+    return f"on record, {identity}" if claim is Claim.PROVEN else f"only its name is on record; {identity}"
 
 
-def _leftover(run_id: str, pool: str, name: str, proof: str, *, held: bool) -> Leftover:
-    return Leftover(run_id, KIND, pool, name, proof, zfs.destroy_command(name, held=held))
+def _leftover(run_id: str, name: str, seen: Seen, proof: str, claim: Claim) -> Leftover:
+    pool = name.partition("@")[0].partition("/")[0]
+    command = zfs.destroy_command(name, held=bool(seen.holds))
+    return Leftover(run_id, KIND, pool, name, proof, command, claim=claim, identity=seen.guid)
 
 
-def unrecorded(names: Iterable[str] | None, is_dead: Callable[[str], bool], problems: list[str]) -> list[Leftover]:
-    """Snapshots of dead runs of this host in these pools (None: in all), on record or not. Raises KopiatomicError."""
+def unrecorded(names: Iterable[str] | None, life: Callable[[Mark], Life], problems: list[str]) -> list[Leftover]:
+    """Snapshots with the name of a run in these pools (None: in all), on record or not, unless that run is known to be alive.
+
+    Raises KopiatomicError.
+    """
     if names is None and not host.here().has_zfs():
         # Without the kernel's module there is no pool.
         return []
     libzfs_core.prepare()
     # zfs leaves them out without a word.
     problems += [pool_suspended(pool).message for pool in pools.suspended(names or host.here().pools() or ())]
-    result = process.run(
-        ["zfs", "list", "-H", "-t", "snapshot", "-o", "name", "-s", "name", *(["-r", "--", *names] if names else [])],
-        timeout=_LIST_TIMEOUT,
-        keep=1 << 30,
-    )
-    if result.status != 0 and b"no datasets available" not in result.stderr:
-        raise KopiatomicError(
-            f"the snapshots could not be listed: {result.errors.partition(chr(10))[0] or ended(result.status)}",
-            kind="zfs-list",
-            hint="See 'zfs list -t snapshot'.",
-        )
-    candidates = []
-    for line in result.stdout.splitlines():
-        # Most lines of a large pool are other people's: a cheap look first.
-        if b"@kopiatomic_" in line:
-            name = line.decode("utf-8", "surrogateescape")
-            run_id = ownership.run_of(name.partition("@")[2])
-            if run_id is not None and is_dead(run_id):
-                candidates.append((name, run_id))
-    found = zfs.look([name for name, _ in candidates]) if candidates else {}
-    left = []
-    for name, run_id in candidates:
-        mark = ownership.parse(found[name].mark) if name in found else None
-        if mark is not None and mark.run_id == run_id and mark.of_this_host:
-            pool = name.partition("@")[0].partition("/")[0]
-            proof = f"{ownership.PROPERTY}={mark}, which names this host"
-            left.append(_leftover(run_id, pool, name, proof, held=bool(found[name].holds)))
-    return left
+    named = ((name, ownership.run_of(name.partition("@")[2])) for name in zfs_look.names(names))
+    candidates = {name: run_id for name, run_id in named if run_id is not None}
+    found = look(list(candidates)) if candidates else {}
+    judged = (_judged(name, run_id, found[name], life) for name, run_id in candidates.items() if name in found)
+    return [leftover for leftover in judged if leftover is not None]
+
+
+def _judged(name: str, run_id: str, seen: Seen, life: Callable[[Mark], Life]) -> Leftover | None:
+    """What to make of a snapshot with a run's name; None where that run is alive. The record has not been asked."""
+    mark = ownership.parse(seen.mark)
+    if mark is None or mark.run_id != run_id or not liveness.is_local(mark):
+        if life(Mark(run_id, "")) is Life.ALIVE:
+            return None
+        return _leftover(run_id, name, seen, "a run's name, without this host's mark", Claim.RECEIVED)
+    state = life(mark)
+    if state is Life.ALIVE:
+        return None
+    claim = Claim.UNJUDGED if state is Life.UNKNOWN else Claim.UNRECORDED
+    return _leftover(run_id, name, seen, f"{ownership.PROPERTY}={mark}, which names this host", claim)
 
 
 def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
     """Release our hold, then destroy. Returns those that are left, with the problem. May wait for a transaction group."""
     for pool in sorted({leftover.place for leftover in leftovers}):
-        names = [leftover.name for leftover in leftovers if leftover.place == pool]
-        held = [name for name, seen in zfs.look(names).items() if seen.holds]
+        mine = _still([leftover for leftover in leftovers if leftover.place == pool])
+        # A hold on what another host's run made is not ours.
+        held = [o.name for o, seen in mine if seen.holds and o.claim is not Claim.RECEIVED]
         if held:
             _each_if_not_all(lambda some: libzfs_core.release(some, TAG), held)
-        _each_if_not_all(lambda some: libzfs_core.destroy(some, deferred=False), names)
-    still = zfs.look([leftover.name for leftover in leftovers])
-    return [replace(o, problem=_why(o.name, still[o.name])) for o in leftovers if o.name in still]
+        if mine:
+            _each_if_not_all(lambda some: libzfs_core.destroy(some, deferred=False), [o.name for o, _ in mine])
+    return [replace(leftover, problem=zfs_busy.why(leftover.name)) for leftover, _ in _still(leftovers)]
+
+
+def _still(leftovers: Sequence[Leftover]) -> list[tuple[Leftover, Seen]]:
+    """Those that are there, and not another one by the same name."""
+    found = look([leftover.name for leftover in leftovers])
+    return [(o, found[o.name]) for o in leftovers if o.name in found and found[o.name].guid == o.identity]
 
 
 def _each_if_not_all(call: Callable[[Sequence[str]], None], names: Sequence[str]) -> None:
@@ -124,11 +122,3 @@ def _each_if_not_all(call: Callable[[Sequence[str]], None], names: Sequence[str]
                 call([name])
             except libzfs_core.ZfsCallError:
                 continue
-
-
-def _why(name: str, seen: Seen) -> str:
-    if any(mount.source == name for mount in host.here().mounts()):
-        return "somebody has mounted it"
-    if seen.holds:
-        return f"somebody else holds it (zfs holds {printable(name)})"
-    return "it is busy: a clone, a receive, or a mount in another namespace"

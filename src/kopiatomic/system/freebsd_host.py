@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from kopiatomic import presence
 from kopiatomic.system import freebsd, freebsd_mounts, freebsd_paths, freebsd_processes, libzfs_core
 from kopiatomic.system.freebsd import Kernel
+from kopiatomic.system.host import User
 from kopiatomic.system.mountinfo import Mount
 
 
@@ -71,6 +72,14 @@ class FreeBSDHost:
         except OSError:
             return ""
         return None if found is None else found.rstrip(b"\0").decode("ascii", "replace").strip()
+
+    def transaction_group(self, pool: str) -> int | None:  # noqa: ARG002 - nothing here says it
+        """Its history is a setting of no fixed size, which has not been tried."""
+        return None
+
+    def users(self, source: str, fstype: str) -> Sequence[User]:  # noqa: ARG002 - fstat(1) is the one to ask
+        """It has no mount namespaces: what is mounted is in the mount table."""
+        return ()
 
     def watch(self, pid: int) -> int:
         """A kqueue(2)."""

@@ -10,7 +10,20 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from typing import Protocol
 
+from kopiatomic.immutable import immutable
 from kopiatomic.system.mountinfo import Mount
+
+
+@immutable
+class User:
+    """A process that uses a filesystem."""
+
+    pid: int
+    name: str
+    uid: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.name}, user id {self.uid})"
 
 
 class Host(Protocol):
@@ -54,6 +67,12 @@ class Host(Protocol):
 
     def pool_state(self, pool: str) -> str | None:
         """The state of a pool as the kernel calls it, empty where that is not said; None where it is not imported."""
+
+    def transaction_group(self, pool: str) -> int | None:
+        """The number of a pool's open transaction group; None where the kernel does not say. Waits for nothing."""
+
+    def users(self, source: str, fstype: str) -> Sequence[User]:
+        """The processes that have a filesystem mounted in a namespace of theirs, or something in it open, where it is seen."""
 
     def watch(self, pid: int) -> int:
         """A descriptor that is readable as soon as a process has ended. Raises ProcessLookupError, OSError."""

@@ -36,6 +36,7 @@ RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 
+_BOOT_ID = "sys/kernel/random/boot_id"
 _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
@@ -53,6 +54,9 @@ _SYS_KEYCTL = MappingProxyType(
 
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _CAPABILITY_VERSION_3 = 0x20080522
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
+_FSCONFIG_SET_FLAG = 0
 _FSCONFIG_SET_STRING = 1
 _FSCONFIG_CMD_CREATE = 6
 _CLOEXEC = 1
@@ -63,14 +67,25 @@ _MOUNT_ATTR_NOEXEC = 0x08
 
 @cache
 def boot_id() -> str:
-    """A name for this boot of the machine; empty where the kernel gives none. Raises OSError."""
+    """A name for this boot of the machine; empty where the kernel gives none. Raises OSError.
+
+    Read through a /proc of our own: systemd-nspawn covers the file with another one in each container
+    (``setup_boot_id`` in src/nspawn/nspawn.c), whose processes and snapshots are this machine's all the same. Where none can be
+    mounted, nothing else of ours can be mounted either.
+    """
     try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        above, path = detached_mount("proc", "proc", {}), _BOOT_ID
+    except OSError:
+        above, path = os.open("/", os.O_PATH | os.O_CLOEXEC), f"proc/{_BOOT_ID}"
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=above), encoding="ascii") as file:
             return file.read().strip()
     except OSError as error:
         if presence.absent(error):
             return ""
         raise
+    finally:
+        os.close(above)
 
 
 class _OpenHow(ctypes.Structure):
@@ -262,7 +277,15 @@ def open_without_links(path: str, flags: int) -> int:
         os.close(root)
 
 
-def detached_mount(fstype: str, source: str, options: dict[str, str]) -> int:
+def device_of(fd: int) -> int:
+    """The device number (``st_dev``) of what is open, as the kernel has it: no filesystem is asked (statx(2)). Raises OSError."""
+    found = (ctypes.c_uint32 * 64)()
+    if _libc().statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, found) != 0:
+        raise _failed()
+    return os.makedev(found[34], found[35])
+
+
+def detached_mount(fstype: str, source: str, options: dict[str, str], *, read_only: bool = False) -> int:
     """Mount a filesystem without attaching it anywhere: only the returned descriptor leads to it.
 
     It is unmounted at the descriptor's last close. Raises OSError.
@@ -275,6 +298,8 @@ def detached_mount(fstype: str, source: str, options: dict[str, str]) -> int:
         for key, value in {"source": source, **options}.items():
             if libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_STRING, key.encode(), os.fsencode(value), 0) < 0:
                 raise _failed(source)
+        if read_only and libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_SET_FLAG, b"ro", None, 0) < 0:
+            raise _failed(source)
         if libc.syscall(_SYS_FSCONFIG, context, _FSCONFIG_CMD_CREATE, None, None, 0) < 0:
             raise _failed(source)
         attributes = _MOUNT_ATTR_NOSUID | _MOUNT_ATTR_NODEV | _MOUNT_ATTR_NOEXEC

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.system import linux, linux_acl, mountinfo
+from kopiatomic.system import linux, linux_acl, linux_users, mountinfo
+from kopiatomic.system.host import User
 from kopiatomic.system.mountinfo import Mount
 
 KSTAT = Path("/proc/spl/kstat/zfs")
@@ -96,6 +97,21 @@ class LinuxHost:
         except OSError as error:
             # A pool whose state cannot be read may be imported all the same.
             return None if presence.absent(error) and not presence.exists(str(KSTAT / pool)) else ""
+
+    def transaction_group(self, pool: str) -> int | None:
+        """The one in state O of its history (``spa_txg_history_show``, module/zfs/spa_stats.c).
+
+        There is no history where the module's ``zfs_txg_history`` is 0.
+        """
+        try:
+            rows = [line.split() for line in (KSTAT / pool / "txgs").read_text().splitlines()]
+        except OSError:
+            return None
+        return next((int(row[0]) for row in rows if row[2:3] == ["O"]), None)
+
+    def users(self, source: str, fstype: str) -> Sequence[User]:
+        """In /proc."""
+        return linux_users.find(source, fstype)
 
     def watch(self, pid: int) -> int:
         """A pidfd."""

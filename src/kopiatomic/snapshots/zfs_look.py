@@ -1,0 +1,120 @@
+"""What ZFS snapshots there are, asked for by exact name, or found by what identifies them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
+from kopiatomic.model import Intent
+from kopiatomic.ownership import PREFIX, PROPERTY
+from kopiatomic.snapshots import zfs_get
+from kopiatomic.system import process
+from kopiatomic.text import ended, printable
+
+_LIST_TIMEOUT = 300.0
+
+_NUMBERS = ("guid", "createtxg", "userrefs")
+
+
+@immutable
+class Seen:
+    """A snapshot as it is now. ``mark`` is our property's value if it was set on the snapshot itself, else empty."""
+
+    guid: str
+    createtxg: int
+    mark: str
+    holds: int
+
+
+def look(names: Sequence[str]) -> dict[str, Seen]:
+    """Those of the snapshots that exist, asked for by exact name: listing all of a pool is slow.
+
+    Raises KopiatomicError where that one does not exist is not certain.
+    """
+    fields: dict[str, dict[str, str]] = {}
+    gone: set[str] = set()
+    waiting = process.parts(names)
+    while waiting:
+        part = waiting.pop()
+        result, found = _get(part, [*_NUMBERS, PROPERTY])
+        if found is None:
+            # Somebody's property with tabs or newlines, which no mark of ours has: whose it is, is found by halves.
+            middle = len(part) // 2
+            if middle:
+                waiting += [part[:middle], part[middle:]]
+                continue
+            result, found = _get(part, _NUMBERS)
+            assert found is not None
+        fields |= found
+        gone |= zfs_get.gone(result)
+        if unknown := set(part) - fields.keys() - gone:
+            raise KopiatomicError(
+                f"it cannot be told whether the snapshot {printable(min(unknown))} exists: "
+                f"{result.errors.partition(chr(10))[0] or ended(result.status)}",
+                kind="zfs-look",
+                hint="See 'zpool status'.",
+            )
+    return {
+        name: Seen(f["guid"], int(f["createtxg"]), f.get(PROPERTY, ""), int(f["userrefs"]))
+        for name, f in fields.items()
+    }
+
+
+def _get(names: Sequence[str], columns: Sequence[str]) -> tuple[process.Finished, dict[str, dict[str, str]] | None]:
+    """Properties of snapshots by name; of ours only what is set on the snapshot itself.
+
+    None where a value holds tabs or newlines: with them it may look like other snapshots' lines. The name behind it shows that:
+    such a value has to end in a line that begins with the name and one of the columns, which then are there twice.
+    """
+    result = zfs_get.run(
+        ["get", "-Hp", "-t", "snapshot", "-o", "name,property,value,source,name", ",".join(columns), *names]
+    )
+    found: dict[str, dict[str, str]] = {}
+    for line in (
+        result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n") if result.stdout else ()
+    ):
+        fields = line.split("\t")
+        if len(fields) != 5 or fields[0] != fields[4]:
+            return result, None
+        name, key, value, source, _ = fields
+        of_this = found.setdefault(name, {})
+        if key not in columns or key in of_this:
+            return result, None
+        of_this[key] = value if key != PROPERTY or source == "local" else ""
+    return result, found
+
+
+def names(places: Iterable[str] | None) -> Iterator[str]:
+    """The names of all snapshots in these pools (None: in all). Raises KopiatomicError."""
+    within = [] if places is None else ["-r", "--", *sorted(places)]
+    result = process.run(
+        ["zfs", "list", "-H", "-t", "snapshot", "-o", "name", "-s", "name", *within],
+        timeout=_LIST_TIMEOUT,
+        keep=1 << 30,
+    )
+    if result.status != 0 and b"no datasets available" not in result.stderr:
+        raise KopiatomicError(
+            f"the snapshots could not be listed: {result.errors.partition(chr(10))[0] or ended(result.status)}",
+            kind="zfs-list",
+            hint="See 'zfs list -t snapshot'.",
+        )
+    for line in result.stdout.splitlines():
+        yield line.decode("utf-8", "surrogateescape")
+
+
+def moved(run_id: str, pool: str, intents: Sequence[Intent]) -> list[tuple[Intent, str, Seen]]:
+    """Where snapshots of a run are by now that are not at their recorded names, as far as these identify them.
+
+    Renamed they stay in their dataset, and with a dataset that is renamed or promoted they keep their own name. Raises
+    KopiatomicError.
+    """
+    wanted = {(i.identity, i.transaction): i for i in intents if i.identity is not None}
+    if not wanted:
+        return []
+    datasets = {intent.name.partition("@")[0] for intent in wanted.values()}
+    parted = (name.partition("@") for name in names([pool]))
+    candidates = [f"{d}@{s}" for d, _, s in parted if d in datasets or s == PREFIX + run_id]
+    found = look(candidates) if candidates else {}
+    keys = {name: (seen.guid, seen.createtxg) for name, seen in found.items()}
+    return [(wanted[key], name, found[name]) for name, key in keys.items() if key in wanted]

@@ -1,0 +1,92 @@
+"""Which processes keep a filesystem busy that is mounted nowhere in sight: in a namespace of theirs, or by what they have open.
+
+Nothing is asked that may wait for a filesystem: a descriptor's mount is read in /proc, and its device is asked for only where
+that mount is in no namespace any more, without synchronizing (statx(2)).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kopiatomic.system import linux, mountinfo
+from kopiatomic.system.host import User
+
+_UNREADABLE = (FileNotFoundError, NotADirectoryError, ProcessLookupError, PermissionError)
+"""It has ended, is a thread of the kernel's, or is one that not even root may look into."""
+
+
+def find(source: str, fstype: str) -> list[User]:
+    """Those that have this filesystem mounted, or open, or mapped. Best effort: a process may end, or hide it elsewhere."""
+    device = _device(source, fstype)
+    found = []
+    namespaces: dict[str, tuple[set[int], bool]] = {}
+    for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
+        if pid == os.getpid():
+            continue
+        try:
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace not in namespaces:
+                namespaces[namespace] = _mounts(pid, source)
+            known, mounted = namespaces[namespace]
+            if mounted or (device is not None and _has_open(pid, device, known)):
+                found.append(_user(pid))
+        except _UNREADABLE:
+            continue
+    return found
+
+
+def _device(source: str, fstype: str) -> int | None:
+    """The device number of the filesystem as it is now mounted; None where that cannot be found out."""
+    try:
+        mounted = linux.detached_mount(fstype, source, {}, read_only=True)
+    except OSError:
+        return None
+    try:
+        return os.fstat(mounted).st_dev
+    finally:
+        os.close(mounted)
+
+
+def _mounts(pid: int, source: str) -> tuple[set[int], bool]:
+    """The ids of all mounts in a process's namespace, and whether one of them is of this source."""
+    mounts = mountinfo.read(f"/proc/{pid}/mountinfo")
+    return {mount.id for mount in mounts}, any(mount.source == source for mount in mounts)
+
+
+def _has_open(pid: int, device: int, known: set[int]) -> bool:
+    """Whether a process has something of a device open or mapped, through a mount that is in no namespace any more."""
+    wanted = f"{os.major(device):02x}:{os.minor(device):02x}"
+    with open(f"/proc/{pid}/maps", encoding="ascii", errors="replace") as maps:
+        if any(line.split(None, 4)[3] == wanted for line in maps):
+            return True
+    return any(linux.device_of(fd) == device for fd in _detached(pid, known))
+
+
+def _detached(pid: int, known: set[int]) -> Iterator[int]:
+    """What a process has open of mounts that its namespace does not have, opened here without reaching any filesystem."""
+    names = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
+    for name in (*names, f"/proc/{pid}/cwd", f"/proc/{pid}/root"):
+        try:
+            with _opened(name) as fd:
+                if mountinfo.id_of(fd) not in known:
+                    yield fd
+        except _UNREADABLE:
+            # Closed meanwhile.
+            continue
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[int]:
+    fd = os.open(name, os.O_PATH | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def _user(pid: int) -> User:
+    with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+        name = file.read().rstrip("\n")
+    return User(pid, name, os.stat(f"/proc/{pid}").st_uid)
