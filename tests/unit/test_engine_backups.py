@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import time
@@ -21,6 +22,7 @@ from kopiatomic.engines.numbers import OddNumberError
 from kopiatomic.model import Layout
 from kopiatomic.system import fuse, linux
 from tests.support.programs import command
+from tests.support.small_disk import on_small_disk
 from tests.unit.engine_bench import EngineBench
 from tests.unit.kopia_fixtures import STARTED_NS, Driven, make_job
 
@@ -288,6 +290,18 @@ def test_a_list_that_lacks_a_mount_is_incomplete(bench: EngineBench) -> None:
     result = bench.back_up().result
     assert (result.saved, result.complete) == (True, False)
     assert "(tank/inner) is not in what" in result.message
+
+
+def test_a_full_repository_is_the_cause_in_one_line(bench: EngineBench) -> None:
+    (bench.one / "large").write_bytes(os.urandom(8 << 20))
+    with on_small_disk(bench.repository.path):
+        result = bench.back_up().result
+    assert (result.saved, result.complete) == (False, False)
+    name = bench.repository.engine
+    assert re.match(
+        rf"{name} failed \(exit status \d+\): no space is left \(.*[Nn]o space left on device\)", result.message
+    )
+    assert result.message.lower().count("no space left on device") == 1
 
 
 def test_a_count_of_another_kind_is_not_taken_for_none(bench: EngineBench) -> None:

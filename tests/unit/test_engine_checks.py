@@ -21,6 +21,7 @@ from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.masking import MASK, Secrets
 from kopiatomic.model import Plan
 from tests.support.repositories import Borg, Restic
+from tests.support.small_disk import on_small_disk
 from tests.unit.engine_bench import EngineBench
 from tests.unit.kopia_fixtures import holding
 
@@ -41,6 +42,14 @@ def test_no_password_is_in_the_name_of_a_repository() -> None:
         None, [], engine="restic", repository="rest:https://me:hush@host/", environment={"HOME": "/"}
     )
     assert engine.target.repository == "rest:https://me:***@host/"
+
+
+def test_a_repository_that_is_only_read_is_not_said_to_be_locked(bench: EngineBench) -> None:
+    with on_small_disk(bench.repository.path, read_only=True):
+        error = bench.refused()
+    assert error.kind == f"{bench.repository.engine}-read-only"
+    assert "what it writes to is read-only" in error.message
+    assert error.message.lower().count("read-only file system") == 1
 
 
 def test_a_wrong_password(bench: EngineBench) -> None:

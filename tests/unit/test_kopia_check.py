@@ -17,6 +17,7 @@ from kopiatomic import engines, locks
 from kopiatomic.engines import kopia_location, program
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Layout, Plan
+from tests.support.small_disk import on_small_disk
 
 from .kopia_fixtures import PASSWORD, Bench, holding, taken
 
@@ -360,3 +361,47 @@ def test_describe_needs_neither_kopia_nor_a_repository(bench: Bench) -> None:
     assert argv[-1] == "--parallel=2"
     assert "hush" not in " ".join(argv)
     assert "kopiatomic-run:RUN-ID" in argv
+
+
+@pytest.mark.parametrize(
+    ("targets", "named"),
+    [
+        ((), ""),
+        (("/home", "/home/ann/x", "/srv"), "/home, /home/ann/x, /srv"),
+        (("/opt", "/homes", "/"), ""),
+        (("/home", "VIEW/home"), ""),
+        (("/data/x",), "/data/x"),
+        (("u@other:/home", "VIEW"), ""),
+    ],
+)
+def test_policies_of_the_true_paths_that_do_not_apply_are_named_in_one_line(
+    targets: tuple[str, ...], named: str, bench: Bench
+) -> None:
+    for target in targets:
+        bench.kopia("policy", "set", target.replace("VIEW", str(bench.view)), "--compression=zstd")
+    usual = [taken(place, mountpoint=place) for place in ("/home", "/srv/a")]
+    plan = bench.plan(*usual, taken("/elsewhere", mountpoint="/data"))
+    # The machine's own /home and /srv hold the test's repository, which is another warning.
+    found = [warning for warning in bench.engine().check(plan) if warning.startswith("kopia's policies")]
+    if not named:
+        assert found == []
+        return
+    (warning,) = found
+    assert warning.startswith(f"kopia's policies of {named} do not apply to a merged view, where ")
+    first = named.partition(",")[0]
+    assert f"where {first} is {bench.view}{first.replace('/data', '/elsewhere')}:" in warning
+
+
+def test_a_connection_that_only_reads_is_found_before_anything_is_made(bench: Bench) -> None:
+    bench.kopia("repository", "disconnect")
+    bench.kopia(
+        "repository", "connect", "filesystem", "--path", str(bench.repository), "--readonly", "--password", PASSWORD
+    )
+    error = error_of(bench)
+    assert (error.kind, "read-only" in error.message) == ("kopia-read-only", True)
+
+
+def test_a_repository_on_a_filesystem_that_is_read_only(bench: Bench) -> None:
+    with on_small_disk(bench.repository, read_only=True):
+        error = error_of(bench)
+    assert (error.kind, str(bench.repository) in error.message) == ("kopia-read-only", True)

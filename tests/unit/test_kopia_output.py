@@ -149,3 +149,36 @@ def test_a_panic_is_told_by_its_first_line() -> None:
     output = Output()
     output.feed("stderr", b"panic: out of luck\n\ngoroutine 1 [running]:\nmain.main()\n\t/x/main.go:7\n")
     assert output.errors() == "panic: out of luck"
+
+
+FULL = """\
+Snapshotting root@vm:/data ...
+ ! Error when processing "x": unable to get result: no route to host
+unable to write diagnostics blob: unable to complete PutBlobInPath:/repo/_/log/_1.f despite 10 retries: can't write \
+temporary file: write /repo/_/log/_1.f.tmp.2: no space left on device
+flush error: error flushing contents: error writing pack: can't save pack data blob p9: error writing pack file: unable \
+to complete PutBlobInPath:/repo/p/9e9.f despite 10 retries: can't write temporary file: write /repo/p/9.tmp: no space \
+left on device
+"""
+"""As kopia 0.22.3 says it, and takes half a minute for."""
+
+
+@pytest.mark.parametrize(
+    ("said", "cause"),
+    [
+        (FULL, "no space is left (write /repo/p/9.tmp: no space left on device)"),
+        (
+            "flush error: error flushing contents: error writing pack file: storage is read-only\n",
+            "what it writes to is read-only (error writing pack file: storage is read-only)",
+        ),
+        (
+            "a: b: error reading from server: EOF\nc: d: error reading from server: EOF\n",
+            "its repository does not answer (d: error reading from server: EOF)",
+        ),
+    ],
+)
+def test_the_cause_is_told_once(said: str, cause: str) -> None:
+    output = Output()
+    output.feed("stderr", said.encode())
+    output.feed("stderr", b"")
+    assert output.errors() == cause

@@ -17,6 +17,7 @@ from typing import Any
 
 from kopiatomic.engines import Job, flags, known_options, repository, results
 from kopiatomic.engines.borg_output import Output, archive_in, messages
+from kopiatomic.engines.causes import cause
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.engines.numbers import number
@@ -240,6 +241,10 @@ class Borg(repository.RepositoryEngine):
 
     def _failure(self, finished: process.Finished) -> KopiatomicError:
         """What a failed command means."""
+        found = cause(finished.errors)
+        if found is not None and found.kind != "unreachable":
+            # Borg says of these that it cannot lock its repository.
+            return found.error("borg", "Borg")
         errors = [m for m in messages(finished.stderr) if m.get("levelname") in {"ERROR", "CRITICAL"}]
         said = str(errors[-1].get("message", "")) if errors else finished.errors.strip().rpartition("\n")[2]
         message_id = str(errors[-1].get("msgid") or "") if errors else ""
@@ -296,7 +301,10 @@ class Borg(repository.RepositoryEngine):
         output = self._output
         archive = output.archive
         if end.status not in {0, *_WARNINGS} or end.stopped:
-            if end.stopped or end.status < 0:
+            found = None if end.stopped else output.cause
+            if found is not None:
+                why = f"borg failed ({ended(end.status)}): {found}"
+            elif end.stopped or end.status < 0:
                 why = f"borg failed ({ended(end.status)}{', stopped by this run' if end.stopped else ''}): {output.said(1)}"
             else:
                 why = self._meaning(output.message_id, output.said(1), end.status).message

@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kopiatomic.engines.causes import Cause, cause
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Listing
 from kopiatomic.engines.numbers import about
@@ -81,7 +82,7 @@ class Output:
             self.listing.take(path, _KINDS.get(status, "?"))
 
     def _message(self, level: str, message: str, message_id: str) -> str:
-        text = printable(message.strip().partition("\n")[0])
+        text = printable(_first_line(message))
         self._last.append(text)
         if level in {"ERROR", "CRITICAL"}:
             self.message_id = message_id
@@ -93,6 +94,11 @@ class Output:
                 self.problems.append(FileProblem(path, reason))
         return text
 
+    @property
+    def cause(self) -> Cause | None:
+        """The cause that its last messages name."""
+        return cause("\n".join(reversed(self._last)))
+
     def said(self, count: int = 3) -> str:
         """The last messages, as one line."""
         return "; ".join(list(self._last)[-count:])
@@ -101,6 +107,15 @@ class Output:
     def archive(self) -> Mapping[str, Any] | None:
         """What the result says of the archive; None where there is no result."""
         return archive_in(bytes(self._result))
+
+
+def _first_line(message: str) -> str:
+    """What a message says in a line: of a traceback the exception, which stands behind it."""
+    lines = message.strip().split("\n")
+    if lines[0].startswith("Traceback "):
+        told = "\n".join(lines).partition("\n\nPlatform:")[0].split("\n")
+        return next((line for line in reversed(told) if line and not line.startswith((" ", "Traceback "))), lines[0])
+    return lines[0]
 
 
 def archive_in(data: bytes) -> Mapping[str, Any] | None:

@@ -88,8 +88,8 @@ class Kopia:
         """Make sure that kopia can back this plan up; three kopia processes (four in place), whatever the plan's size.
 
         Returns warnings. Raises KopiatomicError: kinds kopia-missing, kopia-not-executable, kopia-too-old,
-        kopia-not-connected, kopia-password-missing, kopia-wrong-password, kopia-unreachable, kopia-failed, one-file-system,
-        action, repository-in-selection, name-not-storable.
+        kopia-not-connected, kopia-password-missing, kopia-wrong-password, kopia-unreachable, kopia-read-only, kopia-full,
+        kopia-failed, one-file-system, action, repository-in-selection, name-not-storable.
         """
         kopia_checks.check_names(plan)
         client = self._client
@@ -100,6 +100,7 @@ class Kopia:
             questions.append(("snapshot", "list", "--json", "--max-results=1"))
         status, listed, *histories = client.ask_together(*questions)
         self._status = _mapping(status)
+        kopia_checks.check_writable(self._status, client)
         documents = [_mapping(d) for d in listed]
         for path in plan.sources:
             policies = self._policies[path] = kopia_policy.Policies(documents, self._source(path))
@@ -109,6 +110,8 @@ class Kopia:
             last = [_mapping(d) for d in histories[0]]
             return warnings + kopia_checks.check_in_place(self._policies, plan, client, self._options, last)
         warnings += location.check_repository("kopia", kopia_location.repository(self._status), plan)
+        (policies,) = self._policies.values()
+        warnings += kopia_checks.check_merged(policies, plan)
         left_out = "kopia leaves out what is in these folders unless the policy ignore-cache-dirs is off"
         folders = kopia_location.folders(client, self._options)
         return warnings + location.notes("kopia", folders, plan, left_out=left_out)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import os.path
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from kopiatomic.engines import hidden, kopia_listing
+from kopiatomic.engines import hidden, kopia_listing, kopia_location
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_options import Options
 from kopiatomic.engines.kopia_output import parse_manifest
@@ -14,7 +16,7 @@ from kopiatomic.engines.kopia_policy import Policies, Source
 from kopiatomic.engines.listing import views_in
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan, Taken
-from kopiatomic.paths import below
+from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.text import first_few, printable
 
 PLACEHOLDER_SUFFIX = ".kopia-entry"
@@ -50,6 +52,23 @@ def _places(plan: Plan) -> Iterator[tuple[Taken, str]]:
 
 def _unstorable(component: str) -> bool:
     return component.endswith(PLACEHOLDER_SUFFIX) or any("\ud800" <= c <= "\udfff" for c in component)
+
+
+def check_writable(status: Mapping[str, Any], client: Client) -> None:
+    """Refuse a repository that is only read. Raises KopiatomicError of kind kopia-read-only."""
+    if (status.get("clientOptions") or {}).get("readonly"):
+        raise KopiatomicError(
+            "kopia is connected read-only to its repository: nothing could be saved",
+            kind="kopia-read-only",
+            hint=f"Connect it without --readonly: {client.hint_command('repository', 'connect', '--help')}",
+        )
+    folder = kopia_location.repository(status)
+    if folder is not None and os.statvfs(folder).f_flag & os.ST_RDONLY:
+        raise KopiatomicError(
+            f"kopia's repository {printable(folder)} is on a filesystem that is mounted read-only",
+            kind="kopia-read-only",
+            hint="Find out why, and mount it writable (mount -o remount,rw).",
+        )
 
 
 def check_one_file_system(policies: Policies, plan: Plan, path: str, client: Client) -> None:
@@ -122,6 +141,37 @@ def _with_actions(policies: Policies) -> Iterator[Source]:
     inherited = policies.at_root("actions", "beforeSnapshotRoot")
     if inherited.value and inherited.target is not None:
         yield inherited.target
+
+
+def check_merged(policies: Policies, plan: Plan) -> list[str]:
+    """What only a merged view needs: policies of the true paths do not apply to it. Returns warnings.
+
+    Whoever has repeated one for its path in the view knows that.
+    """
+    source = policies.source
+    targets = set(policies.targets())
+    found = {}
+    for path in sorted(target.path for target in targets - set(policies.heeded()) if target.path):
+        place = next((place for taken in plan.taken if (place := _place_of(path, taken)) is not None), None)
+        if place is not None:
+            seen = (source.path.rstrip("/") + place).rstrip("/") or "/"
+            if replace(source, path=seen) not in targets:
+                found[path] = seen
+    if not found:
+        return []
+    first, seen = next(iter(found.items()))
+    return [
+        f"kopia's policies of {first_few(list(found))} do not apply to a merged view, where {printable(first)} is "
+        f"{printable(seen)}: set them there, or use --layout in-place"
+    ]
+
+
+def _place_of(path: str, taken: Taken) -> str | None:
+    """Where a true path is in the view; None where it is not in it for this dataset."""
+    point = taken.dataset.mountpoint
+    if point.startswith("/") and is_at_or_below(path, point):
+        return f"{taken.place.rstrip('/')}/{below(path, point)}"
+    return path if taken.place == point and below(point, path) else None
 
 
 def check_in_place(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from kopiatomic import presence
+from kopiatomic.engines.causes import cause
 from kopiatomic.engines.kopia_options import Options
 from kopiatomic.engines.program import KEEP, Program, user
 from kopiatomic.errors import KopiatomicError
@@ -180,6 +181,9 @@ class Client(Program):
                 kind="kopia-not-connected",
                 hint="Check the file, or connect again: kopia repository connect --help",
             )
+        found = cause(said)
+        if found is not None:
+            return found.error("kopia", "kopia")
         return KopiatomicError(
             f"kopia failed ({ended(finished.status)}): {last}", kind="kopia-failed", hint=f"Try: {status}"
         )

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kopiatomic.engines.causes import cause
 from kopiatomic.engines.kopia_client import error_lines
 from kopiatomic.engines.lines import Lines
 from kopiatomic.immutable import immutable
@@ -130,11 +131,14 @@ class Output:
         return repr(self._result[:80].decode("utf-8", "backslashreplace"))
 
     def errors(self, count: int = 3) -> str:
-        """The last lines of standard error that say something, as one line."""
+        """The cause that standard error names; otherwise its last lines that say something, as one line."""
         if self._panic is not None:
             return self._panic
-        said = [line for line in error_lines("\n".join(self._last)) if not line.startswith("Snapshotting ")]
-        return "; ".join(said[-count:])
+        said = [
+            line for line in error_lines("\n".join(self._last)) if not line.startswith(("Snapshotting ", "! Error"))
+        ]
+        found = cause("\n".join(reversed(said)))
+        return str(found) if found is not None else "; ".join(said[-count:])
 
     def manifests(self) -> list[Manifest]:
         """The manifests on standard output, one for each source. What is between them is passed over."""

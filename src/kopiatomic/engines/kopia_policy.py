@@ -102,14 +102,21 @@ class Policies:
 
     def nested(self) -> Iterator[Source]:
         """The targets of policies below the source."""
+        return (target for target in self.targets() if below(target.path, self.source.path))
+
+    def targets(self) -> Iterator[Source]:
+        """The targets of policies of the source's user and host."""
         for target in self._by_target:
-            same = (target.user, target.host) == (self.source.user, self.source.host)
-            if same and below(target.path, self.source.path):
+            if (target.user, target.host) == (self.source.user, self.source.host):
                 yield target
+
+    def heeded(self) -> Iterator[Source]:
+        """The targets of policies that have a say in this source."""
+        return (target for target in (*self._above(), *self.nested()) if target in self._by_target)
 
     def all(self) -> list[Mapping[str, Any]]:
         """All policies that have a say in this source."""
-        return [document for target in (*self._above(), *self.nested()) for document in self._by_target.get(target, [])]
+        return [document for target in self.heeded() for document in self._by_target[target]]
 
     def _above(self) -> Iterator[Source]:
         """Where kopia looks for a setting of the root, nearest first."""

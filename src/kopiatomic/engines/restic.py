@@ -18,6 +18,7 @@ from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.engines import Job, flags, known_options, repository, results
+from kopiatomic.engines.causes import cause
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.engines.numbers import number
@@ -222,6 +223,10 @@ class Restic(repository.RepositoryEngine):
         )
         last = last.removeprefix("Fatal: ")
         try_it = f"Try: {shlex.join(['restic', 'snapshots', *self._shared_words])}"
+        found = cause(finished.errors)
+        if found is not None and found.kind != "unreachable":
+            # restic says of these that it cannot lock its repository.
+            return found.error("restic", "restic")
         for status, text, kind, what, hint in _KINDS:
             if finished.status == status or re.search(text, finished.errors):
                 return KopiatomicError(f"{what}: {last}", kind=kind, hint=hint)
@@ -255,7 +260,8 @@ class Restic(repository.RepositoryEngine):
         short = summary.get("snapshot_id")
         if end.status not in {0, _INCOMPLETE} or end.stopped:
             stopped = ", stopped by this run" if end.stopped else ""
-            why = f"restic failed ({ended(end.status)}{stopped}): {output.said() or 'it gave no reason'}"
+            found = None if end.stopped else output.cause
+            why = f"restic failed ({ended(end.status)}{stopped}): {found or output.said() or 'it gave no reason'}"
             return EngineResult(saved=False, complete=False, message=why)
         if not isinstance(short, str) or not short:
             said = output.said()

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from kopiatomic.engines.causes import Cause, cause
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.numbers import about
 from kopiatomic.engines.results import PROBLEMS
@@ -57,6 +58,11 @@ class Output:
         if len(self.problems) < PROBLEMS:
             self.problems.append(problem)
         return f"not saved: {problem.path}: {problem.message}"
+
+    @property
+    def cause(self) -> Cause | None:
+        """The cause that its last lines name."""
+        return cause("\n".join(reversed(self._last)))
 
     def said(self, count: int = 3) -> str:
         """The last lines that are no JSON, as one."""
