@@ -122,6 +122,28 @@ def concerns_all(number: int | None) -> bool:
     return number in _OF_ALL
 
 
+LIMITS = "Look at limits (ulimit -a, systemd's TasksMax= and LimitNOFILE=), memory and disk space."
+"""What to do where the system has no more of something."""
+
+_LIMITED = frozenset([errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+
+FILTERED = (
+    "A filter of system calls refuses it: a systemd unit must not set RestrictSUIDSGID=, nor a SystemCallFilter= without "
+    "@file-system; a container's profile must know openat2(2). It needs Linux 5.6."
+)
+
+
+class FilteredError(OSError):
+    """A system call is refused as such, whatever it is given."""
+
+
+def advice_of(error: OSError) -> str | None:
+    """What to do where the system is to blame, and not what was asked for: a limit, a filter. None where that is not so."""
+    if isinstance(error, FilteredError):
+        return FILTERED
+    return LIMITS if error.errno in _LIMITED else None
+
+
 def unforeseen(error: BaseException) -> KopiatomicError:
     """What no check foresaw: the system's refusal (descriptors, processes, memory, space), or a defect of ours."""
     if isinstance(error, KopiatomicError):
@@ -131,8 +153,8 @@ def unforeseen(error: BaseException) -> KopiatomicError:
     where = f" ({printable(os.fsdecode(error.filename))})" if isinstance(error.filename, str | bytes) else ""
     return KopiatomicError(
         f"the system refused something that kopiatomic needs: {error.strerror or error}{where}",
-        kind="system",
-        hint="Look at limits (ulimit -a, systemd's TasksMax= and LimitNOFILE=), memory and disk space.",
+        kind="filtered" if isinstance(error, FilteredError) else "system",
+        hint=advice_of(error) or LIMITS,
     )
 
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kopiatomic import presence, safety, zfs_listing
-from kopiatomic.errors import KopiatomicError, pool_suspended
+from kopiatomic.errors import KopiatomicError, advice_of, pool_suspended, unforeseen
 from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.filesystems import LOCAL, may_hang
 from kopiatomic.immutable import immutable
@@ -135,6 +135,8 @@ def _parts(path: str) -> list[str]:
 
 
 def _no_such_path(name: str, error: OSError) -> KopiatomicError:
+    if advice_of(error):
+        return unforeseen(error)
     return KopiatomicError(
         f"{printable(name)}: {error.strerror}",
         kind="no-such-path",

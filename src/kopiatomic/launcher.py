@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from kopiatomic.errors import KopiatomicError, StartError
+from kopiatomic.errors import KopiatomicError, StartError, advice_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Command, EngineEnd
 from kopiatomic.platforms import Built, Outside, Platform, Reading
@@ -257,7 +257,7 @@ class _Program:
             raise StartError(
                 f"{printable(argv[0])} cannot be started: {error.strerror}",
                 kind="engine-start",
-                hint="Is it installed and executable, also for root's PATH?",
+                hint=advice_of(error) or "Is it installed and executable, also for root's PATH?",
                 number=error.errno or 0,
             ) from None
         self._channel.send(Started(elsewhere=setting.cwd != self._cwd))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -86,6 +87,14 @@ def other_run(bench: Bench) -> Completed:
 def read_only_root(bench: Bench) -> Completed:
     point = bench.mounted("tmpfs", "ro")
     return bench.run("--mount-root", point / "view", "-c", "true", bench.data)
+
+
+def openat2_refused(bench: Bench) -> Completed:
+    """As in a unit with RestrictSUIDSGID=."""
+    code = "import os, sys; from tests.support import seccomp; seccomp.refuse(437); os.execv(sys.argv[1], sys.argv[1:])"
+    ended = bench.run("-c", "true", bench.data, wrap=lambda *argv: [sys.executable, "-c", code, *argv])
+    assert "Operation not permitted)" in ended.stderr
+    return ended
 
 
 def root_that_is(kind: str) -> Callable[[Bench], Completed]:
@@ -301,6 +310,11 @@ CASES = [
         "-q fails after a good backup",
         plain("-q", "exit 6", "-c", "true", "DATA"),
         *(4, "hook-failed", "hook -q failed .exit status 6.: exit 6", "as said above"),
+    ),
+    Case(
+        "openat2 refused by a filter",
+        openat2_refused,
+        *(1, "filtered", "the system call openat2 is refused", "RestrictSUIDSGID="),
     ),
     Case("not atomic", not_atomic, 1, "not-atomic", "--require-atomic: Btrfs put the snapshots", "hold the programs"),
     Case(

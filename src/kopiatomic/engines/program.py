@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 
 from kopiatomic import presence
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, advice_of, unforeseen
 from kopiatomic.system import process
 from kopiatomic.text import printable
 
@@ -92,6 +92,8 @@ class Program:
                 hint=f"Is its repository reachable? Try: {self._attempt()}",
             ) from None
         except OSError as error:
+            if advice_of(error):
+                raise unforeseen(error) from None
             raise KopiatomicError(
                 f"cannot start {printable(self.path)}: {error.strerror}",
                 kind=f"{self.name}-not-executable",
@@ -160,6 +162,8 @@ def _why_not(candidate: str) -> str | None:
     try:
         status = presence.status(candidate)
     except OSError as error:
+        if advice_of(error):
+            raise unforeseen(error) from None
         return f"cannot be looked at: {error.strerror}"
     if status is None:
         return None

@@ -48,7 +48,7 @@ class LinuxPlatform:
         try:
             return linux.fork_into_pid_namespace()
         except OSError as error:
-            raise linux_view.not_permitted("a PID namespace cannot be made", error) from None
+            raise linux_view.refused("a PID namespace cannot be made", error) from None
 
     def enter(self) -> HostMounts:
         """Into a mount namespace of our own."""

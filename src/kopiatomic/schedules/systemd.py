@@ -22,7 +22,7 @@ from itertools import pairwise
 from typing import Any
 
 from kopiatomic import presence
-from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.errors import KopiatomicError, UsageError, advice_of, unforeseen
 from kopiatomic.schedules import Calendar, File, Schedule, backup, command, described, files, understood
 from kopiatomic.system import process
 from kopiatomic.text import printable
@@ -330,6 +330,8 @@ def _run(
     try:
         return process.run(argv, timeout=timeout, environment=environment)
     except OSError as error:
+        if advice_of(error):
+            raise unforeseen(error) from None
         raise KopiatomicError(
             f"{argv[0]} cannot be started: {error.strerror}",
             kind="no-systemd",

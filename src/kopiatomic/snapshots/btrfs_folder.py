@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from kopiatomic import liveness, ownership, presence
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, advice_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Dataset, Refusal, Verdict
 from kopiatomic.system import btrfs, linux, mountinfo
@@ -387,6 +387,9 @@ def failed(what: str, error: OSError) -> KopiatomicError:
 
 def reason(error: OSError) -> tuple[str, str]:
     """Why the kernel refused something, and what to do."""
+    advice = advice_of(error)
+    if advice is not None:
+        return error.strerror or str(error), advice
     return _REASONS.get(error.errno or 0, (error.strerror or str(error), "See 'dmesg'."))
 
 

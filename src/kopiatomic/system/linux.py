@@ -14,6 +14,7 @@ from functools import cache
 from types import MappingProxyType
 
 from kopiatomic import presence
+from kopiatomic.errors import FilteredError
 from kopiatomic.system import looking
 
 CLONE_NEWNS = 0x00020000
@@ -224,7 +225,11 @@ def open_beneath(directory: int, path: str, flags: int) -> int:
         _SYS_OPENAT2, directory, os.fsencode(path), ctypes.byref(how), ctypes.c_size_t(ctypes.sizeof(how))
     )
     if result < 0:
-        raise _failed(path)
+        error = _failed(path)
+        if error.errno in {errno.ENOSYS, errno.EPERM}:
+            # With the flags that we give it, it has no reason of its own for either.
+            raise FilteredError(error.errno, f"the system call openat2 is refused ({error.strerror})", path)
+        raise error
     return int(result)
 
 

@@ -27,8 +27,8 @@ from kopiatomic.views.linux import (
     closing,
     joined,
     mount_scaffold,
-    not_permitted,
     opened,
+    refused,
     relative,
 )
 
@@ -109,7 +109,7 @@ class InPlaceView(LinuxView):
                 try:
                     self.anchors.hold(joined(self.top(), directory))
                 except OSError as error:
-                    raise not_permitted(f"{printable(directory)} cannot be held where it is", error) from None
+                    raise refused(f"{printable(directory)} cannot be held where it is", error) from None
 
     def place(self, top: int, step: Step) -> int:
         """Open what a step is mounted on; only in a directory of ours it is made, like the hidden one. Raises OSError."""

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Self
 
 from kopiatomic import presence
-from kopiatomic.errors import KopiatomicError, concerns_all
+from kopiatomic.errors import KopiatomicError, advice_of, concerns_all
 from kopiatomic.immutable import immutable
 from kopiatomic.system import btrfs, inotify, linux, mountinfo
 from kopiatomic.text import printable
@@ -52,7 +52,7 @@ def enter() -> None:
         linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
         linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
     except OSError as error:
-        raise not_permitted("a private mount namespace cannot be made", error) from None
+        raise refused("a private mount namespace cannot be made", error) from None
 
 
 def _stand_on_a_mount() -> None:
@@ -69,8 +69,20 @@ def _stand_on_a_mount() -> None:
     os.chdir(here)
 
 
-def not_permitted(what: str, error: OSError) -> KopiatomicError:
+def refused(what: str, error: OSError) -> KopiatomicError:
     """The message for a namespace or mount that the kernel refuses."""
+    if error.errno == errno.ENOSPC:
+        return KopiatomicError(
+            f"{what}: a limit of mounts or namespaces is reached",
+            kind="mount-limit",
+            hint="'sysctl fs.mount-max user.max_mnt_namespaces user.max_pid_namespaces' shows the limits. A run needs a mount "
+            "for each dataset besides those of the host.",
+        )
+    advice = advice_of(error)
+    if advice is not None:
+        return KopiatomicError(f"{what}: {error.strerror}", kind="system", hint=advice)
+    if error.errno not in {errno.EPERM, errno.EACCES}:
+        return KopiatomicError(f"{what}: {error.strerror}", kind="mount", hint="See 'dmesg' for what the kernel says.")
     return KopiatomicError(
         f"{what}: {error.strerror}",
         kind="namespace",
@@ -143,7 +155,7 @@ class LinuxView:
                 self.anchors.hold(directory)
             mount_scaffold(self._base)
         except OSError as error:
-            raise not_permitted(f"nothing can be mounted on {printable(self._base)}", error) from None
+            raise refused(f"nothing can be mounted on {printable(self._base)}", error) from None
 
     def covering(self) -> Sequence[str]:
         """The paths outside of our tmpfs that something is going to be mounted over."""
@@ -377,7 +389,7 @@ class Tops:
         try:
             mounted = self._mounted(step.device, "btrfs", f"subvolid={btrfs.TOP_LEVEL}")
         except OSError as error:
-            raise not_permitted(f"the Btrfs filesystem {printable(step.device)} cannot be mounted", error) from None
+            raise refused(f"the Btrfs filesystem {printable(step.device)} cannot be mounted", error) from None
         with closing(linux.open_beneath(mounted, step.source, PATH)) as top:
             yield top
 
@@ -462,12 +474,10 @@ def _is_locked(step: Step, error: OSError) -> bool:
 
 def _mount_failed(step: Step, error: OSError) -> KopiatomicError:
     what = f"the snapshot of {printable(step.dataset)} cannot be mounted"
-    if error.errno == errno.EPERM:
-        return not_permitted(what, error)
     if _is_locked(step, error):
         return KopiatomicError(
             f"{what}: its encryption key is not loaded",
             kind="key-not-loaded",
             hint=f"zfs load-key {step.dataset}",
         )
-    return KopiatomicError(f"{what}: {error.strerror}", kind="mount", hint="See 'dmesg' for what the kernel says.")
+    return refused(what, error)
