@@ -91,3 +91,20 @@ def test_a_part_of_a_deep_tree(
     assert ended.returncode == 0, str(ended)[:2000]
     assert [one["dataset"] for one in valid(ended.stdout)["datasets"]] == [pool.name]
     assert pool.snapshots() == []
+
+
+def test_parts_of_more_datasets_than_descriptors(pool: Pool, kopiatomic: Kopiatomic, tmp_path: Path) -> None:
+    """The snapshot that a part is of is mounted aside, and let go when others are needed."""
+    parts = []
+    for number in range(DATASETS):
+        pool.dataset(f"{number:04}")
+        part = pool.path(f"{number:04}") / "part"
+        part.mkdir()
+        (part / "file").write_text(str(number))
+        parts.append(part)
+    script = f"cat {' '.join(f'$KOPIATOMIC_ROOT{part}/file' for part in parts)} > {tmp_path}/read"
+    argv = Kopiatomic.argv("--mount-root", tmp_path / "view", "-c", f"sh -c '{script}'", *parts)
+    ended = command("prlimit", "--nofile=40:40", *argv, env=kopiatomic.environment, check=False)
+    assert ended.returncode == 0, str(ended)[:2000]
+    assert (tmp_path / "read").read_text() == "".join(map(str, range(DATASETS)))
+    assert pool.snapshots() == []

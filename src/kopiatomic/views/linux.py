@@ -370,15 +370,22 @@ class Tops:
     def __init__(self, base: int) -> None:
         self._base = base
         self._mounts: dict[str, int] = {}
+        """The last few, by what is mounted: there may be more than descriptors."""
+        self._names: dict[str, str] = {}
+        self._count = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for position, fd in enumerate(self._mounts.values()):
-            linux.detach(f"/proc/self/fd/{fd}")
-            os.close(fd)
-            os.rmdir(_ASIDE.format(position), dir_fd=self._base)
+        for source in [*self._mounts]:
+            self._let_go(source)
+
+    def _let_go(self, source: str) -> None:
+        fd = self._mounts.pop(source)
+        linux.detach(f"/proc/self/fd/{fd}")
+        os.close(fd)
+        os.rmdir(self._names.pop(source), dir_fd=self._base)
 
     @contextmanager
     def of(self, step: Step) -> Iterator[int]:
@@ -394,9 +401,12 @@ class Tops:
             yield top
 
     def _mounted(self, source: str, fstype: str, data: str | None) -> int:
-        """Mounted once. A detached mount cannot be the source of a bind: it stays attached until the end."""
+        """A detached mount cannot be the source of a bind: it stays attached until the end, or until others are needed."""
         if source not in self._mounts:
-            name = _ASIDE.format(len(self._mounts))
+            if len(self._mounts) == _MOST_ASIDE:
+                self._let_go(next(iter(self._mounts)))
+            name = self._names[source] = _ASIDE.format(self._count)
+            self._count += 1
             os.mkdir(name, 0o700, dir_fd=self._base)
             point = os.open(name, PATH | os.O_CLOEXEC, dir_fd=self._base)
             try:
@@ -408,6 +418,7 @@ class Tops:
 
 
 _ASIDE = ".aside-{}"
+_MOST_ASIDE = 16
 SCAFFOLD_SOURCE = "kopiatomic"
 
 
