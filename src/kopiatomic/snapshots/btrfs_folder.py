@@ -338,7 +338,7 @@ def _remove_directories(name: str, above: int) -> None:
         try:
             fd = linux.open_beneath(above, path, OPEN_DIRECTORY)
         except OSError as error:
-            if error.errno in {errno.ENOTDIR, errno.ELOOP}:
+            if presence.moved(error):
                 continue
             raise
         try:
@@ -352,7 +352,7 @@ def _remove_directories(name: str, above: int) -> None:
             os.rmdir(last, dir_fd=fd)
         except OSError as error:
             # What somebody else has put there is part of the filesystem, and so of its backup.
-            if error.errno not in {errno.ENOTEMPTY, errno.ENOTDIR}:
+            if error.errno != errno.ENOTEMPTY and not presence.absent(error):
                 raise
         finally:
             os.close(fd)
@@ -375,7 +375,7 @@ def _remove_shared(top_fd: int) -> None:
             os.rmdir(DIRECTORY, dir_fd=top_fd)
     except OSError as error:
         # Another run is in it, or has removed it.
-        if error.errno not in {errno.ENOTEMPTY, errno.ENOENT}:
+        if error.errno != errno.ENOTEMPTY and not presence.absent(error):
             raise
 
 
