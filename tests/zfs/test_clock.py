@@ -35,11 +35,14 @@ def say_synchronised(*, synchronised: bool) -> None:
 
 @pytest.fixture
 def set_clock() -> Iterator[Callable[[float], None]]:
-    """Set it to so many seconds from what it would be; it is right again after the test."""
+    """Set it to so many seconds from what it would be; it is right again after the test.
+
+    Linux lets it go back to 1970 only as far as the machine has been up.
+    """
     start = time.clock_gettime(time.CLOCK_REALTIME) - time.monotonic()
 
     def set_to(offset: float) -> None:
-        time.clock_settime(time.CLOCK_REALTIME, max(60.0, start + time.monotonic() + offset))
+        time.clock_settime(time.CLOCK_REALTIME, time.monotonic() + max(60.0, start + offset))
         say_synchronised(synchronised=True)
 
     yield set_to
