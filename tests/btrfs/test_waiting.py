@@ -19,6 +19,7 @@ from kopiatomic.system import fuse, linux
 from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopia, Kopiatomic, command
+from tests.support.schema import valid
 
 Leftovers = Callable[..., list[str]]
 
@@ -115,18 +116,44 @@ def test_a_signal_ends_a_run_while_a_path_does_not_answer(
     assert leftovers(root) == []
 
 
+def after_the_plan(line: str, folder: Path) -> dict[str, str]:
+    """A user does this after the plan: here when kopia, the real one, is asked for its version. Returns the environment."""
+    program = folder / "bin" / "kopia"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ncase $* in *--version*) {line} ;; esac\nexec {shutil.which("kopia")} "$@"\n')
+    program.chmod(0o755)
+    return {"KOPIATOMIC_KOPIA": str(program)}
+
+
+def test_a_mount_over_what_is_implied_costs_that_alone(
+    btrfs: Btrfs, data: Path, kopiatomic: Kopiatomic, root: Path, kopia: Kopia, tmp_path: Path, leftovers: Leftovers
+) -> None:
+    """A user mounts it between the plan and the snapshots, over a directory that two nested subvolumes are in."""
+    for name in ("one", "two"):
+        (data / name).mkdir()
+    nested = [btrfs.subvolume(f"data/{name}/nested") for name in ("one", "two")]
+    other = btrfs.subvolume("data/other")
+    with hung(tmp_path / "hung") as point:
+        over = "; ".join(f"mount --bind {point} {path.parent}" for path in nested)
+        environment = {**kopiatomic.environment, **kopia.environment, **after_the_plan(over, tmp_path)}
+        words = [sys.executable, "-c", EARLY_TABLE, "2", "--mount-root", str(root), "--json", "-r", str(data)]
+        ended = command(*words, env=environment, timeout=60, check=False)
+        for path in nested:
+            command("umount", "--lazy", path.parent)
+    assert ended.returncode == 3, str(ended)
+    document = valid(ended.stdout)
+    assert [d["dataset"] for d in document["datasets"]] == [str(data), str(other)]
+    for path in nested:
+        assert f"not complete: {path}: it cannot be opened: it did not answer within 2 s" in ended.stderr
+    assert leftovers(root) == []
+
+
 def test_a_subvolume_that_is_replaced_by_a_link_into_one_holds_up_nothing(
     data: Path, kopiatomic: Kopiatomic, root: Path, kopia: Kopia, tmp_path: Path, leftovers: Leftovers
 ) -> None:
-    """Its user does that after the plan: here when kopia, the real one, is asked for its version."""
-    real = shutil.which("kopia")
-    swapped = tmp_path / "bin" / "kopia"
-    swapped.parent.mkdir()
     with hung(tmp_path / "hung") as point:
         swap = f"[ -L {data} ] || {{ mv {data} {data}.old; ln -s {point}/data {data}; }}"
-        swapped.write_text(f'#!/bin/sh\ncase $* in *--version*) {swap} ;; esac\nexec {real} "$@"\n')
-        swapped.chmod(0o755)
-        environment = {**kopia.environment, "KOPIATOMIC_KOPIA": str(swapped)}
+        environment = {**kopia.environment, **after_the_plan(swap, tmp_path)}
         ended = kopiatomic("--mount-root", root, data, env=environment, timeout=30)
         assert data.is_symlink()
     assert ended.returncode == 1, str(ended)

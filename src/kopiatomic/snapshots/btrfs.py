@@ -19,7 +19,7 @@ from kopiatomic.errors import concerns_all
 from kopiatomic.model import Instant, Intent, Refusal, Sets, Snapshot, SnapshotSet, Taken
 from kopiatomic.snapshots import btrfs_folder as folder
 from kopiatomic.snapshots.btrfs_folder import SNAPSHOT, failed
-from kopiatomic.system import btrfs, channel, linux, mountinfo
+from kopiatomic.system import btrfs, channel, linux, looking, mountinfo
 from kopiatomic.text import few, printable
 
 _TRIES = 20
@@ -44,6 +44,7 @@ class BtrfsMaker:
     """What is snapshotted, by its position in ``taken``, as it was right before."""
     _origins: set[bytes] = field(default_factory=set)
     """The UUIDs of all that snapshots were made of: with the folder, the proof that a snapshot is of this run."""
+    _open: Callable[[str], int] = field(init=False, repr=False)
     _made: dict[str, bytes] = field(default_factory=dict)
     """The UUIDs of the snapshots, by their paths."""
     _lock: int | None = None
@@ -65,7 +66,8 @@ class BtrfsMaker:
 
     def intents(self) -> list[Intent]:
         """The exact paths, and what each is a snapshot of. Raises KopiatomicError."""
-        self._look_at_sources()
+        with self._opening():
+            self._look_at_sources()
         return [
             Intent("btrfs", self.pool, folder.path_of(self.run_id, position), source.uuid.hex())
             for position, source in self._sources.items()
@@ -73,7 +75,15 @@ class BtrfsMaker:
 
     def prepare(self) -> None:
         """See that the subvolumes are the planned ones. Raises KopiatomicError."""
-        self._look_at_sources()
+        with self._opening():
+            self._look_at_sources()
+
+    @contextmanager
+    def _opening(self) -> Iterator[None]:
+        """Open what users may replace in a child: it may not answer."""
+        with looking.Opener(lambda path: linux.open_without_links(path, folder.OPEN_DIRECTORY)) as opener:
+            self._open = opener.open
+            yield
 
     def _look_at_sources(self) -> None:
         """One after the other: there may be more of them than a process may have descriptors."""
@@ -92,7 +102,7 @@ class BtrfsMaker:
     def _source(self, position: int) -> Iterator[tuple[int, btrfs.Subvolume]]:
         """A planned subvolume, open. Raises OSError; ENOENT where its path leads to another."""
         dataset = self.taken[position].dataset
-        fd = linux.open_without_links(dataset.mountpoint, folder.OPEN_DIRECTORY)
+        fd = self._open(dataset.mountpoint)
         try:
             found = btrfs.subvolume(fd)
             same = found.id == dataset.subvolume and btrfs.filesystem_uuid(fd) == dataset.pool
@@ -123,7 +133,8 @@ class BtrfsMaker:
             return None
         with folder.top(self._device) as top:
             self._lock = folder.make(top, self.run_id, self._where())
-            return self._make_in(self._lock)
+            with self._opening():
+                return self._make_in(self._lock)
 
     def _make_in(self, directory: int) -> Instant | None:
         # Each in a directory of its own: the kernel locks the directory during the call, and in one directory the

@@ -7,15 +7,18 @@ which notes each path before it goes there (:func:`at`), and gives it up when it
 
 from __future__ import annotations
 
+import errno
 import gc
 import mmap
 import os
 import signal
+import socket
 import struct
+import threading
 import time
 from collections.abc import Callable
 from functools import cache
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Self, TypeVar
 
 from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.system import channel, signals, worker
@@ -27,6 +30,9 @@ T = TypeVar("T")
 LIMIT = 30.0
 """Seconds that one path may take to answer."""
 
+_ANOTHER = 5.0
+"""The same where another has not answered in this time."""
+
 _CHECK = 1.0
 """Seconds between two looks at how far the child is."""
 
@@ -35,6 +41,10 @@ _END_TIMEOUT = 6.0
 
 _KILLED_TIMEOUT = 0.5
 """Seconds that a killed child has to end; only one that waits in the kernel takes longer."""
+
+
+_LENGTH = struct.Struct("=I")
+_NUMBER = struct.Struct("=i")
 
 
 class NoAnswerError(KopiatomicError):
@@ -131,11 +141,15 @@ def _receive(ours: Channel, steps: _Steps, pid: int) -> object:
             elif time.monotonic() - since >= LIMIT:
                 raise _no_answer(now[1], pid) from None
         except ClosedError:
-            raise KopiatomicError(
-                "the process that looks at paths was killed",
-                kind="looker-killed",
-                hint="Was it the out-of-memory killer? See 'dmesg' or 'journalctl -k'.",
-            ) from None
+            raise _killed() from None
+
+
+def _killed() -> KopiatomicError:
+    return KopiatomicError(
+        "the process that looks at paths was killed",
+        kind="looker-killed",
+        hint="Was it the out-of-memory killer? See 'dmesg' or 'journalctl -k'.",
+    )
 
 
 def _no_answer(path: str, pid: int) -> NoAnswerError:
@@ -150,25 +164,24 @@ def _no_answer(path: str, pid: int) -> NoAnswerError:
 def _end(pid: int, steps: _Steps) -> None:
     """End a child that is not needed any more, and the program that it waits for; leave it alone where it waits for a path."""
     _, path = steps.last()
-    for signum, timeout in ((signal.SIGTERM, 0.0 if path else _END_TIMEOUT), (signal.SIGKILL, _KILLED_TIMEOUT)):
-        deadline = time.monotonic() + timeout
-        os.kill(pid, signum)
-        while time.monotonic() < deadline:
-            if os.waitpid(pid, os.WNOHANG)[0]:
-                return
-            time.sleep(0.005)
+    if path or not _stop(pid, signal.SIGTERM, _END_TIMEOUT):
+        _stop(pid, signal.SIGKILL, _KILLED_TIMEOUT)
+
+
+def _stop(pid: int, signum: int, timeout: float) -> bool:
+    """Whether a child has ended within some seconds after a signal; then it is reaped."""
+    os.kill(pid, signum)
+    deadline = time.monotonic() + timeout
+    while not os.waitpid(pid, os.WNOHANG)[0]:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.002)
+    return True
 
 
 def _serve(look: Callable[[], object], theirs: Channel, steps: _Steps) -> NoReturn:
-    global _steps
-    _steps = steps
     try:
-        # What our parent has open it must be able to close, however long this process lives. No collector may close the
-        # numbers again, which are free for others now.
-        gc.disable()
-        worker.detach()
-        os.closerange(3, theirs.fileno())
-        os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+        _begin(theirs.fileno(), steps)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         with signals.handled():
             theirs.send(_answer(look))
@@ -179,6 +192,17 @@ def _serve(look: Callable[[], object], theirs: Channel, steps: _Steps) -> NoRetu
         os._exit(0)
 
 
+def _begin(end: int, steps: _Steps | None) -> None:
+    """In a child: keep nothing open but this one. What its parent has open that must be able to close for good."""
+    global _steps
+    _steps = steps
+    # No collector may close the numbers again, which are free for others now.
+    gc.disable()
+    worker.detach()
+    os.closerange(3, end)
+    os.closerange(end + 1, os.sysconf("SC_OPEN_MAX"))
+
+
 def _answer(look: Callable[[], object]) -> object:
     try:
         return look()
@@ -186,3 +210,86 @@ def _answer(look: Callable[[], object]) -> object:
         return error
     except Exception as error:
         return unforeseen(error)
+
+
+class Opener:
+    """Opens paths in a child, one after the other, for any thread of ours. A context manager.
+
+    ``how`` opens one there. A child that a path does not answer is left alone, and the next path has a new one.
+    """
+
+    def __init__(self, how: Callable[[str], int]) -> None:
+        self._how = how
+        self._lock = threading.Lock()
+        self._limit = LIMIT
+        self._child: tuple[socket.socket, int] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def open(self, path: str) -> int:
+        """A descriptor. Raises OSError; TimeoutError where the path does not answer; KopiatomicError, Interrupted."""
+        with self._lock:
+            try:
+                number, fds = self._ask(os.fsencode(path))
+            except TimeoutError:
+                self._end()
+                text = f"it did not answer within {self._limit:g} s"
+                # Whoever makes one path wait can do so with many; a disk that slept is awake by now.
+                self._limit = min(LIMIT, _ANOTHER)
+                raise TimeoutError(errno.ETIMEDOUT, text, path) from None
+            except BaseException:
+                self._end()
+                raise
+        if number:
+            raise OSError(number, os.strerror(number), path)
+        os.set_inheritable(fds[0], False)
+        return fds[0]
+
+    def _ask(self, path: bytes) -> tuple[int, list[int]]:
+        """An error number, and if it is 0 a descriptor. Raises TimeoutError, KopiatomicError, Interrupted, OSError."""
+        ours, _ = self._child = self._child or self._start()
+        try:
+            ours.sendall(_LENGTH.pack(len(path)) + path)
+            channel.wait_readable(ours.fileno(), self._limit)
+            answer, fds, _, _ = socket.recv_fds(ours, _NUMBER.size, 1)
+        except ConnectionError:
+            answer = b""
+        if not answer:
+            raise _killed()
+        return _NUMBER.unpack(answer)[0], fds
+
+    def _start(self) -> tuple[socket.socket, int]:
+        ours, theirs = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _begin(theirs.fileno(), None)
+                self._serve(theirs)
+            finally:
+                os._exit(0)
+        theirs.close()
+        return ours, pid
+
+    def _serve(self, theirs: socket.socket) -> None:
+        """In the child, until its parent has closed the other end."""
+        with theirs.makefile("rb") as questions:
+            while head := questions.read(_LENGTH.size):
+                path = os.fsdecode(questions.read(*_LENGTH.unpack(head)))
+                try:
+                    fd = self._how(path)
+                except OSError as error:
+                    theirs.sendall(_NUMBER.pack(error.errno or errno.EIO))
+                    continue
+                socket.send_fds(theirs, [_NUMBER.pack(0)], [fd])
+                os.close(fd)
+
+    def _end(self) -> None:
+        if self._child is not None:
+            ours, pid = self._child
+            self._child = None
+            ours.close()
+            _stop(pid, signal.SIGKILL, _KILLED_TIMEOUT)
