@@ -106,6 +106,8 @@ class Facts:
     """Bytes in use of other filesystems, by mount point; only of those that can be asked without waiting."""
     loop_files: Mapping[str, str] = field(default_factory=dict)
     """The files that loop devices show, by device."""
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    """The paths to leave out that their directories spell otherwise, and how they do."""
     at_boot: Mapping[str, str] = field(default_factory=dict)
     """Where /etc/fstab has datasets mounted at boot that are not mounted, by dataset."""
     fstab_problem: str = ""
@@ -129,6 +131,7 @@ def dump(facts: Facts) -> str:
         "directories": sorted(facts.directories),
         "sizes": dict(facts.sizes),
         "loop_files": dict(facts.loop_files),
+        "spelled": dict(facts.spelled),
         "at_boot": dict(facts.at_boot),
         "fstab_problem": facts.fstab_problem,
         "movers": dict(facts.movers),
@@ -167,6 +170,7 @@ def _facts(document: Mapping[str, Any]) -> Facts:
         directories=frozenset(document["directories"]),
         sizes=dict(document["sizes"]),
         loop_files=dict(document["loop_files"]),
+        spelled=dict(document["spelled"]),
         at_boot=dict(document["at_boot"]),
         fstab_problem=str(document["fstab_problem"]),
         movers=dict(document["movers"]),

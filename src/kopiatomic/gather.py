@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from kopiatomic import presence, safety, zfs_listing
+from kopiatomic import presence, safety, spelling, zfs_listing
 from kopiatomic.errors import KopiatomicError, advice_of, pool_suspended, unforeseen
 from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.filesystems import LOCAL, may_hang
@@ -57,7 +57,7 @@ def gather(request: Request) -> Facts:
 
 
 def _gather(request: Request) -> Facts:
-    mounts = tuple(host.here().mounts())
+    mounts = spelling.own_table(host.here().mounts())
     seen = mountinfo.visible(mounts)
     resolved = dict(_resolved(request.names, seen))
     names = [name for name in request.names if name in resolved or not is_pattern(name)]
@@ -75,6 +75,7 @@ def _gather(request: Request) -> Facts:
         directories=_directories(seen, resolved.values(), datasets.values(), unmounted=request.include_unmounted),
         sizes=_sizes(seen),
         loop_files=_loop_files(seen),
+        spelled=_spelled(request.exclude, seen),
         at_boot=at_boot,
         fstab_problem=fstab_problem,
         movers=_movers(seen, resolved.values(), subvolumes, nested=patterns or bool(request.exclude)),
@@ -85,7 +86,7 @@ def _gather(request: Request) -> Facts:
 # Paths
 
 
-def _resolved(names: Iterable[str], seen: Mapping[str, Mount]) -> Iterator[tuple[str, str]]:
+def _resolved(names: Iterable[str], seen: dict[str, Mount]) -> Iterator[tuple[str, str]]:
     """The paths among the names, links followed. One that looks like a pattern and exists is taken literally.
 
     Raises KopiatomicError.
@@ -98,11 +99,19 @@ def _resolved(names: Iterable[str], seen: Mapping[str, Mount]) -> Iterator[tuple
                 raise
 
 
-def resolve(name: str, seen: Mapping[str, Mount]) -> str:
-    """A path with its links followed, as the kernel would, without a step into what may not answer.
+def _spelled(patterns: Iterable[str], seen: dict[str, Mount]) -> dict[str, str]:
+    """Those of some absolute patterns that their directories spell otherwise, and how they do. Raises OSError."""
+    spellings = spelling.Spellings(seen)
+    found = {pattern: spellings.of_pattern(pattern) for pattern in patterns if pattern.startswith("/")}
+    return {pattern: own for pattern, own in found.items() if own != pattern}
+
+
+def resolve(name: str, seen: dict[str, Mount]) -> str:
+    """A path with its links followed, as the kernel would, without a step into what may not answer, in its own spelling.
 
     Raises KopiatomicError.
     """
+    spellings = spelling.Spellings(seen)
     waiting = _parts(name if os.path.isabs(name) else os.path.join(os.getcwd(), name))
     path = "/"
     links = 0
@@ -124,13 +133,37 @@ def resolve(name: str, seen: Mapping[str, Mount]) -> str:
             # What was a directory in it is a link now: it is gone through again from the beginning.
             target = path
         if target is None:
+            try:
+                path = spellings.own(path)
+            except OSError as error:
+                raise _no_such_path(name, error) from None
+            _require_answer(name, path, seen, waiting)
             continue
         links += 1
         if links > _LINKS:
             raise _no_such_path(name, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
         path = "/" if target.startswith("/") else os.path.dirname(path)
         waiting += _parts(target)
+    _require_held(name, path, seen)
     return path
+
+
+def _require_held(name: str, path: str, seen: dict[str, Mount]) -> None:
+    """Refuse a path that leads into another mount than it does by the table. Raises KopiatomicError."""
+    try:
+        mount, _, _ = host.here().identity(path)
+        known = mountinfo.holder(path, seen).id
+    except OSError as error:
+        raise _no_such_path(name, error) from None
+    except KeyError:
+        # In a chroot whose root is no mount.
+        return
+    if mount not in {0, known}:
+        raise KopiatomicError(
+            f"{printable(name)} leads into another mount than the one that the mount table has at {printable(path)}",
+            kind="path-changed",
+            hint="Something was mounted or unmounted there just now, or a directory above it was renamed: run again.",
+        )
 
 
 def _parts(path: str) -> list[str]:

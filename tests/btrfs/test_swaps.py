@@ -9,7 +9,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,7 @@ def test_a_path_is_not_followed_once_more(thing: str, home: Home, monkeypatch: p
     """The worst moment: what was a directory when the path was resolved is a link right after that."""
     resolve = gather.resolve
 
-    def and_then(name: str, seen: Mapping[str, Mount]) -> str:
+    def and_then(name: str, seen: dict[str, Mount]) -> str:
         path = resolve(name, seen)
         exchange(home.path / "dir", home.path / "link")
         return path

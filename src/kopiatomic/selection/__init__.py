@@ -62,7 +62,11 @@ class Selection:
     def excluded_by(self, names: Iterable[str]) -> str | None:
         """The pattern of ``--exclude`` that fits one of a dataset's names."""
         known = [name for name in names if name]
-        fitting = [p for p in self.request.exclude if any(patterns.matches(p, name) for name in known)]
+        fitting = [
+            p
+            for p in self.request.exclude
+            if any(patterns.matches(self.facts.spelled.get(p, p), name) for name in known)
+        ]
         self.excluding.update(fitting)
         return fitting[0] if fitting else None
 

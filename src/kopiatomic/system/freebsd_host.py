@@ -34,6 +34,11 @@ class FreeBSDHost:
         """Component by component: there is no openat2(2)."""
         return freebsd_paths.link_target(path)
 
+    def identity(self, path: str) -> tuple[int, int, int]:
+        """Each mount has a device number of its own."""
+        status = freebsd_paths.status(path)
+        return 0, status.st_dev, status.st_ino
+
     def open_directory(self, path: str, *, to_list: bool) -> int:  # noqa: ARG002 - it has no O_NOATIME
         """Component by component; each has to be readable."""
         return freebsd_paths.open_beneath("/", path.strip("/"))

@@ -74,6 +74,16 @@ def _no_directory(mode: int) -> OSError:
     return OSError(number, os.strerror(number))
 
 
+def status(path: str) -> os.stat_result:
+    """The status of what is at an absolute path to which no link leads; of a link itself. Raises OSError."""
+    above, _, name = path.rstrip("/").rpartition("/")
+    directory = open_beneath("/", above.strip("/"))
+    try:
+        return os.stat(name or ".", dir_fd=directory, follow_symlinks=False)
+    finally:
+        os.close(directory)
+
+
 def link_target(path: str) -> str | None:
     """What the link at an absolute path holds, to which no other link leads; None for anything else. Raises OSError."""
     above, _, name = path.rstrip("/").rpartition("/")

@@ -41,6 +41,9 @@ class Host(Protocol):
     def link_target(self, path: str) -> str | None:
         """What the link at an absolute path holds; None for anything else. Raises OSError; ELOOP where a link leads there."""
 
+    def identity(self, path: str) -> tuple[int, int, int]:
+        """Mount (0: not known), device and inode of what is at an absolute path that no link may lead through. Raises OSError."""
+
     def open_directory(self, path: str, *, to_list: bool) -> int:
         """Open the directory at an absolute path that no link may lead through; listing it leaves its times, if possible.
 

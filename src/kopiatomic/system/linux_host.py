@@ -62,6 +62,15 @@ class LinuxHost:
         finally:
             os.close(fd)
 
+    def identity(self, path: str) -> tuple[int, int, int]:
+        """Of the mount that is seen there, its id."""
+        fd = linux.open_without_links(path, os.O_PATH | os.O_NOFOLLOW)
+        try:
+            status = os.fstat(fd)
+            return mountinfo.id_of(fd), status.st_dev, status.st_ino
+        finally:
+            os.close(fd)
+
     def open_directory(self, path: str, *, to_list: bool) -> int:
         """With O_NOATIME, which is the owner's and root's; what is not listed need not be readable."""
         return linux.open_without_links(path, (os.O_RDONLY | os.O_NOATIME if to_list else os.O_PATH) | os.O_DIRECTORY)

@@ -299,14 +299,14 @@ class LinuxView:
         return None
 
     def _take_prints(self, steps: Sequence[Step]) -> list[_Print]:
-        table = mountinfo.visible(mountinfo.read())
+        table = {mount.id: mount for mount in mountinfo.read()}
         prints = []
         with self.open_top() as root:
             for step in steps:
-                mount = table.get(joined(self.top(), step.place))
                 try:
                     kind = ANY if step.file else LOOK
                     with closing(linux.open_beneath(root, relative(step.place), kind)) as fd:
+                        mount = table.get(mountinfo.id_of(fd))
                         inode = os.fstat(fd).st_ino
                         is_btrfs = step.fstype == "btrfs" and not step.file
                         subvolume = btrfs.subvolume(fd).uuid if is_btrfs else b""

@@ -1,0 +1,156 @@
+"""The spelling that a directory itself has for a name, where its ZFS dataset takes other spellings for the same.
+
+A dataset may ignore case (``casesensitivity=insensitive``) or tell composed and decomposed letters not apart
+(``normalization``). There a path in another spelling leads to the same thing, and beside the mount table it looks like another
+path. With ``normalization`` not even the table is reliable: a mount point is spelled there as somebody looked it up last (seen on
+OpenZFS 2.3.9). So what is opened is compared, and the spelling is looked up in the directory.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import unicodedata
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from kopiatomic import presence, zfs_listing
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import may_hang
+from kopiatomic.immutable import immutable
+from kopiatomic.system import host, pools
+from kopiatomic.system.mountinfo import Mount, holder, parents
+from kopiatomic.text import printable
+
+
+@immutable
+class _Manner:
+    """What a dataset takes for the same."""
+
+    ignores_case: bool
+    normalizes: bool
+
+    def changes(self, name: str) -> bool:
+        """Whether a name may have other spellings."""
+        return (self.ignores_case and name.upper() != name.lower()) or (self.normalizes and not name.isascii())
+
+
+class Spellings:
+    """Answers from the directories as they are now. ``seen`` are the visible mounts, by points in their own spelling."""
+
+    def __init__(self, seen: dict[str, Mount]) -> None:
+        self._seen = seen
+        self._manners: dict[str, _Manner] = {}
+
+    def own(self, path: str) -> str:
+        """A path, whose directory has its own spelling, in the spelling of that directory.
+
+        Raises OSError where it cannot be looked at, KopiatomicError where it is in no list.
+        """
+        above, name = parents(path)[0], path.rpartition("/")[2]
+        try:
+            mount = holder(above, self._seen)
+        except KeyError:
+            return path
+        if path in self._seen or mount.fstype != "zfs" or not self._changes(mount, name):
+            return path
+        directory = host.here().open_directory(above, to_list=True)
+        try:
+            entries = os.listdir(directory)
+        finally:
+            os.close(directory)
+        if name in entries:
+            return path
+        opened = host.here().identity(path)
+        key = _key(name)
+        for entry in entries:
+            found = f"{above.rstrip('/')}/{entry}"
+            if _key(entry) == key and _is(found, opened):
+                return found
+        # What folds in a way that is not known here has the same inode, unless it is a mount point.
+        for entry in entries:
+            found = f"{above.rstrip('/')}/{entry}"
+            if not entry.isascii() and found not in self._seen and _is(found, opened):
+                return found
+        raise KopiatomicError(
+            f"{printable(path)} is there, and its directory has no such name in its list",
+            kind="spelling",
+            hint=f"Write it as 'ls {printable(above)}' does; if it does so already, somebody renames it just now: run again.",
+        )
+
+    def _changes(self, mount: Mount, name: str) -> bool:
+        if name.isascii() and ("casesensitive" in mount.super_options or name.upper() == name.lower()):
+            return False
+        dataset = mount.source
+        if dataset not in self._manners:
+            self._ask_for(dataset)
+        return self._manners[dataset].changes(name)
+
+    def _ask_for(self, dataset: str) -> None:
+        """Of one that does not say it is assumed that it takes anything for the same. Raises KopiatomicError."""
+        properties = "casesensitivity,normalization"
+        result = zfs_listing.run(["zfs", "get", "-H", "-o", "value", properties, dataset.partition("@")[0]])
+        values = result.stdout.decode("utf-8", "replace").split()
+        known = result.status == 0 and len(values) == 2
+        self._manners[dataset] = _Manner(
+            ignores_case=not known or values[0] == "insensitive", normalizes=not known or values[1] != "none"
+        )
+
+    def of_pattern(self, pattern: str) -> str:
+        """An absolute pattern, or path, with the components before the first star spelled as their directories do.
+
+        What is not there, or may not answer, is left as it is.
+        """
+        path = ""
+        rest = [part for part in pattern.split("/") if part not in {"", "."}]
+        while rest and "*" not in rest[0] and rest[0] != "..":
+            step = f"{path}/{rest[0]}"
+            if _may_wait(step, self._seen):
+                break
+            try:
+                path = self.own(step)
+            except (OSError, KopiatomicError) as error:
+                if isinstance(error, OSError) and not presence.moved(error) and error.errno != errno.EACCES:
+                    raise
+                break
+            rest.pop(0)
+        return "/".join([path, *rest]) if path or rest else "/"
+
+
+def own_table(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
+    """A mount table whose points have the spelling of their directories."""
+    table = tuple(mounts)
+    if all(mount.point.isascii() for mount in table):
+        return table
+    known: dict[str, Mount] = {}
+    points: dict[str, str] = {}
+    spellings = Spellings(known)
+    for mount in sorted(table, key=lambda m: len(parents(m.point))):
+        # What lies above has been spelled before.
+        if mount.point not in points:
+            points[mount.point] = mount.point if mount.point.isascii() else spellings.of_pattern(mount.point)
+        known[points[mount.point]] = mount
+    return tuple(replace(m, point=points[m.point]) if points[m.point] != m.point else m for m in table)
+
+
+def _may_wait(path: str, seen: Mapping[str, Mount]) -> bool:
+    mount = seen.get(path)
+    if mount is None:
+        return False
+    pool = mount.source.partition("/")[0].partition("@")[0]
+    return may_hang(mount.fstype) or (mount.fstype == "zfs" and bool(pools.suspended([pool])))
+
+
+def _is(path: str, opened: tuple[int, int, int]) -> bool:
+    try:
+        return host.here().identity(path) == opened
+    except OSError as error:
+        if presence.moved(error):
+            return False
+        raise
+
+
+def _key(name: str) -> str:
+    """Equal for all names that a dataset may take for the same, and for some more."""
+    plain = unicodedata.normalize("NFKD", name)
+    return unicodedata.normalize("NFKD", plain.upper().casefold())
