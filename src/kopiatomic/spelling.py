@@ -13,6 +13,7 @@ import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from functools import cache
 
 from kopiatomic import presence, zfs_listing
 from kopiatomic.errors import KopiatomicError
@@ -40,7 +41,6 @@ class Spellings:
 
     def __init__(self, seen: dict[str, Mount]) -> None:
         self._seen = seen
-        self._manners: dict[str, _Manner] = {}
 
     def own(self, path: str) -> str:
         """A path, whose directory has its own spelling, in the spelling of that directory.
@@ -67,7 +67,7 @@ class Spellings:
             found = f"{above.rstrip('/')}/{entry}"
             if _key(entry) == key and _is(found, opened):
                 return found
-        # What folds in a way that is not known here has the same inode, unless it is a mount point.
+        # One that its dataset folds in a way that is not known here.
         for entry in entries:
             found = f"{above.rstrip('/')}/{entry}"
             if not entry.isascii() and found not in self._seen and _is(found, opened):
@@ -81,20 +81,7 @@ class Spellings:
     def _changes(self, mount: Mount, name: str) -> bool:
         if name.isascii() and ("casesensitive" in mount.super_options or name.upper() == name.lower()):
             return False
-        dataset = mount.source
-        if dataset not in self._manners:
-            self._ask_for(dataset)
-        return self._manners[dataset].changes(name)
-
-    def _ask_for(self, dataset: str) -> None:
-        """Of one that does not say it is assumed that it takes anything for the same. Raises KopiatomicError."""
-        properties = "casesensitivity,normalization"
-        result = zfs_listing.run(["zfs", "get", "-H", "-o", "value", properties, dataset.partition("@")[0]])
-        values = result.stdout.decode("utf-8", "replace").split()
-        known = result.status == 0 and len(values) == 2
-        self._manners[dataset] = _Manner(
-            ignores_case=not known or values[0] == "insensitive", normalizes=not known or values[1] != "none"
-        )
+        return _manner(mount.source.partition("@")[0]).changes(name)
 
     def of_pattern(self, pattern: str) -> str:
         """An absolute pattern, or path, with the components before the first star spelled as their directories do.
@@ -115,6 +102,18 @@ class Spellings:
                 break
             rest.pop(0)
         return "/".join([path, *rest]) if path or rest else "/"
+
+
+@cache
+def _manner(dataset: str) -> _Manner:
+    """That of a dataset, which was given to it when it was made; one that does not say it is taken for one that does both.
+
+    Raises KopiatomicError.
+    """
+    result = zfs_listing.run(["zfs", "get", "-H", "-o", "value", "casesensitivity,normalization", dataset])
+    values = result.stdout.decode("utf-8", "replace").split()
+    known = result.status == 0 and len(values) == 2
+    return _Manner(ignores_case=not known or values[0] == "insensitive", normalizes=not known or values[1] != "none")
 
 
 def own_table(mounts: Iterable[Mount]) -> tuple[Mount, ...]:

@@ -76,8 +76,8 @@ def normal(pool: Pool, run: Runner, tmp_path: Path, form: str) -> Iterator[Groun
 def test_a_child_in_other_case_is_the_child(layout: str, win: Ground) -> None:
     win.child("Docs")
     assert win.run(layout, win.top / "DOCS") == (0, ["Docs/thesis"], ["Docs"])
-    assert win.run(layout, f"{win.top}/./docs/")[:2] == (0, ["Docs/thesis"])
-    assert win.run("merged", "-r", win.name, "--exclude", win.top / "dOcS") == (0, [], ["."])
+    if layout == "merged":
+        assert win.run(layout, "-r", win.name, "--exclude", f"{win.top}/./dOcS/") == (0, [], ["."])
 
 
 @LAYOUTS
