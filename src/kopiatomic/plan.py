@@ -138,8 +138,8 @@ def _ask_for(name: str, shared: Selection, zfs: ZfsSelection, btrfs: BtrfsSelect
             raise not_a_dataset(name, path, mount, partial=False)
         zfs.ask_for_path(path, mount)
     elif mount.fstype != "btrfs" or not btrfs.ask_for(name, path):
-        partial = mount.root != "/" and (mount.fstype != "btrfs" or btrfs.holder(path) is None)
-        raise not_a_dataset(name, path, mount, partial=partial)
+        subvolume = btrfs.holder(path) if mount.fstype == "btrfs" else None
+        raise not_a_dataset(name, path, mount, partial=mount.root != "/" and subvolume is None, subvolume=subvolume)
 
 
 def _nothing(request: Request, judged: Sequence[Judged]) -> KopiatomicError:

@@ -293,6 +293,22 @@ REFUSED = [
         id="a file of a subvolume",
     ),
     pytest.param(
+        facts(
+            ("/data", "btrfs", "/dev/sdb"),
+            subvolumes=[
+                subvolume("/data", 5),
+                subvolume("/data/in", 256, "/data"),
+                subvolume("/data/in/x", 257, "/data/in"),
+            ],
+            resolved={"/data/in/y": "/data/in/y"},
+        ),
+        ("/data/in/y",),
+        "not-a-directory",
+        "/data/in/y is neither a mount point nor a directory: it lies in the Btrfs subvolume /data/in",
+        "/data/in to take it whole",
+        id="a file of a nested subvolume",
+    ),
+    pytest.param(
         facts(resolved={"./link": "/etc"}),
         ("./link",),
         "unsupported-filesystem",

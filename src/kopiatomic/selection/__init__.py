@@ -99,8 +99,14 @@ def described(mount: Mount) -> str:
     return f"{printable(mount.source)} ({mount.fstype})"
 
 
-def not_a_dataset(name: str, path: str, mount: Mount, *, partial: bool) -> KopiatomicError:
-    """Why a path cannot be taken. ``partial``: the mount shows only a part of a dataset."""
+def not_a_dataset(
+    name: str, path: str, mount: Mount, *, partial: bool, subvolume: str | None = None
+) -> KopiatomicError:
+    """Why a path cannot be taken.
+
+    ``partial``: the mount shows only a part of a dataset. ``subvolume``: where the Btrfs subvolume is that it lies in, which
+    may be nested in the one that is mounted.
+    """
     shown = printable(name)
     if path != name.rstrip("/") and path != name:
         shown += f" (which is {printable(path)})"
@@ -124,8 +130,11 @@ def not_a_dataset(name: str, path: str, mount: Mount, *, partial: bool) -> Kopia
             kind="bind-mount",
             hint=f"Name {whole}, or a path in it, where it is mounted whole.",
         )
+    top = subvolume or mount.point
+    whole = mount.source if mount.fstype == "zfs" else top
+    where = f"mounted at {printable(top)}" if top == mount.point else printable(top)
     return KopiatomicError(
-        f"{shown} is neither a mount point nor a directory: it lies in the {what} mounted at {printable(mount.point)}",
+        f"{shown} is neither a mount point nor a directory: it lies in the {what} {where}",
         kind="not-a-directory",
-        hint=f"Name a directory, or {printable(mount.source if mount.fstype == 'zfs' else mount.point)} to take it whole.",
+        hint=f"Name a directory, or {printable(whole)} to take it whole.",
     )
