@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
+from kopiatomic import names
 from kopiatomic.errors import KopiatomicError, StartError, advice_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Command, EngineEnd
@@ -94,6 +95,8 @@ class Checked:
     """The sources that nobody has looked into."""
     unwatched: str = ""
     """Why that could not be seen, if so."""
+    equal: names.Equal = names.Equal()
+    """Names in the view that are one for the program."""
 
 
 @dataclass(slots=True)
@@ -143,10 +146,20 @@ def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: 
     # The check looks into the view itself.
     unread = reading.unread() if reading is not None else ()
     strays = platform.end_others()
-    channel.send(Checked(end, tuple(view.check()), strays, unread, unwatched))
+    equal = _equal_names(channel, view, message.command, end)
+    channel.send(Checked(end, tuple(view.check()), strays, unread, unwatched, equal))
     if has_terminal:
         # The end of a session leader discards what its terminal has not shown yet: wait for that.
         channel.receive()
+
+
+def _equal_names(channel: Channel, view: Built, command: Command, end: EngineEnd) -> names.Equal:
+    """What two names of became one in a backup that looks good; a word of the main process ends the search."""
+    if not command.stand_in or end.status != 0 or end.stopped:
+        return names.Equal()
+    poll = select.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    return names.look(view.engine_root(), command.directories, command.stand_in, lambda: not poll.poll(0))
 
 
 def _watch(view: Built, sources: Sequence[str]) -> tuple[Reading | None, str]:

@@ -391,6 +391,10 @@ class Command:
 
     argv: Sequence[str]
     environment: Mapping[str, str]
+    stand_in: str = ""
+    """What it has for each byte of a name that is no text, so that two names may become one; empty where it keeps them."""
+    directories: Sequence[str] = ()
+    """Where such names are looked for, as it has the paths."""
 
 
 @immutable

@@ -227,7 +227,7 @@ class _Run:
             checked = self._run_engine(engine, frozen, job) if job.sources else _NOTHING_READ
         report.engine.end = checked.end if job.sources else None
         with report.phase("verify"), signals.deferred(), understood(engine.name):
-            report.engine.result = engine.judge(job, checked.end)
+            report.engine.result = engine.judge(replace(job, equal=checked.equal), checked.end)
         self._conclude(checked)
         if self._remembering is not None:
             saved = skipping.saved(job, self._remembering, report.engine.result)

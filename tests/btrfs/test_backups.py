@@ -228,3 +228,28 @@ def test_what_the_terminals_encoding_lacks_does_not_swallow_the_summary(encoding
     assert "Saved 1 dataset at one instant" in ended.stdout
     assert ("日本" if encoding == "utf-8" else "\\u65e5\\u672c") in ended.stdout
     assert "Removed:" in ended.stdout
+
+
+def test_names_that_are_one_for_kopia_make_the_backup_incomplete(
+    btrfs: Btrfs, run: Run, kopia: Kopia, leftovers: Leftovers, root: Path
+) -> None:
+    """A restore keeps one file of two; what kopia leaves out by a rule of the user's is no concern."""
+    data = btrfs.subvolume("data")
+    inside = btrfs.subvolume("data/inside")
+    for folder in (data / "kept", inside, data / "ignored"):
+        folder.mkdir(exist_ok=True)
+    for path in (b"kept/a\xff", b"kept/a\xfe", b"kept/b\xff", b"ignored/c\xff", b"ignored/c\xfe", b"inside/d\xff"):
+        (data / os.fsdecode(path)).write_text("x")
+    (inside / "d\ufffd").write_text("x")
+    (data / ".kopiaignore").write_text("/ignored\n")
+    for words in ((), ("--layout", "in-place")):
+        ended = run(*words, "-r", data, env=kopia.environment)
+        assert ended.returncode == 3, str(ended)
+        line = next(line for line in ended.stderr.splitlines() if "not complete: " in line)
+        assert "4 names are not their own in kopia" in line
+        assert all(name in line for name in ("kept/a\\xfe", "kept/a\\xff", "inside/d\\xff"))
+        assert "ignored" not in line
+    (data / os.fsdecode(b"kept/a\xfe")).unlink()
+    (inside / "d\ufffd").unlink()
+    assert run("-r", data, env=kopia.environment).returncode == 0
+    assert leftovers(root) == []

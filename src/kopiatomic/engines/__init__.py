@@ -12,6 +12,7 @@ from kopiatomic.engines.own import Own
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Sets
+from kopiatomic.names import Equal
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.text import printable
 
@@ -27,6 +28,8 @@ class Job:
     """The places (absolute, below the root) that really are mounted in the view."""
     filled: Collection[str]
     """Those of them whose top directory holds files, directories or links."""
+    equal: Equal = Equal()
+    """Names in the view that are one for an engine which does not keep bytes that are no text; known at the end."""
     unchanged: Mapping[str, str] = field(default_factory=dict)
     """The sources that need not be read, and the snapshots that stand for them (``--skip-unchanged``)."""
 

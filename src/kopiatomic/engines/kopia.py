@@ -177,7 +177,10 @@ class Kopia:
         logs = kopia_location.logs(self._client, self._options)
         if logs is not None and own.in_place(job.plan, logs):
             environment["KOPIA_LOG_DIR"] = f"{job.plan.scratch}/kopia-logs"
-        return Command(argv=argv, environment=environment)
+        volumes = job.volumes
+        read = [place for source in job.sources for place in job.places(source).values() if place not in volumes]
+        directories = tuple(map(job.plan.path, read))
+        return Command(argv, environment, kopia_listing.STAND_IN, directories)
 
     def describe(self, plan: Plan) -> Sequence[str]:
         """The argv in words; needs neither kopia nor a repository."""
@@ -285,6 +288,7 @@ class Kopia:
         if lacking and not self._is_saved(manifest):
             return _not_saved(f"kopia told of the snapshot {printable(manifest.id)}, which is not in its repository")
         reasons += lacking
+        reasons += kopia_listing.confused(self._client, manifest, job, source)
         result.complete = not reasons
         result.message = "; ".join(reasons)
         return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os.path
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,14 +14,19 @@ from kopiatomic.engines.kopia_output import Manifest
 from kopiatomic.engines.numbers import number
 from kopiatomic.engines.program import KEEP
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.names import spelled
+from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import process
-from kopiatomic.text import printable
+from kopiatomic.text import first_few, printable
 
 _HEAD = b'{"stream":"kopia:directory","entries":'
 """How a folder's object begins; ``null`` or a list follows (snapshot/manifest.go, DirManifest)."""
 
 _BEGINNING = 4096
 """How much (bytes) of a folder's object is enough to see whether it holds an entry."""
+
+STAND_IN = "\ufffd"
+"""What kopia's JSON has for each byte of a name that is no text: two names may become one, of which a restore keeps one."""
 
 _ABSENT = ("entry not found", "parent is not a directory")
 
@@ -41,6 +47,35 @@ def missing(client: Client, manifest: Manifest, job: Job, source: str) -> list[s
         except KopiatomicError as error:
             problems.append(f"kopia's snapshot could not be looked at below {printable(parent)}: {error.message}")
     return problems
+
+
+def confused(client: Client, manifest: Manifest, job: Job, source: str) -> list[str]:
+    """Names that are one in the snapshot of a source, in words; what kopia was told to ignore is not in it."""
+    kept: list[str] = []
+    by_folder: dict[str, list[str]] = {}
+    for path in job.equal.paths:
+        if is_at_or_below(path, source):
+            by_folder.setdefault(os.path.dirname(path), []).append(path)
+    for folder, paths in by_folder.items():
+        names = _names(client, manifest, spelled(f"/{below(folder, source)}", STAND_IN))
+        kept += [p for p in paths if names is None or names[spelled(os.path.basename(p), STAND_IN)] > 1]
+    if not kept:
+        return []
+    count = len(kept) + job.equal.count - len(job.equal.paths)
+    return [
+        f"{count} names are not their own in kopia, which has one sign for every byte that is no text, and of those that become "
+        f"equal a restore keeps one: {first_few(kept)} (rename them, or use --engine restic or borg)"
+    ]
+
+
+def _names(client: Client, manifest: Manifest, folder: str) -> Counter[str] | None:
+    """How often each name is in a folder of a snapshot; None where that cannot be told."""
+    try:
+        finished = client.show(_folder(manifest, folder))
+        entries = [] if _is_absent(finished) else json.loads(finished.stdout)["entries"] or []
+        return Counter(str(entry["name"]) for entry in entries)
+    except (KopiatomicError, ValueError, KeyError, TypeError):
+        return None
 
 
 def questions(client: Client, manifest: Manifest, job: Job, source: str) -> list[tuple[str, ...]]:

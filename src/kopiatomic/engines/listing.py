@@ -10,6 +10,7 @@ from kopiatomic import locks
 from kopiatomic.engines import Job
 from kopiatomic.filesystems import SYSTEM
 from kopiatomic.model import Layout, Plan
+from kopiatomic.names import spelled
 from kopiatomic.paths import below, is_at_or_below
 
 
@@ -23,11 +24,6 @@ class Found:
     """Of a file in bytes, where the list has it."""
     filled: bool = False
     """Whether something is listed in it."""
-
-
-def spelled(path: str, stand_in: str) -> str:
-    """A path as an engine writes it that has a stand-in for each byte that is no text."""
-    return re.sub("[\udc80-\udcff]", stand_in.replace("\\", "\\\\"), path)
 
 
 class Inside:

@@ -1,0 +1,55 @@
+"""Names that become one where bytes that are no text have one sign."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from kopiatomic.names import Equal, look, spelled
+
+SIGN = "\ufffd"
+
+
+def made(folder: Path, *names: bytes) -> None:
+    for name in names:
+        (folder / os.fsdecode(name)).touch()
+
+
+def test_each_byte_has_a_sign_as_in_go() -> None:
+    for name, written in ((b"a\xff", "a_"), (b"\xe2\x82", "__"), (b"\xed\xa0\x80", "___"), ("é€".encode(), "é€")):
+        assert spelled(os.fsdecode(name), "_") == written
+
+
+def test_names_that_become_another_of_their_directory_are_found(tmp_path: Path) -> None:
+    (tmp_path / "deep" / "er").mkdir(parents=True)
+    made(tmp_path, b"plain", "é".encode(), b"alone\xff")
+    made(tmp_path / "deep", b"alone\xfe")
+    assert look(None, [str(tmp_path)], SIGN, lambda: True) == Equal()
+    made(tmp_path / "deep" / "er", b"a\xff", b"a\xfe", b"b\xff", f"b{SIGN}".encode(), b"c\xff")
+    (tmp_path / "deep" / os.fsdecode(b"d\xff")).mkdir()
+    made(tmp_path / "deep", b"d\xfe")
+    names = [
+        b"deep/d\xfe",
+        b"deep/d\xff",
+        b"deep/er/a\xfe",
+        b"deep/er/a\xff",
+        b"deep/er/b\xff",
+        "deep/er/b\ufffd".encode(),
+    ]
+    found = look(None, [str(tmp_path)], SIGN, lambda: True)
+    assert (found.count, sorted(found.paths)) == (6, sorted(f"{tmp_path}/{os.fsdecode(name)}" for name in names))
+
+
+def test_a_root_stands_for_the_top_and_links_lead_nowhere(tmp_path: Path) -> None:
+    (tmp_path / "view" / "home").mkdir(parents=True)
+    made(tmp_path / "view" / "home", b"a\xff", b"a\xfe")
+    (tmp_path / "view" / "link").symlink_to(tmp_path / "view" / "home")
+    root = os.open(tmp_path / "view", os.O_RDONLY)
+    assert look(root, ["/home", "/link", "/gone"], SIGN, lambda: True).count == 2
+
+
+def test_it_ends_when_it_is_told_to_and_names_no_more_than_twenty(tmp_path: Path) -> None:
+    made(tmp_path, *(b"a%d\xff" % n for n in range(30)), *(b"a%d\xfe" % n for n in range(30)))
+    found = look(None, [str(tmp_path)], SIGN, lambda: True)
+    assert (found.count, len(found.paths)) == (60, 20)
+    assert look(None, [str(tmp_path)], SIGN, lambda: False) == Equal()
