@@ -197,7 +197,7 @@ def _view(layout: str, root: str) -> list[Callable[..., Any]]:
             metavar="DIR",
             show_default=True,
             shell_complete=complete_directory,
-            help="Where a merged view is mounted.",
+            help="Where a merged view is mounted; in directories that root alone can change.",
         ),
     ]
 

@@ -142,6 +142,8 @@ def resolve(name: str, seen: dict[str, Mount]) -> str:
         links += 1
         if links > _LINKS:
             raise _no_such_path(name, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
+        if target != path:
+            _require_roots(name, path, target)
         path = "/" if target.startswith("/") else os.path.dirname(path)
         waiting += _parts(target)
     _require_held(name, path, seen)
@@ -163,6 +165,20 @@ def _require_held(name: str, path: str, seen: dict[str, Mount]) -> None:
             f"{printable(name)} leads into another mount than the one that the mount table has at {printable(path)}",
             kind="path-changed",
             hint="Something was mounted or unmounted there just now, or a directory above it was renamed: run again.",
+        )
+
+
+def _require_roots(name: str, link: str, target: str) -> None:
+    """Refuse a link that others than root can exchange: they would choose what is backed up. Raises KopiatomicError."""
+    try:
+        why = safety.unsafe(link)
+    except OSError as error:
+        why = error.strerror or str(error)
+    if why:
+        raise KopiatomicError(
+            f"{printable(name)} leads through the link {printable(link)} to {printable(target)}, and {why}",
+            kind="link-not-safe",
+            hint="Name the directory that is meant, by a path without that link.",
         )
 
 

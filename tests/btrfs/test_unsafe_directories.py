@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.btrfs.test_in_place import InPlace, Script, data, in_place, mounted, script
+from tests.btrfs.test_in_place import InPlace, Script, in_place, mounted, script
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopia, command
 from tests.support.swapper import USER, exchange
 
-__all__ = ["data", "in_place", "script"]
+__all__ = ["in_place", "script"]
 
 
 @pytest.fixture
@@ -27,6 +27,14 @@ def home(btrfs: Btrfs) -> Path:
         os.chown(path, USER, USER)
     (home / "ann" / "docs" / "file").write_text("frozen\n")
     return home
+
+
+@pytest.fixture
+def guest(btrfs: Btrfs) -> Path:
+    """A subvolume that is mounted in the user's directory."""
+    guest = btrfs.subvolume("guest")
+    (guest / "file").write_text("frozen\n")
+    return guest
 
 
 def shielded(document: Any) -> list[tuple[str, str, str]]:
@@ -55,7 +63,7 @@ def test_a_part_in_directories_of_roots_leaves_the_rest_live(home: Path, in_plac
 
 
 def test_what_is_mounted_in_the_rest_is_seen_again(
-    home: Path, data: Path, btrfs: Btrfs, in_place: InPlace, script: Script
+    home: Path, guest: Path, btrfs: Btrfs, in_place: InPlace, script: Script
 ) -> None:
     memory = home / "bob" / "memory"
     memory.mkdir()
@@ -82,7 +90,7 @@ def test_what_has_to_be_written_in_the_rest_is_live(home: Path, in_place: InPlac
 
 
 def test_a_dataset_below_a_users_directory_has_that_hidden(
-    home: Path, data: Path, btrfs: Btrfs, in_place: InPlace, script: Script
+    home: Path, guest: Path, btrfs: Btrfs, in_place: InPlace, script: Script
 ) -> None:
     """The user's own files are hidden; what is mounted there is seen, and so is the rest of the system."""
     vm, memory = home / "ann" / "vm", home / "ann" / "deep" / "memory"
@@ -90,7 +98,7 @@ def test_a_dataset_below_a_users_directory_has_that_hidden(
         path.mkdir(parents=True)
     (home / "ann").chmod(0o750)
     device = command("findmnt", "-no", "SOURCE", btrfs.mountpoint).stdout.split("[")[0].strip()
-    with mounted("-o", "subvol=data", device, vm), mounted("-t", "tmpfs", "none", memory):
+    with mounted("-o", "subvol=guest", device, vm), mounted("-t", "tmpfs", "none", memory):
         (memory / "file").write_text("live\n")
         lines = [
             f"cat {vm}/file {memory}/file; ls {home}/ann; ls -A {home}/ann/deep; stat -c '%u %a' {home}/ann",
@@ -105,7 +113,7 @@ def test_a_dataset_below_a_users_directory_has_that_hidden(
 
 
 def test_what_has_to_be_written_below_a_hidden_directory_is_live(
-    home: Path, data: Path, btrfs: Btrfs, kopia: Kopia, in_place: InPlace
+    home: Path, guest: Path, btrfs: Btrfs, kopia: Kopia, in_place: InPlace
 ) -> None:
     """kopia's configuration, cache and repository are the user's, in the directory that is hidden."""
     ann = home / "ann"
@@ -118,7 +126,7 @@ def test_what_has_to_be_written_below_a_hidden_directory_is_live(
     (ann / "repository").mkdir()
     mine("repository", "create", "filesystem", "--path", ann / "repository")
     device = command("findmnt", "-no", "SOURCE", btrfs.mountpoint).stdout.split("[")[0].strip()
-    with mounted("-o", "subvol=data", device, vm):
+    with mounted("-o", "subvol=guest", device, vm):
         ended, document = in_place(vm, env=mine.environment)
         assert ended.returncode == 0, str(ended)
         again, second = in_place(vm, env=mine.environment)
@@ -131,12 +139,12 @@ def test_what_has_to_be_written_below_a_hidden_directory_is_live(
 
 @pytest.mark.parametrize("layout", ["merged", "in-place"])
 def test_a_users_directories_are_backed_up_under_the_same_path(
-    layout: str, home: Path, data: Path, btrfs: Btrfs, kopia: Kopia, saved: Callable[..., Any], root: Path
+    layout: str, home: Path, guest: Path, btrfs: Btrfs, kopia: Kopia, saved: Callable[..., Any], root: Path
 ) -> None:
     vm = home / "ann" / "vm"
     vm.mkdir()
     device = command("findmnt", "-no", "SOURCE", btrfs.mountpoint).stdout.split("[")[0].strip()
-    with mounted("-o", "subvol=data", device, vm):
+    with mounted("-o", "subvol=guest", device, vm):
         document = saved("--layout", layout, home / "ann" / "docs", vm, env=kopia.environment)
     expected = [f"{home}/ann/docs", str(vm)] if layout == "in-place" else [str(root)]
     assert document["sources"] == expected

@@ -351,19 +351,25 @@ def test_a_live_mount_that_was_pulled_away_fails_the_run(
     assert left(on, pool) == []
 
 
-# What is refused
+# What others could move
 
 
-def test_a_place_that_its_user_could_move_is_refused_before_anything_is_made(
+def test_a_directory_in_which_its_user_could_move_a_place_is_hidden(
     on: FreeBSDRunner, pool: Pool, tmp_path: Path
 ) -> None:
     os.chown(pool.path("other"), 1000, 1000)
-    inner = pool.dataset("other/inner")
+    (pool.path("other") / "theirs").touch()
+    inner, said = pool.dataset("other/inner"), tmp_path / "said"
+    (pool.path("other/inner") / "file").write_text("frozen\n")
+    script = tmp_path / "script"
+    script.write_text(f"cat {pool.path('other/inner')}/file > {said}; ls {pool.path('other')} >> {said}\n")
     try:
-        ended, document = on.json("--layout", "in-place", "-p", f"touch {tmp_path / 'hook'}", "-c", "true", inner)
-        assert (ended.returncode, document["error"]["kind"]) == (1, "place-not-safe"), ended
-        assert not (tmp_path / "hook").exists()
-        assert on("--layout", "in-place", "-c", "true", "-r", f"{pool.name}/other").returncode == 0
+        ended, document = on.json("--layout", "in-place", "-c", f"sh {script}", inner)
+        assert ended.returncode == 0, ended
+        assert said.read_text() == "frozen\ninner\n"
+        assert [(one["path"], one["how"]) for one in document["shielded"]] == [(str(pool.path("other")), "hidden")]
+        assert on("--layout", "in-place", "-c", f"sh {script}", "-r", f"{pool.name}/other").returncode == 0
+        assert said.read_text() == "frozen\ninner\ntheirs\n"
     finally:
         command("zfs", "destroy", inner)
     assert left(on, pool) == []
