@@ -9,7 +9,7 @@ there is one more, of nothing but its mount point, which still follows the host'
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
 from kopiatomic import safety
@@ -38,37 +38,35 @@ class Anchors:
                 above, _, name = entry.rpartition("/")
                 self._entries.setdefault(above or "/", set()).add(name)
 
-    def hold(self, directory: str) -> None:
-        """Hold a directory, and nothing above it. Raises OSError, KopiatomicError where others than root could move a place."""
-        if directory == "/" or directory in self._held:
-            return
+    def hold(self, directories: Iterable[str]) -> None:
+        """Hold directories. Raises OSError, KopiatomicError where others than root could move a place in one of them."""
+        # The deepest first, so that what is mounted in several of them is moved with the innermost.
+        for directory in sorted({*directories} - {"/", *self._held}, key=lambda path: path.count("/"), reverse=True):
+            self._hold(directory)
+
+    def _hold(self, directory: str) -> None:
         with ExitStack() as stack:
             fd = stack.enter_context(_closing(linux.open_without_links(directory, _DIRECTORY)))
-            whole = directory in self._above_mounts
-            inside = dict(self._mounted_in(directory, fd, stack)) if whole else {}
+            inside: dict[str, int] = {}
+            silent = False
+            if directory in self._above_mounts:
+                for name, mount in _mounted_in(directory, fd):
+                    if may_hang(mount.fstype):
+                        silent = True
+                        continue
+                    with suppress(OSError):
+                        opened = stack.enter_context(_closing(linux.open_beneath(fd, name, _ANY)))
+                        if mountinfo.id_of(opened) == mount.id:
+                            inside[name] = opened
             path = f"/proc/self/fd/{fd}"
-            linux.mount(path, path, None, linux.MS_BIND | (linux.MS_REC if whole else 0))
+            # What may not answer cannot be moved: a copy of it has to do.
+            linux.mount(path, path, None, linux.MS_BIND | (linux.MS_REC if silent else 0))
             held = self._held[directory] = linux.open_without_links(directory, _DIRECTORY)
             for name, mounted in inside.items():
-                # What a user has moved meanwhile stays the copy that it is.
+                # What a user has moved meanwhile has no place any more.
                 with suppress(OSError):
                     _hang(held, name, mounted, keep=f"{directory}/{name}" not in self._places)
             self._require_safe(directory, held)
-
-    def _mounted_in(self, directory: str, fd: int, stack: ExitStack) -> Iterator[tuple[str, int]]:
-        """What is mounted on the mount of an open directory, below that: path and descriptor. Not what may not answer."""
-        holder = mountinfo.id_of(fd)
-        table = {mount.id: mount for mount in mountinfo.read()}
-        for point, mount in mountinfo.visible(table.values()).items():
-            name = below(point, directory)
-            lowest = mount
-            while lowest.parent in table and table[lowest.parent].point == point != "/":
-                lowest = table[lowest.parent]
-            if lowest.parent == holder and name and not may_hang(mount.fstype):
-                with suppress(OSError):
-                    opened = stack.enter_context(_closing(linux.open_beneath(fd, name, _ANY)))
-                    if mountinfo.id_of(opened) == mount.id:
-                        yield name, opened
 
     def _require_safe(self, directory: str, held: int) -> None:
         """The plan said so; only root could change that since. Raises OSError, KopiatomicError."""
@@ -89,8 +87,24 @@ class Anchors:
         self._held.clear()
 
 
+def _mounted_in(directory: str, fd: int) -> Iterator[tuple[str, mountinfo.Mount]]:
+    """What is seen mounted on the mount of an open directory, below that: its path there, and the mount."""
+    holder = mountinfo.id_of(fd)
+    table = {mount.id: mount for mount in mountinfo.read()}
+    for point, mount in mountinfo.visible(table.values()).items():
+        name = below(point, directory)
+        lowest = mount
+        while lowest.parent in table and table[lowest.parent].point == point != "/":
+            lowest = table[lowest.parent]
+        if lowest.parent == holder and name:
+            yield name, mount
+
+
 def _hang(held: int, name: str, mounted: int, *, keep: bool) -> None:
-    """Replace our copy of a mount below a held directory by the mount itself, on a mount of its mount point. Raises OSError."""
+    """Put a mount that was below a directory there again, on a mount of its mount point, in place of our copy if there is one.
+
+    Raises OSError.
+    """
     own = mountinfo.id_of(held)
     while True:
         with _closing(linux.open_beneath(held, name, _ANY)) as under:

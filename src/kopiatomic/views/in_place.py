@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
 from kopiatomic import lists, presence
@@ -102,14 +102,22 @@ class InPlaceView(LinuxView):
         """All places but those in frozen trees."""
         return [joined(self.top(), step.place) for step in self._steps if step.fstype != LIVE]
 
+    def live_above(self) -> Collection[str]:
+        """The ones in no mount of ours; those in a live mount in a frozen tree come later."""
+        directories = {directory for step in self._steps for directory in mountinfo.parents(step.place)}
+        return {directory for directory in directories if self._is_outside(directory)}
+
     def _hold_above(self, place: str) -> None:
-        """Have nothing of the host's come over what lies above a place and is live. Raises KopiatomicError."""
-        for directory in reversed(mountinfo.parents(place)):
-            if self._is_live(directory):
-                try:
-                    self.anchors.hold(joined(self.top(), directory))
-                except OSError as error:
-                    raise refused(f"{printable(directory)} cannot be held where it is", error) from None
+        """Have nothing of the host's come over a live mount in a frozen tree, in which a place is. Raises KopiatomicError."""
+        live = [joined(self.top(), d) for d in mountinfo.parents(place) if self._is_live(d) and not self._is_outside(d)]
+        if live:
+            try:
+                self.anchors.hold(live)
+            except OSError as error:
+                raise refused(f"{printable(place)} cannot be held where it is", error) from None
+
+    def _is_outside(self, directory: str) -> bool:
+        return directory not in self._by_place and self.above(directory) is None
 
     def place(self, top: int, step: Step) -> int:
         """Open what a step is mounted on; only in a directory of ours it is made, like the hidden one. Raises OSError."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Self
 
@@ -151,14 +151,17 @@ class LinuxView:
         try:
             self._host = mountinfo.visible(mountinfo.read())
             self.anchors = Anchors([self._base, *self.covering()])
-            for directory in reversed(mountinfo.parents(self._base)):
-                self.anchors.hold(directory)
+            self.anchors.hold([*mountinfo.parents(self._base), *self.live_above()])
             mount_scaffold(self._base)
         except OSError as error:
             raise refused(f"nothing can be mounted on {printable(self._base)}", error) from None
 
     def covering(self) -> Sequence[str]:
         """The paths outside of our tmpfs that something is going to be mounted over."""
+        return ()
+
+    def live_above(self) -> Collection[str]:
+        """The directories outside of our tmpfs above what :meth:`covering` names that are seen as they are."""
         return ()
 
     def finished(self, steps: Sequence[Step], missing: Sequence[Missing]) -> View:
