@@ -34,7 +34,9 @@ def in_place(kopiatomic: Kopiatomic, leftovers: Leftovers) -> Callable[..., tupl
     """Run in place with --json; how it ended, and the document. Nothing of it may be left."""
 
     def run(*args: str | Path, **more: Any) -> tuple[Completed, Any]:
-        ended = kopiatomic("--json", "--layout", "in-place", *args, **more)
+        # What is nested is of interest to those who ask for it.
+        nested = () if {"-a", "-r"}.intersection(args) else ("--no-nested",)
+        ended = kopiatomic("--json", "--layout", "in-place", *nested, *args, **more)
         document = valid(ended.stdout)
         assert leftovers(Path(f"{locks.DIRECTORY}/view-{document['run_id']}")) == [], str(ended)
         return ended, document
@@ -212,6 +214,7 @@ def test_relative_paths_are_frozen(
     argv = kopiatomic.argv(
         "--layout",
         "in-place",
+        "--no-nested",
         "-c",
         script("cat file; touch x || echo no; cat $PWD/file; touch $PWD/x || echo no"),
         data,

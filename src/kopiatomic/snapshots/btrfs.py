@@ -41,7 +41,7 @@ class BtrfsMaker:
     """ZFS has bookmarks; Btrfs knows without."""
     refused: list[Refusal] = field(default_factory=list)
     _sources: dict[int, btrfs.Subvolume] = field(default_factory=dict)
-    """What is snapshotted, by its position in ``taken``, as it was right before."""
+    """What is snapshotted, by its position in ``taken``, as it was before: each snapshot changes its source's generation."""
     _origins: set[bytes] = field(default_factory=set)
     """The UUIDs of all that snapshots were made of: with the folder, the proof that a snapshot is of this run."""
     _open: Callable[[str], int] = field(init=False, repr=False)
@@ -221,7 +221,6 @@ class BtrfsMaker:
     def _snapshot(self, directory: int, position: int, together: Callable[[], None]) -> None:
         """Snapshot one subvolume as soon as ``together`` returns. Raises OSError, BrokenBarrierError."""
         with self._source(position) as (source, found), _place(directory, position) as place:
-            self._sources[position] = found
             together()
             # Our own directory lies in the top-level subvolume: it is taken out of that snapshot before it is sealed.
             btrfs.snapshot(source, place, SNAPSHOT, read_only=found.id != btrfs.TOP_LEVEL)
