@@ -17,6 +17,9 @@ from kopiatomic.text import printable
 LIST_TIMEOUT = 120.0
 """Seconds that one listing may take: a suspended pool or a dead device must not hang a plan."""
 
+_LONGEST = 255
+"""Bytes that a name of a file may have anywhere (NAME_MAX, limits.h(0p))."""
+
 _COLUMNS = "name,type,canmount,keystatus,guid"
 
 
@@ -208,7 +211,7 @@ def _missing(name: str, result: process.Finished) -> KopiatomicError:
     last = name.rpartition("/")[2]
     near += [k for k in known if k.rpartition("/")[2] == last and k not in near][:3]
     hint = "Did you mean " + " or ".join(near) + "?" if near else "'zfs list' shows the datasets there are."
-    if presence.exists(name):
+    if len(os.fsencode(name)) <= _LONGEST and presence.exists(name):
         hint += f" To name the directory, write ./{printable(name)}"
     if "invalid" in result.errors:
         return KopiatomicError(f"{printable(name)} is not a valid dataset name", kind="no-such-dataset", hint=hint)

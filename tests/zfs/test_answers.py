@@ -125,3 +125,10 @@ def test_recover_does_not_say_that_nothing_is_left_in_a_suspended_pool(run: Runn
         assert ended.returncode == 4, ended
         assert f"the pool {device.pool.name} is suspended" in ended.stderr
         assert "Nothing is left" not in ended.stdout
+
+
+def test_a_name_that_no_file_can_have_is_no_dataset_all_the_same(run: Runner) -> None:
+    """The hint that names a directory looks for one, and no filesystem takes that name."""
+    ended = run("-c", "true", "n" * 300)
+    assert ended.returncode == 1
+    assert "no such dataset: nnn" in ended.stderr or "is not a valid dataset name" in ended.stderr, ended
