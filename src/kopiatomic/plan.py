@@ -223,6 +223,11 @@ def _seen_again(shared: Selection, taken: Sequence[Taken]) -> list[Taken]:
                 path = tops[mount.device][top]
                 if path != point:
                     again.setdefault(path, []).append((point, below(mount.root, top)))
+                    # What is nested in a frozen tree is an empty directory there.
+                    for other, nested in tops[mount.device].items():
+                        inside = below(other, mount.root)
+                        if inside and f"{point}/{inside}" not in shared.seen:
+                            again.setdefault(nested, []).append((f"{point}/{inside}", ""))
     return [replace(one, again=tuple(again.get(one.dataset.mountpoint, ()))) for one in taken]
 
 

@@ -126,6 +126,21 @@ def test_a_part_that_is_bound_onto_another_is_not_taken_for_that(ground: Ground)
     assert found == {"x/file": "bound", "z/file": "beside", **also}
 
 
+def test_what_is_nested_in_a_part_is_seen_wherever_that_is_bound(ground: Ground) -> None:
+    ground.write("x/file", "bound")
+    ground.btrfs.subvolume("data/x/layer")
+    ground.write("x/layer/file", "nested")
+    ground.btrfs.subvolume("data/x/layer/deep")
+    ground.write("x/layer/deep/file", "deep")
+    (ground.data / "y").mkdir()
+    ground.mount("--bind", ground.data / "x", ground.data / "y")
+    ended, _, found = ground.run("-r", ground.data)
+    assert ended.returncode == 0, str(ended)
+    inside = {"file": "bound", "layer/file": "nested", "layer/deep/file": "deep"}
+    places = ["x"] if ground.layout == "merged" else ["x", "y"]
+    assert found == {f"{place}/{name}": text for place in places for name, text in inside.items()}
+
+
 def test_a_directory_bound_onto_itself_inside_a_bind_of_another(ground: Ground) -> None:
     ground.write("x/deep/file", "bound")
     (ground.data / "y").mkdir()

@@ -773,6 +773,16 @@ def test_a_bind_mount_of_a_part_does_not_count_as_the_dataset() -> None:
     assert "bind mount at /part" in left_out.reason
 
 
+def test_mounts_without_a_known_device_are_never_taken_for_each_other() -> None:
+    """As in a jail, where the kernel says nothing of file systems' ids: in place nothing is the same thing seen again."""
+    known = facts(
+        ("/t", "zfs", "t"), ("/t/x", "zfs", "t/x"), ("/y", "zfs", "y"), datasets=[zfs("t"), zfs("t/x"), zfs("y")]
+    )
+    known = replace(known, mounts=tuple(replace(mount, device="") for mount in known.mounts))
+    chosen = plan(known, "t", recursive=True, layout=Layout.IN_PLACE)
+    assert [(taken.place, taken.again) for taken in chosen.taken] == [("/t", ()), ("/t/x", ())]
+
+
 def test_a_dataset_mounted_twice_is_shown_once_and_both_places_are_said() -> None:
     known = facts(("/one", "zfs", "t"), ("/two", "zfs", "t"), datasets=[zfs("t")])
     chosen = plan(known, "t")

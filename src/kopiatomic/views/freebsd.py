@@ -241,7 +241,7 @@ class FreeBSDView:
         return next((self._mounted[place] for place in directories if place in self._mounted), None)
 
     def watch(self, _sources: Sequence[str]) -> None:
-        """This kernel tells nobody who looks into a directory (kqueue(2) tells of opened ones since 11.2, not of who lists)."""
+        """None: it has not been seen that kqueue(2) tells of a directory that is opened through a nullfs."""
 
     def check(self) -> list[str]:
         """Compare every mount with the one that was made. Returns what is wrong, in words."""
