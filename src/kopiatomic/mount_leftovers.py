@@ -11,6 +11,7 @@ import errno
 import shlex
 import time
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from kopiatomic import liveness, roots
@@ -39,11 +40,10 @@ class MountLeftovers:
 
     def recorded(self, run_id: str, intents: Sequence[Intent], /) -> list[Leftover]:
         """Those of a dead run's mounts that are there, the last one first. Raises KopiatomicError."""
-        wanted = _wanted((i.place, i.name, i.origin) for i in intents)
-        found = [mount for mount in freebsd_mounts.read(self._kernel()) if _is_wanted(mount, wanted)]
+        wanted = {(i.place, i.name, i.origin) for i in intents}
+        found = [mount for mount in freebsd_mounts.read(self._kernel()) if _key(mount) in wanted]
         return [
-            _leftover(run_id, mount, wanted[_key(mount)], "on record, with what is mounted there")
-            for mount in reversed(found)
+            _leftover(run_id, mount, mount.source, "on record, with what is mounted there") for mount in reversed(found)
         ]
 
     def unrecorded(
@@ -62,17 +62,20 @@ class MountLeftovers:
     def remove(self, leftovers: Sequence[Leftover], /) -> list[Leftover]:
         """Unmount them; returns those that are left, with the problem. Raises KopiatomicError."""
         problems = clear(self._kernel(), ((o.place, o.name, o.origin) for o in leftovers), self._timeout)
-        return [replace(o, problem=problems[o.place, o.name]) for o in leftovers if (o.place, o.name) in problems]
+        by_leftover = [(o, problems.get((o.place, o.name, o.origin))) for o in leftovers]
+        return [replace(o, problem=problem) for o, problem in by_leftover if problem is not None]
 
 
-def clear(
-    kernel: Kernel, mounts: Iterable[tuple[str, str, str]], timeout: float = BUSY_TIMEOUT
-) -> dict[tuple[str, str], str]:
-    """Unmount those of these mounts (type, point, origin) that are there, the last one first.
+_Key = tuple[str, str, str]
+"""Type, point and origin of a mount: several may be on one point."""
 
-    Returns why those are left that are, by type and point. ``timeout`` in seconds. Raises KopiatomicError.
+
+def clear(kernel: Kernel, mounts: Iterable[_Key], timeout: float = BUSY_TIMEOUT) -> dict[_Key, str]:
+    """Unmount those of these mounts that are there, the last one first.
+
+    Returns why those are left that are. ``timeout`` in seconds. Raises KopiatomicError.
     """
-    wanted = _wanted(mounts)
+    wanted = set(mounts)
     deadline = time.monotonic() + timeout
     pause = 0.02
     while True:
@@ -83,35 +86,28 @@ def clear(
         pause = min(1.0, pause * 2)
 
 
-def _clear_once(kernel: Kernel, wanted: dict[tuple[str, str], str]) -> dict[tuple[str, str], str]:
-    tried: dict[tuple[str, str], str] = {}
+def _clear_once(kernel: Kernel, wanted: AbstractSet[_Key]) -> dict[_Key, str]:
+    tried: dict[_Key, str] = {}
     table = freebsd_mounts.read(kernel)
-    last = {mount.point: mount for mount in table}
-    for mount in reversed(table):
-        if not _is_wanted(mount, wanted):
+    for mount in list(reversed(table)):
+        if _key(mount) not in wanted:
             continue
         try:
-            if freebsd_mounts.fsid(mount) is None and last[mount.point] is not mount:
+            top = next(other for other in reversed(table) if other.point == mount.point)
+            if freebsd_mounts.fsid(mount) is None and top is not mount:
                 # By its path it would be the other one that goes.
                 tried[_key(mount)] = _OVER_IT
             else:
                 freebsd_mounting.unmount(kernel, mount)
+                table.remove(mount)
         except OSError as error:
             tried[_key(mount)] = _why(mount, error)
-    still = [_key(mount) for mount in reversed(freebsd_mounts.read(kernel)) if _is_wanted(mount, wanted)]
+    still = [key for mount in reversed(freebsd_mounts.read(kernel)) if (key := _key(mount)) in wanted]
     return {key: tried.get(key, "it came back") for key in still}
 
 
-def _wanted(mounts: Iterable[tuple[str, str, str]]) -> dict[tuple[str, str], str]:
-    return {(fstype, point): origin for fstype, point, origin in mounts}
-
-
-def _key(mount: Mount) -> tuple[str, str]:
-    return mount.fstype, mount.point
-
-
-def _is_wanted(mount: Mount, wanted: dict[tuple[str, str], str]) -> bool:
-    return wanted.get(_key(mount)) == mount.source
+def _key(mount: Mount) -> _Key:
+    return mount.fstype, mount.point, mount.source
 
 
 def _leftover(run_id: str, mount: Mount, origin: str, proof: str) -> Leftover:

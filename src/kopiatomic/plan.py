@@ -130,7 +130,7 @@ def _ask_for(name: str, shared: Selection, zfs: ZfsSelection, btrfs: BtrfsSelect
     if path is None:
         zfs.ask_for(name, "it was named")
         return
-    if path != name.rstrip("/") and is_path(name) and name.startswith("/"):
+    if path != (name.rstrip("/") or "/") and is_path(name) and name.startswith("/"):
         shared.note(f"{printable(name)} leads to {printable(path)}")
     mount = holder(path, shared.seen)
     if mount.fstype == "zfs" and "@" not in mount.source and mount.root == "/":
@@ -217,10 +217,10 @@ def _seen_again(shared: Selection, taken: Sequence[Taken]) -> list[Taken]:
     for point, mount in shared.seen.items():
         if point not in frozen and mount.device in tops:
             # Of Btrfs one device number stands for all of a filesystem: the nearest subvolume above it is the one.
-            inside_of = [top for top in tops[mount.device] if is_at_or_below(mount.root, top)]
-            if inside_of:
-                top = max(inside_of, key=len)
-                path = tops[mount.device][top]
+            known = tops[mount.device]
+            top = next((directory for directory in (mount.root, *parents(mount.root)) if directory in known), None)
+            if top is not None:
+                path = known[top]
                 if path != point:
                     again.setdefault(path, []).append((point, below(mount.root, top)))
                     # What is nested in a frozen tree is an empty directory there.

@@ -263,6 +263,28 @@ def test_where_the_table_cannot_be_read_the_record_stays(ground: Ground) -> None
 
 
 @isolated
+@pytest.mark.parametrize("jailed", [False, True])
+def test_of_several_on_one_point_each_is_ours_and_goes(ground: Ground, jailed: bool) -> None:
+    """Two nullfs on one point, as a table without ids made them; and what somebody else has mounted between them stays."""
+    shim = ground.shim
+    shim.jailed = jailed
+    point = ground.base
+    point.mkdir(parents=True)
+    sources = [point.parent / name for name in ("one", "two")]
+    for source in sources:
+        source.mkdir()
+        freebsd_mounting.mount(shim.kernel, "nullfs", str(source), str(point), ())
+    wanted = [("nullfs", str(point), str(source)) for source in sources]
+    assert mount_leftovers.clear(shim.kernel, wanted, NOT_LONG) == {}
+    assert shim.ours() == []
+    for source in (sources[0], point.parent, sources[1]):
+        freebsd_mounting.mount(shim.kernel, "nullfs", str(source), str(point), ())
+    left = mount_leftovers.clear(shim.kernel, wanted, NOT_LONG)
+    assert set(left) == {wanted[0]}
+    assert [source for _, source, _ in shim.ours()] == [str(sources[0]), str(point.parent)]
+
+
+@isolated
 def test_a_mount_that_comes_back_is_told(ground: Ground) -> None:
     ground.begin()
     shim = ground.shim
@@ -275,7 +297,7 @@ def test_a_mount_that_comes_back_is_told(ground: Ground) -> None:
 
     shim._take_away = and_back  # type: ignore[method-assign]
     problems = mount_leftovers.clear(shim.kernel, [("tmpfs", str(ground.base), "tmpfs")], NOT_LONG)
-    assert problems == {("tmpfs", str(ground.base)): "it came back"}
+    assert problems == {("tmpfs", str(ground.base), "tmpfs"): "it came back"}
 
 
 def test_on_linux_there_is_nothing_of_the_kind_to_look_for() -> None:

@@ -613,6 +613,12 @@ def test_a_value_that_means_nothing_is_the_affair_of_its_dataset_alone() -> None
         plan(facts(("/t", "zfs", "t"), datasets=[zfs("t")], properties={"t": ("yes", "local")}), by_property=True)
 
 
+@pytest.mark.parametrize("name", ["/", "//"])
+def test_the_root_leads_nowhere_else(name: str) -> None:
+    known = facts(("/", "zfs", "t"), datasets=[zfs("t")], resolved={name: "/"}, directories=["/"])
+    assert plan(known, name).notes == ()
+
+
 # What is not mounted
 
 UNMOUNTED = facts(

@@ -298,7 +298,7 @@ class FreeBSDView:
         mounts = [(i.place, i.name, i.origin) for i in self._intents]
         return [
             f"mount {printable(point)}: {problem} (remove it with: {shlex.join(['umount', printable(point)])})"
-            for (_, point), problem in mount_leftovers.clear(self._kernel, mounts, timeout).items()
+            for (_, point, _), problem in mount_leftovers.clear(self._kernel, mounts, timeout).items()
         ]
 
 
