@@ -331,6 +331,12 @@ def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> i
         schedule = _installed(scheduler, name)
         _require_idle(scheduler, schedule)
         paths = list(_of_ours(scheduler.leftovers(name), console))
+        if scheduler.file(name) not in paths:
+            raise KopiatomicError(
+                f"the schedule {name} stays: {printable(scheduler.file(name))}, which starts it, was changed by hand",
+                kind="changed-by-hand",
+                hint="Remove that file yourself, if it is not needed.",
+            )
         console.result("\n".join(["These files go:", *(f"  {path}" for path in paths)]))
         _confirm(f"Remove {name}?", yes=yes)
         console.acted = True

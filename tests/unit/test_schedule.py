@@ -342,6 +342,22 @@ def test_removing_leaves_what_is_not_ours(machine: Machine, capsys: pytest.Captu
     assert "kopiatomic@.timer is not kopiatomic's" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("system", ["on_linux", "on_freebsd"])
+def test_a_schedule_that_was_changed_by_hand_is_not_said_to_be_removed(
+    system: str, root: Path, records: Records, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scheduler: Scheduler = request.getfixturevalue(system)
+    write_all(scheduler, replace(schedule(), state_dir=records.directory), root)
+    with Path(scheduler.file("home")).open("a") as file:
+        file.write("# mine\n")
+    before = tree(root)
+    assert scheduling.remove(scheduler, Console(), name="home", yes=True) == 1
+    told = capsys.readouterr()
+    assert f"the schedule home stays: {scheduler.file('home')}, which starts it, was changed by hand" in told.err
+    assert "Removed" not in told.out
+    assert tree(root) == before
+
+
 def test_removing_asks_and_refuses_while_a_run_lives(machine: Machine, capsys: pytest.CaptureFixture[str]) -> None:
     assert machine.install("tank") == 0
     assert scheduling.remove(machine.scheduler, Console(), name="home", yes=False) == 1

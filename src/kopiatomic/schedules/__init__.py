@@ -83,6 +83,9 @@ class Scheduler(Protocol):
     def files(self, schedule: Schedule) -> list[File]:
         """The files that the schedule needs, less those that came with the program."""
 
+    def file(self, name: str) -> str:
+        """The file that starts a schedule."""
+
     def leftovers(self, name: str) -> list[str]:
         """The files that go with a schedule when it is removed, whether they are there or not."""
 

@@ -69,6 +69,10 @@ class Cron:
     def _path(self, name: str) -> str:
         return os.path.join(self._folder, _PREFIX + name)
 
+    def file(self, name: str) -> str:
+        """The one that it has."""
+        return self._path(name)
+
     def leftovers(self, name: str) -> list[str]:
         """That file."""
         return [self._path(name)]

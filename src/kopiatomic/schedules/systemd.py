@@ -117,6 +117,10 @@ class Systemd:
     def _packaged(self, name: str) -> bool:
         return any(presence.exists(os.path.join(self._root, folder, name)) for folder in _PACKAGED)
 
+    def file(self, name: str) -> str:
+        """The drop-in of its service."""
+        return self._path(f"kopiatomic@{name}.service.d/{_DROP_IN}")
+
     def leftovers(self, name: str) -> list[str]:
         """Its files, and with the last schedule the templates that we wrote."""
         found = [self._path(f"kopiatomic@{name}.{kind}.d/{_DROP_IN}") for kind in ("timer", "service")]
