@@ -17,6 +17,13 @@ from kopiatomic.system.mountinfo import Mount
 
 FORMAT = "kopiatomic-facts-1"
 
+JAIL_NEEDS = "allow.mount, allow.mount.zfs; see docs/freebsd.md"
+"""What a jail needs besides a dataset, for hints."""
+
+NO_DATASET = (
+    f"Has this jail a dataset of its own? On the host: zfs set jailed=on DATASET; zfs jail JAIL DATASET ({JAIL_NEEDS})."
+)
+
 
 @immutable
 class ZfsDataset:
@@ -114,6 +121,8 @@ class Facts:
     """Why that is not known, where some dataset is mounted by /etc/fstab or by hand."""
     movers: Mapping[str, str] = field(default_factory=dict)
     """In place: who besides root can put something else in a path's place (:func:`kopiatomic.safety.look`)."""
+    jailed: bool = False
+    """Whether this is a jail of FreeBSD's: it has those datasets that are ``jailed``, and only sees what they lie in."""
     room: int | None = None
     """How many more mounts there is room for (``Host.room``); None: any number."""
 
@@ -135,6 +144,7 @@ def dump(facts: Facts) -> str:
         "at_boot": dict(facts.at_boot),
         "fstab_problem": facts.fstab_problem,
         "movers": dict(facts.movers),
+        "jailed": facts.jailed,
         "room": facts.room,
     }
     return json.dumps(document, indent=1)
@@ -174,5 +184,6 @@ def _facts(document: Mapping[str, Any]) -> Facts:
         at_boot=dict(document["at_boot"]),
         fstab_problem=str(document["fstab_problem"]),
         movers=dict(document["movers"]),
+        jailed=document.get("jailed", False),
         room=document.get("room"),
     )

@@ -79,6 +79,7 @@ def _gather(request: Request) -> Facts:
         at_boot=at_boot,
         fstab_problem=fstab_problem,
         movers=_movers(seen, resolved.values(), subvolumes, nested=patterns or bool(request.exclude)),
+        jailed=host.here().in_jail(),
         room=host.here().room(len(mounts)),
     )
 

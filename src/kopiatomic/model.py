@@ -115,6 +115,7 @@ class Verdict(StrEnum):
     MOVED = "moved meanwhile"
     NO_ROOM = "no room"
     BAD_PROPERTY = "bad property"
+    NOT_THE_JAILS = "not the jail's"
 
 
 @immutable

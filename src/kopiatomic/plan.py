@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from kopiatomic import shielding
 from kopiatomic.errors import KopiatomicError, UsageError, place_needed
-from kopiatomic.facts import Facts
+from kopiatomic.facts import NO_DATASET, Facts
 from kopiatomic.filesystems import PSEUDO, SYSTEM, may_hang
 from kopiatomic.fitting import fit, fold
 from kopiatomic.model import (
@@ -53,7 +53,7 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
     shared.say_deleted()
     _check_excluding(shared)
     if not shared.taken:
-        raise _nothing(request, judged)
+        raise _nothing(request, facts, judged)
     _check_places(shared)
     fitting, judged = fit(shared.taken, judged, _room(shared))
     taken = sorted(fitting, key=lambda t: tree_order(t.place))
@@ -142,17 +142,19 @@ def _ask_for(name: str, shared: Selection, zfs: ZfsSelection, btrfs: BtrfsSelect
         raise not_a_dataset(name, path, mount, partial=mount.root != "/" and subvolume is None, subvolume=subvolume)
 
 
-def _nothing(request: Request, judged: Sequence[Judged]) -> KopiatomicError:
+def _nothing(request: Request, facts: Facts, judged: Sequence[Judged]) -> KopiatomicError:
     if not judged:
         return KopiatomicError(
             "no mounted ZFS dataset and no mounted Btrfs subvolume was found",
             kind="nothing-found",
-            hint="kopiatomic backs up ZFS and Btrfs; 'findmnt -t zfs,btrfs' shows what is mounted.",
+            hint=NO_DATASET if facts.jailed else "kopiatomic backs up ZFS and Btrfs; 'mount' shows what is mounted.",
         )
     incomplete = [j for j in judged if j.incomplete]
     missed = incomplete or judged
     hint = "'kopiatomic plan' with the same words shows why each was left out."
-    if len(incomplete) == 1 and incomplete[0].hint:
+    if facts.jailed and all(j.verdict is Verdict.NOT_THE_JAILS for j in judged if j.filesystem == "zfs"):
+        hint = NO_DATASET
+    elif len(incomplete) == 1 and incomplete[0].hint:
         hint = incomplete[0].hint
     elif request.by_property:
         hint += " No dataset has the property set to on."

@@ -36,7 +36,7 @@ def _not_told(directory: str, error: OSError) -> KopiatomicError:
     return KopiatomicError(
         f"the directory {printable(directory)} cannot be looked at: {error.strerror}",
         kind="directory",
-        hint="Is a dead filesystem mounted there? See findmnt(8), mount(8).",
+        hint="Is a dead filesystem mounted there? See mount(8).",
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, pool_suspended
-from kopiatomic.facts import Setting, ZfsDataset, ZfsPool
+from kopiatomic.facts import NO_DATASET, Setting, ZfsDataset, ZfsPool
 from kopiatomic.snapshots import zfs_get
 from kopiatomic.system import host, libzfs_core, process
 from kopiatomic.text import printable
@@ -222,7 +222,7 @@ def _no_pools() -> KopiatomicError:
     return KopiatomicError(
         "there are no ZFS pools",
         kind="no-pools",
-        hint="'zpool import' shows the pools that could be imported.",
+        hint=NO_DATASET if host.here().in_jail() else "'zpool import' shows the pools that could be imported.",
     )
 
 

@@ -619,6 +619,45 @@ def test_the_root_leads_nowhere_else(name: str) -> None:
     assert plan(known, name).notes == ()
 
 
+# Jails
+
+
+def in_a_jail(*own: str) -> Facts:
+    """A jail sees its own datasets, and what those lie in (zfs-jail(8))."""
+    datasets = [zfs(name, zoned=name in own, mountpoint=f"/{name}") for name in ("tank", "tank/j", "tank/j/home")]
+    known = facts(("/tank/j/home", "zfs", "tank/j/home"), datasets=datasets)
+    return replace(known, jailed=True)
+
+
+def test_what_is_the_hosts_is_not_missed_in_a_jail() -> None:
+    known = in_a_jail("tank/j/home")
+    for chosen in (plan(known, everything=True), plan(known, "tank", recursive=True)):
+        assert [name for name, _ in places(chosen)] == ["tank/j/home"]
+        assert {(one.name, one.verdict, one.incomplete) for one in chosen.left_out} == {
+            ("tank", Verdict.NOT_THE_JAILS, False),
+            ("tank/j", Verdict.NOT_THE_JAILS, False),
+        }
+    # On the host it is a fault that they are not mounted.
+    assert any(one.incomplete for one in plan(replace(known, jailed=False), everything=True).left_out)
+
+
+def test_what_a_jail_has_and_is_not_mounted_is_missed() -> None:
+    (missed,) = [one for one in plan(in_a_jail("tank/j", "tank/j/home"), everything=True).left_out if one.incomplete]
+    assert missed.name == "tank/j"
+
+
+def test_a_jail_is_told_how_to_get_a_dataset() -> None:
+    with pytest.raises(KopiatomicError, match="tank cannot be backed up: it is the host's") as named:
+        plan(in_a_jail("tank/j/home"), "tank")
+    with pytest.raises(KopiatomicError, match="nothing is left to take") as none:
+        plan(in_a_jail(), everything=True)
+    with pytest.raises(KopiatomicError, match="no mounted ZFS dataset") as nothing:
+        plan(replace(facts(), jailed=True), everything=True)
+    for caught in (named, none, nothing):
+        assert "zfs jail JAIL" in (caught.value.hint or "")
+        assert "allow.mount" in (caught.value.hint or "")
+
+
 # What is not mounted
 
 UNMOUNTED = facts(

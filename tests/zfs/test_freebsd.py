@@ -6,15 +6,18 @@ What differs from Linux's tests is said where it does: there a mount ends with i
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from kopiatomic import locks
+from kopiatomic.system import linux
 from tests.support.filesystems import Pool
 from tests.support.freebsd_shim import JAIL
 from tests.support.programs import SLOWNESS, Kopia
@@ -372,11 +375,45 @@ def test_without_that_setting_nobody_can_pull_it_away(
 # What is refused
 
 
+@contextmanager
+def given_to_the_jail(pool: Pool, names: Sequence[str]) -> Iterator[None]:
+    """As ``zfs set jailed=on`` and ``zfs jail`` do. What has that set Linux mounts by mount(2) alone."""
+    points = [pool.mountpoint / name.partition("/")[2] for name in names]
+    create("zfs", "set", "zoned=on", names[0])
+    for name, point in zip(names, points, strict=True):
+        point.mkdir(parents=True, exist_ok=True)
+        if not point.is_mount():
+            linux.mount(name, str(point), "zfs", 0)
+    try:
+        yield
+    finally:
+        for point in reversed(points):
+            create("umount", point)
+        create("zfs", "inherit", "zoned", names[0])
+        for name in names:
+            create("zfs", "mount", name)
+
+
 def test_a_jail_that_may_mount_makes_a_backup(on: FreeBSDRunner, pool: Pool, names: tuple[str, str]) -> None:
+    """Of its own datasets; what these lie in is the host's, and nothing that would be missed."""
     on.system, on.jailed = dict(JAIL), True
-    ended = on("-c", "true", *names)
-    assert ended.returncode == 0, ended
-    assert on.left(pool) == []
+    nothing = on("-a", "-c", "true")
+    assert nothing.returncode == 1, nothing
+    assert "zfs jail JAIL" in nothing.stderr
+    on.system["security.jail.mount_devfs_allowed"] = 1
+    with given_to_the_jail(pool, names):
+        for layout in ("merged", "in-place"):
+            for words in (names, ("-a",)):
+                ended = on("--layout", layout, "-c", "true", *words)
+                assert ended.returncode == 0, ended
+                assert on.left(pool) == []
+        planned = on("plan", "-a", "--json")
+    verdicts = {one["dataset"]: one["verdict"] for one in json.loads(planned.stdout)["left_out"]}
+    assert verdicts[pool.name] == "not the jail's", planned
+    assert set(verdicts.values()) == {"not the jail's"}, planned
+    named = on("-c", "true", pool.name)
+    assert named.returncode == 1, named
+    assert "is the host's, and not this jail's" in named.stderr
 
 
 @pytest.mark.parametrize(
@@ -393,7 +430,8 @@ def test_what_a_jail_lacks_is_said_before_anything_is_made(
     setting: str, value: int, word: str, on: FreeBSDRunner, pool: Pool, names: tuple[str, str], tmp_path: Path
 ) -> None:
     on.system, on.jailed = {**JAIL, setting: value}, True
-    ended = on("-p", f"touch {tmp_path / 'hook'}", "-c", "true", *names)
+    with given_to_the_jail(pool, names):
+        ended = on("-p", f"touch {tmp_path / 'hook'}", "-c", "true", *names)
     assert ended.returncode == 1
     assert f"it lacks {word}" in ended.stderr
     assert not (tmp_path / "hook").exists()

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError, pool_suspended
-from kopiatomic.facts import ZfsDataset
+from kopiatomic.facts import JAIL_NEEDS, ZfsDataset
 from kopiatomic.model import UNMOUNTED, VOLUMES, Dataset, Judged, Taken, Verdict
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.request import is_path
@@ -196,6 +196,8 @@ class ZfsSelection:
                 return self._bad_property(dataset, where)
         if ask is None:
             return self._not_asked_for(dataset)
+        if self._facts.jailed and not dataset.zoned:
+            return self._not_the_jails(dataset)
         if dataset.kind != "filesystem" and not self._request.volumes:
             hint = "--volumes takes volumes as well, each as a file of its size."
             return self._verdict(dataset, Verdict.VOLUME, f"it is a {dataset.kind}, not a filesystem", hint=hint)
@@ -220,6 +222,12 @@ class ZfsSelection:
         return self._verdict(
             dataset, Verdict.BAD_PROPERTY, f"the property {word} is {what}", incomplete=True, hint=hint
         )
+
+    def _not_the_jails(self, dataset: ZfsDataset) -> Judged:
+        """A jail sees what its datasets lie in, and can neither snapshot nor mount it (zfs-jail(8))."""
+        reason = "it is the host's, and not this jail's (jailed=off)"
+        hint = f"Back it up on the host, or give it to the jail there: zfs jail JAIL {printable(dataset.name)}"
+        return self._verdict(dataset, Verdict.NOT_THE_JAILS, reason, hint=f"{hint} (jailed=on, {JAIL_NEEDS}).")
 
     def _useless_pool(self, dataset: ZfsDataset, ask: Ask) -> Judged | None:
         """A snapshot in a suspended pool waits for ever, in a read-only one it is impossible.

@@ -30,6 +30,10 @@ class FreeBSDHost:
         """No limit but memory is known, and who may make datasets there is root's to say."""
         return None
 
+    def in_jail(self) -> bool:
+        """security.jail.jailed."""
+        return bool(freebsd.number(self.kernel, "security.jail.jailed"))
+
     def link_target(self, path: str) -> str | None:
         """Component by component: there is no openat2(2)."""
         return freebsd_paths.link_target(path)

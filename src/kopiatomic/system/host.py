@@ -38,6 +38,9 @@ class Host(Protocol):
     def room(self, mounts: int) -> int | None:
         """How many more datasets can be mounted where there are so many ``mounts``; None where no limit is known."""
 
+    def in_jail(self) -> bool:
+        """Whether this is a jail of FreeBSD's."""
+
     def link_target(self, path: str) -> str | None:
         """What the link at an absolute path holds; None for anything else. Raises OSError; ELOOP where a link leads there."""
 

@@ -54,6 +54,10 @@ class LinuxHost:
         rooms += [memory // _MEMORY for memory in _memory()]
         return min(rooms, default=None)
 
+    def in_jail(self) -> bool:
+        """It has none."""
+        return False
+
     def link_target(self, path: str) -> str | None:
         """The link itself is opened, so that it is still the one that was looked at."""
         fd = linux.open_without_links(path, os.O_PATH | os.O_NOFOLLOW)

@@ -156,8 +156,8 @@ def _no_answer(path: str, pid: int) -> NoAnswerError:
     return NoAnswerError(
         f"{printable(path)} did not answer within {LIMIT:g} s",
         kind="no-answer",
-        hint="What is mounted there, or where a link on the way leads, hangs: end its server or daemon, or unmount it (findmnt; "
-        f"umount -l). Process {pid} waits for it in the kernel, has nothing else open, and ends when that lets it.",
+        hint="What is mounted there, or where a link on the way leads, hangs: end its server or daemon, or unmount it (mount(8), "
+        f"umount(8)). Process {pid} waits for it in the kernel, has nothing else open, and ends when that lets it.",
     )
 
 
