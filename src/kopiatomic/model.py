@@ -29,11 +29,23 @@ class Layout(StrEnum):
 
 
 @immutable
+class Planned:
+    """A path in the live system as the plan was made. No call of the system takes it: what it leads to by now is its users' to
+    say, and may never answer. What looks at it unpacks it in a child (``system/looking.py``); everything else compares texts.
+    """
+
+    text: str
+
+    def __bool__(self) -> bool:
+        return bool(self.text)
+
+
+@immutable
 class Dataset:
     """A ZFS filesystem or volume, or a Btrfs subvolume: what is snapshotted as a unit.
 
     ``name`` is the ZFS name, or for Btrfs the path the subvolume is seen at. ``pool`` is the ZFS pool, or the UUID of
-    the Btrfs filesystem. ``mountpoint`` is where it is really mounted (file name decoded with ``os.fsdecode``).
+    the Btrfs filesystem. ``mountpoint`` is where it is really mounted (file name decoded with ``os.fsdecode``), or empty.
     ``subvolume`` and ``device`` are Btrfs's: the subvolume's id, and a device to mount its filesystem from. A ``volume``
     is ZFS's block device: in the view it is a file. ``guid`` is ZFS's.
     """
@@ -41,7 +53,7 @@ class Dataset:
     filesystem: str
     name: str
     pool: str
-    mountpoint: str
+    mountpoint: Planned
     subvolume: int = 0
     device: str = ""
     volume: bool = False

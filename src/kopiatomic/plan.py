@@ -209,7 +209,10 @@ def _seen_again(shared: Selection, taken: Sequence[Taken]) -> list[Taken]:
     """With the other places at which parts of the same datasets are mounted: live, they would be of another instant."""
     frozen = {place for one in taken for place in one.places}
     # Of one that is mounted twice the place that is taken counts: it comes last.
-    paths = [*(s.path for s in shared.facts.subvolumes), *(t.dataset.mountpoint for t in taken if t.dataset.mountpoint)]
+    paths = [
+        *(s.path for s in shared.facts.subvolumes),
+        *(t.dataset.mountpoint.text for t in taken if t.dataset.mountpoint),
+    ]
     tops: dict[str, dict[str, str]] = {}
     for path in paths:
         mount = holder(path, shared.seen)
@@ -230,7 +233,7 @@ def _seen_again(shared: Selection, taken: Sequence[Taken]) -> list[Taken]:
                         inside = below(other, mount.root)
                         if inside and f"{point}/{inside}" not in shared.seen:
                             again.setdefault(nested, []).append((f"{point}/{inside}", ""))
-    return [replace(one, again=tuple(again.get(one.dataset.mountpoint, ()))) for one in taken]
+    return [replace(one, again=tuple(again.get(one.dataset.mountpoint.text, ()))) for one in taken]
 
 
 def _scaffolds(shared: Selection, taken: Sequence[Taken], live: AbstractSet[str]) -> list[str]:
@@ -274,7 +277,7 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
     """
     facts, request = shared.facts, shared.request
     places = {place: t for t in taken for place, _ in t.asked}
-    parts = {t.dataset.mountpoint: t.places for t in taken if t.dataset.mountpoint not in t.places}
+    parts = {t.dataset.mountpoint.text: t.places for t in taken if t.dataset.mountpoint.text not in t.places}
     hidden = {j.mountpoint for j in judged if j.verdict in {Verdict.EXCLUDED, Verdict.SUSPENDED, Verdict.OUTSIDE}}
     found = []
     for point, mount in shared.seen.items():

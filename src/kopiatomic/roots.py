@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from kopiatomic import locks, presence, safety
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Intent
-from kopiatomic.system import accounts, host
+from kopiatomic.system import accounts, host, looking
 from kopiatomic.system.mountinfo import parents
 from kopiatomic.text import printable
 
@@ -29,11 +29,16 @@ def of_run(run_id: str) -> str:
 def resolve(root: str) -> str:
     """The root as the kernel will see it: absolute, links above it followed.
 
-    Raises KopiatomicError if it is a link itself, or where others than root could put something else in its place.
+    Raises KopiatomicError if it is a link itself, or where others than root could put something else in its place; which is
+    found out in a child, for what others have put there may never answer.
     """
     path = os.path.normpath(root if os.path.isabs(root) else os.path.join(os.getcwd(), root))
     if path == "/":
         raise _refused(path, "it is the root of the whole system", "Name a directory of its own, such as /kopia.")
+    return looking.call(lambda: _resolve(path), path)
+
+
+def _resolve(path: str) -> str:
     with _looking_at(path):
         above = "/"
         for above in safety.steps(os.path.dirname(path), links=True):

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic.model import Dataset, Taken
+from kopiatomic.model import Dataset, Planned, Taken
 from kopiatomic.output.document import instant_text
 from kopiatomic.snapshots.btrfs import BtrfsMaker
 from kopiatomic.system import btrfs as ioctls
@@ -122,7 +122,9 @@ def one_set(subvolumes: list[Path], number: int) -> tuple[bool, list[int]]:
         fd = os.open(path, os.O_RDONLY)
         taken.append(
             Taken(
-                Dataset("btrfs", str(path), ioctls.filesystem_uuid(fd), str(path), ioctls.subvolume(fd).id, device),
+                Dataset(
+                    "btrfs", str(path), ioctls.filesystem_uuid(fd), Planned(str(path)), ioctls.subvolume(fd).id, device
+                ),
                 str(path),
                 named=True,
             )

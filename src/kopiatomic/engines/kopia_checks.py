@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import os.path
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from kopiatomic.engines.listing import views_in
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Plan, Taken
 from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.system import looking
 from kopiatomic.text import first_few, printable
 
 PLACEHOLDER_SUFFIX = ".kopia-entry"
@@ -36,7 +36,7 @@ def check_names(plan: Plan) -> None:
         why = f"folders named *{PLACEHOLDER_SUFFIX}" if bad.endswith(PLACEHOLDER_SUFFIX) else "names that are not UTF-8"
         raise KopiatomicError(
             f"kopia cannot store {why}: {printable(taken.dataset.name)} is mounted at "
-            f"{printable(taken.dataset.mountpoint)} and would appear at {printable(appears)}",
+            f"{printable(taken.dataset.mountpoint.text)} and would appear at {printable(appears)}",
             kind="name-not-storable",
             hint="Give it another mount point, leave it out, or back it up with another program (-c).",
         )
@@ -63,7 +63,7 @@ def check_writable(status: Mapping[str, Any], client: Client) -> None:
             hint=f"Connect it without --readonly: {client.hint_command('repository', 'connect', '--help')}",
         )
     folder = kopia_location.repository(status)
-    if folder is not None and os.statvfs(folder).f_flag & os.ST_RDONLY:
+    if folder is not None and looking.call(lambda: os.statvfs(folder).f_flag, folder) & os.ST_RDONLY:
         raise KopiatomicError(
             f"kopia's repository {printable(folder)} is on a filesystem that is mounted read-only",
             kind="kopia-read-only",
@@ -168,7 +168,7 @@ def check_merged(policies: Policies, plan: Plan) -> list[str]:
 
 def _place_of(path: str, taken: Taken) -> str | None:
     """Where a true path is in the view; None where it is not in it for this dataset."""
-    point = taken.dataset.mountpoint
+    point = taken.dataset.mountpoint.text
     if point.startswith("/") and is_at_or_below(path, point):
         return f"{taken.place.rstrip('/')}/{below(path, point)}"
     return path if taken.place == point and below(point, path) else None

@@ -89,7 +89,7 @@ def _datasets(plan: Plan) -> list[dict[str, Any]]:
             "filesystem": t.dataset.filesystem,
             "pool": t.dataset.pool,
             "volume": t.dataset.volume,
-            "mountpoint": t.dataset.mountpoint or None,
+            "mountpoint": t.dataset.mountpoint.text or None,
             "path": t.places[0],
             "paths": list(t.places),
             "named": t.named,

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from kopiatomic import presence
 from kopiatomic.errors import concerns_all
-from kopiatomic.model import Instant, Intent, Refusal, Sets, Snapshot, SnapshotSet, Taken
+from kopiatomic.model import Instant, Intent, Planned, Refusal, Sets, Snapshot, SnapshotSet, Taken
 from kopiatomic.snapshots import btrfs_folder as folder
 from kopiatomic.snapshots.btrfs_folder import SNAPSHOT, failed
 from kopiatomic.system import btrfs, channel, linux, looking, mountinfo
@@ -44,7 +44,7 @@ class BtrfsMaker:
     """What is snapshotted, by its position in ``taken``, as it was before: each snapshot changes its source's generation."""
     _origins: set[bytes] = field(default_factory=set)
     """The UUIDs of all that snapshots were made of: with the folder, the proof that a snapshot is of this run."""
-    _open: Callable[[str], int] = field(init=False, repr=False)
+    _open: Callable[[Planned], int] = field(init=False, repr=False)
     _made: dict[str, bytes] = field(default_factory=dict)
     """The UUIDs of the snapshots, by their paths."""
     _lock: int | None = None
@@ -58,7 +58,7 @@ class BtrfsMaker:
         """See that the filesystem can be written to, and mount its top-level subvolume once."""
         seen = mountinfo.visible(mountinfo.read())
         for taken in self.taken:
-            if "ro" in mountinfo.holder(taken.dataset.mountpoint, seen).super_options:
+            if "ro" in mountinfo.holder(taken.dataset.mountpoint.text, seen).super_options:
                 read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
                 raise failed(f"no snapshot can be made of {printable(taken.dataset.name)}", read_only)
         with folder.top(self._device):
@@ -82,7 +82,7 @@ class BtrfsMaker:
     def _opening(self) -> Iterator[None]:
         """Open what users may replace in a child: it may not answer."""
         with looking.Opener(lambda path: linux.open_without_links(path, folder.OPEN_DIRECTORY)) as opener:
-            self._open = opener.open
+            self._open = lambda place: opener.open(place.text)
             yield
 
     def _look_at_sources(self) -> None:
