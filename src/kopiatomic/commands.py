@@ -14,10 +14,11 @@ from kopiatomic.options import Options
 from kopiatomic.output.console import Console
 from kopiatomic.output.history import lines_of, list_of
 from kopiatomic.output.summary import ends_of_dead
-from kopiatomic.records import INTERRUPTED, NOT_RECORDED, NewerStateError, Records, RunRecord, StateError
+from kopiatomic.records import INTERRUPTED, NOT_RECORDED, Records, RunRecord
 from kopiatomic.recovery import Allowed, Cleared, Recovery
 from kopiatomic.report import Report
 from kopiatomic.snapshots import zfs_bookmarks
+from kopiatomic.state_file import NewerStateError, StateError
 from kopiatomic.system import signals
 from kopiatomic.text import printable
 

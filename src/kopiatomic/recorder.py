@@ -16,8 +16,9 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.masking import Secrets
 from kopiatomic.model import Intent, Plan
 from kopiatomic.output.document import document
-from kopiatomic.records import INTERRUPTED, NewerStateError, Records, RunRecord, StateError
+from kopiatomic.records import INTERRUPTED, Records, RunRecord
 from kopiatomic.report import Report
+from kopiatomic.state_file import NewerStateError, StateError
 from kopiatomic.text import printable
 
 T = TypeVar("T")

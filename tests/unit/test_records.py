@@ -18,11 +18,12 @@ from typing import Any
 
 import pytest
 
-from kopiatomic import records
+from kopiatomic import records, state_file
 from kopiatomic.model import Instant, Intent, Sets, Snapshot, SnapshotSet
 from kopiatomic.output.history import list_of
 from kopiatomic.ownership import Mark
-from kopiatomic.records import NewerStateError, Records, RunRecord, StateError, Unfinished
+from kopiatomic.records import Records, RunRecord, Unfinished
+from kopiatomic.state_file import NewerStateError, StateError
 
 pytestmark = pytest.mark.usefixtures("lock_directory")
 
@@ -446,7 +447,7 @@ def test_how_long_a_run_took_is_what_it_says_whatever_the_clock_said(state: Reco
 def test_a_database_of_a_newer_schema_is_refused_and_untouched(state: Records) -> None:
     state.begin(run_record(), keep=YEAR)
     with sqlite3.connect(state.path) as database:
-        database.execute(f"PRAGMA user_version = {records.SCHEMA + 1}")
+        database.execute(f"PRAGMA user_version = {state_file.SCHEMA + 1}")
     before = Path(state.path).read_bytes()
     with pytest.raises(NewerStateError, match="a newer kopiatomic wrote") as caught:
         Records(state.directory).begin(run_record(numbered(1)), keep=YEAR)
@@ -454,11 +455,11 @@ def test_a_database_of_a_newer_schema_is_refused_and_untouched(state: Records) -
     assert Path(state.path).read_bytes() == before
 
 
-@pytest.mark.parametrize("version", range(records.SCHEMA))
+@pytest.mark.parametrize("version", range(state_file.SCHEMA))
 def test_a_database_of_an_older_schema_is_brought_up_to_date(version: int, state: Records) -> None:
     os.mkdir(state.directory, 0o700)
     with sqlite3.connect(state.path) as database:
-        for step in records._STEPS[:version]:
+        for step in state_file._STEPS[:version]:
             database.execute(step)
         database.execute(f"PRAGMA user_version = {version}")
         if version:
@@ -489,7 +490,7 @@ def test_a_database_that_is_locked_for_a_moment_is_waited_for(state: Records) ->
 
 
 def test_a_database_that_stays_locked_is_said(state: Records, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(records, "_BUSY_TIMEOUT", 0.2)
+    monkeypatch.setattr(state_file, "_BUSY_TIMEOUT", 0.2)
     state.begin(run_record(), keep=YEAR)
     blocker = sqlite3.connect(state.path, isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")

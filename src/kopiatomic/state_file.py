@@ -1,0 +1,264 @@
+"""The file of the state database: opened anew for each transaction, checked, brought to our schema, set aside if it is damaged.
+
+SQLite in a directory that only root enters. Nothing of it passes through a fork. With a rollback journal and
+``synchronous=EXTRA`` a transaction is on the disk, the journal's directory entry included, when it has been left
+(sqlite.org/pragma.html#pragma_synchronous): an intent may be relied on before the thing itself is made, also after a power cut.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import time
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from kopiatomic import locks, presence
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.text import printable
+
+FILE = "state.db"
+
+_BUSY_TIMEOUT = 10.0
+"""Seconds to wait for another process that is writing."""
+
+_STEPS = (
+    """
+    CREATE TABLE run (
+        number INTEGER PRIMARY KEY,
+        id TEXT NOT NULL UNIQUE,
+        version TEXT NOT NULL,
+        command TEXT NOT NULL,
+        root BLOB NOT NULL,
+        started REAL NOT NULL,
+        ended REAL,
+        result TEXT,
+        exit_code INTEGER,
+        document BLOB
+    )
+    """,
+    """
+    CREATE TABLE intent (
+        run TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        place TEXT NOT NULL,
+        name BLOB NOT NULL,
+        origin TEXT NOT NULL,
+        identity TEXT,
+        txn INTEGER,
+        PRIMARY KEY (run, kind, place, name)
+    ) WITHOUT ROWID
+    """,
+    "ALTER TABLE run ADD COLUMN selection TEXT NOT NULL DEFAULT ''",
+    """
+    CREATE TABLE standing (
+        series BLOB NOT NULL,
+        source BLOB NOT NULL,
+        snapshot TEXT NOT NULL,
+        terms TEXT NOT NULL,
+        states TEXT NOT NULL,
+        PRIMARY KEY (series, source)
+    ) WITHOUT ROWID
+    """,
+    "ALTER TABLE run ADD COLUMN schedule TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE run ADD COLUMN took REAL",
+    "ALTER TABLE run ADD COLUMN mark TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE intent ADD COLUMN txn_first INTEGER",
+    "ALTER TABLE intent ADD COLUMN txn_last INTEGER",
+)
+"""What makes a database of schema N one of schema N+1; a new one begins at 0."""
+
+SCHEMA = len(_STEPS)
+
+
+class StateError(KopiatomicError):
+    """The state database cannot be used now: a run can do without it where the kernel ties what it makes."""
+
+
+class NewerStateError(KopiatomicError):
+    """The state database was written by a newer version: what it says of leftovers cannot be understood."""
+
+
+class StateFile:
+    """The state database in a directory. Nothing is opened before the first transaction.
+
+    ``warnings`` holds what a caller should pass on.
+    """
+
+    def __init__(self, directory: str) -> None:
+        self.directory = os.path.abspath(directory)
+        self.path = os.path.join(self.directory, FILE)
+        self.warnings: list[str] = []
+        self._checked = False
+
+    @contextmanager
+    def transaction(self, *, create: bool = True, mend: bool | None = None) -> Iterator[sqlite3.Connection]:
+        """One transaction; it is on the disk when the block has been left.
+
+        A corrupt database is set aside first by default, but not by what only reads: then it says that it cannot.
+        """
+        try:
+            connection = self._open(create=create, mend=create if mend is None else mend)
+        except (sqlite3.Error, OSError) as error:
+            raise self._unusable(error) from None
+        with closing(connection):
+            try:
+                with connection:
+                    yield connection
+            except sqlite3.Error as error:
+                raise self._unusable(error) from None
+
+    def _open(self, *, create: bool, mend: bool) -> sqlite3.Connection:
+        """An open transaction on a database of our schema. Raises sqlite3.Error, OSError, StateError, NewerStateError."""
+        if not create:
+            reading = self._connect_to_read()
+            if reading is not None:
+                return reading
+        self._prepare_directory()
+        try:
+            return self._connect()
+        except sqlite3.DatabaseError as error:
+            if not _is_corrupt(error):
+                raise
+            if not mend:
+                raise self._damaged(error) from None
+        self._set_aside()
+        return self._connect()
+
+    def _connect_to_read(self) -> sqlite3.Connection | None:
+        """A transaction that needs to write nothing, also on a full or read-only disk; None where that is not enough.
+
+        It is not where another process was killed while it wrote (then SQLite has to roll that back), and for an older
+        schema.
+        """
+        if self._is_empty():
+            empty = sqlite3.connect(":memory:", isolation_level=None)
+            empty.execute("BEGIN")
+            self._migrate(empty)
+            return empty
+        uri = f"file:{urllib.parse.quote(os.fsencode(self.path))}?mode=ro"
+        connection = sqlite3.connect(uri, uri=True, timeout=_BUSY_TIMEOUT, isolation_level=None)
+        try:
+            connection.execute("BEGIN")
+            (version,) = connection.execute("PRAGMA user_version").fetchone()
+            if version == SCHEMA:
+                return connection
+        except sqlite3.Error:
+            # What is wrong is said, or mended, by the other way.
+            pass
+        connection.close()
+        return None
+
+    def _is_empty(self) -> bool:
+        """Whether nothing was ever put on record here. Raises OSError, StateError where that cannot be told."""
+        if not presence.exists(self.directory, follow_links=False):
+            return True
+        self._check_directory()
+        if not presence.exists(self.path, follow_links=False):
+            return True
+        # Behind a link to nothing may be a disk that is not mounted: that is an error here.
+        status = os.stat(self.path)
+        # A first transaction that did not come to its end leaves it empty. With a journal it is SQLite's to say what was in it.
+        return stat.S_ISREG(status.st_mode) and status.st_size == 0 and not presence.exists(f"{self.path}-journal")
+
+    def _connect(self) -> sqlite3.Connection:
+        os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT, isolation_level=None)
+        try:
+            connection.execute("PRAGMA synchronous = EXTRA")
+            connection.execute("BEGIN IMMEDIATE")
+            if not self._checked:
+                # Damage in what is read rarely must not wait for the day on which it is needed.
+                (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+                if verdict != "ok":
+                    raise corrupt(verdict)
+                self._checked = True
+            self._migrate(connection)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _migrate(self, connection: sqlite3.Connection) -> None:
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA:
+            raise NewerStateError(
+                f"the state database {printable(self.path)} is of schema {version}, which a newer kopiatomic wrote; "
+                f"this one knows {SCHEMA}",
+                kind="state-newer",
+                hint="Use the newer kopiatomic, or give this one a place of its own with --state-dir.",
+            )
+        for step in _STEPS[version:]:
+            connection.execute(step)
+        if version < SCHEMA:
+            connection.execute(f"PRAGMA user_version = {SCHEMA}")
+
+    def _prepare_directory(self) -> None:
+        try:
+            os.makedirs(self.directory, 0o700, exist_ok=True)
+        except OSError as error:
+            raise self._unusable(error) from None
+        self._check_directory()
+
+    def _check_directory(self) -> None:
+        try:
+            status = os.stat(self.directory)
+        except OSError as error:
+            raise self._unusable(error) from None
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
+            raise StateError(
+                f"the state directory {printable(self.directory)} is not one that only root can write to",
+                kind="state-directory",
+                hint=f"Look at it, then: chown root {printable(self.directory)}; chmod 700 {printable(self.directory)}",
+            )
+
+    def _set_aside(self) -> None:
+        """Rename a corrupt database and its journal, unless another run has done it."""
+        with locks.clean_up():
+            try:
+                self._connect().close()
+                return
+            except sqlite3.DatabaseError as error:
+                if not _is_corrupt(error):
+                    raise
+            aside = f"{self.path}.corrupt-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.urandom(2).hex()}"
+            try:
+                os.rename(self.path, aside)
+                for journal in ("-journal", "-wal", "-shm"):
+                    if presence.exists(self.path + journal, follow_links=False):
+                        os.rename(self.path + journal, aside + journal)
+            except OSError as error:
+                raise self._unusable(error) from None
+        self.warnings.append(
+            f"the state database was damaged and is set aside as {printable(aside)}; a new one is begun, and 'kopiatomic "
+            "recover' finds by themselves the snapshots that the old one spoke of"
+        )
+
+    def _damaged(self, error: sqlite3.Error) -> StateError:
+        return StateError(
+            f"the state database {printable(self.path)} is damaged, so what is in it cannot be told: {error}",
+            kind="state-damaged",
+            hint="The next run, or 'kopiatomic recover', sets it aside and begins a new one; 'kopiatomic recover' finds the "
+            "snapshots that it spoke of.",
+        )
+
+    def _unusable(self, error: sqlite3.Error | OSError) -> StateError:
+        reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        return StateError(
+            f"the state database {printable(self.path)} cannot be used: {reason}",
+            kind="state-unusable",
+            hint="Look at its directory (space, permissions, read-only?), or choose another with --state-dir.",
+        )
+
+
+def corrupt(verdict: str) -> sqlite3.DatabaseError:
+    """What SQLite would raise where it finds such damage itself."""
+    error = sqlite3.DatabaseError(verdict)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+def _is_corrupt(error: sqlite3.DatabaseError) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
