@@ -178,6 +178,7 @@ class _Oracle:
         self._parts: dict[str, set[str]] = {}
         """Paths in datasets, and through which mounts they were named: in one of these places they all appear."""
         self._through: dict[str, set[str]] = {}
+        self._excluded: set[str] = set()
         self.expected = Expected()
         self._whole = self.expected.whole
         self._ask()
@@ -240,6 +241,7 @@ class _Oracle:
         reached = self._live.reached(name)
         excluded = {any(e.fits(name) or e.fits(point) for e in self._asking.exclude) for point in reached or [""]}
         if excluded == {True}:
+            self._excluded.add(name)
             return
         if name not in self._named and (node.backup == "children" or self._tree.backup(node.name) == "off"):
             return
@@ -299,7 +301,7 @@ class _Oracle:
         expected = self.expected
         for name in self._named - expected.places.keys():
             node = self._tree.nodes[self._there.drawn(name)]
-            if any(e.fits(name) for e in self._asking.exclude):
+            if name in self._excluded:
                 continue
             inside = self._asking.recursive and any(below in expected.places for below in self._below(name))
             if node.volume or name in expected.missed or not inside:
