@@ -1,8 +1,8 @@
 """Gathers the facts that a plan is made of. Looks, and changes nothing.
 
 What may not answer (network, FUSE and autofs mounts, suspended pools) is known from the mount table and the kernel's own
-statistics, and is never touched. Users may exchange directories and links while we look: links are followed here, once
-and step by step, and a resolved path is only ever opened as it is.
+statistics, and is never touched. Users may exchange directories and links while we look: a path is resolved once
+(``resolving.py``), and only ever opened as it is from then on.
 """
 
 from __future__ import annotations
@@ -10,27 +10,23 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shlex
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from kopiatomic import presence, safety, spelling, zfs_listing
-from kopiatomic.errors import KopiatomicError, advice_of, pool_suspended, unforeseen
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.filesystems import LOCAL, may_hang
 from kopiatomic.immutable import immutable
-from kopiatomic.presence import Meaning
 from kopiatomic.request import Request, is_path, is_pattern
+from kopiatomic.resolving import resolve
 from kopiatomic.snapshots.btrfs_folder import DIRECTORY as RUNS_DIRECTORY
 from kopiatomic.system import btrfs, fstab, host, linux, looking, mountinfo, pools
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.text import printable
-
-_LINKS = 40
-"""How many symbolic links a path may lead through, as the kernel has it (path_resolution(7))."""
 
 _TRIES = 20
 """How often a subvolume is looked for that somebody moves just now."""
@@ -105,125 +101,6 @@ def _spelled(patterns: Iterable[str], seen: dict[str, Mount]) -> dict[str, str]:
     spellings = spelling.Spellings(seen)
     found = {pattern: spellings.of_pattern(pattern) for pattern in patterns if pattern.startswith("/")}
     return {pattern: own for pattern, own in found.items() if own != pattern}
-
-
-def resolve(name: str, seen: dict[str, Mount]) -> str:
-    """A path with its links followed, as the kernel would, without a step into what may not answer, in its own spelling.
-
-    Raises KopiatomicError.
-    """
-    spellings = spelling.Spellings(seen)
-    waiting = _parts(name if os.path.isabs(name) else os.path.join(os.getcwd(), name))
-    path = "/"
-    links = 0
-    while waiting:
-        part = waiting.pop()
-        if part == "..":
-            path = os.path.dirname(path)
-            continue
-        path = f"{path.rstrip('/')}/{part}"
-        _require_answer(name, path, seen, waiting)
-        if path in seen:
-            # A mount point is no link.
-            continue
-        try:
-            target = host.here().link_target(path)
-        except OSError as error:
-            if presence.meaning(error) is not Meaning.REPLACED:
-                raise _no_such_path(name, error) from None
-            # What was a directory in it is a link now: it is gone through again from the beginning.
-            target = path
-        if target is None:
-            try:
-                path = spellings.own(path)
-            except OSError as error:
-                raise _no_such_path(name, error) from None
-            _require_answer(name, path, seen, waiting)
-            continue
-        links += 1
-        if links > _LINKS:
-            raise _no_such_path(name, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
-        if target != path:
-            _require_roots(name, path, target)
-        path = "/" if target.startswith("/") else os.path.dirname(path)
-        waiting += _parts(target)
-    _require_held(name, path, seen)
-    return path
-
-
-def _require_held(name: str, path: str, seen: dict[str, Mount]) -> None:
-    """Refuse a path that leads into another mount than it does by the table. Raises KopiatomicError."""
-    try:
-        mount, _, _ = host.here().identity(path)
-        known = mountinfo.holder(path, seen).id
-    except OSError as error:
-        raise _no_such_path(name, error) from None
-    except KeyError:
-        # In a chroot whose root is no mount.
-        return
-    if mount not in {0, known}:
-        raise KopiatomicError(
-            f"{printable(name)} leads into another mount than the one that the mount table has at {printable(path)}",
-            kind="path-changed",
-            hint="Something was mounted or unmounted there just now, or a directory above it was renamed: run again.",
-        )
-
-
-def _require_roots(name: str, link: str, target: str) -> None:
-    """Refuse a link that others than root can exchange: they would choose what is backed up. Raises KopiatomicError."""
-    try:
-        why = safety.unsafe(link)
-    except OSError as error:
-        why = error.strerror or str(error)
-    if why:
-        raise KopiatomicError(
-            f"{printable(name)} leads through the link {printable(link)} to {printable(target)}, and {why}",
-            kind="link-not-safe",
-            hint="Name the directory that is meant, by a path without that link.",
-        )
-
-
-def _parts(path: str) -> list[str]:
-    """The components of a path, the last one first."""
-    return [part for part in reversed(path.split("/")) if part not in {"", "."}]
-
-
-def _no_such_path(name: str, error: OSError) -> KopiatomicError:
-    if advice_of(error):
-        return unforeseen(error)
-    return KopiatomicError(
-        f"{printable(name)}: {error.strerror}",
-        kind="no-such-path",
-        hint="Name a mount point or a directory, or a dataset in ZFS notation (pool/dataset).",
-    )
-
-
-def _require_answer(name: str, path: str, seen: Mapping[str, Mount], waiting: Sequence[str]) -> None:
-    """Refuse to look at what may not answer; ``waiting`` are the components after a path, the last one first.
-
-    Raises KopiatomicError.
-    """
-    mount = seen.get(path)
-    if mount is None:
-        return
-    if mount.fstype == "autofs":
-        if waiting and f"{path}/{waiting[-1]}" in seen:
-            # It has mounted that, and is not asked again.
-            return
-        if waiting or "indirect" not in mount.super_options:
-            raise KopiatomicError(
-                f"{printable(name)} is not mounted: {printable(path)} is an automount point (autofs), which a look would mount",
-                kind="not-automounted",
-                hint=f"ls {shlex.quote(printable(name))}/., then run again",
-            )
-    if may_hang(mount.fstype):
-        raise KopiatomicError(
-            f"{printable(name)} is on {mount.fstype} ({printable(mount.source)}), which is neither ZFS nor Btrfs",
-            kind="unsupported-filesystem",
-            hint="Only ZFS datasets and Btrfs subvolumes can be frozen; back this up with kopia directly.",
-        )
-    if mount.fstype == "zfs" and pools.suspended([mount.source.partition("/")[0].partition("@")[0]]):
-        raise pool_suspended(mount.source.partition("/")[0])
 
 
 # ZFS

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic import gather
+from kopiatomic import gather, resolving
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.plan import select
 from kopiatomic.request import Request
@@ -130,7 +130,7 @@ def test_nothing_from_outside_is_shown(
 @pytest.mark.parametrize("thing", THINGS)
 def test_a_path_is_not_followed_once_more(thing: str, home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
     """The worst moment: what was a directory when the path was resolved is a link right after that."""
-    resolve = gather.resolve
+    resolve = resolving.resolve
 
     def and_then(name: str, seen: dict[str, Mount]) -> str:
         path = resolve(name, seen)
