@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import stat
 from collections.abc import Callable
 from datetime import datetime
@@ -15,7 +16,7 @@ import pytest
 
 from tests.btrfs.conftest import Listing
 from tests.support.filesystems import Btrfs
-from tests.support.programs import Completed, Kopia, command
+from tests.support.programs import Completed, Kopia, Kopiatomic, command
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
@@ -117,7 +118,7 @@ def test_a_second_run_reads_no_file_again(
 
 
 def test_files_that_kopia_cannot_read_make_the_backup_incomplete(
-    btrfs: Btrfs, kopia: Kopia, run: Run, root: Path, leftovers: Leftovers
+    btrfs: Btrfs, kopia: Kopia, kopiatomic: Kopiatomic, run: Run, root: Path, leftovers: Leftovers
 ) -> None:
     """A file whose data the device has spoilt: root may read all others."""
     data = btrfs.subvolume("data")
@@ -130,7 +131,14 @@ def test_files_that_kopia_cannot_read_make_the_backup_incomplete(
     assert (ended.returncode, document["result"]) == (3, "incomplete"), str(ended)
     assert document["engine"]["problem_count"] == 1
     assert document["engine"]["problems"][0]["path"].endswith("/data/bad")
-    assert "not complete" in ended.stderr
+    assert re.search(r"not complete: 1 entry could not be saved: \S*/data/bad$", ended.stderr, re.MULTILINE)
+    assert re.search(
+        r"not complete: 1 entry could not be saved: \S*/data/bad$",
+        run("--quiet", data, env=kopia.environment).stderr,
+        re.MULTILINE,
+    )
+    told = kopiatomic("history", document["run_id"]).stdout
+    assert re.search(r"^Not complete: 1 entry could not be saved: \S*/data/bad$", told, re.MULTILINE)
     assert leftovers(root) == []
 
 

@@ -172,6 +172,12 @@ left on device
             "what it writes to is read-only (error writing pack file: storage is read-only)",
         ),
         (
+            # Of kopia 0.22.3, whose server was killed while it uploaded.
+            'unable to create writer: error establishing session: Session(): rpc error: code = Unavailable desc = "transport: '
+            'Error while dialing: dial tcp 127.0.0.1:51999: connect: connection refused"\n',
+            "its repository does not answer (connect: connection refused)",
+        ),
+        (
             "a: b: error reading from server: EOF\nc: d: error reading from server: EOF\n",
             "its repository does not answer (d: error reading from server: EOF)",
         ),
