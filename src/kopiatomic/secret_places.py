@@ -47,11 +47,13 @@ value is always in the same word."""
 
 _FLAGS = {name: flags for names, flags in _PROGRAMS for name in names.split()}
 
-_URL = re.compile(r"(?P<head>\b[a-z][a-z0-9+.-]*://[^\s/:@'\"]*:)(?P<value>[^\s/'\"]+)(?=@)", re.IGNORECASE)
+_URL = re.compile(
+    r"(?P<head>(?<![a-z0-9+.-])[a-z][a-z0-9+.-]{0,30}://[^\s/:@'\"]{0,256}:)(?P<value>[^\s/'\"]+)(?=@)", re.IGNORECASE
+)
 """The password in ``https://user:password@host/``."""
 
 _HEADER = re.compile(
-    r"(?P<head>\b(?:(?:proxy-)?authorization|cookie|x-[\w-]*(?:token|key|secret|password)):[ \t]*)(?P<value>[^\s'\"][^'\"\n]*)",
+    r"(?P<head>(?:\b(?:proxy-)?authorization|\bcookie|(?<![\w-])x-[\w-]{0,60}(?:token|key|secret|password)):[ \t]*)(?P<value>[^\s'\"][^'\"\n]*)",
     re.IGNORECASE,
 )
 _JSON = re.compile(r"(?P<head>\"(?P<name>\w+)\"\s*:\s*\")(?P<value>(?:\\.|[^\"\\])+)")
@@ -224,10 +226,10 @@ def _is_cluster(word: str, flag: str) -> bool:
 
 
 def unquoted(word: str) -> str:
-    """What a shell's word means; the word itself where its quotes are not in pairs."""
+    """What a shell's word means; where its quotes are not in pairs, the word without them."""
     if not _QUOTES.search(word):
         return word
     try:
         return "".join(shlex.split(word))
     except ValueError:
-        return word
+        return _QUOTES.sub("", word)

@@ -108,6 +108,14 @@ def test_a_command_line_is_quoted_and_printable() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "text", ["'a b'\"", "x\\ y\\", "\"a 'b c' d", "'\"' x\\ \"", "token " + "a." * 4000, "'" * 4001 + " token"]
+)
+def test_whatever_quotes_there_are_an_end_is_found(text: str) -> None:
+    assert Secrets([], {}).hide(text) == text
+    assert Secrets([], {}).hide(f"{text} --password=x") != f"{text} --password=x"
+
+
 def test_a_short_secret_is_masked_in_its_place_alone() -> None:
     secrets = Secrets(["-o", "-p ab", "tab"], {})
     assert secrets.command_line(["kopiatomic", "-o", "-p ab", "tab"]) == "kopiatomic -o '-p ***' tab"
