@@ -98,8 +98,17 @@ def require_root(shown: str, hint: str = "") -> None:
 class Freezing:
     """One run's. ``report`` has to say where the view is mounted, and the series, before anything is called."""
 
-    def __init__(self, options: Options, report: Report, listener: Listener, secrets: Secrets) -> None:
+    def __init__(
+        self,
+        options: Options,
+        report: Report,
+        listener: Listener,
+        secrets: Secrets,
+        refuses: Callable[[Plan], Sequence[Refusal]] = lambda _: (),
+    ) -> None:
+        """``refuses`` says what of a plan cannot be used by whom it is frozen for."""
         self._options = options
+        self._refuses = refuses
         self._report = report
         self._listener = listener
         self._secrets = secrets
@@ -175,6 +184,9 @@ class Freezing:
             if self._facts is None:
                 self._facts = self._gather()
             selected = plan.select(self._facts, self._request(), self._refused.values())
+            while refused := self._refuses(selected):
+                self._refused |= {refusal.dataset.key: refusal for refusal in refused}
+                selected = plan.select(self._facts, self._request(), self._refused.values())
         missed = [o for o in selected.left_out if o.incomplete]
         self._report.incomplete = few(list(dict.fromkeys(o.line or f"{printable(o.name)}: {o.reason}" for o in missed)))
         for note in selected.notes:

@@ -144,6 +144,8 @@ class Refusal:
     reason: str
     verdict: Verdict = Verdict.REFUSED
     hint: str = ""
+    kind: str = "cannot-take"
+    """What programs are told where it was named."""
 
 
 @immutable

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.filesystems import Btrfs
-from tests.support.programs import Completed, command
+from tests.support.programs import Completed, Kopia, command
 from tests.support.schema import valid
 
 Run = Callable[..., Completed]
@@ -134,4 +134,22 @@ def test_subvolumes_that_come_and_go_all_the_time_do_not_end_a_run(
         loop.kill()
         loop.wait()
     assert {e.returncode for e in ended} == {0}, "\n".join(map(str, ended))
+    assert leftovers(root) == []
+
+
+def test_what_kopia_cannot_store_and_was_implied_is_named_and_the_rest_saved(
+    btrfs: Btrfs, data: Path, run: Run, kopia: Kopia, root: Path, leftovers: Leftovers
+) -> None:
+    odd = [btrfs.subvolume("data/x\udcff")]
+    ended = run("--json", "-r", data, env=kopia.environment)
+    assert ended.returncode == 3, str(ended)
+    document = valid(ended.stdout)
+    assert taken(document) == [str(data), str(data / "other")]
+    assert verdicts(document) == {str(path): ("refused", True) for path in odd}
+    planned = run("-n", "--json", "-r", data, env=kopia.environment)
+    assert planned.returncode == 3
+    assert valid(planned.stdout)["incomplete"] == document["incomplete"]
+    named = run(odd[0], env=kopia.environment)
+    assert named.returncode == 1
+    assert "cannot be backed up: kopia cannot store names that are not UTF-8" in named.stderr
     assert leftovers(root) == []

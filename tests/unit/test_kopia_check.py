@@ -17,6 +17,7 @@ from kopiatomic import engines, locks
 from kopiatomic.engines import kopia_location, program
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import Layout, Plan
+from kopiatomic.text import printable
 from tests.support.small_disk import on_small_disk
 
 from .kopia_fixtures import PASSWORD, Bench, holding, taken
@@ -291,23 +292,26 @@ def test_an_answer_that_is_no_json(bench: Bench) -> None:
     assert "hello" in error.message
 
 
-def test_names_that_are_not_utf8_are_refused_with_dataset_and_mount_point(bench: Bench) -> None:
-    place = os.fsdecode(b"/a/b\xff")
-    error = error_of(bench, plan=bench.plan("/a", taken(place, name="tank/odd", mountpoint=place)))
-    assert error.kind == "name-not-storable"
-    assert "tank/odd" in error.message
-    assert "/a/b\\xff" in error.message
-    assert error.message.isprintable()
-
-
-def test_a_place_that_kopia_takes_for_its_placeholder_is_refused(bench: Bench) -> None:
-    error = error_of(bench, plan=bench.plan("/a/b.kopia-entry/c"))
-    assert error.kind == "name-not-storable"
-    assert "b.kopia-entry" in error.message
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        pytest.param(os.fsdecode(b"/a/b\xff"), "names that are not UTF-8", id="not UTF-8"),
+        pytest.param("/a/b.kopia-entry/c", "folders named *.kopia-entry", id="its placeholder"),
+    ],
+)
+def test_what_has_a_name_that_kopia_cannot_store_is_refused_and_nothing_else(
+    place: str, words: str, bench: Bench
+) -> None:
+    plan = bench.plan("/a", taken(place, name="tank/odd", mountpoint=place))
+    (refusal,) = bench.engine().refuses(plan)
+    assert (refusal.dataset.name, refusal.kind) == ("tank/odd", "name-not-storable")
+    assert refusal.reason == f"kopia cannot store {words}, and it would appear at {printable(plan.path(place))}"
 
 
 def test_odd_names_that_kopia_can_store_are_accepted(bench: Bench) -> None:
-    assert bench.engine().check(bench.plan("/a b", "/a b/-x\n\ty\\", "/ä/%41", "/kopia-entry")) == []
+    plan = bench.plan("/a b", "/a b/-x\n\ty\\", "/ä/%41", "/kopia-entry")
+    assert bench.engine().refuses(plan) == []
+    assert bench.engine().check(plan) == []
 
 
 def test_a_repository_in_the_selection_that_the_user_named_is_a_warning(bench: Bench) -> None:

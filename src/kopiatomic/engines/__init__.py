@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 from kopiatomic.engines.own import Own
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Sets
+from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Refusal, Sets
 from kopiatomic.names import Equal
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.text import printable
@@ -76,8 +76,8 @@ class Target:
 class Engine(Protocol):
     """What the run needs of a backup program.
 
-    Order of the calls: ``check``, ``command``, ``feed`` for each piece of output, ``judge`` when it has ended, ``finish``
-    when the snapshots are gone. None of them changes anything but through the program itself.
+    Order of the calls: ``refuses``, ``check``, ``command``, ``feed`` for each piece of output, ``judge`` when it has ended,
+    ``finish`` when the snapshots are gone. None of them changes anything but through the program itself.
     """
 
     @property
@@ -91,6 +91,9 @@ class Engine(Protocol):
     @property
     def secrets(self) -> Sequence[str]:
         """Passwords that stood among its options: none of them may be shown or recorded."""
+
+    def refuses(self, plan: Plan) -> list[Refusal]:
+        """What of a plan it cannot save, as can be told from the plan alone; the plan is made again without that."""
 
     def check(self, plan: Plan) -> list[str]:
         """Make sure that it can work, before anything is made. Returns warnings; raises KopiatomicError."""

@@ -22,7 +22,7 @@ from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.engines.numbers import number
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
+from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Refusal
 from kopiatomic.system import process
 from kopiatomic.text import ended, first_few, printable
 
@@ -174,6 +174,10 @@ class Borg(repository.RepositoryEngine):
                 environment.get("BORG_SECURITY_DIR") or os.path.join(config, "security")
             ),
         }
+
+    def refuses(self, _plan: Plan) -> list[Refusal]:
+        """Nothing: Borg keeps names as bytes."""
+        return []
 
     def check(self, plan: Plan) -> list[str]:
         """Make sure that Borg can back this plan up: two processes of Borg's. Returns warnings.

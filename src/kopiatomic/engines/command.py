@@ -8,7 +8,7 @@ from kopiatomic.engines import Job, Target, program
 from kopiatomic.engines.lines import Lines
 from kopiatomic.engines.own import Own
 from kopiatomic.errors import UsageError
-from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
+from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Refusal
 from kopiatomic.text import ended, printable
 
 
@@ -40,6 +40,10 @@ class CommandEngine:
     def secrets(self) -> Sequence[str]:
         """None are known: what any program takes for a password cannot be."""
         return ()
+
+    def refuses(self, _plan: Plan) -> list[Refusal]:
+        """Nothing that could be known."""
+        return []
 
     def check(self, plan: Plan) -> list[str]:
         """Find the program. Raises KopiatomicError of kind ``command-missing`` or ``command-not-executable``."""

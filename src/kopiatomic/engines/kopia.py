@@ -31,7 +31,7 @@ from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_output import Manifest, Output, parse_manifest
 from kopiatomic.engines.numbers import number
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Layout, Plan, Progress
+from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Layout, Plan, Progress, Refusal
 from kopiatomic.paths import below, is_at_or_below, tree_order
 from kopiatomic.system import looking
 from kopiatomic.text import ended, printable
@@ -84,14 +84,17 @@ class Kopia:
         """The passwords that ``-o`` had: kopia gets them through its environment."""
         return tuple(self._options.secrets.values())
 
+    def refuses(self, plan: Plan) -> list[Refusal]:
+        """What has a name that kopia cannot store."""
+        return kopia_checks.unstorable(plan)
+
     def check(self, plan: Plan) -> list[str]:
         """Make sure that kopia can back this plan up; three kopia processes (four in place), whatever the plan's size.
 
         Returns warnings. Raises KopiatomicError: kinds kopia-missing, kopia-not-executable, kopia-too-old,
         kopia-not-connected, kopia-password-missing, kopia-wrong-password, kopia-unreachable, kopia-read-only, kopia-full,
-        kopia-failed, one-file-system, action, repository-in-selection, name-not-storable.
+        kopia-failed, one-file-system, action, repository-in-selection.
         """
-        kopia_checks.check_names(plan)
         client = self._client
         warnings = [*self._options.warnings, *client.check_version()]
         client.check_connected()

@@ -14,7 +14,7 @@ from kopiatomic.engines.kopia_output import parse_manifest
 from kopiatomic.engines.kopia_policy import Policies, Source
 from kopiatomic.engines.listing import views_in
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Plan, Taken
+from kopiatomic.model import Plan, Refusal, Taken
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import looking
 from kopiatomic.text import first_few, printable
@@ -23,23 +23,27 @@ PLACEHOLDER_SUFFIX = ".kopia-entry"
 """A folder of that name ends kopia's backup with an error: kopia takes it for a placeholder of its own."""
 
 
-def check_names(plan: Plan) -> None:
-    """Refuse names that kopia cannot store. Raises KopiatomicError of kind name-not-storable.
+def unstorable(plan: Plan) -> list[Refusal]:
+    """What would appear in folders whose names kopia cannot store.
 
     kopia keeps names as JSON text: a byte that is not UTF-8 becomes U+FFFD there, and the name is lost.
     """
-    for taken, place in _places(plan):
-        appears = plan.path(place)
-        bad = next((part for part in appears.split("/") if _unstorable(part)), None)
-        if bad is None:
-            continue
-        why = f"folders named *{PLACEHOLDER_SUFFIX}" if bad.endswith(PLACEHOLDER_SUFFIX) else "names that are not UTF-8"
-        raise KopiatomicError(
-            f"kopia cannot store {why}: {printable(taken.dataset.name)} is mounted at "
-            f"{printable(taken.dataset.mountpoint.text)} and would appear at {printable(appears)}",
-            kind="name-not-storable",
-            hint="Give it another mount point, leave it out, or back it up with another program (-c).",
-        )
+    return [refusal for taken in plan.taken if (refusal := _unstorable(plan, taken)) is not None]
+
+
+def _unstorable(plan: Plan, taken: Taken) -> Refusal | None:
+    for appears in map(plan.path, taken.places):
+        bad = next((part for part in appears.split("/") if _is_unstorable(part)), None)
+        if bad is not None:
+            placeholder = bad.endswith(PLACEHOLDER_SUFFIX)
+            why = f"folders named *{PLACEHOLDER_SUFFIX}" if placeholder else "names that are not UTF-8"
+            return Refusal(
+                taken.dataset,
+                f"kopia cannot store {why}, and it would appear at {printable(appears)}",
+                hint="Give it another mount point, leave it out, or back it up with another program (-c).",
+                kind="name-not-storable",
+            )
+    return None
 
 
 def _places(plan: Plan) -> Iterator[tuple[Taken, str]]:
@@ -50,7 +54,7 @@ def _places(plan: Plan) -> Iterator[tuple[Taken, str]]:
             yield from ((taken, scaffold) for scaffold in plan.scaffolds if below(place, scaffold))
 
 
-def _unstorable(component: str) -> bool:
+def _is_unstorable(component: str) -> bool:
     return component.endswith(PLACEHOLDER_SUFFIX) or any("\ud800" <= c <= "\udfff" for c in component)
 
 

@@ -24,7 +24,7 @@ from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.engines.numbers import number
 from kopiatomic.engines.restic_output import Output
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress
+from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Refusal
 from kopiatomic.system import process
 from kopiatomic.text import ended, first_few, printable
 
@@ -178,6 +178,10 @@ class Restic(repository.RepositoryEngine):
             base = environment.get("XDG_CACHE_HOME") or os.path.join(environment["HOME"], ".cache")
             found = os.path.join(base, "restic")
         return {"cache": os.path.abspath(found)}
+
+    def refuses(self, _plan: Plan) -> list[Refusal]:
+        """Nothing: restic keeps names as bytes."""
+        return []
 
     def check(self, plan: Plan) -> list[str]:
         """Make sure that restic can back this plan up: two restic processes. Returns warnings.

@@ -47,7 +47,7 @@ class Selection:
             gone = refusal.verdict is not Verdict.REFUSED
             raise KopiatomicError(
                 f"{printable(dataset.name)} cannot be backed up: {refusal.reason}",
-                kind="dataset-vanished" if gone else "cannot-take",
+                kind="dataset-vanished" if gone else refusal.kind,
                 hint=refusal.hint or ("Run again." if gone else None),
             )
         if refusal.verdict is Verdict.DELETED:
