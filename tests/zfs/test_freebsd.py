@@ -275,7 +275,7 @@ def test_recover_says_first_and_then_removes(
     record: bool, on: FreeBSDRunner, pool: Pool, names: tuple[str, str], waiting: tuple[str, Path], tmp_path: Path
 ) -> None:
     killed_with_all(on, names, waiting)
-    more = () if record else ("--state-dir", tmp_path / "other")
+    more = () if record else ("--state-dir", tmp_path / "other", "--unrecorded")
     shown = on("recover", "--dry-run", *more)
     assert shown.returncode == 4
     assert len(on.shim().ours()) == MOUNTS

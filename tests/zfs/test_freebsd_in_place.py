@@ -326,7 +326,7 @@ def test_all_killed_leave_their_mounts_which_are_cleared(
     words = {
         "the next run": (*IN_PLACE, "-c", "true", home),
         "recover": ("recover",),
-        "recover without a record": ("recover", "--state-dir", str(tmp_path / "other")),
+        "recover without a record": ("recover", "--state-dir", str(tmp_path / "other"), "--unrecorded"),
     }[cleared_by]
     ended = on(*words)
     assert ended.returncode == 0, ended

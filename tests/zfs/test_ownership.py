@@ -126,14 +126,20 @@ def test_a_snapshot_is_found_by_what_identifies_it_wherever_it_was_renamed_to(
         command("zfs", "destroy", mine if how == "replaced" else precious)
 
 
+@pytest.mark.parametrize("replaced", [False, True])
 def test_a_snapshot_that_was_renamed_during_the_run_and_cannot_go_is_named(
-    pool: Pool, run: Runner, tmp_path: Path
+    pool: Pool, run: Runner, tmp_path: Path, replaced: bool
 ) -> None:
-    """Without looking for it the run would say that nothing is left."""
-    with mounted_in_a_run(pool, run, tmp_path, lambda name: command("zfs", "rename", name, f"{name}x")) as (
-        ended,
-        name,
-    ):
+    """Without looking for it the run would say that nothing is left. What has its name now stays."""
+
+    def rename(name: str) -> None:
+        command("zfs", "rename", name, f"{name}x")
+        if replaced:
+            command("zfs", "snapshot", "-o", f"kopiatomic:run={property_of(f'{name}x')}", name)
+
+    with mounted_in_a_run(pool, run, tmp_path, rename) as (ended, name):
+        if replaced:
+            command("zfs", "destroy", name)
         assert ended.returncode == 4, ended
         assert (
             f"snapshot {name}x: somebody has mounted it (remove it with: zfs release kopiatomic {name}x" in ended.stderr
@@ -157,8 +163,7 @@ def mounted_in_a_run(
         started.until(ready.exists)
         (name,) = ours(pool)
         change(name)
-        (now,) = ours(pool)
-        linux.mount(now, str(point), "zfs", linux.MS_RDONLY)
+        linux.mount(ours(pool)[-1], str(point), "zfs", linux.MS_RDONLY)
         try:
             go.touch()
             yield started.wait(), name
@@ -263,6 +268,7 @@ def test_what_came_with_a_stream_is_counted_and_goes_when_asked(
         command("zfs", "hold", "kopiatomic", copies[0])
         code, document = recovered(run, "--received")
         assert (code, ours(pool)) == (4, copies[:1]), document
+        assert any("or its hold 'kopiatomic'" in str(o["problem"]) for o in document["leftovers"])
         command("zfs", "release", "kopiatomic", copies[0])
         assert (recovered(run, "--received")[0], ours(pool)) == (0, [])
     finally:

@@ -17,7 +17,7 @@ from kopiatomic.ownership import PREFIX, PROPERTY, TAG
 from kopiatomic.snapshots import zfs_bookmarks, zfs_busy, zfs_get, zfs_look
 from kopiatomic.snapshots.zfs_look import Seen, look
 from kopiatomic.system import host, libzfs_core, process
-from kopiatomic.text import printable
+from kopiatomic.text import few, printable
 
 GONE_TIMEOUT = 60.0
 """Seconds to wait for the kernel to have destroyed a released set."""
@@ -210,8 +210,7 @@ class ZfsMaker:
 
     def remove(self) -> list[str]:
         """Wait until the kernel has destroyed the released set; destroy what nothing tied."""
-        for intent, name, _ in zfs_look.moved(self._run_id, self._pool, self._renamed):
-            self._intents[name] = replace(intent, name=name)
+        self._follow_renamed()
         left, unproven = self._ours(list(self._intents))
         began = time.monotonic()
         pause = 0.01
@@ -227,10 +226,18 @@ class ZfsMaker:
                 pause = min(1.0, pause * 2)
             left, _ = self._ours(left)
         seen = look(left) if left else {}
-        return [
-            *(f"snapshot {printable(name)}: {zfs_busy.why(name)} ({_by_hand(name, seen[name])})" for name in seen),
-            *(f"snapshot {printable(name)}: {UNPROVEN} ({_by_hand(name, of)})" for name, of in unproven.items()),
-        ]
+        reasons = {**zfs_busy.reasons(list(seen)), **dict.fromkeys(unproven, UNPROVEN)}
+        return few(
+            [f"snapshot {printable(n)}: {reasons[n]} ({_by_hand(n, of)})" for n, of in {**seen, **unproven}.items()]
+        )
+
+    def _follow_renamed(self) -> None:
+        """Find those of ours that have another name by now, or whose name another one has."""
+        names = list(self._intents)
+        there = look(names) if libzfs_core.may_exist(names) else {}
+        strangers = [self._intents[name] for name, seen in there.items() if claim(self._intents[name], seen) is None]
+        for intent, name, _ in zfs_look.moved(self._run_id, self._pool, [*self._renamed, *strangers]):
+            self._intents[name] = replace(intent, name=name)
 
     def _in_vain(self, left: Sequence[str], waited: float) -> bool:
         """Whether it is no use to go on: too long, or nothing is left but what other people hold."""

@@ -1,30 +1,45 @@
-"""Why a ZFS snapshot cannot be destroyed: who holds it, who has it mounted or open."""
+"""Why ZFS snapshots cannot be destroyed: who holds them, who has them mounted or open."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from kopiatomic.ownership import TAG
 from kopiatomic.snapshots import zfs_get
-from kopiatomic.system import host
+from kopiatomic.system import host, process
 from kopiatomic.text import first_few, printable
 
 
-def why(name: str) -> str:
-    """In words. Our own hold is no reason: it stays where the kernel could not release it, for one of the others."""
-    if any(mount.source == name for mount in host.here().mounts()):
-        return "somebody has mounted it"
-    tags = foreign_tags(name)
-    if tags:
-        return f"somebody else holds it ({first_few(tags)}; see: zfs holds {printable(name)})"
-    users = host.here().users(name, "zfs")
-    if users:
-        return f"in use by {first_few([str(user) for user in users])}"
-    return "it is busy: a clone, a receive, or a process that has it open and could not be found"
+def reasons(names: Sequence[str]) -> dict[str, str]:
+    """A reason for each, in words.
+
+    A hold with our tag is the last one to be named: of ours it is no reason, and stays where the kernel could not release it
+    for one of the others.
+    """
+    mounted = {mount.source for mount in host.here().mounts()}
+    tags = _tags([name for name in names if name not in mounted])
+    free = [name for name in names if name not in mounted and not set(tags.get(name, ())) - {TAG}]
+    users = host.here().users(free, "zfs") if free else {}
+    found = {}
+    for name in names:
+        if name in mounted:
+            found[name] = "somebody has mounted it"
+        elif others := sorted(set(tags.get(name, ())) - {TAG}):
+            found[name] = f"somebody else holds it ({first_few(others)}; see: zfs holds {printable(name)})"
+        elif users.get(name):
+            found[name] = f"in use by {first_few([str(user) for user in users[name]])}"
+        else:
+            held = f", or its hold '{TAG}'" if tags.get(name) else ""
+            found[name] = f"it is busy: a clone, a receive, a process that has it open and could not be found{held}"
+    return found
 
 
-def foreign_tags(name: str) -> list[str]:
-    """The tags of all holds but ours, fit to print."""
-    # Where it cannot be told, what follows may tell.
-    held = zfs_get.run(["holds", "-H", name]).stdout.decode("utf-8", "surrogateescape")
-    # A tag may hold anything, and the time behind it does not.
-    tags = [line.partition("\t")[2].rpartition("\t")[0] for line in held.splitlines()]
-    return [printable(tag) for tag in tags if tag != TAG]
+def _tags(names: Sequence[str]) -> dict[str, list[str]]:
+    """The tags of the holds on snapshots; of one whose holds cannot be listed there are none."""
+    found: dict[str, list[str]] = {}
+    for part in process.parts(names):
+        for line in zfs_get.run(["holds", "-H", *part]).stdout.decode("utf-8", "surrogateescape").splitlines():
+            # A tag may hold anything; neither the name before it nor the time behind it does.
+            name, _, rest = line.partition("\t")
+            found.setdefault(name, []).append(rest.rpartition("\t")[0])
+    return found

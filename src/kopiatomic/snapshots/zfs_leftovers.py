@@ -103,7 +103,9 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
             _each_if_not_all(lambda some: libzfs_core.release(some, TAG), held)
         if mine:
             _each_if_not_all(lambda some: libzfs_core.destroy(some, deferred=False), [o.name for o, _ in mine])
-    return [replace(leftover, problem=zfs_busy.why(leftover.name)) for leftover, _ in _still(leftovers)]
+    left = [leftover for leftover, _ in _still(leftovers)]
+    reasons = zfs_busy.reasons([leftover.name for leftover in left])
+    return [replace(leftover, problem=reasons[leftover.name]) for leftover in left]
 
 
 def _still(leftovers: Sequence[Leftover]) -> list[tuple[Leftover, Seen]]:

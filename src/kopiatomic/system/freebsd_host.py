@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from kopiatomic import presence
 from kopiatomic.system import freebsd, freebsd_mounts, freebsd_paths, freebsd_processes, libzfs_core
@@ -86,9 +86,9 @@ class FreeBSDHost:
         """Its history is a setting of no fixed size, which has not been tried."""
         return None
 
-    def users(self, source: str, fstype: str) -> Sequence[User]:  # noqa: ARG002 - fstat(1) is the one to ask
+    def users(self, sources: Sequence[str], fstype: str) -> Mapping[str, Sequence[User]]:  # noqa: ARG002 - fstat(1) tells
         """It has no mount namespaces: what is mounted is in the mount table."""
-        return ()
+        return {}
 
     def watch(self, pid: int) -> int:
         """A kqueue(2)."""

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Protocol
 
@@ -77,8 +77,8 @@ class Host(Protocol):
     def transaction_group(self, pool: str) -> int | None:
         """The number of a pool's open transaction group; None where the kernel does not say. Waits for nothing."""
 
-    def users(self, source: str, fstype: str) -> Sequence[User]:
-        """The processes that have a filesystem mounted in a namespace of theirs, or something in it open, where it is seen."""
+    def users(self, sources: Sequence[str], fstype: str) -> Mapping[str, Sequence[User]]:
+        """The processes that have filesystems mounted in a namespace of theirs, or something in them open, as far as it shows."""
 
     def watch(self, pid: int) -> int:
         """A descriptor that is readable as soon as a process has ended. Raises ProcessLookupError, OSError."""

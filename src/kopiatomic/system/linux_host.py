@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kopiatomic import presence
@@ -122,9 +122,9 @@ class LinuxHost:
             return None
         return next((int(row[0]) for row in rows if row[2:3] == ["O"]), None)
 
-    def users(self, source: str, fstype: str) -> Sequence[User]:
+    def users(self, sources: Sequence[str], fstype: str) -> Mapping[str, Sequence[User]]:
         """In /proc."""
-        return linux_users.find(source, fstype)
+        return linux_users.find(sources, fstype)
 
     def watch(self, pid: int) -> int:
         """A pidfd."""

@@ -7,7 +7,7 @@ that mount is in no namespace any more, without synchronizing (statx(2)).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 from kopiatomic.system import linux, mountinfo
@@ -17,21 +17,21 @@ _UNREADABLE = (FileNotFoundError, NotADirectoryError, ProcessLookupError, Permis
 """It has ended, is a thread of the kernel's, or is one that not even root may look into."""
 
 
-def find(source: str, fstype: str) -> list[User]:
-    """Those that have this filesystem mounted, or open, or mapped. Best effort: a process may end, or hide it elsewhere."""
-    device = _device(source, fstype)
-    found = []
-    namespaces: dict[str, tuple[set[int], bool]] = {}
+def find(sources: Sequence[str], fstype: str) -> dict[str, list[User]]:
+    """Those that have these filesystems mounted, or open, or mapped. Best effort: a process may end, or hide it elsewhere."""
+    devices = {device: source for source in sources if (device := _device(source, fstype)) is not None}
+    found: dict[str, list[User]] = {}
+    namespaces: dict[str, tuple[set[int], set[str]]] = {}
     for pid in sorted(int(name) for name in os.listdir("/proc") if name.isdecimal()):
         if pid == os.getpid():
             continue
         try:
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace not in namespaces:
-                namespaces[namespace] = _mounts(pid, source)
+                namespaces[namespace] = _mounts(pid, sources)
             known, mounted = namespaces[namespace]
-            if mounted or (device is not None and _has_open(pid, device, known)):
-                found.append(_user(pid))
+            for source in sorted(mounted | {devices[device] for device in _open_devices(pid, devices, known)}):
+                found.setdefault(source, []).append(_user(pid))
         except _UNREADABLE:
             continue
     return found
@@ -49,22 +49,21 @@ def _device(source: str, fstype: str) -> int | None:
         os.close(mounted)
 
 
-def _mounts(pid: int, source: str) -> tuple[set[int], bool]:
-    """The ids of all mounts in a process's namespace, and whether one of them is of this source."""
+def _mounts(pid: int, sources: Sequence[str]) -> tuple[set[int], set[str]]:
+    """The ids of all mounts in a process's namespace, and which of the sources are among them."""
     mounts = mountinfo.read(f"/proc/{pid}/mountinfo")
-    return {mount.id for mount in mounts}, any(mount.source == source for mount in mounts)
+    return {mount.id for mount in mounts}, {mount.source for mount in mounts}.intersection(sources)
 
 
-def _has_open(pid: int, device: int, known: set[int]) -> bool:
-    """Whether a process has something of a device open or mapped, through a mount that is in no namespace any more."""
-    wanted = f"{os.major(device):02x}:{os.minor(device):02x}"
+def _open_devices(pid: int, devices: Collection[int], known: Collection[int]) -> set[int]:
+    """Of which devices a process has something mapped, or open through a mount that is in no namespace any more."""
+    wanted = {f"{os.major(device):02x}:{os.minor(device):02x}": device for device in devices}
     with open(f"/proc/{pid}/maps", encoding="ascii", errors="replace") as maps:
-        if any(line.split(None, 4)[3] == wanted for line in maps):
-            return True
-    return any(linux.device_of(fd) == device for fd in _detached(pid, known))
+        mapped = {wanted[device] for line in maps if (device := line.split(None, 4)[3]) in wanted}
+    return mapped | {linux.device_of(fd) for fd in _detached(pid, known)}.intersection(devices)
 
 
-def _detached(pid: int, known: set[int]) -> Iterator[int]:
+def _detached(pid: int, known: Collection[int]) -> Iterator[int]:
     """What a process has open of mounts that its namespace does not have, opened here without reaching any filesystem."""
     names = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
     for name in (*names, f"/proc/{pid}/cwd", f"/proc/{pid}/root"):
