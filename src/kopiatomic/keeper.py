@@ -184,6 +184,7 @@ class _Keeper:
         platform = equipment.platform
         steps = steps_of(plan, self._sets)
         self._view = view = platform.view(plan, steps, equipment.run_id, equipment.record)
+        view.look()
         pid = platform.fork()
         if pid == 0:
             self._channel.close()

@@ -29,7 +29,7 @@ class Layout(StrEnum):
 
 
 @immutable
-class Planned:
+class PlannedPath:
     """A path in the live system as the plan was made. No call of the system takes it: what it leads to by now is its users' to
     say, and may never answer. What looks at it unpacks it in a child (``system/looking.py``); everything else compares texts.
     """
@@ -53,7 +53,7 @@ class Dataset:
     filesystem: str
     name: str
     pool: str
-    mountpoint: Planned
+    mountpoint: PlannedPath
     subvolume: int = 0
     device: str = ""
     volume: bool = False

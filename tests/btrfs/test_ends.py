@@ -15,7 +15,7 @@ import pytest
 from kopiatomic import platforms
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.launcher import Start
-from kopiatomic.model import Command, Dataset, Plan, Planned, Taken
+from kopiatomic.model import Command, Dataset, Plan, PlannedPath, Taken
 from kopiatomic.patience import Patience
 from kopiatomic.snapshots import makers
 from kopiatomic.streams import Pipes
@@ -341,7 +341,7 @@ def dataset_at(path: Path) -> Dataset:
         uuid, number = btrfs_ioctls.filesystem_uuid(fd), btrfs_ioctls.subvolume(fd).id
     finally:
         os.close(fd)
-    return Dataset("btrfs", str(path), uuid, Planned(str(path)), number, device)
+    return Dataset("btrfs", str(path), uuid, PlannedPath(str(path)), number, device)
 
 
 # What it says

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic.model import Dataset, Planned, Taken
+from kopiatomic.model import Dataset, PlannedPath, Taken
 from kopiatomic.output.document import instant_text
 from kopiatomic.snapshots.btrfs import BtrfsMaker
 from kopiatomic.system import btrfs as ioctls
@@ -123,7 +123,12 @@ def one_set(subvolumes: list[Path], number: int) -> tuple[bool, list[int]]:
         taken.append(
             Taken(
                 Dataset(
-                    "btrfs", str(path), ioctls.filesystem_uuid(fd), Planned(str(path)), ioctls.subvolume(fd).id, device
+                    "btrfs",
+                    str(path),
+                    ioctls.filesystem_uuid(fd),
+                    PlannedPath(str(path)),
+                    ioctls.subvolume(fd).id,
+                    device,
                 ),
                 str(path),
                 named=True,

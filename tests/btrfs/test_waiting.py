@@ -7,6 +7,7 @@ import select
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.system import fuse, linux
+from kopiatomic.system import fuse, linux, looking
+from kopiatomic.views import Step
+from kopiatomic.views.merged import MergedView
 from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopia, Kopiatomic, command
@@ -146,6 +149,22 @@ def test_a_mount_over_what_is_implied_costs_that_alone(
     for path in nested:
         assert f"not complete: {path}: it cannot be opened: it did not answer within 2 s" in ended.stderr
     assert leftovers(root) == []
+
+
+def test_attributes_of_a_directory_that_does_not_answer_are_done_without(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What holds mount points has the attributes of the real directories; a user mounts something there right before."""
+    monkeypatch.setattr(looking, "LIMIT", 1.0)
+    (data / "dir").mkdir(mode=0o710)
+    view = MergedView("/nowhere", [Step("one", f"{data}/dir/one", "btrfs"), Step("two", f"{data}/hung/two", "btrfs")])
+    with hung(data / "hung"):
+        # The mount table says that it may hang.
+        view.look()
+        assert stat.S_IMODE(view.scaffolding[f"{data}/dir"].st_mode) == 0o710
+        assert f"{data}/hung" not in view.scaffolding
+        monkeypatch.setattr("kopiatomic.views.merged.may_hang", lambda _: False)
+        view.look()
 
 
 def test_a_subvolume_that_is_replaced_by_a_link_into_one_holds_up_nothing(

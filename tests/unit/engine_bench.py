@@ -11,7 +11,7 @@ import pytest
 from kopiatomic import engines
 from kopiatomic.engines import Engine
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Dataset, Layout, Plan, Planned, Taken
+from kopiatomic.model import Dataset, Layout, Plan, PlannedPath, Taken
 from tests.support.repositories import Borg, Restic
 from tests.unit.kopia_fixtures import STARTED_NS, Driven, make_job
 
@@ -38,7 +38,7 @@ class EngineBench:
     @staticmethod
     def plan_of(*folders: Path, named: bool = True, layout: Layout = Layout.IN_PLACE) -> Plan:
         taken = tuple(
-            Taken(Dataset("zfs", f"tank/{f.name}", "tank", Planned(str(f))), str(f), named) for f in sorted(folders)
+            Taken(Dataset("zfs", f"tank/{f.name}", "tank", PlannedPath(str(f))), str(f), named) for f in sorted(folders)
         )
         return Plan("/run/kopiatomic/view-x", taken, layout=layout)
 

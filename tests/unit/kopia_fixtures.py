@@ -23,7 +23,7 @@ from kopiatomic.model import (
     EngineResult,
     Instant,
     Plan,
-    Planned,
+    PlannedPath,
     Progress,
     Sets,
     Snapshot,
@@ -46,14 +46,18 @@ def find_kopia() -> str:
 
 def taken(place: str, *, mountpoint: str = "", named: bool = True, name: str = "") -> Taken:
     """A dataset of a plan. Unless told otherwise its mount point does not exist, so that nothing lies on it."""
-    dataset = Dataset("zfs", name or "tank" + place.rstrip("/"), "tank", Planned(mountpoint or f"/nonexistent{place}"))
+    dataset = Dataset(
+        "zfs", name or "tank" + place.rstrip("/"), "tank", PlannedPath(mountpoint or f"/nonexistent{place}")
+    )
     return Taken(dataset, place, named)
 
 
 def holding(directory: Path, place: str, *, named: bool = True) -> Taken:
     """A dataset of a plan that really holds a directory, whatever filesystem that is on."""
     found = location.look(str(directory))
-    dataset = Dataset(found.filesystem, found.source, found.pool, Planned(str(directory)), subvolume=found.subvolume)
+    dataset = Dataset(
+        found.filesystem, found.source, found.pool, PlannedPath(str(directory)), subvolume=found.subvolume
+    )
     return Taken(dataset, place, named)
 
 

@@ -14,7 +14,7 @@ from kopiatomic.model import (
     Instant,
     Judged,
     Plan,
-    Planned,
+    PlannedPath,
     Sets,
     Snapshot,
     SnapshotSet,
@@ -40,7 +40,7 @@ def finished(*mountpoints: str) -> Report:
     points = mountpoints or ("/usr/home", "/usr/src")
     names = [f"tank{point}" for point in points]
     taken = tuple(
-        Taken(Dataset("zfs", name, "tank", Planned(point)), point, named=True)
+        Taken(Dataset("zfs", name, "tank", PlannedPath(point)), point, named=True)
         for name, point in zip(names, points, strict=True)
     )
     report = Report(RUN_ID, "/kopia", plan=Plan("/kopia", taken), sets=Sets((made("tank", *names),)))
@@ -80,7 +80,7 @@ def several() -> Report:
 
 def planned() -> Report:
     """A dry run that takes one of two datasets, and has a last run to be compared with."""
-    home = Taken(Dataset("zfs", "tank/home", "tank", Planned("/usr/home")), "/usr/home", named=True)
+    home = Taken(Dataset("zfs", "tank/home", "tank", PlannedPath("/usr/home")), "/usr/home", named=True)
     judged = (
         Judged("tank/home", "zfs", Verdict.TAKEN, "it was named", "/usr/home", ("/usr/home",)),
         Judged("tank/secret", "zfs", Verdict.KEY_NOT_LOADED, "its encryption key is not loaded", incomplete=True),

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from kopiatomic.fitting import fit, fold
-from kopiatomic.model import Dataset, Judged, Planned, Taken, Verdict
+from kopiatomic.model import Dataset, Judged, PlannedPath, Taken, Verdict
 from kopiatomic.paths import common
 
 
 def of(owner: int, *paths: str, named: bool = False) -> Iterator[Taken]:
     for path in paths:
-        yield Taken(Dataset("btrfs", path, "uuid", Planned(path)), path, named=named, owner=owner)
+        yield Taken(Dataset("btrfs", path, "uuid", PlannedPath(path)), path, named=named, owner=owner)
 
 
 def judged(taken: list[Taken]) -> list[Judged]:
@@ -65,7 +65,7 @@ def test_what_was_named_is_taken_whatever_room_there_is() -> None:
 
 
 def test_a_part_needs_room_as_a_whole_does() -> None:
-    parts = Taken(Dataset("btrfs", "/a", "uuid", Planned("/a")), "/a", named=True, parts=("x", "y"))
+    parts = Taken(Dataset("btrfs", "/a", "uuid", PlannedPath("/a")), "/a", named=True, parts=("x", "y"))
     taken = [parts, *of(0, "/b")]
     assert fit(taken, judged(taken), 2)[0] == [parts]
     assert fit(taken, judged(taken), 3)[0] == taken

@@ -11,7 +11,7 @@ import pytest
 
 from kopiatomic import locks, recovery, root_leftovers
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import SCRATCH, Dataset, Intent, Layout, Plan, Planned, Taken, Uncovered
+from kopiatomic.model import SCRATCH, Dataset, Intent, Layout, Plan, PlannedPath, Taken, Uncovered
 from kopiatomic.mount_leftovers import MountLeftovers
 from kopiatomic.platforms.freebsd import FreeBSDPlatform
 from kopiatomic.recovery import Recovery
@@ -56,7 +56,7 @@ class Place(Ground):
     def take(self, dataset: str, place: Path | str, *directories: str, named: bool = False) -> None:
         """Have a dataset frozen at a place."""
         self.tree(dataset, *directories)
-        one = Taken(Dataset("zfs", dataset, "tank", Planned(str(place))), str(place), named=named)
+        one = Taken(Dataset("zfs", dataset, "tank", PlannedPath(str(place))), str(place), named=named)
         self.plan = replace(self.plan, taken=(*self.plan.taken, one))
         self.steps.append(self.step(dataset, str(place), named=named))
 

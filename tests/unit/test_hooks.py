@@ -12,7 +12,7 @@ import pytest
 from kopiatomic import hooks, lists, locks
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.masking import Secrets
-from kopiatomic.model import Dataset, Plan, Planned, Taken
+from kopiatomic.model import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.system import signals
 from tests.support.moments import ends
 
@@ -93,7 +93,7 @@ def test_passwords_are_not_in_a_hooks_environment(tmp_path: Path, monkeypatch: p
 
 
 def plan_of(*names: str) -> Plan:
-    taken = [Taken(Dataset("zfs", name, "tank", Planned("/x")), "/x", named=True) for name in names]
+    taken = [Taken(Dataset("zfs", name, "tank", PlannedPath("/x")), "/x", named=True) for name in names]
     return Plan("/kopia", tuple(taken))
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.facts import Facts, ZfsDataset, ZfsPool, dump, load
-from kopiatomic.model import Layout, Plan, Planned, Verdict
+from kopiatomic.model import Layout, Plan, PlannedPath, Verdict
 from kopiatomic.system.mountinfo import visible
 from kopiatomic.text import printable
 from tests.support.programs import SOURCE, command
@@ -684,7 +684,7 @@ def test_unmounted_datasets_appear_at_their_place_or_in_a_folder_of_their_own() 
         "t/container": "/.unmounted/t/container",
     }
     assert [(o.name, o.verdict) for o in chosen.left_out] == [("t/secret", Verdict.KEY_NOT_LOADED)]
-    assert all(t.dataset.mountpoint == Planned("") for t in chosen.taken if t.dataset.name != "t")
+    assert all(t.dataset.mountpoint == PlannedPath("") for t in chosen.taken if t.dataset.name != "t")
 
 
 def test_unmounted_datasets_of_one_place_are_all_in_the_folder_of_their_own() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from kopiatomic import locks, platforms
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Dataset, Plan, Planned, Taken
+from kopiatomic.model import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.platforms.freebsd import FreeBSDPlatform
 from kopiatomic.platforms.linux import LinuxPlatform
 from kopiatomic.system.freebsd_host import FreeBSDHost
@@ -23,7 +23,7 @@ RUN = "20261122T101112Z-01234567"
 
 
 def taken(name: str, place: str, *, volume: bool = False) -> Taken:
-    return Taken(Dataset("zfs", name, "tank", Planned(place), volume=volume), place, named=True)
+    return Taken(Dataset("zfs", name, "tank", PlannedPath(place), volume=volume), place, named=True)
 
 
 def freebsd(shim: Shim | None = None) -> FreeBSDPlatform:

@@ -20,6 +20,9 @@ Record = Callable[[Sequence[Intent]], None]
 class Built(Protocol):
     """A view. Making this value makes nothing, so that any process of a run can have it."""
 
+    def look(self) -> None:
+        """In the keeper, before the launcher is forked, look at what users control. Raises KopiatomicError, OSError."""
+
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError, OSError; what is mounted then is for :meth:`remove`."""
 

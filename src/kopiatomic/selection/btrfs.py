@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.facts import BtrfsSubvolume
-from kopiatomic.model import Dataset, Judged, Planned, Taken, Verdict
+from kopiatomic.model import Dataset, Judged, PlannedPath, Taken, Verdict
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.selection import Ask, Selection
 from kopiatomic.selection.btrfs_copies import is_received, snapshots_of_taken
@@ -200,7 +200,7 @@ class BtrfsSelection:
         key = (subvolume.filesystem, subvolume.id)
         if key in first:
             return _verdict(subvolume, Verdict.DUPLICATE, f"the same subvolume as {printable(first[key])}")
-        dataset = Dataset("btrfs", path, subvolume.filesystem, Planned(path), subvolume.id, subvolume.device)
+        dataset = Dataset("btrfs", path, subvolume.filesystem, PlannedPath(path), subvolume.id, subvolume.device)
         refusal = self._shared.refusal(dataset, named=ask.named)
         if refusal is not None:
             incomplete = refusal.verdict is not Verdict.DELETED

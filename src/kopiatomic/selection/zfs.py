@@ -12,7 +12,7 @@ from functools import cached_property
 from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.facts import JAIL_NEEDS, ZfsDataset
-from kopiatomic.model import UNMOUNTED, VOLUMES, Dataset, Judged, Planned, Taken, Verdict
+from kopiatomic.model import UNMOUNTED, VOLUMES, Dataset, Judged, PlannedPath, Taken, Verdict
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.request import is_path
 from kopiatomic.selection import Ask, Selection, described
@@ -384,7 +384,7 @@ class ZfsSelection:
     def _dataset(dataset: ZfsDataset, mountpoint: str) -> Dataset:
         pool = dataset.name.partition("/")[0]
         volume = dataset.kind != "filesystem"
-        return Dataset("zfs", dataset.name, pool, Planned(mountpoint), volume=volume, guid=dataset.guid)
+        return Dataset("zfs", dataset.name, pool, PlannedPath(mountpoint), volume=volume, guid=dataset.guid)
 
     def _visible(self, name: str) -> Mount | None:
         """The mount that shows the whole dataset and can be seen; of several the one that was named, else the first."""

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from kopiatomic import presence
 from kopiatomic.errors import concerns_all
-from kopiatomic.model import Instant, Intent, Planned, Refusal, Sets, Snapshot, SnapshotSet, Taken
+from kopiatomic.model import Instant, Intent, PlannedPath, Refusal, Sets, Snapshot, SnapshotSet, Taken
 from kopiatomic.snapshots import btrfs_folder as folder
 from kopiatomic.snapshots.btrfs_folder import SNAPSHOT, failed
 from kopiatomic.system import btrfs, channel, linux, looking, mountinfo
@@ -44,7 +44,7 @@ class BtrfsMaker:
     """What is snapshotted, by its position in ``taken``, as it was before: each snapshot changes its source's generation."""
     _origins: set[bytes] = field(default_factory=set)
     """The UUIDs of all that snapshots were made of: with the folder, the proof that a snapshot is of this run."""
-    _open: Callable[[Planned], int] = field(init=False, repr=False)
+    _open: Callable[[PlannedPath], int] = field(init=False, repr=False)
     _made: dict[str, bytes] = field(default_factory=dict)
     """The UUIDs of the snapshots, by their paths."""
     _lock: int | None = None

@@ -116,6 +116,9 @@ class FreeBSDView:
         """None: the engine's root stays."""
         return None
 
+    def look(self) -> None:
+        """Nothing: attributes of the live system are looked at while the view is assembled."""
+
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError, OSError; what is mounted then is for :meth:`remove`."""
         self.require()

@@ -121,6 +121,9 @@ class LinuxView:
         self._host: dict[str, mountinfo.Mount] = {}
         """What is mounted on the host, by point."""
 
+    def look(self) -> None:
+        """Nothing, unless a layout needs something of the live system that may not answer."""
+
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
         raise NotImplementedError

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, place_needed
 from kopiatomic.filesystems import may_hang
 from kopiatomic.model import UNMOUNTED, VOLUMES
 from kopiatomic.paths import below
-from kopiatomic.system import linux, mountinfo
+from kopiatomic.system import linux, looking, mountinfo
 from kopiatomic.text import printable
 from kopiatomic.views import SCAFFOLD, Step, View
 from kopiatomic.views.linux import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, closing, opened, relative
@@ -22,6 +23,20 @@ from kopiatomic.views.linux import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops,
 
 class MergedView(LinuxView):
     """The view below the base directory itself."""
+
+    def __init__(self, base: str, steps: Sequence[Step]) -> None:
+        super().__init__(base, steps)
+        self.scaffolding: dict[str, os.stat_result] = {}
+        """The real directories for which ours stand, as they are."""
+
+    def look(self) -> None:
+        """Look at the real directories in a child of the keeper's.
+
+        One of the launcher's that waited in the kernel would hold up the end of its PID namespace.
+        """
+        # Of what does not answer no attributes are needed.
+        with suppress(looking.NoAnswerError):
+            self.scaffolding = looking.call(lambda: _scaffolding(self._steps), mountinfo.SELF)
 
     def top(self) -> str:
         """Our tmpfs, or what is mounted on it: the snapshot of the dataset at ``/``."""
@@ -33,7 +48,6 @@ class MergedView(LinuxView):
 
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
-        scaffolding = _scaffolding(self._steps)
         self.mount_base()
         with self.open_top() as base:
             with Tops(base) as tops:
@@ -43,7 +57,7 @@ class MergedView(LinuxView):
             if status is not None:
                 _copy_status(base, ".", status)
         with self.open_top() as root:
-            _copy_attributes(root, scaffolding)
+            _copy_attributes(root, self.scaffolding)
         return self.finished(steps, missing)
 
     def place(self, top: int, step: Step) -> int:
