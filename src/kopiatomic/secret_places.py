@@ -53,7 +53,8 @@ _URL = re.compile(
 """The password in ``https://user:password@host/``."""
 
 _HEADER = re.compile(
-    r"(?P<head>(?:\b(?:proxy-)?authorization|\bcookie|(?<![\w-])x-[\w-]{0,60}(?:token|key|secret|password)):[ \t]*)(?P<value>[^\s'\"][^'\"\n]*)",
+    r"(?P<head>(?:\b(?:proxy-)?authorization|\bcookie|(?<![\w-])x-[\w-]{0,60}(?:token|key|secret|password)):[ \t]*)"
+    r"(?P<value>[^\s'\"][^'\"\n]*)",
     re.IGNORECASE,
 )
 _JSON = re.compile(r"(?P<head>\"(?P<name>\w+)\"\s*:\s*\")(?P<value>(?:\\.|[^\"\\])+)")
