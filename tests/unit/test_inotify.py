@@ -41,7 +41,7 @@ def opened(folder: Path) -> None:
     ("look", "unread"),
     [
         (lambda _: None, ("a", "b")),
-        (lambda a: os.listdir(a), ("b",)),
+        (os.listdir, ("b",)),
         (opened, ("b",)),
         (lambda a: os.listdir(a.parent), ("a", "b")),
         (lambda a: os.listdir(a / "inside"), ("a", "b")),
@@ -79,6 +79,6 @@ def test_where_the_kernel_has_forgotten_what_was_read_nobody_is_accused(folders:
 
 def test_one_that_cannot_be_watched_leaves_no_descriptor_open(tmp_path: Path) -> None:
     before = os.listdir("/proc/self/fd")
-    with pytest.raises(OSError, match="descriptor|file"), inotify.watching() as reading:
+    with pytest.raises(OSError, match=r"descriptor|file"), inotify.watching() as reading:
         reading.add("gone", 999_999)
     assert os.listdir("/proc/self/fd") == before
