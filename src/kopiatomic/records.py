@@ -99,11 +99,13 @@ class Records(StateFile):
                 "INSERT INTO run (id, version, command, root, started, schedule, mark) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
+            # One run by a clock that is ahead must not drop all the others.
+            now = min(row[0] for row in database.execute("SELECT started FROM run ORDER BY number DESC LIMIT 2"))
             database.execute(
                 "DELETE FROM run WHERE started < ? AND id NOT IN (SELECT run FROM intent) AND number NOT IN"
                 " (SELECT number FROM run ORDER BY number DESC LIMIT ?) AND number NOT IN"
                 " (SELECT max(number) FROM run WHERE schedule != '' AND result = 'saved' AND started <= ? GROUP BY schedule)",
-                (run.started - keep, KEPT_ANYHOW, run.started + AHEAD),
+                (now - keep, KEPT_ANYHOW, now + AHEAD),
             )
 
     def end(self, run: RunRecord) -> bool:

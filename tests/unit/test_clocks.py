@@ -119,6 +119,14 @@ def test_the_last_true_success_stays_on_record_beside_one_of_the_future(records:
     assert "no complete success since 2026-11-08" in error.message
 
 
+def test_one_run_by_a_clock_that_is_ahead_forgets_no_history(records: Records, run: Run) -> None:
+    for day in range(3 * KEPT_ANYHOW):
+        run(NOW + day * DAY, keep=YEAR)
+    run(NOW + 12 * YEAR, keep=YEAR)
+    run(NOW + 3 * KEPT_ANYHOW * DAY, keep=YEAR)
+    assert len(records.history(1000)) == 3 * KEPT_ANYHOW + 2
+
+
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
 def test_the_hours_of_summer_time_make_nothing_late(
     zone: str, records: Records, run: Run, monkeypatch: pytest.MonkeyPatch
