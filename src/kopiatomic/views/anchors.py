@@ -9,7 +9,7 @@ there is one more, of nothing but its mount point, which still follows the host'
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 
 from kopiatomic import safety
@@ -18,6 +18,9 @@ from kopiatomic.filesystems import may_hang
 from kopiatomic.paths import below
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.text import printable
+
+_MOVED_AT_MOST = 500
+"""How many mounts below one directory are moved, for which each needs a descriptor; the launcher finds out when the others go."""
 
 _ANY = os.O_PATH | os.O_NOFOLLOW
 _DIRECTORY = _ANY | os.O_DIRECTORY
@@ -47,36 +50,47 @@ class Anchors:
     def _hold(self, directory: str) -> None:
         with ExitStack() as stack:
             fd = stack.enter_context(_closing(linux.open_without_links(directory, _DIRECTORY)))
-            inside: dict[str, int] = {}
-            silent = False
-            if directory in self._above_mounts:
-                for name, mount in _mounted_in(directory, fd):
-                    if may_hang(mount.fstype):
-                        silent = True
-                        continue
+            kept: dict[str, int] = {}
+            covered: list[str] = []
+            copied = False
+            for name, mount in _mounted_in(directory, fd) if directory in self._above_mounts else ():
+                if f"{directory}/{name}" in self._places:
+                    covered.append(name)
+                elif may_hang(mount.fstype) or len(kept) == _MOVED_AT_MOST:
+                    # What may not answer cannot be moved, since it would be opened: a copy of it has to do.
+                    copied = True
+                else:
                     with suppress(OSError):
                         opened = stack.enter_context(_closing(linux.open_beneath(fd, name, _ANY)))
                         if mountinfo.id_of(opened) == mount.id:
-                            inside[name] = opened
+                            kept[name] = opened
             path = f"/proc/self/fd/{fd}"
-            # What may not answer cannot be moved: a copy of it has to do.
-            linux.mount(path, path, None, linux.MS_BIND | (linux.MS_REC if silent else 0))
+            linux.mount(path, path, None, linux.MS_BIND | (linux.MS_REC if copied else 0))
             held = self._held[directory] = linux.open_without_links(directory, _DIRECTORY)
-            for name, mounted in inside.items():
+            for name in covered if copied else ():
+                with suppress(OSError):
+                    os.close(_uncovered(held, name))
+            owners = {}
+            for name, mounted in kept.items():
                 # What a user has moved meanwhile has no place any more.
                 with suppress(OSError):
-                    _hang(held, name, mounted, keep=f"{directory}/{name}" not in self._places)
-            self._require_safe(directory, held)
+                    owners[name] = _hang(held, name, mounted)
+            self._require_safe(directory, held, owners)
 
-    def _require_safe(self, directory: str, held: int) -> None:
-        """The plan said so; only root could change that since. Raises OSError, KopiatomicError."""
+    def _require_safe(self, directory: str, held: int, owners: Mapping[str, int]) -> None:
+        """The plan said so; only root could change that since. ``owners`` are those of mount points.
+
+        Raises OSError, KopiatomicError.
+        """
         for name in self._entries.get(directory, ()):
             who = safety.movers(held, name)
+            if not who and safety.is_sticky(os.fstat(held)) and owners.get(name):
+                who = "the owner of a mount point in it"
             if who:
                 raise KopiatomicError(
-                    f"{printable(directory)} was safe when the plan was made, and is not any more: {who} can change it",
+                    f"{printable(directory)} is not safe: {who} can change what is on the way to a place",
                     kind="place-not-safe",
-                    hint="Run again.",
+                    hint="Run again: it was safe when the plan was made.",
                 )
 
     def settle(self) -> None:
@@ -100,25 +114,33 @@ def _mounted_in(directory: str, fd: int) -> Iterator[tuple[str, mountinfo.Mount]
             yield name, mount
 
 
-def _hang(held: int, name: str, mounted: int, *, keep: bool) -> None:
-    """Put a mount that was below a directory there again, on a mount of its mount point, in place of our copy if there is one.
+def _uncovered(held: int, name: str) -> int:
+    """The directory or file below a held directory that our copies of mounts cover, which go. Raises OSError."""
+    own = mountinfo.id_of(held)
+    while True:
+        fd = linux.open_beneath(held, name, _ANY)
+        try:
+            if mountinfo.id_of(fd) == own:
+                return fd
+            linux.detach(f"/proc/self/fd/{fd}")
+        except OSError:
+            os.close(fd)
+            raise
+        os.close(fd)
+
+
+def _hang(held: int, name: str, mounted: int) -> int:
+    """Put a mount that was below a directory there again, on a mount of its mount point, whose owner is returned.
 
     Raises OSError.
     """
-    own = mountinfo.id_of(held)
-    while True:
-        with _closing(linux.open_beneath(held, name, _ANY)) as under:
-            path = f"/proc/self/fd/{under}"
-            if mountinfo.id_of(under) != own:
-                linux.detach(path)
-                continue
-            if keep:
-                linux.mount(path, path, None, linux.MS_BIND)
-        break
-    if not keep:
-        return
+    with _closing(_uncovered(held, name)) as under:
+        path = f"/proc/self/fd/{under}"
+        linux.mount(path, path, None, linux.MS_BIND)
+        owner = os.fstat(under).st_uid
     with _closing(linux.open_beneath(held, name, _ANY)) as point:
         linux.mount(f"/proc/self/fd/{mounted}", f"/proc/self/fd/{point}", None, linux.MS_MOVE)
+    return owner
 
 
 @contextmanager
