@@ -23,6 +23,9 @@ _WORD = re.compile(WORD, re.DOTALL)
 _SHORTEST = 4
 """A shorter secret would hide half of every text that it is looked for in; it is masked in its place alone."""
 
+_TELLING = 8
+"""A secret of so many characters is a part of a variable's value for no other reason than that it is the secret."""
+
 
 def is_secret(variable: str, value: str) -> bool:
     """Whether an environment variable holds a secret: its name says so, or there is one in its value."""
@@ -123,8 +126,13 @@ class Secrets:
         return {
             name: value
             for name, value in environment.items()
-            if not is_secret(name, value) and not any(known in value for known in self.values)
+            if not is_secret(name, value) and not any(_holds(value, known) for known in self.values)
         }
+
+
+def _holds(value: str, known: str) -> bool:
+    """Whether a known secret stands in a value, and is not by chance a part of it, as a password "root" is of "/root"."""
+    return value == known or (len(known) >= _TELLING and known in value)
 
 
 def _spellings(value: str) -> Iterable[str]:

@@ -166,3 +166,8 @@ def test_which_variables_hold_a_secret(name: str, value: str) -> None:
 def test_an_environment_loses_its_secrets_alone() -> None:
     secrets = Secrets([], {"KOPIA_PASSWORD": "hunter22"})
     assert secrets.withheld_from({**SECRET, **NONE, "NOTE": "hunter22 it is"}) == NONE
+
+
+def test_a_password_that_is_a_common_word_takes_no_other_variable_away() -> None:
+    secrets = Secrets([], {"KOPIA_PASSWORD": "root"})
+    assert secrets.withheld_from({"HOME": "/root", "USER": "root", "NOTE": "x"}) == {"HOME": "/root", "NOTE": "x"}
