@@ -108,7 +108,8 @@ def _descriptors() -> Iterable[int]:
     try:
         return map(int, os.listdir("/proc/self/fd"))
     except OSError:
-        return range(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+        # The limit may be a thousand million; the kernel's own is this by default (fs.nr_open).
+        return range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 20))
 
 
 def _settle_streams() -> None:

@@ -17,6 +17,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import NoReturn, Self, TypeVar
 
@@ -199,8 +200,17 @@ def _begin(end: int, steps: _Steps | None) -> None:
     # No collector may close the numbers again, which are free for others now.
     gc.disable()
     worker.detach()
-    os.closerange(3, end)
-    os.closerange(end + 1, os.sysconf("SC_OPEN_MAX"))
+    try:
+        # The limit may be a thousand million, and not every kernel closes a range at once.
+        numbers = map(int, os.listdir("/proc/self/fd"))
+    except OSError:
+        os.closerange(3, end)
+        os.closerange(end + 1, os.sysconf("SC_OPEN_MAX"))
+        return
+    for fd in numbers:
+        if fd > 2 and fd != end:
+            with suppress(OSError):
+                os.close(fd)
 
 
 def _answer(look: Callable[[], object]) -> object:
