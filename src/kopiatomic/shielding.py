@@ -24,6 +24,8 @@ def whole(taken: Sequence[Taken], movers: Mapping[str, str]) -> list[Taken]:
 
 
 def _who_moves_a_part(taken: Taken, movers: Mapping[str, str]) -> str:
+    if taken.parts == ("",):
+        return ""
     entries = (
         entry
         for place in taken.places
@@ -48,18 +50,21 @@ def hidden(
     found: dict[str, Hidden] = {}
     for one in taken:
         for place, _ in one.shown:
+            directory, holder = "/", None
             for entry in _way(place):
-                directory = parents(entry)[0]
-                holder = next((d for d in (directory, *parents(directory)) if d in still or d in live), None)
+                # The directory that the entry is in, and the nearest at or above it that is not just what the host has.
+                above, directory = directory, entry
+                if above in still or above in live:
+                    holder = above
                 if holder in still:
                     continue
                 who = movers.get(entry, _UNKNOWN)
                 if not who:
                     continue
-                if directory == "/":
+                if above == "/":
                     raise _not_even_the_root(one, place, who)
-                found[directory] = Hidden(directory, who, place)
-                still.add(directory)
+                found[above] = Hidden(above, who, place)
+                still.add(above)
                 break
     return sorted(found.values(), key=lambda h: tree_order(h.directory))
 

@@ -13,9 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kopiatomic import plan as planning
+from kopiatomic import shielding
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.facts import Facts, ZfsDataset, ZfsPool, dump, load
 from kopiatomic.model import Layout, Plan, PlannedPath, Verdict
+from kopiatomic.system import mountinfo
 from kopiatomic.system.mountinfo import visible
 from kopiatomic.text import printable
 from tests.support.programs import SOURCE, command
@@ -617,6 +620,28 @@ def test_a_value_that_means_nothing_is_the_affair_of_its_dataset_alone() -> None
 def test_the_root_leads_nowhere_else(name: str) -> None:
     known = facts(("/", "zfs", "t"), datasets=[zfs("t")], resolved={name: "/"}, directories=["/"])
     assert plan(known, name).notes == ()
+
+
+# Very many, and very deep
+
+
+def test_the_way_to_a_place_is_looked_up_once_however_deep_it_lies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In place each directory on the way to each place counts: with a look at all above it for each, it was the third power."""
+    deep = 200
+    paths = ["/" + "/".join(["n"] * (depth + 1)) for depth in range(deep)]
+    nested = [subvolume(path, 256 + n, above=paths[n - 1] if n else None) for n, path in enumerate(paths)]
+    known = facts((paths[0], "btrfs", "/dev/sdb"), subvolumes=nested)
+    looks = []
+    real = mountinfo.parents
+
+    def counted(path: str) -> list[str]:
+        looks.append(path)
+        return real(path)
+
+    for module in (planning, shielding):
+        monkeypatch.setattr(module, "parents", counted)
+    assert len(plan(known, paths[0], recursive=True, layout=Layout.IN_PLACE).taken) == deep
+    assert len(looks) < 12 * deep
 
 
 # Jails
