@@ -23,6 +23,7 @@ from kopiatomic.model import Intent, Plan, Progress, Refusal, Sets, Verdict
 from kopiatomic.options import Options
 from kopiatomic.output.summary import cleared_lines
 from kopiatomic.ownership import PREFIX
+from kopiatomic.paths import below
 from kopiatomic.patience import Patience
 from kopiatomic.recorder import Recorder
 from kopiatomic.records import Records
@@ -104,11 +105,14 @@ class Freezing:
         report: Report,
         listener: Listener,
         secrets: Secrets,
+        *,
         refuses: Callable[[Plan], Sequence[Refusal]] = lambda _: (),
+        breaks_at: Callable[[str], bool] = lambda _: False,
     ) -> None:
-        """``refuses`` says what of a plan cannot be used by whom it is frozen for."""
+        """``refuses`` and ``breaks_at`` are the engine's (:class:`kopiatomic.engines.Engine`)."""
         self._options = options
         self._refuses = refuses
+        self._breaks_at = breaks_at
         self._report = report
         self._listener = listener
         self._secrets = secrets
@@ -187,6 +191,7 @@ class Freezing:
             while refused := self._refuses(selected):
                 self._refused |= {refusal.dataset.key: refusal for refusal in refused}
                 selected = plan.select(self._facts, self._request(), self._refused.values())
+            selected = self._without_folders(selected, self._facts)
         missed = [o for o in selected.left_out if o.incomplete]
         self._report.incomplete = few(list(dict.fromkeys(o.line or f"{printable(o.name)}: {o.reason}" for o in missed)))
         for note in selected.notes:
@@ -195,6 +200,22 @@ class Freezing:
             _require_one_pool(selected)
             self._require_complete()
         return selected
+
+    def _without_folders(self, selected: Plan, facts: Facts) -> Plan:
+        """The same without the empty folders of nested subvolumes that are not taken, where one would end the backup."""
+        taken = {t.dataset.name for t in selected.taken}
+        ids = {subvolume.path: (subvolume.filesystem, subvolume.id) for subvolume in facts.subvolumes}
+        found: dict[tuple[str, int], list[str]] = {}
+        for subvolume in facts.subvolumes:
+            path, above = subvolume.path, subvolume.above
+            if above is not None and path not in taken and self._breaks_at(path.rpartition("/")[2]):
+                found.setdefault(ids[above], []).append(below(path, above))
+        if not found:
+            return selected
+        everything = (
+            replace(t, hidden=tuple(found.get((t.dataset.pool, t.dataset.subvolume), ()))) for t in selected.taken
+        )
+        return replace(selected, taken=tuple(everything))
 
     def _require_complete(self) -> None:
         """With --require-atomic nothing may be missing. Raises KopiatomicError."""

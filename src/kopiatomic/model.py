@@ -83,6 +83,8 @@ class Taken:
     """The user that it belongs to; a ZFS dataset is root's."""
     outside: tuple[str, ...] = ()
     """Btrfs: paths below its top of what is nested in it and was found outside of every part that is shown with ``-r``."""
+    hidden: tuple[str, ...] = ()
+    """Btrfs: paths below its top of nested subvolumes whose empty folders would end the engine's backup."""
     whole: str = ""
     """In place: who besides root could move one of the parts. Then all of it is shown at its mount point, below the parts."""
 

@@ -100,7 +100,9 @@ class _Run:
         if not options.dry_run:
             require_root(shown, "   (-n shows without root what would be done)")
         report.root, report.series = self._place(engine)
-        self._freezing = Freezing(options, report, self._listener, self._secrets, engine.refuses)
+        self._freezing = Freezing(
+            options, report, self._listener, self._secrets, refuses=engine.refuses, breaks_at=engine.breaks_at
+        )
         return engine, shown
 
     def run(self) -> None:

@@ -140,12 +140,14 @@ def test_subvolumes_that_come_and_go_all_the_time_do_not_end_a_run(
 def test_what_kopia_cannot_store_and_was_implied_is_named_and_the_rest_saved(
     btrfs: Btrfs, data: Path, run: Run, kopia: Kopia, root: Path, leftovers: Leftovers
 ) -> None:
-    odd = [btrfs.subvolume("data/x\udcff")]
+    odd = [btrfs.subvolume(f"data/{name}") for name in ("x\udcff", "other/y.kopia-entry")]
     ended = run("--json", "-r", data, env=kopia.environment)
     assert ended.returncode == 3, str(ended)
     document = valid(ended.stdout)
     assert taken(document) == [str(data), str(data / "other")]
     assert verdicts(document) == {str(path): ("refused", True) for path in odd}
+    # The empty folder that stands for it in the snapshot around it would end kopia's backup as well.
+    assert run("--quiet", "--no-nested", data / "other", env=kopia.environment).returncode == 0
     planned = run("-n", "--json", "-r", data, env=kopia.environment)
     assert planned.returncode == 3
     assert valid(planned.stdout)["incomplete"] == document["incomplete"]

@@ -95,6 +95,9 @@ class Engine(Protocol):
     def refuses(self, plan: Plan) -> list[Refusal]:
         """What of a plan it cannot save, as can be told from the plan alone; the plan is made again without that."""
 
+    def breaks_at(self, folder: str) -> bool:
+        """Whether a folder of this name ends its backup, even an empty one."""
+
     def check(self, plan: Plan) -> list[str]:
         """Make sure that it can work, before anything is made. Returns warnings; raises KopiatomicError."""
 

@@ -179,6 +179,10 @@ class Borg(repository.RepositoryEngine):
         """Nothing: Borg keeps names as bytes."""
         return []
 
+    def breaks_at(self, _folder: str) -> bool:
+        """No."""
+        return False
+
     def check(self, plan: Plan) -> list[str]:
         """Make sure that Borg can back this plan up: two processes of Borg's. Returns warnings.
 

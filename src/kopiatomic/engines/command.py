@@ -45,6 +45,10 @@ class CommandEngine:
         """Nothing that could be known."""
         return []
 
+    def breaks_at(self, _folder: str) -> bool:
+        """No."""
+        return False
+
     def check(self, plan: Plan) -> list[str]:
         """Find the program. Raises KopiatomicError of kind ``command-missing`` or ``command-not-executable``."""
         self._program = program.find(

@@ -88,6 +88,10 @@ class Kopia:
         """What has a name that kopia cannot store."""
         return kopia_checks.unstorable(plan)
 
+    def breaks_at(self, folder: str) -> bool:
+        """Where kopia takes it for a placeholder of its own, and finds nothing in it."""
+        return folder.endswith(kopia_checks.PLACEHOLDER_SUFFIX)
+
     def check(self, plan: Plan) -> list[str]:
         """Make sure that kopia can back this plan up; three kopia processes (four in place), whatever the plan's size.
 

@@ -183,6 +183,10 @@ class Restic(repository.RepositoryEngine):
         """Nothing: restic keeps names as bytes."""
         return []
 
+    def breaks_at(self, _folder: str) -> bool:
+        """No."""
+        return False
+
     def check(self, plan: Plan) -> list[str]:
         """Make sure that restic can back this plan up: two restic processes. Returns warnings.
 

@@ -143,9 +143,9 @@ class BtrfsMaker:
             os.mkdir(str(position), 0o700, dir_fd=directory)
         instant = self._try(directory)
         for position in self._sources:
-            if self.taken[position].dataset.subvolume == btrfs.TOP_LEVEL:
+            if self._is_finished_later(position):
                 with _place(directory, position) as place:
-                    self._hide_ourselves(place)
+                    self._finish(position, place)
         return instant if self._sources else None
 
     def _try(self, directory: int) -> Instant:
@@ -220,17 +220,25 @@ class BtrfsMaker:
 
     def _snapshot(self, directory: int, position: int, together: Callable[[], None]) -> None:
         """Snapshot one subvolume as soon as ``together`` returns. Raises OSError, BrokenBarrierError."""
-        with self._source(position) as (source, found), _place(directory, position) as place:
+        with self._source(position) as (source, _), _place(directory, position) as place:
             together()
-            # Our own directory lies in the top-level subvolume: it is taken out of that snapshot before it is sealed.
-            btrfs.snapshot(source, place, SNAPSHOT, read_only=found.id != btrfs.TOP_LEVEL)
+            btrfs.snapshot(source, place, SNAPSHOT, read_only=not self._is_finished_later(position))
 
-    def _hide_ourselves(self, place: int) -> None:
-        """Take our directory out of the snapshot of the top-level subvolume, as if it had never been there."""
+    def _is_finished_later(self, position: int) -> bool:
+        """Whether something has to be taken out of the snapshot before it is made read-only."""
+        taken = self.taken[position]
+        # Our own directory lies in the top-level subvolume.
+        return taken.dataset.subvolume == btrfs.TOP_LEVEL or bool(taken.hidden)
+
+    def _finish(self, position: int, place: int) -> None:
+        """Take out of a snapshot what must not be in it, as if it had never been there, and make it read-only."""
         try:
             fd = os.open(SNAPSHOT, folder.OPEN_DIRECTORY, dir_fd=place)
             try:
-                folder.hide(fd)
+                if self.taken[position].dataset.subvolume == btrfs.TOP_LEVEL:
+                    folder.hide(fd)
+                for path in self.taken[position].hidden:
+                    folder.hide_left_out(fd, path)
                 btrfs.make_read_only(fd)
             finally:
                 os.close(fd)

@@ -331,6 +331,32 @@ def hide(snapshot: int) -> None:
         _remove_directories(DIRECTORY, snapshot)
 
 
+def hide_left_out(snapshot: int, path: str) -> None:
+    """Take the empty folder out of a snapshot that stands for a subvolume nested there; nothing else. Raises OSError."""
+    above, _, name = path.rpartition("/")
+    try:
+        directory = linux.open_beneath(snapshot, above or ".", OPEN_DIRECTORY)
+    except OSError as error:
+        if presence.moved(error):
+            # It was moved before the instant.
+            return
+        raise
+    try:
+        fd = linux.open_beneath(directory, name, OPEN_DIRECTORY)
+        try:
+            left_out = btrfs.is_left_out(fd)
+        finally:
+            os.close(fd)
+        if left_out:
+            with kept_times(directory):
+                os.rmdir(name, dir_fd=directory)
+    except OSError as error:
+        if not presence.moved(error):
+            raise
+    finally:
+        os.close(directory)
+
+
 def _remove_directories(name: str, above: int) -> None:
     """Remove a tree as far as it holds nothing but directories; rmdir(2) refuses anything else, and mount points."""
     found = [name]
