@@ -59,6 +59,8 @@ def _looking_at(root: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # Where it is the system that lacks something (/proc), this raises that.
+        host.here().mounts()
         raise _refused(root, error.strerror or str(error), "Choose another with --mount-root.") from None
 
 

@@ -82,7 +82,7 @@ def _settle_descriptors() -> None:
         try:
             os.fstat(fd)
         except OSError:
-            _occupy()
+            open_null()
     for fd in _descriptors():
         if fd > 2:
             try:
@@ -92,12 +92,12 @@ def _settle_descriptors() -> None:
                 continue
 
 
-def _occupy() -> None:
-    """Open the lowest free descriptor, on /dev/null; in a chroot without that, on a little memory."""
+def open_null() -> int:
+    """The lowest free descriptor, on /dev/null; in a chroot without that, on a little memory. Raises OSError."""
     try:
-        os.open(os.devnull, os.O_RDWR)
+        return os.open(os.devnull, os.O_RDWR)
     except FileNotFoundError:
-        os.memfd_create("null")
+        return os.memfd_create("null")
 
 
 def _descriptors() -> Iterable[int]:

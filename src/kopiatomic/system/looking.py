@@ -189,6 +189,8 @@ def _serve(look: Callable[[], object], theirs: Channel, steps: _Steps) -> NoRetu
     except ClosedError:
         # Nobody waits any more.
         pass
+    except OSError as error:
+        theirs.send(error)
     finally:
         os._exit(0)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from kopiatomic.errors import KopiatomicError, internal
-from kopiatomic.system import channel, signals
+from kopiatomic.system import channel, inherited, signals
 from kopiatomic.system.channel import Channel, ClosedError
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ def detach() -> None:
     It may outlive the main process, and then must not keep its caller waiting for the end of a pipe.
     """
     os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
+    null = inherited.open_null()
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)
