@@ -76,6 +76,49 @@ def test_a_new_mount_comes_over_no_place(
     assert leftovers(root) == []
 
 
+def test_a_new_mount_does_not_come_over_a_live_one_that_a_place_is_in(
+    make_btrfs: Callable[[], Btrfs],
+    make_gate: Callable[..., Gate],
+    kopiatomic: Kopiatomic,
+    tmp_path: Path,
+    leftovers: Leftovers,
+) -> None:
+    """A dataset, another filesystem in it, and another dataset in that: the middle one is live, and stays what it was."""
+    outer, inner = make_btrfs(), make_btrfs()
+    middle, said = outer.mountpoint / "middle", tmp_path / "said"
+    place = middle / "deep" / "place"
+    middle.mkdir()
+    (inner.mountpoint / "file").write_text("frozen\n")
+    gate = make_gate(f"cat {place}/file {middle}/live > {said}")
+    script = f"""
+        set -e
+        mount --make-rshared /
+        trap 'touch {gate.folder}/go' EXIT
+        mount -t tmpfs -o mode=755 none {middle}
+        echo live > {middle}/live
+        mkdir -p {place}
+        mount --bind {inner.mountpoint} {place}
+        "$@" &
+        while [ ! -e {gate.folder}/started ]; do sleep 0.02; kill -0 $!; done
+        for path in {place} {middle}/deep {middle}; do
+            mount -t tmpfs none $path
+            mkdir -p {place}
+            echo foreign > {place}/file
+        done
+        touch {gate.folder}/go
+        wait $!
+    """
+    argv = kopiatomic.argv("--layout", "in-place", "-c", gate.command, outer.mountpoint, place)
+    ended = command(
+        *("unshare", "-m", "--propagation", "private", "bash", "-c", script, "bash", *argv),
+        env=kopiatomic.environment,
+        check=False,
+    )
+    assert ended.returncode == 0, str(ended)
+    assert said.read_text() == "frozen\nlive\n"
+    assert leftovers(tmp_path / "view") == []
+
+
 def test_a_mount_over_the_mount_roots_directory_is_not_touched(
     btrfs: Btrfs, gate: Gate, kopiatomic: Kopiatomic, tmp_path: Path, root: Path
 ) -> None:
