@@ -21,7 +21,7 @@ from kopiatomic.system.freebsd_host import FreeBSDHost
 from kopiatomic.system.freebsd_processes import Kevent, ReaperPidInfo, ReaperPids
 from kopiatomic.system.host import Host
 from kopiatomic.system.linux_host import LinuxHost
-from kopiatomic.system.mountinfo import visible
+from kopiatomic.system.mountinfo import holder, visible
 from tests.support import freebsd_shim
 from tests.support.freebsd_shim import Shim, isolated
 
@@ -70,6 +70,18 @@ def tree(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("name", "target"), [("link", "to/nothing"), ("file", None), ("inner", None)])
 def test_what_a_link_holds(name: str, target: str | None, system: Host, tree: Path) -> None:
     assert system.link_target(f"{tree}/folder/{name}") == target
+
+
+@BOTH
+@pytest.mark.parametrize("name", ["link", "file", "inner", ""])
+def test_what_is_at_a_path_is_known_by_its_numbers(name: str, system: Host, tree: Path) -> None:
+    path = f"{tree}/folder/{name}".rstrip("/")
+    mount, device, inode = system.identity(path)
+    assert (device, inode) == (os.lstat(path).st_dev, os.lstat(path).st_ino)
+    assert mount in {0, holder(path, visible(LinuxHost().mounts())).id}
+    assert system.identity("/")[1:] == (os.stat("/").st_dev, os.stat("/").st_ino)
+    with pytest.raises(OSError, match=os.strerror(errno.ELOOP)):
+        system.identity(f"{tree}/way/file")
 
 
 @BOTH
