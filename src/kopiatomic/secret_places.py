@@ -111,7 +111,8 @@ def _embedded(text: str, take: Take) -> str:
     """What is a secret wherever it stands."""
 
     def shown(found: re.Match[str]) -> str:
-        return f"{found['head']}{take(found['value'])}"
+        # What stood in a longer text, and is taken, stands in its words as well.
+        return found[0] if found["value"] == MASK else f"{found['head']}{take(found['value'])}"
 
     def shown_if_named(found: re.Match[str]) -> str:
         name, value = found["name"], found["value"]

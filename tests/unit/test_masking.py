@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from kopiatomic.masking import Secrets, is_secret
+from kopiatomic.masking import Secrets, credentials, is_secret, masked
 
 
 @pytest.mark.parametrize(
@@ -120,6 +120,13 @@ def test_a_short_secret_is_masked_in_its_place_alone() -> None:
     secrets = Secrets(["-o", "-p ab", "tab"], {})
     assert secrets.command_line(["kopiatomic", "-o", "-p ab", "tab"]) == "kopiatomic -o '-p ***' tab"
     assert (secrets.found, secrets.values) == (True, [])
+
+
+def test_each_secret_is_found_once_and_a_masked_one_not_at_all() -> None:
+    text = 'rest:https://me:hush22@host/?token=abcd {"password":"x"} Authorization: y'
+    assert credentials(text) == ["hush22", "y", "x", "abcd"]
+    assert credentials(masked(text)) == []
+    assert not is_secret("BORG_REPO", masked("ssh://me:hush22@host/"))
 
 
 def test_a_password_is_known_without_the_escapes_of_its_url_as_well() -> None:
