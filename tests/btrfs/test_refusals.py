@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from tests.btrfs.conftest import alone
 from tests.support.filesystems import Btrfs
-from tests.support.programs import Completed, Kopia, command
+from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.schema import valid
 
 Run = Callable[..., Completed]
@@ -154,4 +157,42 @@ def test_what_kopia_cannot_store_and_was_implied_is_named_and_the_rest_saved(
     named = run(odd[0], env=kopia.environment)
     assert named.returncode == 1
     assert "cannot be backed up: kopia cannot store names that are not UTF-8" in named.stderr
+    assert leftovers(root) == []
+
+
+@pytest.fixture
+def without_a_node(tmp_path: Path) -> Iterator[Path]:
+    """A mounted filesystem whose device node is removed."""
+    image, node, point = tmp_path / "image", tmp_path / "node", tmp_path / "disk"
+    with image.open("wb") as file:
+        file.truncate(128 << 20)
+    command("mkfs.btrfs", "--quiet", image)
+    device = command("losetup", "--find", "--show", image).stdout.strip()
+    try:
+        os.mknod(node, stat.S_IFBLK | 0o600, os.stat(device).st_rdev)
+        point.mkdir()
+        command("mount", "-t", "btrfs", node, point)
+        node.unlink()
+        yield point
+        command("umount", point)
+    finally:
+        command("losetup", "--detach", device)
+
+
+def test_a_filesystem_whose_device_has_no_node_any_more_is_missing_and_the_others_are_saved(
+    btrfs: Btrfs, without_a_node: Path, kopiatomic: Kopiatomic, root: Path, leftovers: Leftovers
+) -> None:
+    def run(*words: str | Path) -> Completed:
+        points = [btrfs.mountpoint, without_a_node]
+        return alone(points, kopiatomic, "--mount-root", root, "--json", "-c", "true", *words)
+
+    ended = run("-a")
+    assert ended.returncode == 3, str(ended)
+    document = valid(ended.stdout)
+    assert taken(document) == [str(btrfs.mountpoint)]
+    assert verdicts(document) == {str(without_a_node): ("refused", True)}
+    named = run(btrfs.mountpoint, without_a_node)
+    assert named.returncode == 1
+    assert f"{without_a_node} cannot be backed up: the device that it is mounted from" in named.stderr
+    assert run(btrfs.mountpoint).returncode == 0
     assert leftovers(root) == []
