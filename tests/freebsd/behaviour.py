@@ -30,6 +30,8 @@ __all__ = [
     "tank",
     "test_a_file_says_what_it_said_at_the_instant",
     "test_a_killed_process_leaves_nothing",
+    "test_a_mount_that_is_pulled_away_fails_the_run",
+    "test_a_part_and_odd_names_are_where_they_are",
     "test_all_killed_leave_what_the_next_run_clears",
     "test_in_place_true_paths_are_frozen_and_all_else_goes_on",
     "test_no_set_is_torn",
@@ -289,3 +291,40 @@ def test_what_is_in_use_is_told_and_goes_later(run: Runs, tank: Pool) -> None:
     os.close(inside)
     assert run.recover().returncode == 0
     assert run.left() == []
+
+
+@LAYOUTS
+def test_a_part_and_odd_names_are_where_they_are(
+    layout: tuple[str, ...], run: Runs, tank: Pool, tmp_path: Path
+) -> None:
+    """Also in the lists that an engine finds in files, which need no quoting."""
+    odd = "odd  name "
+    tank.dataset(odd)
+    try:
+        part = tank.path(odd) / "part\nof it"
+        part.mkdir()
+        (part / "file").write_text("odd")
+        script = tmp_path / "script"
+        top = "" if layout else "$KOPIATOMIC_ROOT"
+        script.write_text(
+            f'cat "{top}{part}/file" > "$1"/seen && cat "$KOPIATOMIC_DATASETS_FILE" > "$1"/datasets && '
+            'cat "$KOPIATOMIC_SOURCES_FILE" > "$1"/sources\n'
+        )
+        ended = run(*layout, "-c", f"sh {script} {tmp_path}", part)
+        assert ended.returncode == 0, ended
+        assert (tmp_path / "seen").read_text() == "odd"
+        assert (tmp_path / "datasets").read_text() == f"{tank.name}/{odd}\0"
+        assert (tmp_path / "sources").read_text() == f"{part if layout else ROOT}\0"
+        assert run.left() == []
+    finally:
+        command("zfs", "destroy", f"{tank.name}/{odd}")
+
+
+def test_a_mount_that_is_pulled_away_fails_the_run(run: Runs, tank: Pool) -> None:
+    with run.waiting(f"{tank.name}/home/src") as (running, go):
+        command("umount", "-f", f"{ROOT}{tank.path('home/src')}")
+        go.touch()
+        output = running.communicate()[0]
+        assert running.returncode == 1, output
+    assert "was taken away or replaced while the engine ran" in output
+    gone(run)
