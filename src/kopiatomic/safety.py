@@ -53,7 +53,7 @@ def movers(directory: int, name: str) -> str:
         owner = os.stat(name, dir_fd=directory, follow_symlinks=False).st_uid
     except FileNotFoundError:
         return ""
-    return found if owner != 0 else ""
+    return f"user {accounts.user(owner)}" if owner != 0 else ""
 
 
 def is_sticky(status: os.stat_result) -> bool:
@@ -104,6 +104,8 @@ def unsafe(path: str, until: Collection[str] = ()) -> str:
             fd = host.here().open_directory(directory, to_list=False)
             try:
                 who = movers(fd, os.path.basename(entry))
+                if who and is_sticky(os.fstat(fd)):
+                    return f"{who} owns {printable(entry)} and can move it"
                 if who:
                     return f"{who} can change {printable(directory)}, which is {accounts.user(os.fstat(fd).st_uid)}'s"
             finally:
