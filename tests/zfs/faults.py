@@ -355,7 +355,7 @@ FAULTS: Sequence[Fault] = (
     Fault(
         "somebody destroys a snapshot before it is mounted",
         snapshot_destroyed_before_mount,
-        {1: "the snapshot .* disappeared right after it was made"},
+        {1: "its snapshot disappeared right after it was made"},
     ),
     Fault("somebody renames a snapshot", snapshot_renamed, {0: "", 1: GONE}),
     Fault("somebody holds a snapshot", snapshot_held, {4: HELD}, slow=True),
