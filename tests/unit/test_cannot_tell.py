@@ -101,7 +101,7 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "system.looking.Opener._serve": (1, "the refusal is handed to the process that asked, which raises it"),
     "system.looking._answer": (1, "the refusal is handed to the process that asked, which raises it"),
     "system.looking._begin": (2, "another way follows"),
-    "system.looking._serve": (1, SAID),
+    "system.looking._serve": (1, "the refusal is handed to the process that asked, which raises it"),
     "system.process.family": (1, SHOWN),
     "system.signals._say": (1, NOTHING_ASKED),
     "system.spawn._become": (1, SAID),
