@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from kopiatomic import locks, presence, safety
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, advice_of
 from kopiatomic.model import Intent
 from kopiatomic.system import accounts, host, looking
 from kopiatomic.system.mountinfo import parents
@@ -61,7 +61,8 @@ def _looking_at(root: str) -> Iterator[None]:
     except OSError as error:
         # Where it is the system that lacks something (/proc), this raises that.
         host.here().mounts()
-        raise _refused(root, error.strerror or str(error), "Choose another with --mount-root.") from None
+        hint = advice_of(error) or "Choose another with --mount-root."
+        raise _refused(root, error.strerror or str(error), hint) from None
 
 
 def _require_safe(root: str, step: str) -> None:
