@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from kopiatomic.system import btrfs as ioctls
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
-from tests.support.subvolumes import create, nested, opened
+from tests.support.subvolumes import create, destroy, nested, opened
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
@@ -90,4 +91,29 @@ def test_subvolumes_nested_deeper_than_python_calls(btrfs: Btrfs, run: Run, left
     nested(deep, ["n"] * 1100, subvolumes=True)
     ended = run("--quiet", "-c", "true", "-r", deep, timeout=120)
     assert ended.returncode == 0, str(ended)
+    assert leftovers(root) == []
+
+
+def test_subvolumes_that_come_and_go_end_nobodys_backup(
+    btrfs: Btrfs, run: Run, leftovers: Leftovers, root: Path
+) -> None:
+    home = btrfs.subvolume("home")
+    (home / "eve").mkdir()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with opened(home / "eve", []) as eve:
+                # An end of its own, so that they cannot fill the disk for ever.
+                for turn in range(100_000):
+                    create(eve, str(turn))
+                    if turn >= 4:
+                        destroy(eve, str(turn - 4))
+        finally:
+            os._exit(0)
+    try:
+        ended = [run("--quiet", "-c", "ls", "-r", home) for _ in range(3)]
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert [one.returncode for one in ended] == [0, 0, 0], "\n".join(map(str, ended))[:4000]
     assert leftovers(root) == []

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _SUBVOL_CREATE = 0x5000940E
+_SNAP_DESTROY = 0x5000940F
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -20,8 +21,17 @@ class _Arguments(ctypes.Structure):
 
 def create(directory: int, name: str) -> None:
     """Create a subvolume in an open directory. Raises OSError."""
+    _ioctl(directory, _SUBVOL_CREATE, name)
+
+
+def destroy(directory: int, name: str) -> None:
+    """Delete a subvolume in an open directory. Raises OSError."""
+    _ioctl(directory, _SNAP_DESTROY, name)
+
+
+def _ioctl(directory: int, request: int, name: str) -> None:
     arguments = _Arguments(name=os.fsencode(name))
-    if _LIBC.ioctl(directory, ctypes.c_ulong(_SUBVOL_CREATE), ctypes.byref(arguments)) != 0:
+    if _LIBC.ioctl(directory, ctypes.c_ulong(request), ctypes.byref(arguments)) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), name)
 
