@@ -33,7 +33,7 @@ SEED = os.environ.get("KOPIATOMIC_TEST_SEED", "0")
 HIDDEN = "what the user may not read"
 MINE, FORGED = "mine", "forged"
 STRANGER = 4242
-"""Whom all in `secret` belongs to."""
+"""Whom all in `secret` belongs to. Files count: directories of ours in a merged view look like the live ones."""
 
 ENGINE = """
 import json, os, sys, time
@@ -59,7 +59,6 @@ while True:
         for name in known:
             look(source, name)
         for folder, folders, names in os.walk(source):
-            note(folder + ":owner", os.stat(folder).st_uid)
             for name in names:
                 look(source, os.path.relpath(os.path.join(folder, name), source))
     if time.monotonic() > end:
