@@ -49,7 +49,17 @@ def test_mounts(pool: Pool, kopiatomic: Kopiatomic, tmp_path: Path, layout: str)
     tops = f"{pool.mountpoint} {tmp_path}/beside"
     before = f"for d in {tops}; do {mounts}; done > {tmp_path}/fstab; mount --all --fstab {tmp_path}/fstab"
     with measured(f"{MOUNTS} mounts, {layout}"):
-        ended = run(kopiatomic, tmp_path / "view", "--json", "--layout", layout, "-c", "true", pool.name, before=before)
+        ended = run(
+            kopiatomic,
+            tmp_path / "view",
+            "--json",
+            "--layout",
+            layout,
+            "-c",
+            "true",
+            pool.name,
+            before=f"{before}; ulimit -n 300",
+        )
     assert ended.returncode == 0, str(ended)[:2000]
     assert len(ended.stderr) < 20_000
     found = valid(ended.stdout)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import stat
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Self
 
 from kopiatomic import presence
@@ -42,9 +43,13 @@ ANY = os.O_PATH | os.O_NOFOLLOW
 PATH = ANY | os.O_DIRECTORY
 LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
+_DESCRIPTORS = 512
+"""More than a launcher has open otherwise."""
+
 
 def enter() -> None:
     """Go into a mount namespace of our own, in which the host's later changes arrive and from which none leave."""
+    _have_descriptors(len(mountinfo.read()))
     try:
         linux.unshare(linux.CLONE_NEWNS)
         if "/" not in mountinfo.visible(mountinfo.read()):
@@ -53,6 +58,16 @@ def enter() -> None:
         linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
     except OSError as error:
         raise refused("a private mount namespace cannot be made", error) from None
+
+
+def _have_descriptors(mounts: int) -> None:
+    """Raise our limit where there are very many mounts: one that stays in sight, or lies above a place, is held open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = mounts + _DESCRIPTORS
+    if needed > soft:
+        # Root may; where that is refused, opening them says so.
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, max(needed, hard)))
 
 
 def _stand_on_a_mount() -> None:
