@@ -17,7 +17,7 @@ from kopiatomic import locks, presence, safety
 from kopiatomic.errors import KopiatomicError, advice_of
 from kopiatomic.model import Intent
 from kopiatomic.system import accounts, host, looking
-from kopiatomic.system.mountinfo import parents
+from kopiatomic.system.mountinfo import parents, visible
 from kopiatomic.text import printable
 
 
@@ -222,6 +222,8 @@ def _remove_one(directory: str) -> None:
             if identity and identity[:2] != _identity(parent, os.fstat(parent))[:2]:
                 raise _ReplacedError("another directory is above it by now (is something mounted there?)")
             if identity and identity != _identity(parent, os.stat(name, dir_fd=parent, follow_symlinks=False)):
+                if directory in visible(host.here().mounts()):
+                    raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
                 raise _ReplacedError("another one is at its path by now, which is left to whoever put it there")
             who = safety.movers(parent, name)
             if who:

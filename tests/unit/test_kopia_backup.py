@@ -128,17 +128,6 @@ def test_a_source_of_the_users_is_the_one_that_is_judged(bench: Bench) -> None:
     assert ("unknown long flag" in done.result.message) == (not known)
 
 
-def test_the_order_of_options_keeps_the_root_a_source(bench: Bench) -> None:
-    """Further sources of the user's are backed up as well; what is judged is the view."""
-    bench.tree("a/f")
-    other = bench.base / "other"
-    other.mkdir()
-    done = back_up(bench, bench.plan("/a"), "--", str(other))
-    assert done.result.complete
-    (snapshot,) = bench.ask("snapshot", "list", str(bench.view))
-    assert snapshot["id"] == done.result.snapshot_id
-
-
 def test_files_that_could_not_be_saved_are_named_and_counted(bench: Bench) -> None:
     """Pipes, made an error by policy: files that cannot be read would need another user than root."""
     bench.kopia("policy", "set", str(bench.view), "--ignore-unknown-types=false")
