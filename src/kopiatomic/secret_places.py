@@ -74,13 +74,21 @@ _PLAIN = re.compile(
 )
 """What is in every text that has such a place: a record has tens of thousands that have none."""
 
+_LETTERS = tuple({*"pass pwd pw secret token key sas sig credentials authorization cookie ://".split(), _OURS, *_FLAGS})
+"""The same without its borders, lower case: long texts are searched a hundred times as fast for these."""
+
 
 def in_text(text: str, take: Take, program: str = "") -> str:
     """A text with what ``take`` gives for each secret in it. It may be a shell's line, or words of a program."""
-    if not program and not _PLAIN.search(text):
+    if not program and not _has_a_place(text):
         return text
     command = _Command(take, program)
     return "".join(_pieces(_embedded(text, take), command))
+
+
+def _has_a_place(text: str) -> bool:
+    folded = text.casefold()
+    return any(letters in folded for letters in _LETTERS) and _PLAIN.search(text) is not None
 
 
 def _pieces(text: str, command: _Command) -> Iterator[str]:
