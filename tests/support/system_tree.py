@@ -138,6 +138,10 @@ def _enter(top: str) -> None:
     for fstype, point in (("proc", "proc"), ("sysfs", "sys"), ("tmpfs", "run")):
         linux.mount(fstype, f"{top}/{point}", fstype, 0)
     linux.mount("/dev", f"{top}/dev", None, linux.MS_BIND | linux.MS_REC)
+    # Of one boot: what one run leaves is judged by the locks of the next.
+    for directory in (Path("/run/kopiatomic"), Path(top, "run/kopiatomic")):
+        directory.mkdir(mode=0o700, exist_ok=True)
+    linux.mount("/run/kopiatomic", f"{top}/run/kopiatomic", None, linux.MS_BIND)
     resolver = Path(top, "run/systemd/resolve")
     resolver.mkdir(parents=True)
     (resolver / "stub-resolv.conf").write_text("nameserver 127.0.0.1\n")
