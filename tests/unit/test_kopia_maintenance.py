@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -104,19 +103,6 @@ def test_no_maintenance_where_the_user_said_so(bench: Bench, options: list[str],
 def test_another_owners_maintenance_is_left_to_them(bench: Bench) -> None:
     bench.kopia("maintenance", "set", "--owner=somebody@elsewhere", "--no-auto-maintenance")
     assert after_backup(bench) == []
-    assert runs(bench) == set()
-
-
-def test_a_read_only_connection_does_no_maintenance(bench: Bench) -> None:
-    """kopia cannot back up over one either, so that the backup comes before it turns read-only."""
-    engine = bench.engine()
-    plan = bench.plan("/home")
-    config = json.loads(bench.config.read_text())
-    bench.config.write_text(json.dumps({**config, "readonly": True}))
-    engine.check(plan)
-    bench.config.write_text(json.dumps(config))
-    assert Driven(engine, make_job(plan), bench).result.complete
-    assert engine.finish() == []
     assert runs(bench) == set()
 
 

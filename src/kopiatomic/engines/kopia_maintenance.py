@@ -39,11 +39,8 @@ def _time(text: str) -> datetime:
 
 
 def possible(status: Mapping[str, Any]) -> bool:
-    """Whether kopia itself would look after it: not where the connection is read-only or goes through a repository server
-    (cli/app.go, maybeRunMaintenance).
-    """
-    read_only = (status.get("clientOptions") or {}).get("readonly")
-    return not read_only and bool((status.get("storage") or {}).get("type"))
+    """Whether kopia itself would look after it: not through a repository server (cli/app.go, maybeRunMaintenance)."""
+    return bool((status.get("storage") or {}).get("type"))
 
 
 def run(client: Client, status: Mapping[str, Any]) -> list[str]:
