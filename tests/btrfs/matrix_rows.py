@@ -351,7 +351,7 @@ def two_parts_and_one_in_the_other(ground: Ground) -> Case:
 
 def a_file(ground: Ground) -> Case:
     data = ground.subvolume("data")
-    error = f"^{data}/marker is neither a mount point nor a directory: it lies in the Btrfs subvolume mounted at "
+    error = f"^{data}/marker is neither a mount point nor a directory: it lies in the Btrfs subvolume {data}$"
     return Case([data / MARKER], code=1, error=error)
 
 

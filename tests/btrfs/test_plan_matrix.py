@@ -53,7 +53,7 @@ def test_a_run_does_what_the_plan_says(
     leftovers: Leftovers,
 ) -> None:
     case, markers = build(ground), Markers(tmp_path)
-    planned, plan = said(case, kopiatomic, case.ask, "--json", "--mount-root", root)
+    planned, plan = said(case, kopiatomic, case.ask, "--json", "--mount-root", root, "-c", markers.command)
     ended, run = said(case, kopiatomic, "--json", "--mount-root", root, "-c", markers.command)
     assert leftovers(root) == []
     assert wrong(case.rows, plan) == {}
