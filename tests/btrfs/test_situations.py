@@ -173,7 +173,10 @@ def test_what_a_filesystem_that_became_read_only_keeps_is_said_and_goes_later(
     data = btrfs.subvolume("data")
     (data / "file").write_text("then")
     try:
-        ended = run("-c", copied(root, data, f"mount -o remount,ro {btrfs.mountpoint}"), data)
+        # On the host: the engine has mounts of its own.
+        remount = f"mount -o remount,ro {btrfs.mountpoint}; touch {root}.remounted"
+        with subprocess.Popen(["sh", "-c", f"while [ ! -e {root}.copy ]; do sleep 0.02; done; {remount}"]):
+            ended = run("-c", copied(root, data, f"while [ ! -e {root}.remounted ]; do sleep 0.02; done"), data)
         assert ended.returncode == 4
         assert "read-only" in ended.stderr
         assert copy_of(root) == "then"

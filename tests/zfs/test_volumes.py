@@ -258,7 +258,7 @@ def system(tank: Pool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sys
     os.setxattr(folder, "trusted.test", b"of the top")
     (folder / "srv").chmod(0o1777)
     folder.chmod(0o711)
-    os.chown(folder, 5, 6)
+    os.chown(folder, 0, 6)
     for path in ("link", "file", "srv", "."):
         os.utime(folder / path, ns=(1, 1_600_000_000_123_456_789), follow_symlinks=False)
     try:
