@@ -206,7 +206,7 @@ def test_schedules_end_with_it(installed: Machine, deb: Path) -> None:
         )
 
 
-@pytest.mark.parametrize(("how", "where"), [("-t tmpfs tmpfs", ""), ("--bind /srv", "/below")])
+@pytest.mark.parametrize(("how", "where"), [("-t tmpfs -o mode=700 tmpfs", ""), ("--bind /srv", "/below")])
 def test_a_purge_removes_nothing_where_something_is_mounted(host: Machine, deb: Path, how: str, where: str) -> None:
     """A bind mount has the same device as what is around it."""
     point = f"/var/lib/kopiatomic{where}"

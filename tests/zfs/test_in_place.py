@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import tarfile
 import time
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import pytest
 from kopiatomic import locks
 from tests.support import system_tree
 from tests.support.filesystems import Pool, imported_pool
+from tests.support.killing import kill_together
 from tests.support.programs import SLOWNESS, Kopia, command
 from tests.support.schema import valid
 from tests.zfs.runs import Runner, children
@@ -117,8 +117,7 @@ def test_a_kill_leaves_nothing(victim: str, pool: Pool, run: Runner, tmp_path: P
     (keeper,) = children(process.pid)
     (launcher,) = children(keeper)
     pids = {"main": [process.pid], "keeper": [keeper], "launcher": [launcher], "all": [process.pid, keeper, launcher]}
-    for pid in pids[victim]:
-        os.kill(pid, signal.SIGKILL)
+    kill_together(pids[victim])
     process.wait()
     if victim == "all":
         assert run("recover").returncode == 0

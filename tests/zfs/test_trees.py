@@ -72,8 +72,11 @@ def _examine(asking: Asking, expected: Expected, ground: Ground, run: Runner, fo
     planned = run("plan", "--json", "-c", command, *asking.words, timeout=300)
     ended = run("--json", "-c", command, *asking.words, timeout=300)
     plan, document = valid(planned.stdout), valid(ended.stdout)
-    assert (planned.returncode, _kind(plan)) == (ended.returncode, _kind(document)), ended.stderr
-    assert document["incomplete"] == plan["incomplete"], ended.stderr
+    # What a directory of ours hides in a frozen tree is known when that is there.
+    hidden = [line for line in document["incomplete"] if "gives way to the mount points of" in line]
+    assert [line for line in document["incomplete"] if line not in hidden] == plan["incomplete"], ended.stderr
+    code = 3 if hidden and planned.returncode == 0 else planned.returncode
+    assert (code, _kind(plan)) == (ended.returncode, _kind(document)), ended.stderr
     assert run.left() == []
     if expected.refusals:
         counted["refused"] += 1
