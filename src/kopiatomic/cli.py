@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -535,7 +536,10 @@ def main() -> None:
             raise SystemExit(0) from None
         raise
     except (click.exceptions.Abort, KeyboardInterrupt):
-        raise SystemExit(130) from None
+        # Nothing has begun: a run has handlers of its own.
+        from kopiatomic.errors import Interrupted
+
+        _end(Interrupted(signal.SIGINT))
 
 
 def _refuse(message: str) -> NoReturn:

@@ -341,3 +341,17 @@ def test_the_module_and_the_program_are_the_same(kopiatomic: Kopiatomic) -> None
     ]
     ended = subprocess.run([*as_program, "-h"], env=kopiatomic.environment, capture_output=True, text=True, check=True)
     assert ended.stdout == kopiatomic("-h").stdout
+
+
+def test_ctrl_c_before_anything_has_begun_is_told(kopiatomic: Kopiatomic) -> None:
+    """Our handlers are those of a run; until then it is Python that hears SIGINT, here while it imports the run's modules."""
+    program = (
+        "import os, signal, sys; from kopiatomic import cli\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'kopiatomic.run': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Interrupt()); sys.argv = ['kopiatomic', '-n', '/']; cli.main()\n"
+    )
+    ended = command(sys.executable, "-c", program, env=kopiatomic.environment, check=False)
+    assert ended.returncode == 130
+    assert "kopiatomic: stopped by SIGINT" in ended.stderr
