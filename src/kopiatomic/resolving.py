@@ -17,9 +17,6 @@ from kopiatomic.system import host, mountinfo, pools
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.text import printable
 
-_LINKS = 40
-"""How many symbolic links a path may lead through, as the kernel has it (path_resolution(7))."""
-
 
 def resolve(name: str, seen: dict[str, Mount]) -> str:
     """A path with its links followed, as the kernel would, without a step into what may not answer, in its own spelling.
@@ -55,7 +52,7 @@ def resolve(name: str, seen: dict[str, Mount]) -> str:
             _require_answer(name, path, seen, waiting)
             continue
         links += 1
-        if links > _LINKS:
+        if links > safety.LINKS:
             raise _no_such_path(name, OSError(errno.ELOOP, os.strerror(errno.ELOOP)))
         if target != path:
             _require_roots(name, path, target)

@@ -11,12 +11,13 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from kopiatomic import locks, presence, safety
 from kopiatomic.errors import KopiatomicError, advice_of
 from kopiatomic.model import Intent
 from kopiatomic.system import accounts, host, looking
+from kopiatomic.system.descriptors import closing
 from kopiatomic.system.mountinfo import parents, visible
 from kopiatomic.text import printable
 
@@ -103,14 +104,9 @@ def check(root: str) -> None:
         )
 
 
-@contextmanager
-def _opened(directory: str) -> Iterator[int]:
+def _opened(directory: str) -> AbstractContextManager[int]:
     """A directory to which no link leads, open. Raises OSError."""
-    fd = host.here().open_directory(directory, to_list=True)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    return closing(host.here().open_directory(directory, to_list=True))
 
 
 def intents(root: str) -> list[Intent]:

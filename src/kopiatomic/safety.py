@@ -17,7 +17,7 @@ from kopiatomic.system import accounts, host
 from kopiatomic.system.mountinfo import parents
 from kopiatomic.text import printable
 
-_LINKS = 40
+LINKS = 40
 """How many symbolic links the kernel follows in one path (path_resolution(7))."""
 
 
@@ -84,7 +84,7 @@ def steps(path: str, *, links: bool = False) -> Iterator[str]:
         if links:
             yield step
         followed += 1
-        if followed > _LINKS:
+        if followed > LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP))
         target = os.readlink(step)
         here = "/" if target.startswith("/") else here

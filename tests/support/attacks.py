@@ -23,7 +23,7 @@ import pytest
 
 from kopiatomic.system import linux
 from tests.support.programs import Completed, Kopiatomic, command
-from tests.support.swapper import USER, exchange
+from tests.support.swapper import USER, at_work, exchange
 
 _ASKED = os.environ.get("KOPIATOMIC_TEST_ATTACKS", "3")
 RUNS = 500 if _ASKED == "whole" else int(_ASKED)
@@ -191,18 +191,8 @@ def enter(pid: int) -> None:
 @contextmanager
 def attacked(name: str, ground: Ground, namespace: int, drawn: random.Random) -> Iterator[None]:
     """Attack for the length of the block, and leave all as it was."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            _attack(name, ground, namespace, drawn)
-        finally:
-            os._exit(1)
-    try:
+    with at_work(lambda: _attack(name, ground, namespace, drawn)):
         yield
-        assert os.waitpid(pid, os.WNOHANG) == (0, 0), "the attacker gave up"
-    finally:
-        os.kill(pid, signal.SIGTERM)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
 def _attack(name: str, ground: Ground, namespace: int, drawn: random.Random) -> None:

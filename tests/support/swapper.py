@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,10 +22,17 @@ _libc = ctypes.CDLL(None, use_errno=True)
 @contextmanager
 def swapping(folder: Path, one: str, other: str, seed: int) -> Iterator[None]:
     """Exchange two entries of a user's folder for the length of the block, and leave them as they were."""
+    with at_work(lambda: _swap(folder, one, other, random.Random(seed))):
+        yield
+
+
+@contextmanager
+def at_work(act: Callable[[], None]) -> Iterator[None]:
+    """Have a child act for the length of the block: until SIGTERM, after which it leaves all as it was and exits with 0."""
     pid = os.fork()
     if pid == 0:
         try:
-            _swap(folder, one, other, random.Random(seed))
+            act()
         finally:
             os._exit(1)
     try:

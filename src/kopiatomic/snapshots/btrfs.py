@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 from kopiatomic import presence
@@ -20,6 +20,7 @@ from kopiatomic.model import Instant, Intent, PlannedPath, Refusal, Sets, Snapsh
 from kopiatomic.snapshots import btrfs_folder as folder
 from kopiatomic.snapshots.btrfs_folder import SNAPSHOT, failed
 from kopiatomic.system import btrfs, channel, linux, looking, mountinfo
+from kopiatomic.system.descriptors import closing
 from kopiatomic.text import few, printable
 
 _TRIES = 20
@@ -317,14 +318,9 @@ class BtrfsMaker:
         return printable(self._device)
 
 
-@contextmanager
-def _place(directory: int, position: int) -> Iterator[int]:
+def _place(directory: int, position: int) -> AbstractContextManager[int]:
     """The directory of one snapshot in the run's own, open. Raises OSError."""
-    fd = os.open(str(position), folder.OPEN_DIRECTORY, dir_fd=directory)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    return closing(os.open(str(position), folder.OPEN_DIRECTORY, dir_fd=directory))
 
 
 def _state(source: btrfs.Subvolume, generation: int, snapshot: btrfs.Subvolume) -> str:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from kopiatomic.system import linux, mountinfo
+from kopiatomic.system.descriptors import closing
 from kopiatomic.system.host import User
 
 _UNREADABLE = (FileNotFoundError, NotADirectoryError, ProcessLookupError, PermissionError)
@@ -76,13 +77,8 @@ def _detached(pid: int, known: Collection[int]) -> Iterator[int]:
             continue
 
 
-@contextmanager
-def _opened(name: str) -> Iterator[int]:
-    fd = os.open(name, os.O_PATH | os.O_CLOEXEC)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+def _opened(name: str) -> AbstractContextManager[int]:
+    return closing(os.open(name, os.O_PATH | os.O_CLOEXEC))
 
 
 def _user(pid: int) -> User:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 
 from kopiatomic import safety
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import may_hang
 from kopiatomic.paths import below
 from kopiatomic.system import linux, mountinfo
+from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 
 _MOVED_AT_MOST = 500
@@ -49,7 +50,7 @@ class Anchors:
 
     def _hold(self, directory: str) -> None:
         with ExitStack() as stack:
-            fd = stack.enter_context(_closing(linux.open_without_links(directory, _DIRECTORY)))
+            fd = stack.enter_context(closing(linux.open_without_links(directory, _DIRECTORY)))
             kept: dict[str, int] = {}
             covered: list[str] = []
             copied = False
@@ -61,7 +62,7 @@ class Anchors:
                     copied = True
                 else:
                     with suppress(OSError):
-                        opened = stack.enter_context(_closing(linux.open_beneath(fd, name, _ANY)))
+                        opened = stack.enter_context(closing(linux.open_beneath(fd, name, _ANY)))
                         if mountinfo.id_of(opened) == mount.id:
                             kept[name] = opened
             path = f"/proc/self/fd/{fd}"
@@ -134,18 +135,10 @@ def _hang(held: int, name: str, mounted: int) -> int:
 
     Raises OSError.
     """
-    with _closing(_uncovered(held, name)) as under:
+    with closing(_uncovered(held, name)) as under:
         path = f"/proc/self/fd/{under}"
         linux.mount(path, path, None, linux.MS_BIND)
         owner = os.fstat(under).st_uid
-    with _closing(linux.open_beneath(held, name, _ANY)) as point:
+    with closing(linux.open_beneath(held, name, _ANY)) as point:
         linux.mount(f"/proc/self/fd/{mounted}", f"/proc/self/fd/{point}", None, linux.MS_MOVE)
     return owner
-
-
-@contextmanager
-def _closing(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)

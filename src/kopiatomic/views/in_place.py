@@ -15,6 +15,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import SCRATCH
 from kopiatomic.paths import below
 from kopiatomic.system import linux, mountinfo
+from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 from kopiatomic.views import LIVE, SCAFFOLD, Missing, Step, View
 from kopiatomic.views.linux import (
@@ -24,7 +25,6 @@ from kopiatomic.views.linux import (
     SCAFFOLD_SOURCE,
     LinuxView,
     Tops,
-    closing,
     joined,
     mount_scaffold,
     opened,

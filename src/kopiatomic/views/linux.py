@@ -18,6 +18,7 @@ from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, advice_of, concerns_all
 from kopiatomic.immutable import immutable
 from kopiatomic.system import btrfs, inotify, linux, mountinfo
+from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 from kopiatomic.views import (
     FILES,
@@ -343,15 +344,6 @@ class LinuxView:
                     )
                 prints.append(_Print(step, mount.id, mount.device, mount.root, inode, subvolume))
         return prints
-
-
-@contextmanager
-def closing(fd: int) -> Iterator[int]:
-    """A descriptor that is closed at the end of the block."""
-    try:
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def opened(root: int, place: str) -> AbstractContextManager[int]:

@@ -16,9 +16,10 @@ from kopiatomic.filesystems import may_hang
 from kopiatomic.model import UNMOUNTED, VOLUMES
 from kopiatomic.paths import below
 from kopiatomic.system import linux, looking, mountinfo
+from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 from kopiatomic.views import SCAFFOLD, Step, View
-from kopiatomic.views.linux import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, closing, opened, relative
+from kopiatomic.views.linux import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, opened, relative
 
 
 class MergedView(LinuxView):

@@ -1,0 +1,16 @@
+"""Open descriptors as context managers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def closing(fd: int) -> Iterator[int]:
+    """A descriptor that is closed at the end of the block."""
+    try:
+        yield fd
+    finally:
+        os.close(fd)
