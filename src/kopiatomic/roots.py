@@ -206,7 +206,9 @@ class _ReplacedError(Exception):
 
 
 def _remove_one(directory: str) -> None:
-    """Remove a directory that is noted, and the note; nothing but the note where it is not there. Raises OSError, _ReplacedError.
+    """Remove a directory that is noted, and the note; nothing but the note where it is not there, or another one is.
+
+    Raises OSError, _ReplacedError.
 
     What is removed is in the directory that was opened, and is what was made.
     """
@@ -220,6 +222,8 @@ def _remove_one(directory: str) -> None:
             if identity and identity != _identity(parent, os.stat(name, dir_fd=parent, follow_symlinks=False)):
                 if directory in visible(host.here().mounts()):
                     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+                # Ours is gone from there, and the note would speak of somebody else's for as long as the boot lasts.
+                os.unlink(mark)
                 raise _ReplacedError("another one is at its path by now, which is left to whoever put it there")
             who = safety.movers(parent, name)
             if who:

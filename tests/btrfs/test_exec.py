@@ -176,7 +176,8 @@ def test_what_cannot_be_removed_is_4_after_a_0_only(
     assert process.returncode == expected, errors
     assert "left behind" in errors
     (view / "foreign").unlink()
-    assert kopiatomic("recover").returncode == 0
+    recovered = kopiatomic("recover")
+    assert recovered.returncode == 0, f"{errors}\n{recovered}"
     assert not view.exists()
 
 

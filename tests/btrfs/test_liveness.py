@@ -76,14 +76,25 @@ def test_a_mark_names_run_host_boot_and_lock_directory(alive: str, btrfs: Btrfs,
         assert database.execute("SELECT mark FROM run").fetchall() == [("@".join(mark_of(btrfs, alive)),)]
 
 
-@pytest.mark.parametrize("records", ["the same records", "other records"])
-def test_a_living_run_elsewhere_is_left_and_named_whatever_is_assumed(
-    alive: str, kopiatomic: Kopiatomic, btrfs: Btrfs, tmp_path: Path, records: str
+def test_a_living_run_elsewhere_with_other_records_is_known_by_the_lock_on_its_folder(
+    alive: str, kopiatomic: Kopiatomic, btrfs: Btrfs, tmp_path: Path
 ) -> None:
-    """With the same host, boot and filesystems, and perhaps records, but a /run of its own, as in a container."""
-    words: list[str | Path] = ["--state-dir", tmp_path / "other"] if records == "other records" else []
+    """As a host sees the run of a container that has its own /run and /var: it is nothing that is left."""
+    for more in ([], ["--dry-run"], ["--unrecorded", "--received"]):
+        code, document = recover_elsewhere(kopiatomic, "--state-dir", tmp_path / "other", *more)
+        assert (code, document["leftovers"]) == (0, []), (more, document)
+    code, document = recover_elsewhere(kopiatomic, "--state-dir", tmp_path / "other", "--assume-dead", alive)
+    assert code == 4, document
+    assert "a process has locked" in str(document)
+    assert len(btrfs.snapshots()) == 1
+
+
+def test_a_living_run_elsewhere_on_the_same_records_is_left_and_named_whatever_is_assumed(
+    alive: str, kopiatomic: Kopiatomic, btrfs: Btrfs
+) -> None:
+    """With the same host, boot, filesystems and records, but a /run of its own, as in a container."""
     for more in ([], ["--dry-run"], ["--unrecorded", "--received"], ["--assume-dead", alive]):
-        code, document = recover_elsewhere(kopiatomic, *words, *more)
+        code, document = recover_elsewhere(kopiatomic, *more)
         assert code == 4, (more, document)
         assert alive in str(document)
         assert not any(leftover["done"] for leftover in document["leftovers"])

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kopiatomic import locks
 from tests.support.faults import LIMIT_S, Ground, Running
 from tests.support.programs import Completed
 
@@ -45,15 +46,25 @@ def ends(pid: int) -> bool:
 
 
 def keeper_of(run: Running) -> int | None:
-    """The keeper: the child of the main process that leads a session of its own and runs the same program.
+    """The keeper: the child of the main process that leads a session of its own, runs the same program and has its locks.
 
-    A program that the main process starts leads one as well. Before its exec it cannot be told from the keeper, but the
-    main process waits for that exec in the kernel (vfork, state D).
+    A child that looks at paths leads a session as well, and has closed all but a channel before. So does a program that the
+    main process starts. Before its exec it cannot be told from the keeper, but the main process waits for that exec in the
+    kernel (vfork, state D).
     """
     for child in children(run.pid):
-        if state_of(child)[1] == child and state_of(run.pid)[0] != "D" and _command(child) == _command(run.pid):
+        alike = state_of(child)[1] == child and state_of(run.pid)[0] != "D" and _command(child) == _command(run.pid)
+        if alike and _has_locks(child):
             return child
     return None
+
+
+def _has_locks(pid: int) -> bool:
+    try:
+        opened = [os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return any(path.startswith(f"{locks.DIRECTORY}/") for path in opened)
 
 
 def _command(pid: int) -> bytes:

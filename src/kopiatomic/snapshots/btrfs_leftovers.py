@@ -122,6 +122,9 @@ def _unrecorded_in(
     mark = folder.mark_of(top, run_id)
     ours = mark is not None and mark.run_id == run_id and liveness.is_local(mark)
     state = life(mark if ours and mark is not None else Mark(run_id, ""))
+    if state is Life.UNKNOWN and folder.is_locked(top, run_id):
+        # The lock on the folder is the filesystem's own: every container and mount namespace sees it.
+        state = Life.ALIVE
     if state is Life.ALIVE:
         return
     if found == []:

@@ -201,7 +201,12 @@ def _begin(end: int, steps: _Steps | None) -> None:
     _steps = steps
     # No collector may close the numbers again, which are free for others now.
     gc.disable()
+    signals.forget()
+    _close_all_but(end)
     worker.detach()
+
+
+def _close_all_but(end: int) -> None:
     try:
         # The limit may be a thousand million, and not every kernel closes a range at once.
         numbers = map(int, os.listdir("/proc/self/fd"))
