@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -181,6 +182,33 @@ def test_scaffolding_looks_like_the_directories_that_it_stands_for(
         assert f"{top.st_mode & 0o7777:o}:{top.st_uid}:{top.st_gid}:{int(top.st_mtime)}" in shown
     finally:
         command("umount", point)
+
+
+LATE_CHANGE = """
+import os, sys
+from kopiatomic.cli import main
+from kopiatomic.views import merged
+look, directory = merged._scaffolding, sys.argv.pop()
+merged._scaffolding = lambda steps: (os.chmod(directory, 0o777), look(steps))[1]
+main()
+"""
+"""The program with an owner in it who changes a directory (the last word) right after the snapshots."""
+
+
+def test_directories_above_a_part_are_those_of_the_frozen_tree(
+    data: Path, kopiatomic: Kopiatomic, root: Path
+) -> None:
+    part = data / "above" / "part"
+    part.mkdir(parents=True)
+    for directory, mode in ((data, 0o3751), (data / "above", 0o2700)):
+        directory.chmod(mode)
+    words = ["--mount-root", root, "-c", f"sh -c 'stat -c %n:%a $0{data} $0{data}/above'", part]
+    argv = [sys.executable, "-c", LATE_CHANGE, *words, data / "above"]
+    ended = command(*argv, env=kopiatomic.environment)
+    assert (data / "above").stat().st_mode & 0o7777 == 0o777
+    shown = (ended.stdout + ended.stderr).splitlines()
+    assert f"{root}{data}:3751" in shown
+    assert f"{root}{data}/above:2700" in shown
 
 
 def test_the_engine_does_not_turn_round_while_nothing_happens(

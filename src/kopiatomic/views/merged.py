@@ -14,7 +14,7 @@ from dataclasses import replace
 from kopiatomic.errors import KopiatomicError, place_needed
 from kopiatomic.filesystems import may_hang
 from kopiatomic.model import UNMOUNTED, VOLUMES
-from kopiatomic.paths import below
+from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import linux, looking, mountinfo
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
@@ -55,6 +55,9 @@ class MergedView(LinuxView):
                 steps = [piece for step in self._steps for piece in _pieces(step, tops)]
                 missing = [found for step in steps if (found := self.mount(step, tops))]
                 status = next((_dress(base, step, tops) for step in self._steps if step.open_top), None)
+                # Where a part of a snapshot is shown, the directories above it are in that snapshot: those are frozen.
+                for step in self._steps:
+                    self.scaffolding |= _above_part(step, tops)
             if status is not None:
                 _copy_status(base, ".", status)
         with self.open_top() as root:
@@ -83,6 +86,24 @@ def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
             except OSError:
                 # Gone or unreadable: likewise.
                 continue
+    return found
+
+
+def _above_part(step: Step, tops: Tops) -> dict[str, os.stat_result]:
+    """The directories between the top of a step's snapshot and the part that it shows, as they are frozen.
+
+    None where the part is shown at a path of another form.
+    """
+    if not step.part or not step.place.endswith(f"/{step.part}"):
+        return {}
+    found = {}
+    mountpoint = step.place.removesuffix(f"/{step.part}") or "/"
+    with suppress(OSError), tops.of(step) as top:
+        for place in mountinfo.parents(step.place):
+            if not is_at_or_below(place, mountpoint):
+                break
+            with closing(linux.open_beneath(top, below(place, mountpoint) or ".", PATH)) as fd:
+                found[place] = os.fstat(fd)
     return found
 
 
