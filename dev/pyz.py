@@ -16,7 +16,7 @@ if sys.version_info < (3, 11):
     found = "%d.%d" % (sys.version_info[0], sys.version_info[1])
     sys.exit("kopiatomic: it needs Python 3.11 or later, and this is %s: python3.11 %s" % (found, sys.argv[0]))
 
-from kopiatomic.cli import main
+from kopiatomic.cli.entry import main
 
 main()
 """

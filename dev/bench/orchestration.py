@@ -24,7 +24,7 @@ SAMPLE = 30
 _TELL_MODULES = """
 import os, sys
 file, main_process, sys.argv = sys.argv[1], os.getpid(), sys.argv[1:]
-from kopiatomic.cli import main
+from kopiatomic.cli.entry import main
 try:
     sys.exit(main())
 finally:

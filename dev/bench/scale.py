@@ -14,11 +14,11 @@ from pathlib import Path
 from bench.orchestration import Orchestration
 from bench.results import Results, Times, figure
 from bench.timing import Cost, in_turns, once
-from kopiatomic import facts
-from kopiatomic.facts import Facts, ZfsDataset, ZfsPool
+from kopiatomic.model import facts
+from kopiatomic.model.facts import Facts, ZfsDataset, ZfsPool
+from kopiatomic.model.user_property import PROPERTY
 from kopiatomic.system import linux
 from kopiatomic.system.mountinfo import Mount
-from kopiatomic.user_property import PROPERTY
 from tests.support.structure import counted
 
 WIDTH = 100

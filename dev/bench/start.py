@@ -16,7 +16,7 @@ _COMMANDS = {
     "kopiatomic -h": ["-m", "kopiatomic", "-h"],
     "kopiatomic --version": ["-m", "kopiatomic", "--version"],
     "kopiatomic.pyz -h": [str(_PYZ), "-h"],
-    "import of what a run needs": ["-c", "import kopiatomic.cli, kopiatomic.run"],
+    "import of what a run needs": ["-c", "import kopiatomic.cli.entry, kopiatomic.commands.backup"],
 }
 
 

@@ -41,7 +41,7 @@ ENVIRONMENT = {
 }
 LAUNCHER = """#!/usr/bin/python3
 import sys
-from kopiatomic.cli import main
+from kopiatomic.cli.entry import main
 sys.exit(main())
 """
 BULK = Path("/bulk")

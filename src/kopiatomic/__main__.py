@@ -1,5 +1,5 @@
 """``python -m kopiatomic``."""
 
-from kopiatomic.cli import main
+from kopiatomic.cli.entry import main
 
 main()

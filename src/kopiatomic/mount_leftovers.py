@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from kopiatomic import liveness, roots
-from kopiatomic.liveness import Life
-from kopiatomic.model import Intent, Leftover
-from kopiatomic.ownership import Mark, is_run_id
+from kopiatomic.model.plan import Intent, Leftover
+from kopiatomic.state import liveness, roots
+from kopiatomic.state.liveness import Life
+from kopiatomic.state.ownership import Mark, is_run_id
 from kopiatomic.system import freebsd_mounting, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.mountinfo import Mount

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, pool_suspended
-from kopiatomic.facts import NO_DATASET, Setting, ZfsDataset, ZfsPool
+from kopiatomic.model.facts import NO_DATASET, Setting, ZfsDataset, ZfsPool
 from kopiatomic.snapshots import zfs_get
 from kopiatomic.system import host, libzfs_core, process
 from kopiatomic.text import printable

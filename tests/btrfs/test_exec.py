@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.records import Records
+from kopiatomic.state.records import Records
 from tests.btrfs.conftest import Family, Gate, children, wait_for
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic import locks
+from kopiatomic.state import locks
 from tests.btrfs.conftest import Gate
 from tests.btrfs.test_backups import described, populate
 from tests.support.filesystems import Btrfs

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic.model import Dataset, PlannedPath, Taken
+from kopiatomic.model.plan import Dataset, PlannedPath, Taken
 from kopiatomic.output.document import instant_text
 from kopiatomic.snapshots.btrfs import BtrfsMaker
 from kopiatomic.system import btrfs as ioctls

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import ownership
+from kopiatomic.state import ownership
 from kopiatomic.system import linux
 from tests.btrfs.conftest import Family, Gate
 from tests.support.filesystems import Btrfs, patiently

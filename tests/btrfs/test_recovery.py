@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic import ownership
+from kopiatomic.state import ownership
 from kopiatomic.system.btrfs import filesystem_uuid
 from tests.btrfs.conftest import Family, Gate, wait_for
 from tests.support.filesystems import Btrfs, patiently

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from kopiatomic import gather, resolving
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.plan import select
-from kopiatomic.request import Request
+from kopiatomic.model.request import Request
+from kopiatomic.planning import gather, resolving
+from kopiatomic.planning.plan import select
 from kopiatomic.system.mountinfo import Mount
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopiatomic, command

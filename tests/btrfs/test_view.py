@@ -186,7 +186,7 @@ def test_scaffolding_looks_like_the_directories_that_it_stands_for(
 
 LATE_CHANGE = """
 import os, sys
-from kopiatomic.cli import main
+from kopiatomic.cli.entry import main
 from kopiatomic.views import merged
 look, directory = merged._scaffolding, sys.argv.pop()
 merged._scaffolding = lambda steps: (os.chmod(directory, 0o777), look(steps))[1]
@@ -195,9 +195,7 @@ main()
 """The program with an owner in it who changes a directory (the last word) right after the snapshots."""
 
 
-def test_directories_above_a_part_are_those_of_the_frozen_tree(
-    data: Path, kopiatomic: Kopiatomic, root: Path
-) -> None:
+def test_directories_above_a_part_are_those_of_the_frozen_tree(data: Path, kopiatomic: Kopiatomic, root: Path) -> None:
     part = data / "above" / "part"
     part.mkdir(parents=True)
     for directory, mode in ((data, 0o3751), (data / "above", 0o2700)):

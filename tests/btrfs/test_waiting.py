@@ -29,7 +29,7 @@ Leftovers = Callable[..., list[str]]
 EARLY_TABLE = """
 import sys
 from kopiatomic.system import looking, mountinfo
-from kopiatomic.cli import main
+from kopiatomic.cli.entry import main
 read = mountinfo.read
 mountinfo.read = lambda *path: [mount for mount in read(*path) if mount.fstype != "fuse.hung"]
 looking.LIMIT = float(sys.argv.pop(1))

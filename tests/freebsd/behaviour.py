@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic import locks
+from kopiatomic.state import locks
 from tests.support.filesystems import Pool, imported_pool
 from tests.support.killing import kill_together
 from tests.support.programs import SLOWNESS, Completed, command

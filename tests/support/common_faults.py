@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from kopiatomic import locks
+from kopiatomic.state import locks
 from tests.support.faults import LIMIT_S, Fault, Ground, Running
 from tests.support.moments import (
     ENDING,

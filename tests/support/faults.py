@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from kopiatomic import locks
+from kopiatomic.state import locks
 from tests.support.fault_engine import contents
 from tests.support.programs import SLOWNESS, Completed
 

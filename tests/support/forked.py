@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import NoReturn
 
 # Imported here once, so that no fork has to.
-import kopiatomic.cli
+import kopiatomic.cli.entry
+import kopiatomic.commands.backup
+import kopiatomic.commands.inside
 import kopiatomic.engines.command
 import kopiatomic.engines.kopia
-import kopiatomic.inside
 import kopiatomic.output.console
 import kopiatomic.output.document
-import kopiatomic.run
 from kopiatomic.system import linux
 from tests.support.programs import SLOWNESS, Completed
 
@@ -55,7 +55,7 @@ def become(
     sys.stdout, sys.stderr = _stream(1), _stream(2)
     code: object = 98
     try:
-        kopiatomic.cli.main()
+        kopiatomic.cli.entry.main()
     except SystemExit as end:
         code = end.code
     finally:

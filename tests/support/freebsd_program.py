@@ -26,7 +26,7 @@ def main() -> None:
     state = Path(sys.argv.pop(1))
     kernel = Shim(None, state=state).kernel
     freebsd.kernel = lambda: kernel  # type: ignore[assignment]
-    from kopiatomic import cli
+    from kopiatomic.cli import entry as cli
 
     rename_zoned()
     sys.argv[0] = "kopiatomic"

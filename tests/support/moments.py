@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from kopiatomic import locks
+from kopiatomic.state import locks
 from tests.support.faults import LIMIT_S, Ground, Running
 from tests.support.programs import Completed
 

@@ -20,7 +20,7 @@ from typing import Any, NoReturn, Self
 
 import pytest
 
-from kopiatomic import locks
+from kopiatomic.state import locks
 from tests.support import forked
 from tests.support.programs import SLOWNESS, Completed
 from tests.support.sweep_cases import HELPERS, INSTANT, Case

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from kopiatomic import locks
+from kopiatomic.state import locks
 from tests.unit.engine_bench import bench, borg_bench, restic_bench
 
 __all__ = ["bench", "borg_bench", "restic_bench"]

@@ -11,7 +11,7 @@ import pytest
 from kopiatomic import engines
 from kopiatomic.engines import Engine
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Dataset, Layout, Plan, PlannedPath, Taken
+from kopiatomic.model.plan import Dataset, Layout, Plan, PlannedPath, Taken
 from tests.support.repositories import Borg, Restic
 from tests.unit.kopia_fixtures import STARTED_NS, Driven, make_job
 

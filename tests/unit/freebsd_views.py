@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kopiatomic import roots
-from kopiatomic.model import Intent
-from kopiatomic.records import Records, RunRecord
+from kopiatomic.model.plan import Intent
+from kopiatomic.state import roots
+from kopiatomic.state.records import Records, RunRecord
 from kopiatomic.views import Step
 from kopiatomic.views.freebsd_merged import MergedView
 from tests.support.freebsd_shim import Shim

@@ -17,7 +17,7 @@ import pytest
 
 from kopiatomic import engines
 from kopiatomic.engines import Engine, Job, location
-from kopiatomic.model import (
+from kopiatomic.model.plan import (
     Dataset,
     EngineEnd,
     EngineResult,

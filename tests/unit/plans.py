@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from kopiatomic.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
-from kopiatomic.model import Plan
-from kopiatomic.plan import select
-from kopiatomic.request import Request
+from kopiatomic.model.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
+from kopiatomic.model.plan import Plan
+from kopiatomic.model.request import Request
+from kopiatomic.planning.plan import select
 from kopiatomic.system.mountinfo import Mount, holder, parents, visible
 
 FILESYSTEM = "11111111-2222-3333-4444-555555555555"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import signal
 
-from kopiatomic.changes import Changes, Moved
 from kopiatomic.errors import Interrupted, KopiatomicError
-from kopiatomic.model import (
+from kopiatomic.model.changes import Changes, Moved
+from kopiatomic.model.plan import (
     Dataset,
     EngineEnd,
     EngineResult,
@@ -21,7 +21,7 @@ from kopiatomic.model import (
     Taken,
     Verdict,
 )
-from kopiatomic.report import EngineReport, Report
+from kopiatomic.model.report import EngineReport, Report
 
 RUN_ID = "20261122T101112Z-01234567"
 START_NS = 1_795_342_272_000_000_000

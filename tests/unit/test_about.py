@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import __version__, about
+from kopiatomic import __version__
+from kopiatomic.commands import about
 from kopiatomic.system import host
 from tests.support.programs import Kopiatomic, command
 
@@ -85,8 +86,8 @@ def test_it_is_asked_for_with_verbose(words: tuple[str, ...], kopiatomic: Kopiat
 def test_the_plain_version_needs_none_of_that(kopiatomic: Kopiatomic) -> None:
     code = """
 import atexit, sys
-from kopiatomic import cli
-atexit.register(lambda: print([m for m in ("kopiatomic.about", "kopiatomic.model", "subprocess") if m in sys.modules]))
+from kopiatomic.cli import entry as cli
+atexit.register(lambda: print([m for m in ("kopiatomic.commands.about", "kopiatomic.model.plan", "subprocess") if m in sys.modules]))
 sys.argv[1:] = ["--version"]
 cli.main()
 """

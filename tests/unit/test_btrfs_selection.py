@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.facts import BtrfsSubvolume, Facts
-from kopiatomic.model import Plan
+from kopiatomic.model.facts import BtrfsSubvolume, Facts
+from kopiatomic.model.plan import Plan
 from tests.unit.plans import facts, plan, subvolume
 
 OTHER = "99999999-8888-7777-6666-555555555555"

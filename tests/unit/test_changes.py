@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from kopiatomic.changes import Changes, Moved, between, selection
-from kopiatomic.model import Plan
+from kopiatomic.model.changes import Changes, Moved, between, selection
+from kopiatomic.model.plan import Plan
 from tests.unit.plans import facts, plan, zfs
 
 LAST = "20261122T101112Z-01234567"

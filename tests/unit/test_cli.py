@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 
-import kopiatomic.run
-from kopiatomic import __version__, cli
-from kopiatomic.options import Options
-from kopiatomic.report import Report
-from kopiatomic.user_property import is_user_property
+import kopiatomic.commands.backup
+from kopiatomic import __version__
+from kopiatomic.cli import entry as cli
+from kopiatomic.config.options import Options
+from kopiatomic.model.report import Report
+from kopiatomic.model.user_property import is_user_property
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.without_root import as_nobody
 
@@ -34,7 +35,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
             asked.append(options)
             return Report("id", "/kopia", dry_run=True)
 
-        monkeypatch.setattr(kopiatomic.run, "backup", record)
+        monkeypatch.setattr(kopiatomic.commands.backup, "backup", record)
         monkeypatch.setattr(sys, "argv", ["kopiatomic", *args])
         with pytest.raises(SystemExit):
             cli.main()
@@ -215,12 +216,12 @@ def test_help_is_there_where_nothing_else_works(kopiatomic: Kopiatomic) -> None:
 
 
 def test_help_needs_no_module_of_the_run(kopiatomic: Kopiatomic) -> None:
-    code = "import sys; from kopiatomic import cli; print([m for m in sys.modules if m in ('rich', 'kopiatomic.run')])"
+    code = "import sys; from kopiatomic.cli import entry as cli; print([m for m in sys.modules if m in ('rich', 'kopiatomic.commands.backup')])"
     assert command(sys.executable, "-c", code, env=kopiatomic.environment).stdout == "[]\n"
 
 
 def test_a_run_loads_nothing_of_another_system(kopiatomic: Kopiatomic) -> None:
-    code = "import sys, kopiatomic.run; from kopiatomic import platforms; platforms.here(); print(*sys.modules)"
+    code = "import sys, kopiatomic.commands.backup; from kopiatomic import platforms; platforms.here(); print(*sys.modules)"
     loaded = command(sys.executable, "-c", code, env=kopiatomic.environment).stdout.split()
     assert [name for name in loaded if "freebsd" in name] == []
     assert "kopiatomic.platforms.linux" in loaded
@@ -269,7 +270,7 @@ def test_help_that_cannot_be_written_ends_without_a_traceback(
 @pytest.mark.parametrize("words", [("-c", "true", "tank"), ("plan", "tank"), ("recover",), ("schedule", "show")])
 def test_a_module_that_python_lacks_is_named(words: tuple[str, ...], kopiatomic: Kopiatomic) -> None:
     """FreeBSD has sqlite3 in a package of its own."""
-    lacking = "import sys; sys.modules['_sqlite3'] = None; from kopiatomic.cli import main; main()"
+    lacking = "import sys; sys.modules['_sqlite3'] = None; from kopiatomic.cli.entry import main; main()"
     ended = command(sys.executable, "-c", lacking, *words, env=kopiatomic.environment, check=False)
     assert ended.returncode == 1
     assert "Traceback" not in ended.stderr
@@ -299,8 +300,8 @@ def test_standard_descriptors_that_are_closed_are_not_taken_for_files(kopiatomic
 
 _RUN_THAT_LOOKS = """
 import atexit, sys
-import kopiatomic.inside, kopiatomic.run
-from kopiatomic import cli
+import kopiatomic.commands.inside, kopiatomic.commands.backup
+from kopiatomic.cli import entry as cli
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.report import CommandReport, Report
 
@@ -313,7 +314,7 @@ def run(kind):
     return run
 
 before = set()
-kopiatomic.run.backup, kopiatomic.inside.run = run(Report), run(CommandReport)
+kopiatomic.commands.backup.backup, kopiatomic.commands.inside.run = run(Report), run(CommandReport)
 late = lambda: [m for m in sys.modules if m not in before and m.split(".")[0] in ("click", "kopiatomic", "rich")]
 atexit.register(lambda: print("late:", late()))
 cli.main()
@@ -337,7 +338,7 @@ def test_the_module_and_the_program_are_the_same(kopiatomic: Kopiatomic) -> None
     as_program = [
         sys.executable,
         "-c",
-        "import sys; sys.argv[0] = 'kopiatomic'; from kopiatomic.cli import main; main()",
+        "import sys; sys.argv[0] = 'kopiatomic'; from kopiatomic.cli.entry import main; main()",
     ]
     ended = subprocess.run([*as_program, "-h"], env=kopiatomic.environment, capture_output=True, text=True, check=True)
     assert ended.stdout == kopiatomic("-h").stdout
@@ -346,10 +347,10 @@ def test_the_module_and_the_program_are_the_same(kopiatomic: Kopiatomic) -> None
 def test_ctrl_c_before_anything_has_begun_is_told(kopiatomic: Kopiatomic) -> None:
     """Our handlers are those of a run; until then it is Python that hears SIGINT, here while it imports the run's modules."""
     program = (
-        "import os, signal, sys; from kopiatomic import cli\n"
+        "import os, signal, sys; from kopiatomic.cli import entry as cli\n"
         "class Interrupt:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'kopiatomic.run': os.kill(os.getpid(), signal.SIGINT)\n"
+        "        if name == 'kopiatomic.commands.backup': os.kill(os.getpid(), signal.SIGINT)\n"
         "sys.meta_path.insert(0, Interrupt()); sys.argv = ['kopiatomic', '-n', '/']; cli.main()\n"
     )
     ended = command(sys.executable, "-c", program, env=kopiatomic.environment, check=False)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import scheduling
+from kopiatomic.commands import schedule as scheduling
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.output.console import Console
-from kopiatomic.records import AHEAD, KEPT_ANYHOW, Records, RunRecord
 from kopiatomic.schedules import Scheduler, lateness
+from kopiatomic.state.records import AHEAD, KEPT_ANYHOW, Records, RunRecord
 from kopiatomic.system import clock
 from tests.unit.schedules import HOUR, on_linux, root, schedule, write_all
 

@@ -11,7 +11,7 @@ import pytest
 
 from kopiatomic import engines
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.model import EngineEnd, Plan
+from kopiatomic.model.plan import EngineEnd, Plan
 
 from .kopia_fixtures import make_job, taken
 

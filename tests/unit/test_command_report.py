@@ -7,8 +7,8 @@ import signal
 import pytest
 
 from kopiatomic.errors import Interrupted, KopiatomicError
-from kopiatomic.model import EngineEnd
-from kopiatomic.report import CommandReport, EngineReport, ShellReport
+from kopiatomic.model.plan import EngineEnd
+from kopiatomic.model.report import CommandReport, EngineReport, ShellReport
 
 
 def report(status: int | None, **more: object) -> CommandReport:

@@ -16,7 +16,8 @@ import click
 import pytest
 from click.shell_completion import CompletionItem, ShellComplete
 
-from kopiatomic import cli, completion
+from kopiatomic.cli import completion
+from kopiatomic.cli import entry as cli
 from kopiatomic.system import host, linux_host, mountinfo, pools
 from kopiatomic.system.freebsd_host import FreeBSDHost
 from tests.support.freebsd_shim import Shim
@@ -166,8 +167,8 @@ def test_a_zfs_that_fails_costs_only_its_names(script: str, zfs: Callable[[str],
 def test_completion_imports_nothing_of_a_run(kopiatomic: Kopiatomic) -> None:
     code = """
 import atexit, sys
-from kopiatomic import cli
-atexit.register(lambda: print([m for m in sys.modules if m in ("rich", "kopiatomic.run", "kopiatomic.gather", "ctypes")]))
+from kopiatomic.cli import entry as cli
+atexit.register(lambda: print([m for m in sys.modules if m in ("rich", "kopiatomic.commands.backup", "kopiatomic.planning.gather", "ctypes")]))
 cli.main()
 """
     environment = {**kopiatomic.environment, "_KOPIATOMIC_COMPLETE": "bash_complete", "COMP_WORDS": "kopiatomic --vol"}
@@ -243,7 +244,7 @@ def bash(kopiatomic: Kopiatomic, tmp_path: Path, zfs: Callable[[str], Path]) -> 
     """Type a line and a tab in a real bash; returns the screen from the line on when it shows what is waited for."""
     zfs(f"printf '%s\\n' {shlex.join(NAMES)}")
     program = tmp_path / "kopiatomic"
-    start = "from kopiatomic.system import pools; pools.answering = lambda: ['tank']; from kopiatomic.cli import main; main()"
+    start = "from kopiatomic.system import pools; pools.answering = lambda: ['tank']; from kopiatomic.cli.entry import main; main()"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{start}" "$@"\n')
     program.chmod(0o755)
     (tmp_path / "folder").mkdir()

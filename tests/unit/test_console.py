@@ -18,11 +18,11 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Judged, Progress, Uncovered, Verdict
+from kopiatomic.model.plan import Judged, Progress, Uncovered, Verdict
+from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.output.document import document
 from kopiatomic.output.summary import duration, size
-from kopiatomic.report import Report
 from tests.unit.reports import RUN_ID, failed, finished, interrupted, planned, several
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

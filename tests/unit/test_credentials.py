@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import credentials, freezing, run
+from kopiatomic.commands import backup as run
+from kopiatomic.config import credentials
+from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.freezing import Frozen
-from kopiatomic.launcher import Checked, Start
-from kopiatomic.model import EngineEnd, Layout, Plan
-from kopiatomic.options import Options
+from kopiatomic.model.plan import EngineEnd, Layout, Plan
+from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
-from kopiatomic.records import Records
-from kopiatomic.report import Report
+from kopiatomic.runs import freezing
+from kopiatomic.runs.freezing import Frozen
+from kopiatomic.runs.launcher import Checked, Start
+from kopiatomic.state.records import Records
 from kopiatomic.system import process
 from kopiatomic.views import View
 from tests.unit.kopia_fixtures import make_job, taken

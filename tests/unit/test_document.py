@@ -11,8 +11,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from kopiatomic import errors
+from kopiatomic.model.report import Report
 from kopiatomic.output.document import document, instant_text
-from kopiatomic.report import Report
 from tests.support.programs import Kopiatomic
 from tests.support.schema import schema, valid
 from tests.unit.reports import failed, finished, interrupted, several

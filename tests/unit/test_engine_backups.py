@@ -19,7 +19,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from kopiatomic.engines.numbers import OddNumberError
-from kopiatomic.model import Layout
+from kopiatomic.model.plan import Layout
 from kopiatomic.system import fuse, linux
 from tests.support.programs import command
 from tests.support.small_disk import on_small_disk

@@ -18,8 +18,8 @@ from kopiatomic.engines import flags
 from kopiatomic.engines.known_options import Known
 from kopiatomic.engines.own import source_of
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.masking import MASK, Secrets
-from kopiatomic.model import Plan
+from kopiatomic.model.plan import Plan
+from kopiatomic.secrets.masking import MASK, Secrets
 from tests.support.repositories import Borg, Restic
 from tests.support.small_disk import on_small_disk
 from tests.unit.engine_bench import EngineBench

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kopiatomic.fitting import fit, fold
-from kopiatomic.model import Dataset, Judged, PlannedPath, Taken, Verdict
+from kopiatomic.model.plan import Dataset, Judged, PlannedPath, Taken, Verdict
 from kopiatomic.paths import common
+from kopiatomic.planning.fitting import fit, fold
 
 
 def of(owner: int, *paths: str, named: bool = False) -> Iterator[Taken]:

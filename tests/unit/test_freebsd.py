@@ -43,7 +43,7 @@ def test_where_python_says_freebsd_its_directories_and_recovery_are_used() -> No
     script = (
         "import sys; sys.platform = 'freebsd14'\n"
         "from kopiatomic.system import freebsd; freebsd.kernel = lambda: None\n"
-        "from kopiatomic import locks, recovery\n"
+        "from kopiatomic.runs import recovery; from kopiatomic.state import locks\n"
         "print(locks.DIRECTORY, *recovery.kinds())"
     )
     ended = command(sys.executable, "-c", script)
@@ -63,7 +63,10 @@ def test_what_a_run_there_imports_needs_nothing_that_only_linux_has() -> None:
         "del signal.pidfd_send_signal, select.epoll\n"
         "sys.platform = 'freebsd14'\n"
         "from kopiatomic.system import freebsd; freebsd.kernel = lambda: None\n"
-        "from kopiatomic import cli, commands, inside, platforms, run, engines, recovery\n"
+        "from kopiatomic import engines, platforms\n"
+        "from kopiatomic.cli import entry\n"
+        "from kopiatomic.commands import backup, failures, inside\n"
+        "from kopiatomic.runs import recovery\n"
         "from kopiatomic.engines import borg, command, kopia, restic\n"
         "print(type(platforms.here()).__name__, *recovery.kinds())\n"
     )

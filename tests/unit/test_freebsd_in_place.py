@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import locks, recovery, root_leftovers
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import SCRATCH, Dataset, Intent, Layout, Plan, PlannedPath, Taken, Uncovered
+from kopiatomic.model.plan import SCRATCH, Dataset, Intent, Layout, Plan, PlannedPath, Taken, Uncovered
 from kopiatomic.mount_leftovers import MountLeftovers
 from kopiatomic.platforms.freebsd import FreeBSDPlatform
-from kopiatomic.recovery import Recovery
+from kopiatomic.runs import recovery
+from kopiatomic.runs.recovery import Recovery
+from kopiatomic.state import locks, root_leftovers
 from kopiatomic.system import freebsd_mounting, linux, spawn
 from kopiatomic.system.mountinfo import visible
 from kopiatomic.views import Missing, Step, freebsd_in_place

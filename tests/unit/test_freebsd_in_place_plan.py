@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from kopiatomic import locks
-from kopiatomic.facts import Facts
-from kopiatomic.model import Instant, Layout, Sets, Snapshot, SnapshotSet
-from kopiatomic.plan import select
-from kopiatomic.request import Request
+from kopiatomic.model.facts import Facts
+from kopiatomic.model.plan import Instant, Layout, Sets, Snapshot, SnapshotSet
+from kopiatomic.model.request import Request
+from kopiatomic.planning.plan import select
+from kopiatomic.state import locks
 from kopiatomic.views import freebsd_in_place, steps_of
 from kopiatomic.views.freebsd_in_place import InPlaceView
 from tests.support.freebsd_shim import Shim

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Intent
+from kopiatomic.model.plan import Intent
 from kopiatomic.system import freebsd_mounting, linux
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.views import FILES, LIVE, SCAFFOLD, Missing, Step, freebsd

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import hooks, lists, locks
 from kopiatomic.errors import Interrupted, KopiatomicError
-from kopiatomic.masking import Secrets
-from kopiatomic.model import Dataset, Plan, PlannedPath, Taken
+from kopiatomic.hooks import shell as hooks
+from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
+from kopiatomic.secrets.masking import Secrets
+from kopiatomic.state import lists, locks
 from kopiatomic.system import signals
 from tests.support.moments import ends
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.engines import kopia_listing, program
-from kopiatomic.model import EngineEnd
+from kopiatomic.model.plan import EngineEnd
 
 from .kopia_fixtures import PASSWORD, Bench, Driven, back_up, make_job, taken
 

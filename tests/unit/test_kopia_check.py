@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import engines, locks
+from kopiatomic import engines
 from kopiatomic.engines import kopia_location, program
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Layout, Plan
+from kopiatomic.model.plan import Layout, Plan
+from kopiatomic.state import locks
 from kopiatomic.text import printable
 from tests.support.small_disk import on_small_disk
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import locks
 from kopiatomic.errors import KopiatomicError, LockedError
+from kopiatomic.state import locks
 from tests.unit.view_roots import view_root
 
 pytestmark = pytest.mark.usefixtures("lock_directory")

@@ -10,7 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
-from kopiatomic import cli, errors, inside
+from kopiatomic import errors
+from kopiatomic.cli import entry as cli
+from kopiatomic.commands import inside
 from tests.support.programs import SOURCE, command
 
 PAGE = SOURCE.parent / "man/kopiatomic.8"

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from kopiatomic.masking import Secrets, credentials, is_secret, masked
+from kopiatomic.secrets.masking import Secrets, credentials, is_secret, masked
 
 
 @pytest.mark.parametrize(

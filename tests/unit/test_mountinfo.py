@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kopiatomic.filesystems import may_hang
+from kopiatomic.model.fstypes import may_hang
 from kopiatomic.system import mountinfo
 from kopiatomic.system.mountinfo import Mount, borders, holder, parents, parse, visible
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kopiatomic.names import Equal, look, spelled
+from kopiatomic.engines.names import Equal, look, spelled
 
 SIGN = "\ufffd"
 

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kopiatomic import plan as planning
-from kopiatomic import shielding
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.facts import Facts, ZfsDataset, ZfsPool, dump, load
-from kopiatomic.model import Layout, Plan, PlannedPath, Verdict
+from kopiatomic.model.facts import Facts, ZfsDataset, ZfsPool, dump, load
+from kopiatomic.model.plan import Layout, Plan, PlannedPath, Verdict
+from kopiatomic.planning import plan as planning
+from kopiatomic.planning import shielding
 from kopiatomic.system import mountinfo
 from kopiatomic.system.mountinfo import visible
 from kopiatomic.text import printable

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import locks, platforms
+from kopiatomic import platforms
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Dataset, Plan, PlannedPath, Taken
+from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.platforms.freebsd import FreeBSDPlatform
 from kopiatomic.platforms.linux import LinuxPlatform
+from kopiatomic.state import locks
 from kopiatomic.system.freebsd_host import FreeBSDHost
 from kopiatomic.system.linux_host import LinuxHost
 from tests.support.freebsd_shim import Shim, isolated

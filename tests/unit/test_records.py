@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 
-from kopiatomic import records, state_file
-from kopiatomic.model import Instant, Intent, Sets, Snapshot, SnapshotSet
+from kopiatomic.model.plan import Instant, Intent, Sets, Snapshot, SnapshotSet
 from kopiatomic.output.history import list_of
-from kopiatomic.ownership import Mark
-from kopiatomic.records import Records, RunRecord, Unfinished
-from kopiatomic.state_file import NewerStateError, StateError
+from kopiatomic.state import records, state_file
+from kopiatomic.state.ownership import Mark
+from kopiatomic.state.records import Records, RunRecord, Unfinished
+from kopiatomic.state.state_file import NewerStateError, StateError
 
 pytestmark = pytest.mark.usefixtures("lock_directory")
 
@@ -91,7 +91,7 @@ def test_intents_of_a_run_that_has_ended_are_told_from_those_of_one_that_has_not
 def test_what_only_reads_needs_no_writable_disk(state: Records) -> None:
     state.begin(run_record(), keep=YEAR)
     state.intend(RUN, [Intent("zfs", "tank", "tank@x")], "s")
-    reading = "from kopiatomic.records import Records; import sys; r = Records(sys.argv[1]);"
+    reading = "from kopiatomic.state.records import Records; import sys; r = Records(sys.argv[1]);"
     reading += "print(len(r.history(9)), len(r.intents(sys.argv[2])), len(r.unfinished()))"
     script = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && exec "$2" -c "$3" "$1" "$4"'
     words = ["unshare", "-m", "sh", "-c", script, "sh", state.directory, sys.executable, reading, RUN]
@@ -276,7 +276,7 @@ def test_a_run_without_an_end_is_unfinished_also_without_intents(state: Records)
 
 def test_what_was_said_is_on_the_disk_although_the_process_is_killed_at_once(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from kopiatomic.records import Records; from kopiatomic.model import Intent;"
+        "import os, sys; from kopiatomic.state.records import Records; from kopiatomic.model.plan import Intent;"
         "Records(sys.argv[1]).intend('r', [Intent('zfs', 'tank', f'tank/{n}@x') for n in range(1000)], 's');"
         "os.kill(os.getpid(), 9)"
     )
@@ -289,7 +289,7 @@ def test_what_was_said_is_on_the_disk_although_the_process_is_killed_at_once(tmp
 def test_an_intent_is_flushed_with_its_directory_in_one_transaction(tmp_path: Path) -> None:
     """Database, journal, and the directory that the journal's entry was in."""
     program = (
-        "import sys; from kopiatomic.records import Records; from kopiatomic.model import Intent;"
+        "import sys; from kopiatomic.state.records import Records; from kopiatomic.model.plan import Intent;"
         "state = Records(sys.argv[1]); state.forget('other'); print('MARK', flush=True);"
         "state.intend('r', [Intent('zfs', 'tank', f'tank/{n}@x') for n in range(200)], 's')"
     )

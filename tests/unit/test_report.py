@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from kopiatomic.errors import Interrupted, KopiatomicError, LockedError, UsageError
-from kopiatomic.model import EngineEnd, EngineResult
-from kopiatomic.report import EngineReport, Report
+from kopiatomic.model.plan import EngineEnd, EngineResult
+from kopiatomic.model.report import EngineReport, Report
 
 FAILURE = KopiatomicError("it failed", kind="x")
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import roots
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.state import roots
 from tests.unit.view_roots import view_root
 
 pytestmark = pytest.mark.usefixtures("lock_directory")

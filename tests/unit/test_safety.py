@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import safety
-from kopiatomic.system import linux_acl
+from kopiatomic.system import linux_acl, safety
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="giving files away is root's")
 

@@ -19,14 +19,18 @@ from typing import Any
 
 import pytest
 
-from kopiatomic import cli, freezing, locks, run, schedules, scheduling
+from kopiatomic import schedules
+from kopiatomic.cli import entry as cli
+from kopiatomic.cli.schedule import meant
+from kopiatomic.commands import backup as run
+from kopiatomic.commands import schedule as scheduling
+from kopiatomic.commands.schedule import Place, Wanted
+from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError, LockedError
-from kopiatomic.model import Layout
-from kopiatomic.options import Options
+from kopiatomic.model.plan import Layout
+from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
-from kopiatomic.records import Records, RunRecord
-from kopiatomic.report import Report
-from kopiatomic.schedule_cli import meant
+from kopiatomic.runs import freezing
 from kopiatomic.schedules import (
     Schedule,
     Scheduler,
@@ -34,7 +38,8 @@ from kopiatomic.schedules import (
     on,
     systemd,
 )
-from kopiatomic.scheduling import Place, Wanted
+from kopiatomic.state import locks
+from kopiatomic.state.records import Records, RunRecord
 from tests.support.programs import Kopia, Kopiatomic
 from tests.unit.engine_bench import EngineBench
 from tests.unit.schedules import HOUR, UNITS, error_of, on_freebsd, on_linux, root, schedule, tree, write_all
@@ -126,7 +131,7 @@ from tests.unit.kopia_fixtures import taken
 from kopiatomic.model import Plan
 freezing.Freezing.select = lambda _: Plan({source!r}, (taken("/"),))
 freezing.Freezing.check_places = lambda *_: None
-from kopiatomic.cli import main
+from kopiatomic.cli.entry import main
 main()
 """
 
@@ -648,7 +653,7 @@ def test_recovering_a_schedule_looks_at_its_own_runs_alone(
     records: Records, lock_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two runs were killed before they made anything, one of the schedule; its lock file is still there."""
-    from kopiatomic.commands import recover
+    from kopiatomic.commands.failures import recover
 
     ours, other = (f"20261122T101112Z-{number:08x}" for number in (1, 2))
     for run_id, name in ((ours, "home"), (other, "")):
@@ -767,7 +772,7 @@ def test_the_command_line_of_cron_makes_the_backup_of_the_schedule(
 def test_names_are_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     from click.shell_completion import ShellComplete
 
-    from kopiatomic import completion
+    from kopiatomic.cli import completion
 
     monkeypatch.setattr(completion, "schedules", lambda: ["home", "mail"])
     monkeypatch.setattr(completion, "datasets", lambda: {"tank", "tank/home"})

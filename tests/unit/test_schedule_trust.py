@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic.options import Options
+from kopiatomic.config.options import Options
 from kopiatomic.schedules import (
     Scheduler,
     environment,
@@ -154,7 +154,7 @@ def installation(tmp_path: Path) -> Path:
     program.parent.mkdir(parents=True)
     for folder in (tmp_path / "opt", tmp_path / "opt/kopiatomic", program.parent):
         folder.chmod(0o755)
-    program.write_text("#!/usr/bin/python3\nfrom kopiatomic.cli import main\n\nmain()\n")
+    program.write_text("#!/usr/bin/python3\nfrom kopiatomic.cli.entry import main\n\nmain()\n")
     program.chmod(0o755)
     return program
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import scheduling
+from kopiatomic.commands import schedule as scheduling
 from kopiatomic.output.console import Console
 from kopiatomic.schedules import (
     Calendar,

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.facts import Facts
-from kopiatomic.model import Layout, Plan
+from kopiatomic.model.facts import Facts
+from kopiatomic.model.plan import Layout, Plan
 from tests.unit.plans import facts, plan, zfs
 
 ANN = "user ann"

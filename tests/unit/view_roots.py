@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from kopiatomic import locks
+from kopiatomic.state import locks
 
 _numbers = itertools.count()
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from kopiatomic.ownership import host_id
+from kopiatomic.state.ownership import host_id
 from tests.support import forked
 from tests.support.filesystems import Pool
 from tests.support.programs import command

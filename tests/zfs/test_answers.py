@@ -12,7 +12,7 @@ import pytest
 
 from kopiatomic import zfs_listing
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.facts import ZfsDataset
+from kopiatomic.model.facts import ZfsDataset
 from kopiatomic.system import process
 from tests.support.filesystems import Pool
 from tests.support.programs import command

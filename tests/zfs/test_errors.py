@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from kopiatomic import zfs_listing
-from kopiatomic.model import VOLUMES
+from kopiatomic.model.plan import VOLUMES
+from kopiatomic.model.user_property import PROPERTY
 from kopiatomic.system import linux
-from kopiatomic.user_property import PROPERTY
 from tests.support.filesystems import Pool
 from tests.support.programs import command
 from tests.zfs import obstacles

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import locks
+from kopiatomic.state import locks
 from kopiatomic.system import linux
 from tests.support.filesystems import Pool
 from tests.support.freebsd_shim import JAIL

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import kopiatomic
-from kopiatomic import locks
+from kopiatomic.state import locks
 from kopiatomic.system import linux
 from tests.support import system_tree
 from tests.support.filesystems import Pool, imported_pool

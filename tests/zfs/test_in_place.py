@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import locks
+from kopiatomic.state import locks
 from tests.support import system_tree
 from tests.support.filesystems import Pool, imported_pool
 from tests.support.killing import kill_together

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import ownership
+from kopiatomic.state import ownership
 from kopiatomic.system import linux
 from tests.support.filesystems import Pool
 from tests.support.programs import Completed, command

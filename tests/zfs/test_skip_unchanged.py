@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic import locks, ownership
+from kopiatomic.state import locks, ownership
 from tests.support.filesystems import Pool, imported_pool
 from tests.support.programs import Kopia, command
 from tests.zfs.runs import Runner

@@ -68,7 +68,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from kopiatomic.options import duration
+        from kopiatomic.config.options import duration
 
         if isinstance(value, float):
             return value
@@ -87,7 +87,7 @@ def complete(context: click.Context, _parameter: click.Parameter, incomplete: st
     """Names of datasets, and commands where one may stand. What begins as a path is left to the shell."""
     from click.shell_completion import CompletionItem
 
-    from kopiatomic.completion import datasets
+    from kopiatomic.cli.completion import datasets
 
     if COMMAND in context.meta:
         return [CompletionItem(incomplete, type="file")]

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn, TypeVar
 import click
 
 from kopiatomic import __version__
-from kopiatomic.arguments import (
+from kopiatomic.cli.arguments import (
     COMMAND,
     HELP,
     NO_WORD_YET,
@@ -23,15 +23,15 @@ from kopiatomic.arguments import (
     complete_directory,
     told,
 )
-from kopiatomic.ownership import is_run_id
-from kopiatomic.schedule_cli import schedule
+from kopiatomic.cli.schedule import schedule
+from kopiatomic.model.user_property import PROPERTY, is_user_property
+from kopiatomic.state.ownership import is_run_id
 from kopiatomic.system import inherited
-from kopiatomic.user_property import PROPERTY, is_user_property
 
 if TYPE_CHECKING:
     from kopiatomic.errors import KopiatomicError
+    from kopiatomic.model.report import Report
     from kopiatomic.output.console import Console
-    from kopiatomic.report import Report
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, value: bo
     if value:
         # Asked for before the other options are looked at, so that nothing else on the line is in its way.
         if "--verbose" in sys.argv[1:]:
-            from kopiatomic.about import lines
+            from kopiatomic.commands.about import lines
 
             click.echo("\n".join(lines()))
         else:
@@ -110,7 +110,7 @@ def cli() -> None:
 
 
 def _as_layout(_context: click.Context, _parameter: click.Parameter, value: str) -> Any:
-    from kopiatomic.model import Layout
+    from kopiatomic.model.plan import Layout
 
     return Layout(value)
 
@@ -340,9 +340,9 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
     Snapshots them together, mounts the snapshots read-only below /kopia where only the backup sees them, runs 'kopia
     snapshot create /kopia', and removes everything again.
     """
-    from kopiatomic.options import Options
+    from kopiatomic.commands.backup import backup as run
+    from kopiatomic.config.options import Options
     from kopiatomic.output.console import Console
-    from kopiatomic.run import backup as run
 
     console = Console(verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
     _finish(run(Options(maintenance=not no_maintenance, **options), console), console, as_json=as_json)
@@ -371,11 +371,11 @@ def plan(
 
     The exit code is what a run would end with for these reasons.
     """
-    from kopiatomic.commands import compare, facts_text
-    from kopiatomic.facts import load
-    from kopiatomic.options import Options
+    from kopiatomic.commands.backup import backup as run
+    from kopiatomic.commands.failures import compare, facts_text
+    from kopiatomic.config.options import Options
+    from kopiatomic.model.facts import load
     from kopiatomic.output.console import Console
-    from kopiatomic.run import backup as run
 
     console = Console(verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
     if save_facts:
@@ -412,8 +412,8 @@ def shell(*, user: str | None, verbose: bool, **options: Any) -> None:
 
 
 def _run_inside(argv: Sequence[str], user: str | None, options: dict[str, Any], *, verbose: bool) -> NoReturn:
-    from kopiatomic.inside import Wanted, run
-    from kopiatomic.options import Options
+    from kopiatomic.commands.inside import Wanted, run
+    from kopiatomic.config.options import Options
     from kopiatomic.output.console import Console
 
     console = Console(verbose=verbose, chatter=verbose, animated=False)
@@ -464,9 +464,9 @@ def recover(
     Every run does this for what is on record before it makes anything of its own. This command also finds by itself what
     no record speaks of. Exit code 0: nothing of this host's is left. 4: something is.
     """
-    from kopiatomic.commands import recover as run
+    from kopiatomic.commands.failures import recover as run
     from kopiatomic.output.console import Console
-    from kopiatomic.recovery import Allowed
+    from kopiatomic.runs.recovery import Allowed
 
     if forget is not None and schedule is not None:
         raise click.UsageError("--forget and --schedule exclude each other")
@@ -485,7 +485,7 @@ def recover(
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def history(*, run_id: str, limit: int, state_dir: str, as_json: bool) -> None:
     """List the last runs, or show one whole (the beginning of its id is enough)."""
-    from kopiatomic.commands import history as run
+    from kopiatomic.commands.failures import history as run
     from kopiatomic.output.console import Console
 
     raise SystemExit(run(state_dir, Console(), run_id=run_id, limit=limit, as_json=as_json))
@@ -513,7 +513,7 @@ def main() -> None:
     gc.disable()
     inherited.settle()
     if "_KOPIATOMIC_COMPLETE" in os.environ:
-        from kopiatomic import completion
+        from kopiatomic.cli import completion
 
         completion.register()
     stdout = sys.stdout
@@ -563,7 +563,7 @@ def _lack(error: ImportError) -> NoReturn:
 
 def _end(error: KopiatomicError) -> NoReturn:
     """Print the error of what has not begun, and end."""
+    from kopiatomic.model.report import Report
     from kopiatomic.output.console import Console
-    from kopiatomic.report import Report
 
     _finish(Report(run_id="", root="", error=error), Console(), as_json="--json" in sys.argv)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kopiatomic.arguments import COMMAND, HELP, Command, WithCommand, told
+from kopiatomic.cli.arguments import COMMAND, HELP, Command, WithCommand, told
 
 if TYPE_CHECKING:
-    from kopiatomic.options import Options
-    from kopiatomic.report import Report
+    from kopiatomic.config.options import Options
+    from kopiatomic.model.report import Report
 
 
 class _WithWords(WithCommand):
@@ -38,7 +38,7 @@ def _complete_schedule(_context: click.Context, _parameter: click.Parameter, inc
     """Names of schedules."""
     from click.shell_completion import CompletionItem
 
-    from kopiatomic.completion import schedules
+    from kopiatomic.cli.completion import schedules
 
     return [CompletionItem(name) for name in schedules() if name.startswith(incomplete)]
 
@@ -92,10 +92,10 @@ def install(
     Says what it will write, asks, checks the engine as the schedule will run, and only then installs anything. Installing
     the same again changes nothing.
     """
+    from kopiatomic.commands.schedule import Place, Wanted
+    from kopiatomic.commands.schedule import install as run
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import DAILY, HOURLY, here
-    from kopiatomic.scheduling import Place, Wanted
-    from kopiatomic.scheduling import install as run
 
     if daily + hourly + (calendar is not None) > 1:
         raise click.UsageError("--daily, --hourly and --calendar exclude each other")
@@ -111,9 +111,9 @@ def install(
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def show(*, name: str, as_json: bool) -> None:
     """Say which schedules there are, when they start, and what came of them."""
+    from kopiatomic.commands.schedule import show as run
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here
-    from kopiatomic.scheduling import show as run
 
     console = Console()
     raise SystemExit(run(told(here, console), console, name=name, as_json=as_json))
@@ -124,9 +124,9 @@ def show(*, name: str, as_json: bool) -> None:
 @_yes
 def remove(*, name: str, yes: bool) -> None:
     """Take a schedule away. Its runs stay on record."""
+    from kopiatomic.commands.schedule import remove as run
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here
-    from kopiatomic.scheduling import remove as run
 
     console = Console()
     raise SystemExit(run(told(here, console), console, name=name, yes=yes))
@@ -139,8 +139,8 @@ def remove(*, name: str, yes: bool) -> None:
 @click.pass_context
 def check(context: click.Context, /) -> None:
     """Say as JSON whether the backup could be made, where it would be saved and as whom."""
+    from kopiatomic.commands.schedule import check as run
     from kopiatomic.output.console import Console
-    from kopiatomic.scheduling import check as run
 
     words, options = meant(context.meta.get(COMMAND) or (), _all_commands(context))
     raise SystemExit(run(words, options, Console(quiet=True)))
@@ -150,9 +150,9 @@ def check(context: click.Context, /) -> None:
 @click.argument("name", metavar="NAME")
 def overdue(*, name: str) -> None:
     """Fail where the schedule has had no complete success for three of its intervals."""
+    from kopiatomic.commands.schedule import overdue as run
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here
-    from kopiatomic.scheduling import overdue as run
 
     console = Console()
     raise SystemExit(run(told(here, console), console, name=name))
@@ -163,10 +163,10 @@ def overdue(*, name: str) -> None:
 @click.pass_context
 def start(context: click.Context, /, *, name: str) -> None:
     """Make the backup of the schedule: what cron starts."""
+    from kopiatomic.commands.backup import backup as make
+    from kopiatomic.commands.schedule import start as run
     from kopiatomic.output.console import Console
-    from kopiatomic.run import backup as make
     from kopiatomic.schedules import Schedule, here
-    from kopiatomic.scheduling import start as run
 
     console = Console(quiet=True)
 
@@ -187,7 +187,7 @@ def _all_commands(context: click.Context) -> click.Group:
 
 def meant(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], Options]:
     """The words of a backup without its name, and what they mean to the one in ``group``. Raises click's errors."""
-    from kopiatomic.options import Options
+    from kopiatomic.config.options import Options
 
     backup = group.commands["backup"]
     if words and words[0] == backup.name:

@@ -8,18 +8,23 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from kopiatomic import credentials, engines, hooks, lists, plan, roots, skipping
+from kopiatomic import engines
+from kopiatomic.config import credentials
+from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.engines import Engine, Job, Remembering
 from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.own import Own, in_place, prepared, require_skipped
 from kopiatomic.errors import Interrupted, KopiatomicError
-from kopiatomic.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
-from kopiatomic.launcher import Checked, Start
-from kopiatomic.masking import Secrets
-from kopiatomic.model import EngineEnd, EngineResult, Layout, Plan, Progress
-from kopiatomic.options import Options, check_name, words
-from kopiatomic.report import EngineReport, Report
-from kopiatomic.streams import Pipes
+from kopiatomic.hooks import shell as hooks
+from kopiatomic.model.plan import EngineEnd, EngineResult, Layout, Plan, Progress
+from kopiatomic.model.report import EngineReport, Report
+from kopiatomic.planning import plan
+from kopiatomic.runs import skipping
+from kopiatomic.runs.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
+from kopiatomic.runs.launcher import Checked, Start
+from kopiatomic.runs.streams import Pipes
+from kopiatomic.secrets.masking import Secrets
+from kopiatomic.state import lists, roots
 from kopiatomic.system import inherited, signals
 from kopiatomic.text import ended, first_few, printable
 

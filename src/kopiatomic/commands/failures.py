@@ -6,19 +6,21 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from kopiatomic import changes, errors, facts, liveness, locks
+from kopiatomic import errors
+from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.gather import gather
-from kopiatomic.liveness import Life, life
-from kopiatomic.options import Options
+from kopiatomic.model import changes, facts
+from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.output.history import lines_of, list_of
 from kopiatomic.output.summary import ends_of_dead
-from kopiatomic.records import INTERRUPTED, NOT_RECORDED, Records, RunRecord
-from kopiatomic.recovery import Allowed, Cleared, Recovery
-from kopiatomic.report import Report
+from kopiatomic.planning.gather import gather
+from kopiatomic.runs.recovery import Allowed, Cleared, Recovery
 from kopiatomic.snapshots import zfs_bookmarks
-from kopiatomic.state_file import NewerStateError, StateError
+from kopiatomic.state import liveness, locks
+from kopiatomic.state.liveness import Life, life
+from kopiatomic.state.records import INTERRUPTED, NOT_RECORDED, Records, RunRecord
+from kopiatomic.state.state_file import NewerStateError, StateError
 from kopiatomic.system import signals
 from kopiatomic.text import printable
 

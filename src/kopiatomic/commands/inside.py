@@ -12,19 +12,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from kopiatomic import hooks, lists, plan, roots
+from kopiatomic.config.options import Options
 from kopiatomic.engines.own import in_place
 from kopiatomic.errors import KopiatomicError, StartError
-from kopiatomic.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
+from kopiatomic.hooks import shell as hooks
 from kopiatomic.immutable import immutable
-from kopiatomic.launcher import Checked, Manner, Start, Started
-from kopiatomic.masking import Secrets
-from kopiatomic.model import Command, Layout, Plan, Progress, Sets
-from kopiatomic.options import Options
+from kopiatomic.model.plan import Command, Layout, Plan, Progress, Sets
+from kopiatomic.model.report import CommandReport, EngineReport, ShellReport
 from kopiatomic.output.document import instant_text, instant_words
 from kopiatomic.output.summary import shielded
-from kopiatomic.report import CommandReport, EngineReport, ShellReport
-from kopiatomic.streams import Callers
+from kopiatomic.planning import plan
+from kopiatomic.runs.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
+from kopiatomic.runs.launcher import Checked, Manner, Start, Started
+from kopiatomic.runs.streams import Callers
+from kopiatomic.secrets.masking import Secrets
+from kopiatomic.state import lists, roots
 from kopiatomic.system import inherited, signals
 from kopiatomic.system.spawn import User
 from kopiatomic.text import first_few, printable

@@ -10,20 +10,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-from kopiatomic import engines, errors, plan, presence
-from kopiatomic.commands import result_of
+from kopiatomic import engines, errors, presence
+from kopiatomic.commands.failures import result_of
+from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
-from kopiatomic.liveness import Life, life
-from kopiatomic.masking import Secrets
-from kopiatomic.options import Options, check_name, words
+from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.output.summary import duration
-from kopiatomic.records import Records, RunRecord
-from kopiatomic.report import Report
+from kopiatomic.planning import plan
 from kopiatomic.schedules import Schedule, Scheduler, environment, files, lateness, started, trust
 from kopiatomic.schedules import check_name as check_schedule_name
 from kopiatomic.schedules.files import State
+from kopiatomic.secrets.masking import Secrets
+from kopiatomic.state.liveness import Life, life
+from kopiatomic.state.records import Records, RunRecord
 from kopiatomic.system import clock
 from kopiatomic.text import printable
 
@@ -193,7 +194,7 @@ def _say_installed(scheduler: Scheduler, schedule: Schedule, console: Console) -
 
 def check(words_: Sequence[str], options: Options, console: Console) -> int:
     """Answer, as JSON, whether the backup could be made now, where it would be saved and as whom; returns the exit code."""
-    from kopiatomic.run import check as look  # noqa: PLC0415 - it loads all that a run needs
+    from kopiatomic.commands.backup import check as look  # noqa: PLC0415 - it loads all that a run needs
 
     # What is masked in messages goes by these.
     sys.argv[1:] = words_

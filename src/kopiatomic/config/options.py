@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import shlex
 
-from kopiatomic import ownership
 from kopiatomic.errors import UsageError
-from kopiatomic.facts import Facts
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Layout
-from kopiatomic.request import Request
+from kopiatomic.model.facts import Facts
+from kopiatomic.model.plan import Layout
+from kopiatomic.model.request import Request
+from kopiatomic.model.user_property import PROPERTY
+from kopiatomic.state import ownership
 from kopiatomic.text import printable
-from kopiatomic.user_property import PROPERTY
 
 DEFAULT_DIRECTORY = "/var/lib/kopiatomic"
 """Where the state database is kept."""

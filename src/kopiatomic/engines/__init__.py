@@ -8,11 +8,11 @@ from dataclasses import field
 from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
+from kopiatomic.engines.names import Equal
 from kopiatomic.engines.own import Own
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Refusal, Sets
-from kopiatomic.names import Equal
+from kopiatomic.model.plan import Command, EngineEnd, EngineResult, Plan, Progress, Refusal, Sets
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.text import printable
 

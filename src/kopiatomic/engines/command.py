@@ -8,7 +8,7 @@ from kopiatomic.engines import Job, Target, program
 from kopiatomic.engines.lines import Lines
 from kopiatomic.engines.own import Own
 from kopiatomic.errors import UsageError
-from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Refusal
+from kopiatomic.model.plan import Command, EngineEnd, EngineResult, Plan, Progress, Refusal
 from kopiatomic.text import ended, printable
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 
 from kopiatomic.engines.own import source_of
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Plan
+from kopiatomic.model.plan import Plan
 from kopiatomic.text import printable
 
 

@@ -31,7 +31,7 @@ from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_output import Manifest, Output, parse_manifest
 from kopiatomic.engines.numbers import number
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Command, EngineEnd, EngineResult, FileProblem, Layout, Plan, Progress, Refusal
+from kopiatomic.model.plan import Command, EngineEnd, EngineResult, FileProblem, Layout, Plan, Progress, Refusal
 from kopiatomic.paths import below, is_at_or_below, tree_order
 from kopiatomic.system import looking
 from kopiatomic.text import ended, printable

@@ -14,7 +14,7 @@ from kopiatomic.engines.kopia_output import parse_manifest
 from kopiatomic.engines.kopia_policy import Policies, Source
 from kopiatomic.engines.listing import views_in
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Plan, Refusal, Taken
+from kopiatomic.model.plan import Plan, Refusal, Taken
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import looking
 from kopiatomic.text import first_few, printable

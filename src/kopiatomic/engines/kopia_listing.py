@@ -11,10 +11,10 @@ from typing import Any
 from kopiatomic.engines import Job
 from kopiatomic.engines.kopia_client import Client, last_error
 from kopiatomic.engines.kopia_output import Manifest
+from kopiatomic.engines.names import spelled
 from kopiatomic.engines.numbers import number
 from kopiatomic.engines.program import KEEP
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.names import spelled
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import process
 from kopiatomic.text import first_few, printable

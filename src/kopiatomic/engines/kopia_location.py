@@ -10,7 +10,7 @@ from typing import Any
 from kopiatomic import presence
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.engines.kopia_options import Options
-from kopiatomic.masking import masked
+from kopiatomic.secrets.masking import masked
 from kopiatomic.text import printable
 
 

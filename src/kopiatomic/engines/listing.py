@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kopiatomic import locks
 from kopiatomic.engines import Job
-from kopiatomic.filesystems import SYSTEM
-from kopiatomic.model import Layout, Plan
-from kopiatomic.names import spelled
+from kopiatomic.engines.names import spelled
+from kopiatomic.model.fstypes import SYSTEM
+from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.state import locks
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Plan, Taken
+from kopiatomic.model.plan import Plan, Taken
 from kopiatomic.paths import is_at_or_below
 from kopiatomic.system import btrfs, host, looking, mountinfo
 from kopiatomic.text import printable

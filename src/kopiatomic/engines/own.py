@@ -10,7 +10,7 @@ from functools import partial
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Layout, Plan
+from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.paths import below, is_at_or_below, topmost
 from kopiatomic.system import host, looking
 from kopiatomic.text import printable

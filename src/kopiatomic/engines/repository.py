@@ -13,9 +13,9 @@ from kopiatomic.engines.flags import Given
 from kopiatomic.engines.own import Own, is_covered, source_of
 from kopiatomic.engines.program import Program, user
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.masking import credentials, masked
-from kopiatomic.model import EngineEnd, EngineResult, Layout, Plan, Progress, Saved
+from kopiatomic.model.plan import EngineEnd, EngineResult, Layout, Plan, Progress, Saved
 from kopiatomic.paths import below
+from kopiatomic.secrets.masking import credentials, masked
 from kopiatomic.system import looking
 from kopiatomic.text import printable
 

@@ -24,7 +24,7 @@ from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.engines.numbers import number
 from kopiatomic.engines.restic_output import Output
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Command, EngineEnd, EngineResult, Plan, Progress, Refusal
+from kopiatomic.model.plan import Command, EngineEnd, EngineResult, Plan, Progress, Refusal
 from kopiatomic.system import process
 from kopiatomic.text import ended, first_few, printable
 

@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from kopiatomic import lists, locks
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.masking import Secrets
-from kopiatomic.model import Plan
+from kopiatomic.model.plan import Plan
+from kopiatomic.secrets.masking import Secrets
+from kopiatomic.state import lists, locks
 from kopiatomic.system import channel, host, inherited, signals
 from kopiatomic.text import ended, printable
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field
 
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Plan
+from kopiatomic.model.plan import Plan
 from kopiatomic.text import first_few, printable
 
 

@@ -97,7 +97,7 @@ class BtrfsSubvolume:
 
 @immutable
 class Facts:
-    """All that :func:`kopiatomic.plan.select` needs to know."""
+    """All that :func:`kopiatomic.planning.plan.select` needs to know."""
 
     mounts: tuple[Mount, ...]
     datasets: Mapping[str, ZfsDataset]
@@ -120,7 +120,7 @@ class Facts:
     fstab_problem: str = ""
     """Why that is not known, where some dataset is mounted by /etc/fstab or by hand."""
     movers: Mapping[str, str] = field(default_factory=dict)
-    """In place: who besides root can put something else in a path's place (:func:`kopiatomic.safety.look`)."""
+    """In place: who besides root can put something else in a path's place (:func:`kopiatomic.system.safety.look`)."""
     jailed: bool = False
     """Whether this is a jail of FreeBSD's: it has those datasets that are ``jailed``, and only sees what they lie in."""
     room: int | None = None

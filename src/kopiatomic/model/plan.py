@@ -136,7 +136,7 @@ class Verdict(StrEnum):
 class Refusal:
     """Why a dataset that a plan takes cannot be taken, found out after the plan was made.
 
-    Whoever finds that out for one dataset says so with this and goes on with the others; :func:`kopiatomic.plan.select`
+    Whoever finds that out for one dataset says so with this and goes on with the others; :func:`kopiatomic.planning.plan.select`
     alone decides what follows: it fails where the dataset was named, and gives it a verdict otherwise. ``verdict`` is
     DELETED only where that is proven by the dataset's id, MOVED where its place does not lead to it any more. A fault of a
     whole pool or filesystem is no refusal but a KopiatomicError.

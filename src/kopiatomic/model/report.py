@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from kopiatomic import errors
-from kopiatomic.changes import Changes
 from kopiatomic.engines import Target
 from kopiatomic.errors import Interrupted, KopiatomicError
-from kopiatomic.model import EngineEnd, EngineResult, Plan, Sets
+from kopiatomic.model.changes import Changes
+from kopiatomic.model.plan import EngineEnd, EngineResult, Plan, Sets
 
 
 @dataclass(slots=True)

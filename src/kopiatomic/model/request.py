@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Layout
-from kopiatomic.user_property import PROPERTY
+from kopiatomic.model.plan import Layout
+from kopiatomic.model.user_property import PROPERTY
 
 
 @immutable

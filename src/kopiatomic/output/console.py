@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kopiatomic.errors import FAILED, INCOMPLETE, SAVED, UNCLEAN, KopiatomicError
-from kopiatomic.masking import Secrets
-from kopiatomic.model import Plan, Progress
+from kopiatomic.model.plan import Plan, Progress
+from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.output.summary import Line, Style, duration, has_summary, size
 from kopiatomic.output.summary import summary as summary_lines
-from kopiatomic.report import EngineReport, Report
+from kopiatomic.secrets.masking import Secrets
 from kopiatomic.text import harmless
 
 if TYPE_CHECKING:

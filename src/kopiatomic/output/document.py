@@ -7,10 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from kopiatomic import __version__
-from kopiatomic.changes import Changes
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Plan, Sets, SnapshotSet
-from kopiatomic.report import EngineReport, Report
+from kopiatomic.model.changes import Changes
+from kopiatomic.model.plan import Plan, Sets, SnapshotSet
+from kopiatomic.model.report import EngineReport, Report
 
 FORMAT = "kopiatomic-run-1"
 

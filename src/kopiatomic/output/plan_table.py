@@ -6,10 +6,10 @@ import shlex
 from collections import Counter
 from collections.abc import Iterator
 
-from kopiatomic.model import Judged, Layout, Plan, Verdict
+from kopiatomic.model.plan import Judged, Layout, Plan, Verdict
+from kopiatomic.model.report import EngineReport
 from kopiatomic.output.columns import Cell
 from kopiatomic.output.summary import Line, other_filesystems, shielded, uncovered
-from kopiatomic.report import EngineReport
 from kopiatomic.text import printable
 
 MARKS = {True: "+", False: "-"}

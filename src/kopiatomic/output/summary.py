@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kopiatomic import liveness
-from kopiatomic.model import MIGHT_HANG, Plan, Sets, Uncovered
+from kopiatomic.model.plan import MIGHT_HANG, Plan, Sets, Uncovered
+from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.output.document import instant_words
-from kopiatomic.report import EngineReport, Report
+from kopiatomic.state import liveness
 from kopiatomic.text import few, first_few, printable
 
 if TYPE_CHECKING:
-    from kopiatomic.recovery import Cleared
+    from kopiatomic.runs.recovery import Cleared
 
 _LISTED = 20
 """How many datasets the summary lists; the rest is counted (--verbose lists all)."""

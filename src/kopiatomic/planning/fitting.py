@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from kopiatomic.model import Judged, Taken, Verdict
+from kopiatomic.model.plan import Judged, Taken, Verdict
 from kopiatomic.paths import common, tree_order
 from kopiatomic.text import first_few
 

@@ -7,12 +7,10 @@ from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from kopiatomic import shielding
 from kopiatomic.errors import KopiatomicError, UsageError, place_needed
-from kopiatomic.facts import NO_DATASET, Facts
-from kopiatomic.filesystems import PSEUDO, SYSTEM, may_hang
-from kopiatomic.fitting import fit, fold
-from kopiatomic.model import (
+from kopiatomic.model.facts import NO_DATASET, Facts
+from kopiatomic.model.fstypes import PSEUDO, SYSTEM, may_hang
+from kopiatomic.model.plan import (
     MIGHT_HANG,
     UNMOUNTED,
     VOLUMES,
@@ -25,8 +23,10 @@ from kopiatomic.model import (
     Uncovered,
     Verdict,
 )
+from kopiatomic.model.request import Request, is_path, is_pattern
 from kopiatomic.paths import below, is_at_or_below, tree_order
-from kopiatomic.request import Request, is_path, is_pattern
+from kopiatomic.planning import shielding
+from kopiatomic.planning.fitting import fit, fold
 from kopiatomic.selection import Selection, not_a_dataset
 from kopiatomic.selection.btrfs import BtrfsSelection
 from kopiatomic.selection.zfs import ZfsSelection

@@ -9,11 +9,12 @@ import os
 import shlex
 from collections.abc import Mapping, Sequence
 
-from kopiatomic import presence, safety, spelling
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, advice_of, pool_suspended, unforeseen
-from kopiatomic.filesystems import may_hang
+from kopiatomic.model.fstypes import may_hang
+from kopiatomic.planning import spelling
 from kopiatomic.presence import Meaning
-from kopiatomic.system import host, mountinfo, pools
+from kopiatomic.system import host, mountinfo, pools, safety
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.text import printable
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Hidden, Taken
+from kopiatomic.model.plan import Hidden, Taken
 from kopiatomic.paths import is_at_or_below, tree_order
 from kopiatomic.system.mountinfo import parents
 from kopiatomic.text import printable

@@ -17,8 +17,8 @@ from functools import cache
 
 from kopiatomic import presence, zfs_listing
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.filesystems import may_hang
 from kopiatomic.immutable import immutable
+from kopiatomic.model.fstypes import may_hang
 from kopiatomic.system import host, pools
 from kopiatomic.system.mountinfo import Mount, holder, parents
 from kopiatomic.text import printable

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from kopiatomic.model import Intent, Plan
+from kopiatomic.model.plan import Intent, Plan
 from kopiatomic.snapshots import Leftovers
 from kopiatomic.system import host
 from kopiatomic.views import Step, View

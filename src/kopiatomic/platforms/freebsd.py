@@ -11,12 +11,12 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 
-from kopiatomic import roots
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import UNMOUNTED, Layout, Plan
+from kopiatomic.model.plan import UNMOUNTED, Layout, Plan
 from kopiatomic.mount_leftovers import MountLeftovers
 from kopiatomic.platforms import Record
 from kopiatomic.snapshots import Leftovers
+from kopiatomic.state import roots
 from kopiatomic.system import freebsd_processes
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.text import printable

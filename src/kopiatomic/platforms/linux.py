@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 
-from kopiatomic.model import Layout, Plan
+from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.platforms import Record
 from kopiatomic.snapshots import Leftovers
 from kopiatomic.system import linux, mountinfo

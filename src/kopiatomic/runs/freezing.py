@@ -12,27 +12,29 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from kopiatomic import liveness, locks, plan, platforms, root_leftovers, roots, snapshots
+from kopiatomic import platforms, snapshots
+from kopiatomic.config.options import Options
 from kopiatomic.errors import Interrupted, KopiatomicError, unforeseen
-from kopiatomic.facts import Facts
-from kopiatomic.gather import gather
 from kopiatomic.immutable import immutable
-from kopiatomic.locks import Held
-from kopiatomic.masking import Secrets
-from kopiatomic.model import Intent, Plan, Progress, Refusal, Sets, Verdict
-from kopiatomic.options import Options
+from kopiatomic.model.facts import Facts
+from kopiatomic.model.plan import Intent, Plan, Progress, Refusal, Sets, Verdict
+from kopiatomic.model.report import Report
+from kopiatomic.model.request import Request, is_pattern
 from kopiatomic.output.summary import cleared_lines
-from kopiatomic.ownership import PREFIX
 from kopiatomic.paths import below
-from kopiatomic.patience import Patience
-from kopiatomic.recorder import Recorder
-from kopiatomic.records import Records
-from kopiatomic.recovery import Recovery
-from kopiatomic.report import Report
-from kopiatomic.request import Request, is_pattern
+from kopiatomic.planning import plan
+from kopiatomic.planning.gather import gather
+from kopiatomic.runs.patience import Patience
+from kopiatomic.runs.recorder import Recorder
+from kopiatomic.runs.recovery import Recovery
+from kopiatomic.runs.streams import Streams
+from kopiatomic.runs.supervisor import Supervisor
+from kopiatomic.secrets.masking import Secrets
 from kopiatomic.snapshots import Maker
-from kopiatomic.streams import Streams
-from kopiatomic.supervisor import Supervisor
+from kopiatomic.state import liveness, locks, root_leftovers, roots
+from kopiatomic.state.locks import Held
+from kopiatomic.state.ownership import PREFIX
+from kopiatomic.state.records import Records
 from kopiatomic.system import linux, signals
 from kopiatomic.text import few, first_few, printable
 from kopiatomic.views import View, missing_text

@@ -15,11 +15,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from kopiatomic import launcher
 from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Plan, Sets
+from kopiatomic.model.plan import Plan, Sets
 from kopiatomic.platforms import Built, Platform, Record
+from kopiatomic.runs import launcher
 from kopiatomic.snapshots import Maker
 from kopiatomic.system import host, worker
 from kopiatomic.system.channel import Channel, ClosedError, close_quietly

@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from kopiatomic import names
+from kopiatomic.engines import names
 from kopiatomic.errors import KopiatomicError, StartError, advice_of
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Command, EngineEnd
+from kopiatomic.model.plan import Command, EngineEnd
 from kopiatomic.platforms import Built, Outside, Platform, Reading
 from kopiatomic.system import spawn
 from kopiatomic.system.channel import Channel, ClosedError

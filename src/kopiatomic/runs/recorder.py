@@ -11,14 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from kopiatomic import __version__, changes, liveness, platforms
+from kopiatomic import __version__, platforms
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.masking import Secrets
-from kopiatomic.model import Intent, Plan
+from kopiatomic.model import changes
+from kopiatomic.model.plan import Intent, Plan
+from kopiatomic.model.report import Report
 from kopiatomic.output.document import document
-from kopiatomic.records import INTERRUPTED, Records, RunRecord
-from kopiatomic.report import Report
-from kopiatomic.state_file import NewerStateError, StateError
+from kopiatomic.secrets.masking import Secrets
+from kopiatomic.state import liveness
+from kopiatomic.state.records import INTERRUPTED, Records, RunRecord
+from kopiatomic.state.state_file import NewerStateError, StateError
 from kopiatomic.text import printable
 
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """Clears what dead runs left: snapshots, directories, files of locks, and on FreeBSD mounts.
 
-:mod:`kopiatomic.liveness` says which runs are dead. The next run does it for what is on record, ``kopiatomic recover`` also
+:mod:`kopiatomic.state.liveness` says which runs are dead. The next run does it for what is on record, ``kopiatomic recover`` also
 for what is not, as far as it is :class:`Allowed`. Removal is done by a child process, since a pool may hold it up; that child
 keeps the dead run's lock, so that nobody else does the same.
 """
@@ -10,16 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from kopiatomic import liveness, locks, platforms, root_leftovers, snapshots
+from kopiatomic import platforms, snapshots
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.liveness import Life
-from kopiatomic.locks import Held
-from kopiatomic.model import Claim, Intent, Leftover
-from kopiatomic.ownership import Mark
-from kopiatomic.patience import Patience
-from kopiatomic.records import INTERRUPTED, NOT_RECORDED, Records, Unfinished
+from kopiatomic.model.plan import Claim, Intent, Leftover
+from kopiatomic.runs.patience import Patience
 from kopiatomic.snapshots import Leftovers
+from kopiatomic.state import liveness, locks, root_leftovers
+from kopiatomic.state.liveness import Life
+from kopiatomic.state.locks import Held
+from kopiatomic.state.ownership import Mark
+from kopiatomic.state.records import INTERRUPTED, NOT_RECORDED, Records, Unfinished
 from kopiatomic.system import libzfs_core, signals, worker
 from kopiatomic.system.channel import Channel
 

@@ -10,8 +10,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from kopiatomic.engines import Engine, Job, Remembering
 from kopiatomic.errors import UsageError
-from kopiatomic.model import EngineResult, Layout, Snapshot
-from kopiatomic.records import Standing
+from kopiatomic.model.plan import EngineResult, Layout, Snapshot
+from kopiatomic.state.records import Standing
 from kopiatomic.system.mountinfo import parents
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
-from kopiatomic import launcher
+from kopiatomic.runs import launcher
 from kopiatomic.system import signals
 from kopiatomic.system.terminal import Screen, Terminal, is_same
 

@@ -13,14 +13,14 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from kopiatomic import keeper, launcher
 from kopiatomic.errors import KopiatomicError, unforeseen
-from kopiatomic.model import Plan, Sets
-from kopiatomic.ownership import PREFIX
-from kopiatomic.patience import Patience, SuspendedError
+from kopiatomic.model.plan import Plan, Sets
 from kopiatomic.platforms import Platform, Record
+from kopiatomic.runs import keeper, launcher
+from kopiatomic.runs.patience import Patience, SuspendedError
+from kopiatomic.runs.streams import Streams
 from kopiatomic.snapshots import Maker
-from kopiatomic.streams import Streams
+from kopiatomic.state.ownership import PREFIX
 from kopiatomic.system import channel, host, libzfs_core, process, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import first_few, printable

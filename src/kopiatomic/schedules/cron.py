@@ -13,10 +13,11 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from kopiatomic import ownership, presence
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.schedules import DAILY, HOURLY, Calendar, File, Schedule, command, described, files, understood
 from kopiatomic.schedules import crontab as spec
+from kopiatomic.state import ownership
 from kopiatomic.system import process
 from kopiatomic.text import printable
 

@@ -10,13 +10,13 @@ import os
 import stat
 from collections.abc import Collection, Mapping
 
-from kopiatomic.credentials import is_variable
+from kopiatomic.config.credentials import is_variable
+from kopiatomic.config.options import Options, words
 from kopiatomic.engines import BORG, KOPIA, RESTIC, kopia_options, program
 from kopiatomic.engines.kopia_client import Client
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.masking import is_secret
-from kopiatomic.options import Options, words
 from kopiatomic.schedules import Scheduler, trust
+from kopiatomic.secrets.masking import is_secret
 from kopiatomic.text import printable
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -13,8 +13,8 @@ from kopiatomic import errors
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.output.summary import duration
-from kopiatomic.records import AHEAD, RunRecord
 from kopiatomic.schedules import LATE, Schedule
+from kopiatomic.state.records import AHEAD, RunRecord
 
 
 @immutable

@@ -12,9 +12,9 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 
 from kopiatomic import presence
+from kopiatomic.config.options import Options, words
 from kopiatomic.engines import program
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.options import Options, words
 from kopiatomic.schedules import trust
 from kopiatomic.text import first_few, printable
 

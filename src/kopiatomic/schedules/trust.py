@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-from kopiatomic import presence, safety
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.paths import is_at_or_below
+from kopiatomic.system import safety
 from kopiatomic.text import printable
 
 _IMPORTS = "what its Python imports from"

@@ -10,9 +10,9 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kopiatomic import secret_places
-from kopiatomic.secret_names import is_file_of, is_setting, names_secret
-from kopiatomic.secret_places import MASK, WORD, unquoted
+from kopiatomic.secrets import places as secret_places
+from kopiatomic.secrets.names import is_file_of, is_setting, names_secret
+from kopiatomic.secrets.places import MASK, WORD, unquoted
 from kopiatomic.text import printable
 
 __all__ = ["MASK", "Secrets", "credentials", "is_secret", "masked"]

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-from kopiatomic.secret_names import is_file_of, names_secret
+from kopiatomic.secrets.names import is_file_of, names_secret
 
 MASK = "***"
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.facts import Facts
-from kopiatomic.model import Dataset, Refusal, Taken, Verdict
+from kopiatomic.model.facts import Facts
+from kopiatomic.model.plan import Dataset, Refusal, Taken, Verdict
+from kopiatomic.model.request import Request
 from kopiatomic.paths import topmost
-from kopiatomic.request import Request
 from kopiatomic.system.mountinfo import Mount, borders, visible
 from kopiatomic.text import first_few, printable
 

@@ -7,8 +7,8 @@ from collections.abc import Set as AbstractSet
 
 from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.facts import BtrfsSubvolume
-from kopiatomic.model import Dataset, Judged, PlannedPath, Taken, Verdict
+from kopiatomic.model.facts import BtrfsSubvolume
+from kopiatomic.model.plan import Dataset, Judged, PlannedPath, Taken, Verdict
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.selection import Ask, Selection
 from kopiatomic.selection.btrfs_copies import is_received, snapshots_of_taken

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from kopiatomic.facts import BtrfsSubvolume
+from kopiatomic.model.facts import BtrfsSubvolume
 
 
 def snapshots_of_taken(subvolumes: Iterable[BtrfsSubvolume], taken: Callable[[BtrfsSubvolume], bool]) -> dict[str, str]:

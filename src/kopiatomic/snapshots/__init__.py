@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from kopiatomic.liveness import Life
-from kopiatomic.model import Instant, Intent, Leftover, Plan, Refusal, Sets, SnapshotSet, Taken
-from kopiatomic.ownership import Mark
+from kopiatomic.model.plan import Instant, Intent, Leftover, Plan, Refusal, Sets, SnapshotSet, Taken
 from kopiatomic.snapshots import btrfs_leftovers, zfs_leftovers
 from kopiatomic.snapshots.btrfs import BtrfsMaker
 from kopiatomic.snapshots.zfs import ZfsMaker
+from kopiatomic.state.liveness import Life
+from kopiatomic.state.ownership import Mark
 
 
 class Maker(Protocol):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from kopiatomic import presence
 from kopiatomic.errors import concerns_all
-from kopiatomic.model import Instant, Intent, PlannedPath, Refusal, Sets, Snapshot, SnapshotSet, Taken
+from kopiatomic.model.plan import Instant, Intent, PlannedPath, Refusal, Sets, Snapshot, SnapshotSet, Taken
 from kopiatomic.snapshots import btrfs_folder as folder
 from kopiatomic.snapshots.btrfs_folder import SNAPSHOT, failed
 from kopiatomic.system import btrfs, channel, linux, looking, mountinfo

@@ -14,10 +14,11 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-from kopiatomic import liveness, ownership, presence
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, advice_of
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Dataset, Refusal, Verdict
+from kopiatomic.model.plan import Dataset, Refusal, Verdict
+from kopiatomic.state import liveness, ownership
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
 

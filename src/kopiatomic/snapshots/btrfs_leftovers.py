@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from kopiatomic import liveness, ownership, presence
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.liveness import Life
-from kopiatomic.model import Claim, Intent, Leftover
-from kopiatomic.ownership import Mark
+from kopiatomic.model.plan import Claim, Intent, Leftover
 from kopiatomic.snapshots import btrfs_folder as folder
+from kopiatomic.state import liveness, ownership
+from kopiatomic.state.liveness import Life
+from kopiatomic.state.ownership import Mark
 from kopiatomic.system import btrfs, mountinfo
 from kopiatomic.text import printable
 

@@ -11,11 +11,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, concerns_all
-from kopiatomic.liveness import mark
-from kopiatomic.model import Claim, Dataset, Instant, Intent, Refusal, Sets, Snapshot, SnapshotSet, Taken, Verdict
-from kopiatomic.ownership import PREFIX, PROPERTY, TAG
+from kopiatomic.model.plan import Claim, Dataset, Instant, Intent, Refusal, Sets, Snapshot, SnapshotSet, Taken, Verdict
 from kopiatomic.snapshots import zfs_bookmarks, zfs_busy, zfs_get, zfs_look
 from kopiatomic.snapshots.zfs_look import Seen, look
+from kopiatomic.state.liveness import mark
+from kopiatomic.state.ownership import PREFIX, PROPERTY, TAG
 from kopiatomic.system import host, libzfs_core, process
 from kopiatomic.text import few, printable
 

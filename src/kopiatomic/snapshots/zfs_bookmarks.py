@@ -11,10 +11,10 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from kopiatomic import ownership
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Leftover
+from kopiatomic.model.plan import Leftover
 from kopiatomic.snapshots import zfs_get
+from kopiatomic.state import ownership
 from kopiatomic.system import host, libzfs_core
 from kopiatomic.text import ended, printable
 

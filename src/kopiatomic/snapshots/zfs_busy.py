@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kopiatomic.ownership import TAG
 from kopiatomic.snapshots import zfs_get
+from kopiatomic.state.ownership import TAG
 from kopiatomic.system import host, process
 from kopiatomic.text import first_few, printable
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from kopiatomic import liveness, ownership
 from kopiatomic.errors import KopiatomicError, pool_suspended
-from kopiatomic.liveness import Life
-from kopiatomic.model import Claim, Intent, Leftover
-from kopiatomic.ownership import TAG, Mark
+from kopiatomic.model.plan import Claim, Intent, Leftover
 from kopiatomic.snapshots import zfs, zfs_busy, zfs_look
 from kopiatomic.snapshots.zfs_look import Seen, look
+from kopiatomic.state import liveness, ownership
+from kopiatomic.state.liveness import Life
+from kopiatomic.state.ownership import TAG, Mark
 from kopiatomic.system import host, libzfs_core, pools
 from kopiatomic.text import printable
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Intent
-from kopiatomic.ownership import PREFIX, PROPERTY
+from kopiatomic.model.plan import Intent
 from kopiatomic.snapshots import zfs_get
+from kopiatomic.state.ownership import PREFIX, PROPERTY
 from kopiatomic.system import process
 from kopiatomic.text import ended, printable
 

@@ -11,9 +11,9 @@ import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
-from kopiatomic import locks
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import Plan
+from kopiatomic.model.plan import Plan
+from kopiatomic.state import locks
 
 _TRIES = 10
 """How often the directory is made that another run, as the last, removes just now."""

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from kopiatomic import locks, ownership
-from kopiatomic.ownership import Mark
+from kopiatomic.state import locks, ownership
+from kopiatomic.state.ownership import Mark
 from kopiatomic.system import host
 
 

@@ -20,7 +20,7 @@ from functools import cache
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, LockedError
-from kopiatomic.ownership import is_run_id
+from kopiatomic.state.ownership import is_run_id
 from kopiatomic.system import channel, host, signals
 from kopiatomic.text import printable
 

@@ -17,7 +17,7 @@ PREFIX = "kopiatomic_"
 PROPERTY = "kopiatomic:run"
 """ZFS: the user property that carries the mark; only source ``local`` counts."""
 
-ATTRIBUTE = "trusted.kopiatomic.run"
+ATTRIBUTE = "trusted.kopiatomic.commands.backup"
 """Btrfs: the extended attribute of a run's directory that carries the mark; only root reads and writes ``trusted``."""
 
 TAG = "kopiatomic"
@@ -44,7 +44,7 @@ class Mark:
     boot: str = ""
     """The kernel's name for the boot that the run began in; empty where that is not known."""
     locks: str = ""
-    """The id of the lock directory that has the run's lock (:func:`kopiatomic.locks.identity`)."""
+    """The id of the lock directory that has the run's lock (:func:`kopiatomic.state.locks.identity`)."""
 
     def __str__(self) -> str:
         return f"{self.run_id}@{self.host}@{self.boot}@{self.locks}"

@@ -12,11 +12,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kopiatomic import ownership
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Intent, Sets
-from kopiatomic.ownership import Mark
-from kopiatomic.state_file import StateFile, corrupt
+from kopiatomic.model.plan import Intent, Sets
+from kopiatomic.state import ownership
+from kopiatomic.state.ownership import Mark
+from kopiatomic.state.state_file import StateFile, corrupt
 
 AHEAD = 300.0
 """Seconds that a record may be ahead of the clock. One that is further was made while the clock was wrong."""

@@ -8,11 +8,12 @@ import stat
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from kopiatomic import locks, presence, roots
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.liveness import Life
-from kopiatomic.model import Intent, Leftover
-from kopiatomic.ownership import Mark
+from kopiatomic.model.plan import Intent, Leftover
+from kopiatomic.state import locks, roots
+from kopiatomic.state.liveness import Life
+from kopiatomic.state.ownership import Mark
 from kopiatomic.system import host
 from kopiatomic.text import printable
 

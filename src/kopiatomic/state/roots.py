@@ -13,10 +13,11 @@ import stat
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
-from kopiatomic import locks, presence, safety
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, advice_of
-from kopiatomic.model import Intent
-from kopiatomic.system import accounts, host, looking
+from kopiatomic.model.plan import Intent
+from kopiatomic.state import locks
+from kopiatomic.system import accounts, host, looking, safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.system.mountinfo import parents, visible
 from kopiatomic.text import printable

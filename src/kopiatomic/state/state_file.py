@@ -15,8 +15,9 @@ import urllib.parse
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 
-from kopiatomic import locks, presence
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.state import locks
 from kopiatomic.text import printable
 
 FILE = "state.db"

@@ -12,11 +12,10 @@ import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 
-from kopiatomic import safety
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.filesystems import may_hang
+from kopiatomic.model.fstypes import may_hang
 from kopiatomic.paths import below
-from kopiatomic.system import linux, mountinfo
+from kopiatomic.system import linux, mountinfo, safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 

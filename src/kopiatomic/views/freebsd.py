@@ -16,12 +16,12 @@ import shlex
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from kopiatomic import mount_leftovers, presence, safety
+from kopiatomic import mount_leftovers, presence
 from kopiatomic.errors import KopiatomicError, concerns_all
 from kopiatomic.immutable import immutable
-from kopiatomic.model import Intent
+from kopiatomic.model.plan import Intent
 from kopiatomic.paths import below, is_at_or_below
-from kopiatomic.system import freebsd_mounting, freebsd_mounts
+from kopiatomic.system import freebsd_mounting, freebsd_mounts, safety
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.freebsd_mounting import Options
 from kopiatomic.system.freebsd_paths import open_beneath

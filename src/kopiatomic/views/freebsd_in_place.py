@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from kopiatomic import locks
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import SCRATCH, Intent, Plan, Uncovered
+from kopiatomic.model.plan import SCRATCH, Intent, Plan, Uncovered
 from kopiatomic.paths import below, is_at_or_below, tree_order
+from kopiatomic.state import locks
 from kopiatomic.system import freebsd, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.freebsd_mounting import Options

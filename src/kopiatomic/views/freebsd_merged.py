@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.filesystems import may_hang
-from kopiatomic.model import Intent
+from kopiatomic.model.fstypes import may_hang
+from kopiatomic.model.plan import Intent
 from kopiatomic.paths import below
 from kopiatomic.system import freebsd_mounts
 from kopiatomic.system.freebsd import Kernel

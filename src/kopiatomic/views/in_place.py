@@ -10,10 +10,11 @@ import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
-from kopiatomic import lists, presence
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model import SCRATCH
+from kopiatomic.model.plan import SCRATCH
 from kopiatomic.paths import below
+from kopiatomic.state import lists
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable

@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, place_needed
-from kopiatomic.filesystems import may_hang
-from kopiatomic.model import UNMOUNTED, VOLUMES
+from kopiatomic.model.fstypes import may_hang
+from kopiatomic.model.plan import UNMOUNTED, VOLUMES
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import linux, looking, mountinfo
 from kopiatomic.system.descriptors import closing

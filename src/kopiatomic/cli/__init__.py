@@ -1,0 +1,1 @@
+"""The command line: parsers and help, one module for each command."""

@@ -1,0 +1,1 @@
+"""From what was named, and what the system has, to a plan."""

@@ -1,0 +1,1 @@
+"""What is kept between runs and shared by them: records, locks, marks, directories."""
