@@ -200,7 +200,7 @@ def test_directories_above_a_part_are_those_of_the_frozen_tree(data: Path, kopia
     part.mkdir(parents=True)
     for directory, mode in ((data, 0o3751), (data / "above", 0o2700)):
         directory.chmod(mode)
-    words = ["--mount-root", root, "-c", f"sh -c 'stat -c %n:%a $0{data} $0{data}/above'", part]
+    words: list[str | Path] = ["--mount-root", root, "-c", f"sh -c 'stat -c %n:%a $0{data} $0{data}/above'", part]
     argv = [sys.executable, "-c", LATE_CHANGE, *words, data / "above"]
     ended = command(*argv, env=kopiatomic.environment)
     assert (data / "above").stat().st_mode & 0o7777 == 0o777

@@ -100,7 +100,7 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "system.linux_users.find": (1, SHOWN),
     "system.looking.Opener._serve": (1, "the refusal is handed to the process that asked, which raises it"),
     "system.looking._answer": (1, "the refusal is handed to the process that asked, which raises it"),
-    "system.looking._begin": (2, "another way follows"),
+    "system.looking._close_all_but": (2, "another way follows"),
     "system.looking._serve": (1, "the refusal is handed to the process that asked, which raises it"),
     "system.process.family": (1, SHOWN),
     "system.signals._say": (1, NOTHING_ASKED),

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, place_needed
 from kopiatomic.model.fstypes import may_hang
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES
@@ -19,7 +20,7 @@ from kopiatomic.system import linux, looking, mountinfo
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 from kopiatomic.views import SCAFFOLD, Step, View
-from kopiatomic.views.linux import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, opened, relative
+from kopiatomic.views.linux import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, opened, refused, relative
 
 
 class MergedView(LinuxView):
@@ -92,18 +93,21 @@ def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
 def _above_part(step: Step, tops: Tops) -> dict[str, os.stat_result]:
     """The directories between the top of a step's snapshot and the part that it shows, as they are frozen.
 
-    None where the part is shown at a path of another form.
+    None where the part is shown at a path of another form, or is not there. Raises KopiatomicError.
     """
     if not step.part or not step.place.endswith(f"/{step.part}"):
         return {}
     found = {}
     mountpoint = step.place.removesuffix(f"/{step.part}") or "/"
-    with suppress(OSError), tops.of(step) as top:
-        for place in mountinfo.parents(step.place):
-            if not is_at_or_below(place, mountpoint):
-                break
-            with closing(linux.open_beneath(top, below(place, mountpoint) or ".", PATH)) as fd:
-                found[place] = os.fstat(fd)
+    above = [place for place in mountinfo.parents(step.place) if is_at_or_below(place, mountpoint)]
+    try:
+        with tops.of(step) as top:
+            for place in above:
+                with closing(linux.open_beneath(top, below(place, mountpoint) or ".", PATH)) as fd:
+                    found[place] = os.fstat(fd)
+    except OSError as error:
+        if not presence.absent(error):
+            raise refused(f"the directories above {printable(step.place)} cannot be looked at", error) from None
     return found
 
 
