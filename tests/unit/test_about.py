@@ -87,7 +87,8 @@ def test_the_plain_version_needs_none_of_that(kopiatomic: Kopiatomic) -> None:
     code = """
 import atexit, sys
 from kopiatomic.cli import entry as cli
-atexit.register(lambda: print([m for m in ("kopiatomic.commands.about", "kopiatomic.model.plan", "subprocess") if m in sys.modules]))
+late = "kopiatomic.commands.about", "kopiatomic.model.plan", "subprocess"
+atexit.register(lambda: print([m for m in late if m in sys.modules]))
 sys.argv[1:] = ["--version"]
 cli.main()
 """

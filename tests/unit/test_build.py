@@ -67,7 +67,10 @@ def test_the_one_file_runs_alone(dist: Path, tmp_path: Path) -> None:
         assert ended.stdout.startswith(f"kopiatomic: {__version__} in {program}/kopiatomic\n")
     assert "Usage: kopiatomic" in alone(program, "-h", folder=tmp_path).stdout
     # All that a run needs is in it, and what a run reads besides code.
-    code = f"import sys; sys.path[:] = ['{program}', *sys.path[1:]]; import kopiatomic.commands.backup, rich.console; print(rich.__file__)"
+    code = (
+        f"import sys; sys.path[:] = ['{program}', *sys.path[1:]]\n"
+        "import kopiatomic.commands.backup, rich.console; print(rich.__file__)"
+    )
     assert alone(sys.executable, "-I", "-S", "-c", code, folder=tmp_path).stdout.startswith(str(program))
     code = f"import sys; sys.path[:0] = ['{program}']; from kopiatomic.schedules.systemd import template as t"
     units = alone(sys.executable, "-I", "-c", f"{code}; print(*map(t, {TEMPLATES}))", folder=tmp_path).stdout

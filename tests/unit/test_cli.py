@@ -216,7 +216,10 @@ def test_help_is_there_where_nothing_else_works(kopiatomic: Kopiatomic) -> None:
 
 
 def test_help_needs_no_module_of_the_run(kopiatomic: Kopiatomic) -> None:
-    code = "import sys; from kopiatomic.cli import entry as cli; print([m for m in sys.modules if m in ('rich', 'kopiatomic.commands.backup')])"
+    code = (
+        "import sys; from kopiatomic.cli import entry\n"
+        "print([m for m in sys.modules if m in ('rich', 'kopiatomic.commands.backup')])"
+    )
     assert command(sys.executable, "-c", code, env=kopiatomic.environment).stdout == "[]\n"
 
 
@@ -303,7 +306,7 @@ import atexit, sys
 import kopiatomic.commands.inside, kopiatomic.commands.backup
 from kopiatomic.cli import entry as cli
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.report import CommandReport, Report
+from kopiatomic.model.report import CommandReport, Report
 
 def run(kind):
     def run(*given):

@@ -168,7 +168,8 @@ def test_completion_imports_nothing_of_a_run(kopiatomic: Kopiatomic) -> None:
     code = """
 import atexit, sys
 from kopiatomic.cli import entry as cli
-atexit.register(lambda: print([m for m in sys.modules if m in ("rich", "kopiatomic.commands.backup", "kopiatomic.planning.gather", "ctypes")]))
+late = "rich", "kopiatomic.commands.backup", "kopiatomic.planning.gather", "ctypes"
+atexit.register(lambda: print([m for m in sys.modules if m in late]))
 cli.main()
 """
     environment = {**kopiatomic.environment, "_KOPIATOMIC_COMPLETE": "bash_complete", "COMP_WORDS": "kopiatomic --vol"}
@@ -244,7 +245,8 @@ def bash(kopiatomic: Kopiatomic, tmp_path: Path, zfs: Callable[[str], Path]) -> 
     """Type a line and a tab in a real bash; returns the screen from the line on when it shows what is waited for."""
     zfs(f"printf '%s\\n' {shlex.join(NAMES)}")
     program = tmp_path / "kopiatomic"
-    start = "from kopiatomic.system import pools; pools.answering = lambda: ['tank']; from kopiatomic.cli.entry import main; main()"
+    patch = "from kopiatomic.system import pools; pools.answering = lambda: ['tank']"
+    start = f"{patch}; from kopiatomic.cli.entry import main; main()"
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{start}" "$@"\n')
     program.chmod(0o755)
     (tmp_path / "folder").mkdir()

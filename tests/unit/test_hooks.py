@@ -163,7 +163,10 @@ def test_what_an_outer_run_says_of_itself_is_not_handed_on() -> None:
 
 
 def test_a_hooks_output_goes_to_stderr_and_its_input_is_empty() -> None:
-    code = "from kopiatomic import hooks, masking; hooks.run('cat; echo said', '-p', {}, 10, masking.Secrets([], {}))"
+    code = (
+        "from kopiatomic.hooks import shell; from kopiatomic.secrets import masking\n"
+        "shell.run('cat; echo said', '-p', {}, 10, masking.Secrets([], {}))"
+    )
     ended = subprocess.run([sys.executable, "-c", code], input=b"not this", capture_output=True, check=True)
     assert (ended.stdout, ended.stderr) == (b"", b"said\n")
 

@@ -180,7 +180,11 @@ MODULES = (
 )
 """What the main process does with a plan."""
 
-IN_A_CHILD = {"engines/location.py": {"look"}, "engines/own.py": {"_is_tagged", "_made"}}
+IN_A_CHILD = {
+    "engines/location.py": {"look"},
+    "engines/names.py": {"look", "_equal", "_walk"},  # the launcher
+    "engines/own.py": {"_is_tagged", "_made"},
+}
 ROOTS_OWN = {
     "engines/borg.py": {"_require_no_root"},  # a file of patterns that an option names
     "engines/flags.py": {"_is_path"},  # a word of the command line

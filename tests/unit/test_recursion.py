@@ -11,8 +11,8 @@ import kopiatomic
 _SOURCES = Path(kopiatomic.__file__).parent
 
 _BOUNDED = {
-    "masking.hide_in": "as deep as our own JSON document",
-    "root_leftovers._unused": "as deep as the directories that runs have made, which root alone can",
+    "secrets.masking.hide_in": "as deep as our own JSON document",
+    "state.root_leftovers._unused": "as deep as the directories that runs have made, which root alone can",
     "schedules.started.command": "as deep as root's own words start one command by another",
 }
 """The exceptions, with what bounds their depth. This list may only shrink."""

@@ -126,9 +126,9 @@ _PROGRAM = """\
 # kopiatomic, with a folder for what it would freeze: there is neither ZFS nor Btrfs here.
 import sys
 sys.path[:0] = {path!r}
-from kopiatomic import freezing
+from kopiatomic.runs import freezing
 from tests.unit.kopia_fixtures import taken
-from kopiatomic.model import Plan
+from kopiatomic.model.plan import Plan
 freezing.Freezing.select = lambda _: Plan({source!r}, (taken("/"),))
 freezing.Freezing.check_places = lambda *_: None
 from kopiatomic.cli.entry import main
