@@ -30,7 +30,7 @@ _OVER_IT = "something is mounted over it"
 
 
 class MountLeftovers:
-    """Satisfies :class:`kopiatomic.snapshots.Leftovers`. ``kernel`` gives the kernel to ask."""
+    """Satisfies :class:`kopiatomic.filesystems.Leftovers`. ``kernel`` gives the kernel to ask."""
 
     KIND = "mount"
 

@@ -14,12 +14,12 @@ import pytest
 
 from kopiatomic import platforms
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import makers
 from kopiatomic.model.plan import Command, Dataset, Plan, PlannedPath, Taken
 from kopiatomic.runs.launcher import Start
 from kopiatomic.runs.patience import Patience
 from kopiatomic.runs.streams import Pipes
 from kopiatomic.runs.supervisor import Supervisor
-from kopiatomic.snapshots import makers
 from kopiatomic.system import btrfs as btrfs_ioctls
 from tests.btrfs.conftest import Family, Gate, children, only_child, wait_for
 from tests.support.filesystems import Btrfs

@@ -19,9 +19,9 @@ from typing import Any
 
 import pytest
 
+from kopiatomic.filesystems.btrfs.snapshots import BtrfsMaker
 from kopiatomic.model.plan import Dataset, PlannedPath, Taken
 from kopiatomic.output.document import instant_text
-from kopiatomic.snapshots.btrfs import BtrfsMaker
 from kopiatomic.system import btrfs as ioctls
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, command

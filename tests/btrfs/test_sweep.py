@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.snapshots import btrfs_folder
+from kopiatomic.filesystems.btrfs import folder as btrfs_folder
 from tests.btrfs.sweep_ground import BtrfsGround
 from tests.support.filesystems import mounted_btrfs
 from tests.support.sweep import Sweepers, Totals

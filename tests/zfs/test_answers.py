@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import zfs_listing
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems.zfs import listing as zfs_listing
 from kopiatomic.model.facts import ZfsDataset
 from kopiatomic.system import process
 from tests.support.filesystems import Pool

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import zfs_listing
+from kopiatomic.filesystems.zfs import listing as zfs_listing
 from kopiatomic.model.plan import VOLUMES
 from kopiatomic.model.user_property import PROPERTY
 from kopiatomic.system import linux

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+from kopiatomic.filesystems.btrfs import leftovers as btrfs_leftovers
+from kopiatomic.filesystems.btrfs.snapshots import BtrfsMaker
+from kopiatomic.filesystems.zfs import leftovers as zfs_leftovers
+from kopiatomic.filesystems.zfs.snapshots import ZfsMaker
 from kopiatomic.model.plan import Instant, Intent, Leftover, Plan, Refusal, Sets, SnapshotSet, Taken
-from kopiatomic.snapshots import btrfs_leftovers, zfs_leftovers
-from kopiatomic.snapshots.btrfs import BtrfsMaker
-from kopiatomic.snapshots.zfs import ZfsMaker
 from kopiatomic.state.liveness import Life
 from kopiatomic.state.ownership import Mark
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import patterns
 from kopiatomic.model.facts import Facts
 from kopiatomic.model.plan import Dataset, Refusal, Taken, Verdict
 from kopiatomic.model.request import Request

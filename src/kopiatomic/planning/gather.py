@@ -16,15 +16,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from kopiatomic import presence, zfs_listing
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems.btrfs.folder import DIRECTORY as RUNS_DIRECTORY
+from kopiatomic.filesystems.zfs import listing as zfs_listing
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.model.fstypes import LOCAL, may_hang
 from kopiatomic.model.request import Request, is_path, is_pattern
 from kopiatomic.planning import spelling
 from kopiatomic.planning.resolving import resolve
-from kopiatomic.snapshots.btrfs_folder import DIRECTORY as RUNS_DIRECTORY
 from kopiatomic.system import btrfs, fstab, host, linux, looking, mountinfo, pools, safety
 from kopiatomic.system.mountinfo import Mount
 from kopiatomic.text import printable

@@ -8,6 +8,9 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, UsageError, place_needed
+from kopiatomic.filesystems.btrfs.selection import BtrfsSelection
+from kopiatomic.filesystems.selection import Selection, not_a_dataset
+from kopiatomic.filesystems.zfs.selection import ZfsSelection
 from kopiatomic.model.facts import NO_DATASET, Facts
 from kopiatomic.model.fstypes import PSEUDO, SYSTEM, may_hang
 from kopiatomic.model.plan import (
@@ -27,9 +30,6 @@ from kopiatomic.model.request import Request, is_path, is_pattern
 from kopiatomic.paths import below, is_at_or_below, tree_order
 from kopiatomic.planning import shielding
 from kopiatomic.planning.fitting import fit, fold
-from kopiatomic.selection import Selection, not_a_dataset
-from kopiatomic.selection.btrfs import BtrfsSelection
-from kopiatomic.selection.zfs import ZfsSelection
 from kopiatomic.system.mountinfo import Mount, holder, parents, place_in
 from kopiatomic.text import printable
 

@@ -15,8 +15,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import cache
 
-from kopiatomic import presence, zfs_listing
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems.zfs import listing as zfs_listing
 from kopiatomic.immutable import immutable
 from kopiatomic.model.fstypes import may_hang
 from kopiatomic.system import host, pools

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from kopiatomic.filesystems import Leftovers
 from kopiatomic.model.plan import Intent, Plan
-from kopiatomic.snapshots import Leftovers
 from kopiatomic.system import host
 from kopiatomic.views import Step, View
 

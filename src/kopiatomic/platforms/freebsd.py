@@ -12,10 +12,10 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import Leftovers
 from kopiatomic.model.plan import UNMOUNTED, Layout, Plan
 from kopiatomic.mount_leftovers import MountLeftovers
 from kopiatomic.platforms import Record
-from kopiatomic.snapshots import Leftovers
 from kopiatomic.state import roots
 from kopiatomic.system import freebsd_processes
 from kopiatomic.system.freebsd import Kernel

@@ -6,9 +6,9 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 
+from kopiatomic.filesystems import Leftovers
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.platforms import Record
-from kopiatomic.snapshots import Leftovers
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.views import Step
 from kopiatomic.views import linux as linux_view

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
-from kopiatomic import platforms, snapshots
+from kopiatomic import filesystems, platforms
 from kopiatomic.config.options import Options
 from kopiatomic.errors import Interrupted, KopiatomicError, unforeseen
+from kopiatomic.filesystems import Maker
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import Facts
 from kopiatomic.model.plan import Intent, Plan, Progress, Refusal, Sets, Verdict
@@ -30,7 +31,6 @@ from kopiatomic.runs.recovery import Recovery
 from kopiatomic.runs.streams import Streams
 from kopiatomic.runs.supervisor import Supervisor
 from kopiatomic.secrets.masking import Secrets
-from kopiatomic.snapshots import Maker
 from kopiatomic.state import liveness, locks, root_leftovers, roots
 from kopiatomic.state.locks import Held
 from kopiatomic.state.ownership import PREFIX
@@ -242,7 +242,7 @@ class Freezing:
             roots.check(directory)
         for warning in self._platform.check(selected):
             self.warn(warning)
-        for maker in snapshots.makers(selected, self._report.run_id):
+        for maker in filesystems.makers(selected, self._report.run_id):
             maker.check()
 
     def _report_unrecorded(self, plan: Plan) -> None:
@@ -319,7 +319,7 @@ class Freezing:
         for attempt in range(1, _FREEZE_TRIES + 1):
             last = attempt == _FREEZE_TRIES or time.monotonic() > deadline
             assert report.plan is not None
-            makers = snapshots.makers(report.plan, report.run_id)
+            makers = filesystems.makers(report.plan, report.run_id)
             intents = [intent for maker in makers for intent in maker.intents()]
             if self._leave_out([r for maker in makers for r in maker.refused], again, last=last):
                 continue

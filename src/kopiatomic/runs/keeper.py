@@ -16,11 +16,11 @@ from contextlib import suppress
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, unforeseen
+from kopiatomic.filesystems import Maker
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Plan, Sets
 from kopiatomic.platforms import Built, Platform, Record
 from kopiatomic.runs import launcher
-from kopiatomic.snapshots import Maker
 from kopiatomic.system import host, worker
 from kopiatomic.system.channel import Channel, ClosedError, close_quietly
 from kopiatomic.views import steps_of

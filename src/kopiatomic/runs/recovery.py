@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
-from kopiatomic import platforms, snapshots
+from kopiatomic import filesystems, platforms
 from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.filesystems import Leftovers
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Claim, Intent, Leftover
 from kopiatomic.runs.patience import Patience
-from kopiatomic.snapshots import Leftovers
 from kopiatomic.state import liveness, locks, root_leftovers
 from kopiatomic.state.liveness import Life
 from kopiatomic.state.locks import Held
@@ -34,7 +34,7 @@ def kinds() -> dict[str, Leftovers]:
     Mounts first: what they show cannot go before. Directories last: the snapshots' clean-up does not need them.
     """
     platform = platforms.here()
-    made = {name: snapshots.LEFTOVERS[name] for name in platform.filesystems}
+    made = {name: filesystems.LEFTOVERS[name] for name in platform.filesystems}
     return {**platform.leftovers(), **made, "directory": root_leftovers}
 
 

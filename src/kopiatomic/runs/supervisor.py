@@ -14,12 +14,12 @@ from types import TracebackType
 from typing import Self
 
 from kopiatomic.errors import KopiatomicError, unforeseen
+from kopiatomic.filesystems import Maker
 from kopiatomic.model.plan import Plan, Sets
 from kopiatomic.platforms import Platform, Record
 from kopiatomic.runs import keeper, launcher
 from kopiatomic.runs.patience import Patience, SuspendedError
 from kopiatomic.runs.streams import Streams
-from kopiatomic.snapshots import Maker
 from kopiatomic.state.ownership import PREFIX
 from kopiatomic.system import channel, host, libzfs_core, process, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError

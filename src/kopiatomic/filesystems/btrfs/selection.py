@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 
-from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import patterns
+from kopiatomic.filesystems.btrfs.copies import is_received, snapshots_of_taken
+from kopiatomic.filesystems.selection import Ask, Selection
 from kopiatomic.model.facts import BtrfsSubvolume
 from kopiatomic.model.plan import Dataset, Judged, PlannedPath, Taken, Verdict
 from kopiatomic.paths import below, is_at_or_below
-from kopiatomic.selection import Ask, Selection
-from kopiatomic.selection.btrfs_copies import is_received, snapshots_of_taken
 from kopiatomic.system.mountinfo import holder, parents
 from kopiatomic.text import first_few, printable
 

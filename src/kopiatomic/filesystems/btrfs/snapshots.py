@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 
 from kopiatomic import presence
 from kopiatomic.errors import concerns_all
+from kopiatomic.filesystems.btrfs import folder
+from kopiatomic.filesystems.btrfs.folder import SNAPSHOT, failed
 from kopiatomic.model.plan import Instant, Intent, PlannedPath, Refusal, Sets, Snapshot, SnapshotSet, Taken
-from kopiatomic.snapshots import btrfs_folder as folder
-from kopiatomic.snapshots.btrfs_folder import SNAPSHOT, failed
 from kopiatomic.system import btrfs, channel, linux, looking, mountinfo
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import few, printable

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems.zfs import program
 from kopiatomic.model.plan import Leftover
-from kopiatomic.snapshots import zfs_get
 from kopiatomic.state import ownership
 from kopiatomic.system import host, libzfs_core
 from kopiatomic.text import ended, printable
@@ -46,12 +46,12 @@ def follow(snapshots: Mapping[str, str], bookmark: str) -> dict[str, tuple[str, 
 
 def _guids(places: Iterable[str]) -> dict[str, str]:
     """The bookmarks that exist, by name, and the guids of the snapshots that they were made of."""
-    return zfs_get.number(places, "bookmark", "guid")
+    return program.number(places, "bookmark", "guid")
 
 
 def _unchanged(names: Iterable[str], bookmark: str) -> list[str]:
     """The snapshots whose dataset nothing was written to since its bookmark; a dash says that it cannot be known."""
-    return [name for name, value in zfs_get.number(names, "snapshot", f"written#{bookmark}").items() if value == "0"]
+    return [name for name, value in program.number(names, "snapshot", f"written#{bookmark}").items() if value == "0"]
 
 
 def _move(places: Mapping[str, str], existing: Sequence[str]) -> bool:
@@ -70,7 +70,7 @@ def kept() -> list[Leftover]:
     """All that this host keeps, in all pools. Raises KopiatomicError where they cannot be listed."""
     if not host.here().has_zfs():
         return []
-    result = zfs_get.run(["list", "-H", "-t", "bookmark", "-o", "name"])
+    result = program.run(["list", "-H", "-t", "bookmark", "-o", "name"])
     if result.status != 0:
         raise KopiatomicError(
             f"the bookmarks cannot be listed ({ended(result.status)})", kind="zfs-look", hint="See 'zpool status'."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kopiatomic.snapshots import zfs_get
+from kopiatomic.filesystems.zfs import program
 from kopiatomic.state.ownership import TAG
 from kopiatomic.system import host, process
 from kopiatomic.text import first_few, printable
@@ -38,7 +38,7 @@ def _tags(names: Sequence[str]) -> dict[str, list[str]]:
     """The tags of the holds on snapshots; of one whose holds cannot be listed there are none."""
     found: dict[str, list[str]] = {}
     for part in process.parts(names):
-        for line in zfs_get.run(["holds", "-H", *part]).stdout.decode("utf-8", "surrogateescape").splitlines():
+        for line in program.run(["holds", "-H", *part]).stdout.decode("utf-8", "surrogateescape").splitlines():
             # A tag may hold anything; neither the name before it nor the time behind it does.
             name, _, rest = line.partition("\t")
             found.setdefault(name, []).append(rest.rpartition("\t")[0])

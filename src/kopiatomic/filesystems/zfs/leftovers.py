@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, pool_suspended
+from kopiatomic.filesystems.zfs import busy
+from kopiatomic.filesystems.zfs import look as zfs_look
+from kopiatomic.filesystems.zfs import snapshots as zfs
+from kopiatomic.filesystems.zfs.look import Seen, look
 from kopiatomic.model.plan import Claim, Intent, Leftover
-from kopiatomic.snapshots import zfs, zfs_busy, zfs_look
-from kopiatomic.snapshots.zfs_look import Seen, look
 from kopiatomic.state import liveness, ownership
 from kopiatomic.state.liveness import Life
 from kopiatomic.state.ownership import TAG, Mark
@@ -104,7 +106,7 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
         if mine:
             _each_if_not_all(lambda some: libzfs_core.destroy(some, deferred=False), [o.name for o, _ in mine])
     left = [leftover for leftover, _ in _still(leftovers)]
-    reasons = zfs_busy.reasons([leftover.name for leftover in left])
+    reasons = busy.reasons([leftover.name for leftover in left])
     return [replace(leftover, problem=reasons[leftover.name]) for leftover in left]
 
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, pool_suspended
+from kopiatomic.filesystems.zfs import program
 from kopiatomic.model.facts import NO_DATASET, Setting, ZfsDataset, ZfsPool
-from kopiatomic.snapshots import zfs_get
 from kopiatomic.system import host, libzfs_core, process
 from kopiatomic.text import printable
 
@@ -131,7 +131,7 @@ def with_mountpoints(asked: Iterable[ZfsDataset]) -> dict[str, ZfsDataset]:
 
 def _require_known(names: Iterable[str], found: Collection[str], result: process.Finished) -> None:
     """Refuse an answer that leaves names out that are not certain to be gone. Raises KopiatomicError."""
-    if set(names) - set(found) - zfs_get.gone(result):
+    if set(names) - set(found) - program.gone(result):
         raise _failure(result)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems.zfs import program
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Intent
-from kopiatomic.snapshots import zfs_get
 from kopiatomic.state.ownership import PREFIX, PROPERTY
 from kopiatomic.system import process
 from kopiatomic.text import ended, printable
@@ -47,7 +47,7 @@ def look(names: Sequence[str]) -> dict[str, Seen]:
             result, found = _get(part, _NUMBERS)
             assert found is not None
         fields |= found
-        gone |= zfs_get.gone(result)
+        gone |= program.gone(result)
         if unknown := set(part) - fields.keys() - gone:
             raise KopiatomicError(
                 f"it cannot be told whether the snapshot {printable(min(unknown))} exists: "
@@ -67,7 +67,7 @@ def _get(names: Sequence[str], columns: Sequence[str]) -> tuple[process.Finished
     None where a value holds tabs or newlines: with them it may look like other snapshots' lines. The name behind it shows that:
     such a value has to end in a line that begins with the name and one of the columns, which then are there twice.
     """
-    result = zfs_get.run(
+    result = program.run(
         ["get", "-Hp", "-t", "snapshot", "-o", "name,property,value,source,name", ",".join(columns), *names]
     )
     found: dict[str, dict[str, str]] = {}

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 
-from kopiatomic import patterns
 from kopiatomic.errors import KopiatomicError, pool_suspended
+from kopiatomic.filesystems import patterns
+from kopiatomic.filesystems.selection import Ask, Selection, described
 from kopiatomic.model.facts import JAIL_NEEDS, ZfsDataset
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES, Dataset, Judged, PlannedPath, Taken, Verdict
 from kopiatomic.model.request import is_path
 from kopiatomic.paths import below, is_at_or_below
-from kopiatomic.selection import Ask, Selection, described
 from kopiatomic.system.mountinfo import Mount, holder, parents
 from kopiatomic.text import printable
 

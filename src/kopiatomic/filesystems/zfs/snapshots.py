@@ -11,9 +11,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, concerns_all
+from kopiatomic.filesystems.zfs import bookmarks, busy, program
+from kopiatomic.filesystems.zfs import look as zfs_look
+from kopiatomic.filesystems.zfs.look import Seen, look
 from kopiatomic.model.plan import Claim, Dataset, Instant, Intent, Refusal, Sets, Snapshot, SnapshotSet, Taken, Verdict
-from kopiatomic.snapshots import zfs_bookmarks, zfs_busy, zfs_get, zfs_look
-from kopiatomic.snapshots.zfs_look import Seen, look
 from kopiatomic.state.liveness import mark
 from kopiatomic.state.ownership import PREFIX, PROPERTY, TAG
 from kopiatomic.system import host, libzfs_core, process
@@ -152,7 +153,7 @@ class ZfsMaker:
             self.refused.append(Refusal(self._datasets.pop(name), reason, hint=hint))
         volumes = [name for name, dataset in self._datasets.items() if dataset.volume]
         sizes = _sizes(volumes) if volumes else {}
-        states = zfs_bookmarks.follow({n: found[n].guid for n in self._names}, self._bookmark) if self._bookmark else {}
+        states = bookmarks.follow({n: found[n].guid for n in self._names}, self._bookmark) if self._bookmark else {}
         snapshots = tuple(
             Snapshot(
                 name.partition("@")[0],
@@ -226,7 +227,7 @@ class ZfsMaker:
                 pause = min(1.0, pause * 2)
             left, _ = self._ours(left)
         seen = look(left) if left else {}
-        reasons = {**zfs_busy.reasons(list(seen)), **dict.fromkeys(unproven, UNPROVEN)}
+        reasons = {**busy.reasons(list(seen)), **dict.fromkeys(unproven, UNPROVEN)}
         return few(
             [f"snapshot {printable(n)}: {reasons[n]} ({_by_hand(n, of)})" for n, of in {**seen, **unproven}.items()]
         )
@@ -324,7 +325,7 @@ _REASONS = {
 
 def _sizes(names: Sequence[str]) -> dict[str, int]:
     """The sizes (bytes) of volumes at the instant of these snapshots. Raises KopiatomicError."""
-    sizes = {name: int(value) for name, value in zfs_get.number(names, "snapshot", "volsize").items()}
+    sizes = {name: int(value) for name, value in program.number(names, "snapshot", "volsize").items()}
     if unknown := set(names) - sizes.keys():
         raise KopiatomicError(
             f"the size of the volume {printable(min(unknown).partition('@')[0])} cannot be read", kind="zfs-look"
