@@ -22,7 +22,7 @@ import kopiatomic.cli.entry
 import kopiatomic.commands.backup
 import kopiatomic.commands.inside
 import kopiatomic.engines.command
-import kopiatomic.engines.kopia
+import kopiatomic.engines.kopia.backup
 import kopiatomic.output.console
 import kopiatomic.output.document
 from kopiatomic.system import linux

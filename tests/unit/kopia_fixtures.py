@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import pytest
 
 from kopiatomic import engines
-from kopiatomic.engines import Engine, Job, location
+from kopiatomic.engines import Engine, Job, self_backup
 from kopiatomic.model.plan import (
     Dataset,
     EngineEnd,
@@ -54,7 +54,7 @@ def taken(place: str, *, mountpoint: str = "", named: bool = True, name: str = "
 
 def holding(directory: Path, place: str, *, named: bool = True) -> Taken:
     """A dataset of a plan that really holds a directory, whatever filesystem that is on."""
-    found = location.look(str(directory))
+    found = self_backup.look(str(directory))
     dataset = Dataset(
         found.filesystem, found.source, found.pool, PlannedPath(str(directory)), subvolume=found.subvolume
     )

@@ -16,7 +16,7 @@ import pytest
 from kopiatomic import engines
 from kopiatomic.engines import flags
 from kopiatomic.engines.known_options import Known
-from kopiatomic.engines.own import source_of
+from kopiatomic.engines.written import source_of
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.plan import Plan
 from kopiatomic.secrets.masking import MASK, Secrets

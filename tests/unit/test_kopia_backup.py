@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.engines import kopia_listing, program
+from kopiatomic.engines import program
+from kopiatomic.engines.kopia import listing
 from kopiatomic.model.plan import EngineEnd
 
 from .kopia_fixtures import PASSWORD, Bench, Driven, back_up, make_job, taken
@@ -395,7 +396,7 @@ def test_listings_cost_one_process_for_each_parent(
 
 
 def test_a_folder_too_large_to_read_is_asked_for_each_mount(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kopia_listing, "KEEP", 100)
+    monkeypatch.setattr(listing, "KEEP", 100)
     bench.tree("home/a/f", "home/b/", "home/c/")
     result = back_up(
         bench, bench.plan("/home/a", "/home/b", "/home/c", "/home/d"), filled=["/home/a", "/home/c"]

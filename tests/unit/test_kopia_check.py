@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from kopiatomic import engines
-from kopiatomic.engines import kopia_location, program
+from kopiatomic.engines import program
+from kopiatomic.engines.kopia import location
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.state import locks
@@ -64,7 +65,7 @@ def test_repository_and_identity_are_known_after_the_check(bench: Bench) -> None
 
 def test_no_password_is_in_the_name_of_a_repository() -> None:
     webdav = {"type": "webdav", "config": {"url": "https://me:hush@host/dav", "password": "hush"}}
-    assert kopia_location.storage({"storage": webdav, "uniqueIDHex": "0123456789abcdef"}) == (
+    assert location.storage({"storage": webdav, "uniqueIDHex": "0123456789abcdef"}) == (
         "webdav https://me:***@host/dav (id 0123456789ab)"
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kopiatomic.engines.kopia_maintenance import due
+from kopiatomic.engines.kopia.maintenance import due
 
 from .kopia_fixtures import Bench, Driven, make_job
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kopiatomic.engines.kopia_options import parse
+from kopiatomic.engines.kopia.options import parse
 from kopiatomic.errors import UsageError
 
 

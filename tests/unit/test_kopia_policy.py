@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.engines.kopia_policy import Policies, Source, parse_source
+from kopiatomic.engines.kopia.policy import Policies, Source, parse_source
 from kopiatomic.errors import KopiatomicError
 
 from .kopia_fixtures import PASSWORD, Bench

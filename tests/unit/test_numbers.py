@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from kopiatomic.engines.borg_output import Output as BorgOutput
-from kopiatomic.engines.kopia_output import parse_progress
+from kopiatomic.engines.borg.output import Output as BorgOutput
+from kopiatomic.engines.kopia.output import parse_progress
 from kopiatomic.engines.numbers import OddNumberError, about, number, understood
-from kopiatomic.engines.restic_output import Output as ResticOutput
+from kopiatomic.engines.restic.output import Output as ResticOutput
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Progress
 

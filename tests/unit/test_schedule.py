@@ -29,15 +29,10 @@ from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError, LockedError
 from kopiatomic.model.plan import Layout
 from kopiatomic.model.report import Report
+from kopiatomic.monitoring import lateness
 from kopiatomic.output.console import Console
 from kopiatomic.runs import freezing
-from kopiatomic.schedules import (
-    Schedule,
-    Scheduler,
-    lateness,
-    on,
-    systemd,
-)
+from kopiatomic.schedules import Schedule, Scheduler, on, systemd
 from kopiatomic.state import locks
 from kopiatomic.state.records import Records, RunRecord
 from tests.support.programs import Kopia, Kopiatomic

@@ -13,7 +13,7 @@ from kopiatomic.config import credentials
 from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.engines import Engine, Job, Remembering
 from kopiatomic.engines.numbers import understood
-from kopiatomic.engines.own import Own, in_place, prepared, require_skipped
+from kopiatomic.engines.written import Own, in_place, prepared, require_skipped
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.hooks import shell as hooks
 from kopiatomic.model.plan import EngineEnd, EngineResult, Layout, Plan, Progress

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from kopiatomic.config.options import Options
-from kopiatomic.engines.own import in_place
+from kopiatomic.engines.written import in_place
 from kopiatomic.errors import KopiatomicError, StartError
 from kopiatomic.hooks import shell as hooks
 from kopiatomic.immutable import immutable

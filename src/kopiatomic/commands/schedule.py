@@ -16,10 +16,11 @@ from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
+from kopiatomic.monitoring import lateness
 from kopiatomic.output.console import Console
 from kopiatomic.output.summary import duration
 from kopiatomic.planning import plan
-from kopiatomic.schedules import Schedule, Scheduler, environment, files, lateness, started, trust
+from kopiatomic.schedules import Schedule, Scheduler, environment, files, started, trust
 from kopiatomic.schedules import check_name as check_schedule_name
 from kopiatomic.schedules.files import State
 from kopiatomic.secrets.masking import Secrets

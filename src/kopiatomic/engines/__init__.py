@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
 from kopiatomic.engines.names import Equal
-from kopiatomic.engines.own import Own
+from kopiatomic.engines.written import Own
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Command, EngineEnd, EngineResult, Plan, Progress, Refusal, Sets
@@ -164,14 +164,14 @@ def create(
 
         return CommandEngine(command, options, given)
     if engine == RESTIC:
-        from kopiatomic.engines.restic import Restic  # noqa: PLC0415
+        from kopiatomic.engines.restic.backup import Restic  # noqa: PLC0415
 
         return Restic(options, given, repository)
     if engine == BORG:
-        from kopiatomic.engines.borg import Borg  # noqa: PLC0415
+        from kopiatomic.engines.borg.backup import Borg  # noqa: PLC0415
 
         return Borg(options, given, repository, archive)
-    from kopiatomic.engines.kopia import Kopia  # noqa: PLC0415
+    from kopiatomic.engines.kopia.backup import Kopia  # noqa: PLC0415
 
     return Kopia(options, given, invoking_user or given.get("SUDO_USER"), maintenance=maintenance)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from kopiatomic.engines import Job, Target, program
 from kopiatomic.engines.lines import Lines
-from kopiatomic.engines.own import Own
+from kopiatomic.engines.written import Own
 from kopiatomic.errors import UsageError
 from kopiatomic.model.plan import Command, EngineEnd, EngineResult, Plan, Progress, Refusal
 from kopiatomic.text import ended, printable

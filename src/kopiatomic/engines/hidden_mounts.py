@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from kopiatomic.engines.own import source_of
+from kopiatomic.engines.written import source_of
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Plan
 from kopiatomic.text import printable

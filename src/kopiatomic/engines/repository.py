@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from kopiatomic.engines import Job, Target, flags, hidden, location
+from kopiatomic.engines import Job, Target, flags, hidden_mounts, self_backup
 from kopiatomic.engines.flags import Given
-from kopiatomic.engines.own import Own, is_covered, source_of
 from kopiatomic.engines.program import Program, user
+from kopiatomic.engines.written import Own, is_covered, source_of
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import EngineEnd, EngineResult, Layout, Plan, Progress, Saved
 from kopiatomic.paths import below
@@ -150,10 +150,10 @@ class RepositoryEngine(ABC):
     def _check_place(self, plan: Plan) -> list[str]:
         """What each layout needs to be said. Raises KopiatomicError of kind repository-in-selection."""
         if plan.layout is Layout.IN_PLACE:
-            return hidden.warnings(self.engine, plan, self._held)
-        found = location.check_repository(self.engine, folder(self._where), plan)
+            return hidden_mounts.warnings(self.engine, plan, self._held)
+        found = self_backup.check_repository(self.engine, folder(self._where), plan)
         left_out = f"to leave it out, give {self.engine} an exclusion (-o '--exclude=PATTERN')"
-        return found + location.notes(self.engine, self._caches.items(), plan, left_out=left_out)
+        return found + self_backup.notes(self.engine, self._caches.items(), plan, left_out=left_out)
 
     def own(self, plan: Plan) -> list[Own]:
         """Its folders are left out of every backup in place; a repository only where the user says so."""

@@ -12,8 +12,9 @@ from collections.abc import Collection, Mapping
 
 from kopiatomic.config.credentials import is_variable
 from kopiatomic.config.options import Options, words
-from kopiatomic.engines import BORG, KOPIA, RESTIC, kopia_options, program
-from kopiatomic.engines.kopia_client import Client
+from kopiatomic.engines import BORG, KOPIA, RESTIC, program
+from kopiatomic.engines.kopia import options as kopia_options
+from kopiatomic.engines.kopia.client import Client
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.schedules import Scheduler, trust
 from kopiatomic.secrets.masking import is_secret

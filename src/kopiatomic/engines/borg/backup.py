@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kopiatomic.engines import Job, flags, known_options, repository, results
-from kopiatomic.engines.borg_output import Output, archive_in, messages
+from kopiatomic.engines.borg.output import Output, archive_in, messages
 from kopiatomic.engines.causes import cause
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern

@@ -13,22 +13,13 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import (
-    Job,
-    Target,
-    kopia_checks,
-    kopia_listing,
-    kopia_location,
-    kopia_maintenance,
-    kopia_options,
-    kopia_policy,
-    location,
-    own,
-    program,
-    results,
-)
-from kopiatomic.engines.kopia_client import Client
-from kopiatomic.engines.kopia_output import Manifest, Output, parse_manifest
+from kopiatomic.engines import Job, Target, program, results, self_backup, written
+from kopiatomic.engines.kopia import checks, listing, location
+from kopiatomic.engines.kopia import maintenance as kopia_maintenance
+from kopiatomic.engines.kopia import options as kopia_options
+from kopiatomic.engines.kopia import policy as kopia_policy
+from kopiatomic.engines.kopia.client import Client
+from kopiatomic.engines.kopia.output import Manifest, Output, parse_manifest
 from kopiatomic.engines.numbers import number
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Command, EngineEnd, EngineResult, FileProblem, Layout, Plan, Progress, Refusal
@@ -86,11 +77,11 @@ class Kopia:
 
     def refuses(self, plan: Plan) -> list[Refusal]:
         """What has a name that kopia cannot store."""
-        return kopia_checks.unstorable(plan)
+        return checks.unstorable(plan)
 
     def breaks_at(self, folder: str) -> bool:
         """Where kopia takes it for a placeholder of its own, and finds nothing in it."""
-        return folder.endswith(kopia_checks.PLACEHOLDER_SUFFIX)
+        return folder.endswith(checks.PLACEHOLDER_SUFFIX)
 
     def check(self, plan: Plan) -> list[str]:
         """Make sure that kopia can back this plan up; three kopia processes (four in place), whatever the plan's size.
@@ -107,53 +98,53 @@ class Kopia:
             questions.append(("snapshot", "list", "--json", "--max-results=1"))
         status, listed, *histories = client.ask_together(*questions)
         self._status = _mapping(status)
-        kopia_checks.check_writable(self._status, client)
+        checks.check_writable(self._status, client)
         documents = [_mapping(d) for d in listed]
         for path in plan.sources:
             policies = self._policies[path] = kopia_policy.Policies(documents, self._source(path))
-            kopia_checks.check_one_file_system(policies, plan, path, client)
-            warnings += kopia_checks.check_actions(policies, self._status, self._options)
+            checks.check_one_file_system(policies, plan, path, client)
+            warnings += checks.check_actions(policies, self._status, self._options)
         if plan.layout is Layout.IN_PLACE:
             last = [_mapping(d) for d in histories[0]]
-            return warnings + kopia_checks.check_in_place(self._policies, plan, client, self._options, last)
-        warnings += location.check_repository("kopia", kopia_location.repository(self._status), plan)
+            return warnings + checks.check_in_place(self._policies, plan, client, self._options, last)
+        warnings += self_backup.check_repository("kopia", location.repository(self._status), plan)
         (policies,) = self._policies.values()
-        warnings += kopia_checks.check_merged(policies, plan)
+        warnings += checks.check_merged(policies, plan)
         left_out = "kopia leaves out what is in these folders unless the policy ignore-cache-dirs is off"
-        folders = kopia_location.folders(client, self._options)
-        return warnings + location.notes("kopia", folders, plan, left_out=left_out)
+        folders = location.folders(client, self._options)
+        return warnings + self_backup.notes("kopia", folders, plan, left_out=left_out)
 
     @property
     def target(self) -> Target:
         """The storage with its place, and the user and host that kopia goes by."""
-        return Target(kopia_location.storage(self._status), str(self._source("")))
+        return Target(location.storage(self._status), str(self._source("")))
 
-    def own(self, plan: Plan) -> list[own.Own]:
+    def own(self, plan: Plan) -> list[written.Own]:
         """Cache and repository; logs go to a place of ours where theirs is in a source, the configuration is only read."""
         found = []
-        cache = kopia_location.cache(self._client)
+        cache = location.cache(self._client)
         if cache is not None:
             why = "Set ignore-cache-dirs to true in kopia's policy, or move it (kopia cache set --cache-directory)."
-            found.append(own.Own("kopia's cache", cache, self._leaves_out_caches(cache), why, cache=True))
+            found.append(written.Own("kopia's cache", cache, self._leaves_out_caches(cache), why, cache=True))
         configuration = os.path.dirname(looking.real(self._client.config.path))
-        if own.is_hidden(configuration, plan):
-            found.append(own.Own("kopia's configuration", configuration, skipped=True))
-        repository = kopia_location.repository(self._status)
+        if written.is_hidden(configuration, plan):
+            found.append(written.Own("kopia's configuration", configuration, skipped=True))
+        repository = location.repository(self._status)
         real = looking.real(repository) if repository is not None else ""
-        source = own.source_of(real, plan)
-        if repository is not None and source is None and own.is_covered(real, plan):
-            found.append(own.Own("kopia's repository", repository, skipped=True))
+        source = written.source_of(real, plan)
+        if repository is not None and source is None and written.is_covered(real, plan):
+            found.append(written.Own("kopia's repository", repository, skipped=True))
         elif repository is not None and source is not None:
             rule = f"/{below(real, source)}"
             mend = self._client.hint_command("policy", "set", source, f"--add-ignore={rule}")
             why = f"Have kopia leave it out ({mend}), move it out of what is backed up, or use --layout merged."
             skipped = self._policies[source].ignores(real)
-            found.append(own.Own("kopia's repository", repository, skipped, why))
+            found.append(written.Own("kopia's repository", repository, skipped, why))
         return found
 
     def skips(self, path: str) -> bool:
         """A directory with a CACHEDIR.TAG, where the policy in force leaves those out."""
-        return own.is_cache(path) and self._leaves_out_caches(path)
+        return written.is_cache(path) and self._leaves_out_caches(path)
 
     def _leaves_out_caches(self, path: str) -> bool:
         real = looking.real(path)
@@ -181,13 +172,13 @@ class Kopia:
             atomic="yes" if job.sets.atomic else "no",
         )
         environment = dict(self._client.additions)
-        logs = kopia_location.logs(self._client, self._options)
-        if logs is not None and own.in_place(job.plan, logs):
+        logs = location.logs(self._client, self._options)
+        if logs is not None and written.in_place(job.plan, logs):
             environment["KOPIA_LOG_DIR"] = f"{job.plan.scratch}/kopia-logs"
         volumes = job.volumes
         read = [place for source in job.sources for place in job.places(source).values() if place not in volumes]
         directories = tuple(map(job.plan.path, read))
-        return Command(argv, environment, kopia_listing.STAND_IN, directories)
+        return Command(argv, environment, listing.STAND_IN, directories)
 
     def describe(self, plan: Plan) -> Sequence[str]:
         """The argv in words; needs neither kopia nor a repository."""
@@ -291,11 +282,11 @@ class Kopia:
         if unchanged:
             result.statistics["unchanged"] = 1
         reasons += _failures(manifest, result.problems)
-        lacking = kopia_listing.missing(self._client, manifest, job, source)
+        lacking = listing.missing(self._client, manifest, job, source)
         if lacking and not self._is_saved(manifest):
             return _not_saved(f"kopia told of the snapshot {printable(manifest.id)}, which is not in its repository")
         reasons += lacking
-        reasons += kopia_listing.confused(self._client, manifest, job, source)
+        reasons += listing.confused(self._client, manifest, job, source)
         result.complete = not reasons
         result.message = "; ".join(reasons)
         return result
@@ -306,7 +297,7 @@ class Kopia:
         by_path = {self._source(source).path: source for source in job.sources}
         for manifest in self._manifests:
             if manifest.path in by_path and not manifest.incomplete:
-                questions += kopia_listing.questions(self._client, manifest, job, by_path[manifest.path])
+                questions += listing.questions(self._client, manifest, job, by_path[manifest.path])
         self._client.ask_ahead(questions)
 
     @property

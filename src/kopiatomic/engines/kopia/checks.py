@@ -7,11 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kopiatomic.engines import hidden, kopia_listing, kopia_location
-from kopiatomic.engines.kopia_client import Client
-from kopiatomic.engines.kopia_options import Options
-from kopiatomic.engines.kopia_output import parse_manifest
-from kopiatomic.engines.kopia_policy import Policies, Source
+from kopiatomic.engines import hidden_mounts
+from kopiatomic.engines.kopia import listing, location
+from kopiatomic.engines.kopia.client import Client
+from kopiatomic.engines.kopia.options import Options
+from kopiatomic.engines.kopia.output import parse_manifest
+from kopiatomic.engines.kopia.policy import Policies, Source
 from kopiatomic.engines.listing import views_in
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Plan, Refusal, Taken
@@ -66,7 +67,7 @@ def check_writable(status: Mapping[str, Any], client: Client) -> None:
             kind="kopia-read-only",
             hint=f"Connect it without --readonly: {client.hint_command('repository', 'connect', '--help')}",
         )
-    folder = kopia_location.repository(status)
+    folder = location.repository(status)
     if folder is not None and looking.call(lambda: os.statvfs(folder).f_flag, folder) & os.ST_RDONLY:
         raise KopiatomicError(
             f"kopia's repository {printable(folder)} is on a filesystem that is mounted read-only",
@@ -213,10 +214,10 @@ def check_in_place(
         return [
             point
             for point, source in points.items()
-            if source in last and kopia_listing.holds(client, last[source].root_object, f"/{below(point, source)}")
+            if source in last and listing.holds(client, last[source].root_object, f"/{below(point, source)}")
         ]
 
-    return warnings + _histories_below(plan, documents) + hidden.warnings("kopia", plan, held)
+    return warnings + _histories_below(plan, documents) + hidden_mounts.warnings("kopia", plan, held)
 
 
 def _check_ignore_files(source: str, place: str, policies: Policies, client: Client) -> None:

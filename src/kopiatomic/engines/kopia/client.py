@@ -12,7 +12,7 @@ from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.engines.causes import cause
-from kopiatomic.engines.kopia_options import Options
+from kopiatomic.engines.kopia.options import Options
 from kopiatomic.engines.program import KEEP, Program, user
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable

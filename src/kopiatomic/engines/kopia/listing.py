@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kopiatomic.engines import Job
-from kopiatomic.engines.kopia_client import Client, last_error
-from kopiatomic.engines.kopia_output import Manifest
+from kopiatomic.engines.kopia.client import Client, last_error
+from kopiatomic.engines.kopia.output import Manifest
 from kopiatomic.engines.names import spelled
 from kopiatomic.engines.numbers import number
 from kopiatomic.engines.program import KEEP

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kopiatomic import presence
-from kopiatomic.engines.kopia_client import Client
-from kopiatomic.engines.kopia_options import Options
+from kopiatomic.engines.kopia.client import Client
+from kopiatomic.engines.kopia.options import Options
 from kopiatomic.secrets.masking import masked
 from kopiatomic.text import printable
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from kopiatomic.engines.kopia_client import Client, last_error
+from kopiatomic.engines.kopia.client import Client, last_error
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.text import ended
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kopiatomic.engines.causes import cause
-from kopiatomic.engines.kopia_client import error_lines
+from kopiatomic.engines.kopia.client import error_lines
 from kopiatomic.engines.lines import Lines
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Progress

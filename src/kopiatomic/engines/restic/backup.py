@@ -22,7 +22,7 @@ from kopiatomic.engines.causes import cause
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.engines.numbers import number
-from kopiatomic.engines.restic_output import Output
+from kopiatomic.engines.restic.output import Output
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Command, EngineEnd, EngineResult, Plan, Progress, Refusal
 from kopiatomic.system import process
