@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from kopiatomic.platforms.linux.merged import MergedView
+from kopiatomic.platforms.steps import Step
 from kopiatomic.system import fuse, linux, looking
-from kopiatomic.views import Step
-from kopiatomic.views.merged import MergedView
 from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopia, Kopiatomic, command
@@ -163,7 +163,7 @@ def test_attributes_of_a_directory_that_does_not_answer_are_done_without(
         view.look()
         assert stat.S_IMODE(view.scaffolding[f"{data}/dir"].st_mode) == 0o710
         assert f"{data}/hung" not in view.scaffolding
-        monkeypatch.setattr("kopiatomic.views.merged.may_hang", lambda _: False)
+        monkeypatch.setattr("kopiatomic.platforms.linux.merged.may_hang", lambda _: False)
         view.look()
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from kopiatomic.model.plan import Intent
+from kopiatomic.platforms.freebsd.merged import MergedView
+from kopiatomic.platforms.steps import Step
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records, RunRecord
-from kopiatomic.views import Step
-from kopiatomic.views.freebsd_merged import MergedView
 from tests.support.freebsd_shim import Shim
 
 RUN = "20261122T101112Z-01234567"

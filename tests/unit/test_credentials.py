@@ -17,12 +17,12 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import EngineEnd, Layout, Plan
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
+from kopiatomic.platforms.steps import View
 from kopiatomic.runs import freezing
 from kopiatomic.runs.freezing import Frozen
 from kopiatomic.runs.launcher import Checked, Start
 from kopiatomic.state.records import Records
 from kopiatomic.system import process
-from kopiatomic.views import View
 from tests.unit.kopia_fixtures import make_job, taken
 
 PASSWORD = "wet paint, dry hat"  # noqa: S105

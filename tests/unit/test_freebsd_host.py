@@ -3,13 +3,13 @@
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.views import freebsd_host
+from kopiatomic.platforms.freebsd import permissions
 from tests.support.freebsd_shim import JAIL, Shim
 
 
 def lacking(settings: dict[str, int]) -> str:
     with pytest.raises(KopiatomicError) as caught:
-        freebsd_host.require(Shim(sysctls=settings).kernel)
+        permissions.require(Shim(sysctls=settings).kernel)
     assert caught.value.kind == "jail"
     assert "jail.conf" in (caught.value.hint or "")
     return caught.value.message.partition("it lacks ")[2]
@@ -17,13 +17,13 @@ def lacking(settings: dict[str, int]) -> str:
 
 @pytest.mark.parametrize("statfs", [0, 1])
 def test_a_jail_that_may_do_all_of_it_is_fine(statfs: int) -> None:
-    freebsd_host.require(Shim(sysctls={**JAIL, "security.jail.enforce_statfs": statfs}).kernel)
+    permissions.require(Shim(sysctls={**JAIL, "security.jail.enforce_statfs": statfs}).kernel)
 
 
 def test_outside_of_jails_nothing_is_asked_for() -> None:
-    freebsd_host.require(Shim(sysctls={"security.jail.jailed": 0}).kernel)
-    freebsd_host.require(Shim(sysctls={**dict.fromkeys(JAIL, 0), "security.jail.enforce_statfs": 2}).kernel)
-    freebsd_host.require(Shim().kernel)
+    permissions.require(Shim(sysctls={"security.jail.jailed": 0}).kernel)
+    permissions.require(Shim(sysctls={**dict.fromkeys(JAIL, 0), "security.jail.enforce_statfs": 2}).kernel)
+    permissions.require(Shim().kernel)
 
 
 @pytest.mark.parametrize(
@@ -48,9 +48,9 @@ def test_all_that_is_lacking_is_named_at_once() -> None:
 
 def test_upper_mounts_that_go_with_lower_ones_are_warned_about() -> None:
     shim = Shim()
-    assert freebsd_host.warnings(shim.kernel) == []
+    assert permissions.warnings(shim.kernel) == []
     shim.sysctls["vfs.recursive_forced_unmount"] = (0, 1)
-    assert freebsd_host.warnings(shim.kernel) == []
+    assert permissions.warnings(shim.kernel) == []
     shim.sysctls["vfs.recursive_forced_unmount"] = (1, 1)
-    (warning,) = freebsd_host.warnings(shim.kernel)
+    (warning,) = permissions.warnings(shim.kernel)
     assert "vfs.recursive_forced_unmount" in warning

@@ -11,15 +11,16 @@ import pytest
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import SCRATCH, Dataset, Intent, Layout, Plan, PlannedPath, Taken, Uncovered
-from kopiatomic.mount_leftovers import MountLeftovers
-from kopiatomic.platforms.freebsd import FreeBSDPlatform
+from kopiatomic.platforms.freebsd import in_place
+from kopiatomic.platforms.freebsd.in_place import InPlaceView
+from kopiatomic.platforms.freebsd.leftovers import MountLeftovers
+from kopiatomic.platforms.freebsd.platform import FreeBSDPlatform
+from kopiatomic.platforms.steps import Missing, Step
 from kopiatomic.runs import recovery
 from kopiatomic.runs.recovery import Recovery
 from kopiatomic.state import locks, root_leftovers
 from kopiatomic.system import freebsd_mounting, linux, spawn
 from kopiatomic.system.mountinfo import visible
-from kopiatomic.views import Missing, Step, freebsd_in_place
-from kopiatomic.views.freebsd_in_place import InPlaceView
 from tests.support.freebsd_shim import JAIL, Shim, isolated
 from tests.support.repositories import Borg, Restic
 from tests.unit.freebsd_views import RUN, Ground
@@ -394,7 +395,7 @@ def test_where_others_could_move_what_leads_to_it_nothing_is_mounted(small: Plac
     memory = small.mounted(theirs / "memory")
     os.chown(theirs, 12345, 0)
     small.beside(memory)
-    (warning,) = freebsd_in_place.refuse(small.plan)
+    (warning,) = in_place.refuse(small.plan)
     assert warning.startswith(
         f"{theirs}/memory (tmpfs) is not there for what reads the view: user 12345 can change {theirs}"
     )

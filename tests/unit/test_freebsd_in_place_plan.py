@@ -11,9 +11,10 @@ from kopiatomic.model.facts import Facts
 from kopiatomic.model.plan import Instant, Layout, Sets, Snapshot, SnapshotSet
 from kopiatomic.model.request import Request
 from kopiatomic.planning.plan import select
+from kopiatomic.platforms.freebsd import in_place
+from kopiatomic.platforms.freebsd.in_place import InPlaceView
+from kopiatomic.platforms.steps import steps_of
 from kopiatomic.state import locks
-from kopiatomic.views import freebsd_in_place, steps_of
-from kopiatomic.views.freebsd_in_place import InPlaceView
 from tests.support.freebsd_shim import Shim
 from tests.unit.plans import SUFFIX, facts, zfs
 
@@ -153,4 +154,4 @@ def test_a_jail_has_to_allow_just_what_is_mounted_anew() -> None:
         (("/",), True, {"devfs", "fdescfs"}),
     ):
         request = Request(names, False, False, BASE, SUFFIX, layout=Layout.IN_PLACE, live_system=live_system)
-        assert freebsd_in_place.filesystems(select(installed(), request)) == kinds
+        assert in_place.filesystems(select(installed(), request)) == kinds

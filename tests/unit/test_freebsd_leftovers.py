@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic import mount_leftovers
 from kopiatomic.filesystems import Leftovers
 from kopiatomic.model.plan import Intent, Leftover
-from kopiatomic.mount_leftovers import MountLeftovers
+from kopiatomic.platforms.freebsd import leftovers as mount_leftovers
+from kopiatomic.platforms.freebsd.leftovers import MountLeftovers
 from kopiatomic.runs import recovery
 from kopiatomic.runs.recovery import Cleared, Recovery
 from kopiatomic.state import locks, root_leftovers

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import Interrupted, KopiatomicError
-from kopiatomic.hooks import shell as hooks
+from kopiatomic.hooks import shell
 from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import lists, locks
@@ -19,7 +19,7 @@ from tests.support.moments import ends
 
 
 def run(line: str, timeout: float = 10, **told: str) -> None:
-    hooks.run(line, "-p", told, timeout, Secrets([], {}))
+    shell.run(line, "-p", told, timeout, Secrets([], {}))
 
 
 def refused(line: str, timeout: float = 10) -> KopiatomicError:
@@ -99,7 +99,7 @@ def plan_of(*names: str) -> Plan:
 
 
 def test_a_hook_is_told_of_the_run(lock_directory: Path) -> None:
-    assert hooks.variables("ID", plan_of("tank/a", "tank/with space")) == {
+    assert shell.variables("ID", plan_of("tank/a", "tank/with space")) == {
         "KOPIATOMIC_RUN_ID": "ID",
         "KOPIATOMIC_ROOT": "/kopia",
         "KOPIATOMIC_SOURCES": "/kopia",
@@ -112,16 +112,16 @@ def test_a_hook_is_told_of_the_run(lock_directory: Path) -> None:
 def test_lists_are_variables_as_long_as_they_have_room() -> None:
     """64 KiB for all of them: a kernel takes 128 KiB a variable and a third of the stack for all."""
     room = (64 << 10) - len("/kopia")
-    assert hooks.variables("ID", plan_of("x" * room))["KOPIATOMIC_DATASETS"] == "x" * room
+    assert shell.variables("ID", plan_of("x" * room))["KOPIATOMIC_DATASETS"] == "x" * room
     for too_much in ("x" * (room + 1), "ä" * (room // 2 + 1)):
-        told = hooks.variables("ID", plan_of(too_much))
+        told = shell.variables("ID", plan_of(too_much))
         assert not {"KOPIATOMIC_DATASETS", "KOPIATOMIC_SOURCES"} & told.keys()
         assert {"KOPIATOMIC_DATASETS_FILE", "KOPIATOMIC_SOURCES_FILE"} <= told.keys()
 
 
 def test_a_name_with_a_newline_is_in_the_file_alone(lock_directory: Path) -> None:
     plan = plan_of("tank/a", "tank/b\ntank/forged", "tank/\udcff")
-    assert hooks.variables("ID", plan)["KOPIATOMIC_DATASETS"] == "tank/a\ntank/\udcff"
+    assert shell.variables("ID", plan)["KOPIATOMIC_DATASETS"] == "tank/a\ntank/\udcff"
     lists.write("ID", plan)
     file = Path(f"{lock_directory}-lists/ID.datasets")
     assert file.read_bytes() == b"tank/a\0tank/b\ntank/forged\0tank/\xff\0"
@@ -155,7 +155,7 @@ def test_lists_are_not_written_where_others_can(lock_directory: Path) -> None:
 def test_what_an_outer_run_says_of_itself_is_not_handed_on() -> None:
     outer = {"KOPIATOMIC_DATASETS": "outer", "KOPIATOMIC_STATE_DIR": "/kept", "PATH": "/bin"}
     told = {"KOPIATOMIC_RUN_ID": "ID"}
-    assert hooks.environment(outer, told) == {
+    assert shell.environment(outer, told) == {
         "KOPIATOMIC_STATE_DIR": "/kept",
         "PATH": "/bin",
         "KOPIATOMIC_RUN_ID": "ID",

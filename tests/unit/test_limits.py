@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.views import linux as linux_view
+from kopiatomic.platforms.linux import view as linux_view
 from tests.support.programs import command
 
 TREE = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ import pytest
 from kopiatomic import platforms
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
-from kopiatomic.platforms.freebsd import FreeBSDPlatform
-from kopiatomic.platforms.linux import LinuxPlatform
+from kopiatomic.platforms.freebsd.platform import FreeBSDPlatform
+from kopiatomic.platforms.linux.platform import LinuxPlatform
 from kopiatomic.state import locks
 from kopiatomic.system.freebsd_host import FreeBSDHost
 from kopiatomic.system.linux_host import LinuxHost

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.views import holds_something
+from kopiatomic.platforms.steps import holds_something
 
 
 def a_socket(path: Path) -> None:

@@ -15,7 +15,7 @@ from kopiatomic.engines import Engine, Job, Remembering
 from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.written import Own, in_place, prepared, require_skipped
 from kopiatomic.errors import Interrupted, KopiatomicError
-from kopiatomic.hooks import shell as hooks
+from kopiatomic.hooks import shell
 from kopiatomic.model.plan import EngineEnd, EngineResult, Layout, Plan, Progress
 from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.planning import plan
@@ -194,8 +194,8 @@ class _Run:
             if options.pre_hook is not None:
                 self._listener.phase("running the hook -p")
                 with report.phase("pre-hook"):
-                    told = hooks.variables(report.run_id, report.plan)
-                    hooks.run(options.pre_hook, "-p", told, options.hook_timeout, self._secrets)
+                    told = shell.variables(report.run_id, report.plan)
+                    shell.run(options.pre_hook, "-p", told, options.hook_timeout, self._secrets)
             self._backup(engine)
             with report.phase("maintenance"):
                 self._finish(engine)
@@ -215,8 +215,8 @@ class _Run:
         self._listener.phase("running the hook -q")
         with report.phase("post-hook"), signals.deferred():
             try:
-                told = {**hooks.variables(report.run_id, report.plan), **outcome}
-                hooks.run(line, "-q", told, self._options.hook_timeout, self._secrets)
+                told = {**shell.variables(report.run_id, report.plan), **outcome}
+                shell.run(line, "-q", told, self._options.hook_timeout, self._secrets)
             except KopiatomicError as error:
                 report.hook_error = error
 
@@ -278,7 +278,7 @@ class _Run:
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
         # What is taken may be something else by now.
         lists.write(job.run_id, job.plan)
-        environment = hooks.environment({**os.environ, **self._handed}, hooks.variables(job.run_id, job.plan))
+        environment = shell.environment({**os.environ, **self._handed}, shell.variables(job.run_id, job.plan))
         if in_place(job.plan, inherited.temporary_directory()):
             environment["TMPDIR"] = job.plan.scratch
         with report.phase("engine"):

@@ -15,7 +15,7 @@ from typing import Protocol
 from kopiatomic.config.options import Options
 from kopiatomic.engines.written import in_place
 from kopiatomic.errors import KopiatomicError, StartError
-from kopiatomic.hooks import shell as hooks
+from kopiatomic.hooks import shell
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Command, Layout, Plan, Progress, Sets
 from kopiatomic.model.report import CommandReport, EngineReport, ShellReport
@@ -208,7 +208,7 @@ class _Inside:
     def _environment(self, plan: Plan, sets: Sets) -> Mapping[str, str]:
         instant = instant_text(sets.started_ns)
         callers = os.environ if self._user is None else self._secrets.withheld_from(os.environ)
-        told = {**hooks.variables(self._report.run_id, plan), "KOPIATOMIC_INSTANT": instant}
+        told = {**shell.variables(self._report.run_id, plan), "KOPIATOMIC_INSTANT": instant}
         if self._account is not None:
             name = self._account.pw_name
             told |= {"HOME": self._account.pw_dir, "USER": name, "LOGNAME": name}
@@ -217,7 +217,7 @@ class _Inside:
             told["TMPDIR"] = plan.scratch
         if self._is_shell:
             told |= _prompt(f"(frozen {instant[11:19]}Z) ", callers.get("PROMPT_COMMAND", ""), root=self._user is None)
-        return hooks.environment(callers, told)
+        return shell.environment(callers, told)
 
     def _conclude(self, checked: Checked) -> None:
         """What the end of the command and the check of the mounts say together."""

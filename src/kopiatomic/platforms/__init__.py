@@ -10,8 +10,8 @@ from typing import Protocol
 
 from kopiatomic.filesystems import Leftovers
 from kopiatomic.model.plan import Intent, Plan
+from kopiatomic.platforms.steps import Step, View
 from kopiatomic.system import host
-from kopiatomic.views import Step, View
 
 Record = Callable[[Sequence[Intent]], None]
 """Puts on record what is about to be made besides. Raises StateError; then it must not be made."""
@@ -122,10 +122,10 @@ def on(system: host.Host) -> Platform:
     from kopiatomic.system.linux_host import LinuxHost  # noqa: PLC0415
 
     if isinstance(system, LinuxHost):
-        from kopiatomic.platforms.linux import LinuxPlatform  # noqa: PLC0415
+        from kopiatomic.platforms.linux.platform import LinuxPlatform  # noqa: PLC0415
 
         return LinuxPlatform()
-    from kopiatomic.platforms.freebsd import FreeBSDPlatform  # noqa: PLC0415
+    from kopiatomic.platforms.freebsd.platform import FreeBSDPlatform  # noqa: PLC0415
     from kopiatomic.system.freebsd_host import FreeBSDHost  # noqa: PLC0415
 
     assert isinstance(system, FreeBSDHost)

@@ -25,6 +25,7 @@ from kopiatomic.output.summary import cleared_lines
 from kopiatomic.paths import below
 from kopiatomic.planning import plan
 from kopiatomic.planning.gather import gather
+from kopiatomic.platforms.steps import View, missing_text
 from kopiatomic.runs.patience import Patience
 from kopiatomic.runs.recorder import Recorder
 from kopiatomic.runs.recovery import Recovery
@@ -37,7 +38,6 @@ from kopiatomic.state.ownership import PREFIX
 from kopiatomic.state.records import Records
 from kopiatomic.system import linux, signals
 from kopiatomic.text import few, first_few, printable
-from kopiatomic.views import View, missing_text
 
 T = TypeVar("T")
 

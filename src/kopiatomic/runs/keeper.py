@@ -20,10 +20,10 @@ from kopiatomic.filesystems import Maker
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Plan, Sets
 from kopiatomic.platforms import Built, Platform, Record
+from kopiatomic.platforms.steps import steps_of
 from kopiatomic.runs import launcher
 from kopiatomic.system import host, worker
 from kopiatomic.system.channel import Channel, ClosedError, close_quietly
-from kopiatomic.views import steps_of
 
 
 @immutable

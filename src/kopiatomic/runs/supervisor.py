@@ -17,6 +17,7 @@ from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.filesystems import Maker
 from kopiatomic.model.plan import Plan, Sets
 from kopiatomic.platforms import Platform, Record
+from kopiatomic.platforms.steps import View, steps_of
 from kopiatomic.runs import keeper, launcher
 from kopiatomic.runs.patience import Patience, SuspendedError
 from kopiatomic.runs.streams import Streams
@@ -24,7 +25,6 @@ from kopiatomic.state.ownership import PREFIX
 from kopiatomic.system import channel, host, libzfs_core, process, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import first_few, printable
-from kopiatomic.views import View, steps_of
 
 RELEASE_TIMEOUT = 180.0
 """Seconds to wait for the keeper to have removed everything; it reports within 60 for each pool, unless one hangs."""

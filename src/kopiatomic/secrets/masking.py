@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from kopiatomic.secrets import places as secret_places
+from kopiatomic.secrets import places
 from kopiatomic.secrets.names import is_file_of, is_setting, names_secret
 from kopiatomic.secrets.places import MASK, WORD, unquoted
 from kopiatomic.text import printable
@@ -37,13 +37,13 @@ def is_secret(variable: str, value: str) -> bool:
 def credentials(text: str) -> list[str]:
     """The secrets that stand in a text: the password in a URL, for example."""
     found: list[str] = []
-    secret_places.in_text(text, lambda secret: _noted(found, secret))
+    places.in_text(text, lambda secret: _noted(found, secret))
     return found
 
 
 def masked(text: str) -> str:
     """A text with the secrets that stand in it masked."""
-    return secret_places.in_text(text, _mask)
+    return places.in_text(text, _mask)
 
 
 def _noted(found: list[str], secret: str) -> str:
@@ -64,7 +64,7 @@ class Secrets:
         ]
         for value in environment.values():
             found += credentials(value)
-        secret_places.in_words(words, lambda secret: _noted(found, secret), _OURS)
+        places.in_words(words, lambda secret: _noted(found, secret), _OURS)
         self.found = bool(found)
         """Whether there was one in words or environment, be it too short to be looked for."""
         self.values: list[str] = []
@@ -86,7 +86,7 @@ class Secrets:
 
     def hide_words(self, words: Sequence[str]) -> list[str]:
         """The words of a command line, likewise."""
-        return [self._without_known(word) for word in secret_places.in_words(words, _mask)]
+        return [self._without_known(word) for word in places.in_words(words, _mask)]
 
     def _without_known(self, text: str) -> str:
         # Whole words first, while their quotes are in pairs.

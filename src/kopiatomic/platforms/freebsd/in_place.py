@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import SCRATCH, Intent, Plan, Uncovered
 from kopiatomic.paths import below, is_at_or_below, tree_order
+from kopiatomic.platforms.freebsd.view import FreeBSDView, Planned, directories, frozen, joined, unsafe
+from kopiatomic.platforms.steps import LIVE, SCAFFOLD, Step
 from kopiatomic.state import locks
 from kopiatomic.system import freebsd, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.freebsd_mounting import Options
 from kopiatomic.system.mountinfo import parents, visible
 from kopiatomic.text import printable
-from kopiatomic.views import LIVE, SCAFFOLD, Step
-from kopiatomic.views.freebsd import FreeBSDView, Planned, directories, frozen, joined, unsafe
 
 _FRESH = frozenset(["devfs", "fdescfs", "linprocfs", "linsysfs", "procfs"])
 """What the kernel makes is mounted anew: it shows the same as the live one (devfs(5), fdescfs(5), procfs(5))."""

@@ -11,13 +11,13 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.fstypes import may_hang
 from kopiatomic.model.plan import Intent
 from kopiatomic.paths import below
+from kopiatomic.platforms.freebsd.view import FreeBSDView, directories, frozen, joined
+from kopiatomic.platforms.steps import SCAFFOLD, Step
 from kopiatomic.system import freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.freebsd_paths import open_beneath
 from kopiatomic.system.mountinfo import Mount, holder, parents, visible
 from kopiatomic.text import printable
-from kopiatomic.views import SCAFFOLD, Step
-from kopiatomic.views.freebsd import FreeBSDView, directories, frozen, joined
 
 _TOP = Step("", "/", SCAFFOLD, named=True)
 """Where no snapshot is the top of the view, a directory of ours is."""

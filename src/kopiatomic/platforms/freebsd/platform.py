@@ -14,16 +14,18 @@ from collections.abc import Mapping, Sequence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import Leftovers
 from kopiatomic.model.plan import UNMOUNTED, Layout, Plan
-from kopiatomic.mount_leftovers import MountLeftovers
 from kopiatomic.platforms import Record
+from kopiatomic.platforms.freebsd import in_place as freebsd_in_place
+from kopiatomic.platforms.freebsd import permissions
+from kopiatomic.platforms.freebsd.in_place import InPlaceView
+from kopiatomic.platforms.freebsd.leftovers import MountLeftovers
+from kopiatomic.platforms.freebsd.merged import MergedView
+from kopiatomic.platforms.freebsd.view import FreeBSDView
+from kopiatomic.platforms.steps import Step
 from kopiatomic.state import roots
 from kopiatomic.system import freebsd_processes
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.text import printable
-from kopiatomic.views import Step, freebsd_host, freebsd_in_place
-from kopiatomic.views.freebsd import FreeBSDView
-from kopiatomic.views.freebsd_in_place import InPlaceView
-from kopiatomic.views.freebsd_merged import MergedView
 
 
 class FreeBSDPlatform:
@@ -50,8 +52,8 @@ class FreeBSDPlatform:
         if "/" in places and any(place.startswith(f"{UNMOUNTED}/") for place in places):
             raise _not_built("a dataset at / together with what has no place of its own", "Leave one of the two out.")
         in_place = plan.layout is Layout.IN_PLACE
-        freebsd_host.require(self._kernel, freebsd_in_place.filesystems(plan) if in_place else ())
-        return freebsd_host.warnings(self._kernel) + (freebsd_in_place.refuse(plan) if in_place else [])
+        permissions.require(self._kernel, freebsd_in_place.filesystems(plan) if in_place else ())
+        return permissions.warnings(self._kernel) + (freebsd_in_place.refuse(plan) if in_place else [])
 
     def directories(self, root: str, run_id: str) -> Sequence[str]:
         """The mount root, and the directory that the snapshots are mounted in."""

@@ -16,31 +16,31 @@ import shlex
 import time
 from collections.abc import Callable, Collection, Sequence
 
-from kopiatomic import mount_leftovers, presence
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, concerns_all
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Intent
 from kopiatomic.paths import below, is_at_or_below
-from kopiatomic.system import freebsd_mounting, freebsd_mounts, safety
-from kopiatomic.system.freebsd import Kernel
-from kopiatomic.system.freebsd_mounting import Options
-from kopiatomic.system.freebsd_paths import open_beneath
-from kopiatomic.system.mountinfo import Mount, parents, visible
-from kopiatomic.text import printable
-from kopiatomic.views import (
+from kopiatomic.platforms.freebsd import leftovers, permissions
+from kopiatomic.platforms.steps import (
     LIVE,
     OURS,
     SCAFFOLD,
     Missing,
     Step,
     View,
-    freebsd_host,
     held_by,
     hidden_by,
     holds_something,
     missing_text,
     named_and_missing,
 )
+from kopiatomic.system import freebsd_mounting, freebsd_mounts, safety
+from kopiatomic.system.freebsd import Kernel
+from kopiatomic.system.freebsd_mounting import Options
+from kopiatomic.system.freebsd_paths import open_beneath
+from kopiatomic.system.mountinfo import Mount, parents, visible
+from kopiatomic.text import printable
 
 _SECOND_LOOK = 0.3
 """Seconds until a mount that was not seen is looked for again: MNT_NOWAIT leaves out what somebody tries to unmount, also
@@ -122,7 +122,7 @@ class FreeBSDView:
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError, OSError; what is mounted then is for :meth:`remove`."""
         self.require()
-        freebsd_host.require(self._kernel, {p.fstype for p in self._planned})
+        permissions.require(self._kernel, {p.fstype for p in self._planned})
         require_safe(self._root)
         self._require_free()
         self._record(self._intents)
@@ -292,7 +292,7 @@ class FreeBSDView:
     def _print(self, point: str, seen: dict[str, Mount]) -> _Print | None:
         return _print_of_live(point, seen) if point in self._live else _print(point, seen)
 
-    def remove(self, timeout: float = mount_leftovers.BUSY_TIMEOUT) -> list[str]:
+    def remove(self, timeout: float = leftovers.BUSY_TIMEOUT) -> list[str]:
         """Take all mounts away; wait so long (seconds) for who uses them. Returns what is left, in words.
 
         Another process than the one that made them may call it, with a view of the same plan and directories.
@@ -301,7 +301,7 @@ class FreeBSDView:
         mounts = [(i.place, i.name, i.origin) for i in self._intents]
         return [
             f"mount {printable(point)}: {problem} (remove it with: {shlex.join(['umount', printable(point)])})"
-            for (_, point, _), problem in mount_leftovers.clear(self._kernel, mounts, timeout).items()
+            for (_, point, _), problem in leftovers.clear(self._kernel, mounts, timeout).items()
         ]
 
 

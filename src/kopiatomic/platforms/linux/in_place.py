@@ -14,12 +14,7 @@ from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import SCRATCH
 from kopiatomic.paths import below
-from kopiatomic.state import lists
-from kopiatomic.system import linux, mountinfo
-from kopiatomic.system.descriptors import closing
-from kopiatomic.text import printable
-from kopiatomic.views import LIVE, SCAFFOLD, Missing, Step, View
-from kopiatomic.views.linux import (
+from kopiatomic.platforms.linux.view import (
     ANY,
     LOOK,
     PATH,
@@ -32,6 +27,11 @@ from kopiatomic.views.linux import (
     refused,
     relative,
 )
+from kopiatomic.platforms.steps import LIVE, SCAFFOLD, Missing, Step, View
+from kopiatomic.state import lists
+from kopiatomic.system import linux, mountinfo
+from kopiatomic.system.descriptors import closing
+from kopiatomic.text import printable
 
 _NODES = ("null", "zero", "full", "random", "urandom", "tty")
 _RESOLVER = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager", "/run/nscd", "/run/connman")

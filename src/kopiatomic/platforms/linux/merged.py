@@ -16,11 +16,11 @@ from kopiatomic.errors import KopiatomicError, place_needed
 from kopiatomic.model.fstypes import may_hang
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES
 from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.platforms.linux.view import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, opened, refused, relative
+from kopiatomic.platforms.steps import SCAFFOLD, Step, View
 from kopiatomic.system import linux, looking, mountinfo
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
-from kopiatomic.views import SCAFFOLD, Step, View
-from kopiatomic.views.linux import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, opened, refused, relative
 
 
 class MergedView(LinuxView):

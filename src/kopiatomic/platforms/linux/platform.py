@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from kopiatomic.filesystems import Leftovers
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.platforms import Record
+from kopiatomic.platforms.linux import view as linux_view
+from kopiatomic.platforms.linux.in_place import InPlaceView
+from kopiatomic.platforms.linux.merged import MergedView
+from kopiatomic.platforms.steps import Step
 from kopiatomic.system import linux, mountinfo
-from kopiatomic.views import Step
-from kopiatomic.views import linux as linux_view
-from kopiatomic.views.in_place import InPlaceView
-from kopiatomic.views.merged import MergedView
 
 
 class LinuxPlatform:

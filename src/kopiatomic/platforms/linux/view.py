@@ -17,10 +17,9 @@ from typing import Self
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, advice_of, concerns_all
 from kopiatomic.immutable import immutable
-from kopiatomic.system import btrfs, inotify, linux, mountinfo
-from kopiatomic.system.descriptors import closing
-from kopiatomic.text import printable
-from kopiatomic.views import (
+from kopiatomic.platforms.linux.anchors import Anchors
+from kopiatomic.platforms.linux.volumes import Volumes
+from kopiatomic.platforms.steps import (
     FILES,
     LIVE,
     OURS,
@@ -33,8 +32,9 @@ from kopiatomic.views import (
     holds_something,
     named_and_missing,
 )
-from kopiatomic.views.anchors import Anchors
-from kopiatomic.views.volumes import Volumes
+from kopiatomic.system import btrfs, inotify, linux, mountinfo
+from kopiatomic.system.descriptors import closing
+from kopiatomic.text import printable
 
 FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
 _KEPT = {"noexec": linux.MS_NOEXEC, "nosymfollow": linux.MS_NOSYMFOLLOW}

@@ -10,10 +10,10 @@ import threading
 from collections.abc import Callable
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.platforms.steps import Step, VolumeFile
 from kopiatomic.system import fuse
 from kopiatomic.system.zfs_stream import VolumeReader
 from kopiatomic.text import printable
-from kopiatomic.views import Step, VolumeFile
 
 
 class Volumes:
