@@ -16,9 +16,9 @@ from bench.results import Results, Times, figure
 from bench.timing import Cost, in_turns, once
 from kopiatomic.model import facts
 from kopiatomic.model.facts import Facts, ZfsDataset, ZfsPool
+from kopiatomic.model.mounts import Mount
 from kopiatomic.model.user_property import PROPERTY
 from kopiatomic.system import linux
-from kopiatomic.system.mountinfo import Mount
 from tests.support.structure import counted
 
 WIDTH = 100

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 def below(path: str, top: str) -> str:
@@ -37,3 +37,14 @@ def topmost(paths: Iterable[str]) -> tuple[str, ...]:
         if not found or not is_at_or_below(path, found[-1]):
             found.append(path)
     return tuple(sorted(found))
+
+
+def parents(path: str) -> list[str]:
+    """The directories above an absolute path, nearest first: ``/a/b`` gives ``/a`` and ``/``."""
+    return list(_upwards(path))
+
+
+def _upwards(path: str) -> Iterator[str]:
+    while path != "/":
+        path = path.rpartition("/")[0] or "/"
+        yield path

@@ -15,7 +15,8 @@ import pytest
 from kopiatomic import platforms
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import makers
-from kopiatomic.model.plan import Command, Dataset, Plan, PlannedPath, Taken
+from kopiatomic.model.engine import Command
+from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.runs.launcher import Start
 from kopiatomic.runs.patience import Patience
 from kopiatomic.runs.streams import Pipes

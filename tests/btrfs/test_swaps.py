@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.model.mounts import Mount
 from kopiatomic.model.request import Request
 from kopiatomic.planning import gather, resolving
 from kopiatomic.planning.plan import select
-from kopiatomic.system.mountinfo import Mount
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopiatomic, command
 from tests.support.schema import valid

@@ -28,9 +28,9 @@ from typing import Any
 
 import pytest
 
+from kopiatomic.model.mounts import Mount, holder, visible
 from kopiatomic.system import freebsd_mounting, linux, mountinfo, process
 from kopiatomic.system.freebsd import PROTOTYPES, Kernel
-from kopiatomic.system.mountinfo import Mount
 
 MNT_NOWAIT = 2
 MNT_BYFSID = 0x08000000
@@ -225,7 +225,7 @@ class Shim:
         self._save()
         try:
             self._mount_on_linux(options, source, point)
-            self._made[mountinfo.visible(mountinfo.read())[point].id] = made
+            self._made[visible(mountinfo.read())[point].id] = made
         finally:
             self._pending = None
             self._save()
@@ -288,11 +288,11 @@ class Shim:
 
     def _seen(self, *points: str) -> list[Mount]:
         """The mounts that are seen at, or hold, paths."""
-        seen = mountinfo.visible(mountinfo.read())
+        seen = visible(mountinfo.read())
         table = {mount.id: mount for mount in self.table()}
         found = []
         for point in points:
-            linux_id = mountinfo.holder(point, seen).id
+            linux_id = holder(point, seen).id
             found.append(table[self._made[linux_id].number if linux_id in self._made else linux_id])
         return found
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from kopiatomic.model.plan import Intent
+from kopiatomic.model.leftovers import Intent
 from kopiatomic.platforms.freebsd.merged import MergedView
 from kopiatomic.platforms.steps import Step
 from kopiatomic.state import roots

@@ -17,19 +17,9 @@ import pytest
 
 from kopiatomic import engines
 from kopiatomic.engines import Engine, Job, self_backup
-from kopiatomic.model.plan import (
-    Dataset,
-    EngineEnd,
-    EngineResult,
-    Instant,
-    Plan,
-    PlannedPath,
-    Progress,
-    Sets,
-    Snapshot,
-    SnapshotSet,
-    Taken,
-)
+from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
+from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
+from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet
 
 PASSWORD = "correct horse"  # noqa: S105
 STARTED_NS = 1_700_000_000_123_456_789

@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from kopiatomic.model.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
+from kopiatomic.model.mounts import Mount, holder, visible
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.request import Request
+from kopiatomic.paths import parents
 from kopiatomic.planning.plan import select
-from kopiatomic.system.mountinfo import Mount, holder, parents, visible
 
 FILESYSTEM = "11111111-2222-3333-4444-555555555555"
 SUFFIX = "@kopiatomic_20261122T101112Z-01234567"

@@ -6,22 +6,10 @@ import signal
 
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.model.changes import Changes, Moved
-from kopiatomic.model.plan import (
-    Dataset,
-    EngineEnd,
-    EngineResult,
-    FileProblem,
-    Instant,
-    Judged,
-    Plan,
-    PlannedPath,
-    Sets,
-    Snapshot,
-    SnapshotSet,
-    Taken,
-    Verdict,
-)
+from kopiatomic.model.engine import EngineEnd, EngineResult, FileProblem
+from kopiatomic.model.plan import Dataset, Judged, Plan, PlannedPath, Taken, Verdict
 from kopiatomic.model.report import EngineReport, Report
+from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet
 
 RUN_ID = "20261122T101112Z-01234567"
 START_NS = 1_795_342_272_000_000_000

@@ -11,7 +11,8 @@ import pytest
 
 from kopiatomic import engines
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.model.plan import EngineEnd, Plan
+from kopiatomic.model.engine import EngineEnd
+from kopiatomic.model.plan import Plan
 
 from .kopia_fixtures import make_job, taken
 

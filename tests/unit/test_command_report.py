@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from kopiatomic.errors import Interrupted, KopiatomicError
-from kopiatomic.model.plan import EngineEnd
+from kopiatomic.model.engine import EngineEnd
 from kopiatomic.model.report import CommandReport, EngineReport, ShellReport
 
 

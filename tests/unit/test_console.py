@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.plan import Judged, Progress, Uncovered, Verdict
+from kopiatomic.model.engine import Progress
+from kopiatomic.model.plan import Judged, Uncovered, Verdict
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.output.document import document

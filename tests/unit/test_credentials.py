@@ -14,7 +14,8 @@ from kopiatomic.commands import backup as run
 from kopiatomic.config import credentials
 from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.plan import EngineEnd, Layout, Plan
+from kopiatomic.model.engine import EngineEnd
+from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.platforms.steps import View

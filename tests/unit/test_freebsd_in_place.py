@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.plan import SCRATCH, Dataset, Intent, Layout, Plan, PlannedPath, Taken, Uncovered
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.mounts import visible
+from kopiatomic.model.plan import SCRATCH, Dataset, Layout, Plan, PlannedPath, Taken, Uncovered
 from kopiatomic.platforms.freebsd import in_place
 from kopiatomic.platforms.freebsd.in_place import InPlaceView
 from kopiatomic.platforms.freebsd.leftovers import MountLeftovers
@@ -20,7 +22,6 @@ from kopiatomic.runs import recovery
 from kopiatomic.runs.recovery import Recovery
 from kopiatomic.state import locks, root_leftovers
 from kopiatomic.system import freebsd_mounting, linux, spawn
-from kopiatomic.system.mountinfo import visible
 from tests.support.freebsd_shim import JAIL, Shim, isolated
 from tests.support.repositories import Borg, Restic
 from tests.unit.freebsd_views import RUN, Ground

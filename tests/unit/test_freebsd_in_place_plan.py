@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from kopiatomic.model.facts import Facts
-from kopiatomic.model.plan import Instant, Layout, Sets, Snapshot, SnapshotSet
+from kopiatomic.model.plan import Layout
 from kopiatomic.model.request import Request
+from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet
 from kopiatomic.planning.plan import select
 from kopiatomic.platforms.freebsd import in_place
 from kopiatomic.platforms.freebsd.in_place import InPlaceView

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.filesystems import Leftovers
-from kopiatomic.model.plan import Intent, Leftover
+from kopiatomic.model.leftovers import Cleared, Intent, Leftover
 from kopiatomic.platforms.freebsd import leftovers as mount_leftovers
 from kopiatomic.platforms.freebsd.leftovers import MountLeftovers
 from kopiatomic.runs import recovery
-from kopiatomic.runs.recovery import Cleared, Recovery
+from kopiatomic.runs.recovery import Recovery
 from kopiatomic.state import locks, root_leftovers
 from kopiatomic.system import freebsd_mounting, linux
 from tests.support.freebsd_shim import Shim, isolated, mount_nullfs

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from kopiatomic.model.mounts import Mount
 from kopiatomic.system import freebsd_mounting, freebsd_mounts
 from kopiatomic.system.freebsd_mounting import Iovec, mount_snapshot, mount_tmpfs, unmount
-from kopiatomic.system.mountinfo import Mount
 from tests.support.freebsd_shim import IOVEC, Shim, isolated, mount_nullfs
 
 SNAPSHOT = "tank/a b@kopiatomic_20261122T101112Z-01234567"

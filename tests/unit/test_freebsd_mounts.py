@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.model.mounts import Mount, visible
 from kopiatomic.system import freebsd_mounts, linux
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.freebsd_mounts import Statfs, fsid, is_device_of, read
-from kopiatomic.system.mountinfo import Mount, visible
 from tests.support.freebsd_shim import MNT_NOWAIT, STATFS_SIZE, Shim, isolated, record
 
 # sys/sys/mount.h, struct statfs: each field with its size in bytes, by hand. No field is moved by alignment.

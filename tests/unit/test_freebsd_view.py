@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.plan import Intent
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.mounts import Mount
 from kopiatomic.platforms.freebsd import view as freebsd
 from kopiatomic.platforms.freebsd.merged import MergedView
 from kopiatomic.platforms.steps import FILES, LIVE, SCAFFOLD, Missing, Step
 from kopiatomic.system import freebsd_mounting, linux
-from kopiatomic.system.mountinfo import Mount
 from tests.support.freebsd_shim import JAIL, isolated, mount_nullfs
 from tests.unit.freebsd_views import Ground
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from kopiatomic import presence
+from kopiatomic.model.mounts import holder, visible
 from kopiatomic.system import host, linux
 from kopiatomic.system.freebsd_host import FreeBSDHost
 from kopiatomic.system.freebsd_processes import Kevent, ReaperPidInfo, ReaperPids
 from kopiatomic.system.host import Host
 from kopiatomic.system.linux_host import LinuxHost
-from kopiatomic.system.mountinfo import holder, visible
 from tests.support import freebsd_shim
 from tests.support.freebsd_shim import Shim, isolated
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kopiatomic.engines.kopia.output import KEEP_RESULT, Output, parse_manifest, parse_progress
-from kopiatomic.model.plan import Progress
+from kopiatomic.model.engine import Progress
 
 LINE = " | 0 hashing, 12 hashed (3.4 MB), 3 cached (1 KB), uploaded 0 B, estimated 12 GB (3.2%) 1m20s left   "
 

@@ -8,8 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kopiatomic.model.fstypes import may_hang
+from kopiatomic.model.mounts import Mount, borders, holder, visible
+from kopiatomic.paths import parents
 from kopiatomic.system import mountinfo
-from kopiatomic.system.mountinfo import Mount, borders, holder, parents, parse, visible
+from kopiatomic.system.mountinfo import parse
 
 
 def line(id_: int, parent: int, point: str, *, root: str = "/", rest: str = "- btrfs /dev/sda rw") -> str:

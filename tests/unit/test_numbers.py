@@ -12,7 +12,7 @@ from kopiatomic.engines.kopia.output import parse_progress
 from kopiatomic.engines.numbers import OddNumberError, about, number, understood
 from kopiatomic.engines.restic.output import Output as ResticOutput
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.plan import Progress
+from kopiatomic.model.engine import Progress
 
 ODD: list[Any] = ["3", -1, 3.0, float("nan"), float("inf"), True, [], {}, [3], 1 << 63, 10**400]
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.facts import Facts, ZfsDataset, ZfsPool, dump, load
+from kopiatomic.model.mounts import visible
 from kopiatomic.model.plan import Layout, Plan, PlannedPath, Verdict
+from kopiatomic.paths import parents
 from kopiatomic.planning import plan as planning
 from kopiatomic.planning import shielding
-from kopiatomic.system import mountinfo
-from kopiatomic.system.mountinfo import visible
 from kopiatomic.text import printable
 from tests.support.programs import SOURCE, command
 from tests.unit.plans import facts, many, mounts, places, plan, subvolume, zfs
@@ -632,7 +632,7 @@ def test_the_way_to_a_place_is_looked_up_once_however_deep_it_lies(monkeypatch: 
     nested = [subvolume(path, 256 + n, above=paths[n - 1] if n else None) for n, path in enumerate(paths)]
     known = facts((paths[0], "btrfs", "/dev/sdb"), subvolumes=nested)
     looks = []
-    real = mountinfo.parents
+    real = parents
 
     def counted(path: str) -> list[str]:
         looks.append(path)

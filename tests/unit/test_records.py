@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from kopiatomic.model.plan import Instant, Intent, Sets, Snapshot, SnapshotSet
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet
 from kopiatomic.output.history import list_of
 from kopiatomic.state import records, state_file
 from kopiatomic.state.ownership import Mark

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kopiatomic.errors import Interrupted, KopiatomicError, LockedError, UsageError
-from kopiatomic.model.plan import EngineEnd, EngineResult
+from kopiatomic.model.engine import EngineEnd, EngineResult
 from kopiatomic.model.report import EngineReport, Report
 
 FAILURE = KopiatomicError("it failed", kind="x")

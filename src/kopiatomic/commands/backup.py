@@ -16,7 +16,8 @@ from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.written import Own, in_place, prepared, require_skipped
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.hooks import shell
-from kopiatomic.model.plan import EngineEnd, EngineResult, Layout, Plan, Progress
+from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
+from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.planning import plan
 from kopiatomic.runs import skipping

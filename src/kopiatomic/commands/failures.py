@@ -11,12 +11,13 @@ from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems.zfs import bookmarks as zfs_bookmarks
 from kopiatomic.model import changes, facts
+from kopiatomic.model.leftovers import Cleared
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.output.history import lines_of, list_of
 from kopiatomic.output.summary import ends_of_dead
 from kopiatomic.planning.gather import gather
-from kopiatomic.runs.recovery import Allowed, Cleared, Recovery
+from kopiatomic.runs.recovery import Allowed, Recovery
 from kopiatomic.state import liveness, locks
 from kopiatomic.state.liveness import Life, life
 from kopiatomic.state.records import INTERRUPTED, NOT_RECORDED, Records, RunRecord

@@ -17,8 +17,10 @@ from kopiatomic.engines.written import in_place
 from kopiatomic.errors import KopiatomicError, StartError
 from kopiatomic.hooks import shell
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import Command, Layout, Plan, Progress, Sets
+from kopiatomic.model.engine import Command, Progress
+from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.model.report import CommandReport, EngineReport, ShellReport
+from kopiatomic.model.snapshots import Sets
 from kopiatomic.output.document import instant_text, instant_words
 from kopiatomic.output.summary import shielded
 from kopiatomic.planning import plan

@@ -12,7 +12,9 @@ from kopiatomic.engines.names import Equal
 from kopiatomic.engines.written import Own
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import Command, EngineEnd, EngineResult, Plan, Progress, Refusal, Sets
+from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress, Target
+from kopiatomic.model.plan import Plan, Refusal
+from kopiatomic.model.snapshots import Sets
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.text import printable
 
@@ -63,14 +65,6 @@ class Job:
         return {
             t.place: size for t in self.plan.taken if t.dataset.volume and (size := sizes[t.dataset.name]) is not None
         }
-
-
-@immutable
-class Target:
-    """Where an engine saves, and as whom, in words and without passwords; empty where it is not known."""
-
-    repository: str = ""
-    identity: str = ""
 
 
 class Engine(Protocol):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kopiatomic.engines import Job, Target, program
+from kopiatomic.engines import Job, program
 from kopiatomic.engines.lines import Lines
 from kopiatomic.engines.written import Own
 from kopiatomic.errors import UsageError
-from kopiatomic.model.plan import Command, EngineEnd, EngineResult, Plan, Progress, Refusal
+from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress, Target
+from kopiatomic.model.plan import Plan, Refusal
 from kopiatomic.text import ended, printable
 
 

@@ -8,12 +8,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from kopiatomic.engines import Job, Target, flags, hidden_mounts, self_backup
+from kopiatomic.engines import Job, flags, hidden_mounts, self_backup
 from kopiatomic.engines.flags import Given
 from kopiatomic.engines.program import Program, user
 from kopiatomic.engines.written import Own, is_covered, source_of
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.plan import EngineEnd, EngineResult, Layout, Plan, Progress, Saved
+from kopiatomic.model.engine import EngineEnd, EngineResult, Progress, Saved, Target
+from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.paths import below
 from kopiatomic.secrets.masking import credentials, masked
 from kopiatomic.system import looking

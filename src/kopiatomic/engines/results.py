@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from kopiatomic.model.plan import EngineResult, FileProblem, Saved
+from kopiatomic.model.engine import EngineResult, FileProblem, Saved
 from kopiatomic.text import printable
 
 _NAMED = 3

@@ -9,9 +9,10 @@ from collections.abc import Iterable
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
+from kopiatomic.model import mounts
 from kopiatomic.model.plan import Plan, Taken
 from kopiatomic.paths import is_at_or_below
-from kopiatomic.system import btrfs, host, looking, mountinfo
+from kopiatomic.system import btrfs, host, looking
 from kopiatomic.text import printable
 
 
@@ -79,7 +80,7 @@ def look(path: str) -> Place:
     real = os.path.realpath(path)
     while (status := presence.status(real)) is None:
         real = os.path.dirname(real)
-    mount = mountinfo.holder(real, mountinfo.visible(host.here().mounts()))
+    mount = mounts.holder(real, mounts.visible(host.here().mounts()))
     if mount.fstype != "btrfs":
         return Place(os.path.realpath(path), mount.fstype, mount.source)
     directory = real if stat.S_ISDIR(status.st_mode) else os.path.dirname(real)

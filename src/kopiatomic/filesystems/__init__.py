@@ -9,7 +9,9 @@ from kopiatomic.filesystems.btrfs import leftovers as btrfs_leftovers
 from kopiatomic.filesystems.btrfs.snapshots import BtrfsMaker
 from kopiatomic.filesystems.zfs import leftovers as zfs_leftovers
 from kopiatomic.filesystems.zfs.snapshots import ZfsMaker
-from kopiatomic.model.plan import Instant, Intent, Leftover, Plan, Refusal, Sets, SnapshotSet, Taken
+from kopiatomic.model.leftovers import Intent, Leftover
+from kopiatomic.model.plan import Plan, Refusal, Taken
+from kopiatomic.model.snapshots import Instant, Sets, SnapshotSet
 from kopiatomic.state.liveness import Life
 from kopiatomic.state.ownership import Mark
 

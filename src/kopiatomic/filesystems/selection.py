@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import patterns
 from kopiatomic.model.facts import Facts
+from kopiatomic.model.mounts import Mount, borders, visible
 from kopiatomic.model.plan import Dataset, Refusal, Taken, Verdict
 from kopiatomic.model.request import Request
 from kopiatomic.paths import topmost
-from kopiatomic.system.mountinfo import Mount, borders, visible
 from kopiatomic.text import first_few, printable
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.system.mountinfo import Mount
+from kopiatomic.model.mounts import Mount
 
 FORMAT = "kopiatomic-facts-1"
 

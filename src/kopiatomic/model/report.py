@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from kopiatomic import errors
-from kopiatomic.engines import Target
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.model.changes import Changes
-from kopiatomic.model.plan import EngineEnd, EngineResult, Plan, Sets
+from kopiatomic.model.engine import EngineEnd, EngineResult, Target
+from kopiatomic.model.plan import Plan
+from kopiatomic.model.snapshots import Sets
 
 
 @dataclass(slots=True)

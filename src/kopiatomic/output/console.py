@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 from kopiatomic.errors import FAILED, INCOMPLETE, SAVED, UNCLEAN, KopiatomicError
-from kopiatomic.model.plan import Plan, Progress
+from kopiatomic.model.engine import Progress
+from kopiatomic.model.plan import Plan
 from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.output.summary import Line, Style, duration, has_summary, size
 from kopiatomic.output.summary import summary as summary_lines

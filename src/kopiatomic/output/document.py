@@ -9,8 +9,9 @@ from typing import Any
 from kopiatomic import __version__
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.changes import Changes
-from kopiatomic.model.plan import Plan, Sets, SnapshotSet
+from kopiatomic.model.plan import Plan
 from kopiatomic.model.report import EngineReport, Report
+from kopiatomic.model.snapshots import Sets, SnapshotSet
 
 FORMAT = "kopiatomic-run-1"
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kopiatomic.model.plan import Intent
+from kopiatomic.model.leftovers import Intent
 from kopiatomic.output.summary import duration, size
 from kopiatomic.state.records import RunRecord
 from kopiatomic.text import ended, printable

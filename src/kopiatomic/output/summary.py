@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from kopiatomic.model.plan import MIGHT_HANG, Plan, Sets, Uncovered
+from kopiatomic.model.plan import MIGHT_HANG, Plan, Uncovered
 from kopiatomic.model.report import EngineReport, Report
+from kopiatomic.model.snapshots import Sets
 from kopiatomic.output.document import instant_words
 from kopiatomic.state import liveness
 from kopiatomic.text import few, first_few, printable
 
 if TYPE_CHECKING:
-    from kopiatomic.runs.recovery import Cleared
+    from kopiatomic.model.leftovers import Cleared
 
 _LISTED = 20
 """How many datasets the summary lists; the rest is counted (--verbose lists all)."""

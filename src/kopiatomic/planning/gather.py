@@ -23,11 +23,11 @@ from kopiatomic.filesystems.zfs import listing as zfs_listing
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
 from kopiatomic.model.fstypes import LOCAL, may_hang
+from kopiatomic.model.mounts import Mount, borders, holder, visible
 from kopiatomic.model.request import Request, is_path, is_pattern
 from kopiatomic.planning import spelling
 from kopiatomic.planning.resolving import resolve
 from kopiatomic.system import btrfs, fstab, host, linux, looking, mountinfo, pools, safety
-from kopiatomic.system.mountinfo import Mount
 from kopiatomic.text import printable
 
 _TRIES = 20
@@ -56,7 +56,7 @@ def gather(request: Request) -> Facts:
 
 def _gather(request: Request) -> Facts:
     mounts = spelling.own_table(host.here().mounts())
-    seen = mountinfo.visible(mounts)
+    seen = visible(mounts)
     resolved = dict(_resolved(request.names, seen))
     names = [name for name in request.names if name in resolved or not is_pattern(name)]
     datasets, properties, found_pools = _zfs(request, names, resolved, mounts, seen)
@@ -117,7 +117,7 @@ def _zfs(
 ) -> tuple[dict[str, ZfsDataset], dict[str, Setting], dict[str, ZfsPool]]:
     wanted = {name for name in names if not is_path(name)}
     for path in resolved.values():
-        mount = mountinfo.holder(path, seen)
+        mount = holder(path, seen)
         if mount.fstype == "zfs" and "@" not in mount.source:
             wanted.add(mount.source)
     patterns = [name for name in request.names if is_pattern(name) and name not in resolved]
@@ -169,7 +169,7 @@ def _btrfs_subvolumes(
     # Of what is not taken for being nested it matters whether it holds anything.
     look_inside = not (request.recursive or request.everything or request.no_nested)
     for path in paths:
-        mount = mountinfo.holder(path, seen)
+        mount = holder(path, seen)
         if mount.fstype == "btrfs":
             for subvolume in _Walk(mount.source, seen, look_inside=look_inside).of(_top_of(path, seen)):
                 if subvolume.path not in known:
@@ -182,10 +182,10 @@ def _top_of(path: str, seen: dict[str, Mount]) -> str:
 
     Raises KopiatomicError.
     """
-    border = mountinfo.holder(path, mountinfo.borders(seen)).point
+    border = holder(path, borders(seen)).point
     while path != border:
         try:
-            with _opened(path, mountinfo.holder(path, seen), os.O_PATH) as fd:
+            with _opened(path, holder(path, seen), os.O_PATH) as fd:
                 if btrfs.is_top(fd):
                     return path
         except NotADirectoryError:
@@ -236,7 +236,7 @@ class _Walk:
         for _ in range(_TRIES):
             if wanted.too_long:
                 return self._unseen(wanted, too_long=True)
-            mount = mountinfo.holder(wanted.path, self._seen)
+            mount = holder(wanted.path, self._seen)
             if mount.fstype != "btrfs":
                 # What is mounted over it might not answer.
                 break
@@ -270,7 +270,7 @@ class _Walk:
         if wanted.above is None or not self._look_inside:
             return None
         try:
-            with _opened(wanted.above, mountinfo.holder(wanted.above, self._seen)) as above:
+            with _opened(wanted.above, holder(wanted.above, self._seen)) as above:
                 fd = btrfs.open_subvolume(above, wanted.id)
         except OSError:
             return None
@@ -318,7 +318,7 @@ class _Walk:
     def _place_of(self, wanted: _Wanted, above: str) -> _Wanted | None:
         """A nested subvolume as it is to be looked for by now; None where it is deleted. Raises KopiatomicError."""
         try:
-            with _opened(above, mountinfo.holder(above, self._seen)) as fd:
+            with _opened(above, holder(above, self._seen)) as fd:
                 place = btrfs.child(fd, wanted.id)
         except OSError as error:
             if presence.moved(error):
@@ -413,7 +413,7 @@ def _is_directory(path: str, *, empty: bool = False) -> bool:
 
 
 def _answers(path: str, seen: dict[str, Mount]) -> bool:
-    mount = mountinfo.holder(path, seen)
+    mount = holder(path, seen)
     return not may_hang(mount.fstype) and not (
         mount.fstype == "zfs" and pools.suspended([mount.source.partition("/")[0].partition("@")[0]])
     )
@@ -430,7 +430,7 @@ def _movers(
     def silent(directory: str) -> str:
         if directory == "/" or _answers(directory, seen):
             return ""
-        mount = mountinfo.holder(directory, seen)
+        mount = holder(directory, seen)
         return f"whoever serves {printable(mount.point)} ({printable(mount.fstype)})"
 
     return safety.look(paths, silent)

@@ -13,6 +13,7 @@ from kopiatomic.filesystems.selection import Selection, not_a_dataset
 from kopiatomic.filesystems.zfs.selection import ZfsSelection
 from kopiatomic.model.facts import NO_DATASET, Facts
 from kopiatomic.model.fstypes import PSEUDO, SYSTEM, may_hang
+from kopiatomic.model.mounts import Mount, holder, place_in
 from kopiatomic.model.plan import (
     MIGHT_HANG,
     UNMOUNTED,
@@ -27,10 +28,9 @@ from kopiatomic.model.plan import (
     Verdict,
 )
 from kopiatomic.model.request import Request, is_path, is_pattern
-from kopiatomic.paths import below, is_at_or_below, tree_order
+from kopiatomic.paths import below, is_at_or_below, parents, tree_order
 from kopiatomic.planning import shielding
 from kopiatomic.planning.fitting import fit, fold
-from kopiatomic.system.mountinfo import Mount, holder, parents, place_in
 from kopiatomic.text import printable
 
 

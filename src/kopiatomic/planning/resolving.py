@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, advice_of, pool_suspended, unforeseen
 from kopiatomic.model.fstypes import may_hang
+from kopiatomic.model.mounts import Mount, holder
 from kopiatomic.planning import spelling
 from kopiatomic.presence import Meaning
-from kopiatomic.system import host, mountinfo, pools, safety
-from kopiatomic.system.mountinfo import Mount
+from kopiatomic.system import host, pools, safety
 from kopiatomic.text import printable
 
 
@@ -67,7 +67,7 @@ def _require_held(name: str, path: str, seen: dict[str, Mount]) -> None:
     """Refuse a path that leads into another mount than it does by the table. Raises KopiatomicError."""
     try:
         mount, _, _ = host.here().identity(path)
-        known = mountinfo.holder(path, seen).id
+        known = holder(path, seen).id
     except OSError as error:
         raise _no_such_path(name, error) from None
     except KeyError:

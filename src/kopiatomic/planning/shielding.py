@@ -11,8 +11,7 @@ from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Hidden, Taken
-from kopiatomic.paths import is_at_or_below, tree_order
-from kopiatomic.system.mountinfo import parents
+from kopiatomic.paths import is_at_or_below, parents, tree_order
 from kopiatomic.text import printable
 
 _UNKNOWN = "somebody (it was not looked at)"

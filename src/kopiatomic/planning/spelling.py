@@ -20,8 +20,9 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems.zfs import listing as zfs_listing
 from kopiatomic.immutable import immutable
 from kopiatomic.model.fstypes import may_hang
+from kopiatomic.model.mounts import Mount, holder
+from kopiatomic.paths import parents
 from kopiatomic.system import host, pools
-from kopiatomic.system.mountinfo import Mount, holder, parents
 from kopiatomic.text import printable
 
 

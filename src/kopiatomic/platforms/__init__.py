@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from kopiatomic.filesystems import Leftovers
-from kopiatomic.model.plan import Intent, Plan
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.plan import Plan
 from kopiatomic.platforms.steps import Step, View
 from kopiatomic.system import host
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import UNMOUNTED, VOLUMES, Plan, Sets
+from kopiatomic.model.plan import UNMOUNTED, VOLUMES, Plan
+from kopiatomic.model.snapshots import Sets
 from kopiatomic.paths import below, topmost, tree_order
 from kopiatomic.text import first_few, printable
 

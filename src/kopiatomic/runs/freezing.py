@@ -17,10 +17,13 @@ from kopiatomic.config.options import Options
 from kopiatomic.errors import Interrupted, KopiatomicError, unforeseen
 from kopiatomic.filesystems import Maker
 from kopiatomic.immutable import immutable
+from kopiatomic.model.engine import Progress
 from kopiatomic.model.facts import Facts
-from kopiatomic.model.plan import Intent, Plan, Progress, Refusal, Sets, Verdict
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.plan import Plan, Refusal, Verdict
 from kopiatomic.model.report import Report
 from kopiatomic.model.request import Request, is_pattern
+from kopiatomic.model.snapshots import Sets
 from kopiatomic.output.summary import cleared_lines
 from kopiatomic.paths import below
 from kopiatomic.planning import plan

@@ -18,7 +18,8 @@ from dataclasses import replace
 from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.filesystems import Maker
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import Plan, Sets
+from kopiatomic.model.plan import Plan
+from kopiatomic.model.snapshots import Sets
 from kopiatomic.platforms import Built, Platform, Record
 from kopiatomic.platforms.steps import steps_of
 from kopiatomic.runs import launcher

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from kopiatomic.engines import names
 from kopiatomic.errors import KopiatomicError, StartError, advice_of
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import Command, EngineEnd
+from kopiatomic.model.engine import Command, EngineEnd
 from kopiatomic.platforms import Built, Outside, Platform, Reading
 from kopiatomic.system import spawn
 from kopiatomic.system.channel import Channel, ClosedError

@@ -14,7 +14,8 @@ from typing import TypeVar
 from kopiatomic import __version__, platforms
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model import changes
-from kopiatomic.model.plan import Intent, Plan
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.plan import Plan
 from kopiatomic.model.report import Report
 from kopiatomic.output.document import document
 from kopiatomic.secrets.masking import Secrets

@@ -8,13 +8,13 @@ keeps the dead run's lock, so that nobody else does the same.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from kopiatomic import filesystems, platforms
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.filesystems import Leftovers
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import Claim, Intent, Leftover
+from kopiatomic.model.leftovers import Claim, Cleared, Intent, Leftover
 from kopiatomic.runs.patience import Patience
 from kopiatomic.state import liveness, locks, root_leftovers
 from kopiatomic.state.liveness import Life
@@ -63,34 +63,6 @@ _UNRECORDED = (
     "no record proves that a run made it, and others may have given it name and mark (zfs allow): look at it first; "
     "'kopiatomic recover --unrecorded' removes all such"
 )
-
-
-@dataclass(slots=True)
-class Cleared:
-    """What was found of dead runs. ``leftovers`` with a problem are left; without one they are gone (or would be)."""
-
-    leftovers: list[Leftover] = field(default_factory=list)
-    alive: list[str] = field(default_factory=list)
-    interrupted: list[str] = field(default_factory=list)
-    """The runs that had no end on record until now, and whose processes were killed."""
-    unended: list[str] = field(default_factory=list)
-    """Those of which it is not known whether they were: their end was not recorded."""
-    unjudged: list[str] = field(default_factory=list)
-    """The runs on record that cannot be judged from here."""
-    received: int = 0
-    """How many snapshots another host's runs made, or came with a stream: nothing of ours."""
-    problems: list[str] = field(default_factory=list)
-    """What could not be looked at, in words."""
-
-    @property
-    def left(self) -> int:
-        """How many things are left or may be."""
-        return sum(1 for leftover in self.leftovers if leftover.problem) + len(self.problems) + len(self.unjudged)
-
-    @property
-    def to_do(self) -> int:
-        """How many things a dry run would remove, or would leave."""
-        return len(self.leftovers) + len(self.problems) + len(self.unjudged)
 
 
 @immutable

@@ -10,9 +10,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 from kopiatomic.engines import Engine, Job, Remembering
 from kopiatomic.errors import UsageError
-from kopiatomic.model.plan import EngineResult, Layout, Snapshot
+from kopiatomic.model.engine import EngineResult
+from kopiatomic.model.plan import Layout
+from kopiatomic.model.snapshots import Snapshot
+from kopiatomic.paths import parents
 from kopiatomic.state.records import Standing
-from kopiatomic.system.mountinfo import parents
 
 
 def require(engine: Engine, layout: Layout) -> Remembering:

@@ -15,7 +15,8 @@ from typing import Self
 
 from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.filesystems import Maker
-from kopiatomic.model.plan import Plan, Sets
+from kopiatomic.model.plan import Plan
+from kopiatomic.model.snapshots import Sets
 from kopiatomic.platforms import Platform, Record
 from kopiatomic.platforms.steps import View, steps_of
 from kopiatomic.runs import keeper, launcher

@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import Intent, Sets
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.snapshots import Sets
 from kopiatomic.state import ownership
 from kopiatomic.state.ownership import Mark
 from kopiatomic.state.state_file import StateFile, corrupt

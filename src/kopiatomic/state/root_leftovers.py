@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.plan import Intent, Leftover
+from kopiatomic.model.leftovers import Intent, Leftover
 from kopiatomic.state import locks, roots
 from kopiatomic.state.liveness import Life
 from kopiatomic.state.ownership import Mark

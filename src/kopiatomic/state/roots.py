@@ -15,11 +15,12 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, advice_of
-from kopiatomic.model.plan import Intent
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.mounts import visible
+from kopiatomic.paths import parents
 from kopiatomic.state import locks
 from kopiatomic.system import accounts, host, looking, safety
 from kopiatomic.system.descriptors import closing
-from kopiatomic.system.mountinfo import parents, visible
 from kopiatomic.text import printable
 
 

@@ -12,9 +12,9 @@ import os
 from collections.abc import Mapping
 from ctypes import c_size_t, c_void_p
 
+from kopiatomic.model.mounts import Mount
 from kopiatomic.system import freebsd, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
-from kopiatomic.system.mountinfo import Mount
 
 _MNT_BYFSID = 0x0000000008000000
 _MESSAGE_SIZE = 255

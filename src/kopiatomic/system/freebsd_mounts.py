@@ -11,10 +11,10 @@ import os
 from ctypes import c_char, c_int32, c_int64, c_uint32, c_uint64
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.paths import below
+from kopiatomic.model.mounts import Mount, holder
+from kopiatomic.paths import below, parents
 from kopiatomic.system import freebsd
 from kopiatomic.system.freebsd import Kernel
-from kopiatomic.system.mountinfo import Mount, holder, parents
 
 MNAMELEN = 1024
 """sys/sys/mount.h: the size of the two names, with the zero byte at the end."""

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Protocol
 
 from kopiatomic.immutable import immutable
-from kopiatomic.system.mountinfo import Mount
+from kopiatomic.model.mounts import Mount
 
 
 @immutable

@@ -4,36 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from kopiatomic.immutable import immutable
-from kopiatomic.paths import below
+from kopiatomic.model.mounts import Mount
 
 SELF = "/proc/self/mountinfo"
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
-
-
-@immutable
-class Mount:
-    """One mount. Paths and names are decoded with ``os.fsdecode``. Fields as in proc_pid_mountinfo(5)."""
-
-    id: int
-    parent: int
-    device: str
-    root: str
-    point: str
-    fstype: str
-    source: str
-    options: tuple[str, ...]
-    super_options: tuple[str, ...]
-    propagation: tuple[str, ...]
-
-    @property
-    def read_only(self) -> bool:
-        """Read-only here, or the whole filesystem is."""
-        return "ro" in self.options or "ro" in self.super_options
 
 
 def read(path: str = SELF) -> list[Mount]:
@@ -81,102 +58,3 @@ def unescaped(field: str) -> str:
     if "\\" in field:
         return _ESCAPE.sub(lambda escape: os.fsdecode(bytes([int(escape[1], 8)])), field)
     return field
-
-
-def visible(mounts: Iterable[Mount]) -> dict[str, Mount]:
-    """For each mount point that a path can reach, the mount that is seen there.
-
-    Of mounts stacked on one point the last in the parent chain is seen; a mount is out of sight where an ancestor was
-    covered by another mount at or above its point.
-    """
-    by_id = {m.id: m for m in mounts}
-    children: dict[int, list[Mount]] = {}
-    roots = []
-    for mount in by_id.values():
-        if mount.parent in by_id and mount.parent != mount.id:
-            children.setdefault(mount.parent, []).append(mount)
-        else:
-            roots.append(mount)
-    seen: dict[str, Mount] = {}
-    waiting = roots
-    while waiting:
-        mount = waiting.pop()
-        below = children.get(mount.id, [])
-        cover = next((m for m in below if m.point == mount.point), None)
-        if cover is not None:
-            # Everything else that was mounted on this mount lies under the cover.
-            waiting.append(cover)
-            continue
-        seen[mount.point] = mount
-        waiting.extend(_uncovered(below))
-    return seen
-
-
-def _uncovered(siblings: list[Mount]) -> list[Mount]:
-    """Those children of one mount that no later sibling hides by standing on a directory above them.
-
-    The kernel appends to its table, so of two children of one mount the later line was attached later; ids are reused
-    and tell nothing.
-    """
-    latest = {m.point: position for position, m in enumerate(siblings)}
-    # Thousands of mounts stand in a few directories: each of those is asked about once.
-    above: dict[str, int] = {}
-
-    def latest_above(path: str) -> int:
-        """The position of the last sibling that stands above a path; -1 for none."""
-        new = []
-        found = -1
-        for directory in _upwards(path):
-            if directory in above:
-                found = above[directory]
-                break
-            new.append(directory)
-        for directory in reversed(new):
-            found = above[directory] = max(found, latest.get(directory, -1))
-        return found
-
-    return [m for position, m in enumerate(siblings) if latest_above(m.point) <= position]
-
-
-def borders(seen: dict[str, Mount]) -> dict[str, Mount]:
-    """Those of the visible mounts at which a path leads to another place than without them.
-
-    A directory that is bound onto itself, as Docker does it, shows the same place of the same filesystem: what lies in it
-    and below it is what the mount around it has there. A mount whose device is not known is never taken for such.
-    """
-    return {point: mount for point, mount in seen.items() if not _changes_nothing(mount, seen)}
-
-
-def _changes_nothing(mount: Mount, seen: dict[str, Mount]) -> bool:
-    if mount.point == "/" or not mount.device:
-        return False
-    try:
-        around = holder(parents(mount.point)[0], seen)
-    except KeyError:
-        return False
-    return around.device == mount.device and mount.root == place_in(around, mount.point)
-
-
-def place_in(mount: Mount, path: str) -> str:
-    """Where in its filesystem a path lies that a mount holds, counted from the root of that filesystem."""
-    inside = below(path, mount.point)
-    return f"{mount.root.rstrip('/')}/{inside}" if inside else mount.root
-
-
-def parents(path: str) -> list[str]:
-    """The directories above an absolute path, nearest first: ``/a/b`` gives ``/a`` and ``/``."""
-    return list(_upwards(path))
-
-
-def _upwards(path: str) -> Iterator[str]:
-    while path != "/":
-        path = path.rpartition("/")[0] or "/"
-        yield path
-
-
-def holder(path: str, table: dict[str, Mount]) -> Mount:
-    """The visible mount that holds an absolute, resolved path. Raises KeyError where even ``/`` is not in the table."""
-    for candidate in (path, *parents(path)):
-        if candidate in table:
-            return table[candidate]
-    raise KeyError(path)

@@ -13,8 +13,8 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from kopiatomic import presence
+from kopiatomic.paths import parents
 from kopiatomic.system import accounts, host
-from kopiatomic.system.mountinfo import parents
 from kopiatomic.text import printable
 
 LINKS = 40

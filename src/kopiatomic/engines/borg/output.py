@@ -13,7 +13,7 @@ from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Listing
 from kopiatomic.engines.numbers import about
 from kopiatomic.engines.results import PROBLEMS
-from kopiatomic.model.plan import FileProblem, Progress
+from kopiatomic.model.engine import FileProblem, Progress
 from kopiatomic.text import printable
 
 KEEP_RESULT = 4 << 20

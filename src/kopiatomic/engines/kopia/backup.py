@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import Job, Target, program, results, self_backup, written
+from kopiatomic.engines import Job, program, results, self_backup, written
 from kopiatomic.engines.kopia import checks, listing, location
 from kopiatomic.engines.kopia import maintenance as kopia_maintenance
 from kopiatomic.engines.kopia import options as kopia_options
@@ -22,7 +22,8 @@ from kopiatomic.engines.kopia.client import Client
 from kopiatomic.engines.kopia.output import Manifest, Output, parse_manifest
 from kopiatomic.engines.numbers import number
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.plan import Command, EngineEnd, EngineResult, FileProblem, Layout, Plan, Progress, Refusal
+from kopiatomic.model.engine import Command, EngineEnd, EngineResult, FileProblem, Progress, Target
+from kopiatomic.model.plan import Layout, Plan, Refusal
 from kopiatomic.paths import below, is_at_or_below, tree_order
 from kopiatomic.system import looking
 from kopiatomic.text import ended, printable

@@ -12,7 +12,7 @@ from kopiatomic.engines.causes import cause
 from kopiatomic.engines.kopia.client import error_lines
 from kopiatomic.engines.lines import Lines
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import Progress
+from kopiatomic.model.engine import Progress
 
 KEEP_RESULT = 4 << 20
 """How much of standard output is kept (bytes). A result has some 800 bytes, and 70 for each file that failed."""

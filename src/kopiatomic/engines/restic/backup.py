@@ -24,7 +24,8 @@ from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.engines.numbers import number
 from kopiatomic.engines.restic.output import Output
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.plan import Command, EngineEnd, EngineResult, Plan, Progress, Refusal
+from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress
+from kopiatomic.model.plan import Plan, Refusal
 from kopiatomic.system import process
 from kopiatomic.text import ended, first_few, printable
 

@@ -11,7 +11,7 @@ from kopiatomic.engines.causes import Cause, cause
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.numbers import about
 from kopiatomic.engines.results import PROBLEMS
-from kopiatomic.model.plan import FileProblem, Progress
+from kopiatomic.model.engine import FileProblem, Progress
 from kopiatomic.text import printable
 
 KEEP_ERRORS = 20

@@ -11,7 +11,7 @@ from pathlib import Path
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems.btrfs import folder
-from kopiatomic.model.plan import Claim, Intent, Leftover
+from kopiatomic.model.leftovers import Claim, Intent, Leftover
 from kopiatomic.state import liveness, ownership
 from kopiatomic.state.liveness import Life
 from kopiatomic.state.ownership import Mark

@@ -10,9 +10,9 @@ from kopiatomic.filesystems import patterns
 from kopiatomic.filesystems.btrfs.copies import is_received, snapshots_of_taken
 from kopiatomic.filesystems.selection import Ask, Selection
 from kopiatomic.model.facts import BtrfsSubvolume
+from kopiatomic.model.mounts import holder
 from kopiatomic.model.plan import Dataset, Judged, PlannedPath, Taken, Verdict
-from kopiatomic.paths import below, is_at_or_below
-from kopiatomic.system.mountinfo import holder, parents
+from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.text import first_few, printable
 
 _TOO_LONG = (

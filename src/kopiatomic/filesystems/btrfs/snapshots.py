@@ -18,7 +18,10 @@ from kopiatomic import presence
 from kopiatomic.errors import concerns_all
 from kopiatomic.filesystems.btrfs import folder
 from kopiatomic.filesystems.btrfs.folder import SNAPSHOT, failed
-from kopiatomic.model.plan import Instant, Intent, PlannedPath, Refusal, Sets, Snapshot, SnapshotSet, Taken
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.mounts import holder, visible
+from kopiatomic.model.plan import PlannedPath, Refusal, Taken
+from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet
 from kopiatomic.system import btrfs, channel, linux, looking, mountinfo
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import few, printable
@@ -57,9 +60,9 @@ class BtrfsMaker:
 
     def check(self) -> None:
         """See that the filesystem can be written to, and mount its top-level subvolume once."""
-        seen = mountinfo.visible(mountinfo.read())
+        seen = visible(mountinfo.read())
         for taken in self.taken:
-            if "ro" in mountinfo.holder(taken.dataset.mountpoint.text, seen).super_options:
+            if "ro" in holder(taken.dataset.mountpoint.text, seen).super_options:
                 read_only = OSError(errno.EROFS, os.strerror(errno.EROFS))
                 raise failed(f"no snapshot can be made of {printable(taken.dataset.name)}", read_only)
         with folder.top(self._device):

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems.zfs import program
-from kopiatomic.model.plan import Leftover
+from kopiatomic.model.leftovers import Leftover
 from kopiatomic.state import ownership
 from kopiatomic.system import host, libzfs_core
 from kopiatomic.text import ended, printable

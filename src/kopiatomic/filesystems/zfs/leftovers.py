@@ -10,7 +10,7 @@ from kopiatomic.filesystems.zfs import busy
 from kopiatomic.filesystems.zfs import look as zfs_look
 from kopiatomic.filesystems.zfs import snapshots as zfs
 from kopiatomic.filesystems.zfs.look import Seen, look
-from kopiatomic.model.plan import Claim, Intent, Leftover
+from kopiatomic.model.leftovers import Claim, Intent, Leftover
 from kopiatomic.state import liveness, ownership
 from kopiatomic.state.liveness import Life
 from kopiatomic.state.ownership import TAG, Mark

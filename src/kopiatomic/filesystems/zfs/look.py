@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems.zfs import program
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import Intent
+from kopiatomic.model.leftovers import Intent
 from kopiatomic.state.ownership import PREFIX, PROPERTY
 from kopiatomic.system import process
 from kopiatomic.text import ended, printable

@@ -13,10 +13,10 @@ from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.filesystems import patterns
 from kopiatomic.filesystems.selection import Ask, Selection, described
 from kopiatomic.model.facts import JAIL_NEEDS, ZfsDataset
+from kopiatomic.model.mounts import Mount, holder
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES, Dataset, Judged, PlannedPath, Taken, Verdict
 from kopiatomic.model.request import is_path
-from kopiatomic.paths import below, is_at_or_below
-from kopiatomic.system.mountinfo import Mount, holder, parents
+from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.text import printable
 
 MAX_NAME = 255

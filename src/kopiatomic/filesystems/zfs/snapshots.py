@@ -14,7 +14,9 @@ from kopiatomic.errors import KopiatomicError, concerns_all
 from kopiatomic.filesystems.zfs import bookmarks, busy, program
 from kopiatomic.filesystems.zfs import look as zfs_look
 from kopiatomic.filesystems.zfs.look import Seen, look
-from kopiatomic.model.plan import Claim, Dataset, Instant, Intent, Refusal, Sets, Snapshot, SnapshotSet, Taken, Verdict
+from kopiatomic.model.leftovers import Claim, Intent
+from kopiatomic.model.plan import Dataset, Refusal, Taken, Verdict
+from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet
 from kopiatomic.state.liveness import mark
 from kopiatomic.state.ownership import PREFIX, PROPERTY, TAG
 from kopiatomic.system import host, libzfs_core, process

@@ -11,15 +11,16 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.plan import SCRATCH, Intent, Plan, Uncovered
-from kopiatomic.paths import below, is_at_or_below, tree_order
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.mounts import visible
+from kopiatomic.model.plan import SCRATCH, Plan, Uncovered
+from kopiatomic.paths import below, is_at_or_below, parents, tree_order
 from kopiatomic.platforms.freebsd.view import FreeBSDView, Planned, directories, frozen, joined, unsafe
 from kopiatomic.platforms.steps import LIVE, SCAFFOLD, Step
 from kopiatomic.state import locks
 from kopiatomic.system import freebsd, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.freebsd_mounting import Options
-from kopiatomic.system.mountinfo import parents, visible
 from kopiatomic.text import printable
 
 _FRESH = frozenset(["devfs", "fdescfs", "linprocfs", "linsysfs", "procfs"])

@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
-from kopiatomic.model.plan import Intent, Leftover
+from kopiatomic.model.leftovers import Intent, Leftover
+from kopiatomic.model.mounts import Mount
 from kopiatomic.state import liveness, roots
 from kopiatomic.state.liveness import Life
 from kopiatomic.state.ownership import Mark, is_run_id
 from kopiatomic.system import freebsd_mounting, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
-from kopiatomic.system.mountinfo import Mount
 from kopiatomic.text import printable
 
 BUSY_TIMEOUT = 5.0

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.fstypes import may_hang
-from kopiatomic.model.plan import Intent
-from kopiatomic.paths import below
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.mounts import Mount, holder, visible
+from kopiatomic.paths import below, parents
 from kopiatomic.platforms.freebsd.view import FreeBSDView, directories, frozen, joined
 from kopiatomic.platforms.steps import SCAFFOLD, Step
 from kopiatomic.system import freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.freebsd_paths import open_beneath
-from kopiatomic.system.mountinfo import Mount, holder, parents, visible
 from kopiatomic.text import printable
 
 _TOP = Step("", "/", SCAFFOLD, named=True)

@@ -19,8 +19,9 @@ from collections.abc import Callable, Collection, Sequence
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, concerns_all
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import Intent
-from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.model.mounts import Mount, visible
+from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.platforms.freebsd import leftovers, permissions
 from kopiatomic.platforms.steps import (
     LIVE,
@@ -39,7 +40,6 @@ from kopiatomic.system import freebsd_mounting, freebsd_mounts, safety
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.freebsd_mounting import Options
 from kopiatomic.system.freebsd_paths import open_beneath
-from kopiatomic.system.mountinfo import Mount, parents, visible
 from kopiatomic.text import printable
 
 _SECOND_LOOK = 0.3

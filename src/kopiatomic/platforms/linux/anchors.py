@@ -14,7 +14,8 @@ from contextlib import ExitStack, suppress
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.fstypes import may_hang
-from kopiatomic.paths import below
+from kopiatomic.model.mounts import Mount, visible
+from kopiatomic.paths import below, parents
 from kopiatomic.system import linux, mountinfo, safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
@@ -32,12 +33,12 @@ class Anchors:
     def __init__(self, places: Collection[str]) -> None:
         self._places = places
         self._held: dict[str, int] = {}
-        shown = [p for p in mountinfo.visible(mountinfo.read()) if p not in places]
-        self._above_mounts = {directory for point in shown for directory in mountinfo.parents(point)}
+        shown = [p for p in visible(mountinfo.read()) if p not in places]
+        self._above_mounts = {directory for point in shown for directory in parents(point)}
         """Where something is mounted below that stays as it is."""
         self._entries: dict[str, set[str]] = {}
         for place in places:
-            for entry in (place, *mountinfo.parents(place)[:-1]):
+            for entry in (place, *parents(place)[:-1]):
                 above, _, name = entry.rpartition("/")
                 self._entries.setdefault(above or "/", set()).add(name)
 
@@ -101,11 +102,11 @@ class Anchors:
         self._held.clear()
 
 
-def _mounted_in(directory: str, fd: int) -> Iterator[tuple[str, mountinfo.Mount]]:
+def _mounted_in(directory: str, fd: int) -> Iterator[tuple[str, Mount]]:
     """What is seen mounted on the mount of an open directory, below that: its path there, and the mount."""
     holder = mountinfo.id_of(fd)
     table = {mount.id: mount for mount in mountinfo.read()}
-    for point, mount in mountinfo.visible(table.values()).items():
+    for point, mount in visible(table.values()).items():
         name = below(point, directory)
         lowest = mount
         while lowest.parent in table and table[lowest.parent].point == point != "/":

@@ -10,8 +10,9 @@ import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 
-from kopiatomic import presence
+from kopiatomic import paths, presence
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.model.mounts import Mount
 from kopiatomic.model.plan import SCRATCH
 from kopiatomic.paths import below
 from kopiatomic.platforms.linux.view import (
@@ -105,12 +106,12 @@ class InPlaceView(LinuxView):
 
     def live_above(self) -> Collection[str]:
         """The ones in no mount of ours; those in a live mount in a frozen tree come later."""
-        directories = {directory for step in self._steps for directory in mountinfo.parents(step.place)}
+        directories = {directory for step in self._steps for directory in paths.parents(step.place)}
         return {directory for directory in directories if self._is_outside(directory)}
 
     def _hold_above(self, place: str) -> None:
         """Have nothing of the host's come over a live mount in a frozen tree, in which a place is. Raises KopiatomicError."""
-        live = [joined(self.top(), d) for d in mountinfo.parents(place) if self._is_live(d) and not self._is_outside(d)]
+        live = [joined(self.top(), d) for d in paths.parents(place) if self._is_live(d) and not self._is_outside(d)]
         if live:
             try:
                 self.anchors.hold(live)
@@ -126,7 +127,7 @@ class InPlaceView(LinuxView):
         if holder is None or holder.fstype != SCAFFOLD:
             return super().place(top, step)
         hidden = self._hidden.get(holder.place)
-        for directory in reversed(mountinfo.parents(step.place)):
+        for directory in reversed(paths.parents(step.place)):
             if hidden is not None and (inside := below(directory, holder.place)):
                 _make_like(top, directory, hidden, inside)
         return linux.make_beneath(top, relative(step.place))
@@ -191,7 +192,7 @@ def _dress(ours: int, real: os.stat_result) -> None:
 
 
 @contextmanager
-def _live(step: Step, table: Mapping[int, mountinfo.Mount]) -> Iterator[int | None]:
+def _live(step: Step, table: Mapping[int, Mount]) -> Iterator[int | None]:
     """What is to be seen as it is, open; None for a mount that is not there any more. Raises KopiatomicError for a directory."""
     try:
         fd = linux.open_without_links(step.place, ANY if step.source else PATH)

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from kopiatomic import presence
+from kopiatomic import paths, presence
 from kopiatomic.errors import KopiatomicError, place_needed
 from kopiatomic.model.fstypes import may_hang
+from kopiatomic.model.mounts import holder, visible
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.platforms.linux.view import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, opened, refused, relative
@@ -74,12 +75,12 @@ class MergedView(LinuxView):
 def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
     """The directories that only hold mount points, with the attributes of the real ones; the top from ``/``."""
     places = {s.place for s in steps if s.fstype != SCAFFOLD}
-    seen = mountinfo.visible(mountinfo.read())
+    seen = visible(mountinfo.read())
     found: dict[str, os.stat_result] = {}
     for place in places:
-        for directory in mountinfo.parents(place):
+        for directory in paths.parents(place):
             # A server that does not answer is not waited for, and keeps the attributes that its directory is made with.
-            if directory in found or directory in places or may_hang(mountinfo.holder(directory, seen).fstype):
+            if directory in found or directory in places or may_hang(holder(directory, seen).fstype):
                 continue
             try:
                 with closing(linux.open_without_links(directory, PATH)) as fd:
@@ -99,7 +100,7 @@ def _above_part(step: Step, tops: Tops) -> dict[str, os.stat_result]:
         return {}
     found = {}
     mountpoint = step.place.removesuffix(f"/{step.part}") or "/"
-    above = [place for place in mountinfo.parents(step.place) if is_at_or_below(place, mountpoint)]
+    above = [place for place in paths.parents(step.place) if is_at_or_below(place, mountpoint)]
     try:
         with tops.of(step) as top:
             for place in above:

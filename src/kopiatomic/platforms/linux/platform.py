@@ -7,6 +7,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from kopiatomic.filesystems import Leftovers
+from kopiatomic.model.mounts import Mount, visible
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.platforms import Record
 from kopiatomic.platforms.linux import view as linux_view
@@ -96,7 +97,7 @@ class HostMounts:
         """The descriptor of that file."""
         return self._fd
 
-    def _read(self) -> list[mountinfo.Mount]:
+    def _read(self) -> list[Mount]:
         os.lseek(self._fd, 0, os.SEEK_SET)
         data = bytearray()
         while chunk := os.read(self._fd, 1 << 16):
@@ -111,7 +112,7 @@ class HostMounts:
         self._before = now
         if not gone:
             return
-        ours = mountinfo.visible(mountinfo.read())
+        ours = visible(mountinfo.read())
         for point, mount in sorted(ours.items(), reverse=True):
             if _key(mount) in gone:
                 try:
@@ -121,5 +122,5 @@ class HostMounts:
                     continue
 
 
-def _key(mount: mountinfo.Mount) -> tuple[str, str, str]:
+def _key(mount: Mount) -> tuple[str, str, str]:
     return mount.point, mount.device, mount.root

@@ -14,9 +14,10 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Self
 
-from kopiatomic import presence
+from kopiatomic import paths, presence
 from kopiatomic.errors import KopiatomicError, advice_of, concerns_all
 from kopiatomic.immutable import immutable
+from kopiatomic.model.mounts import Mount, holder, visible
 from kopiatomic.platforms.linux.anchors import Anchors
 from kopiatomic.platforms.linux.volumes import Volumes
 from kopiatomic.platforms.steps import (
@@ -53,7 +54,7 @@ def enter() -> None:
     _have_descriptors(len(mountinfo.read()))
     try:
         linux.unshare(linux.CLONE_NEWNS)
-        if "/" not in mountinfo.visible(mountinfo.read()):
+        if "/" not in visible(mountinfo.read()):
             _stand_on_a_mount()
         linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
         linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
@@ -134,7 +135,7 @@ class LinuxView:
         """The places of scaffolds that were not needed."""
         self._volumes = Volumes()
         self.anchors: Anchors
-        self._host: dict[str, mountinfo.Mount] = {}
+        self._host: dict[str, Mount] = {}
         """What is mounted on the host, by point."""
 
     def look(self) -> None:
@@ -168,9 +169,9 @@ class LinuxView:
     def mount_base(self) -> None:
         """Mount our tmpfs, first of all. Raises KopiatomicError."""
         try:
-            self._host = mountinfo.visible(mountinfo.read())
+            self._host = visible(mountinfo.read())
             self.anchors = Anchors([self._base, *self.covering()])
-            self.anchors.hold([*mountinfo.parents(self._base), *self.live_above()])
+            self.anchors.hold([*paths.parents(self._base), *self.live_above()])
             mount_scaffold(self._base)
         except OSError as error:
             raise refused(f"nothing can be mounted on {printable(self._base)}", error) from None
@@ -272,7 +273,7 @@ class LinuxView:
 
     def above(self, place: str) -> Step | None:
         """The step whose mount holds a place of the view; None where only our scaffolding does."""
-        return next((self._by_place[p] for p in mountinfo.parents(place) if p in self._by_place), None)
+        return next((self._by_place[p] for p in paths.parents(place) if p in self._by_place), None)
 
     def _inside(self, place: str) -> str:
         """Whose frozen tree holds a place, in words; empty where ours does."""
@@ -299,7 +300,7 @@ class LinuxView:
 
     def _restrict(self, step: Step) -> None:
         """Have a place keep what no snapshot has of itself. Raises OSError."""
-        options = mountinfo.holder(step.place, self._host).options
+        options = holder(step.place, self._host).options
         kept = sum(flag for name, flag in _KEPT.items() if name in options)
         if kept:
             with self.open_top() as root, closing(linux.open_beneath(root, relative(step.place), ANY)) as mounted:

@@ -1,0 +1,78 @@
+"""Snapshots as they were made, and their instants."""
+
+from __future__ import annotations
+
+from kopiatomic.immutable import immutable
+from kopiatomic.model.plan import Refusal
+
+
+@immutable
+class Snapshot:
+    """One snapshot of a set. ``source`` is what is mounted: ``pool/ds@snap``, or the Btrfs subvolume's id."""
+
+    dataset: str
+    source: str
+    transaction: int
+    """ZFS: ``createtxg``. Btrfs: ``otransid``."""
+    identity: str = ""
+    """What no other snapshot has, whatever its name. ZFS: ``guid``. Btrfs: the subvolume's UUID."""
+    size: int | None = None
+    """Of a volume: its exact size in bytes."""
+    before: str = ""
+    """The state that the dataset is proven to have been in since: the ``after`` of an earlier snapshot. Empty: not known."""
+    after: str = ""
+    """The state that this snapshot is of; nothing else has it. Empty: it cannot be told."""
+
+
+@immutable
+class Instant:
+    """The clocks right before and right after the snapshot call: the instant lies between the two. Nanoseconds."""
+
+    wall_before: int
+    wall_after: int
+    monotonic_before: int
+    monotonic_after: int
+
+
+@immutable
+class SnapshotSet:
+    """The snapshots of one pool or one Btrfs filesystem, with what proves or disproves their one instant."""
+
+    filesystem: str
+    pool: str
+    snapshots: tuple[Snapshot, ...]
+    instant: Instant
+    untied_ns: int | None = None
+    """From right before the snapshot call until the kernel had tied the set to the run's processes; None where nothing of
+    it can be tied. Nanoseconds, monotonic."""
+
+    @property
+    def one_instant(self) -> bool:
+        """Equal transactions are the proof: a TXG (ZFS) or a commit (Btrfs) is one state of the whole filesystem."""
+        return len({snapshot.transaction for snapshot in self.snapshots}) == 1
+
+
+@immutable
+class Sets:
+    """All the sets of a run, and what of the plan is in none of them."""
+
+    sets: tuple[SnapshotSet, ...]
+    refused: tuple[Refusal, ...] = ()
+
+    @property
+    def atomic(self) -> bool:
+        """Whether everything in the view shares one proven instant."""
+        return len(self.sets) == 1 and self.sets[0].one_instant
+
+    @property
+    def started_ns(self) -> int:
+        """Wall clock (ns since the epoch) right before the first snapshot call: the instant that is printed and used."""
+        return min(s.instant.wall_before for s in self.sets)
+
+    @property
+    def skew_ns(self) -> int:
+        """Upper bound of the time between any two snapshots (ns, monotonic); 0 where one instant is proven."""
+        if self.atomic:
+            return 0
+        first = min(s.instant.monotonic_before for s in self.sets)
+        return max(s.instant.monotonic_after for s in self.sets) - first
