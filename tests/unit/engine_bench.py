@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kopiatomic import engines
-from kopiatomic.engines import Engine
+from kopiatomic.engines.engine import Engine
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Dataset, Layout, Plan, PlannedPath, Taken
 from tests.support.repositories import Borg, Restic

@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import pytest
 
 from kopiatomic import engines
-from kopiatomic.engines import Engine, Job, self_backup
+from kopiatomic.engines import self_backup
+from kopiatomic.engines.engine import Engine, Job
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet

@@ -10,13 +10,8 @@ from typing import Any
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.schedules import (
-    Schedule,
-    Scheduler,
-    environment,
-    files,
-    on,
-)
+from kopiatomic.schedules import environment, files, on
+from kopiatomic.schedules.schedule import Schedule, Scheduler
 
 HOUR = 3600.0
 UNITS = "etc/systemd/system"

@@ -14,7 +14,7 @@ from kopiatomic.commands import schedule as scheduling
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.monitoring import lateness
 from kopiatomic.output.console import Console
-from kopiatomic.schedules import Scheduler
+from kopiatomic.schedules.schedule import Scheduler
 from kopiatomic.state.records import AHEAD, KEPT_ANYHOW, Records, RunRecord
 from kopiatomic.system import clock
 from tests.unit.schedules import HOUR, on_linux, root, schedule, write_all

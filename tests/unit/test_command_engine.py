@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kopiatomic import engines
+from kopiatomic.engines import engine
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.engine import EngineEnd
 from kopiatomic.model.plan import Plan
@@ -19,7 +20,7 @@ from .kopia_fixtures import make_job, taken
 PLAN = Plan("/kopia", (taken("/a"),))
 
 
-def create(*words: str, options: tuple[str, ...] = (), path: str | None = None) -> engines.Engine:
+def create(*words: str, options: tuple[str, ...] = (), path: str | None = None) -> engine.Engine:
     environment = {"PATH": os.environ["PATH"] if path is None else path}
     return engines.create(words, options, environment=environment)
 

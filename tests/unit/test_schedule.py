@@ -32,7 +32,8 @@ from kopiatomic.model.report import Report
 from kopiatomic.monitoring import lateness
 from kopiatomic.output.console import Console
 from kopiatomic.runs import freezing
-from kopiatomic.schedules import Schedule, Scheduler, on, systemd
+from kopiatomic.schedules import on, systemd
+from kopiatomic.schedules.schedule import Schedule, Scheduler
 from kopiatomic.state import locks
 from kopiatomic.state.records import Records, RunRecord
 from tests.support.programs import Kopia, Kopiatomic

@@ -13,15 +13,9 @@ from typing import Any
 import pytest
 
 from kopiatomic.config.options import Options
-from kopiatomic.schedules import (
-    Scheduler,
-    environment,
-    files,
-    started,
-    systemd,
-    trust,
-)
+from kopiatomic.schedules import environment, files, started, systemd, trust
 from kopiatomic.schedules.files import State
+from kopiatomic.schedules.schedule import Scheduler
 from tests.support.programs import Kopiatomic
 from tests.unit.schedules import UNITS, error_of, on_freebsd, on_linux, root, schedule, tree, write_all
 
@@ -139,7 +133,7 @@ def test_templates_of_an_earlier_version_are_brought_up_to_date(on_linux: Schedu
 
 @pytest.mark.parametrize("name", ["", "a/b", "..", ".x", "-x", "a b", "a@b", "ü", "x" * 51, "a\nb", "a.b"])
 def test_a_name_that_is_no_plain_word_is_refused(name: str) -> None:
-    from kopiatomic.schedules import check_name
+    from kopiatomic.schedules.schedule import check_name
 
     assert error_of(lambda: check_name(name)).exit_code == 2
 

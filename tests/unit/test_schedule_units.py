@@ -11,13 +11,8 @@ import pytest
 
 from kopiatomic.commands import schedule as scheduling
 from kopiatomic.output.console import Console
-from kopiatomic.schedules import (
-    Calendar,
-    Scheduler,
-    crontab,
-    on,
-    systemd,
-)
+from kopiatomic.schedules import crontab, on, systemd
+from kopiatomic.schedules.schedule import Calendar, Scheduler
 from tests.support.programs import command
 from tests.unit.schedules import HOUR, NASTY, UNITS, error_of, on_freebsd, on_linux, root, schedule, write_all
 

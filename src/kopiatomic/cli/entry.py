@@ -509,7 +509,7 @@ def _finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
 def main() -> None:
     """Entry point of the program."""
     # What is imported and listed is no garbage, and looking for some takes a tenth of the time that a start takes. A run looks
-    # again once it has its processes (supervisor.py).
+    # again once it has its processes (runs/supervisor.py).
     gc.disable()
     inherited.settle()
     if "_KOPIATOMIC_COMPLETE" in os.environ:

@@ -95,7 +95,8 @@ def install(
     from kopiatomic.commands.schedule import Place, Wanted
     from kopiatomic.commands.schedule import install as run
     from kopiatomic.output.console import Console
-    from kopiatomic.schedules import DAILY, HOURLY, here
+    from kopiatomic.schedules import here
+    from kopiatomic.schedules.schedule import DAILY, HOURLY
 
     if daily + hourly + (calendar is not None) > 1:
         raise click.UsageError("--daily, --hourly and --calendar exclude each other")
@@ -166,7 +167,8 @@ def start(context: click.Context, /, *, name: str) -> None:
     from kopiatomic.commands.backup import backup as make
     from kopiatomic.commands.schedule import start as run
     from kopiatomic.output.console import Console
-    from kopiatomic.schedules import Schedule, here
+    from kopiatomic.schedules import here
+    from kopiatomic.schedules.schedule import Schedule
 
     console = Console(quiet=True)
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from kopiatomic import engines
 from kopiatomic.config import credentials
 from kopiatomic.config.options import Options, check_name, words
-from kopiatomic.engines import Engine, Job, Remembering
+from kopiatomic.engines.engine import Engine, Job, Remembering
 from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.written import Own, in_place, prepared, require_skipped
 from kopiatomic.errors import Interrupted, KopiatomicError

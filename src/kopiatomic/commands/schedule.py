@@ -20,9 +20,10 @@ from kopiatomic.monitoring import lateness
 from kopiatomic.output.console import Console
 from kopiatomic.output.summary import duration
 from kopiatomic.planning import plan
-from kopiatomic.schedules import Schedule, Scheduler, environment, files, started, trust
-from kopiatomic.schedules import check_name as check_schedule_name
+from kopiatomic.schedules import environment, files, started, trust
 from kopiatomic.schedules.files import State
+from kopiatomic.schedules.schedule import Schedule, Scheduler
+from kopiatomic.schedules.schedule import check_name as check_schedule_name
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state.liveness import Life, life
 from kopiatomic.state.records import Records, RunRecord

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from kopiatomic.engines import Job, program
+from kopiatomic.engines import program
+from kopiatomic.engines.engine import Job
 from kopiatomic.engines.lines import Lines
 from kopiatomic.engines.written import Own
 from kopiatomic.errors import UsageError

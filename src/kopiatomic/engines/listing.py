@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from kopiatomic.engines import Job
+from kopiatomic.engines.engine import Job
 from kopiatomic.engines.names import spelled
 from kopiatomic.model.fstypes import SYSTEM
 from kopiatomic.model.plan import Layout, Plan

@@ -8,7 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from kopiatomic.engines import Job, flags, hidden_mounts, self_backup
+from kopiatomic.engines import flags, hidden_mounts, self_backup
+from kopiatomic.engines.engine import Job
 from kopiatomic.engines.flags import Given
 from kopiatomic.engines.program import Program, user
 from kopiatomic.engines.written import Own, is_covered, source_of

@@ -115,3 +115,15 @@ def holder(path: str, table: dict[str, Mount]) -> Mount:
         if candidate in table:
             return table[candidate]
     raise KeyError(path)
+
+
+@immutable
+class User:
+    """A process that uses a filesystem."""
+
+    pid: int
+    name: str
+    uid: int
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.name}, user id {self.uid})"

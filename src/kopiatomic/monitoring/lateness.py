@@ -13,7 +13,7 @@ from kopiatomic import errors
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.output.summary import duration
-from kopiatomic.schedules import LATE, Schedule
+from kopiatomic.schedules.schedule import LATE, Schedule
 from kopiatomic.state.records import AHEAD, RunRecord
 
 

@@ -2,7 +2,7 @@
 
 Neither a closed nor a full output ends a run: what cannot be written is dropped. :meth:`Console.exit_code` says what
 becomes of a command whose answer was lost. All texts are masked on their way
-(``masking.py``), and no control character of theirs reaches a terminal.
+(``secrets/masking.py``), and no control character of theirs reaches a terminal.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 What may not answer (network, FUSE and autofs mounts, suspended pools) is known from the mount table and the kernel's own
 statistics, and is never touched. Users may exchange directories and links while we look: a path is resolved once
-(``resolving.py``), and only ever opened as it is from then on.
+(``planning/resolving.py``), and only ever opened as it is from then on.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The part of a run that does not ask what the frozen view is for: its lock and record, the plan, the snapshots, the view.
 
-``run.py`` backs the view up.
+``commands/backup.py`` backs the view up.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from kopiatomic.filesystems import Maker
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets
-from kopiatomic.platforms import Built, Platform, Record
+from kopiatomic.platforms.platform import Built, Platform, Record
 from kopiatomic.platforms.steps import steps_of
 from kopiatomic.runs import launcher
 from kopiatomic.system import host, worker

@@ -19,7 +19,7 @@ from kopiatomic.engines import names
 from kopiatomic.errors import KopiatomicError, StartError, advice_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd
-from kopiatomic.platforms import Built, Outside, Platform, Reading
+from kopiatomic.platforms.platform import Built, Outside, Platform, Reading
 from kopiatomic.system import spawn
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable

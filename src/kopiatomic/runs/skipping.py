@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-from kopiatomic.engines import Engine, Job, Remembering
+from kopiatomic.engines.engine import Engine, Job, Remembering
 from kopiatomic.errors import UsageError
 from kopiatomic.model.engine import EngineResult
 from kopiatomic.model.plan import Layout

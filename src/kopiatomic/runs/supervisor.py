@@ -17,7 +17,7 @@ from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.filesystems import Maker
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets
-from kopiatomic.platforms import Platform, Record
+from kopiatomic.platforms.platform import Platform, Record
 from kopiatomic.platforms.steps import View, steps_of
 from kopiatomic.runs import keeper, launcher
 from kopiatomic.runs.patience import Patience, SuspendedError

@@ -15,8 +15,9 @@ from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.schedules import DAILY, HOURLY, Calendar, File, Schedule, command, described, files, understood
 from kopiatomic.schedules import crontab as spec
+from kopiatomic.schedules import files
+from kopiatomic.schedules.schedule import DAILY, HOURLY, Calendar, File, Schedule, command, described, understood
 from kopiatomic.state import ownership
 from kopiatomic.system import process
 from kopiatomic.text import printable

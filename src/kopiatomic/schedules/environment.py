@@ -12,11 +12,13 @@ from collections.abc import Collection, Mapping
 
 from kopiatomic.config.credentials import is_variable
 from kopiatomic.config.options import Options, words
-from kopiatomic.engines import BORG, KOPIA, RESTIC, program
+from kopiatomic.engines import program
+from kopiatomic.engines.engine import BORG, KOPIA, RESTIC
 from kopiatomic.engines.kopia import options as kopia_options
 from kopiatomic.engines.kopia.client import Client
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.schedules import Scheduler, trust
+from kopiatomic.schedules import trust
+from kopiatomic.schedules.schedule import Scheduler
 from kopiatomic.secrets.masking import is_secret
 from kopiatomic.text import printable
 

@@ -13,7 +13,8 @@ from enum import Enum
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.schedules import File, trust
+from kopiatomic.schedules import trust
+from kopiatomic.schedules.schedule import File
 from kopiatomic.text import printable
 
 _MARK = """\

@@ -23,7 +23,8 @@ from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, UsageError, advice_of, unforeseen
-from kopiatomic.schedules import Calendar, File, Schedule, backup, command, described, files, understood
+from kopiatomic.schedules import files
+from kopiatomic.schedules.schedule import Calendar, File, Schedule, backup, command, described, understood
 from kopiatomic.system import process
 from kopiatomic.text import printable
 

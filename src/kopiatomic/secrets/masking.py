@@ -1,6 +1,6 @@
 """Passwords and keys, and how they are kept out of what is recorded, shown and handed on.
 
-``secret_names.py`` knows which names are those of secrets, ``secret_places.py`` where secrets stand.
+``secrets/names.py`` knows which names are those of secrets, ``secrets/places.py`` where secrets stand.
 """
 
 from __future__ import annotations

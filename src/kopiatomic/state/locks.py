@@ -31,7 +31,7 @@ Without links: views are mounted in it, and the mount table has paths without li
 """
 
 LISTS = ("datasets", "sources")
-"""What a run says of itself in files: see ``lists.py``."""
+"""What a run says of itself in files: see ``state/lists.py``."""
 
 _MOMENT = 60.0
 """Seconds after which the lock of a moment is not waited for any longer."""

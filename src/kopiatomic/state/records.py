@@ -1,6 +1,6 @@
 """The state database: what every run did, and what runs have made that no kernel removes by itself.
 
-Each call here is one transaction, which is on the disk when it returns (``state_file.py``).
+Each call here is one transaction, which is on the disk when it returns (``state/state_file.py``).
 """
 
 from __future__ import annotations

@@ -7,10 +7,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from kopiatomic import presence
-from kopiatomic.model.mounts import Mount
+from kopiatomic.model.mounts import Mount, User
 from kopiatomic.system import freebsd, freebsd_mounts, freebsd_paths, freebsd_processes, libzfs_core
 from kopiatomic.system.freebsd import Kernel
-from kopiatomic.system.host import User
 
 
 class FreeBSDHost:

@@ -10,20 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Protocol
 
-from kopiatomic.immutable import immutable
-from kopiatomic.model.mounts import Mount
-
-
-@immutable
-class User:
-    """A process that uses a filesystem."""
-
-    pid: int
-    name: str
-    uid: int
-
-    def __str__(self) -> str:
-        return f"process {self.pid} ({self.name}, user id {self.uid})"
+from kopiatomic.model.mounts import Mount, User
 
 
 class Host(Protocol):

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.mounts import Mount
+from kopiatomic.model.mounts import Mount, User
 from kopiatomic.system import linux, linux_acl, linux_users, mountinfo
-from kopiatomic.system.host import User
 
 KSTAT = Path("/proc/spl/kstat/zfs")
 """A folder for each imported pool, with its state in a file (OpenZFS: module/zfs/spa_stats.c, spa_state_init)."""

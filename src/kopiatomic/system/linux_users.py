@@ -10,9 +10,9 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 
+from kopiatomic.model.mounts import User
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.system.descriptors import closing
-from kopiatomic.system.host import User
 
 _UNREADABLE = (FileNotFoundError, NotADirectoryError, ProcessLookupError, PermissionError)
 """It has ended, is a thread of the kernel's, or is one that not even root may look into."""

@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from kopiatomic.engines import Job, flags, known_options, repository, results
+from kopiatomic.engines import flags, known_options, repository, results
 from kopiatomic.engines.borg.output import Output, archive_in, messages
 from kopiatomic.engines.causes import cause
+from kopiatomic.engines.engine import Job
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.engines.numbers import number

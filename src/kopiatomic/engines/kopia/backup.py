@@ -13,7 +13,8 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import Job, program, results, self_backup, written
+from kopiatomic.engines import program, results, self_backup, written
+from kopiatomic.engines.engine import Job
 from kopiatomic.engines.kopia import checks, listing, location
 from kopiatomic.engines.kopia import maintenance as kopia_maintenance
 from kopiatomic.engines.kopia import options as kopia_options

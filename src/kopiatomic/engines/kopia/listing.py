@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from kopiatomic.engines import Job
+from kopiatomic.engines.engine import Job
 from kopiatomic.engines.kopia.client import Client, last_error
 from kopiatomic.engines.kopia.output import Manifest
 from kopiatomic.engines.names import spelled

@@ -14,13 +14,13 @@ from collections.abc import Mapping, Sequence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import Leftovers
 from kopiatomic.model.plan import UNMOUNTED, Layout, Plan
-from kopiatomic.platforms import Record
 from kopiatomic.platforms.freebsd import in_place as freebsd_in_place
 from kopiatomic.platforms.freebsd import permissions
 from kopiatomic.platforms.freebsd.in_place import InPlaceView
 from kopiatomic.platforms.freebsd.leftovers import MountLeftovers
 from kopiatomic.platforms.freebsd.merged import MergedView
 from kopiatomic.platforms.freebsd.view import FreeBSDView
+from kopiatomic.platforms.platform import Record
 from kopiatomic.platforms.steps import Step
 from kopiatomic.state import roots
 from kopiatomic.system import freebsd_processes

@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 from kopiatomic.filesystems import Leftovers
 from kopiatomic.model.mounts import Mount, visible
 from kopiatomic.model.plan import Layout, Plan
-from kopiatomic.platforms import Record
 from kopiatomic.platforms.linux import view as linux_view
 from kopiatomic.platforms.linux.in_place import InPlaceView
 from kopiatomic.platforms.linux.merged import MergedView
+from kopiatomic.platforms.platform import Record
 from kopiatomic.platforms.steps import Step
 from kopiatomic.system import linux, mountinfo
 
