@@ -235,6 +235,7 @@ def test_ctrl_c_ends_it_in_order(repository: Restic | Borg, btrfs: Btrfs, kopiat
     assert ended.returncode == 0, str(ended)
 
 
+@pytest.mark.in_part(1)
 def test_none_is_torn(repository: Restic | Borg, btrfs: Btrfs, kopiatomic: Kopiatomic, tmp_path: Path) -> None:
     """With the control: the same program on the live files."""
     data = btrfs.subvolume("data")

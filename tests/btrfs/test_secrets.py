@@ -89,6 +89,7 @@ def where(state: Path) -> dict[str, str]:
     return {"KOPIATOMIC_STATE_DIR": str(state)}
 
 
+@pytest.mark.in_part(3)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_password_in_the_options_is_nowhere_else(
     form: str,
@@ -121,6 +122,7 @@ def test_a_password_in_the_options_is_nowhere_else(
         assert places_of(secret, tmp_path, ended.stdout, ended.stderr, *told(kopiatomic, state)) == []
 
 
+@pytest.mark.in_part(1)
 @pytest.mark.parametrize("form", FORMS[::3])
 def test_a_wrong_password_is_not_shown_either(
     form: str, data: Path, run: Run, protected: Kopia, kopiatomic: Kopiatomic, state: Path, tmp_path: Path
@@ -147,6 +149,7 @@ def test_quotes_in_a_password_do_not_uncover_a_part_of_it(
 COMMAND_FORMS = ["--password={}", "--password {}", "--api-token={}", "--secret-key {}", "--passphrase={}"]
 
 
+@pytest.mark.in_part(4)
 @pytest.mark.parametrize("form", COMMAND_FORMS)
 @pytest.mark.parametrize("flag", ["-c", "-o"])
 def test_a_secret_of_a_command_reaches_it_and_no_record(
@@ -181,6 +184,7 @@ def test_who_is_refused_is_not_told_the_holders_password(
     assert [content for content in shown if password.encode() in content] == []
 
 
+@pytest.mark.in_part(3)
 @pytest.mark.parametrize("form", FORMS)
 def test_an_error_does_not_repeat_a_password(form: str, data: Path, kopiatomic: Kopiatomic, password: str) -> None:
     """Neither that of a user who is not root, who is told what to type, nor that of unbalanced quotes."""
@@ -194,6 +198,7 @@ def test_an_error_does_not_repeat_a_password(form: str, data: Path, kopiatomic: 
         assert password not in unbalanced.stderr + unbalanced.stdout
 
 
+@pytest.mark.in_part(2)
 @pytest.mark.parametrize("form", COMMAND_FORMS)
 def test_a_dry_run_does_not_show_a_commands_secret(
     form: str, data: Path, kopiatomic: Kopiatomic, password: str

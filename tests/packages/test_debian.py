@@ -62,6 +62,7 @@ def status(host: Machine) -> str:
     return host("dpkg-query", "-W", "-f", "${Status}", "kopiatomic", check=False).stdout
 
 
+@pytest.mark.in_part(1)
 def test_it_installs_runs_upgrades_and_is_removed_and_purged(
     host: Machine, deb: Path, older_deb: Path, home: Path, snapshots: Callable[[], list[str]]
 ) -> None:
@@ -103,6 +104,7 @@ def test_all_that_a_user_looks_for_is_in_it(installed: Machine) -> None:
         assert installed.path(path).is_file(), path
 
 
+@pytest.mark.in_part(1)
 def test_an_upgrade_does_no_harm_to_a_run(installed: Machine, older_deb: Path, deb: Path, home: Path) -> None:
     installed.apt("install", "--allow-downgrades", older_deb)
     with living_run(installed, home) as run:
@@ -206,6 +208,7 @@ def test_schedules_end_with_it(installed: Machine, deb: Path) -> None:
         )
 
 
+@pytest.mark.in_part(3)
 @pytest.mark.parametrize(("how", "where"), [("-t tmpfs -o mode=700 tmpfs", ""), ("--bind /srv", "/below")])
 def test_a_purge_removes_nothing_where_something_is_mounted(host: Machine, deb: Path, how: str, where: str) -> None:
     """A bind mount has the same device as what is around it."""

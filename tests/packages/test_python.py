@@ -66,6 +66,7 @@ def it_installs_runs_upgrades_and_is_removed(
     assert left.stdout == ""
 
 
+@pytest.mark.in_part(1)
 def test_pipx_installs_it(
     host: Machine, made_btrfs: tuple[Path, Btrfs], trees: tuple[Path, Path], wheels: Path
 ) -> None:

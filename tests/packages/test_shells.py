@@ -29,6 +29,7 @@ print -r -- "${line##* }"
 """
 
 
+@pytest.mark.in_part(3)
 @pytest.mark.parametrize(("shell", "script"), [("bash", BASH), ("fish", FISH), ("zsh", ZSH)])
 def test_the_shell_completes_it(shell: str, script: str, host: Machine, package: Path) -> None:
     host.apt("install", host.there(host.exchange / package.name), shell, "bash-completion")

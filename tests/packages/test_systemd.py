@@ -124,6 +124,7 @@ def slow(host: Host) -> Iterator[None]:
     content.unlink()
 
 
+@pytest.mark.in_part(1)
 def test_a_timer_starts_one_backup_after_the_other(host: Host) -> None:
     host.run.shell(f"mkdir -p {UNITS}/kopiatomic@often.timer.d")
     override = f"{UNITS}/kopiatomic@often.timer.d/override.conf"
@@ -207,6 +208,7 @@ def test_a_package_that_is_not_removed_while_a_run_lives_goes_on_with_its_timers
     assert host.start(daily).returncode == 0
 
 
+@pytest.mark.in_part(2)
 @pytest.mark.usefixtures("slow")
 @pytest.mark.parametrize(
     ("how", "code"), [(("stop",), 143), (("kill", "--kill-whom=all", "--signal=KILL"), None)], ids=["stop", "kill"]

@@ -148,6 +148,10 @@ class Distribution:
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         return True
 
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.nodeid.startswith("tests/btrfs/"):
+            self.measured[f"{HERE}:{report.nodeid}"] += report.duration
+
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         if self.queue is None:
             return

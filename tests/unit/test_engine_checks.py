@@ -44,6 +44,7 @@ def test_no_password_is_in_the_name_of_a_repository() -> None:
     assert engine.target.repository == "rest:https://me:***@host/"
 
 
+@pytest.mark.in_part(1)
 def test_a_repository_that_is_only_read_is_not_said_to_be_locked(bench: EngineBench) -> None:
     with on_small_disk(bench.repository.path, read_only=True):
         error = bench.refused()

@@ -155,6 +155,7 @@ def test_exec_runs_a_command_in_the_view(run: Runner, pool: Pool, names: tuple[s
 
 
 @ALL
+@pytest.mark.in_part(1)
 def test_kopia_backs_it_up(run: Runner, pool: Pool, names: tuple[str, str], kopia: Kopia, tmp_path: Path) -> None:
     ended, document = run.json("--no-maintenance", *names, env=kopia.environment)
     assert ended.returncode == 0, ended
@@ -285,6 +286,7 @@ def test_recover_says_first_and_then_removes(
     assert on("recover").returncode == 0
 
 
+@pytest.mark.in_part(4)
 @pytest.mark.parametrize("alone", [False, True], ids=["all", "launcher"])
 @pytest.mark.parametrize("at", range(MOUNTS))
 def test_killed_before_any_mount(at: int, alone: bool, on: FreeBSDRunner, pool: Pool, names: tuple[str, str]) -> None:
@@ -299,6 +301,7 @@ def test_killed_before_any_mount(at: int, alone: bool, on: FreeBSDRunner, pool: 
     assert on.left(pool) == []
 
 
+@pytest.mark.in_part(4)
 @pytest.mark.parametrize("alone", [False, True], ids=["all", "launcher"])
 @pytest.mark.parametrize("at", range(MOUNTS))
 def test_killed_before_any_unmount(at: int, alone: bool, on: FreeBSDRunner, pool: Pool, names: tuple[str, str]) -> None:

@@ -139,6 +139,7 @@ def test_kopia_saves_true_paths(run: Runner, pool: Pool, home: str, kopia: Kopia
 
 
 @ALL
+@pytest.mark.in_part(1)
 def test_what_has_not_changed_is_not_read_again(run: Runner, pool: Pool, home: str, kopia: Kopia) -> None:
     words = ("--no-maintenance", "--skip-unchanged", *IN_PLACE, home)
     seen = []
@@ -275,6 +276,7 @@ def test_a_killed_process_leaves_nothing(
         time.sleep(0.1)
 
 
+@pytest.mark.in_part(1)
 @pytest.mark.parametrize("alone", [False, True], ids=["all", "launcher"])
 def test_killed_before_any_mount(alone: bool, on: FreeBSDRunner, pool: Pool, home: str) -> None:
     """How many there are is the machine's: as many as it has mounts, and those that are frozen."""
@@ -293,6 +295,7 @@ def test_killed_before_any_mount(alone: bool, on: FreeBSDRunner, pool: Pool, hom
     assert at > 6
 
 
+@pytest.mark.in_part(1)
 @pytest.mark.parametrize("alone", [False, True], ids=["all", "launcher"])
 def test_killed_before_any_unmount(alone: bool, on: FreeBSDRunner, pool: Pool, home: str) -> None:
     for at in count(step=STEP):

@@ -100,6 +100,7 @@ def test_what_lies_below_a_directory_in_other_case_is_taken(layout: str, win: Gr
     assert {"Plain/file", "Plain/Docs/thesis"} <= set(files)
 
 
+@pytest.mark.in_part(2)
 @pytest.mark.parametrize(("layout", "form"), [("merged", "formD"), ("in-place", "formC")])
 def test_composed_and_decomposed_letters_are_the_same(layout: str, normal: Ground) -> None:
     normal.child(NFC)

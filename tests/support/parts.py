@@ -1,0 +1,46 @@
+"""Tests with very many cases: the whole suite makes some of them, chosen by the seed; all are made when their file is named.
+
+``@pytest.mark.in_part(N)``, on a test or on a module: so many of its cases.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import defaultdict
+from typing import Any
+
+import pytest
+
+IN_PART = os.environ.get("KOPIATOMIC_TEST_IN_PART") == "yes"
+"""Set by ./test where it runs everything."""
+
+_left: dict[str, tuple[int, int]] = {}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not IN_PART:
+        return
+    groups: defaultdict[tuple[str, int], list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        for node, marker in item.iter_markers_with_node("in_part"):
+            # One on a test is its function's: every case has a node of its own.
+            name = node.nodeid.partition("[")[0]
+            groups[name, marker.args[0]].append(item)
+            break
+    dropped: set[pytest.Item] = set()
+    for (name, count), cases in groups.items():
+        # The same for the same seed, whatever else is collected.
+        drawn = random.Random(f"{os.environ['KOPIATOMIC_TEST_SEED']}/{name}")
+        kept = set(drawn.sample(cases, min(count, len(cases))))
+        dropped |= set(cases) - kept
+        if len(kept) < len(cases):
+            _left[name] = len(kept), len(cases)
+    config.hook.pytest_deselected(items=[item for item in items if item in dropped])
+    items[:] = [item for item in items if item not in dropped]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for name, (kept, all_of_them) in sorted(_left.items()):
+        terminalreporter.write_line(f"in part, by the seed: {kept} of {all_of_them} cases of {name}")
