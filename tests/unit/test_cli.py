@@ -16,6 +16,7 @@ import kopiatomic.commands.backup
 from kopiatomic import __version__
 from kopiatomic.cli import entry as cli
 from kopiatomic.config.options import Options
+from kopiatomic.config.settings import COMMANDS
 from kopiatomic.model.report import Report
 from kopiatomic.model.user_property import is_user_property
 from tests.support.programs import Completed, Kopiatomic, command
@@ -199,8 +200,8 @@ def test_a_version_is_said_whatever_else_is_on_the_line(words: list[str], kopiat
 def test_help_tells_every_flag_and_every_exit_code(kopiatomic: Kopiatomic) -> None:
     ended = kopiatomic("-h", env={"COLUMNS": "80"})
     assert (ended.returncode, ended.stderr) == (0, "")
-    for parameter in cli.backup.params:
-        assert all(flag in ended.stdout for flag in parameter.opts if flag.startswith("-"))
+    for setting in COMMANDS["backup"]:
+        assert all(flag in ended.stdout for flag in setting.flags)
     for code in ("0 saved", "1 failed", "2 usage", "3 saved", "4 saved", "75 another", "128+n"):
         assert code in ended.stdout
     assert max(map(len, ended.stdout.splitlines())) <= 80

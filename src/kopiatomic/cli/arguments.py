@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 import click
-
-if TYPE_CHECKING:
-    from kopiatomic.output.console import Console
-
-T = TypeVar("T")
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -99,6 +93,15 @@ def complete(context: click.Context, _parameter: click.Parameter, incomplete: st
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
+def complete_schedule(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Names of schedules."""
+    from click.shell_completion import CompletionItem
+
+    from kopiatomic.cli.completion import schedules
+
+    return [CompletionItem(name) for name in schedules() if name.startswith(incomplete)]
+
+
 def complete_directory(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
     from click.shell_completion import CompletionItem
 
@@ -117,14 +120,3 @@ class WithCommand(Command):
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "-- COMMAND [ARGUMENT]..."]
-
-
-def told(load: Callable[[], T], console: Console) -> T:
-    """Load, or end with what is wrong with it."""
-    from kopiatomic.errors import KopiatomicError
-
-    try:
-        return load()
-    except KopiatomicError as error:
-        console.error(error)
-        raise SystemExit(error.exit_code) from None

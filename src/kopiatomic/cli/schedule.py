@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kopiatomic.cli.arguments import COMMAND, HELP, Command, WithCommand, told
+from kopiatomic.cli.arguments import COMMAND, HELP, Command, WithCommand
+from kopiatomic.cli.endings import told
+from kopiatomic.cli.options import options
 
 if TYPE_CHECKING:
     from kopiatomic.config.options import Options
@@ -34,15 +36,6 @@ class _WithWords(WithCommand):
         return ShellComplete(backup, {}, "kopiatomic", "").get_completions(ctx.meta[COMMAND], incomplete)
 
 
-def _complete_schedule(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
-    """Names of schedules."""
-    from click.shell_completion import CompletionItem
-
-    from kopiatomic.cli.completion import schedules
-
-    return [CompletionItem(name) for name in schedules() if name.startswith(incomplete)]
-
-
 def _credential(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
     found = {}
     for value in values:
@@ -53,28 +46,13 @@ def _credential(_context: click.Context, _parameter: click.Parameter, values: tu
     return found
 
 
-_yes = click.option("--yes", is_flag=True, help="Do not ask.")
-
-
 @click.group(context_settings=HELP, no_args_is_help=False)
 def schedule() -> None:
     """Have the system make a backup again and again: a timer of systemd, or cron on FreeBSD."""
 
 
 @schedule.command(cls=_WithWords, context_settings=HELP)
-@click.argument("name", metavar="NAME", shell_complete=_complete_schedule)
-@click.option("--daily", is_flag=True, help="Every day (unless told otherwise).")
-@click.option("--hourly", is_flag=True, help="Every hour.")
-@click.option("--calendar", metavar="SPEC", help="When, as systemd.time(7) has it: 'Mon..Fri 02:30'.")
-@click.option(
-    "--credential",
-    "credentials",
-    multiple=True,
-    metavar="NAME=FILE",
-    callback=_credential,
-    help="Hand what is in FILE to the engine as this variable, such as KOPIA_PASSWORD. Repeatable.",
-)
-@_yes
+@options("schedule install", credentials={"callback": _credential})
 @click.pass_context
 def install(
     context: click.Context,
@@ -100,16 +78,15 @@ def install(
 
     if daily + hourly + (calendar is not None) > 1:
         raise click.UsageError("--daily, --hourly and --calendar exclude each other")
-    words, options = meant(context.meta.get(COMMAND) or (), _all_commands(context))
+    words, meaning = meant(context.meta.get(COMMAND) or (), _all_commands(context))
     console = Console()
-    wanted = Wanted(name, calendar or (HOURLY if hourly else DAILY), credentials, words, options)
+    wanted = Wanted(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
     place = Place(told(here, console), sys.argv[0], os.environ)
     raise SystemExit(run(wanted, place, console, yes=yes))
 
 
 @schedule.command(context_settings=HELP)
-@click.argument("name", metavar="[NAME]", default="", shell_complete=_complete_schedule)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@options("schedule show")
 def show(*, name: str, as_json: bool) -> None:
     """Say which schedules there are, when they start, and what came of them."""
     from kopiatomic.commands.schedule import show as run
@@ -121,8 +98,7 @@ def show(*, name: str, as_json: bool) -> None:
 
 
 @schedule.command(context_settings=HELP)
-@click.argument("name", metavar="NAME", shell_complete=_complete_schedule)
-@_yes
+@options("schedule remove")
 def remove(*, name: str, yes: bool) -> None:
     """Take a schedule away. Its runs stay on record."""
     from kopiatomic.commands.schedule import remove as run
@@ -137,18 +113,19 @@ def remove(*, name: str, yes: bool) -> None:
 
 
 @schedule.command(cls=_WithWords, context_settings=HELP, hidden=True)
+@options("schedule check")
 @click.pass_context
 def check(context: click.Context, /) -> None:
     """Say as JSON whether the backup could be made, where it would be saved and as whom."""
     from kopiatomic.commands.schedule import check as run
     from kopiatomic.output.console import Console
 
-    words, options = meant(context.meta.get(COMMAND) or (), _all_commands(context))
-    raise SystemExit(run(words, options, Console(quiet=True)))
+    words, meaning = meant(context.meta.get(COMMAND) or (), _all_commands(context))
+    raise SystemExit(run(words, meaning, Console(quiet=True)))
 
 
 @schedule.command(context_settings=HELP, hidden=True)
-@click.argument("name", metavar="NAME")
+@options("schedule overdue")
 def overdue(*, name: str) -> None:
     """Fail where the schedule has had no complete success for three of its intervals."""
     from kopiatomic.commands.schedule import overdue as run
@@ -160,7 +137,7 @@ def overdue(*, name: str) -> None:
 
 
 @schedule.command("run", context_settings=HELP, hidden=True)
-@click.argument("name", metavar="NAME")
+@options("schedule run")
 @click.pass_context
 def start(context: click.Context, /, *, name: str) -> None:
     """Make the backup of the schedule: what cron starts."""
@@ -175,8 +152,8 @@ def start(context: click.Context, /, *, name: str) -> None:
     def made(found: Schedule) -> Report:
         from dataclasses import replace
 
-        _, options = meant(found.words, _all_commands(context))
-        return make(replace(options, schedule=found.name), console)
+        _, meaning = meant(found.words, _all_commands(context))
+        return make(replace(meaning, schedule=found.name), console)
 
     raise SystemExit(run(told(here, console), console, name=name, backup=made, environ=os.environ))
 

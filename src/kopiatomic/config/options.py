@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
+from kopiatomic.config.settings import STATE_DIRECTORY
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import Facts
@@ -13,9 +14,6 @@ from kopiatomic.model.request import Request
 from kopiatomic.model.user_property import PROPERTY
 from kopiatomic.state import ownership
 from kopiatomic.text import printable
-
-DEFAULT_DIRECTORY = "/var/lib/kopiatomic"
-"""Where the state database is kept."""
 
 
 @immutable
@@ -53,7 +51,7 @@ class Options:
     timeout: float | None = None
     wait: float | None = None
     schedule: str | None = None
-    state_dir: str = DEFAULT_DIRECTORY
+    state_dir: str = STATE_DIRECTORY
     keep_history: float = 400 * 86400.0
     facts: Facts | None = None
     """Plan from these instead of looking; only with ``dry_run``."""

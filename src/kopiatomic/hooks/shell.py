@@ -45,7 +45,8 @@ _OF_A_RUN = frozenset(
 def variables(run_id: str, plan: Plan) -> dict[str, str]:
     """What hooks and engines are told of a run.
 
-    The lists are there if there is room for them; the files (``state/lists.py``) always are. A name with a newline is in those alone.
+    The lists are there if there is room for them; the files (``state/lists.py``) always are. A name with a newline is in
+    those alone.
     """
     told = {
         "KOPIATOMIC_RUN_ID": run_id,

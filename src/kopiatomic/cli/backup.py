@@ -1,0 +1,81 @@
+"""``kopiatomic DATASET...``: the parser and help of a backup."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import click
+
+from kopiatomic import __version__
+from kopiatomic.cli.arguments import HELP, Command
+from kopiatomic.cli.endings import finish
+from kopiatomic.cli.options import options
+from kopiatomic.cli.selection import SELECTION
+
+_EPILOG = """\
+Exit codes: 0 saved; 1 failed, nothing saved; 2 usage; 3 saved but not
+complete; 4 saved, but cleaning up or -q failed; 75 another run has the view
+root; 128+n ended by signal n.
+
+Other commands: 'kopiatomic plan' says what would be taken and why,
+'kopiatomic exec' and 'kopiatomic shell' run any command, or a shell, inside
+the frozen instant, 'kopiatomic history' shows what runs did, 'kopiatomic
+recover' removes what killed runs left, 'kopiatomic schedule' puts a backup
+on a timer. 'kopiatomic backup NAME...' reaches a pool of any name.
+"""
+
+
+class _VersionOption(click.Option):
+    """Refuses to be meant for "verbose": beside something to back up it would end the command, with nothing saved and 0."""
+
+    def handle_parse_result(
+        self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
+    ) -> tuple[Any, list[str]]:
+        # What was not given is absent, empty or a mark of click's, depending on its version.
+        names = opts.get("names")
+        asked = isinstance(names, Sequence) and bool(names)
+        asked = asked or any(opts.get(flag) is True for flag in ("everything", "by_property"))
+        if asked and opts.get(self.name or "") is True:
+            raise click.UsageError(
+                "-v and --version show the version, and go with nothing that is to be backed up; --verbose says more"
+            )
+        return super().handle_parse_result(ctx, opts, args)
+
+
+def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value:
+        # Asked for before the other options are looked at, so that nothing else on the line is in its way.
+        if "--verbose" in sys.argv[1:]:
+            from kopiatomic.commands.about import lines
+
+            click.echo("\n".join(lines()))
+        else:
+            click.echo(f"kopiatomic {__version__}")
+        context.exit()
+
+
+@click.command(
+    cls=Command,
+    context_settings=HELP,
+    epilog="\b\n" + _EPILOG.replace("\n\n", "\n\n\b\n"),
+    options_metavar="[OPTIONS]",
+)
+@options(
+    "backup",
+    **SELECTION,
+    version={"cls": _VersionOption, "expose_value": False, "is_eager": True, "callback": _show_version},
+)
+def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, **options: Any) -> None:
+    """Back up DATASETs (tank/home) or mount points (/home), frozen at one instant, with kopia.
+
+    Snapshots them together, mounts the snapshots read-only below /kopia where only the backup sees them, runs 'kopia
+    snapshot create /kopia', and removes everything again.
+    """
+    from kopiatomic.commands.backup import backup as run
+    from kopiatomic.config.options import Options
+    from kopiatomic.output.console import Console
+
+    console = Console(verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
+    finish(run(Options(maintenance=not no_maintenance, **options), console), console, as_json=as_json)

@@ -1,0 +1,64 @@
+"""How a command ends: with a report, or with an error of what has not begun."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from kopiatomic.errors import KopiatomicError
+    from kopiatomic.model.report import Report
+    from kopiatomic.output.console import Console
+
+T = TypeVar("T")
+
+
+def told(load: Callable[[], T], console: Console) -> T:
+    """Load, or end with what is wrong with it."""
+    from kopiatomic.errors import KopiatomicError
+
+    try:
+        return load()
+    except KopiatomicError as error:
+        console.error(error)
+        raise SystemExit(error.exit_code) from None
+
+
+def finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
+    """Print a report and end with its exit code."""
+    console.acted = not report.dry_run
+    if as_json:
+        from kopiatomic.output.document import document
+
+        console.end()
+        console.document(document(report))
+    console.report(report, summary=not as_json)
+    raise SystemExit(console.exit_code(report.exit_code))
+
+
+def refuse(message: str) -> NoReturn:
+    """End because the command line makes no sense."""
+    from kopiatomic.errors import UsageError
+
+    end(UsageError(message, kind="usage", hint="'kopiatomic -h' shows the options."))
+
+
+def lack(error: ImportError) -> NoReturn:
+    """End because Python is not whole: FreeBSD, for one, has sqlite3 in a package of its own."""
+    from kopiatomic.errors import KopiatomicError
+
+    module = (error.name or "").partition(".")[0].lstrip("_")
+    package = f"py{sys.version_info.major}{sys.version_info.minor}-{module}"
+    hint = (
+        f"Install {module or 'it'} for that Python; on FreeBSD, where it is a package of its own: pkg install {package}"
+    )
+    end(KopiatomicError(f"{sys.executable} cannot load what kopiatomic needs: {error}", kind="no-module", hint=hint))
+
+
+def end(error: KopiatomicError) -> NoReturn:
+    """Print the error of what has not begun, and end."""
+    from kopiatomic.model.report import Report
+    from kopiatomic.output.console import Console
+
+    finish(Report(run_id="", root="", error=error), Console(), as_json="--json" in sys.argv)

@@ -1,0 +1,426 @@
+"""Every option of every command, once: the command line is built from this table, and README, manual and completion are checked
+against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any
+
+from kopiatomic.immutable import immutable
+from kopiatomic.model.user_property import PROPERTY
+
+STATE_DIRECTORY = "/var/lib/kopiatomic"
+"""Where the state database is kept by default."""
+
+
+class Group(StrEnum):
+    """What an option is about."""
+
+    SELECT = "select"
+    VIEW = "view"
+    ENGINE = "engine"
+    HOOKS = "hooks"
+    RUN = "run"
+    SCHEDULE = "schedule"
+    RECORDS = "records"
+    OUTPUT = "output"
+
+
+class Form(StrEnum):
+    """What a value is."""
+
+    FLAG = "flag"
+    TEXT = "text"
+    CHOICE = "choice"
+    DURATION = "duration"
+    """Seconds; on the command line with a unit."""
+    COUNT = "count"
+    """A whole number from one on."""
+    FILE = "file"
+    """A file to read, or ``-``."""
+
+
+class Completion(StrEnum):
+    """What a shell offers for a value."""
+
+    DATASETS = "datasets"
+    DIRECTORIES = "directories"
+    SCHEDULES = "schedules"
+
+
+@immutable
+class Setting:
+    """One option. ``name`` is the one that code and files use; without ``flags`` it is an argument."""
+
+    name: str
+    flags: tuple[str, ...]
+    group: Group
+    help: str
+    form: Form = Form.FLAG
+    default: Any = None
+    """As it is written on the command line."""
+    value: str | None = None
+    """What stands for the value in help and documentation."""
+    choices: tuple[str, ...] = ()
+    least: float = 0.0
+    """The shortest duration, in seconds."""
+    repeated: bool = False
+    alone: str | None = None
+    """The value that the option has when it is given without one."""
+    shows_default: bool = False
+    variable: str | None = None
+    """The environment variable that sets it."""
+    completion: Completion | None = None
+
+
+def _text(name: str, flags: str, group: Group, value: str, text: str, **more: Any) -> Setting:
+    return Setting(name, tuple(flags.split()), group, text, Form.TEXT, value=value, **more)
+
+
+def _flag(name: str, flags: str, group: Group, text: str) -> Setting:
+    return Setting(name, tuple(flags.split()), group, text)
+
+
+def _choice(name: str, flags: str, group: Group, choices: tuple[str, ...], text: str, **more: Any) -> Setting:
+    return Setting(name, tuple(flags.split()), group, text, Form.CHOICE, choices=choices, **more)
+
+
+def _duration(name: str, flags: str, group: Group, text: str, value: str = "DURATION", **more: Any) -> Setting:
+    return Setting(name, tuple(flags.split()), group, text, Form.DURATION, value=value, **more)
+
+
+_NAMES = _text(
+    "names", "", Group.SELECT, "DATASET_OR_PATH...", "What is taken.", repeated=True, completion=Completion.DATASETS
+)
+_STATE_DIR = _text(
+    "state_dir",
+    "--state-dir",
+    Group.RECORDS,
+    "DIR",
+    "Where runs are recorded.",
+    default=STATE_DIRECTORY,
+    shows_default=True,
+    variable="KOPIATOMIC_STATE_DIR",
+    completion=Completion.DIRECTORIES,
+)
+_JSON = _flag("as_json", "--json", Group.OUTPUT, "One JSON document on stdout.")
+_VERBOSE = _flag("verbose", "--verbose", Group.OUTPUT, "Say more.")
+_QUIET = _flag("quiet", "--quiet", Group.OUTPUT, "Only warnings and errors.")
+_YES = _flag("yes", "--yes", Group.SCHEDULE, "Do not ask.")
+
+_SELECT = (
+    _NAMES,
+    _flag(
+        "everything",
+        "-a --all",
+        Group.SELECT,
+        "All mounted ZFS datasets and Btrfs subvolumes, with what is nested in these.",
+    ),
+    _flag(
+        "recursive",
+        "-r --recursive",
+        Group.SELECT,
+        "Also what lies below those named: children, nested subvolumes.",
+    ),
+    _text(
+        "exclude",
+        "--exclude",
+        Group.SELECT,
+        "PATTERN",
+        "Leave these out: a name, or a quoted pattern (* in a component, ** any number). Repeatable.",
+        repeated=True,
+        completion=Completion.DATASETS,
+    ),
+    _flag(
+        "by_property",
+        "--by-property",
+        Group.SELECT,
+        "Those with kopiatomic:backup=on or inherited children; names limit it to their subtrees.",
+    ),
+    _text("property", "--property", Group.SELECT, "NAME", "Another ZFS user property for that.", default=PROPERTY),
+    _flag(
+        "no_nested",
+        "--no-nested",
+        Group.SELECT,
+        "Btrfs: without the subvolumes nested in those taken, which are not missed.",
+    ),
+    _flag("include_unmounted", "--include-unmounted", Group.SELECT, "ZFS: also those that are not mounted."),
+    _flag("volumes", "--volumes", Group.SELECT, "ZFS: also volumes, each as a file below /.volumes in the view."),
+    _flag(
+        "only_frozen",
+        "--only-frozen",
+        Group.VIEW,
+        "In place: hide what is mounted in these trees and not frozen.",
+    ),
+)
+
+_LAYOUT = _choice(
+    "layout",
+    "--layout",
+    Group.VIEW,
+    ("merged", "in-place"),
+    "All below one root, or each at its true path.",
+    default="merged",
+    shows_default=True,
+)
+_MOUNT_ROOT = _text(
+    "mount_root",
+    "--mount-root",
+    Group.VIEW,
+    "DIR",
+    "Where a merged view is mounted; in directories that root alone can change.",
+    default="/kopia",
+    shows_default=True,
+    completion=Completion.DIRECTORIES,
+)
+
+_ENGINE = (
+    _text(
+        "command",
+        "-c --command",
+        Group.ENGINE,
+        "COMMAND",
+        "Run COMMAND with the view's root as its last argument instead of kopia.",
+    ),
+    _choice(
+        "engine",
+        "--engine",
+        Group.ENGINE,
+        ("kopia", "restic", "borg"),
+        "What backs the view up.  [default: kopia]",
+    ),
+    _text(
+        "repository",
+        "--repository",
+        Group.ENGINE,
+        "REPOSITORY",
+        "restic, Borg: their repository, instead of RESTIC_REPOSITORY or BORG_REPO.",
+        completion=Completion.DIRECTORIES,
+    ),
+    _text(
+        "archive",
+        "--archive",
+        Group.ENGINE,
+        "NAME",
+        "Borg: the archive's name, where {instant} stands for the time.  [default: {hostname}-{instant}]",
+    ),
+    _text("options", "-o --options", Group.ENGINE, "OPTIONS", "More options for the engine or COMMAND.", default=""),
+    _text(
+        "writable",
+        "--writable",
+        Group.VIEW,
+        "PATH",
+        "In place: a directory that the engine has to write to stays live. Repeatable.",
+        repeated=True,
+        completion=Completion.DIRECTORIES,
+    ),
+    _flag(
+        "skip_unchanged",
+        "--skip-unchanged",
+        Group.ENGINE,
+        "kopia, in place: where nothing has changed, let the last snapshot stand, and read nothing.",
+    ),
+    _LAYOUT,
+    _MOUNT_ROOT,
+    _text(
+        "name",
+        "--name",
+        Group.VIEW,
+        "NAME",
+        "Use DIR/NAME, so that this selection has a history of its own.",
+    ),
+)
+
+_STOP_TIMEOUT = _duration(
+    "stop_timeout",
+    "--stop-timeout",
+    Group.RUN,
+    "How long the engine or command has to end after a signal, and a suspended pool to resume.",
+    default="30s",
+    shows_default=True,
+)
+_TIMEOUT = _duration("timeout", "--timeout", Group.RUN, "How long the whole run may take (90, 10m, 2h).", least=0.1)
+_REQUIRE_ATOMIC = _flag(
+    "require_atomic",
+    "--require-atomic",
+    Group.RUN,
+    "Fail, before anything is read, unless all share one proven instant and nothing is missing.",
+)
+
+_BACKUP = (
+    *_SELECT,
+    *_ENGINE,
+    _flag(
+        "dry_run",
+        "-n --dry-run",
+        Group.RUN,
+        "Only say what would be taken, where it would appear, what would run.",
+    ),
+    _text(
+        "pre_hook",
+        "-p --pre-hook",
+        Group.HOOKS,
+        "COMMAND",
+        "Shell line to run first; if it fails, nothing is made.",
+    ),
+    _text("post_hook", "-q --post-hook", Group.HOOKS, "COMMAND", "Shell line to run last, also after a failure."),
+    _duration(
+        "hook_timeout",
+        "--hook-timeout",
+        Group.HOOKS,
+        "How long a hook may take.",
+        default="10m",
+        shows_default=True,
+        least=0.1,
+    ),
+    _STOP_TIMEOUT,
+    _TIMEOUT,
+    _duration(
+        "wait",
+        "--wait",
+        Group.RUN,
+        "Wait for another run on the same view root, instead of exit code 75.",
+        value="[=DURATION]",
+        alone="3650d",
+    ),
+    _REQUIRE_ATOMIC,
+    _flag("no_maintenance", "--no-maintenance", Group.ENGINE, "Leave kopia's own maintenance out."),
+    _text(
+        "schedule",
+        "--schedule",
+        Group.RECORDS,
+        "NAME",
+        "Put it on record as a run of this schedule; 'kopiatomic schedule' sets it.",
+    ),
+    _STATE_DIR,
+    _duration(
+        "keep_history",
+        "--keep-history",
+        Group.RECORDS,
+        "How long runs stay on record.",
+        default="400d",
+        shows_default=True,
+    ),
+    _JSON,
+    _VERBOSE,
+    _QUIET,
+    _flag(
+        "version",
+        "-v --version",
+        Group.OUTPUT,
+        "Show the version; with --verbose those of all that takes part.",
+    ),
+)
+
+_PLAN = (
+    *_SELECT,
+    *_ENGINE,
+    _flag("save_facts", "--facts", Group.OUTPUT, "Print what was found as JSON, to plan from it elsewhere."),
+    Setting("from_facts", ("--from-facts",), Group.SELECT, "Plan from such a file.", Form.FILE, value="FILE"),
+    _flag("diff_last", "--diff-last", Group.OUTPUT, "Say what changed against the last run of that root."),
+    _STATE_DIR,
+    _JSON,
+    replace(_VERBOSE, help="Also the facts behind each verdict."),
+    _QUIET,
+)
+
+_INSIDE = (
+    *_SELECT,
+    _text("user", "--user", Group.RUN, "NAME", "Run as this user, without any capability."),
+    replace(_LAYOUT, default="in-place"),
+    replace(_MOUNT_ROOT, default="/frozen"),
+    _REQUIRE_ATOMIC,
+    _STOP_TIMEOUT,
+    _TIMEOUT,
+    _STATE_DIR,
+    _VERBOSE,
+)
+
+_RECOVER = (
+    _flag("dry_run", "-n --dry-run", Group.RUN, "Only say what is left and what would be done."),
+    _text(
+        "forget",
+        "--forget",
+        Group.RECORDS,
+        "[RUN]",
+        "Take a dead run off the record first: its disks are gone for good. "
+        "Without RUN: forget what --skip-unchanged keeps, its bookmarks included.",
+        alone="",
+    ),
+    _text("schedule", "--schedule", Group.RECORDS, "NAME", "Only what runs of this schedule have on record."),
+    _flag(
+        "unrecorded",
+        "--unrecorded",
+        Group.SELECT,
+        "ZFS: also snapshots that have this host's mark and of which there is no record.",
+    ),
+    _flag(
+        "received",
+        "--received",
+        Group.SELECT,
+        "Also snapshots of other hosts' runs, and those that were received with a stream.",
+    ),
+    _text(
+        "assume_dead",
+        "--assume-dead",
+        Group.SELECT,
+        "RUN",
+        "Take a run for dead that cannot be judged from here, such as one of another container. Repeatable.",
+        repeated=True,
+    ),
+    _STATE_DIR,
+    _JSON,
+)
+
+_HISTORY = (
+    _text("run_id", "", Group.RECORDS, "[RUN]", "The run that is shown.", default=""),
+    Setting(
+        "limit",
+        ("--limit",),
+        Group.OUTPUT,
+        "How many runs.",
+        Form.COUNT,
+        default=20,
+        value="N",
+        shows_default=True,
+    ),
+    _STATE_DIR,
+    _JSON,
+)
+
+_SCHEDULE = _text("name", "", Group.SCHEDULE, "NAME", "The schedule.", completion=Completion.SCHEDULES)
+
+_INSTALL = (
+    _SCHEDULE,
+    _flag("daily", "--daily", Group.SCHEDULE, "Every day (unless told otherwise)."),
+    _flag("hourly", "--hourly", Group.SCHEDULE, "Every hour."),
+    _text("calendar", "--calendar", Group.SCHEDULE, "SPEC", "When, as systemd.time(7) has it: 'Mon..Fri 02:30'."),
+    _text(
+        "credentials",
+        "--credential",
+        Group.ENGINE,
+        "NAME=FILE",
+        "Hand what is in FILE to the engine as this variable, such as KOPIA_PASSWORD. Repeatable.",
+        repeated=True,
+    ),
+    _YES,
+)
+
+COMMANDS: Mapping[str, tuple[Setting, ...]] = {
+    "backup": _BACKUP,
+    "plan": _PLAN,
+    "exec": _INSIDE,
+    "shell": _INSIDE,
+    "recover": _RECOVER,
+    "history": _HISTORY,
+    "schedule install": _INSTALL,
+    "schedule show": (replace(_SCHEDULE, value="[NAME]", default=""), _JSON),
+    "schedule remove": (_SCHEDULE, _YES),
+    "schedule check": (),
+    "schedule overdue": (replace(_SCHEDULE, completion=None),),
+    "schedule run": (replace(_SCHEDULE, completion=None),),
+}
+"""The options of each command, in the order of its help."""
