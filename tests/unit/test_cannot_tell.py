@@ -39,7 +39,6 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "commands.about._distribution": (1, SHOWN),
     "commands.about._said": (1, SAID),
     "commands.about._zfs": (1, SHOWN),
-    "commands.failures._told": (1, SAID),
     "cli.completion._listed": (1, SHOWN),
     "cli.completion.datasets": (1, SHOWN),
     "cli.completion.schedules": (1, SHOWN),

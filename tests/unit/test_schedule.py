@@ -649,7 +649,7 @@ def test_recovering_a_schedule_looks_at_its_own_runs_alone(
     records: Records, lock_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Two runs were killed before they made anything, one of the schedule; its lock file is still there."""
-    from kopiatomic.commands.failures import recover
+    from kopiatomic.commands.recover import recover
 
     ours, other = (f"20261122T101112Z-{number:08x}" for number in (1, 2))
     for run_id, name in ((ours, "home"), (other, "")):

@@ -11,7 +11,7 @@ from kopiatomic.cli.options import options
 @options("history")
 def history(*, run_id: str, limit: int, state_dir: str, as_json: bool) -> None:
     """List the last runs, or show one whole (the beginning of its id is enough)."""
-    from kopiatomic.commands.failures import history as run
+    from kopiatomic.commands.history import history as run
     from kopiatomic.output.console import Console
 
     raise SystemExit(run(state_dir, Console(), run_id=run_id, limit=limit, as_json=as_json))

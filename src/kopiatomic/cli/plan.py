@@ -29,14 +29,14 @@ def plan(
     The exit code is what a run would end with for these reasons.
     """
     from kopiatomic.commands.backup import backup as run
-    from kopiatomic.commands.failures import compare, facts_text
+    from kopiatomic.commands.plan import compare, print_facts
     from kopiatomic.config.options import Options
     from kopiatomic.model.facts import load
     from kopiatomic.output.console import Console
 
     console = Console(verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
     if save_facts:
-        raise SystemExit(facts_text(Options(**options), console))
+        raise SystemExit(print_facts(Options(**options), console))
     found = None
     if from_facts is not None:
         found = told(lambda: load(from_facts.read()), console)

@@ -33,7 +33,7 @@ def recover(
     Every run does this for what is on record before it makes anything of its own. This command also finds by itself what
     no record speaks of. Exit code 0: nothing of this host's is left. 4: something is.
     """
-    from kopiatomic.commands.failures import recover as run
+    from kopiatomic.commands.recover import recover as run
     from kopiatomic.output.console import Console
     from kopiatomic.runs.recovery import Allowed
 

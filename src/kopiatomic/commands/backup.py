@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kopiatomic import engines
+from kopiatomic.commands.failures import require_root
 from kopiatomic.config import credentials
 from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.engines.engine import Engine, Job, Remembering
@@ -21,7 +22,7 @@ from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.planning import plan
 from kopiatomic.runs import skipping
-from kopiatomic.runs.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
+from kopiatomic.runs.freezing import Freezing, Frozen, Listener, failures_in, new_run_id
 from kopiatomic.runs.launcher import Checked, Start
 from kopiatomic.runs.streams import Pipes
 from kopiatomic.secrets.masking import Secrets
@@ -104,7 +105,10 @@ class _Run:
         self._listener.hide(self._secrets)
         shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
         if not options.dry_run:
-            require_root(shown, "   (-n shows without root what would be done)")
+            require_root(
+                "making and mounting snapshots needs root",
+                hint=f"sudo {printable(shown)}   (-n shows without root what would be done)",
+            )
         report.root, report.series = self._place(engine)
         self._freezing = Freezing(
             options, report, self._listener, self._secrets, refuses=engine.refuses, breaks_at=engine.breaks_at

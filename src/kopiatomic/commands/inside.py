@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
+from kopiatomic.commands.failures import require_root
 from kopiatomic.config.options import Options
 from kopiatomic.engines.written import in_place
 from kopiatomic.errors import KopiatomicError, StartError
@@ -24,7 +25,7 @@ from kopiatomic.model.snapshots import Sets
 from kopiatomic.output.document import instant_text, instant_words
 from kopiatomic.output.summary import shielded
 from kopiatomic.planning import plan
-from kopiatomic.runs.freezing import Freezing, Frozen, Listener, failures_in, new_run_id, require_root
+from kopiatomic.runs.freezing import Freezing, Frozen, Listener, failures_in, new_run_id
 from kopiatomic.runs.launcher import Checked, Manner, Start, Started
 from kopiatomic.runs.streams import Callers
 from kopiatomic.secrets.masking import Secrets
@@ -137,7 +138,7 @@ class _Inside:
                 hint="kopiatomic exec ... -- sh -c '...' does without; so does 'ssh -t' to get one from afar.",
             )
         shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
-        require_root(shown)
+        require_root("making and mounting snapshots needs root", hint=f"sudo {printable(shown)}")
         report.root = self._place()
         # Not the series of any backup: an open shell is in nobody's way.
         report.series = printable(f"{report.kind}: {shlex.join(options.selection_words())}")

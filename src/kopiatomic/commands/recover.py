@@ -1,35 +1,26 @@
-"""The commands beside a backup: what each does, from its arguments to its exit code."""
+"""``kopiatomic recover``: what it removes, and what it says of that."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from typing import Any
 
 from kopiatomic import errors
-from kopiatomic.config.options import Options
+from kopiatomic.commands.failures import ended, require_root
+from kopiatomic.commands.history import one_of
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems.zfs import bookmarks as zfs_bookmarks
-from kopiatomic.model import changes, facts
 from kopiatomic.model.leftovers import Cleared
-from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
-from kopiatomic.output.history import lines_of, list_of
 from kopiatomic.output.summary import ends_of_dead
-from kopiatomic.planning.gather import gather
 from kopiatomic.runs.recovery import Allowed, Recovery
 from kopiatomic.state import liveness, locks
-from kopiatomic.state.liveness import Life, life
-from kopiatomic.state.records import INTERRUPTED, NOT_RECORDED, Records, RunRecord
+from kopiatomic.state.liveness import Life
+from kopiatomic.state.records import Records
 from kopiatomic.state.state_file import NewerStateError, StateError
 from kopiatomic.system import signals
 from kopiatomic.text import printable
 
 RECOVER_FORMAT = "kopiatomic-recover-1"
-HISTORY_FORMAT = "kopiatomic-history-1"
-
-_RESULTS = {Life.ALIVE: "running", Life.DEAD: "interrupted", Life.UNKNOWN: "unknown"}
-"""What is said of a run that has no end on record."""
 
 
 def recover(
@@ -49,7 +40,7 @@ def recover(
     """
 
     def run() -> int:
-        _require_root("removing snapshots")
+        require_root("removing snapshots needs root")
         records = Records(state_dir)
         if forget:
             _forget(records, forget, console, allowed)
@@ -73,11 +64,12 @@ def recover(
             console.error_text(problem)
         return errors.UNCLEAN if left else errors.SAVED
 
-    return _told(run, console)
+    with signals.handled():
+        return ended(run, console)
 
 
 def _forget(records: Records, run_id: str, console: Console, allowed: Allowed) -> None:
-    (run,) = _one(records, run_id)
+    (run,) = one_of(records, run_id)
     state = Recovery(records, own=None, dry_run=False, warn=console.warning, allowed=allowed).forget(run.mark)
     if state is Life.UNKNOWN:
         raise KopiatomicError(
@@ -209,115 +201,3 @@ def _recover_verdict(cleared: Cleared, *, dry_run: bool, left: int) -> list[str]
         f"{'are' if count > 1 else 'is'} left alone ('kopiatomic recover --received' removes them)."
     )
     return [*lines, received] if lines else [f"Nothing of this host is left; {received}"]
-
-
-def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_json: bool) -> int:
-    """Show what runs did; returns the exit code."""
-
-    def run() -> int:
-        _require_root("reading the records")
-        records = Records(state_dir)
-        runs = _one(records, run_id) if run_id else records.history(limit)
-        if as_json:
-            console.document({"format": HISTORY_FORMAT, "runs": [_run_document(record) for record in runs]})
-        elif run_id:
-            for line in lines_of(runs[0], result_of(runs[0]), records.intents(runs[0].id)):
-                console.result(line)
-        else:
-            for line in list_of([(record, result_of(record)) for record in runs]):
-                console.result(line)
-        for warning in records.warnings:
-            console.warning(warning)
-        return errors.SAVED
-
-    return _told(run, console)
-
-
-def facts_text(options: Options, console: Console) -> int:
-    """Print what a plan would be made of; returns the exit code."""
-
-    def run() -> int:
-        console.verbatim(facts.dump(gather(options.request(options.mount_root, ""))))
-        return errors.SAVED
-
-    return _told(run, console)
-
-
-def compare(state_dir: str, report: Report, console: Console) -> None:
-    """Find out what a plan takes and the last run of the same series did not, and the other way round."""
-    assert report.plan is not None
-    try:
-        last = Records(state_dir).last_selection(report.series, report.run_id)
-    except KopiatomicError as error:
-        console.error(error)
-        return
-    report.changes = changes.between(last, report.plan)
-
-
-def result_of(record: RunRecord) -> str:
-    """How a run ended, in a word or a few. One that has no end on record goes on, was killed, or could not record its end."""
-    if record.result is not None:
-        return record.result
-    state = life(record.mark)
-    if state is Life.DEAD:
-        return INTERRUPTED if locks.has_file(record.id) else NOT_RECORDED
-    return "running" if state is Life.ALIVE else "unknown"
-
-
-def _one(records: Records, run_id: str) -> list[RunRecord]:
-    """The run whose id begins so. Raises KopiatomicError where there is none, or are several."""
-    runs = records.run(run_id)
-    if len(runs) != 1:
-        raise _not_one(run_id, runs)
-    return runs
-
-
-def _not_one(run_id: str, runs: list[RunRecord]) -> KopiatomicError:
-    if not runs:
-        return KopiatomicError(
-            f"no run on record begins with {printable(run_id)}",
-            kind="no-such-run",
-            hint="'kopiatomic history' lists the runs; --state-dir and KOPIATOMIC_STATE_DIR say whose.",
-        )
-    return KopiatomicError(
-        f"{len(runs)} runs on record begin with {printable(run_id)}",
-        kind="ambiguous-run",
-        hint=f"Name one of them: {', '.join(record.id for record in runs[:5])}",
-    )
-
-
-def _run_document(record: RunRecord) -> dict[str, Any]:
-    return {
-        "run_id": record.id,
-        "version": record.version,
-        "command": record.command,
-        "root": record.root,
-        "schedule": record.schedule or None,
-        "started": record.started,
-        "ended": record.ended,
-        "seconds": record.took,
-        "result": result_of(record),
-        "exit_code": record.exit_code,
-        "document": record.document,
-    }
-
-
-def _require_root(what: str) -> None:
-    if os.geteuid() != 0:
-        raise KopiatomicError(f"{what} needs root", kind="not-root", hint="sudo kopiatomic ...")
-
-
-def _told(run: Callable[[], int], console: Console) -> int:
-    """Call, and turn what goes wrong into a message and an exit code."""
-    with signals.handled():
-        try:
-            return console.exit_code(run())
-        except KopiatomicError as error:
-            console.error(error)
-            return error.exit_code
-        except OSError as error:
-            console.error_text(f"the system refused something that kopiatomic needs: {error.strerror or error}")
-            return errors.FAILED
-        except Exception as error:
-            console.error(errors.internal(error))
-            return errors.FAILED

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from typing import Any
 
 from kopiatomic import engines, errors, presence
-from kopiatomic.commands.failures import result_of
+from kopiatomic.commands.failures import ended, require_root
+from kopiatomic.commands.history import result_of
 from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
@@ -84,7 +85,7 @@ def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int
         _say_installed(scheduler, schedule, console)
         return errors.SAVED
 
-    return _told(run, console)
+    return ended(run, console)
 
 
 def _schedule(wanted: Wanted, place: Place) -> tuple[Schedule, list[str]]:
@@ -92,7 +93,7 @@ def _schedule(wanted: Wanted, place: Place) -> tuple[Schedule, list[str]]:
     check_schedule_name(wanted.name)
     _check_words(wanted, place.scheduler)
     options = wanted.options
-    _require_root()
+    require_root("schedules are root's", hint="sudo kopiatomic schedule ...")
     calendar = place.scheduler.calendar(wanted.name, wanted.calendar)
     for name, path in wanted.credentials.items():
         environment.check_credential(name, path, top=place.top)
@@ -224,7 +225,7 @@ def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) ->
     """Say what is installed, and what came of it; returns the exit code."""
 
     def run() -> int:
-        _require_root()
+        require_root("schedules are root's", hint="sudo kopiatomic schedule ...")
         found, failures = [], []
         for one in [_installed(scheduler, name)] if name else _all(scheduler):
             try:
@@ -244,7 +245,7 @@ def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) ->
             console.error(failure)
         return errors.FAILED if failures else errors.SAVED
 
-    return _told(run, console)
+    return ended(run, console)
 
 
 def _all(scheduler: Scheduler) -> list[Schedule]:
@@ -330,7 +331,7 @@ def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> i
     """Take a schedule away; returns the exit code. Its runs stay on record."""
 
     def run() -> int:
-        _require_root()
+        require_root("schedules are root's", hint="sudo kopiatomic schedule ...")
         schedule = _installed(scheduler, name)
         _require_idle(scheduler, schedule)
         paths = list(_of_ours(scheduler.leftovers(name), console))
@@ -356,7 +357,7 @@ def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> i
         console.result(f"Removed {name}. Its runs stay on record ('kopiatomic history').")
         return errors.SAVED
 
-    return _told(run, console)
+    return ended(run, console)
 
 
 def _of_ours(paths: Sequence[str], console: Console) -> Iterator[str]:
@@ -392,7 +393,7 @@ def overdue(scheduler: Scheduler, console: Console, *, name: str) -> int:
             raise late
         return errors.SAVED
 
-    return _told(run, console)
+    return ended(run, console)
 
 
 def start(
@@ -423,19 +424,4 @@ def start(
         console.report(report, summary=False)
         return report.exit_code
 
-    return _told(run, console)
-
-
-def _require_root() -> None:
-    if os.geteuid() != 0:
-        raise KopiatomicError("schedules are root's", kind="not-root", hint="sudo kopiatomic schedule ...")
-
-
-def _told(run: Callable[[], int], console: Console) -> int:
-    """Call, and turn what goes wrong into a message and an exit code."""
-    try:
-        return console.exit_code(run())
-    except Exception as error:
-        failure = errors.unforeseen(error)
-        console.error(failure)
-        return failure.exit_code
+    return ended(run, console)

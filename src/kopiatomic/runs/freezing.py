@@ -87,18 +87,8 @@ def failures_in(report: Report) -> Iterator[None]:
     """Put a failure of the block into the report, whatever it is; the run goes on behind the block."""
     try:
         yield
-    except KopiatomicError as error:
-        report.error = error
     except Exception as error:
         report.error = unforeseen(error)
-
-
-def require_root(shown: str, hint: str = "") -> None:
-    """``shown`` is the command line as it may be shown. Raises KopiatomicError."""
-    if os.geteuid() != 0:
-        raise KopiatomicError(
-            "making and mounting snapshots needs root", kind="not-root", hint=f"sudo {printable(shown)}{hint}"
-        )
 
 
 class Freezing:

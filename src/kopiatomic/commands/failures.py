@@ -1,0 +1,25 @@
+"""What commands begin and end with: who may run them, and an exit code for whatever goes wrong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from kopiatomic.errors import KopiatomicError, unforeseen
+from kopiatomic.output.console import Console
+
+
+def require_root(what: str, *, hint: str = "sudo kopiatomic ...") -> None:
+    """Raises KopiatomicError: ``what``, a sentence, is for root alone."""
+    if os.geteuid() != 0:
+        raise KopiatomicError(what, kind="not-root", hint=hint)
+
+
+def ended(run: Callable[[], int], console: Console) -> int:
+    """Call, and turn what goes wrong into a message and an exit code."""
+    try:
+        return console.exit_code(run())
+    except Exception as error:
+        failure = unforeseen(error)
+        console.error(failure)
+        return failure.exit_code
