@@ -17,8 +17,8 @@ LOCKED = 75
 SIGNAL_BASE = 128
 
 
-class KopiatomicError(Exception):
-    """A failure with a message for a person.
+class EndError(Exception):
+    """Ends a command, with a message for a person and an exit code.
 
     ``kind`` is a short stable word for programs (JSON output), ``hint`` says what to do.
     """
@@ -36,8 +36,12 @@ class KopiatomicError(Exception):
         return _rebuild, (type(self), self.message, self.kind, self.hint)
 
 
-def _rebuild(cls: type[KopiatomicError], message: str, kind: str, hint: str | None) -> KopiatomicError:
+def _rebuild(cls: type[EndError], message: str, kind: str, hint: str | None) -> EndError:
     return cls(message, kind=kind, hint=hint)
+
+
+class KopiatomicError(EndError):
+    """Something failed."""
 
 
 class UsageError(KopiatomicError):
@@ -67,8 +71,8 @@ def _rebuild_start(message: str, kind: str, hint: str | None, number: int) -> St
     return StartError(message, kind=kind, hint=hint, number=number)
 
 
-class Interrupted(KopiatomicError):
-    """A signal asked this run to end."""
+class Interrupted(EndError):
+    """A signal asked this run to end. No failure: what handles failures lets it through."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}", kind="interrupted")
@@ -142,6 +146,11 @@ def advice_of(error: OSError) -> str | None:
     if isinstance(error, FilteredError):
         return FILTERED
     return LIMITS if error.errno in _LIMITED else None
+
+
+def end_of(error: BaseException) -> EndError:
+    """What an exception ends a command with: itself, or what :func:`unforeseen` says of it."""
+    return error if isinstance(error, EndError) else unforeseen(error)
 
 
 def unforeseen(error: BaseException) -> KopiatomicError:

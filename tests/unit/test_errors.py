@@ -5,12 +5,12 @@ import signal
 
 import pytest
 
-from kopiatomic.errors import Interrupted, KopiatomicError, LockedError, UsageError, concerns_all, internal
+from kopiatomic.errors import EndError, Interrupted, KopiatomicError, LockedError, UsageError, concerns_all, internal
 from kopiatomic.system import channel
 from kopiatomic.system.process import TimeLimitError
 
 
-def sent(error: KopiatomicError) -> object:
+def sent(error: EndError) -> object:
     """An error as the other end of a channel gets it."""
     one, other = channel.pair()
     one.send(error)
@@ -57,7 +57,7 @@ def test_what_is_wrong_with_one_dataset_says_nothing_of_the_others(number: int |
         (Interrupted(signal.SIGINT), 130),
     ],
 )
-def test_each_kind_of_error_has_its_exit_code(error: KopiatomicError, code: int) -> None:
+def test_each_kind_of_error_has_its_exit_code(error: EndError, code: int) -> None:
     assert error.exit_code == code
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 if TYPE_CHECKING:
-    from kopiatomic.errors import KopiatomicError
+    from kopiatomic.errors import EndError
     from kopiatomic.model.report import Report
     from kopiatomic.output.console import Console
 
@@ -56,7 +56,7 @@ def lack(error: ImportError) -> NoReturn:
     end(KopiatomicError(f"{sys.executable} cannot load what kopiatomic needs: {error}", kind="no-module", hint=hint))
 
 
-def end(error: KopiatomicError) -> NoReturn:
+def end(error: EndError) -> NoReturn:
     """Print the error of what has not begun, and end."""
     from kopiatomic.model.report import Report
     from kopiatomic.output.console import Console

@@ -15,7 +15,7 @@ from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.engines.engine import Engine, Job, Remembering
 from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.written import Own, in_place, prepared, require_skipped
-from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.hooks import shell
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Layout, Plan
@@ -183,8 +183,6 @@ class _Run:
                 warnings = engine.finish()
             for warning in warnings:
                 self._freezing.warn(warning)
-        except Interrupted:
-            raise
         except KopiatomicError as error:
             self._freezing.warn(f"{engine.name}'s maintenance: {error.message}")
         except OSError as error:
@@ -255,8 +253,6 @@ class _Run:
             try:
                 with understood("the engine"):
                     job = replace(job, unchanged=skipping.unchanged(job, engine, known))
-            except Interrupted:
-                raise
             except KopiatomicError as error:
                 self._freezing.warn(f"all is read, whether it has changed or not: {error.message}")
             # What is read now may come to nothing.

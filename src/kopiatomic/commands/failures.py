@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from kopiatomic.errors import KopiatomicError, unforeseen
+from kopiatomic.errors import KopiatomicError, end_of
 from kopiatomic.output.console import Console
 
 
@@ -20,6 +20,6 @@ def ended(run: Callable[[], int], console: Console) -> int:
     try:
         return console.exit_code(run())
     except Exception as error:
-        failure = unforeseen(error)
+        failure = end_of(error)
         console.error(failure)
         return failure.exit_code

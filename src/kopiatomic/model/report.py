@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from kopiatomic import errors
-from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.errors import EndError, Interrupted, KopiatomicError
 from kopiatomic.model.changes import Changes
 from kopiatomic.model.engine import EngineEnd, EngineResult, Target
 from kopiatomic.model.plan import Plan
@@ -52,7 +52,7 @@ class Report:
     incomplete: list[str] = field(default_factory=list)
     """Why a saved backup is not all that was asked for."""
     left_behind: list[str] = field(default_factory=list)
-    error: KopiatomicError | None = None
+    error: EndError | None = None
     hook_error: KopiatomicError | None = None
     """What went wrong in ``-q``, which runs last."""
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from kopiatomic.errors import FAILED, INCOMPLETE, SAVED, UNCLEAN, KopiatomicError
+from kopiatomic.errors import FAILED, INCOMPLETE, SAVED, UNCLEAN, EndError
 from kopiatomic.model.engine import Progress
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.report import EngineReport, Report
@@ -244,7 +244,7 @@ class Console:
         self.verbatim(self._secrets.hide("\n".join(columns.rows(plan_table.table(plan), *columns.look(sys.stdout)))))
         self._keep(self._styled(sys.stdout, list(plan_table.lines(plan, engine, verbose=self._verbose))))
 
-    def error(self, error: KopiatomicError) -> None:
+    def error(self, error: EndError) -> None:
         """A failure and what to do."""
         self.error_text(error.message)
         if error.hint:

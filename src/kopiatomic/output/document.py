@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from kopiatomic import __version__
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import EndError
 from kopiatomic.model.changes import Changes
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.report import EngineReport, Report
@@ -76,7 +76,7 @@ def instant_words(nanoseconds: int) -> str:
     return instant_text(nanoseconds).replace("T", " ").replace("Z", " UTC")
 
 
-def _error(error: KopiatomicError | None) -> dict[str, Any] | None:
+def _error(error: EndError | None) -> dict[str, Any] | None:
     if error is None:
         return None
     return {"kind": error.kind, "message": error.message, "hint": error.hint}

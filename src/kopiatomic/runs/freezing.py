@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 from kopiatomic import filesystems, platforms
 from kopiatomic.config.options import Options
-from kopiatomic.errors import Interrupted, KopiatomicError, unforeseen
+from kopiatomic.errors import KopiatomicError, end_of
 from kopiatomic.filesystems import Maker
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Progress
@@ -88,7 +88,7 @@ def failures_in(report: Report) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        report.error = unforeseen(error)
+        report.error = end_of(error)
 
 
 class Freezing:
@@ -423,8 +423,6 @@ class Freezing:
                 if facts == self._facts:
                     return
                 taken = plan.select(facts, self._request(), self._refused.values()).taken
-            except Interrupted:
-                raise
             except KopiatomicError as error:
                 self.warn(f"what was created meanwhile could not be listed: {error.message}")
                 return

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 from kopiatomic import filesystems, platforms
-from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.errors import EndError, Interrupted, KopiatomicError
 from kopiatomic.filesystems import Leftovers
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Claim, Cleared, Intent, Leftover
@@ -153,11 +153,10 @@ class Recovery:
 
         try:
             return self._in_child(clear, pools)
-        except Interrupted:
+        except EndError as error:
             held.keep()
-            raise
-        except KopiatomicError as error:
-            held.keep()
+            if isinstance(error, Interrupted):
+                raise
             return _Result([], [f"what run {run_id} left: {error.message}"])
 
     def _in_child(self, function: Callable[[], _Result], pools: set[str]) -> _Result:
@@ -206,8 +205,6 @@ class Recovery:
                 continue
             try:
                 found = module.unrecorded(places, self._life, self.cleared.problems)
-            except Interrupted:
-                raise
             except KopiatomicError as error:
                 self.cleared.problems.append(error.message)
                 continue
@@ -285,8 +282,6 @@ def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[
                 if kind == "zfs":
                     libzfs_core.prepare()
                 found += module.recorded(run_id, [i for i in intents if (i.kind, i.place) == (kind, place)])
-            except Interrupted:
-                raise
             except KopiatomicError as error:
                 unknown.add((kind, place))
                 hint = f" ({error.hint.replace('RUN', run_id)})" if error.hint else ""

@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import cache
 from typing import NoReturn, Self, TypeVar
 
-from kopiatomic.errors import KopiatomicError, unforeseen
+from kopiatomic.errors import EndError, KopiatomicError, end_of
 from kopiatomic.system import channel, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
@@ -118,7 +118,7 @@ def call(look: Callable[[], T], first: str) -> T:
         os.waitpid(pid, 0)
     finally:
         steps.close()
-    if isinstance(answer, KopiatomicError | OSError):
+    if isinstance(answer, EndError | OSError):
         raise answer
     return answer  # type: ignore[return-value]
 
@@ -226,7 +226,7 @@ def _answer(look: Callable[[], object]) -> object:
     except OSError as error:
         return error
     except Exception as error:
-        return unforeseen(error)
+        return end_of(error)
 
 
 class Opener:

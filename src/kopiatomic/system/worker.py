@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from typing import TypeVar
 
-from kopiatomic.errors import KopiatomicError, internal
+from kopiatomic.errors import EndError, KopiatomicError, end_of
 from kopiatomic.system import channel, inherited, signals
 from kopiatomic.system.channel import Channel, ClosedError
 
@@ -46,7 +46,7 @@ def call(function: Callable[[], T], receive: Callable[[Channel], object]) -> T:
         raise KopiatomicError("a process that removes leftovers was killed", kind="worker-killed") from None
     finally:
         ours.close()
-    if isinstance(answer, KopiatomicError):
+    if isinstance(answer, EndError):
         raise answer
     return answer  # type: ignore[return-value]
 
@@ -56,10 +56,8 @@ def _serve(function: Callable[[], object], ours: Channel, theirs: Channel) -> No
     detach()
     try:
         result: object = function()
-    except KopiatomicError as error:
-        result = error
     except Exception as error:
-        result = internal(error)
+        result = end_of(error)
     try:
         theirs.send(result)
     except ClosedError:

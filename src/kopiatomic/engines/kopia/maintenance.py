@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kopiatomic.engines.kopia.client import Client, last_error
-from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.text import ended
 
 INFO = ("maintenance", "info", "--json")
@@ -51,8 +51,6 @@ def run(client: Client, status: Mapping[str, Any]) -> list[str]:
             return []
         words = ["--full"] if cycle == "full" else []
         finished = client.run("maintenance", "run", *words, *client.shared, timeout=TIME_LIMIT)
-    except Interrupted:
-        raise
     except KopiatomicError as error:
         return [f"kopia's maintenance was not done: {error.message}"]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
