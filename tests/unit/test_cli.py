@@ -32,7 +32,7 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
     def options(*args: str) -> Options:
         asked: list[Options] = []
 
-        def record(options: Options, _listener: object) -> Report:
+        def record(options: Options, *_: object) -> Report:
             asked.append(options)
             return Report("id", "/kopia", dry_run=True)
 
@@ -311,9 +311,9 @@ from kopiatomic.model.report import CommandReport, Report
 
 def run(kind):
     def run(*given):
-        given[-1].phase("reading")
+        given[-2].phase("reading")
         before.update(sys.modules)
-        given[-1].warning("beware")
+        given[-2].warning("beware")
         return kind("id", "/kopia", error=KopiatomicError("it failed", kind="kind", hint="do this"))
     return run
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from kopiatomic.config.invocation import Invocation
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Progress
 from kopiatomic.model.plan import Judged, Uncovered, Verdict
@@ -69,7 +70,7 @@ def shown(report: Report) -> Callable[[], None]:
 
 def plain(report: Report, capsys: pytest.CaptureFixture[str], **how: bool) -> tuple[str, str]:
     """What is printed where there is no terminal: stdout and stderr."""
-    Console(**how).report(report, summary=True)
+    Console(Invocation(), **how).report(report, summary=True)
     written = capsys.readouterr()
     return written.out, written.err
 

@@ -12,6 +12,7 @@ import pytest
 
 from kopiatomic.commands import backup as run
 from kopiatomic.config import credentials
+from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import EngineEnd
@@ -88,8 +89,9 @@ def back_up(tmp_path: Path, lock_directory: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(freezing.Freezing, "check", lambda *_: None)
     monkeypatch.setattr(freezing.Freezing, "view", view)
 
-    def back_up(**options: str) -> Report:
-        return run.backup(Options(names=("tank",), state_dir=str(tmp_path / "state"), **options), Console(quiet=True))  # type: ignore[arg-type]
+    def back_up(called: Invocation = Invocation(), **options: str) -> Report:  # noqa: B008 - immutable
+        wanted = Options(names=("tank",), state_dir=str(tmp_path / "state"), **options)  # type: ignore[arg-type]
+        return run.backup(wanted, Console(quiet=True), called)
 
     return back_up
 
@@ -132,8 +134,8 @@ def test_the_engine_has_them_and_hooks_and_our_own_environment_have_not(
 def test_they_are_masked_where_they_would_be_shown_or_kept(
     dump: Path, back_up: Callable[..., Report], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["kopiatomic", "-c", f"{dump} {PASSWORD}", "tank"])
-    report = back_up(command=f"{dump} '{tmp_path}/{PASSWORD}'")
+    called = Invocation(words=("-c", f"{dump} {PASSWORD}", "tank"))
+    report = back_up(called, command=f"{dump} '{tmp_path}/{PASSWORD}'")
     assert report.engine is not None
     assert report.engine.argv
     assert PASSWORD not in str(report.engine.argv)

@@ -25,6 +25,7 @@ from kopiatomic.cli.schedule import meant
 from kopiatomic.commands import backup as run
 from kopiatomic.commands import schedule as scheduling
 from kopiatomic.commands.schedule import Place, Wanted
+from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError, LockedError
 from kopiatomic.model.plan import Layout
@@ -578,10 +579,10 @@ def started_by_cron(
         environ = {"FROM_CRON": "1"}
         seen: dict[str, str] = {}
 
-        def backup(found: Schedule) -> Report:
+        def backup(found: Schedule, words: Sequence[str]) -> Report:
             seen.update(environ)
             assert found == one
-            assert sys.argv[1:] == ["backup", "--schedule", "home", "-r", "tank"]
+            assert words == ["backup", "--schedule", "home", "-r", "tank"]
             return report
 
         code = scheduling.start(on_freebsd, Console(quiet=True), name="home", backup=backup, environ=environ)
@@ -745,8 +746,9 @@ def test_the_command_line_of_cron_makes_the_backup_of_the_schedule(
     write_all(on_freebsd, one, root)
     asked: list[Options] = []
 
-    def record(options: Options, _listener: object) -> Report:
+    def record(options: Options, _listener: object, called: Invocation) -> Report:
         asked.append(options)
+        assert called.words[:3] == ("backup", "--schedule", "home")
         assert dict(os.environ) == where
         return Report("id", "/kopia", error=KopiatomicError("no", kind="k"))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from kopiatomic import __version__
 from kopiatomic.cli.arguments import HELP, Command
-from kopiatomic.cli.endings import finish
+from kopiatomic.cli.endings import called, finish
 from kopiatomic.cli.options import options
 from kopiatomic.cli.selection import SELECTION
 
@@ -47,7 +46,7 @@ class _VersionOption(click.Option):
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
         # Asked for before the other options are looked at, so that nothing else on the line is in its way.
-        if "--verbose" in sys.argv[1:]:
+        if "--verbose" in called().words:
             from kopiatomic.commands.about import lines
 
             click.echo("\n".join(lines()))
@@ -77,5 +76,5 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
     from kopiatomic.config.options import Options
     from kopiatomic.output.console import Console
 
-    console = Console(verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
-    finish(run(Options(maintenance=not no_maintenance, **options), console), console, as_json=as_json)
+    console = Console(called(), verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
+    finish(run(Options(maintenance=not no_maintenance, **options), console, called()), console, as_json=as_json)

@@ -6,12 +6,23 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
+import click
+
+from kopiatomic.config.invocation import Invocation
+
 if TYPE_CHECKING:
     from kopiatomic.errors import EndError
     from kopiatomic.model.report import Report
     from kopiatomic.output.console import Console
 
 T = TypeVar("T")
+
+
+def called() -> Invocation:
+    """How the program was called: what its entry point found."""
+    found = click.get_current_context().find_root().obj
+    assert isinstance(found, Invocation)
+    return found
 
 
 def told(load: Callable[[], T], console: Console) -> T:
@@ -37,14 +48,14 @@ def finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
     raise SystemExit(console.exit_code(report.exit_code))
 
 
-def refuse(message: str) -> NoReturn:
+def refuse(message: str, called: Invocation) -> NoReturn:
     """End because the command line makes no sense."""
     from kopiatomic.errors import UsageError
 
-    end(UsageError(message, kind="usage", hint="'kopiatomic -h' shows the options."))
+    end(UsageError(message, kind="usage", hint="'kopiatomic -h' shows the options."), called)
 
 
-def lack(error: ImportError) -> NoReturn:
+def lack(error: ImportError, called: Invocation) -> NoReturn:
     """End because Python is not whole: FreeBSD, for one, has sqlite3 in a package of its own."""
     from kopiatomic.errors import KopiatomicError
 
@@ -53,12 +64,15 @@ def lack(error: ImportError) -> NoReturn:
     hint = (
         f"Install {module or 'it'} for that Python; on FreeBSD, where it is a package of its own: pkg install {package}"
     )
-    end(KopiatomicError(f"{sys.executable} cannot load what kopiatomic needs: {error}", kind="no-module", hint=hint))
+    end(
+        KopiatomicError(f"{sys.executable} cannot load what kopiatomic needs: {error}", kind="no-module", hint=hint),
+        called,
+    )
 
 
-def end(error: EndError) -> NoReturn:
+def end(error: EndError, called: Invocation) -> NoReturn:
     """Print the error of what has not begun, and end."""
     from kopiatomic.model.report import Report
     from kopiatomic.output.console import Console
 
-    finish(Report(run_id="", root="", error=error), Console(), as_json="--json" in sys.argv)
+    finish(Report(run_id="", root="", error=error), Console(called), as_json="--json" in called.words)

@@ -17,6 +17,7 @@ from kopiatomic.cli.inside import execute, shell
 from kopiatomic.cli.plan import plan
 from kopiatomic.cli.recover import recover
 from kopiatomic.cli.schedule import schedule
+from kopiatomic.config.invocation import Invocation
 from kopiatomic.system import inherited
 
 
@@ -55,12 +56,13 @@ def main() -> None:
 
         completion.register()
     stdout = sys.stdout
+    called = Invocation(sys.argv[0], tuple(sys.argv[1:]), os.environ)
     try:
-        cli.main(prog_name="kopiatomic", standalone_mode=False)
+        cli.main(list(called.words), prog_name="kopiatomic", standalone_mode=False, obj=called)
     except click.ClickException as error:
-        refuse(error.format_message())
+        refuse(error.format_message(), called)
     except ImportError as error:
-        lack(error)
+        lack(error, called)
     except OSError as error:
         # All that prints here is help, version and completion: a run has its own way with outputs.
         from kopiatomic.output.console import discard, write
@@ -77,4 +79,4 @@ def main() -> None:
         # Nothing has begun: a run has handlers of its own.
         from kopiatomic.errors import Interrupted
 
-        end(Interrupted(signal.SIGINT))
+        end(Interrupted(signal.SIGINT), called)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from kopiatomic.cli.endings import called
 from kopiatomic.cli.options import options
 
 
@@ -14,4 +15,4 @@ def history(*, run_id: str, limit: int, state_dir: str, as_json: bool) -> None:
     from kopiatomic.commands.history import history as run
     from kopiatomic.output.console import Console
 
-    raise SystemExit(run(state_dir, Console(), run_id=run_id, limit=limit, as_json=as_json))
+    raise SystemExit(run(state_dir, Console(called()), run_id=run_id, limit=limit, as_json=as_json))

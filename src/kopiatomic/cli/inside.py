@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 import click
 
 from kopiatomic.cli.arguments import COMMAND, HELP, Command, WithCommand
+from kopiatomic.cli.endings import called
 from kopiatomic.cli.options import options
 from kopiatomic.cli.selection import SELECTION
 
@@ -39,7 +40,7 @@ def _run_inside(argv: Sequence[str], user: str | None, words: dict[str, Any], *,
     from kopiatomic.config.options import Options
     from kopiatomic.output.console import Console
 
-    console = Console(verbose=verbose, chatter=verbose, animated=False)
-    report = run(Options(live_system=True, **words), Wanted(tuple(argv), user), console)
+    console = Console(called(), verbose=verbose, chatter=verbose, animated=False)
+    report = run(Options(live_system=True, **words), Wanted(tuple(argv), user), console, called())
     console.report(report, summary=False)
     raise SystemExit(report.exit_code)

@@ -7,7 +7,7 @@ from typing import IO, Any
 import click
 
 from kopiatomic.cli.arguments import HELP, Command
-from kopiatomic.cli.endings import finish, told
+from kopiatomic.cli.endings import called, finish, told
 from kopiatomic.cli.options import options
 from kopiatomic.cli.selection import SELECTION
 
@@ -34,13 +34,13 @@ def plan(
     from kopiatomic.model.facts import load
     from kopiatomic.output.console import Console
 
-    console = Console(verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
+    console = Console(called(), verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
     if save_facts:
         raise SystemExit(print_facts(Options(**options), console))
     found = None
     if from_facts is not None:
         found = told(lambda: load(from_facts.read()), console)
-    report = run(Options(dry_run=True, facts=found, **options), console)
+    report = run(Options(dry_run=True, facts=found, **options), console, called())
     if diff_last and report.plan is not None:
         compare(options["state_dir"], report, console)
     finish(report, console, as_json=as_json)

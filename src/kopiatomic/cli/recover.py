@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from kopiatomic.cli.endings import called
 from kopiatomic.cli.options import options
 from kopiatomic.state.ownership import is_run_id
 
@@ -43,5 +44,13 @@ def recover(
         raise click.UsageError("--schedule goes by the record alone: it excludes --unrecorded and --received")
     allowed = Allowed(unrecorded=unrecorded, received=received, assumed_dead=assume_dead)
     raise SystemExit(
-        run(state_dir, Console(), dry_run=dry_run, as_json=as_json, forget=forget, schedule=schedule, allowed=allowed)
+        run(
+            state_dir,
+            Console(called()),
+            dry_run=dry_run,
+            as_json=as_json,
+            forget=forget,
+            schedule=schedule,
+            allowed=allowed,
+        )
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from kopiatomic.cli.arguments import COMMAND, HELP, Command, WithCommand
-from kopiatomic.cli.endings import told
+from kopiatomic.cli.endings import called, told
 from kopiatomic.cli.options import options
 
 if TYPE_CHECKING:
@@ -79,9 +79,9 @@ def install(
     if daily + hourly + (calendar is not None) > 1:
         raise click.UsageError("--daily, --hourly and --calendar exclude each other")
     words, meaning = meant(context.meta.get(COMMAND) or (), _all_commands(context))
-    console = Console()
+    console = Console(called())
     wanted = Wanted(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
-    place = Place(told(here, console), sys.argv[0], os.environ)
+    place = Place(told(here, console), called().program, os.environ)
     raise SystemExit(run(wanted, place, console, yes=yes))
 
 
@@ -93,7 +93,7 @@ def show(*, name: str, as_json: bool) -> None:
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here
 
-    console = Console()
+    console = Console(called())
     raise SystemExit(run(told(here, console), console, name=name, as_json=as_json))
 
 
@@ -105,7 +105,7 @@ def remove(*, name: str, yes: bool) -> None:
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here
 
-    console = Console()
+    console = Console(called())
     raise SystemExit(run(told(here, console), console, name=name, yes=yes))
 
 
@@ -121,7 +121,7 @@ def check(context: click.Context, /) -> None:
     from kopiatomic.output.console import Console
 
     words, meaning = meant(context.meta.get(COMMAND) or (), _all_commands(context))
-    raise SystemExit(run(words, meaning, Console(quiet=True)))
+    raise SystemExit(run(meaning, Console(called(), quiet=True), replace(called(), words=tuple(words))))
 
 
 @schedule.command(context_settings=HELP, hidden=True)
@@ -132,7 +132,7 @@ def overdue(*, name: str) -> None:
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here
 
-    console = Console()
+    console = Console(called())
     raise SystemExit(run(told(here, console), console, name=name))
 
 
@@ -147,13 +147,11 @@ def start(context: click.Context, /, *, name: str) -> None:
     from kopiatomic.schedules import here
     from kopiatomic.schedules.schedule import Schedule
 
-    console = Console(quiet=True)
+    console = Console(called(), quiet=True)
 
-    def made(found: Schedule) -> Report:
-        from dataclasses import replace
-
+    def made(found: Schedule, words: Sequence[str]) -> Report:
         _, meaning = meant(found.words, _all_commands(context))
-        return make(replace(meaning, schedule=found.name), console)
+        return make(replace(meaning, schedule=found.name), console, replace(called(), words=tuple(words)))
 
     raise SystemExit(run(told(here, console), console, name=name, backup=made, environ=os.environ))
 

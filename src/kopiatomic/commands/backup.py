@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kopiatomic import engines
 from kopiatomic.commands.failures import require_root
 from kopiatomic.config import credentials
+from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.engines.engine import Engine, Job, Remembering
 from kopiatomic.engines.numbers import understood
@@ -40,29 +40,30 @@ _NOTHING_READ = Checked(EngineEnd(0, stopped=False), ())
 _REFUSES_TO_STOP = "kopiatomic: Ctrl-Z does not stop a run: it would keep its snapshots for as long; Ctrl-C ends it"
 
 
-def backup(options: Options, listener: Listener) -> Report:
+def backup(options: Options, listener: Listener, called: Invocation = Invocation()) -> Report:  # noqa: B008 - immutable
     """Do a whole run. Every failure is in the report, defects of kopiatomic included; nothing is raised."""
     report = Report(new_run_id(), options.mount_root, dry_run=options.dry_run)
 
     with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP), failures_in(report):
-        _Run(options, report, listener).run()
+        _Run(options, report, listener, called).run()
     return report
 
 
-def check(options: Options, listener: Listener) -> Report:
+def check(options: Options, listener: Listener, called: Invocation = Invocation()) -> Report:  # noqa: B008 - immutable
     """Look, plan and ask the engine, as a run does before it makes anything; nothing is made and nothing recorded.
 
     The report says of the engine where it would save. Every failure is in it; nothing is raised.
     """
     report = Report(new_run_id(), options.mount_root, dry_run=True)
     with signals.handled(limit=options.timeout, on_stop=None), failures_in(report):
-        _Run(options, report, listener).check()
+        _Run(options, report, listener, called).check()
     return report
 
 
 class _Run:
-    def __init__(self, options: Options, report: Report, listener: Listener) -> None:
+    def __init__(self, options: Options, report: Report, listener: Listener, called: Invocation) -> None:
         self._options = options
+        self._called = called
         self._report = report
         self._listener = listener
         self._secrets: Secrets
@@ -101,9 +102,9 @@ class _Run:
         )
         if options.skip_unchanged:
             self._remembering = skipping.require(engine, options.layout)
-        self._secrets = Secrets(sys.argv[1:], os.environ, [*engine.secrets, *self._handed.values()])
+        self._secrets = Secrets(self._called.words, os.environ, [*engine.secrets, *self._handed.values()])
         self._listener.hide(self._secrets)
-        shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
+        shown = self._secrets.command_line(["kopiatomic", *self._called.words])
         if not options.dry_run:
             require_root(
                 "making and mounting snapshots needs root",

@@ -7,12 +7,12 @@ import os
 import pwd
 import shlex
 import signal
-import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from kopiatomic.commands.failures import require_root
+from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
 from kopiatomic.engines.written import in_place
 from kopiatomic.errors import KopiatomicError, StartError
@@ -59,12 +59,12 @@ class Wanted:
     user: str | None = None
 
 
-def run(options: Options, wanted: Wanted, speaker: Speaker) -> CommandReport:
+def run(options: Options, wanted: Wanted, speaker: Speaker, called: Invocation) -> CommandReport:
     """Run a command, or a shell. Every failure is in the report; nothing is raised."""
     kind = CommandReport if wanted.argv else ShellReport
     report = kind(new_run_id(), options.mount_root)
     with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP), failures_in(report):
-        _Inside(options, wanted, report, speaker).run()
+        _Inside(options, wanted, report, speaker, called).run()
     return report
 
 
@@ -116,11 +116,14 @@ class _Aside:
 
 
 class _Inside:
-    def __init__(self, options: Options, wanted: Wanted, report: CommandReport, speaker: Speaker) -> None:
+    def __init__(
+        self, options: Options, wanted: Wanted, report: CommandReport, speaker: Speaker, called: Invocation
+    ) -> None:
         self._options = options
+        self._called = called
         self._report = report
         self._listener = _Aside(speaker)
-        self._secrets = Secrets(sys.argv[1:], os.environ)
+        self._secrets = Secrets(called.words, os.environ)
         speaker.hide(self._secrets)
         self._freezing = Freezing(options, report, self._listener, self._secrets)
         self._is_shell = not wanted.argv
@@ -137,7 +140,7 @@ class _Inside:
                 kind="no-terminal",
                 hint="kopiatomic exec ... -- sh -c '...' does without; so does 'ssh -t' to get one from afar.",
             )
-        shown = self._secrets.command_line(["kopiatomic", *sys.argv[1:]])
+        shown = self._secrets.command_line(["kopiatomic", *self._called.words])
         require_root("making and mounting snapshots needs root", hint=f"sudo {printable(shown)}")
         report.root = self._place()
         # Not the series of any backup: an open shell is in nobody's way.

@@ -13,6 +13,7 @@ from typing import Any
 from kopiatomic import engines, errors, presence
 from kopiatomic.commands.failures import ended, require_root
 from kopiatomic.commands.history import result_of
+from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
@@ -195,13 +196,11 @@ def _say_installed(scheduler: Scheduler, schedule: Schedule, console: Console) -
         console.result(f"Installed the files of {schedule.name}; it starts when systemd does.")
 
 
-def check(words_: Sequence[str], options: Options, console: Console) -> int:
+def check(options: Options, console: Console, called: Invocation) -> int:
     """Answer, as JSON, whether the backup could be made now, where it would be saved and as whom; returns the exit code."""
     from kopiatomic.commands.backup import check as look  # noqa: PLC0415 - it loads all that a run needs
 
-    # What is masked in messages goes by these.
-    sys.argv[1:] = words_
-    report = look(options, console)
+    report = look(options, console, called)
     console.end()
     console.document(_answer(report), indent=None)
     return console.exit_code(errors.SAVED if report.error is None else report.error.exit_code)
@@ -401,7 +400,7 @@ def start(
     console: Console,
     *,
     name: str,
-    backup: Callable[[Schedule], Report],
+    backup: Callable[[Schedule, Sequence[str]], Report],
     environ: MutableMapping[str, str],
 ) -> int:
     """Make the backup of a schedule, where cron has nothing but its name; returns the exit code.
@@ -414,8 +413,7 @@ def start(
         schedule = _installed(scheduler, name)
         environ.clear()
         environ.update(schedule.environment)
-        sys.argv[1:] = ["backup", "--schedule", name, *schedule.words]
-        report = backup(schedule)
+        report = backup(schedule, ["backup", "--schedule", name, *schedule.words])
         if report.exit_code == errors.LOCKED:
             late = _standing(schedule).overdue()
             if late is None:

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
+from kopiatomic.config.invocation import Invocation
 from kopiatomic.errors import FAILED, INCOMPLETE, SAVED, UNCLEAN, EndError
 from kopiatomic.model.engine import Progress
 from kopiatomic.model.plan import Plan
@@ -63,7 +64,13 @@ class Console:
     """The listener of a run that speaks to a person, and the printer of its report."""
 
     def __init__(
-        self, *, verbose: bool = False, quiet: bool = False, chatter: bool = True, animated: bool = True
+        self,
+        called: Invocation = Invocation(),  # noqa: B008 - immutable
+        *,
+        verbose: bool = False,
+        quiet: bool = False,
+        chatter: bool = True,
+        animated: bool = True,
     ) -> None:
         self._verbose = verbose
         self._quiet = quiet
@@ -71,7 +78,7 @@ class Console:
         """Whether a terminal may show a line of progress that changes."""
         self._chatter = chatter and not quiet
         """Whether anything but warnings and errors goes to stderr."""
-        self._secrets = Secrets(sys.argv[1:], os.environ)
+        self._secrets = Secrets(called.words, called.environment)
         self._live: Live | None = None
         self._lost: OSError | None = None
         """Why a part of what belongs on stdout could not be written there."""
