@@ -187,7 +187,7 @@ def test_scaffolding_looks_like_the_directories_that_it_stands_for(
 LATE_CHANGE = """
 import os, sys
 from kopiatomic.cli.entry import main
-from kopiatomic.platforms.steps import merged
+from kopiatomic.platforms.linux import merged
 look, directory = merged._scaffolding, sys.argv.pop()
 merged._scaffolding = lambda steps: (os.chmod(directory, 0o777), look(steps))[1]
 main()

@@ -277,7 +277,7 @@ def test_a_run_without_an_end_is_unfinished_also_without_intents(state: Records)
 
 def test_what_was_said_is_on_the_disk_although_the_process_is_killed_at_once(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from kopiatomic.state.records import Records; from kopiatomic.model.plan import Intent;"
+        "import os, sys; from kopiatomic.state.records import Records; from kopiatomic.model.leftovers import Intent;"
         "Records(sys.argv[1]).intend('r', [Intent('zfs', 'tank', f'tank/{n}@x') for n in range(1000)], 's');"
         "os.kill(os.getpid(), 9)"
     )
@@ -290,7 +290,7 @@ def test_what_was_said_is_on_the_disk_although_the_process_is_killed_at_once(tmp
 def test_an_intent_is_flushed_with_its_directory_in_one_transaction(tmp_path: Path) -> None:
     """Database, journal, and the directory that the journal's entry was in."""
     program = (
-        "import sys; from kopiatomic.state.records import Records; from kopiatomic.model.plan import Intent;"
+        "import sys; from kopiatomic.state.records import Records; from kopiatomic.model.leftovers import Intent;"
         "state = Records(sys.argv[1]); state.forget('other'); print('MARK', flush=True);"
         "state.intend('r', [Intent('zfs', 'tank', f'tank/{n}@x') for n in range(200)], 's')"
     )
