@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import field
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.system import inherited, looking, signals
+from kopiatomic.system import channel, host, inherited, looking, signals
 from kopiatomic.text import ended, printable
 
 KEEP = 4 << 20
@@ -21,6 +22,11 @@ KEEP = 4 << 20
 
 _KILLED_TIMEOUT = 5.0
 """Seconds that a killed program has to end."""
+
+_LOOK = 0.5
+"""Seconds between two looks at the signals that came while they were deferred."""
+
+_PAUSE = 0.002
 
 _POINTER_BYTES = 8
 
@@ -49,6 +55,10 @@ class TimeLimitError(KopiatomicError):
     """A program took longer than it may."""
 
     argv: Sequence[str] = ()
+
+
+class ImpatientError(Exception):
+    """A second signal came while signals were deferred."""
 
 
 def parts(words: Iterable[str]) -> list[list[str]]:
@@ -114,11 +124,84 @@ def run_together(
         _read(running, deadline, timeout, keep, take)
         for one in running:
             if not _ended(one.process.pid, deadline):
-                raise _too_long(one, "closed its output and did not", timeout)
+                raise _too_long(one.argv, "closed its output and did not", timeout)
     finally:
         for one in running:
             _end(one.process, killed_timeout)
     return [Finished(one.argv, one.process.returncode, bytes(one.stdout), bytes(one.stderr)) for one in running]
+
+
+def run_with_family(argv: Sequence[str], *, timeout: float, environment: Mapping[str, str]) -> int | None:
+    """Run a program to its end and end all that it has started; its output goes to our stderr, its input is empty.
+
+    ``timeout`` is in seconds. Where signals are deferred, the second that comes ends it. Returns its status, None where it
+    waits in the kernel and not even SIGKILL ends it. Raises TimeLimitError, ImpatientError, Interrupted, and OSError as
+    ``subprocess`` does.
+    """
+    with _children_ended():
+        process = subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            env=dict(environment),
+            process_group=0,
+            preexec_fn=inherited.hand_on,  # noqa: PLW1509 - this process has no threads
+        )
+        watch = host.here().watch(process.pid)
+        try:
+            _wait(watch, timeout)
+        except TimeoutError:
+            raise _too_long(argv, "did not", timeout) from None
+        finally:
+            os.close(watch)
+            _end(process, _KILLED_TIMEOUT)
+    return process.returncode
+
+
+def _wait(watch: int, timeout: float) -> None:
+    """Wait for a program's end. Raises TimeoutError, ImpatientError, Interrupted."""
+    deadline = time.monotonic() + timeout
+    before = signals.count()
+    alarms = signals.alarms()
+    while True:
+        left = deadline - time.monotonic()
+        try:
+            channel.wait_readable(watch, min(_LOOK, max(0.0, left)))
+        except TimeoutError:
+            if left <= 0:
+                raise
+        else:
+            return
+        if signals.count() - before - (signals.alarms() - alarms) > 1:
+            raise ImpatientError
+
+
+@contextmanager
+def _children_ended() -> Iterator[None]:
+    """End and reap what the block leaves running, also what left its process group: orphans come to us."""
+    system = host.here()
+    system.adopt_orphans(adopt=True)
+    before = set(system.children())
+    try:
+        yield
+    finally:
+        with signals.deferred():
+            # Where the kernel does not say which they are, the process group alone is ended.
+            _end_all(lambda: set(system.children()) - before)
+            system.adopt_orphans(adopt=False)
+
+
+def _end_all(strays: Callable[[], set[int]]) -> None:
+    """Kill and reap, with a time limit: what waits in the kernel ends when that lets it, and is nobody's child of ours then."""
+    deadline = time.monotonic() + _KILLED_TIMEOUT
+    while (left := strays()) and time.monotonic() < deadline:
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+            except (ProcessLookupError, ChildProcessError):
+                continue
+        time.sleep(_PAUSE)
 
 
 @immutable
@@ -166,7 +249,7 @@ def _read(
             left = deadline - time.monotonic()
             if left <= 0:
                 slow = next(key.data[0] for key in selector.get_map().values() if key.data is not None)
-                raise _too_long(slow, "did not", timeout)
+                raise _too_long(slow.argv, "did not", timeout)
             for key, _ in selector.select(left):
                 if key.fd == wakeup_fd:
                     signals.check()
@@ -182,9 +265,9 @@ def _read(
                     output += chunk[: max(0, keep - len(output))]
 
 
-def _too_long(one: _Running, what: str, timeout: float) -> TimeLimitError:
-    error = TimeLimitError(f"{os.path.basename(one.argv[0])} {what} end within {timeout:g} s", kind="time-limit")
-    error.argv = one.argv
+def _too_long(argv: Sequence[str], what: str, timeout: float) -> TimeLimitError:
+    error = TimeLimitError(f"{os.path.basename(argv[0])} {what} end within {timeout:g} s", kind="time-limit")
+    error.argv = argv
     return error
 
 
