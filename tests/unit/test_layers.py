@@ -113,3 +113,18 @@ def table() -> str:
 
 def test_the_table_of_layers_is_that_of_the_documentation() -> None:
     assert table() in ARCHITECTURE.read_text(), f"put this table into {ARCHITECTURE}:\n{table()}"
+
+
+ASKS = ("is_freebsd", "sys.platform", "platform.system", "sysname")
+MAY_ASK = ("system/host.py", "commands/about.py")
+"""The one place that decides, and what only shows it."""
+
+
+def test_only_the_host_asks_which_system_this_is() -> None:
+    asking = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node).endswith(ASKS)
+    }
+    assert {name for name in asking if not name.startswith(("platforms/freebsd/", "system/freebsd"))} == set(MAY_ASK)

@@ -24,13 +24,14 @@ _NONE = "not found"
 
 def lines() -> Iterator[str]:
     """A line for each thing, with its version and where it is."""
+    system = os.uname()
     facts = [
         ("kopiatomic", f"{kopiatomic.__version__} in {os.path.dirname(kopiatomic.__file__)}"),
         (
             "Python",
             f"{platform.python_version()} ({sys.executable}), click {_library('click')}, rich {_library('rich')}",
         ),
-        ("System", f"{_distribution()}, {platform.system()} {platform.release()} {platform.machine()}"),
+        ("System", f"{_distribution()}, {system.sysname} {system.release} {system.machine}"),
         ("OpenZFS", _zfs()),
         ("Btrfs", f"{_said('btrfs', '--version')}; kernel: {_btrfs_in_the_kernel()}"),
         ("kopia", _engine("kopia", "--version")),

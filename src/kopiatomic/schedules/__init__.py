@@ -6,15 +6,14 @@ else knows of a schedule.
 
 from __future__ import annotations
 
-import sys
-
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.schedules.schedule import Scheduler
+from kopiatomic.system import host
 
 
 def here(root: str = "/") -> Scheduler:
     """That of this platform. ``root`` is what its files are below."""
-    return on(sys.platform, root)
+    return on(host.system(), root)
 
 
 def on(platform: str, root: str = "/") -> Scheduler:

@@ -24,8 +24,8 @@ from kopiatomic.state.ownership import is_run_id
 from kopiatomic.system import channel, host, signals
 from kopiatomic.text import printable
 
-DIRECTORY = f"{os.path.realpath('/var/run')}/kopiatomic" if host.is_freebsd() else "/run/kopiatomic"
-"""Root's alone; not movable, so that two runs with different settings still see each other. FreeBSD has no /run (hier(7)).
+DIRECTORY = f"{host.run_directory()}/kopiatomic"
+"""Root's alone; not movable, so that two runs with different settings still see each other.
 
 Without links: views are mounted in it, and the mount table has paths without links.
 """

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
@@ -89,9 +90,19 @@ class Host(Protocol):
         """Our children, those adopted as well. While orphans are adopted. Empty where the kernel does not say."""
 
 
+def system() -> str:
+    """This system's name, as ``sys.platform`` has it: linux, freebsd14."""
+    return sys.platform
+
+
 def is_freebsd() -> bool:
     """Whether this system is a FreeBSD."""
-    return sys.platform.startswith("freebsd")
+    return system().startswith("freebsd")
+
+
+def run_directory() -> str:
+    """Where files are kept that a boot does not outlive; without links. FreeBSD has no /run (hier(7))."""
+    return os.path.realpath("/var/run") if is_freebsd() else "/run"
 
 
 @cache
