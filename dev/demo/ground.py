@@ -36,7 +36,7 @@ class Ground:
     datasets: tuple[str, ...]
     """What kopiatomic is given."""
     synced: bool
-    """Whether the files have to be written through to disk for one instant to be one: see `btrfs`."""
+    """Whether the files must be written through to disk for one instant to be one: see `btrfs`."""
 
 
 def zfs_is_here() -> bool:
@@ -55,7 +55,7 @@ def scratch() -> Iterator[Path]:
         except DemoError as error:
             raise DemoError(
                 f"nothing can be mounted here: {error.hint}",
-                "A container has to be privileged for that. './demo zfs' needs no mounts: it boots a VM.",
+                "A container must be privileged for that. './demo zfs' needs no mounts: it boots a VM.",
             ) from None
         yield folder
 

@@ -18,7 +18,7 @@ from tests.support.programs import command
 
 @dataclass(frozen=True)
 class Case:
-    """A command line, and what a plan and a run have to say to it. Texts are regular expressions."""
+    """A command line, and what a plan and a run must say to it. Texts are regular expressions."""
 
     words: Sequence[str | Path]
     rows: Mapping[str, Row] = field(default_factory=dict)

@@ -50,7 +50,7 @@ def execute(kopiatomic: Kopiatomic, data: Path, tmp_path: Path, leftovers: Lefto
 
 
 def test_a_gigabyte_passes_both_ways_as_it_is(kopiatomic: Kopiatomic, data: Path) -> None:
-    """No byte is looked at on the way; what we have to say is on stderr, and that is nothing."""
+    """No byte is looked at on the way; what we must say is on stderr, and that is nothing."""
     block = os.urandom(1 << 20)
     expected = hashlib.sha256()
     read = hashlib.sha256()
@@ -512,7 +512,7 @@ def test_a_database_is_dumped_while_the_live_one_is_written(
         "while True:\n"
         "    n += 1\n"
         "    db.executescript(f'BEGIN; INSERT INTO t VALUES ({n}); INSERT INTO t VALUES ({n}); COMMIT')\n"
-        # Who reads has to have a chance.
+        # Who reads must have a chance.
         "    time.sleep(0.002)\n"
     )
     copy = f'd=$(mktemp -d -p {copies}) && cp {database}* "$d" && sqlite3 "$d"/app.db .dump; rm -r "$d"'

@@ -103,7 +103,7 @@ def test_the_list_fits_a_line_a_run(data: Path, run: Run, kopiatomic: Kopiatomic
 def test_an_unknown_run_is_said(kopiatomic: Kopiatomic) -> None:
     ended = kopiatomic("history", "2020")
     assert ended.returncode == 1
-    assert "no run on record begins with 2020" in ended.stderr
+    assert "no recorded run begins with 2020" in ended.stderr
 
 
 def test_another_selection_under_the_same_root_is_warned_about(data: Path, btrfs: Btrfs, run: Run) -> None:
@@ -119,7 +119,7 @@ def test_a_plan_beside_the_last_run(
 ) -> None:
     other = btrfs.subvolume("other")
     words = ("plan", "--diff-last", "--mount-root", root, "-c", "true")
-    assert f"\nNo run under {root} is on record.\n" in kopiatomic(*words, data).stdout
+    assert f"\nNo run under {root} is recorded.\n" in kopiatomic(*words, data).stdout
     run("-c", "true", data)
     changed = kopiatomic(*words, other).stdout
     assert f"\n  new: {other}\n  not any more: {data}\n" in changed

@@ -159,7 +159,7 @@ def test_what_the_host_unmounts_is_free(
 ) -> None:
     """Each other filesystem, beside the place and below what is beside it: at once, where mounts are passed on."""
     data, others = make_btrfs(), [make_btrfs(), make_btrfs()]
-    # In the namespace that plays the host its mounts have to be the only ones.
+    # In the namespace that plays the host its mounts must be the only ones.
     for other in others:
         command("umount", other.mountpoint)
     first, second = others

@@ -63,7 +63,7 @@ def mark_of(btrfs: Btrfs, run_id: str) -> list[str]:
 
 
 def remark(btrfs: Btrfs, tmp_path: Path, run_id: str, mark: str, *, recorded: str | None = None) -> None:
-    """Give a run another mark, on its folder and on record."""
+    """Give a run another mark, on its folder and in its record."""
     os.setxattr(folder_of(btrfs, run_id), ownership.ATTRIBUTE, mark.encode())
     with sqlite3.connect(tmp_path / "state" / "state.db") as database:
         database.execute("UPDATE run SET mark = ? WHERE id = ?", (mark if recorded is None else recorded, run_id))

@@ -53,7 +53,7 @@ def other(btrfs: Btrfs) -> Path:
 
 
 def exactly(folder: Path) -> dict[str, tuple[object, ...]]:
-    """All that a restore has to bring back, of each entry."""
+    """All that a restore must bring back, of each entry."""
     found: dict[str, tuple[object, ...]] = {}
     for path in [folder, *folder.rglob("*")]:
         status = path.lstat()

@@ -21,7 +21,7 @@ from tests.support.schema import valid
 Leftovers = Callable[..., list[str]]
 
 SAME = ("datasets", "left_out", "incomplete")
-"""What a plan says of a run and the run has to say again, word for word."""
+"""What a plan says of a run and the run must say again, word for word."""
 
 
 @pytest.fixture

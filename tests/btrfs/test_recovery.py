@@ -276,7 +276,7 @@ def test_recover_says_each_thing_with_its_proof(killed: Callable[[], str], kopia
     run_id = killed()
     ended = kopiatomic("recover")
     assert ended.returncode == 0
-    assert f"btrfs snapshot .kopiatomic/kopiatomic_{run_id}/0/snapshot\n  ours:   on record, in the run's own" in (
+    assert f"btrfs snapshot .kopiatomic/kopiatomic_{run_id}/0/snapshot\n  ours:   recorded, in the run's own" in (
         ended.stdout
     )
     assert f"directory {root}\n" in ended.stdout
@@ -295,7 +295,7 @@ def test_recover_needs_a_record_that_it_can_understand(kopiatomic: Kopiatomic, t
 def test_recover_looks_by_itself_where_the_records_cannot_be_used(
     killed: Callable[[], str], kopiatomic: Kopiatomic, btrfs: Btrfs, tmp_path: Path
 ) -> None:
-    """It then cannot say that nothing is left, since what is on record is not known."""
+    """It then cannot say that nothing is left, since what is recorded is not known."""
     killed()
     (tmp_path / "state").chmod(0o777)
     ended = kopiatomic("recover")
@@ -376,7 +376,7 @@ def test_one_filesystem_that_is_gone_does_not_stand_in_the_way_of_another(
         assert recover("--forget", run_id)[0] == 0
     finally:
         command("mount", "-o", "loop,noatime", one.image, one.mountpoint)
-    # What is not on record any more is found by its mark.
+    # What is not recorded any more is found by its mark.
     assert recover()[0] == 0
     assert one.snapshots() == []
 
@@ -428,7 +428,7 @@ def test_what_the_owner_of_the_top_level_moved_away_is_found_and_not_forgotten(
     else:
         ours.chmod(0o755)
     for _ in range(2):
-        # Also the second time: it stays on record until it is gone.
+        # Also the second time: it stays recorded until it is gone.
         code, document = recover()
         assert code == 4
         left = [o for o in snapshots_of(document, btrfs) if o["problem"]]

@@ -155,7 +155,7 @@ COMMAND_FORMS = ["--password={}", "--password {}", "--api-token={}", "--secret-k
 def test_a_secret_of_a_command_reaches_it_and_no_record(
     flag: str, form: str, data: Path, run: Run, kopiatomic: Kopiatomic, password: str, state: Path, tmp_path: Path
 ) -> None:
-    """A command has to be given it in its arguments, because we do not know its environment."""
+    """A command must be given it in its arguments, because we do not know its environment."""
     got = tmp_path / "got"
     engine = tmp_path / "engine"
     engine.write_text(f'echo "$@" > {got}\n')

@@ -74,7 +74,7 @@ def test_the_hosts_own_mounts_are_not_held(
 ) -> None:
     """Another filesystem that the host unmounts while the engine runs is free at once: its device can be formatted."""
     data, other = make_btrfs(), make_btrfs()
-    # In the namespace that plays the host its mount has to be the only one.
+    # In the namespace that plays the host its mount must be the only one.
     command("umount", other.mountpoint)
     free = "python3 -c 'import os, sys; os.close(os.open(sys.argv[1], os.O_RDWR | os.O_EXCL))' $device"
     script = f"""

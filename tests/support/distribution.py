@@ -27,7 +27,7 @@ OTHER_GUESTS = os.environ.get("KOPIATOMIC_TEST_OTHER_GUESTS", "").split()
 """Where the core runs as well."""
 
 NOTES = os.environ.get("KOPIATOMIC_TEST_NOTES", "").splitlines()
-"""What ./test has to say of the guests, for the last lines."""
+"""What ./test must say of the guests, for the last lines."""
 
 DURATIONS = os.environ.get("KOPIATOMIC_TEST_DURATIONS")
 """A file with what each test took the last time."""
@@ -104,7 +104,7 @@ class Distribution:
         items.sort(key=lambda item: order.get((self.place_of(item), nodeid_of(item)), -1))
 
     def batched(self, items: list[pytest.Item]) -> Iterator[Batch]:
-        """Batches of neighbours, which share what is costly to make, none much longer than it has to be.
+        """Batches of neighbours, which share what is costly to make, none much longer than it must be.
 
         What is beside shares packages and repositories that are made once in a session: it is one.
         """

@@ -1,4 +1,4 @@
-"""What a fault is, how one is drawn from a seed, and what has to hold after every one of them.
+"""What a fault is, how one is drawn from a seed, and what must hold after every one of them.
 
 A fault is made for real. Its moment is hit by what the run itself shows (its lines on stderr, the engine's own file, its
 processes), never by sleeping. After each: success is said only if the engine read everything from the frozen view, nothing
@@ -174,7 +174,7 @@ class Ground(ABC):
             (self.folder / name).unlink(missing_ok=True)
 
     def expected(self) -> dict[str, str]:
-        """What the engine has to find below the mount root."""
+        """What the engine must find below the mount root."""
         return {
             f"{place}/{name}".lstrip("/"): found for place in self.live for name, found in contents(str(place)).items()
         }
@@ -222,7 +222,7 @@ class Fault:
     name: str
     provoke: Callable[[Ground, random.Random], Completed]
     """Runs kopiatomic and makes the fault at its moment; parameters (which dataset, which limit) are drawn. What it
-    broke it mends, but for what the run itself has to remove."""
+    broke it mends, but for what the run itself must remove."""
     ends: Mapping[int, str]
     """Exit codes that are right, each with a regular expression for stderr."""
     may_leave: Callable[[Completed], bool] = field(default=lambda _: False)
@@ -273,7 +273,7 @@ def _judge(fault: Fault, ground: Ground, ended: Completed, expected: Mapping[str
 def _check_record(fault: Fault, ground: Ground, ended: Completed) -> None:
     """The history tells the same as the exit code; of a run that was killed it says that."""
     record = ground.recorded()
-    if record is None or re.search("this run has no record|this run is not on record", ended.stderr):
+    if record is None or re.search("this run has no record|this run is not recorded", ended.stderr):
         # Said, and nothing was saved: a limit that is too low for a database.
         assert ended.returncode == 1, f"{fault.name}: no record of {ended}"
         return
@@ -298,7 +298,7 @@ def _next_run(fault: Fault, ground: Ground, ended: Completed) -> None:
 
 WHOLE = os.environ.get("KOPIATOMIC_TEST_FAULTS") == "whole"
 SLOW_WEIGHT = 0.3 if WHOLE else 0.0
-# What runs in the VM has to know the seed as well: settings of this name are passed on.
+# What runs in the VM must know the seed as well: settings of this name are passed on.
 SEED = os.environ.setdefault("KOPIATOMIC_TEST_SEED", secrets.token_hex(4))
 
 

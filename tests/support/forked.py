@@ -116,7 +116,7 @@ def run(words: Sequence[str], folder: Path, timeout: float) -> Completed:
 
 @contextmanager
 def living(words: Sequence[str], folder: Path, file: str) -> Iterator[None]:
-    """A run that goes on as long as the block does; then its engine still has to find a file in its view, and it to end well."""
+    """A run that goes on as long as the block does; then its engine must still find a file in its view, and it to end well."""
     go, started, script = folder / "go", folder / "started", folder / "engine"
     script.write_text(
         f"echo > '{started}'\nwhile [ ! -e '{go}' ]; do sleep 0.2; done\nread -r line < '{file}' && [ -n \"$line\" ]\n"

@@ -46,7 +46,7 @@ def wrong(rows: Mapping[str, Row], document: Any) -> dict[str, object]:
 
 
 def expected_markers(rows: Mapping[str, Row]) -> dict[str, str]:
-    """Where a run has to show which marker."""
+    """Where a run must show which marker."""
     return {row.place: row.marker or name for name, row in rows.items() if row.verdict == "taken"}
 
 

@@ -14,7 +14,7 @@ def schema() -> Any:
 
 
 def valid(text: str) -> Any:
-    """The document in a text, which has to be what the schema says."""
+    """The document in a text, which must be what the schema says."""
     document = json.loads(text)
     Draft202012Validator(schema()).validate(document)
     return document

@@ -293,7 +293,7 @@ class Sweeper:
         mine = [run for run in runs if run["run_id"] == traced.run_id]
         if not mine:
             if not traced.killed_main:
-                yield "the run is not on record"
+                yield "the run is not recorded"
             return
         result, code = mine[0]["result"], mine[0]["exit_code"]
         if traced.killed_main:

@@ -85,7 +85,7 @@ class Ground(ABC):
         return {}
 
     def remember(self) -> None:
-        """What is there now is what has to be there after every run."""
+        """What is there now is what must be there after every run."""
         self._baseline, self._details = self.look(), self.details()
 
     def compare(self, *, closely: bool = False) -> Seen:

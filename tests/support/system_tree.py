@@ -44,7 +44,7 @@ CONFIGURATION = ("passwd", "group", "nsswitch.conf", "ssl/certs", "ssl/openssl.c
 
 @dataclass(frozen=True)
 class System:
-    """One that is made; its top directory has to be a mount point to be entered."""
+    """One that is made; its top directory must be a mount point to be entered."""
 
     top: Path
 

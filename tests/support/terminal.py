@@ -33,7 +33,7 @@ class Terminal:
         os.close(self._theirs)
 
     def seen(self) -> str:
-        """All that it has shown; has to be asked for now and then, or the run waits for the screen."""
+        """All that it has shown; must be asked for now and then, or the run waits for the screen."""
         try:
             while data := os.read(self.keyboard, 1 << 16):
                 self._seen += data

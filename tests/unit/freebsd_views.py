@@ -74,7 +74,7 @@ class Ground:
         return (Path(f"{self.root}{place}") / "file").read_text()
 
     def recorded(self) -> set[tuple[str, str, str]]:
-        """The mounts on record: type, point, origin."""
+        """The recorded mounts: type, point, origin."""
         intents = self.records.intents(self.run_id)
         return {(i.place, i.name, i.origin) for i in intents if i.kind == "mount"}
 

@@ -55,7 +55,7 @@ def holding(directory: Path, place: str, *, named: bool = True) -> Taken:
 def make_job(
     plan: Plan, *, filled: Sequence[str] | None = None, pools: Sequence[str] = ("tank",), started_ns: int = STARTED_NS
 ) -> Job:
-    """A job in which everything planned is mounted and, unless told otherwise, holds something."""
+    """A job in which everything planned is mounted and, by default, holds something."""
     mounted = [t.place for t in plan.taken]
     sets = [
         SnapshotSet(

@@ -16,7 +16,7 @@ START_NS = 1_795_342_272_000_000_000
 
 
 def made(pool: str, *datasets: str, transactions: tuple[int, ...] = ()) -> SnapshotSet:
-    """A set of a pool, of one transaction unless told otherwise, that took 2 ms."""
+    """A set of a pool, of one transaction by default, that took 2 ms."""
     numbers = transactions or (4711,) * len(datasets)
     snapshots = tuple(Snapshot(d, f"{d}@x", n) for d, n in zip(datasets, numbers, strict=True))
     instant = Instant(START_NS, START_NS + 2_000_000, 5_000_000_000, 5_002_000_000)

@@ -45,7 +45,7 @@ def test_another_part_of_a_dataset_is_another_place() -> None:
 def test_nothing_is_compared_with_no_run() -> None:
     found = between(None, taking(a="/a"))
     assert found == Changes()
-    assert found.lines("/kopia") == ["No run under /kopia is on record."]
+    assert found.lines("/kopia") == ["No run under /kopia is recorded."]
 
 
 def test_the_record_of_an_older_version_has_no_places() -> None:

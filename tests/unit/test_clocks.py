@@ -36,7 +36,7 @@ def records(tmp_path: Path, lock_directory: Path) -> Records:
 
 @pytest.fixture
 def run(records: Records) -> Run:
-    """Put a run of the schedule on record, by a clock that says ``started``."""
+    """Record a run of the schedule, by a clock that says ``started``."""
     numbers = iter(range(1000))
 
     def run(started: float, code: int = 0, keep: float = 1e12) -> None:
@@ -165,7 +165,7 @@ def test_the_commands_say_it(
         assert scheduling.show(on_linux, Console(), name="home", as_json=False) == 0
         shown = capsys.readouterr().out
         assert ("CLOCK:" in shown) == synchronised
-        assert "Last complete: none on record" in shown
+        assert "Last complete: none recorded" in shown
 
 
 def test_whether_the_clock_is_synchronised_is_the_kernels_word_or_systemds(

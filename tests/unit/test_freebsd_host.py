@@ -1,4 +1,4 @@
-"""What a FreeBSD host or jail has to allow is said before anything is made, all of it at once."""
+"""What a FreeBSD host or jail must allow is said before anything is made, all of it at once."""
 
 import pytest
 

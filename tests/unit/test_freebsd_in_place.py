@@ -390,7 +390,7 @@ def test_a_live_mount_that_is_gone_by_now_is_not_missed(small: Place) -> None:
 
 @isolated
 def test_where_others_could_move_what_leads_to_it_nothing_is_mounted(small: Place) -> None:
-    """A live mount is not shown, and said; a frozen dataset or what has to be writable is refused."""
+    """A live mount is not shown, and said; a frozen dataset or what must be writable is refused."""
     theirs = small.live / "theirs"
     theirs.mkdir()
     memory = small.mounted(theirs / "memory")
@@ -568,7 +568,7 @@ LIVE_ONES = 2
 
 
 @isolated
-@pytest.mark.parametrize("record", [True, False], ids=["on record", "without a record"])
+@pytest.mark.parametrize("record", [True, False], ids=["recorded", "without a record"])
 @pytest.mark.parametrize("at", range(MOUNTS + LIVE_ONES + 1))
 def test_whenever_a_run_is_killed_the_next_one_clears_all_of_it(
     at: int, record: bool, small: Place, monkeypatch: pytest.MonkeyPatch

@@ -103,7 +103,7 @@ def test_what_would_go_is_shown_with_its_proof_and_what_to_type(ground: Ground) 
     assert len(ground.shim.ours()) == MOUNTS
     first = leftovers[0]
     assert (first.name, first.command) == (f"{ground.root}/a/b", f"umount {ground.root}/a/b")
-    assert first.proof == f"nullfs of {ground.base}/s1, on record, with what is mounted there"
+    assert first.proof == f"nullfs of {ground.base}/s1, recorded, with what is mounted there"
     assert {(o.place, o.name, o.origin) for o in leftovers if o.kind == "mount"} == ground.recorded()
 
 

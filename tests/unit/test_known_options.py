@@ -18,7 +18,7 @@ from tests.support.programs import command
 HIDDEN = KOPIA.valued & {
     f"--{name}" for name in ("timezone", "log-dir-max-age", "metrics-push-addr", "upgrade-owner-id")
 }
-"""Some of those that kopia's help leaves out; each has to be asked for by itself."""
+"""Some of those that kopia's help leaves out; each must be asked for by itself."""
 
 
 def helped(*argv: str) -> str:

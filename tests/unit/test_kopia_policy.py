@@ -1,4 +1,4 @@
-"""Policies: what is computed from ``kopia policy list`` has to be what kopia does."""
+"""Policies: what is computed from ``kopia policy list`` must be what kopia does."""
 
 from __future__ import annotations
 

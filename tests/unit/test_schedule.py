@@ -466,7 +466,7 @@ def test_one_that_never_succeeded_is_late_three_intervals_after_its_first_run(re
     assert overdue(records, 1000.0 + 3 * HOUR) is None
     error = overdue(records, 1000.0 + 3 * HOUR + 1)
     assert error is not None
-    assert "no complete success at all since its first run on record, 1970-01-01 00:16:40 UTC" in error.message
+    assert "no complete success at all since its first recorded run, 1970-01-01 00:16:40 UTC" in error.message
 
 
 def test_what_the_unit_asks_afterwards_fails_where_it_is_late(

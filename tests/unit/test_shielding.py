@@ -1,4 +1,4 @@
-"""What has to be frozen whole or hidden in place, so that nobody can move what lies above a place."""
+"""What must be frozen whole or hidden in place, so that nobody can move what lies above a place."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def _mount(there: Planted) -> None:
 
 
 def _fill_unmounted(there: Planted, nodes: Sequence[Node]) -> None:
-    """All of them are mounted before the first is unmounted, which has to wait until everything is written."""
+    """All of them are mounted before the first is unmounted, which must wait until everything is written."""
     points = [f"{there.spare}/{position}" for position in range(len(nodes))]
     for point, node in zip(points, nodes, strict=True):
         os.mkdir(point)

@@ -112,7 +112,7 @@ def _out_of_reach(world: World, stack: ExitStack) -> None:
 
 @dataclass(frozen=True)
 class Case:
-    """One error: how it is brought about, and what has to be seen."""
+    """One error: how it is brought about, and what must be seen."""
 
     what: str
     code: int

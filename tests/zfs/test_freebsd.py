@@ -1,6 +1,6 @@
 """FreeBSD's code path with real ZFS, through a shim of that kernel's calls: what a run shows, its ends, and what is cleared.
 
-What differs from Linux's tests is said where it does: there a mount ends with its namespace, here it has to be taken away.
+What differs from Linux's tests is said where it does: there a mount ends with its namespace, here it must be taken away.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ def test_all_killed_leave_their_mounts_and_the_next_run_clears_them(
     assert on.left(pool) == []
 
 
-@pytest.mark.parametrize("record", [True, False], ids=["on record", "without a record"])
+@pytest.mark.parametrize("record", [True, False], ids=["recorded", "without a record"])
 def test_recover_says_first_and_then_removes(
     record: bool, on: FreeBSDRunner, pool: Pool, names: tuple[str, str], waiting: tuple[str, Path], tmp_path: Path
 ) -> None:

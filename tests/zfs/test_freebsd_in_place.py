@@ -121,7 +121,7 @@ def test_exec_runs_in_the_same_directory_at_that_instant(run: Runner, pool: Pool
 
 @ALL
 def test_exec_as_another_user(run: Runner, pool: Pool, home: str) -> None:
-    # The folders of tests are root's alone: the working directory has to be another.
+    # The folders of tests are root's alone: the working directory must be another.
     ended = run("exec", "--user", "nobody", "-r", home, "--", "sh", "-c", "id -un; pwd", before=lambda: os.chdir("/"))
     assert (ended.returncode, ended.stdout.splitlines()) == (0, ["nobody", "/"]), ended
     assert left(run, pool) == []

@@ -50,7 +50,7 @@ def test_recover_says_first_and_then_removes(killed: Callable[[], str], pool: Po
     assert len(ours(pool)) == 2
     proofs = [o["proof"] for o in said["leftovers"] if o["kind"] == "zfs-snapshot"]
     assert len(proofs) == 2
-    assert all("on record, guid" in proof and "createtxg" in proof for proof in proofs)
+    assert all("recorded, guid" in proof and "createtxg" in proof for proof in proofs)
     assert all(o["name"].endswith(run_id) for o in said["leftovers"] if o["kind"] == "zfs-snapshot")
     code, done = recovered(run)
     assert code == 0, done

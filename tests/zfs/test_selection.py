@@ -69,7 +69,7 @@ def test_an_implied_dataset_that_vanishes_is_left_out(pool: Pool, run: Runner, t
     assert ended.returncode == 0, ended
     assert taken(document) == [f"{pool.name}/home", f"{pool.name}/home/ann"]
     assert f"{pool.name}/home/gone: it was deleted between listing and snapshot" in document["warnings"]
-    # What it meant to take first is on record, and is no last run.
+    # What it meant to take first is recorded, and is no last run.
     assert document["changes"]["last_run"] is None
     assert not any("took something else" in text for text in document["warnings"])
     assert (tmp_path / "hooks").read_text() == "\n"
@@ -199,7 +199,7 @@ def test_a_hung_fuse_daemon_does_not_hang_the_plan(pool: Pool, run: Runner) -> N
 
 
 def test_a_suspended_pool(pool: Pool, run: Runner, tmp_path: Path) -> None:
-    """With failmode=wait any call into it waits for ever: it has to be seen before."""
+    """With failmode=wait any call into it waits for ever: it must be seen before."""
     with suspendable(tmp_path / "device") as device:
         name, point = device.pool.name, device.pool.mountpoint
         device.suspend()

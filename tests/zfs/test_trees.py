@@ -124,7 +124,7 @@ def _part(live: Live, name: str, place: str) -> str:
 
 
 def differences(wanted: dict[str, tuple[str, str]], found: dict[str, tuple[str, str]]) -> list[str]:
-    """What is missing in the view, what is too much, and what is other than it has to be."""
+    """What is missing in the view, what is too much, and what is other than it must be."""
     return [
         f"{path!r}: {found.get(path)} is not {wanted.get(path)}"
         for path in sorted(wanted.keys() | found.keys())

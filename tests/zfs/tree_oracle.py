@@ -1,4 +1,4 @@
-"""What has to come of a plan and a run on a random tree, found without the planner.
+"""What must come of a plan and a run on a random tree, found without the planner.
 
 The live tree is walked (os.walk, st_dev) and the kernel is asked which mount each mount point leads to (fdinfo); the rest is
 read from mountinfo and from what was drawn. Nothing is imported from the program's plan, selection, gathering or mount table.
@@ -148,7 +148,7 @@ class Asking:
         return [*(flag for flag, given in flags.items() if given), *excluding, "--", *self.names, *self.paths]
 
 
-# What has to come of it
+# What must come of it
 
 
 @dataclass
@@ -323,7 +323,7 @@ def uncovered(live: Live, places: Iterable[str]) -> set[str]:
 
 
 def view(live: Live, places: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
-    """All that has to be in a view in which at these places these datasets appear, or a part (path in it, "/..." or empty)."""
+    """All that must be in a view in which at these places these datasets appear, or a part (path in it, "/..." or empty)."""
     shown: dict[str, tuple[str, str]] = {}
     hollow = _hollow(live, set(places))
     for place, (name, part) in places.items():

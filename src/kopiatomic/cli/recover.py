@@ -12,7 +12,7 @@ from kopiatomic.state.ownership import is_run_id
 def _run_ids(_context: click.Context, _parameter: click.Parameter, value: tuple[str, ...]) -> frozenset[str]:
     for run_id in value:
         if not is_run_id(run_id):
-            raise click.BadParameter(f"{run_id}: it has to be the whole id of a run")
+            raise click.BadParameter(f"{run_id}: it must be the whole id of a run")
     return frozenset(value)
 
 
@@ -31,7 +31,7 @@ def recover(
 ) -> None:
     """Remove what killed runs left, and nothing that is not proven to be theirs.
 
-    Every run does this for what is on record before it makes anything of its own. This command also finds by itself what
+    Every run does this for what is recorded before it makes anything of its own. This command also finds by itself what
     no record speaks of. Exit code 0: nothing of this host's is left. 4: something is.
     """
     from kopiatomic.commands.recover import recover as run

@@ -41,7 +41,7 @@ def _credential(_context: click.Context, _parameter: click.Parameter, values: tu
     for value in values:
         name, equals, path = value.partition("=")
         if not equals:
-            raise click.BadParameter(f"{value}: it has to be a variable's name, '=' and a file")
+            raise click.BadParameter(f"{value}: it must be a variable's name, '=' and a file")
         found[name] = path
     return found
 
@@ -100,7 +100,7 @@ def show(*, name: str, as_json: bool) -> None:
 @schedule.command(context_settings=HELP)
 @options("schedule remove")
 def remove(*, name: str, yes: bool) -> None:
-    """Take a schedule away. Its runs stay on record."""
+    """Take a schedule away. Its runs stay recorded."""
     from kopiatomic.commands.schedule import remove as run
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here

@@ -17,7 +17,7 @@ def _as_layout(_context: click.Context, _parameter: click.Parameter, value: str)
 
 def _property_name(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
     if not is_user_property(value):
-        raise click.BadParameter(f"{value}: it has to be a user property of ZFS, such as backup:this (see zfsprops(7))")
+        raise click.BadParameter(f"{value}: it must be a user property of ZFS, such as backup:this (see zfsprops(7))")
     return value
 
 

@@ -1,4 +1,4 @@
-"""What a report of a defect has to say of the machine: the versions of all that takes part. Needs no root, changes nothing."""
+"""What a report of a defect must say of the machine: the versions of all that takes part. Needs no root, changes nothing."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ class _Run:
         asked.version = engine.version
 
     def _with_writable(self, engine: Engine, selected: Plan) -> Plan:
-        """The plan with what has to stay live in the frozen trees. Raises KopiatomicError where it would be read as data."""
+        """The plan with what must stay live in the frozen trees. Raises KopiatomicError where it would be read as data."""
         if selected.layout is not Layout.IN_PLACE:
             return selected
         return prepared(self._written(engine, selected), selected, self._freezing.warn)

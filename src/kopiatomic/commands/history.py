@@ -42,7 +42,7 @@ def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_jso
 
 
 def result_of(record: RunRecord) -> str:
-    """How a run ended, in a word or a few. One that has no end on record goes on, was killed, or could not record its end."""
+    """How a run ended, in a word or a few. One that has no recorded end goes on, was killed, or could not record its end."""
     if record.result is not None:
         return record.result
     state = life(record.mark)
@@ -62,12 +62,12 @@ def one_of(records: Records, run_id: str) -> list[RunRecord]:
 def _not_one(run_id: str, runs: list[RunRecord]) -> KopiatomicError:
     if not runs:
         return KopiatomicError(
-            f"no run on record begins with {printable(run_id)}",
+            f"no recorded run begins with {printable(run_id)}",
             kind="no-such-run",
             hint="'kopiatomic history' lists the runs; --state-dir and KOPIATOMIC_STATE_DIR say whose.",
         )
     return KopiatomicError(
-        f"{len(runs)} runs on record begin with {printable(run_id)}",
+        f"{len(runs)} recorded runs begin with {printable(run_id)}",
         kind="ambiguous-run",
         hint=f"Name one of them: {', '.join(record.id for record in runs[:5])}",
     )

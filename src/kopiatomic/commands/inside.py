@@ -45,7 +45,7 @@ _REFUSES_TO_STOP = "kopiatomic: Ctrl-Z is not heeded before the command runs; Ct
 
 
 class Speaker(Listener, Protocol):
-    """Who is told, and says what has to be said anyhow."""
+    """Who is told, and says what must be said anyhow."""
 
     def notice(self, text: str) -> None:
         """Say something to the user, however quiet it is to be."""

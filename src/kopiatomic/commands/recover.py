@@ -36,7 +36,7 @@ def recover(
     """Remove what dead runs left, and what else is ``allowed`` to go; returns the exit code.
 
     ``forget`` is a run whose disks are gone for good; where it is empty, what ``--skip-unchanged`` keeps goes as well.
-    ``schedule`` is the one whose runs alone are looked at, as far as they are on record.
+    ``schedule`` is the one whose runs alone are looked at, as far as they are recorded.
     """
 
     def run() -> int:

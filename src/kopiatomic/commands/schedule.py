@@ -41,7 +41,7 @@ what ``recover`` finds (it gives a run's leftovers 180 s)."""
 
 @immutable
 class Place:
-    """Where schedules are installed, and what they start. ``top`` is from where on files have to be root's alone."""
+    """Where schedules are installed, and what they start. ``top`` is from where on files must be root's alone."""
 
     scheduler: Scheduler
     argv0: str
@@ -308,7 +308,7 @@ def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
         ("Last run:", standing.runs[0] if standing.runs else None),
         ("Last complete:", standing.last_saved),
     ):
-        text = "none on record"
+        text = "none recorded"
         if record is not None:
             code = f" ({record.exit_code})" if record.exit_code is not None else ""
             began = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(record.started))
@@ -327,7 +327,7 @@ def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
 
 
 def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> int:
-    """Take a schedule away; returns the exit code. Its runs stay on record."""
+    """Take a schedule away; returns the exit code. Its runs stay recorded."""
 
     def run() -> int:
         require_root("schedules are root's", hint="sudo kopiatomic schedule ...")
@@ -353,7 +353,7 @@ def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> i
         for path in paths:
             files.remove(path)
         scheduler.stopped(name)
-        console.result(f"Removed {name}. Its runs stay on record ('kopiatomic history').")
+        console.result(f"Removed {name}. Its runs stay recorded ('kopiatomic history').")
         return errors.SAVED
 
     return ended(run, console)
@@ -374,7 +374,7 @@ def _require_idle(scheduler: Scheduler, schedule: Schedule) -> None:
     runs = Records(schedule.state_dir).scheduled(schedule.name)
     # One that cannot be judged may be alive.
     alive = next((run.id for run in runs if run.result is None and life(run.mark) is not Life.DEAD), None)
-    # One that has just been started is not on record yet.
+    # One that has just been started is not recorded yet.
     if alive is not None or scheduler.busy(schedule.name):
         raise KopiatomicError(
             f"a run of the schedule {schedule.name} is alive" + (f": {alive}" if alive is not None else ""),

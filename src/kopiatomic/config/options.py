@@ -94,7 +94,7 @@ def check_name(name: str) -> None:
     """Refuse a --name that is no plain directory name. Raises UsageError."""
     if name in {"", ".", ".."} or "/" in name or name.startswith("-"):
         raise UsageError(
-            f"--name {printable(name)}: it has to be one path component, not '.' or '..', without a leading dash",
+            f"--name {printable(name)}: it must be one path component, not '.' or '..', without a leading dash",
             kind="bad-name",
             hint="For example: --name home",
         )
@@ -108,7 +108,7 @@ def words(flag: str, text: str) -> list[str]:
         raise UsageError(
             f"{flag}: {str(error)[0].lower()}{str(error)[1:]}",
             kind="bad-quotes",
-            hint="Quotes have to be in pairs, as in a shell.",
+            hint="Quotes must be in pairs, as in a shell.",
         ) from None
     if flag == "-c" and not found:
         raise UsageError("-c: the command is empty", kind="no-command", hint="For example: -c 'tar -cf /backup.tar'")

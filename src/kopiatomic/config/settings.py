@@ -213,7 +213,7 @@ _ENGINE = (
         "--writable",
         Group.VIEW,
         "PATH",
-        "In place: a directory that the engine has to write to stays live. Repeatable.",
+        "In place: a directory that the engine must write to stays live. Repeatable.",
         repeated=True,
         completion=Completion.DIRECTORIES,
     ),
@@ -293,14 +293,14 @@ _BACKUP = (
         "--schedule",
         Group.RECORDS,
         "NAME",
-        "Put it on record as a run of this schedule; 'kopiatomic schedule' sets it.",
+        "Record it as a run of this schedule; 'kopiatomic schedule' sets it.",
     ),
     _STATE_DIR,
     _duration(
         "keep_history",
         "--keep-history",
         Group.RECORDS,
-        "How long runs stay on record.",
+        "How long runs stay recorded.",
         default="400d",
         shows_default=True,
     ),
@@ -350,7 +350,7 @@ _RECOVER = (
         "Without RUN: forget what --skip-unchanged keeps, its bookmarks included.",
         alone="",
     ),
-    _text("schedule", "--schedule", Group.RECORDS, "NAME", "Only what runs of this schedule have on record."),
+    _text("schedule", "--schedule", Group.RECORDS, "NAME", "Only what is recorded of the runs of this schedule."),
     _flag(
         "unrecorded",
         "--unrecorded",
@@ -395,7 +395,7 @@ _SCHEDULE = _text("name", "", Group.SCHEDULE, "NAME", "The schedule.", completio
 
 _INSTALL = (
     _SCHEDULE,
-    _flag("daily", "--daily", Group.SCHEDULE, "Every day (unless told otherwise)."),
+    _flag("daily", "--daily", Group.SCHEDULE, "Every day (by default)."),
     _flag("hourly", "--hourly", Group.SCHEDULE, "Every hour."),
     _text("calendar", "--calendar", Group.SCHEDULE, "SPEC", "When, as systemd.time(7) has it: 'Mon..Fri 02:30'."),
     _text(

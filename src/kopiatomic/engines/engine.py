@@ -35,7 +35,7 @@ class Job:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Those that have to be read."""
+        """Those that must be read."""
         return tuple(source for source in self.plan.sources if source not in self.unchanged)
 
     def places(self, source: str) -> dict[str, str]:

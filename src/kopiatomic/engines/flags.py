@@ -17,7 +17,7 @@ from kopiatomic.text import printable
 
 @immutable
 class Syntax:
-    """What has to be known of a program's flags."""
+    """What must be known of a program's flags."""
 
     known: Known
     refused: Mapping[str, str]

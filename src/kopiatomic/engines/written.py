@@ -1,4 +1,4 @@
-"""What an engine writes itself: in place it has to stay live where it lies, and must never be read as data."""
+"""What an engine writes itself: in place it must stay live where it lies, and must never be read as data."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> P
             raise KopiatomicError(
                 f"{own.what} {printable(own.path)} cannot be made: {error.strerror}",
                 kind="own-in-source",
-                hint="It has to exist before the snapshot, so that it has a place there.",
+                hint="It must exist before the snapshot, so that it has a place there.",
             ) from None
         paths.add(path)
     tops = topmost(paths)

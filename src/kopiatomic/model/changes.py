@@ -22,7 +22,7 @@ class Moved:
 
 @immutable
 class Changes:
-    """A selection beside that of the run ``last``; None where none is on record, and then nothing is compared."""
+    """A selection beside that of the run ``last``; None where none is recorded, and then nothing is compared."""
 
     last: str | None = None
     added: Sequence[str] = field(default=())
@@ -39,7 +39,7 @@ class Changes:
         """All of it, a line each."""
         where = printable(series)
         if self.last is None:
-            return [f"No run under {where} is on record."]
+            return [f"No run under {where} is recorded."]
         lines = [f"  new: {printable(name)}" for name in self.added]
         lines += [f"  not any more: {printable(name)}" for name in self.removed]
         lines += [f"  {printable(m.name)}: {_list(m.now)} and no longer {_list(m.before)}" for m in self.moved]

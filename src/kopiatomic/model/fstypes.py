@@ -1,4 +1,4 @@
-"""What kind of filesystem a mount is of, as far as a plan has to know. Names as in /proc/filesystems, and as lsvfs(1) has
+"""What kind of filesystem a mount is of, as far as a plan must know. Names as in /proc/filesystems, and as lsvfs(1) has
 them on FreeBSD.
 """
 

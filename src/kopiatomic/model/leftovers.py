@@ -71,11 +71,11 @@ class Cleared:
     leftovers: list[Leftover] = field(default_factory=list)
     alive: list[str] = field(default_factory=list)
     interrupted: list[str] = field(default_factory=list)
-    """The runs that had no end on record until now, and whose processes were killed."""
+    """The runs that had no recorded end until now, and whose processes were killed."""
     unended: list[str] = field(default_factory=list)
     """Those of which it is not known whether they were: their end was not recorded."""
     unjudged: list[str] = field(default_factory=list)
-    """The runs on record that cannot be judged from here."""
+    """The recorded runs that cannot be judged from here."""
     received: int = 0
     """How many snapshots another host's runs made, or came with a stream: nothing of ours."""
     problems: list[str] = field(default_factory=list)

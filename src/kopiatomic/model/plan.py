@@ -177,7 +177,7 @@ class Judged:
 
 
 MIGHT_HANG = "hidden: it might not answer"
-"""What is noted of what is not shown in place for this reason: a server or a daemon has to answer for it."""
+"""What is noted of what is not shown in place for this reason: a server or a daemon must answer for it."""
 
 
 @immutable
@@ -232,7 +232,7 @@ class Plan:
     live_system: bool = False
     """In place: whether the kernel's filesystems (/proc, /sys, /dev) and /run are to be as they are. Not for backups."""
     writable: tuple[str, ...] = ()
-    """In place: what an engine has to write, and so is live where it lies in a frozen tree."""
+    """In place: what an engine must write, and so is live where it lies in a frozen tree."""
     bookmark: str = ""
     """ZFS: the bookmark that is kept on each dataset, so that the next run knows what has changed. Empty: none."""
 

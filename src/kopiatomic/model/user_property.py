@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 PROPERTY = "kopiatomic:backup"
-"""The one that ``--by-property`` selects by, unless told otherwise."""
+"""The one that ``--by-property`` selects by, by default."""
 
 
 def is_user_property(name: str) -> bool:

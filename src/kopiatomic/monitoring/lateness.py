@@ -1,7 +1,7 @@
 """Since when a schedule has had no complete success. A run that finds the view root taken (exit code 75) is no failure; if
 there is no other for too long, that is one.
 
-A run on record that began in the future was recorded by a wrong clock: it is no success, or it would count as one until then.
+A recorded run that began in the future was recorded by a wrong clock: it is no success, or it would count as one until then.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ class Standing:
 
     @property
     def since(self) -> float | None:
-        """Since when there is no newer one: since that run began, or else the first that is on record."""
+        """Since when there is no newer one: since that run began, or else the first that is recorded."""
         past = self._past
         found = self.last_saved or (past[-1] if past else None)
         return None if found is None else found.started
 
     def overdue(self) -> KopiatomicError | None:
-        """What is wrong: the time on record, or a last success that is older than three of the schedule's intervals.
+        """What is wrong: the recorded time, or a last success that is older than three of the schedule's intervals.
 
         A clock that was not set yet may well be behind the record: of the future nothing is said then.
         """
@@ -57,7 +57,7 @@ class Standing:
         if since is None or self.now - since <= LATE * self.schedule.interval:
             return None
         if self.last_saved is None:
-            what = f"has had no complete success at all since its first run on record, {_when(since)}"
+            what = f"has had no complete success at all since its first recorded run, {_when(since)}"
         else:
             what = f"has had no complete success since {_when(since)}"
         return KopiatomicError(

@@ -112,7 +112,7 @@ class Console:
         self._line(f"warning: {text}", "yellow")
 
     def notice(self, text: str) -> None:
-        """Something that the user has to be told, whatever the flags say."""
+        """Something that the user must be told, whatever the flags say."""
         self._line(text)
 
     def engine_line(self, text: str) -> None:

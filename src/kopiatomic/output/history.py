@@ -1,4 +1,4 @@
-"""What is on record of runs, in lines for a person. Pure: the console prints them."""
+"""What is recorded of runs, in lines for a person. Pure: the console prints them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kopiatomic.text import ended, printable
 def list_of(runs: Sequence[tuple[RunRecord, str]]) -> list[str]:
     """A line for each run: id, when, how long, result with exit code, datasets, root."""
     if not runs:
-        return ["No run is on record."]
+        return ["No run is recorded."]
     rows = [("RUN", "STARTED (UTC)", "TOOK", "RESULT", "DATASETS", "ROOT")]
     rows += [
         (
@@ -36,7 +36,7 @@ def list_of(runs: Sequence[tuple[RunRecord, str]]) -> list[str]:
 
 
 def lines_of(run: RunRecord, result: str, intents: Sequence[Intent]) -> list[str]:
-    """All that is on record of one run."""
+    """All that is recorded of one run."""
     lines = [
         f"Run:      {run.id} (kopiatomic {run.version})",
         f"Command:  {run.command}",
@@ -45,7 +45,7 @@ def lines_of(run: RunRecord, result: str, intents: Sequence[Intent]) -> list[str
         f"Started:  {_time(run.started)} UTC",
         f"Ended:    {_time(run.ended)} UTC, after {_took(run)}"
         if run.ended is not None
-        else "Ended:    no end on record",
+        else "Ended:    no recorded end",
         f"Result:   {result}" + (f", exit code {run.exit_code}" if run.exit_code is not None else ""),
     ]
     if run.document is not None:

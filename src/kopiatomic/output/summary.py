@@ -199,7 +199,7 @@ def cleared_lines(cleared: Cleared) -> list[str]:
 
 
 def ends_of_dead(cleared: Cleared) -> list[str]:
-    """What has been put on record of the ends of dead runs."""
+    """What was recorded of the ends of dead runs."""
     return [
         *(f"run {run_id} was interrupted: its processes were killed" for run_id in cleared.interrupted),
         *(

@@ -344,6 +344,6 @@ def _behind(taken: Sequence[Taken], hidden: Sequence[Hidden], mounts: Sequence[U
 
 
 def _relit(taken: Sequence[Taken], hidden: Sequence[Hidden], beside: Sequence[Uncovered]) -> list[Uncovered]:
-    """What of ``beside`` has to be shown again, since it lies in what is frozen whole or hidden."""
+    """What of ``beside`` must be shown again, since it lies in what is frozen whole or hidden."""
     covers = {*(t.place for t in taken if t.whole), *(h.directory for h in hidden)}
     return [u for u in beside if u.live and any(directory in covers for directory in parents(u.point))]

@@ -1,4 +1,4 @@
-"""In place: what has to be shown so that nobody can move what lies above a place. Pure.
+"""In place: what must be shown so that nobody can move what lies above a place. Pure.
 
 Between ``/`` and a place only directories are live whose entries on the way root alone can move. Where a part of a dataset
 is not so safe in it, all of the dataset is frozen. Where a mount point is not, a directory of ours hides the one that it is in.

@@ -11,7 +11,7 @@ from kopiatomic.model.plan import Plan
 from kopiatomic.platforms.steps import Step, View
 
 Record = Callable[[Sequence[Intent]], None]
-"""Puts on record what is about to be made besides. Raises StateError; then it must not be made."""
+"""Records what is about to be made besides. Raises StateError; then it must not be made."""
 
 
 class Built(Protocol):
@@ -24,7 +24,7 @@ class Built(Protocol):
         """Mount everything. Raises KopiatomicError, OSError; what is mounted then is for :meth:`remove`."""
 
     def engine_root(self) -> int | None:
-        """A descriptor of the directory that the engine's root has to be; None where it stays."""
+        """A descriptor of the directory that the engine's root must be; None where it stays."""
 
     def watch(self, sources: Sequence[str]) -> Reading | None:
         """From now on see which of the sources, as the program has their paths, are looked into; None: not on this system.
@@ -56,7 +56,7 @@ class Reading(Protocol):
 
 
 class Outside(Protocol):
-    """What has to be followed of the system outside of the view, while a program runs in it."""
+    """What must be followed of the system outside of the view, while a program runs in it."""
 
     def fileno(self) -> int:
         """A descriptor that poll(2) finds to have priority data (POLLPRI) when there is something to follow."""
@@ -74,7 +74,7 @@ class Platform(Protocol):
 
     @property
     def outlives(self) -> bool:
-        """Whether mounts outlive the processes of a run: then nothing is mounted that is not on record."""
+        """Whether mounts outlive the processes of a run: then nothing is mounted that is not recorded."""
 
     def leftovers(self) -> Mapping[str, Leftovers]:
         """What finds the mounts of dead runs, by the kind of their intents."""

@@ -52,11 +52,11 @@ class Step:
     named: bool = False
     part: str = ""
     open_top: bool = False
-    """Whether entries of ours have to stand beside those of the snapshot's top directory."""
+    """Whether entries of ours must stand beside those of the snapshot's top directory."""
     file: bool = False
     """Whether the part is no directory."""
     outside: tuple[str, ...] = ()
-    """Where, below the snapshot's top, nested subvolumes have to have been that the plan does not show in the part."""
+    """Where, below the snapshot's top, nested subvolumes must have been that the plan does not show in the part."""
     files: tuple[VolumeFile, ...] = ()
     instant: int = 0
     """Nanoseconds since the epoch: the time of ``files``."""
@@ -84,14 +84,14 @@ class View:
 
 
 def steps_of(plan: Plan, sets: Sets) -> list[Step]:
-    """What is mounted, parents first: every snapshot where the plan says, and what else has to be seen in their trees."""
+    """What is mounted, parents first: every snapshot where the plan says, and what else must be seen in their trees."""
     made = {(s.filesystem, snapshot.dataset): snapshot for s in sets.sets for snapshot in s.snapshots}
     places = [place for taken in plan.taken for place in taken.places]
     ours = any(place.startswith((f"{UNMOUNTED}/", f"{VOLUMES}/")) for place in places)
     steps = [Step("", place, SCAFFOLD) for place in {*plan.scaffolds, *(hidden.directory for hidden in plan.hidden)}]
     live = [u for u in (*plan.uncovered, *plan.relit) if u.live]
     steps += [Step(f"{u.fstype} {u.source}" if u.inside else "", u.point, LIVE, u.source) for u in live]
-    steps += [Step(f"the directory {path}, which has to be writable,", path, LIVE) for path in plan.writable]
+    steps += [Step(f"the directory {path}, which must be writable,", path, LIVE) for path in plan.writable]
     files = []
     for taken in plan.taken:
         snapshot = made[taken.dataset.filesystem, taken.dataset.name]

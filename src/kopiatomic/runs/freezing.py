@@ -92,7 +92,7 @@ def failures_in(report: Report) -> Iterator[None]:
 
 
 class Freezing:
-    """One run's. ``report`` has to say where the view is mounted, and the series, before anything is called."""
+    """One run's. ``report`` must say where the view is mounted, and the series, before anything is called."""
 
     def __init__(
         self,
@@ -124,7 +124,7 @@ class Freezing:
 
     @contextmanager
     def recorded(self, shown: str) -> Iterator[None]:
-        """Have the run's own lock, and the run on record, from here to its exit code; failures go into the report.
+        """Hold the lock that marks this run as alive, and keep its record, from here to its exit code; failures go into the report.
 
         ``shown`` is the command line as it may be shown.
         """
@@ -142,7 +142,7 @@ class Freezing:
                     self._recorder.end()
 
     def attempt(self, call: Callable[[Records], T]) -> T | None:
-        """Ask the records, or put something on record; None where they cannot be used, which the user is told once."""
+        """Ask the records, or record something; None where they cannot be used, which the user is told once."""
         return self._recorder.attempt(lambda: call(self._recorder.records))
 
     def take_root(self, root: str, shown: str, wait: float | None) -> None:

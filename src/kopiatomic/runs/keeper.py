@@ -78,7 +78,7 @@ class Equipment:
 
 def main(equipment: Equipment) -> None:
     """Live as the keeper."""
-    # Before it opens anything itself: where descriptors are few, it has to be able to say so.
+    # Before it opens anything itself: where descriptors are few, it must be able to say so.
     equipment.close_in_child()
     worker.detach()
     _Keeper(equipment).run()
@@ -247,7 +247,7 @@ class _Keeper:
             try:
                 step()
             except Exception as error:
-                # What follows has to be done whatever was wrong here; what is left is found by looking.
+                # What follows must be done whatever was wrong here; what is left is found by looking.
                 self._send(unforeseen(error))
         close_quietly(self._equipment.cleanup_fd)
         left = self._left + remove_all(self._equipment.makers)

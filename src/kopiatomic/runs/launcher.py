@@ -46,7 +46,7 @@ class Start:
     environment: Mapping[str, str]
     manner: Manner = Manner()
     sources: tuple[str, ...] = ()
-    """What has to be looked into, or the program has read something else; as it has the paths."""
+    """What must be looked into, or the program has read something else; as it has the paths."""
 
 
 @immutable
@@ -207,7 +207,7 @@ class _Program:
             pid = self._spawn(start, root)
         finally:
             if root is not None:
-                # Where the view has to be unmounted, that would be in use.
+                # Where the view must be unmounted, that would be in use.
                 os.close(root)
         self._streams.close()
         if self._terminal is not None:

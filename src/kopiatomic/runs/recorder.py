@@ -1,4 +1,4 @@
-"""What one run puts on record, step by step. Where the state database cannot be used, the run is told once and goes on.
+"""What one run records, step by step. Where the state database cannot be used, the run is told once and goes on.
 
 Where safety needs the record (the kernel ties nothing of Btrfs, and no mount on FreeBSD), :meth:`Recorder.require` refuses to go
 on without it.
@@ -66,7 +66,7 @@ class Recorder:
             raise self.problem
 
     def intend(self, intents: Sequence[Intent], plan: Plan) -> None:
-        """Put on record what is about to be made. Raises StateError where that is needed and cannot be."""
+        """Record what is about to be made. Raises StateError where that is needed and cannot be."""
         run = self._report
         # Only what is backed up has a history of which something may be missing.
         compared = run.kind == "backup"
@@ -123,7 +123,7 @@ class Recorder:
         except (StateError, NewerStateError) as error:
             if self.problem is None:
                 self.problem = error
-                self._warn(f"{error.message}; so the end of this run is not on record: {error.hint}")
+                self._warn(f"{error.message}; so the end of this run is not recorded: {error.hint}")
             return None
 
     def end_as_orphan(self, left: Sequence[str]) -> None:
@@ -161,7 +161,7 @@ class Recorder:
         return result
 
     def _pass_on(self) -> bool:
-        """Pass on what the records have to say; returns whether there was anything."""
+        """Pass on what the records must say; returns whether there was anything."""
         told = bool(self.records.warnings)
         while self.records.warnings:
             self._warn(self.records.warnings.pop(0))

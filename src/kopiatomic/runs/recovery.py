@@ -1,6 +1,6 @@
 """Clears what dead runs left: snapshots, directories, files of locks, and on FreeBSD mounts.
 
-:mod:`kopiatomic.state.liveness` says which runs are dead. The next run does it for what is on record, ``kopiatomic recover`` also
+:mod:`kopiatomic.state.liveness` says which runs are dead. The next run does it for what is recorded, ``kopiatomic recover`` also
 for what is not, as far as it is :class:`Allowed`. Removal is done by a child process, since a pool may hold it up; that child
 keeps the dead run's lock, so that nobody else does the same.
 """
@@ -43,7 +43,7 @@ class Allowed:
     """What may go besides what is proven ours: an administrator has looked at it."""
 
     unrecorded: bool = False
-    """What has this host's mark and is not on record."""
+    """What has this host's mark and is not recorded."""
     received: bool = False
     """What another host's run made, or what came with a stream."""
     assumed_dead: frozenset[str] = frozenset()
@@ -70,7 +70,7 @@ class _Result:
     leftovers: list[Leftover]
     problems: list[str]
     news: str = ""
-    """What was put on record as the run's end just now; empty where there was one."""
+    """What was recorded as the run's end just now; empty where there was one."""
 
 
 class Recovery:
@@ -93,7 +93,7 @@ class Recovery:
         self.cleared = Cleared()
 
     def recorded(self, only: Collection[str] | None = None) -> Cleared:
-        """Clear what dead runs (``only`` these) have on record. Raises StateError, NewerStateError, Interrupted."""
+        """Clear what dead runs (``only`` these) have recorded. Raises StateError, NewerStateError, Interrupted."""
         for run in self._records.unfinished(mend=not self._dry_run):
             run_id = run.mark.run_id
             if run_id == self._own or (only is not None and run_id not in only):

@@ -1,7 +1,7 @@
 """``--skip-unchanged``: a source in which nothing has changed is not read again, its last snapshot stands for it.
 
-The unit is a whole source: all that is seen in it has to be frozen and proven unchanged (``Snapshot.before``), and the snapshot
-has to be where it was saved, complete, and saved on the same terms. In doubt it is read.
+The unit is a whole source: all that is seen in it must be frozen and proven unchanged (``Snapshot.before``), and the snapshot
+must be where it was saved, complete, and saved on the same terms. In doubt it is read.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ class Pipes:
         return launcher.Streams(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), theirs_out, theirs_err)
 
     def attended(self) -> AbstractContextManager[None]:
-        """Nothing has to be prepared."""
+        """Nothing must be prepared."""
         return nullcontext()
 
     @property
@@ -152,7 +152,7 @@ class Callers:
     def attended(self) -> Iterator[None]:
         """Let go of what is the command's alone, and relay its terminal."""
         for fd in self._own - {2}:
-            # Who writes to, or reads from, the other end has to hear when the command closes it.
+            # Who writes to, or reads from, the other end must hear when the command closes it.
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             os.dup2(null, fd)
             os.close(null)

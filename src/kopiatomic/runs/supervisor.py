@@ -160,7 +160,7 @@ class Supervisor:
                     elif fd != self._launcher.fileno():
                         streams.handle(fd, events)
                     else:
-                        # How it ended has to be known also, and above all, where a signal has stopped it.
+                        # How it ended must be known also, and above all, where a signal has stopped it.
                         with signals.deferred():
                             message = self._from_launcher()
                         if isinstance(message, launcher.Checked):

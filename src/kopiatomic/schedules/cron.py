@@ -43,7 +43,7 @@ class Cron:
         return Calendar(text, spec.parse(text).interval)
 
     def check(self, schedule: Schedule) -> None:
-        """The program's path has to be one that no shell changes, and there are no credentials."""
+        """The program's path must be one that no shell changes, and there are no credentials."""
         for word in schedule.program:
             if re.fullmatch(r"/[A-Za-z0-9/._+-]+", word) is None:
                 raise KopiatomicError(
@@ -111,7 +111,7 @@ class Cron:
         os.utime(path, (written, written))
 
     def stop(self, name: str) -> None:
-        """Nothing has to be told."""
+        """Nothing must be told."""
 
     def stopped(self, name: str) -> None:
         """Nothing is kept elsewhere."""

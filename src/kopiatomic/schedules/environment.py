@@ -86,7 +86,7 @@ def check_credential(name: str, path: str, *, top: str = "/") -> None:
     """Refuse a file of a secret that others than root can read or change. Raises KopiatomicError, UsageError."""
     if not is_variable(name) or not os.path.isabs(path) or not path.isprintable():
         raise UsageError(
-            f"--credential {printable(name)}={printable(path)}: it has to be a variable's name and an absolute path",
+            f"--credential {printable(name)}={printable(path)}: it must be a variable's name and an absolute path",
             kind="bad-credential",
             hint="For example --credential KOPIA_PASSWORD=/root/kopia.pw",
         )
@@ -94,7 +94,7 @@ def check_credential(name: str, path: str, *, top: str = "/") -> None:
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode) or status.st_mode & 0o077 or not status.st_size:
         raise KopiatomicError(
-            f"the credential {printable(path)} has to be a file that root alone can read, and not empty",
+            f"the credential {printable(path)} must be a file that root alone can read, and not empty",
             kind="bad-credential",
             hint=f"chown root: {printable(path)}; chmod 600 {printable(path)}",
         )

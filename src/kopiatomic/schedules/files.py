@@ -82,7 +82,7 @@ def state(file: File) -> State:
 def write(file: File, *, top: str = "/") -> None:
     """Put a file into its place at once, and onto the disk, unless it is there already. Raises KopiatomicError.
 
-    Its folder has to be root's alone, from ``top`` on.
+    Its folder must be root's alone, from ``top`` on.
     """
     folder = os.path.dirname(file.path)
     try:

@@ -77,13 +77,13 @@ class Systemd:
         return Calendar(wanted, interval)
 
     def check(self, schedule: Schedule) -> None:
-        """A unit has to be UTF-8."""
+        """A unit must be UTF-8."""
         for word in (*schedule.program, *schedule.words, *schedule.environment.values()):
             try:
                 word.encode()
             except UnicodeEncodeError:
                 raise KopiatomicError(
-                    f"{printable(word)} is not UTF-8, which a unit of systemd has to be",
+                    f"{printable(word)} is not UTF-8, which a unit of systemd must be",
                     kind="not-utf8",
                     hint="Name it by a pattern, such as '*' for what cannot be written.",
                 ) from None

@@ -24,7 +24,7 @@ TAG = "kopiatomic"
 """The tag of our holds. Holds with any other tag are somebody else's."""
 
 _BOOKMARK = "kopiatomic_"
-"""ZFS: every bookmark of ours is named this plus the host's id. A bookmark has no properties, so that its name has to say it."""
+"""ZFS: every bookmark of ours is named this plus the host's id. A bookmark has no properties, so that its name must say it."""
 
 _RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _MARK = re.compile(r"([^@]+)@([0-9a-f]{16})(?:@([0-9a-f-]*)@([0-9a-f]*))?")
@@ -59,7 +59,7 @@ def parse(text: str) -> Mark | None:
 
 
 def recorded(run_id: str, text: str) -> Mark:
-    """The mark of a run on record; earlier versions recorded none."""
+    """The mark of a recorded run; earlier versions recorded none."""
     return parse(text) or Mark(run_id, "")
 
 

@@ -37,7 +37,7 @@ NOT_RECORDED = "end not recorded"
 
 @immutable
 class RunRecord:
-    """A run as it is on record. Times in seconds since the epoch. ``document`` is what ``--json`` shows of it."""
+    """A run as it is recorded. Times in seconds since the epoch. ``document`` is what ``--json`` shows of it."""
 
     id: str
     version: str
@@ -51,7 +51,7 @@ class RunRecord:
     schedule: str = ""
     """The schedule that it was one of; empty for a run by hand."""
     took: float | None = None
-    """Seconds by the monotonic clock, from its beginning to its end; None where its end is not on record."""
+    """Seconds by the monotonic clock, from its beginning to its end; None where its end is not recorded."""
     mark_text: str = ""
     """Says where its lock is; empty in records of earlier versions."""
 
@@ -90,7 +90,7 @@ class Records(StateFile):
     # Runs
 
     def begin(self, run: RunRecord, *, keep: float) -> None:
-        """Put a run on record that begins now; drop those that ended more than ``keep`` seconds ago.
+        """Record a run that begins now; drop those that ended more than ``keep`` seconds ago.
 
         The last of each schedule that was saved stays: it says since when there is none. One of the future says nothing.
         """
@@ -110,7 +110,7 @@ class Records(StateFile):
             )
 
     def end(self, run: RunRecord) -> bool:
-        """Say how a run ended. Returns whether its beginning was still on record; if not it is put there as well."""
+        """Say how a run ended. Returns whether its beginning was still recorded; if not it is put there as well."""
         assert run.document is not None
         ended = (time.time(), run.took, run.result, run.exit_code, _packed(run.document))
         with self.transaction() as database:
@@ -142,7 +142,7 @@ class Records(StateFile):
             return False
 
     def end_dead(self, run_id: str, result: str) -> bool:
-        """Put on record of a run whose processes are gone what is known of its end. Returns whether that was news."""
+        """Record of a run whose processes are gone what is known of its end. Returns whether that was news."""
         with self.transaction() as database:
             # When it died is not known.
             changed = database.execute("UPDATE run SET result = ? WHERE id = ? AND result IS NULL", (result, run_id))
@@ -186,7 +186,7 @@ class Records(StateFile):
             return {os.fsdecode(row[0]): Standing(row[1], row[2], json.loads(row[3])) for row in rows}
 
     def stand(self, series: str, standing: Mapping[str, Standing | None]) -> None:
-        """Put on record what was saved last of these sources; None where nothing complete was."""
+        """Record what was saved last of these sources; None where nothing complete was."""
         key = os.fsencode(series)
         with self.transaction() as database:
             database.executemany(
@@ -209,7 +209,7 @@ class Records(StateFile):
     # Intents
 
     def intend(self, run_id: str, intents: Sequence[Intent], selection: str) -> None:
-        """Put on record what a run is about to make, in one transaction; what it intended before is replaced."""
+        """Record what a run is about to make, in one transaction; what it intended before is replaced."""
         rows = [_row(run_id, intent) for intent in intents]
         with self.transaction() as database:
             database.execute("DELETE FROM intent WHERE run = ?", (run_id,))
@@ -217,7 +217,7 @@ class Records(StateFile):
             database.execute("UPDATE run SET selection = ? WHERE id = ?", (selection, run_id))
 
     def intend_also(self, run_id: str, intents: Sequence[Intent]) -> None:
-        """Put on record what a run is about to make besides what is on record of it already; the same may come again."""
+        """Record what a run is about to make besides what is recorded of it already; the same may come again."""
         rows = [_row(run_id, intent) for intent in intents]
         with self.transaction() as database:
             database.executemany(f"INSERT OR REPLACE {_INTENT}", rows)
@@ -236,7 +236,7 @@ class Records(StateFile):
             database.execute("UPDATE run SET document = ? WHERE id = ?", (_packed(document), run_id))
 
     def intents(self, run_id: str) -> list[Intent]:
-        """What is on record as perhaps left by a run."""
+        """What is recorded as perhaps left by a run."""
         with self.transaction(create=False) as database:
             rows = database.execute(
                 "SELECT kind, place, name, origin, identity, txn, txn_first, txn_last FROM intent WHERE run = ?",

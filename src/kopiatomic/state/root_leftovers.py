@@ -46,10 +46,10 @@ def _leftover(run_id: str, directory: str, proof: str) -> Leftover:
 
 
 def _proof(intent: Intent) -> str | None:
-    """What proves a directory on record ours; None if it is not there, is in use, or may be somebody else's. Raises OSError."""
+    """What proves a recorded directory ours; None if it is not there, is in use, or may be somebody else's. Raises OSError."""
     if roots.is_noted(intent.name):
         with locks.clean_up():
-            return f"on record, and noted in {locks.DIRECTORY}" if _unused(intent.name) else None
+            return f"recorded, and noted in {locks.DIRECTORY}" if _unused(intent.name) else None
     status = presence.status(intent.name, follow_links=False)
     if status is None:
         return None
@@ -57,7 +57,7 @@ def _proof(intent: Intent) -> str | None:
     plain = stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and stat.S_IMODE(status.st_mode) == 0o700
     if intent.origin == host.here().boot_id() or not plain or _is_mount_point(intent.name) or os.listdir(intent.name):
         return None
-    return "on record, root's alone, empty, and not there before the run"
+    return "recorded, root's alone, empty, and not there before the run"
 
 
 def _is_mount_point(directory: str) -> bool:
@@ -65,7 +65,7 @@ def _is_mount_point(directory: str) -> bool:
 
 
 def unrecorded(_names: Iterable[str] | None, _life: Callable[[Mark], Life], problems: list[str]) -> list[Leftover]:
-    """The directories that runs of this boot made and that no living run needs, on record or not; deepest first."""
+    """The directories that runs of this boot made and that no living run needs, recorded or not; deepest first."""
     left = []
     with locks.clean_up():
         for note in locks.notes():

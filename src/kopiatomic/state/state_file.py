@@ -131,7 +131,7 @@ class StateFile:
     def _connect_to_read(self) -> sqlite3.Connection | None:
         """A transaction that needs to write nothing, also on a full or read-only disk; None where that is not enough.
 
-        It is not where another process was killed while it wrote (then SQLite has to roll that back), and for an older
+        It is not where another process was killed while it wrote (then SQLite must roll that back), and for an older
         schema.
         """
         if self._is_empty():
@@ -153,7 +153,7 @@ class StateFile:
         return None
 
     def _is_empty(self) -> bool:
-        """Whether nothing was ever put on record here. Raises OSError, StateError where that cannot be told."""
+        """Whether nothing was ever recorded here. Raises OSError, StateError where that cannot be told."""
         if not presence.exists(self.directory, follow_links=False):
             return True
         self._check_directory()

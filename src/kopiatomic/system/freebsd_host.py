@@ -43,7 +43,7 @@ class FreeBSDHost:
         return 0, status.st_dev, status.st_ino
 
     def open_directory(self, path: str, *, to_list: bool) -> int:  # noqa: ARG002 - it has no O_NOATIME
-        """Component by component; each has to be readable."""
+        """Component by component; each must be readable."""
         return freebsd_paths.open_beneath("/", path.strip("/"))
 
     def make_directory(self, path: str, mode: int) -> int:
@@ -51,7 +51,7 @@ class FreeBSDHost:
         return freebsd_paths.make_beneath("/", path.strip("/"), mode)
 
     def listed_writers(self, at: int | str, gid: int) -> list[str] | None:  # noqa: ARG002 - docs/freebsd.md
-        """Not asked for: what the mode says has to do."""
+        """Not asked for: what the mode says must do."""
         return None
 
     def boot_id(self) -> str:

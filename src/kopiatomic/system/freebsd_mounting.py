@@ -63,7 +63,7 @@ def _nmount(kernel: Kernel, options: Mapping[str, str]) -> None:
 def unmount(kernel: Kernel, mount: Mount) -> None:
     """Take away exactly this mount, if nobody uses it; never by force. Raises OSError (EBUSY).
 
-    By its id no path is looked up. A jail is shown no ids: there it has to be the last that was mounted on its point.
+    By its id no path is looked up. A jail is shown no ids: there it must be the last that was mounted on its point.
     """
     fsid = freebsd_mounts.fsid(mount)
     name, flags = (os.fsencode(mount.point), 0) if fsid is None else (b"FSID:%d:%d" % fsid, _MNT_BYFSID)

@@ -1,4 +1,4 @@
-"""What has to be asked of the system in another way on each kind of it.
+"""What must be asked of the system in another way on each kind of it.
 
 :func:`here` is the one place that decides which kind it is.
 """

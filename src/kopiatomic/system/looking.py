@@ -92,7 +92,7 @@ def at(path: str) -> None:
 
 
 def call(look: Callable[[], T], first: str) -> T:
-    """Call a function in a child of our own, which has nothing of ours open; its result has to go through pickle.
+    """Call a function in a child of our own, which has nothing of ours open; its result must go through pickle.
 
     ``first`` is the path that it begins at. Raises what the function raises if that is a KopiatomicError or an OSError, else
     its description as a KopiatomicError; NoAnswerError; Interrupted; OSError where no child can be had.

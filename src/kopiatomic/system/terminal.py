@@ -31,7 +31,7 @@ def is_same(one: int, other: int) -> bool:
 class Terminal:
     """The pty, in the likeness of the caller's terminal.
 
-    ``owner`` is a user who has to be able to open it. Where the caller's is ``shared`` with other programs, what they write
+    ``owner`` is a user who must be able to open it. Where the caller's is ``shared`` with other programs, what they write
     keeps its line ends.
     """
 

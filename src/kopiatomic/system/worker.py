@@ -23,7 +23,7 @@ class StuckError(KopiatomicError):
 
 
 def call(function: Callable[[], T], receive: Callable[[Channel], object]) -> T:
-    """Call a function in a child that no terminal's signal reaches; its result has to go through pickle.
+    """Call a function in a child that no terminal's signal reaches; its result must go through pickle.
 
     ``receive`` waits for the result on a channel, and raises TimeoutError when it has waited long enough. Raises what the
     function raises if that is a KopiatomicError, else its description as one; StuckError; OSError where no child can be had.

@@ -33,7 +33,7 @@ OLDEST = (1, 2, 0)
 NEWEST = (2,)
 
 ARCHIVE = "{hostname}-{instant}"
-"""The name of an archive unless told otherwise: ``{instant}`` is ours, everything else in braces Borg's."""
+"""The name of an archive by default: ``{instant}`` is ours, everything else in braces Borg's."""
 
 _TIME = "%Y-%m-%dT%H:%M:%S"
 """How Borg writes and takes a time."""

@@ -1,4 +1,4 @@
-"""What has to be right about a plan and about kopia's policies before anything is made."""
+"""What must be right about a plan and about kopia's policies before anything is made."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ _SECRETS = MappingProxyType(
 
 _SHARED_VALUES = frozenset({"--config-file", "--log-dir", "--upgrade-owner-id"})
 _SHARED_SWITCHES = frozenset({"--use-keyring", "--disable-file-logging", "--disable-content-log"})
-"""Flags that every kopia command of a run has to be given: which repository, which logs."""
+"""Flags that every kopia command of a run must be given: which repository, which logs."""
 
 _SYNTAX = flags.Syntax(
     known_options.KOPIA,

@@ -44,7 +44,7 @@ def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
             if found == []:
                 left.append(_empty(filesystem, run_id, device))
             elif found is None and folder.is_deserted(top):
-                proof = "on record: the run was to make it; it is root's alone, and empty"
+                proof = "recorded: the run was to make it; it is root's alone, and empty"
                 left.append(_directory(filesystem, run_id, device, folder.DIRECTORY, proof))
     return left
 
@@ -53,17 +53,17 @@ def _proof(intent: Intent, entry: folder.Entry) -> str:
     """What proves a snapshot in a run's own folder ours; empty if nothing does."""
     found = entry.subvolume
     if found is None:
-        return "on record, an empty directory in the run's own folder"
+        return "recorded, an empty directory in the run's own folder"
     if intent.identity is None:
         same = found.parent_uuid.hex() == intent.origin
-        return f"on record, in the run's own folder, a snapshot of subvolume {intent.origin}" if same else ""
-    return f"on record, in the run's own folder, UUID {intent.identity}" if found.uuid.hex() == intent.identity else ""
+        return f"recorded, in the run's own folder, a snapshot of subvolume {intent.origin}" if same else ""
+    return f"recorded, in the run's own folder, UUID {intent.identity}" if found.uuid.hex() == intent.identity else ""
 
 
 def _elsewhere(top: int, run_id: str, device: str, intents: Sequence[Intent]) -> Iterator[Leftover]:
     """Those of a run's snapshots that are left, but not where it made them: they are named and not removed.
 
-    They are looked for by their UUID; one whose UUID is not on record, by the name of its folder. Raises OSError.
+    They are looked for by their UUID; one whose UUID is not recorded, by the name of its folder. Raises OSError.
     """
     places = {intent.name: btrfs.place_of(top, bytes.fromhex(intent.identity)) for intent in intents if intent.identity}
     if any(intent.identity is None for intent in intents):
@@ -76,7 +76,7 @@ def _elsewhere(top: int, run_id: str, device: str, intents: Sequence[Intent]) ->
             known = f", UUID {intent.identity}" if intent.identity else ""
             command = folder.delete_command(printable(device), printable(place))
             problem = folder.moved(place, intent.name)
-            yield Leftover(run_id, KIND, intent.place, intent.name, f"on record{known}", command, problem)
+            yield Leftover(run_id, KIND, intent.place, intent.name, f"recorded{known}", command, problem)
 
 
 def _leftover(filesystem: str, device: str, entry: folder.Entry, proof: str) -> Leftover:
@@ -96,7 +96,7 @@ def _directory(filesystem: str, run_id: str, device: str, name: str, proof: str)
 
 
 def unrecorded(names: Iterable[str] | None, life: Callable[[Mark], Life], problems: list[str]) -> list[Leftover]:
-    """Snapshots of runs on these filesystems (UUIDs; None: all that are mounted), on record or not.
+    """Snapshots of runs on these filesystems (UUIDs; None: all that are mounted), recorded or not.
 
     Without those of runs that are known to be alive.
     """

@@ -229,7 +229,7 @@ class BtrfsMaker:
             btrfs.snapshot(source, place, SNAPSHOT, read_only=not self._is_finished_later(position))
 
     def _is_finished_later(self, position: int) -> bool:
-        """Whether something has to be taken out of the snapshot before it is made read-only."""
+        """Whether something must be taken out of the snapshot before it is made read-only."""
         taken = self.taken[position]
         # Our own directory lies in the top-level subvolume.
         return taken.dataset.subvolume == btrfs.TOP_LEVEL or bool(taken.hidden)

@@ -54,7 +54,7 @@ def _require_answer(pool: str) -> None:
 def _proof(seen: Seen, claim: Claim) -> str:
     """What stands for it that a snapshot with a recorded name is ours."""
     identity = f"guid {seen.guid}, createtxg {seen.createtxg}"
-    return f"on record, {identity}" if claim is Claim.PROVEN else f"only its name is on record; {identity}"
+    return f"recorded, {identity}" if claim is Claim.PROVEN else f"only its name is recorded; {identity}"
 
 
 def _leftover(run_id: str, name: str, seen: Seen, proof: str, claim: Claim) -> Leftover:
@@ -64,7 +64,7 @@ def _leftover(run_id: str, name: str, seen: Seen, proof: str, claim: Claim) -> L
 
 
 def unrecorded(names: Iterable[str] | None, life: Callable[[Mark], Life], problems: list[str]) -> list[Leftover]:
-    """Snapshots with the name of a run in these pools (None: in all), on record or not, unless that run is known to be alive.
+    """Snapshots with the name of a run in these pools (None: in all), recorded or not, unless that run is known to be alive.
 
     Raises KopiatomicError.
     """

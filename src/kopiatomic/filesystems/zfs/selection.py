@@ -218,7 +218,7 @@ class ZfsSelection:
     def _bad_property(self, dataset: ZfsDataset, what: str) -> Judged:
         """Whoever may set the property of one dataset decides for that one alone."""
         word = self._request.property
-        hint = f"It has to be on, off or children: zfs set {word}=on {printable(dataset.name)}, or zfs inherit."
+        hint = f"It must be on, off or children: zfs set {word}=on {printable(dataset.name)}, or zfs inherit."
         return self._verdict(
             dataset, Verdict.BAD_PROPERTY, f"the property {word} is {what}", incomplete=True, hint=hint
         )
@@ -338,7 +338,7 @@ class ZfsSelection:
         return self._verdict(dataset, Verdict.TAKEN, reason, places=self._shared.taken[-1].places)
 
     def _is_free(self, point: str) -> bool:
-        """Whether nothing else is or would be at a place, and it exists where a mount of what is taken has to have it."""
+        """Whether nothing else is or would be at a place, and it exists where a mount of what is taken must have it."""
         if point in self._shared.seen or len(self._claims[point]) != 1 or point not in self._facts.directories:
             return False
         if point in self._above_asked:

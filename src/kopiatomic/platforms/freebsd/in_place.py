@@ -62,12 +62,12 @@ class InPlaceView(FreeBSDView):
         return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def require(self) -> None:
-        """Look at what has to stay writable, and at what is mounted now."""
+        """Look at what must stay writable, and at what is mounted now."""
         for path in self._plan.writable:
             why = unsafe(path)
             if why is not None:
                 raise KopiatomicError(
-                    f"the directory {printable(path)}, which has to be writable, cannot be shown: {why}",
+                    f"the directory {printable(path)}, which must be writable, cannot be shown: {why}",
                     kind="live",
                     hint="Have it in directories that are root's, or use --layout merged.",
                 )
@@ -95,7 +95,7 @@ class InPlaceView(FreeBSDView):
         return planned.options
 
     def obstacle(self, planned: Planned) -> str | None:
-        """As for all views; and a live mount has to be there still, where nobody else can move it."""
+        """As for all views; and a live mount must be there still, where nobody else can move it."""
         step = planned.step
         if step.fstype == LIVE and planned.fstype == "nullfs":
             if step.source and step.place not in self._options:
@@ -196,7 +196,7 @@ def _live(plan: Plan) -> Iterator[Step]:
         if mount.live and _is_shown(mount):
             yield Step(f"{mount.fstype} {mount.source}", mount.point, LIVE, mount.fstype)
     for path in plan.writable:
-        yield Step(f"the directory {path}, which has to be writable,", path, LIVE, named=True)
+        yield Step(f"the directory {path}, which must be writable,", path, LIVE, named=True)
 
 
 def _is_shown(mount: Uncovered) -> bool:

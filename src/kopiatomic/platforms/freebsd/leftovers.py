@@ -1,6 +1,6 @@
-"""Mounts that a run made on FreeBSD, where they outlive it: which of those on record are there, and how they go.
+"""Mounts that a run made on FreeBSD, where they outlive it: which of those recorded are there, and how they go.
 
-Taken for ours is a mount whose type, point and source are on record together: each names the run, by the snapshot's name or
+Taken for ours is a mount whose type, point and source are recorded together: each names the run, by the snapshot's name or
 by the run's own directory, which only root enters. It is unmounted by its id, never by force, and never with what is mounted
 in it by somebody else.
 """
@@ -43,7 +43,7 @@ class MountLeftovers:
         wanted = {(i.place, i.name, i.origin) for i in intents}
         found = [mount for mount in freebsd_mounts.read(self._kernel()) if _key(mount) in wanted]
         return [
-            _leftover(run_id, mount, mount.source, "on record, with what is mounted there") for mount in reversed(found)
+            _leftover(run_id, mount, mount.source, "recorded, with what is mounted there") for mount in reversed(found)
         ]
 
     def unrecorded(

@@ -1,4 +1,4 @@
-"""What a FreeBSD host, or a jail, has to allow before a view can be made there."""
+"""What a FreeBSD host, or a jail, must allow before a view can be made there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def require(kernel: Kernel, filesystems: Collection[str] = ()) -> None:
             f"this jail may not mount what a view is made of: it lacks {', '.join(lacking)}",
             kind="jail",
             hint="Add it to the jail in jail.conf(5) on the host, where the modules "
-            f"(kldload {' '.join(kinds)}) have to be loaded, and give it the dataset (zfs jail).",
+            f"(kldload {' '.join(kinds)}) must be loaded, and give it the dataset (zfs jail).",
         )
 
 

@@ -40,7 +40,7 @@ class FreeBSDPlatform:
         """The process that has forked the launcher."""
 
     def leftovers(self) -> Mapping[str, Leftovers]:
-        """Mounts are on record."""
+        """Mounts are recorded."""
         return {"mount": MountLeftovers(lambda: self._kernel)}
 
     def check(self, plan: Plan) -> list[str]:

@@ -1,11 +1,11 @@
 """Views on FreeBSD: the snapshots, mounted below a directory of the run, and a read-only nullfs of each in its place.
 
-All mounts are the whole system's and outlive this process, so each is put on record before it is made, and :meth:`remove`
+All mounts are the whole system's and outlive this process, so each is recorded before it is made, and :meth:`remove`
 takes them away. A directly mounted snapshot can be pulled away by who destroys it; the nullfs over it stops that
 (docs/freebsd.md).
 
 Mounting follows links, and a frozen tree belongs to its users; but it does not change any more, so it is enough to look
-once that no link leads to a mount point. In a live tree it has to be a directory that only root can move.
+once that no link leads to a mount point. In a live tree it must be a directory that only root can move.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class FreeBSDView:
     """Mounts what a layout has planned, checks it after the engine, and takes it away again.
 
     ``root`` is the view's top and ``base`` a directory that is the run's own (``roots.of_run``), which exists and is empty.
-    ``record`` puts intents on record; what it raises is passed on, and nothing is mounted then.
+    ``record`` records intents; what it raises is passed on, and nothing is mounted then.
     """
 
     def __init__(

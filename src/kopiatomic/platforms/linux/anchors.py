@@ -58,7 +58,7 @@ class Anchors:
                 if f"{directory}/{name}" in self._places:
                     covered.append(name)
                 elif may_hang(mount.fstype) or len(kept) == _MOVED_AT_MOST:
-                    # What may not answer cannot be moved, since it would be opened: a copy of it has to do.
+                    # What may not answer cannot be moved, since it would be opened: a copy of it must do.
                     copied = True
                 else:
                     with suppress(OSError):

@@ -51,7 +51,7 @@ class InPlaceView(LinuxView):
         self._hidden: dict[str, int] = {}
         """The directories that ours stand for, open, by place."""
         self.new_root = any(step.place == "/" for step in steps)
-        """Whether the engine has to be given another root, which is :meth:`top`."""
+        """Whether the engine must be given another root, which is :meth:`top`."""
 
     def top(self) -> str:
         """The root of the system, or of the one that was put together."""

@@ -140,7 +140,7 @@ def _copy_attributes(root: int, scaffolding: dict[str, os.stat_result]) -> None:
 
 
 def _pieces(step: Step, tops: Tops) -> Iterator[Step]:
-    """A step as it is; for one whose top has to be opened each entry of its top directory for itself.
+    """A step as it is; for one whose top must be opened each entry of its top directory for itself.
 
     Links are no mounts: :func:`_dress` makes them. Raises KopiatomicError.
     """

@@ -103,7 +103,7 @@ def refused(what: str, error: OSError) -> KopiatomicError:
     return KopiatomicError(
         f"{what}: {error.strerror}",
         kind="namespace",
-        hint="kopiatomic needs root with CAP_SYS_ADMIN. A container has to be privileged; a systemd unit must not set "
+        hint="kopiatomic needs root with CAP_SYS_ADMIN. A container must be privileged; a systemd unit must not set "
         "RestrictNamespaces=, SystemCallFilter= without @mount, or a CapabilityBoundingSet= without CAP_SYS_ADMIN.",
     )
 
@@ -150,7 +150,7 @@ class LinuxView:
         raise NotImplementedError
 
     def engine_root(self) -> int | None:
-        """A descriptor of the directory that the engine's root has to be; None where it stays."""
+        """A descriptor of the directory that the engine's root must be; None where it stays."""
         return None
 
     def watch(self, sources: Sequence[str]) -> inotify.Reading:
