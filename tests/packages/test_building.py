@@ -14,7 +14,17 @@ from tests.packages.machine import TREE
 from tests.support.programs import command
 
 # What shows or parses something with click or rich.
-UNIT_TESTS = [f"tests/unit/test_{name}.py" for name in ("about", "cli", "columns", "completion", "console", "manual")]
+UNIT_TESTS = [
+    f"tests/unit/{path}.py"
+    for path in (
+        "cli/test_completion",
+        "cli/test_entry",
+        "cli/test_manual",
+        "commands/test_about",
+        "output/test_columns",
+        "output/test_console",
+    )
+]
 
 
 def test_the_same_tree_gives_the_same_bytes(package: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import settings
 
 from kopiatomic.state import locks
-from tests.unit.engine_bench import bench, borg_bench, restic_bench
+from tests.unit.support.engine_bench import bench, borg_bench, restic_bench
 
 __all__ = ["bench", "borg_bench", "restic_bench"]
 

@@ -15,7 +15,7 @@ from kopiatomic.output.console import Console
 from kopiatomic.schedules import on
 from kopiatomic.system import clock
 from tests.support.filesystems import Pool
-from tests.unit.schedules import HOUR, schedule, write_all
+from tests.unit.support.schedules import HOUR, schedule, write_all
 from tests.zfs.runs import Runner
 
 DAY = 24 * HOUR

@@ -124,7 +124,7 @@ class Freezing:
 
     @contextmanager
     def recorded(self, shown: str) -> Iterator[None]:
-        """Hold the lock that marks this run as alive, and keep its record, from here to its exit code; failures go into the report.
+        """Hold the lock that marks this run as alive, and keep its record, up to its exit code; failures go into the report.
 
         ``shown`` is the command line as it may be shown.
         """

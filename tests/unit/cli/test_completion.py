@@ -22,7 +22,7 @@ from kopiatomic.system import host, linux_host, mountinfo, pools
 from kopiatomic.system.freebsd_host import FreeBSDHost
 from tests.support.freebsd_shim import Shim
 from tests.support.programs import Completed, Kopiatomic, command
-from tests.unit.plans import mounts
+from tests.unit.support.plans import mounts
 
 Complete = Callable[..., list[str]]
 

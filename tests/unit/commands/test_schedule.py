@@ -38,8 +38,8 @@ from kopiatomic.schedules.schedule import Schedule, Scheduler
 from kopiatomic.state import locks
 from kopiatomic.state.records import Records, RunRecord
 from tests.support.programs import Kopia, Kopiatomic
-from tests.unit.engine_bench import EngineBench
-from tests.unit.schedules import HOUR, UNITS, error_of, on_freebsd, on_linux, root, schedule, tree, write_all
+from tests.unit.support.engine_bench import EngineBench
+from tests.unit.support.schedules import HOUR, UNITS, error_of, on_freebsd, on_linux, root, schedule, tree, write_all
 
 __all__ = ["on_freebsd", "on_linux", "root"]
 
@@ -124,7 +124,7 @@ _PROGRAM = """\
 import sys
 sys.path[:0] = {path!r}
 from kopiatomic.runs import freezing
-from tests.unit.kopia_fixtures import taken
+from tests.unit.support.kopia_fixtures import taken
 from kopiatomic.model.plan import Plan
 freezing.Freezing.select = lambda _: Plan({source!r}, (taken("/"),))
 freezing.Freezing.check_places = lambda *_: None
@@ -156,7 +156,7 @@ class Machine:
             folder.mkdir(exist_ok=True)
             folder.chmod(0o755)
         systemctl = f'#!/bin/sh\n# In the place of systemctl, since no systemd runs here.\necho "$@" >> {self.told}\n'
-        tree = Path(__file__).parents[2]
+        tree = Path(__file__).parents[3]
         path = [str(tree / "src"), str(tree), *sys.path]
         contents = {
             self.program: _PROGRAM.format(python=sys.executable, path=path, source=str(self.base / "source")),

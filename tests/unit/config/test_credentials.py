@@ -25,7 +25,7 @@ from kopiatomic.runs.freezing import Frozen
 from kopiatomic.runs.launcher import Checked, Start
 from kopiatomic.state.records import Records
 from kopiatomic.system import process
-from tests.unit.kopia_fixtures import make_job, taken
+from tests.unit.support.kopia_fixtures import make_job, taken
 
 PASSWORD = "wet paint, dry hat"  # noqa: S105
 

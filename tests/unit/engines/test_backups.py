@@ -23,8 +23,8 @@ from kopiatomic.model.plan import Layout
 from kopiatomic.system import fuse, linux
 from tests.support.programs import command
 from tests.support.small_disk import on_small_disk
-from tests.unit.engine_bench import EngineBench
-from tests.unit.kopia_fixtures import STARTED_NS, Driven, make_job
+from tests.unit.support.engine_bench import EngineBench
+from tests.unit.support.kopia_fixtures import STARTED_NS, Driven, make_job
 
 BEFORE, AFTER = 1_793_511_000 * 10**9, 1_793_514_600 * 10**9
 """2026-11-01 05:30 and 06:30 UTC: 01:30 in New York both times, as the clocks are put back at 06:00 UTC."""

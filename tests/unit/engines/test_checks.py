@@ -22,8 +22,8 @@ from kopiatomic.model.plan import Plan
 from kopiatomic.secrets.masking import MASK, Secrets
 from tests.support.repositories import Borg, Restic
 from tests.support.small_disk import on_small_disk
-from tests.unit.engine_bench import EngineBench
-from tests.unit.kopia_fixtures import holding
+from tests.unit.support.engine_bench import EngineBench
+from tests.unit.support.kopia_fixtures import holding
 
 
 def test_all_is_well(bench: EngineBench) -> None:
@@ -63,7 +63,7 @@ def test_no_password_is_not_asked_for(bench: EngineBench) -> None:
     del bench.environment[bench.repository.password_variable]
     code = (
         "import sys\nfrom kopiatomic import engines\nfrom kopiatomic.errors import KopiatomicError\n"
-        "from tests.unit.engine_bench import EngineBench\n"
+        "from tests.unit.support.engine_bench import EngineBench\n"
         f"engine = engines.create(None, [], engine={bench.repository.engine!r}, environment={bench.environment!r})\n"
         f"plan = EngineBench.plan_of(*map(__import__('pathlib').Path, {[str(bench.other)]!r}))\n"
         "try:\n    engine.check(plan)\nexcept KopiatomicError as error:\n    print(error.kind)\n"
@@ -72,7 +72,7 @@ def test_no_password_is_not_asked_for(bench: EngineBench) -> None:
     program.write_text(code)
     # script(1) gives it a terminal of its own.
     argv = ["script", "-qec", shlex.join(["python3", str(program)]), "/dev/null"]
-    tree = Path(__file__).parents[2]
+    tree = Path(__file__).parents[3]
     environment = {**os.environ, "PYTHONPATH": f"{tree / 'src'}:{tree}:{os.pathsep.join(__import__('sys').path)}"}
     done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
     assert f"{bench.repository.engine}-password-missing" in done.stdout, done.stdout

@@ -14,8 +14,7 @@ from kopiatomic.engines import engine
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.engine import EngineEnd
 from kopiatomic.model.plan import Plan
-
-from .kopia_fixtures import make_job, taken
+from tests.unit.support.kopia_fixtures import make_job, taken
 
 PLAN = Plan("/kopia", (taken("/a"),))
 

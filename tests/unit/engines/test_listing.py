@@ -11,8 +11,8 @@ from kopiatomic.engines.lines import LONGEST_DOCUMENT, LONGEST_LINE, JsonLines
 from kopiatomic.engines.listing import Listing, left_out, pattern
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.state import locks
-from tests.unit.engine_bench import EngineBench
-from tests.unit.kopia_fixtures import make_job, taken
+from tests.unit.support.engine_bench import EngineBench
+from tests.unit.support.kopia_fixtures import make_job, taken
 
 PLAN = Plan("/kopia", (taken("/home"), taken("/home/ann"), taken("/")))
 

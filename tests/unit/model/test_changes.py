@@ -6,7 +6,7 @@ import json
 
 from kopiatomic.model.changes import Changes, Moved, between, selection
 from kopiatomic.model.plan import Plan
-from tests.unit.plans import facts, plan, zfs
+from tests.unit.support.plans import facts, plan, zfs
 
 LAST = "20261122T101112Z-01234567"
 

@@ -17,7 +17,7 @@ from kopiatomic.output.console import Console
 from kopiatomic.schedules.schedule import Scheduler
 from kopiatomic.state.records import AHEAD, KEPT_ANYHOW, Records, RunRecord
 from kopiatomic.system import clock
-from tests.unit.schedules import HOUR, on_linux, root, schedule, write_all
+from tests.unit.support.schedules import HOUR, on_linux, root, schedule, write_all
 
 __all__ = ["on_linux", "root"]
 

@@ -25,7 +25,7 @@ from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.output.document import document
 from kopiatomic.output.summary import duration, size
-from tests.unit.reports import RUN_ID, failed, finished, interrupted, planned, several
+from tests.unit.support.reports import RUN_ID, failed, finished, interrupted, planned, several
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 

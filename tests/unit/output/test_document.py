@@ -15,7 +15,7 @@ from kopiatomic.model.report import Report
 from kopiatomic.output.document import document, instant_text
 from tests.support.programs import Kopiatomic
 from tests.support.schema import schema, valid
-from tests.unit.reports import failed, finished, interrupted, several
+from tests.unit.support.reports import failed, finished, interrupted, several
 
 
 def objects(node: Any) -> list[dict[str, Any]]:

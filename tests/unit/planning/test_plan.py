@@ -22,7 +22,7 @@ from kopiatomic.planning import plan as planning
 from kopiatomic.planning import shielding
 from kopiatomic.text import printable
 from tests.support.programs import SOURCE, command
-from tests.unit.plans import facts, many, mounts, places, plan, subvolume, zfs
+from tests.unit.support.plans import facts, many, mounts, places, plan, subvolume, zfs
 
 TANK = facts(
     ("/tank", "zfs", "tank"),

@@ -9,7 +9,7 @@ import pytest
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.facts import Facts
 from kopiatomic.model.plan import Layout, Plan
-from tests.unit.plans import facts, plan, zfs
+from tests.unit.support.plans import facts, plan, zfs
 
 ANN = "user ann"
 

@@ -17,7 +17,7 @@ from kopiatomic.schedules import environment, files, started, systemd, trust
 from kopiatomic.schedules.files import State
 from kopiatomic.schedules.schedule import Scheduler
 from tests.support.programs import Kopiatomic
-from tests.unit.schedules import UNITS, error_of, on_freebsd, on_linux, root, schedule, tree, write_all
+from tests.unit.support.schedules import UNITS, error_of, on_freebsd, on_linux, root, schedule, tree, write_all
 
 __all__ = ["on_freebsd", "on_linux", "root"]
 

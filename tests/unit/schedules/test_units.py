@@ -14,7 +14,7 @@ from kopiatomic.output.console import Console
 from kopiatomic.schedules import crontab, on, systemd
 from kopiatomic.schedules.schedule import Calendar, Scheduler
 from tests.support.programs import command
-from tests.unit.schedules import HOUR, NASTY, UNITS, error_of, on_freebsd, on_linux, root, schedule, write_all
+from tests.unit.support.schedules import HOUR, NASTY, UNITS, error_of, on_freebsd, on_linux, root, schedule, write_all
 
 __all__ = ["on_freebsd", "on_linux", "root"]
 

@@ -13,7 +13,7 @@ import pytest
 
 from kopiatomic.errors import KopiatomicError, LockedError
 from kopiatomic.state import locks
-from tests.unit.view_roots import view_root
+from tests.unit.support.view_roots import view_root
 
 pytestmark = pytest.mark.usefixtures("lock_directory")
 

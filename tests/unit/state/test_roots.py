@@ -11,7 +11,7 @@ import pytest
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.state import roots
-from tests.unit.view_roots import view_root
+from tests.unit.support.view_roots import view_root
 
 pytestmark = pytest.mark.usefixtures("lock_directory")
 

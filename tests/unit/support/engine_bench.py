@@ -13,7 +13,7 @@ from kopiatomic.engines.engine import Engine
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Dataset, Layout, Plan, PlannedPath, Taken
 from tests.support.repositories import Borg, Restic
-from tests.unit.kopia_fixtures import STARTED_NS, Driven, make_job
+from tests.unit.support.kopia_fixtures import STARTED_NS, Driven, make_job
 
 
 class EngineBench:

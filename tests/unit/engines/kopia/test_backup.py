@@ -14,8 +14,7 @@ import pytest
 from kopiatomic.engines import program
 from kopiatomic.engines.kopia import listing
 from kopiatomic.model.engine import EngineEnd
-
-from .kopia_fixtures import PASSWORD, Bench, Driven, back_up, make_job, taken
+from tests.unit.support.kopia_fixtures import PASSWORD, Bench, Driven, back_up, make_job, taken
 
 
 @pytest.fixture

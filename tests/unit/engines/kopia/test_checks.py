@@ -21,8 +21,7 @@ from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.state import locks
 from kopiatomic.text import printable
 from tests.support.small_disk import on_small_disk
-
-from .kopia_fixtures import PASSWORD, Bench, holding, taken
+from tests.unit.support.kopia_fixtures import PASSWORD, Bench, holding, taken
 
 
 @pytest.fixture

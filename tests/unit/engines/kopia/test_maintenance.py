@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from kopiatomic.engines.kopia.maintenance import due
-
-from .kopia_fixtures import Bench, Driven, make_job
+from tests.unit.support.kopia_fixtures import Bench, Driven, make_job
 
 NOW = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
 NEVER = "0001-01-01T00:00:00Z"

@@ -11,8 +11,7 @@ import pytest
 
 from kopiatomic.engines.kopia.policy import Policies, Source, parse_source
 from kopiatomic.errors import KopiatomicError
-
-from .kopia_fixtures import PASSWORD, Bench
+from tests.unit.support.kopia_fixtures import PASSWORD, Bench
 
 
 @pytest.fixture

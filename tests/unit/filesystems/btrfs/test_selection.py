@@ -9,7 +9,7 @@ import pytest
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.facts import BtrfsSubvolume, Facts
 from kopiatomic.model.plan import Plan
-from tests.unit.plans import facts, plan, subvolume
+from tests.unit.support.plans import facts, plan, subvolume
 
 OTHER = "99999999-8888-7777-6666-555555555555"
 """Another Btrfs filesystem."""

@@ -24,7 +24,7 @@ from kopiatomic.state import locks, root_leftovers
 from kopiatomic.system import freebsd_mounting, linux, spawn
 from tests.support.freebsd_shim import JAIL, Shim, isolated
 from tests.support.repositories import Borg, Restic
-from tests.unit.freebsd_views import RUN, Ground
+from tests.unit.support.freebsd_views import RUN, Ground
 
 pytestmark = [
     pytest.mark.usefixtures("lock_directory"),

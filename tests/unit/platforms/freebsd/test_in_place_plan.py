@@ -17,7 +17,7 @@ from kopiatomic.platforms.freebsd.in_place import InPlaceView
 from kopiatomic.platforms.steps import steps_of
 from kopiatomic.state import locks
 from tests.support.freebsd_shim import Shim
-from tests.unit.plans import SUFFIX, facts, zfs
+from tests.unit.support.plans import SUFFIX, facts, zfs
 
 RUNS = "/var/run/kopiatomic"
 BASE = f"{RUNS}/view-X"

@@ -19,7 +19,7 @@ from kopiatomic.runs.recovery import Recovery
 from kopiatomic.state import locks, root_leftovers
 from kopiatomic.system import freebsd_mounting, linux
 from tests.support.freebsd_shim import Shim, isolated, mount_nullfs
-from tests.unit.freebsd_views import RUN, Ground
+from tests.unit.support.freebsd_views import RUN, Ground
 
 pytestmark = [
     pytest.mark.usefixtures("lock_directory"),

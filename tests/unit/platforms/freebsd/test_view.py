@@ -20,7 +20,7 @@ from kopiatomic.platforms.freebsd.merged import MergedView
 from kopiatomic.platforms.steps import FILES, LIVE, SCAFFOLD, Missing, Step
 from kopiatomic.system import freebsd_mounting, linux
 from tests.support.freebsd_shim import JAIL, isolated, mount_nullfs
-from tests.unit.freebsd_views import Ground
+from tests.unit.support.freebsd_views import Ground
 
 pytestmark = [
     pytest.mark.usefixtures("lock_directory"),

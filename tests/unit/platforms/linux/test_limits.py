@@ -12,7 +12,7 @@ import pytest
 from kopiatomic.platforms.linux import view as linux_view
 from tests.support.programs import command
 
-TREE = Path(__file__).parents[2]
+TREE = Path(__file__).parents[4]
 CODE = """
 import os
 from kopiatomic.engines.program import Program
