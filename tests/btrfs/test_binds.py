@@ -78,6 +78,7 @@ def bound_onto_itself_and_mounted_on(ground: Ground) -> None:
     ground.mount("-t", "tmpfs", "none", ground.data / "docker/memory")
 
 
+@pytest.mark.in_part(3)
 @pytest.mark.parametrize(
     "bind",
     [

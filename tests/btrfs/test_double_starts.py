@@ -12,11 +12,12 @@ from tests.btrfs.faults import BtrfsGround
 from tests.support.faults import LIMIT_S
 from tests.support.filesystems import Btrfs
 from tests.support.moments import launcher_of
+from tests.support.parts import share
 from tests.support.programs import Completed, Kopiatomic
 from tests.zfs.runs import Run
 
-STARTS = 50
-ROOTS = 10
+STARTS = share(50, 12)
+ROOTS = share(10, 5)
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.filesystems import Btrfs
+from tests.support.parts import share
 from tests.support.programs import Completed, Kopiatomic
 
 Leftovers = Callable[..., list[str]]
@@ -48,7 +49,7 @@ def test_a_child_that_makes_itself_a_daemon_ends_with_the_engine(
 def test_a_gigabyte_of_messages_neither_fills_the_memory_nor_blocks(
     data: Path, root: Path, kopiatomic: Kopiatomic, leftovers: Leftovers
 ) -> None:
-    flood = "sh -c 'head -c 1000000000 /dev/zero | tr \"\\\\0\" x >&2; echo end >&2'"
+    flood = f"sh -c 'head -c {share(1_000_000_000, 200_000_000)} /dev/zero | tr \"\\\\0\" x >&2; echo end >&2'"
     argv = kopiatomic.argv("--mount-root", root, "-c", flood, data)
     most = 0
     with subprocess.Popen(

@@ -19,11 +19,12 @@ import pytest
 from kopiatomic.state.records import Records
 from tests.btrfs.conftest import Family, Gate, children, wait_for
 from tests.support.filesystems import Btrfs
+from tests.support.parts import share
 from tests.support.programs import Completed, Kopiatomic, command
 
 Leftovers = Callable[..., list[str]]
 Exec = Callable[..., Completed]
-GIGABYTE = 1 << 30
+GIGABYTE = share(1 << 30, 1 << 28)
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from tests.btrfs.faults import BtrfsGround
 from tests.support import common_faults
 from tests.support.faults import WHOLE, Fault, Ground, again, draw, examine, indexes
 from tests.support.filesystems import Btrfs
+from tests.support.parts import share
 from tests.support.programs import Completed, Kopia, Kopiatomic
 from tests.support.state_faults import state_faults
 
@@ -51,7 +52,8 @@ def test_whatever_a_limit_is_a_run_ends_well_or_says_so(
 
 def test_a_gigabyte_on_stderr_neither_fills_memory_nor_blocks(ground: BtrfsGround) -> None:
     """The catalogue has smaller floods of every kind, also such that are printed."""
-    fault = Fault("1 GiB on stderr", lambda ground, _: common_faults.flooded(ground, "flood=1024", "--quiet"), {0: ""})
+    flood = f"flood={share(1024, 256)}"
+    fault = Fault("1 GiB on stderr", lambda ground, _: common_faults.flooded(ground, flood, "--quiet"), {0: ""})
     examine(fault, ground, random.Random(0))
 
 

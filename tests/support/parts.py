@@ -15,6 +15,12 @@ import pytest
 IN_PART = os.environ.get("KOPIATOMIC_TEST_IN_PART") == "yes"
 """Set by ./test where it runs everything."""
 
+
+def share(whole: int, part: int) -> int:
+    """How often a test does something, or with how much: ``part`` where the whole suite runs."""
+    return part if IN_PART else whole
+
+
 _left: dict[str, tuple[int, int]] = {}
 
 
