@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from kopiatomic import engines
@@ -12,7 +11,7 @@ from kopiatomic.commands.failures import require_root
 from kopiatomic.config import credentials
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options, check_name, words
-from kopiatomic.engines.engine import Engine, Job, Remembering
+from kopiatomic.engines.engine import Job
 from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.written import Own, in_place, prepared, require_skipped
 from kopiatomic.errors import KopiatomicError
@@ -22,8 +21,9 @@ from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.planning import plan
 from kopiatomic.runs import skipping
-from kopiatomic.runs.freezing import Freezing, Frozen, Listener, failures_in, new_run_id
+from kopiatomic.runs.freezing import Frozen, Session, failures_in, new_run_id, recorded
 from kopiatomic.runs.launcher import Checked, Start
+from kopiatomic.runs.selecting import Listener, Selecting
 from kopiatomic.runs.streams import Pipes
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import lists, roots
@@ -62,36 +62,18 @@ def check(options: Options, listener: Listener, called: Invocation = Invocation(
 
 class _Run:
     def __init__(self, options: Options, report: Report, listener: Listener, called: Invocation) -> None:
-        self._options = options
-        self._called = called
-        self._report = report
-        self._listener = listener
-        self._secrets: Secrets
-        self._freezing: Freezing
-        self._remembering: Remembering | None = None
-        self._handed: dict[str, str] = {}
-        """What the engine alone has in its environment."""
-
-    def check(self) -> None:
-        engine, _ = self._begin()
-        selected = self._report.plan = self._freezing.select()
-        self._freezing.check_places(selected)
-        self._ask(engine, selected)
-        if selected.layout is Layout.IN_PLACE:
-            require_skipped(self._written(engine, selected), selected)
-        assert self._report.engine is not None
-        self._report.engine.target = engine.target
-
-    def _begin(self) -> tuple[Engine, str]:
-        """The engine, and the command line as it may be shown. Raises KopiatomicError where the words make no sense."""
-        options, report = self._options, self._report
+        """Raises KopiatomicError where the words make no sense, or a backup is not for who asks."""
         plan.require_names(options.request("", ""))
         if options.name is not None:
             check_name(options.name)
         command = None if options.command is None else words("-c", options.command)
         extra = words("-o", options.options)
+        self._options = options
+        self._report = report
+        self._listener = listener
         self._handed = credentials.take(os.environ)
-        engine = engines.create(
+        """What the engine alone has in its environment."""
+        self._engine = engine = engines.create(
             command,
             extra,
             engine=options.engine,
@@ -100,96 +82,100 @@ class _Run:
             maintenance=options.maintenance,
             environment={**os.environ, **self._handed},
         )
-        if options.skip_unchanged:
-            self._remembering = skipping.require(engine, options.layout)
-        self._secrets = Secrets(self._called.words, os.environ, [*engine.secrets, *self._handed.values()])
-        self._listener.hide(self._secrets)
-        shown = self._secrets.command_line(["kopiatomic", *self._called.words])
+        self._remembering = skipping.require(engine, options.layout) if options.skip_unchanged else None
+        self._secrets = Secrets(called.words, os.environ, [*engine.secrets, *self._handed.values()])
+        listener.hide(self._secrets)
+        self._shown = self._secrets.command_line(["kopiatomic", *called.words])
+        """The command line as it may be shown."""
         if not options.dry_run:
             require_root(
                 "making and mounting snapshots needs root",
-                hint=f"sudo {printable(shown)}   (-n shows without root what would be done)",
+                hint=f"sudo {printable(self._shown)}   (-n shows without root what would be done)",
             )
-        report.root, report.series = self._place(engine)
-        self._freezing = Freezing(
-            options, report, self._listener, self._secrets, refuses=engine.refuses, breaks_at=engine.breaks_at
-        )
-        return engine, shown
+        report.root, report.series = self._place()
+        self._selecting = Selecting(options, report, listener, refuses=engine.refuses, breaks_at=engine.breaks_at)
+
+    def check(self) -> None:
+        engine = self._engine
+        selected = self._report.plan = self._selecting.select()
+        self._selecting.check_places(selected)
+        self._ask(selected)
+        if selected.layout is Layout.IN_PLACE:
+            require_skipped(self._written(selected), selected)
+        assert self._report.engine is not None
+        self._report.engine.target = engine.target
 
     def run(self) -> None:
-        options, report = self._options, self._report
-        engine, shown = self._begin()
-        freezing = self._freezing
+        options, report, engine = self._options, self._report, self._engine
         if options.dry_run:
-            report.plan = freezing.select()
-            report.engine = EngineReport(engine.name, None, self._shown(engine.describe(report.plan)))
+            report.plan = self._selecting.select()
+            argv = self._secrets.hide_words(engine.describe(report.plan))
+            report.engine = EngineReport(engine.name, None, argv)
             return
-        with freezing.recorded(shown):
-            freezing.take_root(report.series, shown, options.wait)
+        with recorded(self._selecting, self._secrets, self._shown) as session:
+            session.take_root(report.series, self._shown, options.wait)
             if report.series != report.root:
-                freezing.take_root(report.root, shown, None)
-            freezing.clear_leftovers()
-            report.plan = freezing.select()
-            self._prepare(engine, report.plan)
-            self._between_hooks(engine)
+                session.take_root(report.root, self._shown, None)
+            session.clear_leftovers()
+            report.plan = self._selecting.select()
+            self._prepare(session, report.plan)
+            self._between_hooks(session)
 
-    def _place(self, engine: Engine) -> tuple[str, str]:
+    def _place(self) -> tuple[str, str]:
         """Where on the host the view is mounted, and the series that this run belongs to. Raises KopiatomicError."""
         options = self._options
         if options.layout is Layout.MERGED:
             root = options.mount_root if options.name is None else f"{options.mount_root}/{options.name}"
             resolved = roots.resolve(root)
             return resolved, resolved
-        asked = [engine.name, *options.selection_words()]
+        asked = [self._engine.name, *options.selection_words()]
         return roots.of_run(self._report.run_id), f"in place: {printable(shlex.join(asked))}"
 
-    def _shown(self, argv: Sequence[str]) -> list[str]:
-        """An argv as it may be shown."""
-        return self._secrets.hide_words(argv)
-
-    def _prepare(self, engine: Engine, selected: Plan) -> None:
+    def _prepare(self, session: Session, selected: Plan) -> None:
         """Everything that can be known before anything is made."""
         report = self._report
         with report.phase("check"):
-            self._freezing.check(selected)
-            self._ask(engine, selected)
-            report.plan = self._with_writable(engine, selected)
+            session.check(selected)
+            self._ask(selected)
+            report.plan = self._with_writable(selected)
 
-    def _ask(self, engine: Engine, selected: Plan) -> None:
+    def _ask(self, selected: Plan) -> None:
         """Have the engine say whether it can back this up. Raises KopiatomicError."""
+        engine = self._engine
         asked = self._report.engine = EngineReport(engine.name, None)
         self._listener.phase(f"checking {engine.name}")
         with understood(engine.name):
             warnings = engine.check(selected)
         for warning in warnings:
-            self._freezing.warn(warning)
+            self._selecting.warn(warning)
         asked.version = engine.version
 
-    def _with_writable(self, engine: Engine, selected: Plan) -> Plan:
+    def _with_writable(self, selected: Plan) -> Plan:
         """The plan with what must stay live in the frozen trees. Raises KopiatomicError where it would be read as data."""
         if selected.layout is not Layout.IN_PLACE:
             return selected
-        return prepared(self._written(engine, selected), selected, self._freezing.warn)
+        return prepared(self._written(selected), selected, self._selecting.warn)
 
-    def _written(self, engine: Engine, selected: Plan) -> list[Own]:
+    def _written(self, selected: Plan) -> list[Own]:
         """The directories that are written to while the engine reads."""
         paths = map(os.path.abspath, self._options.writable)
-        asked = [Own("--writable", path, engine.skips(path), _NOT_SKIPPED) for path in paths]
-        return [*engine.own(selected), *asked]
+        asked = [Own("--writable", path, self._engine.skips(path), _NOT_SKIPPED) for path in paths]
+        return [*self._engine.own(selected), *asked]
 
-    def _finish(self, engine: Engine) -> None:
+    def _finish(self) -> None:
         """What the engine put off; the backup is saved, so nothing that goes wrong here makes it a failure."""
+        engine = self._engine
         try:
             with understood(engine.name):
                 warnings = engine.finish()
             for warning in warnings:
-                self._freezing.warn(warning)
+                self._selecting.warn(warning)
         except KopiatomicError as error:
-            self._freezing.warn(f"{engine.name}'s maintenance: {error.message}")
+            self._selecting.warn(f"{engine.name}'s maintenance: {error.message}")
         except OSError as error:
-            self._freezing.warn(f"{engine.name}'s maintenance: {error.strerror}")
+            self._selecting.warn(f"{engine.name}'s maintenance: {error.strerror}")
 
-    def _between_hooks(self, engine: Engine) -> None:
+    def _between_hooks(self, session: Session) -> None:
         """``-p`` before anything is made, ``-q`` once and last in every run that came this far."""
         options, report = self._options, self._report
         assert report.plan is not None
@@ -200,9 +186,9 @@ class _Run:
                 with report.phase("pre-hook"):
                     told = shell.variables(report.run_id, report.plan)
                     shell.run(options.pre_hook, "-p", told, options.hook_timeout, self._secrets)
-            self._backup(engine)
+            self._backup(session)
             with report.phase("maintenance"):
-                self._finish(engine)
+                self._finish()
         reached = options.pre_hook is not None or "snapshot" in report.durations
         if options.post_hook is not None and reached:
             self._post_hook(options.post_hook)
@@ -224,59 +210,53 @@ class _Run:
             except KopiatomicError as error:
                 report.hook_error = error
 
-    def _backup(self, engine: Engine) -> None:
+    def _backup(self, session: Session) -> None:
         """Freeze, mount, back up, check, and remove everything again; then look at what was saved."""
-        report = self._report
+        report, engine = self._report, self._engine
         assert report.plan is not None
         assert report.engine is not None
-        with self._freezing.view(
-            lambda: Pipes(self._taker(engine)), lambda: self._with_writable(engine, self._freezing.select())
-        ) as frozen:
+        with session.view(lambda: Pipes(self._take), lambda: self._with_writable(self._selecting.select())) as frozen:
             # It may be another by now: a dataset has vanished.
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
-            job = self._without_unchanged(job)
-            checked = self._run_engine(engine, frozen, job) if job.sources else _NOTHING_READ
+            job = self._without_unchanged(session, job)
+            checked = self._run_engine(frozen, job) if job.sources else _NOTHING_READ
         report.engine.end = checked.end if job.sources else None
         with report.phase("verify"), signals.deferred(), understood(engine.name):
             report.engine.result = engine.judge(replace(job, equal=checked.equal), checked.end)
         self._conclude(checked)
         if self._remembering is not None:
             saved = skipping.saved(job, self._remembering, report.engine.result)
-            self._freezing.attempt(lambda records: records.stand(report.series, saved))
+            session.attempt(lambda records: records.stand(report.series, saved))
 
-    def _without_unchanged(self, job: Job) -> Job:
+    def _without_unchanged(self, session: Session, job: Job) -> Job:
         """The job without the sources in which nothing has changed (``--skip-unchanged``)."""
         engine, series = self._remembering, self._report.series
         if engine is None:
             return job
         with self._report.phase("compare"):
-            known = self._freezing.attempt(lambda records: records.standing(series)) or {}
+            known = session.attempt(lambda records: records.standing(series)) or {}
             try:
                 with understood("the engine"):
                     job = replace(job, unchanged=skipping.unchanged(job, engine, known))
             except KopiatomicError as error:
-                self._freezing.warn(f"all is read, whether it has changed or not: {error.message}")
+                self._selecting.warn(f"all is read, whether it has changed or not: {error.message}")
             # What is read now may come to nothing.
-            self._freezing.attempt(lambda records: records.stand(series, dict.fromkeys(job.sources)))
+            session.attempt(lambda records: records.stand(series, dict.fromkeys(job.sources)))
         return job
 
-    def _taker(self, engine: Engine) -> Callable[[str, bytes], None]:
-        """What takes the engine's output."""
+    def _take(self, stream: str, data: bytes) -> None:
+        """Take the engine's output."""
+        for found in self._engine.feed(stream, data):
+            if isinstance(found, Progress):
+                self._listener.progress(found)
+            else:
+                self._listener.engine_line(found)
 
-        def take(stream: str, data: bytes) -> None:
-            for found in engine.feed(stream, data):
-                if isinstance(found, Progress):
-                    self._listener.progress(found)
-                else:
-                    self._listener.engine_line(found)
-
-        return take
-
-    def _run_engine(self, engine: Engine, frozen: Frozen, job: Job) -> Checked:
-        report = self._report
+    def _run_engine(self, frozen: Frozen, job: Job) -> Checked:
+        report, engine = self._report, self._engine
         assert report.engine is not None
         command = engine.command(job)
-        report.engine.argv = self._shown(command.argv)
+        report.engine.argv = self._secrets.hide_words(command.argv)
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
         # What is taken may be something else by now.
         lists.write(job.run_id, job.plan)
@@ -319,10 +299,10 @@ class _Run:
         assert self._report.engine is not None
         name = self._report.engine.name
         if checked.unwatched:
-            self._freezing.warn(f"whether {name} has read the frozen view could not be seen: {checked.unwatched}")
+            self._selecting.warn(f"whether {name} has read the frozen view could not be seen: {checked.unwatched}")
         if self._options.command is not None:
             if checked.unread:
-                self._freezing.warn(
+                self._selecting.warn(
                     f"{name} has not looked into {first_few(checked.unread)}: if it hands its work to a process outside of "
                     "the view (docker exec, ssh, a service), that one reads live files, or none"
                 )

@@ -25,8 +25,9 @@ from kopiatomic.model.snapshots import Sets
 from kopiatomic.output.document import instant_text, instant_words
 from kopiatomic.output.summary import shielded
 from kopiatomic.planning import plan
-from kopiatomic.runs.freezing import Freezing, Frozen, Listener, failures_in, new_run_id
+from kopiatomic.runs.freezing import Frozen, failures_in, new_run_id, recorded
 from kopiatomic.runs.launcher import Checked, Manner, Start, Started
+from kopiatomic.runs.selecting import Listener, Selecting
 from kopiatomic.runs.streams import Callers
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import lists, roots
@@ -125,7 +126,7 @@ class _Inside:
         self._listener = _Aside(speaker)
         self._secrets = Secrets(called.words, os.environ)
         speaker.hide(self._secrets)
-        self._freezing = Freezing(options, report, self._listener, self._secrets)
+        self._selecting = Selecting(options, report, self._listener)
         self._is_shell = not wanted.argv
         self._account = None if wanted.user is None else _account(wanted.user)
         self._argv = wanted.argv or [self._shell()]
@@ -145,15 +146,15 @@ class _Inside:
         report.root = self._place()
         # Not the series of any backup: an open shell is in nobody's way.
         report.series = printable(f"{report.kind}: {shlex.join(options.selection_words())}")
-        with self._freezing.recorded(shown):
-            self._freezing.take_root(report.root, shown, None)
-            self._freezing.clear_leftovers()
-            report.plan = self._freezing.select()
+        with recorded(self._selecting, self._secrets, shown) as session:
+            session.take_root(report.root, shown, None)
+            session.clear_leftovers()
+            report.plan = self._selecting.select()
             with report.phase("check"):
-                self._freezing.check(report.plan)
+                session.check(report.plan)
             report.engine = EngineReport(printable(self._argv[0]), None, self._secrets.hide_words(self._argv))
             self._write_lists(report.plan)
-            with self._freezing.view(self._streams, self._freezing.select) as frozen:
+            with session.view(self._streams, self._selecting.select) as frozen:
                 checked = self._started(frozen)
             self._conclude(checked)
 
@@ -240,7 +241,7 @@ class _Inside:
             raise reason
         if checked.strays:
             what = "a process" if checked.strays == 1 else f"{checked.strays} processes"
-            self._freezing.warn(f"{what} that {report.engine.name} left running ended with it")
+            self._selecting.warn(f"{what} that {report.engine.name} left running ended with it")
 
 
 def _account(name: str) -> pwd.struct_passwd:

@@ -1,4 +1,4 @@
-"""The part of a run that does not ask what the frozen view is for: its lock and record, the plan, the snapshots, the view.
+"""The part of a run that does not ask what the frozen view is for: its lock and record, the snapshots, the view.
 
 ``commands/backup.py`` backs the view up.
 """
@@ -8,64 +8,38 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from typing import Protocol, TypeVar
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import TypeVar
 
-from kopiatomic import filesystems, platforms
-from kopiatomic.config.options import Options
-from kopiatomic.errors import KopiatomicError, end_of
+from kopiatomic import filesystems
+from kopiatomic.errors import end_of
 from kopiatomic.filesystems import Maker
 from kopiatomic.immutable import immutable
-from kopiatomic.model.engine import Progress
-from kopiatomic.model.facts import Facts
 from kopiatomic.model.leftovers import Intent
-from kopiatomic.model.plan import Plan, Refusal, Verdict
+from kopiatomic.model.plan import Plan, Refusal
 from kopiatomic.model.report import Report
-from kopiatomic.model.request import Request, is_pattern
 from kopiatomic.model.snapshots import Sets
 from kopiatomic.output.summary import cleared_lines
-from kopiatomic.paths import below
-from kopiatomic.planning import plan
-from kopiatomic.planning.gather import gather
-from kopiatomic.platforms.steps import View, missing_text
+from kopiatomic.platforms.steps import View
 from kopiatomic.runs.patience import Patience
 from kopiatomic.runs.recorder import Recorder
 from kopiatomic.runs.recovery import Recovery
+from kopiatomic.runs.selecting import Selecting, not_atomic
 from kopiatomic.runs.streams import Streams
 from kopiatomic.runs.supervisor import Supervisor
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import liveness, locks, root_leftovers, roots
 from kopiatomic.state.locks import Held
-from kopiatomic.state.ownership import PREFIX
 from kopiatomic.state.records import Records
 from kopiatomic.system import linux, signals
-from kopiatomic.text import few, first_few, printable
+from kopiatomic.text import first_few
 
 T = TypeVar("T")
 
 _FREEZE_TRIES = 3
 _LIST_AGAIN_FOR = 300.0
 """How often, and for how long (seconds), everything is listed again where a dataset was moved."""
-
-
-class Listener(Protocol):
-    """Who is told of a run while it goes on."""
-
-    def hide(self, secrets: Secrets) -> None:
-        """Mask these in all that is said from here on."""
-
-    def phase(self, text: str) -> None:
-        """A new part of the run begins."""
-
-    def warning(self, text: str) -> None:
-        """Something that the user should know and that does not end the run."""
-
-    def engine_line(self, text: str) -> None:
-        """A line of the engine's own output, safe to print."""
-
-    def progress(self, progress: Progress) -> None:
-        """How far the engine is."""
 
 
 @immutable
@@ -91,55 +65,39 @@ def failures_in(report: Report) -> Iterator[None]:
         report.error = end_of(error)
 
 
-class Freezing:
-    """One run's. ``report`` must say where the view is mounted, and the series, before anything is called."""
+@contextmanager
+def recorded(selecting: Selecting, secrets: Secrets, shown: str) -> Iterator[Session]:
+    """Hold the lock that marks this run as alive, and keep its record, up to its exit code; failures go into the report.
 
-    def __init__(
-        self,
-        options: Options,
-        report: Report,
-        listener: Listener,
-        secrets: Secrets,
-        *,
-        refuses: Callable[[Plan], Sequence[Refusal]] = lambda _: (),
-        breaks_at: Callable[[str], bool] = lambda _: False,
-    ) -> None:
-        """``refuses`` and ``breaks_at`` are the engine's (:class:`kopiatomic.engines.Engine`)."""
-        self._options = options
-        self._refuses = refuses
-        self._breaks_at = breaks_at
-        self._report = report
-        self._listener = listener
-        self._secrets = secrets
-        self._platform = platforms.here()
-        self._held: Held
-        self._recorder: Recorder
-        self._facts: Facts | None = None
-        self._refused: dict[tuple[str, str, str], Refusal] = {}
-        """What the plan would take and was found out not to be takeable, by its key."""
-        self._moved: dict[tuple[str, str, str], Refusal] = {}
-        """What was not at its place any more, so that everything was listed again."""
+    ``shown`` is the command line as it may be shown.
+    """
+    report, options = selecting.report, selecting.options
+    for value in secrets.values:
+        linux.hide_argument(value)
+    with locks.run(report.run_id) as held:
+        recorder = Recorder(Records(options.state_dir), report, secrets, selecting.warn)
+        recorder.begin(shown, options.keep_history, options.schedule or "")
+        try:
+            with failures_in(report):
+                yield Session(selecting, held, recorder)
+        finally:
+            with signals.deferred():
+                recorder.end()
+
+
+class Session:
+    """A run that has its own lock and is recorded, from its beginning to its exit code."""
+
+    def __init__(self, selecting: Selecting, held: Held, recorder: Recorder) -> None:
+        self._selecting = selecting
+        self._options = selecting.options
+        self._report = selecting.report
+        self._listener = selecting.listener
+        self._platform = selecting.platform
+        self._held = held
+        self._recorder = recorder
         self._unfinished = False
         """Whether the keeper lives on, since a suspended pool holds it up."""
-
-    @contextmanager
-    def recorded(self, shown: str) -> Iterator[None]:
-        """Hold the lock that marks this run as alive, and keep its record, up to its exit code; failures go into the report.
-
-        ``shown`` is the command line as it may be shown.
-        """
-        for value in self._secrets.values:
-            linux.hide_argument(value)
-        with locks.run(self._report.run_id) as self._held:
-            records = Records(self._options.state_dir)
-            self._recorder = Recorder(records, self._report, self._secrets, self.warn)
-            self._recorder.begin(shown, self._options.keep_history, self._options.schedule or "")
-            try:
-                with failures_in(self._report):
-                    yield
-            finally:
-                with signals.deferred():
-                    self._recorder.end()
 
     def attempt(self, call: Callable[[Records], T]) -> T | None:
         """Ask the records, or record something; None where they cannot be used, which the user is told once."""
@@ -149,111 +107,50 @@ class Freezing:
         """Lock a view root, or a series, for this run. Raises LockedError after ``wait`` seconds."""
         locks.take_root(self._held, root, self._holder(shown), wait)
         if root == self._report.root:
-            for directory in set(self._directories()) - {root}:
+            for directory in set(self._selecting.directories()) - {root}:
                 locks.take_root(self._held, directory, self._holder(shown), None)
-
-    def _directories(self) -> Sequence[str]:
-        """The directories that the view needs."""
-        return self._platform.directories(self._report.root, self._report.run_id)
 
     def _holder(self, shown: str) -> Mapping[str, object]:
         since = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
         return {"run": self._report.run_id, "pid": os.getpid(), "since": since, "command": shown}
 
-    def warn(self, text: str) -> None:
-        """Tell the user, once, and the report."""
-        if text not in self._report.warnings:
-            self._report.warnings.append(text)
-            self._listener.warning(text)
-
     def clear_leftovers(self) -> None:
         """Clear what dead runs left, before anything of this one is made."""
         with self._report.phase("recover"):
-            recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=False, warn=self.warn)
+            recovery = Recovery(
+                self._recorder.records, own=self._report.run_id, dry_run=False, warn=self._selecting.warn
+            )
             cleared = self._recorder.attempt(recovery.recorded)
             problems: list[str] = []
             recovery.remove(root_leftovers.unrecorded(None, liveness.life, problems))
             recovery.remove_stale_files()
         for line in [*cleared_lines(cleared or recovery.cleared), *problems]:
-            self.warn(line)
-
-    def select(self) -> Plan:
-        """What is taken. Raises KopiatomicError."""
-        with self._report.phase("plan"):
-            if self._facts is None:
-                self._facts = self._gather()
-            selected = plan.select(self._facts, self._request(), self._refused.values())
-            while refused := self._refuses(selected):
-                self._refused |= {refusal.dataset.key: refusal for refusal in refused}
-                selected = plan.select(self._facts, self._request(), self._refused.values())
-            selected = self._without_folders(selected, self._facts)
-        missed = [o for o in selected.left_out if o.incomplete]
-        self._report.incomplete = few(list(dict.fromkeys(o.line or f"{printable(o.name)}: {o.reason}" for o in missed)))
-        for note in selected.notes:
-            self.warn(note)
-        if self._options.require_atomic:
-            _require_one_pool(selected)
-            self._require_complete()
-        return selected
-
-    def _without_folders(self, selected: Plan, facts: Facts) -> Plan:
-        """The same without the empty folders of nested subvolumes that are not taken, where one would end the backup."""
-        taken = {t.dataset.name for t in selected.taken}
-        ids = {subvolume.path: (subvolume.filesystem, subvolume.id) for subvolume in facts.subvolumes}
-        found: dict[tuple[str, int], list[str]] = {}
-        for subvolume in facts.subvolumes:
-            path, above = subvolume.path, subvolume.above
-            if above is not None and path not in taken and self._breaks_at(path.rpartition("/")[2]):
-                found.setdefault(ids[above], []).append(below(path, above))
-        if not found:
-            return selected
-        everything = (
-            replace(t, hidden=tuple(found.get((t.dataset.pool, t.dataset.subvolume), ()))) for t in selected.taken
-        )
-        return replace(selected, taken=tuple(everything))
-
-    def _require_complete(self) -> None:
-        """With --require-atomic nothing may be missing. Raises KopiatomicError."""
-        if self._report.incomplete:
-            raise _not_atomic(f"not everything can be taken: {self._report.incomplete[0]}")
-
-    def _gather(self) -> Facts:
-        return gather(self._request()) if self._options.facts is None else self._options.facts
-
-    def _request(self) -> Request:
-        return self._options.request(self._report.root, f"@{PREFIX}{self._report.run_id}")
+            self._selecting.warn(line)
 
     def check(self, selected: Plan) -> None:
         """What can be known before anything is made. Raises KopiatomicError."""
         self._recorder.require(selected)
-        self.check_places(selected)
+        self._selecting.check_places(selected)
         self._report_unrecorded(selected)
-
-    def check_places(self, selected: Plan) -> None:
-        """The part of it that needs no record. Raises KopiatomicError."""
-        for directory in self._directories():
-            roots.check(directory)
-        for warning in self._platform.check(selected):
-            self.warn(warning)
-        for maker in filesystems.makers(selected, self._report.run_id):
-            maker.check()
 
     def _report_unrecorded(self, plan: Plan) -> None:
         """Name what dead runs left off the record in the pools and filesystems of the plan: 'recover' removes that."""
         names: dict[str, set[str]] = {}
         for taken in plan.taken:
             names.setdefault(taken.dataset.filesystem, set()).add(taken.dataset.pool)
-        recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=True, warn=self.warn)
+        recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=True, warn=self._selecting.warn)
         found = recovery.unrecorded(names)
         for problem in found.problems:
-            self.warn(f"what earlier runs may have left could not be looked for: {problem}")
+            self._selecting.warn(f"what earlier runs may have left could not be looked for: {problem}")
         left: dict[tuple[str, str | None], list[str]] = {}
         for leftover in found.leftovers:
             proof = f"run {leftover.run_id}, of which there is no record here ({leftover.proof})"
             left.setdefault((proof, leftover.problem), []).append(leftover.name)
         for (run, why), theirs in left.items():
             are, them = ("was", "it") if len(theirs) == 1 else ("were", "them")
-            self.warn(f"{first_few(theirs)} {are} left by {run}: " + (why or f"'kopiatomic recover' removes {them}"))
+            self._selecting.warn(
+                f"{first_few(theirs)} {are} left by {run}: " + (why or f"'kopiatomic recover' removes {them}")
+            )
 
     @contextmanager
     def view(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[Frozen]:
@@ -266,15 +163,15 @@ class Freezing:
         try:
             with self._frozen(streams, again) as (supervisor, sets):
                 if self._options.require_atomic and not sets.atomic:
-                    raise _not_atomic("Btrfs put the snapshots of the subvolumes into different transactions")
+                    raise not_atomic("Btrfs put the snapshots of the subvolumes into different transactions")
                 # Only now, so that no snapshot shows it.
-                for directory in self._directories():
+                for directory in self._selecting.directories():
                     roots.make(directory)
                 self._listener.phase("mounting the snapshots")
                 with report.phase("mount"):
                     assert report.plan is not None
                     view = supervisor.mount(report.plan)
-                self._report_missing(view)
+                self._selecting.report_missing(view)
                 yield Frozen(supervisor, sets, view)
         finally:
             with signals.deferred():
@@ -292,7 +189,7 @@ class Freezing:
 
     def _without_directories(self) -> list[str]:
         """Remove the directories of the view; returns what is left, in words."""
-        return [left for directory in self._directories() for left in roots.remove(directory)]
+        return [left for directory in self._selecting.directories() for left in roots.remove(directory)]
 
     def _orphaned(self, left: Sequence[str]) -> None:
         """In the keeper: end the run in place of the main process, which is gone."""
@@ -303,32 +200,50 @@ class Freezing:
 
     @contextmanager
     def _frozen(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[tuple[Supervisor, Sets]]:
-        """The sets, made and tied; removed at the end of the block.
+        """The sets, made and tied; removed at the end of the block."""
+        with ExitStack() as processes:
+            supervisor, sets = self._taken(processes, streams, again)
+            self._selecting.report_moved()
+            self._selecting.look_again()
+            yield supervisor, sets
+            released = time.monotonic()
+            self._listener.phase("removing the snapshots")
+        first = min(s.instant.monotonic_before for s in sets.sets)
+        self._report.frozen_seconds = time.monotonic() - first / 1e9
+        self._report.durations["release"] = time.monotonic() - released
+
+    def _taken(
+        self, processes: ExitStack, streams: Callable[[], Streams], again: Callable[[], Plan]
+    ) -> tuple[Supervisor, Sets]:
+        """Try until nothing has to be listed again. The processes of the try that made the sets end with ``processes``."""
+        deadline = time.monotonic() + _LIST_AGAIN_FOR
+        for attempt in range(1, _FREEZE_TRIES + 1):
+            last = attempt == _FREEZE_TRIES or time.monotonic() > deadline
+            made = self._try(processes, streams, partial(self._selecting.leave_out, again=again, last=last))
+            if made is not None:
+                return made
+        raise AssertionError("the last try lists nothing again")
+
+    def _try(
+        self, processes: ExitStack, streams: Callable[[], Streams], leave_out: Callable[[Sequence[Refusal]], bool]
+    ) -> tuple[Supervisor, Sets] | None:
+        """Take the snapshots once; None where everything was listed again.
 
         What turns out not to be takeable is left out of the report's plan, or fails the run: that is for the plan to say.
         """
         report = self._report
-        deadline = time.monotonic() + _LIST_AGAIN_FOR
-        for attempt in range(1, _FREEZE_TRIES + 1):
-            last = attempt == _FREEZE_TRIES or time.monotonic() > deadline
-            assert report.plan is not None
-            makers = filesystems.makers(report.plan, report.run_id)
-            intents = [intent for maker in makers for intent in maker.intents()]
-            if self._leave_out([r for maker in makers for r in maker.refused], again, last=last):
-                continue
-            with self._supervised(makers, intents, streams()) as supervisor:
-                sets = self._freeze(supervisor)
-                if self._leave_out(sets.refused, again, last=last):
-                    continue
-                self._report_moved()
-                self._look_again()
-                yield supervisor, sets
-                released = time.monotonic()
-                self._listener.phase("removing the snapshots")
-            first = min(s.instant.monotonic_before for s in sets.sets)
-            report.frozen_seconds = time.monotonic() - first / 1e9
-            report.durations["release"] = time.monotonic() - released
-            return
+        assert report.plan is not None
+        makers = filesystems.makers(report.plan, report.run_id)
+        intents = [intent for maker in makers for intent in maker.intents()]
+        if leave_out([r for maker in makers for r in maker.refused]):
+            return None
+        with ExitStack() as these:
+            supervisor = these.enter_context(self._supervised(makers, intents, streams()))
+            sets = self._freeze(supervisor)
+            if leave_out(sets.refused):
+                return None
+            processes.push(these.pop_all())
+        return supervisor, sets
 
     @contextmanager
     def _supervised(self, makers: list[Maker], intents: list[Intent], streams: Streams) -> Iterator[Supervisor]:
@@ -341,7 +256,7 @@ class Freezing:
             report.plan,
             makers,
             self._orphaned,
-            Patience(pools, self._options.stop_timeout, self.warn),
+            Patience(pools, self._options.stop_timeout, self._selecting.warn),
             platform=self._platform,
             record=self._recorder.intend_also,
             streams=streams,
@@ -349,7 +264,9 @@ class Freezing:
         self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
         try:
             # Two of them may lack the same directory above.
-            directories = dict.fromkeys(i for directory in self._directories() for i in roots.intents(directory))
+            directories = dict.fromkeys(
+                i for directory in self._selecting.directories() for i in roots.intents(directory)
+            )
             self._recorder.intend([*intents, *directories], report.plan)
             with supervisor:
                 yield supervisor
@@ -365,91 +282,3 @@ class Freezing:
             report.sets = sets
             self._recorder.made()
         return sets
-
-    def _leave_out(self, refused: Sequence[Refusal], again: Callable[[], Plan], *, last: bool) -> bool:
-        """Plan again without what cannot be taken; returns whether everything was listed again, and is to be tried again.
-
-        That is where something was moved, unless this was the ``last`` try. Raises KopiatomicError where one was named, or
-        nothing is left.
-        """
-        if not refused:
-            return False
-        report = self._report
-        assert report.plan is not None
-        named = {t.dataset.key for t in report.plan.taken if t.named}
-        moved = {r.dataset.key: r for r in refused if r.verdict is Verdict.MOVED}
-        list_again = bool(moved) and not last and not named.intersection(r.dataset.key for r in refused)
-        if list_again:
-            names = [r.dataset.name for r in moved.values()]
-            self.warn(f"{first_few(names)} vanished; the datasets are listed again")
-            self._moved |= moved
-            self._refused.clear()
-            self._facts = None
-        else:
-            self._refused |= {r.dataset.key: r for r in refused}
-        report.plan = again()
-        return list_again
-
-    def _report_moved(self) -> None:
-        """Say what was moved and has not been found again. Raises KopiatomicError with --require-atomic."""
-        report = self._report
-        assert report.plan is not None
-        taken = {t.dataset.key for t in report.plan.taken}
-        gone = [self._moved[key] for key in self._moved.keys() - self._refused.keys() - taken]
-        self._miss([f"{printable(m.dataset.name)}: {m.reason}, and is not among what was found then" for m in gone])
-
-    def _miss(self, texts: Sequence[str]) -> None:
-        """Things that were asked for and are not in the view. Raises KopiatomicError with --require-atomic."""
-        for text in few(texts):
-            self._report.incomplete.append(text)
-            self.warn(text)
-        if texts and self._options.require_atomic:
-            self._require_complete()
-
-    def _look_again(self) -> None:
-        """What ``-r`` or ``-a`` would take by now and did not when the listing was made."""
-        options, report = self._options, self._report
-        implied = options.recursive or options.everything or options.by_property
-        if not implied and not any(map(is_pattern, options.names)):
-            return
-        assert report.plan is not None
-        with report.phase("plan"):
-            try:
-                facts = self._gather()
-                if self._facts is not None:
-                    # How full other filesystems are has no part in what is taken, and what has room stays as it was planned.
-                    facts = replace(facts, sizes=self._facts.sizes, room=self._facts.room)
-                # The same facts make the same plan.
-                if facts == self._facts:
-                    return
-                taken = plan.select(facts, self._request(), self._refused.values()).taken
-            except KopiatomicError as error:
-                self.warn(f"what was created meanwhile could not be listed: {error.message}")
-                return
-        known = {t.dataset for t in report.plan.taken}
-        new = [one.dataset.name for one in taken if one.dataset not in known]
-        if new:
-            are = "is" if len(new) == 1 else "are"
-            self.warn(f"{first_few(new)} appeared after the listing and {are} not in this backup")
-
-    def _report_missing(self, view: View) -> None:
-        for missing in view.missing:
-            if missing.live:
-                self.warn(missing_text(missing))
-        self._miss([missing_text(missing) for missing in view.missing if not missing.live])
-
-
-def _not_atomic(why: str) -> KopiatomicError:
-    return KopiatomicError(
-        f"--require-atomic: {why}",
-        kind="not-atomic",
-        hint="Back them up with one command for each pool, or hold the programs that write to them still.",
-    )
-
-
-def _require_one_pool(selected: Plan) -> None:
-    """Refuse, before anything is made, what can share no instant. Raises KopiatomicError."""
-    places = {(t.dataset.filesystem, t.dataset.pool) for t in selected.taken}
-    if len(places) > 1:
-        where = ", ".join(f"{filesystem} {printable(pool)}" for filesystem, pool in sorted(places))
-        raise _not_atomic(f"the datasets lie in {len(places)} pools or filesystems ({where}), which share no instant")

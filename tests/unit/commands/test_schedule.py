@@ -32,7 +32,7 @@ from kopiatomic.model.plan import Layout
 from kopiatomic.model.report import Report
 from kopiatomic.monitoring import lateness
 from kopiatomic.output.console import Console
-from kopiatomic.runs import freezing
+from kopiatomic.runs import selecting
 from kopiatomic.schedules import on, systemd
 from kopiatomic.schedules.schedule import Schedule, Scheduler
 from kopiatomic.state import locks
@@ -123,11 +123,11 @@ _PROGRAM = """\
 # kopiatomic, with a folder for what it would freeze: there is neither ZFS nor Btrfs here.
 import sys
 sys.path[:0] = {path!r}
-from kopiatomic.runs import freezing
+from kopiatomic.runs import selecting
 from tests.unit.support.kopia_fixtures import taken
 from kopiatomic.model.plan import Plan
-freezing.Freezing.select = lambda _: Plan({source!r}, (taken("/"),))
-freezing.Freezing.check_places = lambda *_: None
+selecting.Selecting.select = lambda _: Plan({source!r}, (taken("/"),))
+selecting.Selecting.check_places = lambda *_: None
 from kopiatomic.cli.entry import main
 main()
 """
@@ -521,7 +521,7 @@ def test_show_says_what_came_of_them(
     assert lines[3].endswith("20261122T101112Z-00000001, 2023-11-14 22:13:20 UTC, saved (0)")
     assert "OVERDUE" in lines[4]
     assert lines[5] == "mail: kopiatomic --name 'my mail' tank"
-    assert [line.split()[-3:] for line in lines[7:]] == [["none", "on", "record"]] * 2
+    assert [line.split()[-2:] for line in lines[7:]] == [["none", "recorded"]] * 2
     assert scheduling.show(on_linux, Console(), name="home", as_json=True) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["format"] == "kopiatomic-schedules-1"
@@ -697,8 +697,8 @@ def test_the_check_refuses_in_place_what_a_run_would_and_takes_no_lock(
     """A repository inside what is backed up would be written while it is read."""
     folder = restic_bench.repository.folder
     plan = restic_bench.plan_of(folder)
-    monkeypatch.setattr(freezing.Freezing, "select", lambda _: plan)
-    monkeypatch.setattr(freezing.Freezing, "check_places", lambda *_: None)
+    monkeypatch.setattr(selecting.Selecting, "select", lambda _: plan)
+    monkeypatch.setattr(selecting.Selecting, "check_places", lambda *_: None)
     for name, value in restic_bench.environment.items():
         monkeypatch.setenv(name, value)
     options = Options(names=("tank",), engine="restic", layout=Layout.IN_PLACE, mount_root=str(folder.parent / "view"))

@@ -20,7 +20,7 @@ from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.platforms.steps import View
-from kopiatomic.runs import freezing
+from kopiatomic.runs import freezing, selecting
 from kopiatomic.runs.freezing import Frozen
 from kopiatomic.runs.launcher import Checked, Start
 from kopiatomic.state.records import Records
@@ -81,13 +81,13 @@ def back_up(tmp_path: Path, lock_directory: Path, monkeypatch: pytest.MonkeyPatc
     job = make_job(plan)
 
     @contextmanager
-    def view(this: freezing.Freezing, *_: object) -> Iterator[Frozen]:
+    def view(this: freezing.Session, *_: object) -> Iterator[Frozen]:
         this._report.sets = job.sets
         yield Frozen(_Supervisor(), job.sets, View(tuple(job.mounted), tuple(job.filled), ()))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(freezing.Freezing, "select", lambda _: plan)
-    monkeypatch.setattr(freezing.Freezing, "check", lambda *_: None)
-    monkeypatch.setattr(freezing.Freezing, "view", view)
+    monkeypatch.setattr(selecting.Selecting, "select", lambda _: plan)
+    monkeypatch.setattr(freezing.Session, "check", lambda *_: None)
+    monkeypatch.setattr(freezing.Session, "view", view)
 
     def back_up(called: Invocation = Invocation(), **options: str) -> Report:  # noqa: B008 - immutable
         wanted = Options(names=("tank",), state_dir=str(tmp_path / "state"), **options)  # type: ignore[arg-type]

@@ -176,6 +176,7 @@ PARTS = (
     "planning/plan",
     "planning/shielding",
     "runs/freezing",
+    "runs/selecting",
     "runs/recorder",
     "runs/skipping",
     "runs/supervisor",
