@@ -1,4 +1,4 @@
-"""The stack of a backup: the only place that knows the order of things."""
+"""The sequence of a backup: the only place that knows the order of the steps."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ _NOT_SKIPPED = (
 )
 
 _NOTHING_READ = Checked(EngineEnd(0, stopped=False), ())
-"""What there is to say of the engine where every source was unchanged."""
+"""The engine's outcome where every source was unchanged."""
 
 _REFUSES_TO_STOP = "kopiatomic: Ctrl-Z does not stop a run: it would keep its snapshots for as long; Ctrl-C ends it"
 
 
 def backup(options: Options, listener: Listener, called: Invocation = Invocation()) -> Report:  # noqa: B008 - immutable
-    """Do a whole run. Every failure is in the report, defects of kopiatomic included; nothing is raised."""
+    """Do a whole run. Every failure is in the report, including defects in kopiatomic; nothing is raised."""
     report = Report(new_run_id(), options.mount_root, dry_run=options.dry_run)
 
     with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP), failures_in(report):
@@ -50,9 +50,9 @@ def backup(options: Options, listener: Listener, called: Invocation = Invocation
 
 
 def check(options: Options, listener: Listener, called: Invocation = Invocation()) -> Report:  # noqa: B008 - immutable
-    """Look, plan and ask the engine, as a run does before it makes anything; nothing is made and nothing recorded.
+    """Look, plan and query the engine, as a run does before it makes anything; nothing is made and nothing recorded.
 
-    The report says of the engine where it would save. Every failure is in it; nothing is raised.
+    The report says where the engine would save. Every failure is in it; nothing is raised.
     """
     report = Report(new_run_id(), options.mount_root, dry_run=True)
     with signals.handled(limit=options.timeout, on_stop=None), failures_in(report):
@@ -70,7 +70,7 @@ class _Run:
         self._freezing: Freezing
         self._remembering: Remembering | None = None
         self._handed: dict[str, str] = {}
-        """What the engine alone has in its environment."""
+        """Environment variables for the engine alone."""
 
     def check(self) -> None:
         engine, _ = self._begin()
@@ -83,7 +83,7 @@ class _Run:
         self._report.engine.target = engine.target
 
     def _begin(self) -> tuple[Engine, str]:
-        """The engine, and the command line as it may be shown. Raises KopiatomicError where the words make no sense."""
+        """Return the engine, and the command line as it may be shown. Raises KopiatomicError if the options make no sense."""
         options, report = self._options, self._report
         plan.require_names(options.request("", ""))
         if options.name is not None:
@@ -134,7 +134,7 @@ class _Run:
             self._between_hooks(engine)
 
     def _place(self, engine: Engine) -> tuple[str, str]:
-        """Where on the host the view is mounted, and the series that this run belongs to. Raises KopiatomicError."""
+        """Return where on the host the view is mounted, and the series that this run belongs to. Raises KopiatomicError."""
         options = self._options
         if options.layout is Layout.MERGED:
             root = options.mount_root if options.name is None else f"{options.mount_root}/{options.name}"
@@ -144,11 +144,11 @@ class _Run:
         return roots.of_run(self._report.run_id), f"in place: {printable(shlex.join(asked))}"
 
     def _shown(self, argv: Sequence[str]) -> list[str]:
-        """An argv as it may be shown."""
+        """Return an argv as it may be shown."""
         return self._secrets.hide_words(argv)
 
     def _prepare(self, engine: Engine, selected: Plan) -> None:
-        """Everything that can be known before anything is made."""
+        """Check everything that can be known before anything is made."""
         report = self._report
         with report.phase("check"):
             self._freezing.check(selected)
@@ -156,7 +156,7 @@ class _Run:
             report.plan = self._with_writable(engine, selected)
 
     def _ask(self, engine: Engine, selected: Plan) -> None:
-        """Have the engine say whether it can back this up. Raises KopiatomicError."""
+        """Have the engine check whether it can back this up. Raises KopiatomicError."""
         asked = self._report.engine = EngineReport(engine.name, None)
         self._listener.phase(f"checking {engine.name}")
         with understood(engine.name):
@@ -166,19 +166,19 @@ class _Run:
         asked.version = engine.version
 
     def _with_writable(self, engine: Engine, selected: Plan) -> Plan:
-        """The plan with what must stay live in the frozen trees. Raises KopiatomicError where it would be read as data."""
+        """Return the plan with what must stay live in the frozen trees. Raises KopiatomicError if that would be read as data."""
         if selected.layout is not Layout.IN_PLACE:
             return selected
         return prepared(self._written(engine, selected), selected, self._freezing.warn)
 
     def _written(self, engine: Engine, selected: Plan) -> list[Own]:
-        """The directories that are written to while the engine reads."""
+        """Return the directories that are written to while the engine reads."""
         paths = map(os.path.abspath, self._options.writable)
         asked = [Own("--writable", path, engine.skips(path), _NOT_SKIPPED) for path in paths]
         return [*engine.own(selected), *asked]
 
     def _finish(self, engine: Engine) -> None:
-        """What the engine put off; the backup is saved, so nothing that goes wrong here makes it a failure."""
+        """Do what the engine postponed; the backup is saved, so nothing that goes wrong here makes it a failure."""
         try:
             with understood(engine.name):
                 warnings = engine.finish()
@@ -190,7 +190,7 @@ class _Run:
             self._freezing.warn(f"{engine.name}'s maintenance: {error.strerror}")
 
     def _between_hooks(self, engine: Engine) -> None:
-        """``-p`` before anything is made, ``-q`` once and last in every run that came this far."""
+        """Run ``-p`` before anything is made, and ``-q`` once and last in every run that gets this far."""
         options, report = self._options, self._report
         assert report.plan is not None
         with failures_in(report):
@@ -225,14 +225,14 @@ class _Run:
                 report.hook_error = error
 
     def _backup(self, engine: Engine) -> None:
-        """Freeze, mount, back up, check, and remove everything again; then look at what was saved."""
+        """Freeze, mount, back up, check, and remove everything again; then examine what was saved."""
         report = self._report
         assert report.plan is not None
         assert report.engine is not None
         with self._freezing.view(
             lambda: Pipes(self._taker(engine)), lambda: self._with_writable(engine, self._freezing.select())
         ) as frozen:
-            # It may be another by now: a dataset has vanished.
+            # The plan may have changed: a dataset has vanished.
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
             job = self._without_unchanged(job)
             checked = self._run_engine(engine, frozen, job) if job.sources else _NOTHING_READ
@@ -245,7 +245,7 @@ class _Run:
             self._freezing.attempt(lambda records: records.stand(report.series, saved))
 
     def _without_unchanged(self, job: Job) -> Job:
-        """The job without the sources in which nothing has changed (``--skip-unchanged``)."""
+        """Return the job without the sources in which nothing has changed (``--skip-unchanged``)."""
         engine, series = self._remembering, self._report.series
         if engine is None:
             return job
@@ -256,12 +256,12 @@ class _Run:
                     job = replace(job, unchanged=skipping.unchanged(job, engine, known))
             except KopiatomicError as error:
                 self._freezing.warn(f"all is read, whether it has changed or not: {error.message}")
-            # What is read now may come to nothing.
+            # What is read now may fail to be saved.
             self._freezing.attempt(lambda records: records.stand(series, dict.fromkeys(job.sources)))
         return job
 
     def _taker(self, engine: Engine) -> Callable[[str, bytes], None]:
-        """What takes the engine's output."""
+        """Return the function that receives the engine's output."""
 
         def take(stream: str, data: bytes) -> None:
             for found in engine.feed(stream, data):
@@ -278,7 +278,7 @@ class _Run:
         command = engine.command(job)
         report.engine.argv = self._shown(command.argv)
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
-        # What is taken may be something else by now.
+        # What is taken may have changed.
         lists.write(job.run_id, job.plan)
         environment = shell.environment({**os.environ, **self._handed}, shell.variables(job.run_id, job.plan))
         if in_place(job.plan, inherited.temporary_directory()):
@@ -287,7 +287,7 @@ class _Run:
             return frozen.supervisor.run(Start(command, environment, sources=job.sources), self._options.stop_timeout)
 
     def _conclude(self, checked: Checked) -> None:
-        """What the end of the engine, its own words and the check of the mounts say together."""
+        """Combine the engine's end, its own output and the check of the mounts into the run's outcome."""
         report = self._report
         assert report.engine is not None
         result = report.engine.result
@@ -314,7 +314,7 @@ class _Run:
     def _require_read(self, checked: Checked, result: EngineResult) -> None:
         """Refuse the success of an engine that has not looked into the view: it, or its server, has read live files.
 
-        Of the user's own command it is only said. Raises KopiatomicError.
+        For the user's own command this is only a warning. Raises KopiatomicError.
         """
         assert self._report.engine is not None
         name = self._report.engine.name

@@ -215,7 +215,7 @@ class Borg(repository.RepositoryEngine):
         return self._program.run(command, "--log-json", *self._shared_words, *words, take=take)
 
     def _held(self, points: Mapping[str, str]) -> set[str]:
-        """Query this host's last archive with such a name. Borg reads all metadata of the archive for it."""
+        """Return those of the paths in this host's last archive of such a name. Borg reads all of its metadata for that."""
         names = self._archives("--last=1", glob=self._glob.replace("{instant}", "*"))
         if not names:
             return set()
