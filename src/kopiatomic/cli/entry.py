@@ -47,8 +47,8 @@ for command in (backup, plan, execute, shell, recover, history, schedule):
 
 def main() -> None:
     """Run the program."""
-    # Imports and lists are not garbage, and collecting takes a tenth of the start-up time. A run enables collection
-    # again once it has its processes (runs/supervisor.py).
+    # What is imported and listed is not garbage, and looking for some takes a tenth of the start-up time. A run enables
+    # collection once it has its processes (runs/supervisor.py).
     gc.disable()
     inherited.settle()
     if "_KOPIATOMIC_COMPLETE" in os.environ:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _WithWords(WithCommand):
-    """A command where the words after ``--`` are those of a backup."""
+    """A command that takes the words of a backup after ``--``."""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*click.Command.collect_usage_pieces(self, ctx), "-- ARGUMENT..."]

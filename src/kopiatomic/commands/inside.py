@@ -244,7 +244,7 @@ class _Inside:
 
 
 def _account(name: str) -> pwd.struct_passwd:
-    """Return the account that a name or a number stands for. Raises KopiatomicError."""
+    """Return the account with a name or a number. Raises KopiatomicError."""
     try:
         return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except (KeyError, OverflowError):

@@ -129,7 +129,7 @@ class Remembering(Protocol):
         """
 
     def standing(self, snapshots: Mapping[str, str]) -> Mapping[str, str]:
-        """Return those of the snapshots (by source) that are complete in the repository. Raises KopiatomicError."""
+        """Return the snapshots (by source) that are complete in the repository. Raises KopiatomicError."""
 
 
 KOPIA, RESTIC, BORG = "kopia", "restic", "borg"

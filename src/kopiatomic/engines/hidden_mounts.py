@@ -13,8 +13,7 @@ from kopiatomic.text import printable
 def warnings(engine: str, plan: Plan, held: Callable[[Mapping[str, str]], Collection[str]]) -> list[str]:
     """Name the hidden mounts in which the last backup shows something.
 
-    ``held`` gets their paths with the source of each, and returns those of which that is true. It is only called if there are
-    any;
+    ``held`` gets their paths with the source of each, and returns the paths in which it does. It is only called if there are any;
     if it cannot tell (KopiatomicError), that is a warning as well.
     """
     hidden = {

@@ -74,7 +74,7 @@ def _walk(base: int, top: str) -> Iterator[tuple[str, int]]:
 
 
 def _equal(fd: int, stand_in: str) -> list[str]:
-    """Return those of the names in an open directory that become the name of another one there."""
+    """Return the names in an open directory that become the name of another one there."""
     names = os.listdir(fd)
     if all(map(str.isascii, names)) or not any(map(_NO_TEXT.search, names)):
         return []

@@ -117,7 +117,7 @@ class RepositoryEngine(ABC):
 
     @abstractmethod
     def _held(self, points: Mapping[str, str]) -> Collection[str]:
-        """Return those of some paths in which the last backup shows something. Raises KopiatomicError."""
+        """Return the given paths in which the last backup shows something. Raises KopiatomicError."""
 
     @abstractmethod
     def _judge(self, job: Job, end: EngineEnd) -> EngineResult:

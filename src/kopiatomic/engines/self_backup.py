@@ -49,8 +49,8 @@ def notes(engine: str, folders: Iterable[tuple[str, str]], plan: Plan, *, left_o
 
 @immutable
 class Place:
-    """Where a path leads, with links followed, and the dataset that holds it; for Btrfs ``subvolume``, with its UUID in
-    ``pool``.
+    """Where a path leads, with links followed, and the dataset that holds it; ``subvolume`` and ``pool`` (a UUID) are for
+    Btrfs.
     """
 
     path: str

@@ -74,14 +74,14 @@ class Leftovers(Protocol):
     KIND: str
 
     def recorded(self, run_id: str, intents: Sequence[Intent], /) -> list[Leftover]:
-        """Return those of a dead run's intents that exist and are, or may be, ours. Raises KopiatomicError if that cannot be
+        """Return a dead run's intents that exist and are, or may be, ours. Raises KopiatomicError if that cannot be
         determined.
         """
 
     def unrecorded(
         self, names: Iterable[str] | None, life: Callable[[Mark], Life], problems: list[str], /
     ) -> list[Leftover]:
-        """Return those in these pools or filesystems (None: all) that bear the name of a run which is not known to be alive.
+        """Return snapshots in these pools or filesystems (None: all) that bear the name of a run which is not known to be alive.
 
         What could not be examined is added to ``problems``, in words. Raises KopiatomicError if nothing could be examined.
         """

@@ -35,7 +35,7 @@ class Claim(StrEnum):
     PROVEN = "proven"
     """Proven by the record, or by a mark that only root can make: it is removed."""
     UNRECORDED = "unrecorded"
-    """Only a property says so, which others can be allowed to set: it is removed only with ``--unrecorded``."""
+    """Proven only by a property, which others can be allowed to set: it is removed only with ``--unrecorded``."""
     UNJUDGED = "unjudged"
     """Its run may be alive where our locks do not show it: it is removed only with ``--assume-dead``."""
     RECEIVED = "received"

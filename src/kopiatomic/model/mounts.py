@@ -59,7 +59,7 @@ def visible(mounts: Iterable[Mount]) -> dict[str, Mount]:
 
 
 def _uncovered(siblings: list[Mount]) -> list[Mount]:
-    """Return those children of one mount that no later sibling hides by being mounted on a directory above them.
+    """Return the children of one mount that no later sibling hides by being mounted on a directory above them.
 
     The kernel appends to its table, so of two children of one mount the later line was attached later; ids are reused
     and tell nothing.
@@ -85,7 +85,7 @@ def _uncovered(siblings: list[Mount]) -> list[Mount]:
 
 
 def borders(seen: dict[str, Mount]) -> dict[str, Mount]:
-    """Return those of the visible mounts at which a path leads somewhere else than it would without them.
+    """Return the visible mounts at which a path leads somewhere else than it would without them.
 
     A directory that is bind-mounted onto itself, as Docker does it, shows the same place of the same filesystem: what is in it
     and below it is what the mount around it has there. A mount whose device is unknown is never treated as one of those.

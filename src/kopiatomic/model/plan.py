@@ -200,7 +200,7 @@ class Uncovered:
 class Hidden:
     """In place: a live directory that is replaced by an empty one of ours, because somebody could move what is in it.
 
-    ``who`` describes that person, ``place`` is the first place in it that is shown anyway.
+    ``who`` names that somebody, in words; ``place`` is the first place in it that is shown anyway.
     """
 
     directory: str

@@ -210,7 +210,7 @@ class Restic(repository.RepositoryEngine):
         return warnings + self._check_place(plan)
 
     def _held(self, points: Mapping[str, str]) -> set[str]:
-        """Return those of the paths in the snapshot that restic would take as parent: this host's last one of these sources."""
+        """Return the paths that have entries in restic's parent snapshot: this host's last one of these sources."""
         words = [f"--host={self._identity}", *(f"--path={source}" for source in sorted(set(points.values())))]
         finished = self._program.run("snapshots", "--json", "--no-lock", "--latest=1", *self._shared_words, *words)
         if finished.status != 0:

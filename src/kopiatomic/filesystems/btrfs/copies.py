@@ -1,4 +1,4 @@
-"""Btrfs subvolumes that are only meant if named: read-only snapshots of what is taken anyway, received copies. Pure."""
+"""Btrfs subvolumes that users mean only if they say so: read-only snapshots of what is taken anyway, received copies. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from kopiatomic.model.facts import BtrfsSubvolume
 
 
 def snapshots_of_taken(subvolumes: Iterable[BtrfsSubvolume], taken: Callable[[BtrfsSubvolume], bool]) -> dict[str, str]:
-    """Return the read-only snapshots of subvolumes that are taken: their paths, and the path of the subvolume taken.
+    """Return the read-only snapshots of subvolumes that are taken: by path, with the path of that subvolume.
 
     A snapshot of such a snapshot is one as well. What ``btrfs receive`` made from a snapshot is not, although it has
     a parent: its received UUID is its own, whereas a snapshot keeps its source's.

@@ -128,11 +128,11 @@ class BtrfsSelection:
             yield self._judged(self._subvolumes[path], first)
 
     def _is_meant(self, path: str) -> bool:
-        """Whether a subvolume was named, or is mounted by itself: it is then taken for what it is."""
+        """Whether a subvolume was named, or is mounted by itself, so that it is not treated as a copy."""
         return self._is_named(path) or path in self._shared.mounted
 
     def _miss_nested(self) -> None:
-        """Note the non-empty subvolumes that are nested in what was asked for and were not asked for themselves."""
+        """Note non-empty subvolumes that were not asked for but are nested in one that was."""
         if self._shared.request.no_nested:
             return
         taken = {(s.filesystem, s.id) for path, s in self._subvolumes.items() if path in self._asked}

@@ -3,7 +3,7 @@
 One is kept on each dataset (``--skip-unchanged``). ``written#BOOKMARK``, read from a *newer snapshot* and not from the live
 dataset,
 is 0 exactly if nothing was written in between: content, times, modes, extended attributes, names, links (seen on 2.1.11). It is
-moved only if something was written, so the bookmarks of several repositories may be on one.
+moved only if something was written, so the states of several repositories can rest on the same one.
 """
 
 from __future__ import annotations

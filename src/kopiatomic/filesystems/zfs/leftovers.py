@@ -21,8 +21,7 @@ KIND = "zfs-snapshot"
 
 
 def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
-    """Return those of a dead run's snapshots that are, or may be, left. Others that have taken the name of one of ours are
-    excluded.
+    """Return a dead run's snapshots that are, or may be, left. Others that have taken the name of one of ours are excluded.
 
     Raises KopiatomicError if that cannot be determined.
     """

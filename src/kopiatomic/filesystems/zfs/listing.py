@@ -138,7 +138,7 @@ def _require_known(names: Iterable[str], found: Collection[str], result: process
 
 
 def _each_value(column: str, names: Sequence[str]) -> dict[str, str]:
-    """Return the property of those of the datasets that still exist. Raises KopiatomicError.
+    """Return the property of those datasets that still exist. Raises KopiatomicError.
 
     It may contain tabs and newlines, which ``zfs list`` prints raw, and thus what looks like other datasets' lines. The name
     after it

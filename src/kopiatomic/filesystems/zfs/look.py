@@ -28,7 +28,7 @@ class Seen:
 
 
 def look(names: Sequence[str]) -> dict[str, Seen]:
-    """Return those of the snapshots that exist, asked for by exact name: listing a whole pool is slow.
+    """Return the snapshots that exist, asked for by exact name: listing a whole pool is slow.
 
     Raises KopiatomicError if it is not certain that one does not exist.
     """

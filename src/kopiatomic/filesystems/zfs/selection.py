@@ -170,7 +170,7 @@ class ZfsSelection:
         yield from self._suspended()
 
     def _container(self, name: str, judged: Judged, verdicts: dict[str, Judged]) -> str:
-        """Return why a named dataset only stands for what is below it: with ``-r``, one that its properties say is not for
+        """Return why a named dataset is not taken although what is below it is (``-r``), because by its properties it is not for
         mounting.
 
         Raises KopiatomicError for any other that was named and cannot be taken.
