@@ -27,8 +27,8 @@ on a timer. 'kopiatomic backup NAME...' reaches a pool of any name.
 
 
 class _VersionOption(click.Option):
-    """Refuses to be mistaken for "verbose": next to something to back up it would end the command, with nothing saved and exit
-    code 0.
+    """Refuses to be mistaken for "verbose": with something to back up it would end the command with exit code 0 and nothing
+    saved.
     """
 
     def handle_parse_result(

@@ -60,7 +60,7 @@ def _zfs() -> str:
     """Return both versions from ``zfs version``: it asks the kernel for its own and needs no pool (zfs-version(8))."""
     user, _, kernel = _said("zfs", "version").partition("\n")
     try:
-        # If the tools are missing or older than the module.
+        # The tools may be missing or older than the module.
         loaded = Path("/sys/module/zfs/version").read_text(encoding="utf-8").strip()
     except OSError:
         loaded = kernel if host.here().has_zfs() else ""

@@ -42,9 +42,7 @@ def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_jso
 
 
 def result_of(record: RunRecord) -> str:
-    """Return how a run ended, in a few words. A run without a recorded end is still going on, was killed, or could not record its
-    end.
-    """
+    """Return how a run ended, in a few words. Without a recorded end it goes on, was killed, or could not record its end."""
     if record.result is not None:
         return record.result
     state = life(record.mark)

@@ -144,8 +144,8 @@ def _check_words(wanted: Wanted, scheduler: Scheduler) -> None:
 
 
 def _end_timeout(options: Options) -> float:
-    """Return the time limit for the end of a run: ``--stop-timeout`` for the engine, again for a suspended pool, then ``-q`` and
-    cleaning up.
+    """Return how long a run's end may take: ``--stop-timeout`` for the engine and again for a suspended pool, ``-q``, cleaning
+    up.
     """
     return 2 * options.stop_timeout + (options.hook_timeout if options.post_hook is not None else 0.0) + _CLEAN_UP
 

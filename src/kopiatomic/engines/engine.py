@@ -113,7 +113,7 @@ class Engine(Protocol):
         """Process output (``stream`` is "stdout" or "stderr"); return lines to pass through and any progress found."""
 
     def judge(self, job: Job, end: EngineEnd) -> EngineResult:
-        """Return the outcome, from the engine's own output. Called before anything is removed, only for its messages."""
+        """Return the outcome, from the engine's own output."""
 
     def finish(self) -> list[str]:
         """Do what was postponed until the snapshots are gone (maintenance). Returns warnings."""
@@ -124,9 +124,7 @@ class Remembering(Protocol):
     """An engine that can tell whether an earlier snapshot can be used instead of a new one. Called after ``check``."""
 
     def terms(self, source: str) -> str:
-        """Return a digest of everything that a snapshot depends on apart from the files: repository, policies, options,
-        versions.
-        """
+        """Return a digest of all that a snapshot depends on except the files: repository, policies, options, versions."""
 
     def standing(self, snapshots: Mapping[str, str]) -> Mapping[str, str]:
         """Return the snapshots (by source) that are complete in the repository. Raises KopiatomicError."""

@@ -23,8 +23,7 @@ class Syntax:
     refused: Mapping[str, str]
     """Long names of flags that would turn the run into something else, and what that would be."""
     kingpin: bool = False
-    """Whether its parser never takes a word that begins with a dash as a value, and takes ``=`` after a short flag as part of the
-    value."""
+    """Whether its parser takes no word that begins with a dash as a value, and ``=`` after a short flag as part of the value."""
     abbreviations: bool = False
     """Whether its parser accepts an unambiguous beginning of a long flag as the flag."""
 

@@ -23,9 +23,7 @@ from kopiatomic.text import printable
 
 
 def folder(repository: str | None) -> str | None:
-    """Return the directory that a repository is: absolute, without the scheme that marks it as one. None if it is not a
-    directory.
-    """
+    """Return a repository's absolute directory, without the scheme that marks it as one; None if it is not a directory."""
     if not repository:
         return None
     path = re.sub(r"^(local:|file://)", "", repository)

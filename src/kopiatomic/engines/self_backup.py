@@ -36,9 +36,7 @@ def check_repository(engine: str, path: str | None, plan: Plan) -> list[str]:
 
 
 def notes(engine: str, folders: Iterable[tuple[str, str]], plan: Plan, *, left_out: str) -> list[str]:
-    """Return one note about which of the engine's directories (what and where) are on datasets that the run takes, and the
-    effect.
-    """
+    """Return a note on which of the engine's directories (what and where) are on datasets that the run takes, and the effect."""
     found = []
     for what, path in folders:
         taken = holder(path, plan)
@@ -49,9 +47,7 @@ def notes(engine: str, folders: Iterable[tuple[str, str]], plan: Plan, *, left_o
 
 @immutable
 class Place:
-    """Where a path leads, with links followed, and the dataset that holds it; ``subvolume`` and ``pool`` (a UUID) are for
-    Btrfs.
-    """
+    """Where a path leads, links followed, and the dataset that holds it; ``subvolume`` and ``pool`` (a UUID) are for Btrfs."""
 
     path: str
     filesystem: str

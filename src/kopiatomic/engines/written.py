@@ -102,8 +102,7 @@ def require_skipped(found: Sequence[Own], plan: Plan) -> None:
 
 
 def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> Plan:
-    """Return the plan with directories that would be frozen or hidden made live; make (and mark) them if missing, as places for
-    mounts.
+    """Return the plan with live places for directories that would be frozen or hidden; make (and mark) missing ones.
 
     Raises KopiatomicError for a directory that would be read as data.
     """

@@ -20,8 +20,7 @@ class Maker(Protocol):
     """Makes and removes the set of one pool or one filesystem.
 
     Order of the calls: ``check`` (in the main process, before everything, hooks included), ``intents`` (in the same process; they
-    are
-    recorded), ``prepare`` (in the keeper), ``make`` (only the snapshots, so that the instants of several sets are close
+    are recorded), ``prepare`` (in the keeper), ``make`` (only the snapshots, so that the instants of several sets are close
     together), ``tie`` (to the life of the run's processes, where the kernel offers that), ``read_back``; when none of its
     snapshots is mounted any more, ``untie``; and when the run's descriptor is closed, ``remove``.
 
@@ -74,9 +73,7 @@ class Leftovers(Protocol):
     KIND: str
 
     def recorded(self, run_id: str, intents: Sequence[Intent], /) -> list[Leftover]:
-        """Return a dead run's intents that exist and are, or may be, ours. Raises KopiatomicError if that cannot be
-        determined.
-        """
+        """Return a dead run's intents that exist and are, or may be, ours. Raises KopiatomicError if that is uncertain."""
 
     def unrecorded(
         self, names: Iterable[str] | None, life: Callable[[Mark], Life], problems: list[str], /

@@ -70,9 +70,7 @@ class ZfsPool:
 
 @immutable
 class BtrfsSubvolume:
-    """A subvolume and the path where it is visible. ``above`` is the path of the subvolume that it is nested in, if it is reached
-    through that.
-    """
+    """A subvolume and the path where it is visible. ``above`` is the path of the one it is nested in, if reached through that."""
 
     path: str
     id: int
@@ -81,8 +79,7 @@ class BtrfsSubvolume:
     above: str | None = None
     uuid: str = ""
     parent: str = ""
-    """The UUID of the subvolume that it was made from, as a snapshot or by ``btrfs receive``; empty if it was made from
-    nothing."""
+    """The UUID of the subvolume that it was made from, as a snapshot or by ``btrfs receive``; empty if there was none."""
     received: str = ""
     """The UUID that ``btrfs receive`` sets; a read-only snapshot keeps its source's."""
     read_only: bool = False
@@ -109,8 +106,8 @@ class Facts:
     resolved: Mapping[str, str]
     """The paths that were named, with symbolic links resolved."""
     properties: Mapping[str, Setting] = field(default_factory=dict)
-    """The property that selects (``kopiatomic:backup``), of the datasets that have it, set or inherited, and of those they
-    inherit it from."""
+    """The property that selects (``kopiatomic:backup``), of datasets that have or inherit it, and of those they inherit it
+    from."""
     directories: frozenset[str] = frozenset()
     """The paths in question that are directories now; of the mount points of what is not mounted, only the empty ones."""
     sizes: Mapping[str, int] = field(default_factory=dict)

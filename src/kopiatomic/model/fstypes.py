@@ -112,7 +112,6 @@ def may_hang(fstype: str) -> bool:
     """Whether accessing such a filesystem may wait for a server or daemon that does not respond, or may mount something.
 
     Anything that is not known to be local may: a FUSE on a device (fuseblk) waits for its daemon, a cluster's (gpfs, gfs2) for
-    the
-    other machines, and a virtual machine's shared folder (vboxsf) for its host.
+    the other machines, and a virtual machine's shared folder (vboxsf) for its host.
     """
     return fstype not in PSEUDO | LOCAL | _FROZEN_OR_STACKED

@@ -48,9 +48,7 @@ class SnapshotSet:
 
     @property
     def one_instant(self) -> bool:
-        """Whether all transactions are equal, which is the proof: a TXG (ZFS) or a commit (Btrfs) is one state of the whole
-        filesystem.
-        """
+        """Whether the transactions are equal, the proof: a TXG (ZFS) or a commit (Btrfs) is one state of the whole filesystem."""
         return len({snapshot.transaction for snapshot in self.snapshots}) == 1
 
 

@@ -64,9 +64,7 @@ def fold(text: str, width: int) -> Iterator[str]:
 
 
 def _that_fit(text: str, width: int) -> int:
-    """Return how many characters of a text that is too long fit. Rich's chop_cells is unusable here: bookworm's goes
-    backwards.
-    """
+    """Return how many characters of a too long text fit. Rich's chop_cells is unusable here: bookworm's goes backwards."""
     if text.isascii():
         return width
     count = 1

@@ -137,9 +137,7 @@ def _engine_lines(engine: EngineReport) -> list[str]:
 
 
 def _others(plan: Plan) -> list[str]:
-    """Return what was in the backup anyway and does not belong to any instant, and what was hidden because it might not
-    answer.
-    """
+    """Return what was in the backup live, of no one instant, and what was hidden because it might not answer."""
     live = [f"{printable(u.point)} ({u.fstype})" for u in plan.uncovered if u.live]
     lines = [f"Live:     {first_few(live)}: in the backup as it was then, not frozen"] if live else []
     return lines + ([f"Hidden:   {first_few(plan.might_hang)}: it might not answer"] if plan.might_hang else [])

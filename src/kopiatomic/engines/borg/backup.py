@@ -215,9 +215,7 @@ class Borg(repository.RepositoryEngine):
         return self._program.run(command, "--log-json", *self._shared_words, *words, take=take)
 
     def _held(self, points: Mapping[str, str]) -> set[str]:
-        """Return the paths that this host's last archive of such a name has entries in. Borg reads all of its metadata for
-        that.
-        """
+        """Return the paths in which this host's last archive of such a name has entries. Borg reads all its metadata for that."""
         names = self._archives("--last=1", glob=self._glob.replace("{instant}", "*"))
         if not names:
             return set()

@@ -122,9 +122,7 @@ class Kopia:
         return Target(location.storage(self._status), str(self._source("")))
 
     def own(self, plan: Plan) -> list[written.Own]:
-        """Return cache and repository; logs are moved to a place of ours if theirs is in a source, the configuration is only
-        read.
-        """
+        """Return cache and repository; logs go to a place of ours if theirs is in a source, the configuration is only read."""
         found = []
         cache = location.cache(self._client)
         if cache is not None:
@@ -210,9 +208,7 @@ class Kopia:
     def _argv(
         self, path: str, sources: Sequence[str], *, workers: str, start_time: str, run_id: str, atomic: str
     ) -> list[str]:
-        """Return the argv. kopia takes no flag twice: ``-o`` decides, except for maintenance, which waits until the snapshots are
-        released.
-        """
+        """Return the argv. kopia takes no flag twice: ``-o`` decides, except on maintenance, which waits for the release."""
         argv = [path, "snapshot", "create", *sources, "--no-auto-maintenance"]
         for flag in ("--json", "--json-verbose", "--progress"):
             if not self._options.has(flag):

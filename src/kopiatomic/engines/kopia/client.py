@@ -58,8 +58,7 @@ class Client(Program):
         self.config = self._find_config()
 
     def _find_config(self) -> Config:
-        """Find the configuration by kopia's own rules (cli/config.go, internal/ospath); if HOME is not set, take it from the
-        passwd database.
+        """Apply kopia's own rules (cli/config.go, internal/ospath); if HOME is not set, take it from the passwd database.
 
         A bare file name is searched for in the configuration directory. Without HOME kopia would look, and write its logs, in
         the current directory: what already exists there is used as it is.

@@ -149,8 +149,8 @@ def _entries(finished: process.Finished) -> dict[str, Mapping[str, Any]]:
 
 
 def _holds_something(summary: Mapping[str, Any]) -> bool:
-    """Whether a directory's summary counts more than the directory itself, which is in ``dirs``. Entries that failed count, and
-    are reported separately.
+    """Whether more than the directory itself, which is in ``dirs``, is counted. Failed entries are too, and reported
+    separately.
     """
     return number(summary, "dirs") > 1 or any(
         number(summary, key) for key in ("files", "symlinks", "numFailed", "numIgnoredErrors")

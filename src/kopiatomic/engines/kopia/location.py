@@ -22,9 +22,7 @@ def repository(status: Mapping[str, Any]) -> str | None:
 
 
 def storage(status: Mapping[str, Any]) -> str:
-    """Return kind, location and id of the repository in words, from ``kopia repository status``. No key or password is among
-    them.
-    """
+    """Return kind, location and id of the repository in words, without keys or passwords, from ``kopia repository status``."""
     found = status.get("storage") or {}
     config = found.get("config") or {}
     places = (config.get(key) for key in ("host", "bucket", "container", "url", "remotePath", "path"))

@@ -63,7 +63,7 @@ def top(device: str) -> Iterator[int]:
 
 
 def device_of(filesystem: str, known: str) -> str:
-    """Return a device of a mounted filesystem (its UUID): the ``known`` one, unless it was removed or replaced.
+    """Return a device of a mounted filesystem (its UUID): the ``known`` one, unless it was removed from it or replaced.
 
     From sysfs (Documentation/ABI/testing/sysfs-fs-btrfs).
     """
@@ -76,8 +76,7 @@ def device_of(filesystem: str, known: str) -> str:
 
 
 def make(top_fd: int, run_id: str, where: str) -> int:
-    """Make a run's folder, accessible to root only, locked and marked. Returns the descriptor that holds the lock. Raises
-    KopiatomicError.
+    """Make a run's folder, for root only, locked and marked. Returns the descriptor with the lock. Raises KopiatomicError.
 
     The descriptor keeps the filesystem busy, but not the host's mounts.
     """

@@ -1,9 +1,8 @@
 """ZFS: what has changed since an earlier snapshot that no longer exists. A bookmark costs nothing and keeps nothing.
 
 One is kept on each dataset (``--skip-unchanged``). ``written#BOOKMARK``, read from a *newer snapshot* and not from the live
-dataset,
-is 0 exactly if nothing was written in between: content, times, modes, extended attributes, names, links (seen on 2.1.11). It is
-moved only if something was written, so the states of several repositories can rest on the same one.
+dataset, is 0 exactly if nothing was written in between: content, times, modes, extended attributes, names, links (seen on
+2.1.11). It is moved only if something was written, so the states of several repositories can rest on the same one.
 """
 
 from __future__ import annotations
@@ -23,8 +22,7 @@ KIND = "zfs-bookmark"
 
 
 def follow(snapshots: Mapping[str, str], bookmark: str) -> dict[str, tuple[str, str]]:
-    """Return the states before and after each snapshot of one pool (``snapshots``: name and guid), told by its dataset's
-    bookmark.
+    """Return the states before and after each snapshot of one pool (``snapshots``: name and guid), told by the bookmarks.
 
     The state is the guid of the snapshot that the bookmark was made from; empty if unknown. Bookmarks of datasets that
     have changed are replaced.

@@ -49,8 +49,7 @@ def _lines(finished: process.Finished) -> list[str]:
 def datasets(
     names: Sequence[str], user_property: str, *, everything: bool, depth: int | None
 ) -> tuple[dict[str, ZfsDataset], dict[str, str]]:
-    """Return datasets by name, without their mount points, and the user property's values for those that have it, set or
-    inherited.
+    """Return datasets by name, without mount points, and the user property's values where it is set or inherited.
 
     ``everything``: all datasets; otherwise those named and what is below them, ``depth`` levels (None: all). Raises
     KopiatomicError.
@@ -86,8 +85,7 @@ def _listed(scope: Sequence[str], also: Sequence[str]) -> tuple[process.Finished
     """Return the fields of each dataset, by name; None if the lines are not those that were asked for.
 
     A property that is asked for ``also`` may contain anything. The name after it reveals that: a value of several lines must end
-    in
-    a line that begins with the name, which then occurs twice.
+    in a line that begins with the name, which then occurs twice.
     """
     columns = [*_COLUMNS.split(","), host.here().zoned, *also]
     result = run(["zfs", "list", "-Hp", "-t", "filesystem,volume", "-o", ",".join([*columns, "name"]), *scope])
@@ -141,8 +139,7 @@ def _each_value(column: str, names: Sequence[str]) -> dict[str, str]:
     """Return the property of those datasets that still exist. Raises KopiatomicError.
 
     It may contain tabs and newlines, which ``zfs list`` prints raw, and thus what looks like other datasets' lines. The name
-    after it
-    reveals that, as in :func:`_listed`: bisection finds the dataset, which is then queried alone, without its name.
+    after it reveals that, as in :func:`_listed`: bisection finds the dataset, which is then queried alone, without its name.
     """
     found: dict[str, str] = {}
     waiting = list(process.parts(names))

@@ -67,7 +67,7 @@ class ZfsSelection:
             self._ask_below(name)
 
     def ask_for_path(self, path: str, mount: Mount) -> None:
-        """Ask for a path in a mount of a whole dataset: that dataset or a part of it; with ``-r`` also for what belongs below the
+        """Ask for a path in a mount of a whole dataset: the dataset or a part; with ``-r`` also for what belongs below the
         path.
         """
         name, part = mount.source, below(path, mount.point)
@@ -170,8 +170,7 @@ class ZfsSelection:
         yield from self._suspended()
 
     def _container(self, name: str, judged: Judged, verdicts: dict[str, Judged]) -> str:
-        """Return why a named dataset is not taken although what is below it is (``-r``), because by its properties it is not for
-        mounting.
+        """Return why a named dataset itself is not taken: with ``-r`` it may be one that by its properties is not for mounting.
 
         Raises KopiatomicError for any other that was named and cannot be taken.
         """
@@ -233,8 +232,7 @@ class ZfsSelection:
         return self._verdict(dataset, Verdict.NOT_THE_JAILS, reason, hint=f"{hint} (jailed=on, {JAIL_NEEDS}).")
 
     def _useless_pool(self, dataset: ZfsDataset, ask: Ask) -> Judged | None:
-        """Judge a dataset in an unusable pool: a snapshot waits for ever in a suspended pool and is impossible in a read-only
-        one.
+        """Judge a dataset in an unusable pool: a snapshot waits for ever in a suspended one and is impossible in a read-only one.
 
         Raises KopiatomicError if the dataset was named.
         """

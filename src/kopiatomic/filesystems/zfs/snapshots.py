@@ -78,8 +78,7 @@ class ZfsMaker:
         return list(self._datasets)
 
     def make(self) -> Instant | None:
-        """Make the snapshots in one call and one transaction group. It makes all or none: refused ones are left out and the call
-        is repeated.
+        """Make the snapshots in one call and one transaction group: all or none. Refused ones are left out and it is repeated.
 
         Raises KopiatomicError.
         """
@@ -148,9 +147,7 @@ class ZfsMaker:
             ) from None
 
     def read_back(self, instant: Instant) -> SnapshotSet:
-        """Return the set with the ``createtxg`` of each snapshot: equal within a pool exactly if they are of one transaction
-        group.
-        """
+        """Return the set with the ``createtxg`` of each: equal within a pool exactly if they are of one transaction group."""
         found = look(self._names)
         for name in [name for name in self._names if name not in found]:
             reason = "its snapshot disappeared right after it was made"
@@ -287,8 +284,7 @@ def claim(intent: Intent, seen: Seen) -> Claim | None:
     """Return how sure it is that the snapshot with a recorded name is the one that the run made; None if it is another one.
 
     No property proves it: anybody who may rename snapshots and set properties (zfs-allow(8)) can give any of them name and mark.
-    A run
-    that was killed before its guid was known is believed to have made what its pool's transaction groups allow.
+    A run that was killed before its guid was known is believed to have made what its pool's transaction groups allow.
     """
     if intent.identity is not None:
         return Claim.PROVEN if (seen.guid, seen.createtxg) == (intent.identity, intent.transaction) else None
