@@ -15,8 +15,7 @@ class Command:
     argv: Sequence[str]
     environment: Mapping[str, str]
     stand_in: str = ""
-    """What it writes for each byte of a name that is not text, so that two names may become the same; empty if it keeps such
-    bytes."""
+    """What it writes for each byte of a name that is not text, so that two may become the same; empty if it keeps them."""
     directories: Sequence[str] = ()
     """Where to look for such names, with paths as the command sees them."""
 

@@ -106,8 +106,7 @@ class Facts:
     resolved: Mapping[str, str]
     """The paths that were named, with symbolic links resolved."""
     properties: Mapping[str, Setting] = field(default_factory=dict)
-    """The property that selects (``kopiatomic:backup``), of datasets that have or inherit it, and of those they inherit it
-    from."""
+    """The property that selects (``kopiatomic:backup``), of datasets that have it or inherit it, and of its origins."""
     directories: frozenset[str] = frozenset()
     """The paths in question that are directories now; of the mount points of what is not mounted, only the empty ones."""
     sizes: Mapping[str, int] = field(default_factory=dict)

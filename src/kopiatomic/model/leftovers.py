@@ -77,7 +77,7 @@ class Cleared:
     unjudged: list[str] = field(default_factory=list)
     """The recorded runs that cannot be judged from here."""
     received: int = 0
-    """How many snapshots were made by another host's runs, or came with a stream: nothing of this host."""
+    """How many snapshots were made by another host's runs, or came with a stream: none of them ours."""
     problems: list[str] = field(default_factory=list)
     """What could not be examined, in words."""
 

@@ -10,7 +10,7 @@ from kopiatomic.immutable import immutable
 from kopiatomic.paths import topmost
 
 UNMOUNTED = "/.unmounted"
-"""Where in the view datasets appear that have no mount point of their own."""
+"""Where in the view datasets appear that have no place of their own."""
 
 VOLUMES = "/.volumes"
 """Where in the view volumes appear."""
