@@ -1,1 +1,1 @@
-"""The command line: parsers and help, one module for each command."""
+"""The command line: parsers and help, one module per command."""

@@ -1,4 +1,4 @@
-"""What our command lines have that click has not: words with a command line behind them, durations, names completed."""
+"""What our command lines need and click lacks: words followed by a command line, durations, completion of names."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ COMMAND = "kopiatomic.command"
 
 
 class Command(click.Command):
-    """A command that takes datasets. The one that need not be named speaks of ``kopiatomic`` alone in its help."""
+    """A command that takes datasets. In its help, the default command is called just ``kopiatomic``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, self.spelled_out(args))
 
     def spelled_out(self, args: list[str]) -> list[str]:
-        """Give ``--wait`` the value that it stands for alone: click would take the next word for it."""
+        """Give a bare ``--wait`` its implied value: click would take the next word for it."""
         with_value = {
             name
             for parameter in self.params
@@ -45,7 +45,7 @@ class Command(click.Command):
 
 
 def _value_begins(cluster: str, with_value: set[str]) -> bool:
-    """Whether one of the letters before the last takes the rest of ``-rc...`` for its value."""
+    """Whether one of the letters before the last takes the rest of ``-rc...`` as its value."""
     return any(f"-{letter}" in with_value for letter in cluster[1:-1])
 
 
@@ -78,7 +78,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
-    """Names of datasets, and commands where one may stand. What begins as a path is left to the shell."""
+    """Complete names of datasets, and commands where one may appear. What begins as a path is left to the shell."""
     from click.shell_completion import CompletionItem
 
     from kopiatomic.cli.completion import datasets
@@ -94,7 +94,7 @@ def complete(context: click.Context, _parameter: click.Parameter, incomplete: st
 
 
 def complete_schedule(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
-    """Names of schedules."""
+    """Complete names of schedules."""
     from click.shell_completion import CompletionItem
 
     from kopiatomic.cli.completion import schedules
@@ -109,7 +109,7 @@ def complete_directory(_context: click.Context, _parameter: click.Parameter, inc
 
 
 class WithCommand(Command):
-    """What stands behind ``--`` is a command line of its own."""
+    """A command where the words after ``--`` are a command line of their own."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if "--" in args:

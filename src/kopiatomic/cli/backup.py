@@ -27,12 +27,14 @@ on a timer. 'kopiatomic backup NAME...' reaches a pool of any name.
 
 
 class _VersionOption(click.Option):
-    """Refuses to be meant for "verbose": beside something to back up it would end the command, with nothing saved and 0."""
+    """Refuses to be mistaken for "verbose": with something to back up it would end the command with exit code 0 and nothing
+    saved.
+    """
 
     def handle_parse_result(
         self, ctx: click.Context, opts: Mapping[str, Any], args: list[str]
     ) -> tuple[Any, list[str]]:
-        # What was not given is absent, empty or a mark of click's, depending on its version.
+        # A missing option is absent, empty or one of click's sentinels, depending on its version.
         names = opts.get("names")
         asked = isinstance(names, Sequence) and bool(names)
         asked = asked or any(opts.get(flag) is True for flag in ("everything", "by_property"))
@@ -45,7 +47,7 @@ class _VersionOption(click.Option):
 
 def _show_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
     if value:
-        # Asked for before the other options are looked at, so that nothing else on the line is in its way.
+        # Checked before the other options are looked at, so that nothing else on the line prevents it.
         if "--verbose" in called().words:
             from kopiatomic.commands.about import lines
 

@@ -1,4 +1,4 @@
-"""What a shell completes: click's own completion where it is right, and the names of datasets, found fast or not at all."""
+"""Shell completion: click's own where it is right, and the names of datasets, found fast or not at all."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from kopiatomic.schedules import here
 from kopiatomic.system import host, pools, process
 
 LIMIT = 1.0
-"""Seconds that ``zfs list`` may take. After that the mounted ones, which the mount table knows, have to do."""
+"""Seconds that ``zfs list`` may take. After that the mounted datasets from the mount table must do."""
 
 _KILLED_TIMEOUT = 0.1
-"""Seconds that are waited for its end then: a suspended pool may hold it up for ever, and nobody needs it any more."""
+"""Seconds to wait for its end after that: a suspended pool may block it for ever, and nobody needs it any more."""
 
 
 def datasets() -> set[str]:
-    """The names of all ZFS filesystems and volumes, or of those that are found in time, and the mount points of Btrfs."""
+    """Return the names of all ZFS filesystems and volumes, or of those found in time, and the mount points of Btrfs."""
     try:
         table = host.here().mounts()
     except (OSError, KopiatomicError):
@@ -34,8 +34,8 @@ def datasets() -> set[str]:
 
 
 def _listed() -> Iterable[str]:
-    # A pool that is known not to answer is not asked; and ``zfs``, which loads the kernel's module, not without a pool, or
-    # not without that module where the kernel does not say which pools there are.
+    # A pool that is known not to answer is not queried. ``zfs``, which loads the kernel module, is not called without a pool, or
+    # without that module where the kernel does not say which pools exist.
     asked = pools.answering()
     if not (host.here().has_zfs() if asked is None else asked):
         return ()
@@ -51,7 +51,7 @@ def _listed() -> Iterable[str]:
 
 
 def schedules() -> list[str]:
-    """The names of the schedules."""
+    """Return the names of the schedules."""
     try:
         return here().names()
     except (KopiatomicError, OSError):
@@ -75,21 +75,21 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
 """
 _PLAIN_IN_BASH = re.compile(r"[^\w@%+=:,./-]")
 _MEANS_MORE = re.compile(r"[\\\"$`]")
-"""What bash does not take as it is in double quotes."""
+"""What bash does not take literally in double quotes."""
 
 
 class _Bash(shell_completion.BashComplete):
-    """Completion for bash, which takes words apart at ``=`` and ``:``, and wants what it gets to be quoted."""
+    """Completion for bash, which splits words at ``=`` and ``:``, and wants quoted results."""
 
     source_template = _BASH
 
     def source(self) -> str:
-        """The script, without a look at the bash that is here, if one is: a port is built without."""
+        """Return the script without checking for bash on this system: ports are built without it."""
         return shell_completion.ShellComplete.source(self)
 
     def get_completion_args(self) -> tuple[list[str], str]:
         line = os.environ["COMP_WORDS"]
-        # A letter shows whether the line ends in a word or behind one.
+        # An added letter shows whether the line ends in a word or after one.
         *words, last = split_arg_string(line + "x")
         self._incomplete = last[:-1]
         self._quote, self._before_quote = _open_quote(line)
@@ -98,7 +98,7 @@ class _Bash(shell_completion.BashComplete):
     def format_completion(self, item: CompletionItem[Any]) -> str:
         value = str(item.value)
         if self._quote:
-            # The quote stays, and what stands before it as well.
+            # The quote stays, and so does what comes before it.
             value = value.removeprefix(self._incomplete[: self._before_quote])
             value = value.replace("'", "'\\''") if self._quote == "'" else _MEANS_MORE.sub(r"\\\g<0>", value)
         else:
@@ -109,7 +109,7 @@ class _Bash(shell_completion.BashComplete):
 
 
 def _open_quote(line: str) -> tuple[str, int]:
-    """The quote that a line's last word has open, or nothing, and how many characters of the word stand before it."""
+    """Return the open quote of a line's last word, or nothing, and how many characters of the word precede it."""
     quote, length, before = "", 0, 0
     characters = iter(line)
     for character in characters:
@@ -125,7 +125,7 @@ def _open_quote(line: str) -> tuple[str, int]:
 
 
 def _with_option(items: list[CompletionItem[Any]], incomplete: str) -> list[CompletionItem[Any]]:
-    """The whole of ``--option=value``: zsh and fish put what they get in the place of the whole word."""
+    """Return the whole of ``--option=value``: zsh and fish replace the whole word with what they get."""
     option, equals, _ = incomplete.partition("=")
     if option.startswith("--") and equals:
         for item in items:
@@ -140,7 +140,7 @@ class _Zsh(shell_completion.ZshComplete):
 
 class _Fish(shell_completion.FishComplete):
     def get_completion_args(self) -> tuple[list[str], str]:
-        # Some versions of click take the word as it was typed, quotes included.
+        # Some versions of click take the word as it was typed, including quotes.
         *words, incomplete = split_arg_string(os.environ["COMP_WORDS"] + "x")
         return words[1:], incomplete[:-1]
 
@@ -149,6 +149,6 @@ class _Fish(shell_completion.FishComplete):
 
 
 def register() -> None:
-    """Have click use these."""
+    """Register these with click."""
     for shell in (_Bash, _Zsh, _Fish):
         shell_completion.add_completion_class(shell)

@@ -1,4 +1,4 @@
-"""How a command ends: with a report, or with an error of what has not begun."""
+"""How a command ends: with a report, or with an error from before it began."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 def called() -> Invocation:
-    """How the program was called: what its entry point found."""
+    """Return how the program was called, as its entry point found it."""
     found = click.get_current_context().find_root().obj
     assert isinstance(found, Invocation)
     return found
 
 
 def told(load: Callable[[], T], console: Console) -> T:
-    """Load, or end with what is wrong with it."""
+    """Load something, or end with an error that says what is wrong with it."""
     from kopiatomic.errors import KopiatomicError
 
     try:
@@ -49,14 +49,14 @@ def finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
 
 
 def refuse(message: str, called: Invocation) -> NoReturn:
-    """End because the command line makes no sense."""
+    """End because the command line is invalid."""
     from kopiatomic.errors import UsageError
 
     end(UsageError(message, kind="usage", hint="'kopiatomic -h' shows the options."), called)
 
 
 def lack(error: ImportError, called: Invocation) -> NoReturn:
-    """End because Python is not whole: FreeBSD, for one, has sqlite3 in a package of its own."""
+    """End because Python is incomplete: FreeBSD, for one, has sqlite3 in a separate package."""
     from kopiatomic.errors import KopiatomicError
 
     module = (error.name or "").partition(".")[0].lstrip("_")
@@ -71,7 +71,7 @@ def lack(error: ImportError, called: Invocation) -> NoReturn:
 
 
 def end(error: EndError, called: Invocation) -> NoReturn:
-    """Print the error of what has not begun, and end."""
+    """Print an error from before the command began, and end."""
     from kopiatomic.model.report import Report
     from kopiatomic.output.console import Console
 

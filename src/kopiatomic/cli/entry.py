@@ -1,4 +1,4 @@
-"""Entry point: the commands, and what ends the program before one has begun."""
+"""Entry point: the commands, and what ends the program before a command has begun."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from kopiatomic.system import inherited
 
 
 class _Commands(click.Group):
-    """A first word that is no command belongs to ``backup``: that is what kopiatomic does."""
+    """Gives a first word that is not a command to ``backup``: that is what kopiatomic does."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        # For completion: the first word may still become a command's.
+        # For completion: the first word may still become a command.
         ctx.meta[NO_WORD_YET] = not args
         if not args or args[0] not in self.commands:
             args = ["backup", *args]
@@ -46,9 +46,9 @@ for command in (backup, plan, execute, shell, recover, history, schedule):
 
 
 def main() -> None:
-    """Entry point of the program."""
-    # What is imported and listed is no garbage, and looking for some takes a tenth of the time that a start takes. A run looks
-    # again once it has its processes (runs/supervisor.py).
+    """Run the program."""
+    # What is imported and listed is not garbage, and looking for some takes a tenth of the start-up time. A run enables
+    # collection once it has its processes (runs/supervisor.py).
     gc.disable()
     inherited.settle()
     if "_KOPIATOMIC_COMPLETE" in os.environ:
@@ -64,7 +64,7 @@ def main() -> None:
     except ImportError as error:
         lack(error, called)
     except OSError as error:
-        # All that prints here is help, version and completion: a run has its own way with outputs.
+        # Everything that prints here is help, version and completion: a run handles outputs in its own way.
         from kopiatomic.output.console import discard, write
 
         discard(sys.stdout)
@@ -72,11 +72,11 @@ def main() -> None:
         raise SystemExit(1) from None
     except SystemExit:
         if sys.stdout is not stdout:
-            # click has put another in its place: help or version went into a closed pipe.
+            # click has replaced it with another: help or version went into a closed pipe.
             raise SystemExit(0) from None
         raise
     except (click.exceptions.Abort, KeyboardInterrupt):
-        # Nothing has begun: a run has handlers of its own.
+        # Nothing has begun: a run has its own handlers.
         from kopiatomic.errors import Interrupted
 
         end(Interrupted(signal.SIGINT), called)

@@ -1,4 +1,4 @@
-"""The options of a command, made for click from the table of settings."""
+"""The options of a command, built for click from the table of settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _COMPLETE = {
 
 
 def options(command: str, **special: dict[str, Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Give a function the options of this command; ``special`` has what else click is told of one, by its name."""
+    """Add this command's options to a function; ``special`` has additional arguments for click, by option name."""
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         for setting in reversed(COMMANDS[command]):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _WithWords(WithCommand):
-    """What stands behind ``--`` are the words of a backup."""
+    """A command that takes the words of a backup after ``--``."""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*click.Command.collect_usage_pieces(self, ctx), "-- ARGUMENT..."]
@@ -163,7 +163,7 @@ def _all_commands(context: click.Context) -> click.Group:
 
 
 def meant(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], Options]:
-    """The words of a backup without its name, and what they mean to the one in ``group``. Raises click's errors."""
+    """Return the words of a backup without its name, and what they mean to the one in ``group``. Raises click's errors."""
     from kopiatomic.config.options import Options
 
     backup = group.commands["backup"]
@@ -175,7 +175,7 @@ def meant(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], Opti
         )
     if not words:
         raise click.UsageError("the words of a backup are missing: kopiatomic schedule install NAME -- DATASET...")
-    # To make a context of these would show version or help, and end.
+    # Creating a context from these would show version or help, and exit.
     assert isinstance(backup, Command)
     context = click.Context(backup, **backup.context_settings)
     given, _, _ = backup.make_parser(context).parse_args(backup.spelled_out(list(words)))

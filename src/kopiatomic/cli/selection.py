@@ -1,4 +1,4 @@
-"""What an option of the selection is checked for, and turned into."""
+"""Checks and conversions for the selection options."""
 
 from __future__ import annotations
 

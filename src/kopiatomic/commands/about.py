@@ -1,4 +1,4 @@
-"""What a report of a defect must say of the machine: the versions of all that takes part. Needs no root, changes nothing."""
+"""The versions of everything involved, for bug reports. Needs no root, changes nothing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from kopiatomic.system import host, process
 from kopiatomic.text import ended, printable
 
 _LIMIT = 5.0
-"""Seconds that a program has to say its version."""
+"""How many seconds a program has to report its version."""
 
 _NONE = "not found"
 
 
 def lines() -> Iterator[str]:
-    """A line for each thing, with its version and where it is."""
+    """Yield one line per component, with its version and location."""
     system = os.uname()
     facts = [
         ("kopiatomic", f"{kopiatomic.__version__} in {os.path.dirname(kopiatomic.__file__)}"),
@@ -57,10 +57,10 @@ def _distribution() -> str:
 
 
 def _zfs() -> str:
-    """Both versions, as ``zfs version`` has them: it asks the kernel for its own and needs no pool (zfs-version(8))."""
+    """Return both versions from ``zfs version``: it asks the kernel for its own and needs no pool (zfs-version(8))."""
     user, _, kernel = _said("zfs", "version").partition("\n")
     try:
-        # Where the tools are missing or older than the module.
+        # The tools may be missing or older than the module.
         loaded = Path("/sys/module/zfs/version").read_text(encoding="utf-8").strip()
     except OSError:
         loaded = kernel if host.here().has_zfs() else ""
@@ -78,7 +78,7 @@ def _btrfs_in_the_kernel() -> str:
 
 
 def _engine(name: str, word: str) -> str:
-    """The version of an engine's program and where that is, looked for as a run does."""
+    """Return the version and location of an engine's program, searched for as a run does."""
     program = Program(name, os.environ, install=_NONE, attempt=lambda: "")
     try:
         return f"{_output(program.run(word, timeout=_LIMIT))} ({program.path})"

@@ -1,4 +1,4 @@
-"""The stack of a backup: the only place that knows the order of things."""
+"""The sequence of a backup: the only place that knows the order of the steps."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _REFUSES_TO_STOP = "kopiatomic: Ctrl-Z does not stop a run: it would keep its sn
 
 
 def backup(options: Options, listener: Listener, called: Invocation = Invocation()) -> Report:  # noqa: B008 - immutable
-    """Do a whole run. Every failure is in the report, defects of kopiatomic included; nothing is raised."""
+    """Do a whole run. Every failure is in the report, including defects in kopiatomic; nothing is raised."""
     report = Report(new_run_id(), options.mount_root, dry_run=options.dry_run)
 
     with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP), failures_in(report):
@@ -50,9 +50,9 @@ def backup(options: Options, listener: Listener, called: Invocation = Invocation
 
 
 def check(options: Options, listener: Listener, called: Invocation = Invocation()) -> Report:  # noqa: B008 - immutable
-    """Look, plan and ask the engine, as a run does before it makes anything; nothing is made and nothing recorded.
+    """Look, plan and query the engine, as a run does before it makes anything; nothing is made and nothing recorded.
 
-    The report says of the engine where it would save. Every failure is in it; nothing is raised.
+    The report says where the engine would save. Every failure is in it; nothing is raised.
     """
     report = Report(new_run_id(), options.mount_root, dry_run=True)
     with signals.handled(limit=options.timeout, on_stop=None), failures_in(report):
@@ -122,7 +122,7 @@ class _Run:
             self._between_hooks(session)
 
     def _place(self) -> tuple[str, str]:
-        """Where on the host the view is mounted, and the series that this run belongs to. Raises KopiatomicError."""
+        """Return where on the host the view is mounted, and the series that this run belongs to. Raises KopiatomicError."""
         options = self._options
         if options.layout is Layout.MERGED:
             root = options.mount_root if options.name is None else f"{options.mount_root}/{options.name}"
@@ -132,7 +132,7 @@ class _Run:
         return roots.of_run(self._report.run_id), f"in place: {printable(shlex.join(asked))}"
 
     def _prepare(self, session: Session, selected: Plan) -> None:
-        """Everything that can be known before anything is made."""
+        """Check everything that can be known before anything is made."""
         report = self._report
         with report.phase("check"):
             session.check(selected)
@@ -140,7 +140,7 @@ class _Run:
             report.plan = self._with_writable(selected)
 
     def _ask(self, selected: Plan) -> None:
-        """Have the engine say whether it can back this up. Raises KopiatomicError."""
+        """Have the engine check whether it can back this up. Raises KopiatomicError."""
         engine = self._engine
         asked = self._report.engine = EngineReport(engine.name, None)
         self._listener.phase(f"checking {engine.name}")
@@ -151,19 +151,19 @@ class _Run:
         asked.version = engine.version
 
     def _with_writable(self, selected: Plan) -> Plan:
-        """The plan with what must stay live in the frozen trees. Raises KopiatomicError where it would be read as data."""
+        """Return the plan with what must stay live in the frozen trees. Raises KopiatomicError if that would be read as data."""
         if selected.layout is not Layout.IN_PLACE:
             return selected
         return prepared(self._written(selected), selected, self._selecting.warn)
 
     def _written(self, selected: Plan) -> list[Own]:
-        """The directories that are written to while the engine reads."""
+        """Return the directories that are written to while the engine reads."""
         paths = map(os.path.abspath, self._options.writable)
         asked = [Own("--writable", path, self._engine.skips(path), _NOT_SKIPPED) for path in paths]
         return [*self._engine.own(selected), *asked]
 
     def _finish(self) -> None:
-        """What the engine put off; the backup is saved, so nothing that goes wrong here makes it a failure."""
+        """Do what the engine postponed; the backup is saved, so nothing that goes wrong here makes it a failure."""
         engine = self._engine
         try:
             with understood(engine.name):
@@ -176,7 +176,7 @@ class _Run:
             self._selecting.warn(f"{engine.name}'s maintenance: {error.strerror}")
 
     def _between_hooks(self, session: Session) -> None:
-        """``-p`` before anything is made, ``-q`` once and last in every run that came this far."""
+        """Run ``-p`` before anything is made, and ``-q`` once and last in every run that gets this far."""
         options, report = self._options, self._report
         assert report.plan is not None
         with failures_in(report):
@@ -211,7 +211,7 @@ class _Run:
                 report.hook_error = error
 
     def _backup(self, session: Session) -> None:
-        """Freeze, mount, back up, check, and remove everything again; then look at what was saved."""
+        """Freeze, mount, back up, check, and remove everything again; then examine what was saved."""
         report, engine = self._report, self._engine
         assert report.plan is not None
         assert report.engine is not None
@@ -229,7 +229,7 @@ class _Run:
             session.attempt(lambda records: records.stand(report.series, saved))
 
     def _without_unchanged(self, session: Session, job: Job) -> Job:
-        """The job without the sources in which nothing has changed (``--skip-unchanged``)."""
+        """Return the job without the sources in which nothing has changed (``--skip-unchanged``)."""
         engine, series = self._remembering, self._report.series
         if engine is None:
             return job
@@ -267,7 +267,7 @@ class _Run:
             return frozen.supervisor.run(Start(command, environment, sources=job.sources), self._options.stop_timeout)
 
     def _conclude(self, checked: Checked) -> None:
-        """What the end of the engine, its own words and the check of the mounts say together."""
+        """Combine the engine's end, its own output and the check of the mounts into the run's outcome."""
         report = self._report
         assert report.engine is not None
         result = report.engine.result
@@ -294,7 +294,7 @@ class _Run:
     def _require_read(self, checked: Checked, result: EngineResult) -> None:
         """Refuse the success of an engine that has not looked into the view: it, or its server, has read live files.
 
-        Of the user's own command it is only said. Raises KopiatomicError.
+        For the user's own command this is only a warning. Raises KopiatomicError.
         """
         assert self._report.engine is not None
         name = self._report.engine.name

@@ -1,4 +1,4 @@
-"""What commands begin and end with: who may run them, and an exit code for whatever goes wrong."""
+"""Common to all commands: who may run them, and an exit code for whatever goes wrong."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from kopiatomic.output.console import Console
 
 
 def require_root(what: str, *, hint: str = "sudo kopiatomic ...") -> None:
-    """Raises KopiatomicError: ``what``, a sentence, is for root alone."""
+    """Raise KopiatomicError unless run as root. ``what`` is a sentence about what only root may do."""
     if os.geteuid() != 0:
         raise KopiatomicError(what, kind="not-root", hint=hint)
 
 
 def ended(run: Callable[[], int], console: Console) -> int:
-    """Call, and turn what goes wrong into a message and an exit code."""
+    """Call a function, and turn what goes wrong into a message and an exit code."""
     try:
         return console.exit_code(run())
     except Exception as error:

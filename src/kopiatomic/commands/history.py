@@ -19,7 +19,7 @@ HISTORY_FORMAT = "kopiatomic-history-1"
 
 
 def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_json: bool) -> int:
-    """Show what runs did; returns the exit code."""
+    """Show what runs did; return the exit code."""
 
     def run() -> int:
         require_root("reading the records needs root")
@@ -42,7 +42,7 @@ def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_jso
 
 
 def result_of(record: RunRecord) -> str:
-    """How a run ended, in a word or a few. One that has no recorded end goes on, was killed, or could not record its end."""
+    """Return how a run ended, in a few words. Without a recorded end it goes on, was killed, or could not record its end."""
     if record.result is not None:
         return record.result
     state = life(record.mark)
@@ -52,7 +52,7 @@ def result_of(record: RunRecord) -> str:
 
 
 def one_of(records: Records, run_id: str) -> list[RunRecord]:
-    """The run whose id begins so. Raises KopiatomicError where there is none, or are several."""
+    """Return the run whose id begins with the given text. Raises KopiatomicError if none or several match."""
     runs = records.run(run_id)
     if len(runs) != 1:
         raise _not_one(run_id, runs)

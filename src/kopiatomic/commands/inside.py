@@ -1,4 +1,4 @@
-"""``exec`` and ``shell``: any command inside the frozen instant, with the caller's own streams and terminal."""
+"""``exec`` and ``shell``: any command inside the frozen instant, with the caller's streams and terminal."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from kopiatomic.text import first_few, printable
 
 _SHELL = "/bin/sh"
 _FEW = 5
-"""How many of the directories that are not as they are a shell is told."""
+"""How many of the directories that are not live are named when a shell starts."""
 
 _NOT_EXECUTABLE = 126
 _NOT_FOUND = 127
@@ -46,22 +46,22 @@ _REFUSES_TO_STOP = "kopiatomic: Ctrl-Z is not heeded before the command runs; Ct
 
 
 class Speaker(Listener, Protocol):
-    """Who is told, and says what must be said anyhow."""
+    """A listener that can also say what must be said in any case."""
 
     def notice(self, text: str) -> None:
-        """Say something to the user, however quiet it is to be."""
+        """Tell the user something, even in quiet mode."""
 
 
 @immutable
 class Wanted:
-    """What is to be run: ``argv``, or the user's shell where that is empty. ``user``: a name or number, or the caller."""
+    """What to run: ``argv``, or the user's shell if that is empty. ``user``: a name or number, or the caller."""
 
     argv: Sequence[str] = ()
     user: str | None = None
 
 
 def run(options: Options, wanted: Wanted, speaker: Speaker, called: Invocation) -> CommandReport:
-    """Run a command, or a shell. Every failure is in the report; nothing is raised."""
+    """Run a command or a shell. Every failure is in the report; nothing is raised."""
     kind = CommandReport if wanted.argv else ShellReport
     report = kind(new_run_id(), options.mount_root)
     with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP), failures_in(report):
@@ -70,7 +70,7 @@ def run(options: Options, wanted: Wanted, speaker: Speaker, called: Invocation) 
 
 
 class _StartError(KopiatomicError):
-    """The command could not be started, and the exit code is the one that a shell has for that."""
+    """The command could not be started; the exit code is the one that a shell uses for that."""
 
     def __init__(self, cause: StartError, exit_code: int) -> None:
         super().__init__(cause.message, kind="command-start", hint="Is it there at that instant, and executable?")
@@ -82,7 +82,7 @@ class _StartError(KopiatomicError):
 
 
 class _Aside:
-    """A listener who knows that the command may have the terminal."""
+    """A listener that takes into account that the command may have the terminal."""
 
     def __init__(self, speaker: Speaker) -> None:
         self._speaker = speaker
@@ -92,28 +92,28 @@ class _Aside:
         return nullcontext() if self.streams is None else self.streams.aside()
 
     def hide(self, secrets: Secrets) -> None:
-        """Pass it on."""
+        """Pass the secrets on."""
         self._speaker.hide(secrets)
 
     def phase(self, text: str) -> None:
-        """Pass it on."""
+        """Pass the text on."""
         self._speaker.phase(text)
 
     def warning(self, text: str) -> None:
-        """Pass it on, also while the command has the terminal."""
+        """Pass the text on, even while the command has the terminal."""
         with self._aside():
             self._speaker.warning(text)
 
     def notice(self, text: str) -> None:
-        """Pass it on, also while the command has the terminal."""
+        """Pass the text on, even while the command has the terminal."""
         with self._aside():
             self._speaker.notice(text)
 
     def engine_line(self, text: str) -> None:
-        """No engine, no lines."""
+        """Do nothing: there is no engine."""
 
     def progress(self, progress: Progress) -> None:
-        """No engine, no progress."""
+        """Do nothing: there is no engine."""
 
 
 class _Inside:
@@ -144,7 +144,7 @@ class _Inside:
         shown = self._secrets.command_line(["kopiatomic", *self._called.words])
         require_root("making and mounting snapshots needs root", hint=f"sudo {printable(shown)}")
         report.root = self._place()
-        # Not the series of any backup: an open shell is in nobody's way.
+        # Not in the series of any backup: an open shell blocks nobody.
         report.series = printable(f"{report.kind}: {shlex.join(options.selection_words())}")
         with recorded(self._selecting, self._secrets, shown) as session:
             session.take_root(report.root, shown, None)
@@ -159,7 +159,7 @@ class _Inside:
             self._conclude(checked)
 
     def _place(self) -> str:
-        """Where on the host the view is mounted. Raises KopiatomicError."""
+        """Return where on the host the view is mounted. Raises KopiatomicError."""
         if self._options.layout is Layout.MERGED:
             return roots.resolve(self._options.mount_root)
         return roots.of_run(self._report.run_id)
@@ -176,7 +176,7 @@ class _Inside:
         return streams
 
     def _started(self, frozen: Frozen) -> Checked:
-        """Run it to its end."""
+        """Run the command to its end."""
         report = self._report
         assert report.plan is not None
         assert report.engine is not None
@@ -194,7 +194,7 @@ class _Inside:
             foreground=streams.foreground,
             stop=signal.SIGHUP if self._is_shell else signal.SIGTERM,
         )
-        # What is taken may be something else by now.
+        # What is taken may have changed.
         self._write_lists(report.plan)
         start = Start(Command(self._argv, {}), self._environment(report.plan, frozen.sets), manner)
         with report.phase("command"):
@@ -227,7 +227,7 @@ class _Inside:
         return shell.environment(callers, told)
 
     def _conclude(self, checked: Checked) -> None:
-        """What the end of the command and the check of the mounts say together."""
+        """Combine the command's end and the check of the mounts into the run's outcome."""
         report = self._report
         assert report.engine is not None
         if checked.problems:
@@ -245,7 +245,7 @@ class _Inside:
 
 
 def _account(name: str) -> pwd.struct_passwd:
-    """Who a name or a number stands for. Raises KopiatomicError."""
+    """Return the account with a name or a number. Raises KopiatomicError."""
     try:
         return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except (KeyError, OverflowError):
@@ -265,7 +265,7 @@ def _as_a_shell_says(error: StartError) -> KopiatomicError:
 
 
 def _welcome(plan: Plan, sets: Sets) -> list[str]:
-    """What a shell is told at its start."""
+    """Return the message shown when a shell starts."""
     when = instant_words(sets.started_ns)
     count = len(plan.taken)
     what = f"{count} datasets" if count > 1 else "one dataset"
@@ -283,7 +283,7 @@ def _welcome(plan: Plan, sets: Sets) -> list[str]:
 
 
 def _prompt(marker: str, before: str, *, root: bool) -> dict[str, str]:
-    """A marker in the prompt: of sh, dash and ksh by PS1, of bash whatever its start-up files say of PS1."""
+    """Mark the prompt: for sh, dash and ksh through PS1, for bash whatever its start-up files do to PS1."""
     command = f'case $PS1 in "{marker}"*) ;; *) PS1="{marker}$PS1" ;; esac'
     return {
         "PS1": marker + ("# " if root else "$ "),

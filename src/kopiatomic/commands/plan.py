@@ -1,4 +1,4 @@
-"""What ``kopiatomic plan`` does beside planning: the facts, and what changed since the last run."""
+"""What ``kopiatomic plan`` does in addition to planning: the facts, and what changed since the last run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kopiatomic.state.records import Records
 
 
 def print_facts(options: Options, console: Console) -> int:
-    """Print what a plan would be made of; returns the exit code."""
+    """Print what a plan would be made from; return the exit code."""
 
     def run() -> int:
         console.verbatim(facts.dump(gather(options.request(options.mount_root, ""))))
@@ -24,7 +24,7 @@ def print_facts(options: Options, console: Console) -> int:
 
 
 def compare(state_dir: str, report: Report, console: Console) -> None:
-    """Find out what a plan takes and the last run of the same series did not, and the other way round."""
+    """Determine how a plan's selection differs from that of the last run in the same series."""
     assert report.plan is not None
     try:
         last = Records(state_dir).last_selection(report.series, report.run_id)

@@ -1,4 +1,4 @@
-"""``kopiatomic recover``: what it removes, and what it says of that."""
+"""``kopiatomic recover``: what it removes, and what it reports."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ def recover(
     schedule: str | None = None,
     allowed: Allowed = Allowed(),  # noqa: B008 - immutable
 ) -> int:
-    """Remove what dead runs left, and what else is ``allowed`` to go; returns the exit code.
+    """Remove what dead runs left, and what else may be removed (``allowed``); return the exit code.
 
-    ``forget`` is a run whose disks are gone for good; where it is empty, what ``--skip-unchanged`` keeps goes as well.
-    ``schedule`` is the one whose runs alone are looked at, as far as they are recorded.
+    ``forget`` is a run whose disks no longer exist; if it is empty, what ``--skip-unchanged`` keeps is removed as well.
+    ``schedule`` limits the search to the runs of one schedule, as far as they are recorded.
     """
 
     def run() -> int:
@@ -110,7 +110,7 @@ def _recovered(records: Records, console: Console, *, dry_run: bool, allowed: Al
     except NewerStateError:
         raise
     except StateError as error:
-        # What no record speaks of can be found all the same.
+        # What no record mentions can still be found.
         recovery.cleared.problems.append(f"{error.message} ({error.hint})")
     known = len(recovery.cleared.leftovers)
     recovery.unrecorded(None)
@@ -123,7 +123,7 @@ def _recovered(records: Records, console: Console, *, dry_run: bool, allowed: Al
 
 
 def _recovered_of(records: Records, schedule: str, console: Console, *, dry_run: bool, allowed: Allowed) -> Cleared:
-    """What runs of a schedule left, by their records alone: no pool is asked that they had nothing to do with."""
+    """Recover what runs of a schedule left, by their records alone: no pool is queried that they did not use."""
     locks.prepare()
     recovery = Recovery(records, own=None, dry_run=dry_run, warn=console.warning, allowed=allowed)
     recovery.recorded({run.id for run in records.scheduled(schedule)})

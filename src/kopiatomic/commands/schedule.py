@@ -35,13 +35,13 @@ from kopiatomic.text import printable
 FORMAT = "kopiatomic-schedules-1"
 
 _CLEAN_UP = 240.0
-"""Seconds that the end of a run may take besides what its options say: snapshots and mounts are removed, and afterwards
+"""Seconds that the end of a run may take beyond what its options allow: snapshots and mounts are removed, and afterwards
 what ``recover`` finds (it gives a run's leftovers 180 s)."""
 
 
 @immutable
 class Place:
-    """Where schedules are installed, and what they start. ``top`` is from where on files must be root's alone."""
+    """Where schedules are installed, and what they start. From ``top`` on, all files must belong to root only."""
 
     scheduler: Scheduler
     argv0: str
@@ -51,7 +51,7 @@ class Place:
 
 @immutable
 class Wanted:
-    """What ``schedule install`` was asked. ``words`` are those of the backup, ``options`` what they mean."""
+    """The arguments of ``schedule install``. ``words`` are those of the backup, ``options`` their parsed form."""
 
     name: str
     calendar: str
@@ -61,7 +61,7 @@ class Wanted:
 
 
 def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int:
-    """Have the system make this backup at these times; returns the exit code."""
+    """Have the system make this backup at these times; return the exit code."""
 
     def run() -> int:
         schedule, unsure = _schedule(wanted, place)
@@ -78,7 +78,7 @@ def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int
         else:
             _confirm(f"Write that and start {schedule.name} {_when(schedule)}?", yes=yes)
         console.acted = True
-        # Before anything is written: what cannot work is not installed.
+        # Before anything is written: a backup that cannot work is not installed.
         _ask(scheduler, schedule, console)
         for file, _ in found:
             files.write(file, top=place.top)
@@ -90,7 +90,7 @@ def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int
 
 
 def _schedule(wanted: Wanted, place: Place) -> tuple[Schedule, list[str]]:
-    """What is to be installed, and what cannot be judged of it. Raises KopiatomicError, UsageError."""
+    """Return the schedule to install, and what about it cannot be judged. Raises KopiatomicError, UsageError."""
     check_schedule_name(wanted.name)
     _check_words(wanted, place.scheduler)
     options = wanted.options
@@ -119,7 +119,7 @@ def _schedule(wanted: Wanted, place: Place) -> tuple[Schedule, list[str]]:
 
 
 def _check_words(wanted: Wanted, scheduler: Scheduler) -> None:
-    """Refuse words that are no backup, or that would put a secret where every user can read it. Raises UsageError."""
+    """Refuse words that are not a backup, or that would put a secret where every user can read it. Raises UsageError."""
     options = wanted.options
     plan.require_names(options.request("", ""))
     if options.name is not None:
@@ -144,7 +144,9 @@ def _check_words(wanted: Wanted, scheduler: Scheduler) -> None:
 
 
 def _end_timeout(options: Options) -> float:
-    """The engine and a suspended pool have ``--stop-timeout`` each, one after the other; then ``-q``, and cleaning up."""
+    """Return how long a run's end may take: ``--stop-timeout`` for the engine and again for a suspended pool, ``-q``, cleaning
+    up.
+    """
     return 2 * options.stop_timeout + (options.hook_timeout if options.post_hook is not None else 0.0) + _CLEAN_UP
 
 
@@ -153,7 +155,7 @@ def _when(schedule: Schedule) -> str:
 
 
 def _confirm(question: str, *, yes: bool) -> None:
-    """Ask on the terminal. Raises KopiatomicError where the answer is no, or nobody can be asked."""
+    """Ask on the terminal. Raises KopiatomicError if the answer is no, or nobody can be asked."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -168,7 +170,7 @@ def _confirm(question: str, *, yes: bool) -> None:
 
 
 def _ask(scheduler: Scheduler, schedule: Schedule, console: Console) -> None:
-    """Have the engine checked as the schedule will run, and say what it found. Raises KopiatomicError."""
+    """Have the engine checked in the way the schedule will run, and report the result. Raises KopiatomicError."""
     answer = scheduler.ask(schedule)
     if answer is None:
         console.warning("the engine could not be checked in the unit's environment: systemd does not run here")
@@ -197,7 +199,7 @@ def _say_installed(scheduler: Scheduler, schedule: Schedule, console: Console) -
 
 
 def check(options: Options, console: Console, called: Invocation) -> int:
-    """Answer, as JSON, whether the backup could be made now, where it would be saved and as whom; returns the exit code."""
+    """Report as JSON whether the backup could be made now, where it would be saved and as which user; return the exit code."""
     from kopiatomic.commands.backup import check as look  # noqa: PLC0415 - it loads all that a run needs
 
     report = look(options, console, called)
@@ -221,7 +223,7 @@ def _answer(report: Report) -> dict[str, Any]:
 
 
 def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) -> int:
-    """Say what is installed, and what came of it; returns the exit code."""
+    """Show what is installed and how its runs ended; return the exit code."""
 
     def run() -> int:
         require_root("schedules are root's", hint="sudo kopiatomic schedule ...")
@@ -230,7 +232,7 @@ def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) ->
             try:
                 found.append(_standing(one))
             except KopiatomicError as error:
-                # It stands in no other's way.
+                # It does not keep the others from being shown.
                 failures.append(error)
         if as_json:
             console.document({"format": FORMAT, "schedules": [_document(one, scheduler) for one in found]})
@@ -253,7 +255,7 @@ def _all(scheduler: Scheduler) -> list[Schedule]:
 
 
 def _installed(scheduler: Scheduler, name: str) -> Schedule:
-    """Raises KopiatomicError where there is none."""
+    """Return an installed schedule. Raises KopiatomicError if it does not exist."""
     check_schedule_name(name)
     found = scheduler.read(name)
     if found is None:
@@ -327,7 +329,7 @@ def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
 
 
 def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> int:
-    """Take a schedule away; returns the exit code. Its runs stay recorded."""
+    """Remove a schedule; return the exit code. Its runs stay recorded."""
 
     def run() -> int:
         require_root("schedules are root's", hint="sudo kopiatomic schedule ...")
@@ -345,7 +347,7 @@ def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> i
         console.acted = True
         scheduler.stop(name)
         try:
-            # One that it started in the meantime needs these files at its end.
+            # A run that it has started meanwhile needs these files at its end.
             _require_idle(scheduler, schedule)
         except KopiatomicError:
             scheduler.start(name)
@@ -360,7 +362,7 @@ def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> i
 
 
 def _of_ours(paths: Sequence[str], console: Console) -> Iterator[str]:
-    """Those that are there and ours."""
+    """Yield those paths that exist and are ours."""
     for path in paths:
         try:
             if files.read(path) is not None:
@@ -370,11 +372,11 @@ def _of_ours(paths: Sequence[str], console: Console) -> Iterator[str]:
 
 
 def _require_idle(scheduler: Scheduler, schedule: Schedule) -> None:
-    """Refuse while a run of it lives: what cleans up after it would be gone. Raises KopiatomicError."""
+    """Refuse while a run of the schedule is alive: what cleans up after it would be gone. Raises KopiatomicError."""
     runs = Records(schedule.state_dir).scheduled(schedule.name)
-    # One that cannot be judged may be alive.
+    # A run that cannot be judged may be alive.
     alive = next((run.id for run in runs if run.result is None and life(run.mark) is not Life.DEAD), None)
-    # One that has just been started is not recorded yet.
+    # A run that has just been started is not recorded yet.
     if alive is not None or scheduler.busy(schedule.name):
         raise KopiatomicError(
             f"a run of the schedule {schedule.name} is alive" + (f": {alive}" if alive is not None else ""),
@@ -384,7 +386,7 @@ def _require_idle(scheduler: Scheduler, schedule: Schedule) -> None:
 
 
 def overdue(scheduler: Scheduler, console: Console, *, name: str) -> int:
-    """Fail where a schedule has had no complete success for too long; returns the exit code."""
+    """Fail if a schedule has had no complete success for too long; return the exit code."""
 
     def run() -> int:
         late = _standing(_installed(scheduler, name)).overdue()
@@ -403,10 +405,10 @@ def start(
     backup: Callable[[Schedule, Sequence[str]], Report],
     environ: MutableMapping[str, str],
 ) -> int:
-    """Make the backup of a schedule, where cron has nothing but its name; returns the exit code.
+    """Make the backup of a schedule, given only its name, which is all that cron has; return the exit code.
 
-    ``environ`` becomes that of the schedule. A view root that another run has is passed over, unless that goes on for too
-    long: what is written here cron sends as mail.
+    ``environ`` is turned into that of the schedule. If another run has the view root, this is ignored unless it goes on for too
+    long: cron sends anything written here as mail.
     """
 
     def run() -> int:

@@ -1,1 +1,1 @@
-"""What a person or a file says about a run."""
+"""What a person or a file specifies for a run."""

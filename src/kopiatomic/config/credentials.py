@@ -1,7 +1,7 @@
-"""Passwords and keys that a service manager hands over as files (systemd.exec(5), ``LoadCredential=``), for the engine alone.
+"""Passwords and keys that a service manager passes as files (systemd.exec(5), ``LoadCredential=``), for the engine alone.
 
-A credential that is named like an environment variable is one of the engine's environment, and of nobody else's: neither
-our own, which hooks and every program that we ask would inherit, nor the unit's, which every user may read.
+A credential that is named like an environment variable goes into the engine's environment only: not into our own, which hooks
+and every program that we run would inherit, nor into the unit's, which every user may read.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ def is_variable(name: str) -> bool:
 
 
 def take(environment: MutableMapping[str, str]) -> dict[str, str]:
-    """The credentials that an environment leads to, by variable, each without the newline at its end.
+    """Return the credentials that an environment points to, by variable, each without its trailing newline.
 
-    It leads to them no longer then. Raises KopiatomicError of kind ``credential``.
+    The environment no longer points to them afterwards. Raises KopiatomicError of kind ``credential``.
     """
     folder = environment.pop("CREDENTIALS_DIRECTORY", "")
     if not folder:
@@ -36,7 +36,7 @@ def take(environment: MutableMapping[str, str]) -> dict[str, str]:
 
 
 def _value(path: str) -> str:
-    """What a file holds. Raises OSError, KopiatomicError."""
+    """Return the content of a file. Raises OSError, KopiatomicError."""
     with open(path, "rb") as file:
         content = file.read()
     if b"\0" in content:

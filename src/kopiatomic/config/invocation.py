@@ -10,7 +10,7 @@ from kopiatomic.immutable import immutable
 
 @immutable
 class Invocation:
-    """The program, its words and its environment. What has none was not called by a person."""
+    """The program, its words and its environment. If these are empty, it was not called by a person."""
 
     program: str = "kopiatomic"
     words: tuple[str, ...] = ()

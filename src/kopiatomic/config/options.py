@@ -1,4 +1,4 @@
-"""What the command line asks of a run, as data, and what can be said about it before anything is looked at."""
+"""What the command line asks for, as data, and what can be said about it before anything is examined."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kopiatomic.text import printable
 
 @immutable
 class Options:
-    """What the command line says. Times in seconds."""
+    """The command line's options. Times in seconds."""
 
     names: tuple[str, ...] = ()
     everything: bool = False
@@ -54,10 +54,10 @@ class Options:
     state_dir: str = STATE_DIRECTORY
     keep_history: float = 400 * 86400.0
     facts: Facts | None = None
-    """Plan from these instead of looking; only with ``dry_run``."""
+    """Plan from these facts instead of looking; only with ``dry_run``."""
 
     def selection_words(self) -> list[str]:
-        """What was asked of the selection, in an order of its own: the same for the same."""
+        """Return what the selection was asked for, in a fixed order: equal requests give equal words."""
         flags = {
             "-a": self.everything,
             "-r": self.recursive,
@@ -70,7 +70,7 @@ class Options:
         return [*(flag for flag, given in flags.items() if given), *more, *sorted(self.names)]
 
     def request(self, root: str, suffix: str) -> Request:
-        """What is asked of the selection."""
+        """Return the request for the selection."""
         return Request(
             names=self.names,
             everything=self.everything,
@@ -91,7 +91,7 @@ class Options:
 
 
 def check_name(name: str) -> None:
-    """Refuse a --name that is no plain directory name. Raises UsageError."""
+    """Refuse a --name that is not a plain directory name. Raises UsageError."""
     if name in {"", ".", ".."} or "/" in name or name.startswith("-"):
         raise UsageError(
             f"--name {printable(name)}: it must be one path component, not '.' or '..', without a leading dash",
@@ -101,7 +101,7 @@ def check_name(name: str) -> None:
 
 
 def words(flag: str, text: str) -> list[str]:
-    """Split as a shell splits words. Raises UsageError."""
+    """Split text into words as a shell does. Raises UsageError."""
     try:
         found = shlex.split(text)
     except ValueError as error:
@@ -120,7 +120,7 @@ _DURATION = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[smhd]?)")
 
 
 def duration(text: str) -> float:
-    """Seconds, from ``90``, ``30s``, ``10m``, ``2h`` or ``1d``. Raises ValueError."""
+    """Return seconds from ``90``, ``30s``, ``10m``, ``2h`` or ``1d``. Raises ValueError."""
     found = _DURATION.fullmatch(text.strip())
     if found is None:
         raise ValueError(f"{text!r} is not a duration such as 90, 30s, 10m, 2h or 1d")

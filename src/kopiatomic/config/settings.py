@@ -30,15 +30,15 @@ class Group(StrEnum):
 
 
 class Form(StrEnum):
-    """What a value is."""
+    """The type of a value."""
 
     FLAG = "flag"
     TEXT = "text"
     CHOICE = "choice"
     DURATION = "duration"
-    """Seconds; on the command line with a unit."""
+    """Seconds; with a unit on the command line."""
     COUNT = "count"
-    """A whole number from one on."""
+    """A whole number, at least one."""
     FILE = "file"
     """A file to read, or ``-``."""
 
@@ -53,7 +53,7 @@ class Completion(StrEnum):
 
 @immutable
 class Setting:
-    """One option. ``name`` is the one that code and files use; without ``flags`` it is an argument."""
+    """One option. ``name`` is used by code and files; without ``flags`` it is an argument."""
 
     name: str
     flags: tuple[str, ...]
@@ -61,15 +61,15 @@ class Setting:
     help: str
     form: Form = Form.FLAG
     default: Any = None
-    """As it is written on the command line."""
+    """The default as written on the command line."""
     value: str | None = None
-    """What stands for the value in help and documentation."""
+    """The placeholder for the value in help and documentation."""
     choices: tuple[str, ...] = ()
     least: float = 0.0
     """The shortest duration, in seconds."""
     repeated: bool = False
     alone: str | None = None
-    """The value that the option has when it is given without one."""
+    """The value of the option when it is given without one."""
     shows_default: bool = False
     variable: str | None = None
     """The environment variable that sets it."""

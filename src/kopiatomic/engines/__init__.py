@@ -1,4 +1,4 @@
-"""Engines: the programs that back a view up. One module each; a new one is a file and a line in :func:`create`."""
+"""Engines: the programs that back up a view. One module each; a new one is a file and a line in :func:`create`."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def create(
     environment: Mapping[str, str] | None = None,
     invoking_user: str | None = None,
 ) -> Engine:
-    """The engine of a run: the user's command where there is one (``-c``), else the one that is named, else kopia.
+    """Create the engine of a run: the user's command if given (``-c``), otherwise the named engine, by default kopia.
 
-    ``repository`` is restic's or Borg's, ``archive`` the name of Borg's archive, ``environment`` this process's own unless
-    told otherwise, ``invoking_user`` who called sudo. Raises UsageError.
+    ``repository`` is for restic and Borg, ``archive`` the name of Borg's archive, ``environment`` by default this process's own,
+    ``invoking_user`` the user who called sudo. Raises UsageError.
     """
     given = os.environ if environment is None else environment
     _check_words(command is not None, engine, repository, archive)
@@ -45,7 +45,7 @@ def create(
 
 
 def _check_words(command: bool, engine: str | None, repository: str | None, archive: str | None) -> None:
-    """Refuse words that do not go together. Raises UsageError."""
+    """Refuse options that do not go together. Raises UsageError."""
     if command and engine is not None:
         raise UsageError(
             "-c and --engine exclude each other", kind="usage", hint="-c runs any command, --engine one that is known."

@@ -1,6 +1,6 @@
-"""Why engines fail that have no word of their own for it: no space, a storage that is read-only, a server that has gone.
+"""Why engines fail for reasons that they have no specific message for: no space, read-only storage, a lost server.
 
-They say so in many lines, each a chain of what they were doing when. A user needs the cause, once.
+They report these in many lines, each a chain of what they were doing. A user needs the cause, once.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from kopiatomic.immutable import immutable
 from kopiatomic.text import printable
 
 _LONGEST = 160
-"""How much of an engine's own words (characters) stands beside the cause."""
+"""How many characters of an engine's own message are shown with the cause."""
 
 
 @immutable
 class Cause:
-    """What was in the way; ``kind`` is for programs, ``what`` and ``said``, the engine's own words, for people."""
+    """What was in the way; ``kind`` is for programs, ``what`` and the engine's own message ``said`` are for people."""
 
     kind: str
     what: str
@@ -25,11 +25,11 @@ class Cause:
     hint: str
 
     def __str__(self) -> str:
-        """In one line."""
+        """Return the cause in one line."""
         return f"{self.what} ({self.said})"
 
     def error(self, engine: str, name: str) -> KopiatomicError:
-        """As the failure of a question. ``engine`` begins its kind, ``name`` its message."""
+        """Return the error of a failed query. ``engine`` begins its kind, ``name`` its message."""
         return KopiatomicError(f"{name} cannot work: {self}", kind=f"{engine}-{self.kind}", hint=self.hint)
 
 
@@ -57,9 +57,9 @@ _CAUSES = (
 
 
 def cause(text: str) -> Cause | None:
-    """The cause in what an engine said, if it is one of these."""
+    """Return the cause in an engine's message, if it is one of these."""
     for pattern, kind, what, hint in _CAUSES:
-        # What stands right before it tells where: "write /backup/x: no space left on device".
+        # What comes right before it tells where: "write /backup/x: no space left on device".
         found = re.search(rf"(?:[^:;\n\"]{{1,{_LONGEST}}}: )?(?:\[Errno \d+\] )?(?:{pattern})", text, re.IGNORECASE)
         if found is not None:
             return Cause(kind, what, printable(found[0].strip())[-_LONGEST:], hint)

@@ -1,4 +1,4 @@
-"""The engine of ``-c COMMAND``: any program, with what it is to read as its last arguments, judged by its exit status."""
+"""The engine of ``-c COMMAND``: any program, with the paths to read as its last arguments, judged by its exit status."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kopiatomic.text import ended, printable
 
 
 class CommandEngine:
-    """Runs a command of the user's. Its words come from ``-c`` and ``-o``; none of them is given to a shell."""
+    """Runs a command given by the user. Its words come from ``-c`` and ``-o``; none of them is passed to a shell."""
 
     def __init__(self, words: Sequence[str], options: Sequence[str], environment: Mapping[str, str]) -> None:
         if not words:
@@ -35,20 +35,20 @@ class CommandEngine:
 
     @property
     def version(self) -> str | None:
-        """Not asked: any program may be meant."""
+        """None: the version is not queried, because it may be any program."""
         return None
 
     @property
     def secrets(self) -> Sequence[str]:
-        """None are known: what any program takes for a password cannot be."""
+        """Empty: it is unknown what an arbitrary program takes for a password."""
         return ()
 
     def refuses(self, _plan: Plan) -> list[Refusal]:
-        """Nothing that could be known."""
+        """Return no refusals: nothing is known about the program."""
         return []
 
     def breaks_at(self, _folder: str) -> bool:
-        """No."""
+        """Return False: nothing is known about the program."""
         return False
 
     def check(self, plan: Plan) -> list[str]:
@@ -63,32 +63,32 @@ class CommandEngine:
 
     @property
     def target(self) -> Target:
-        """Not known: any program may be meant."""
+        """Unknown: it may be any program."""
         return Target()
 
     def own(self, plan: Plan) -> list[Own]:
-        """Not known: the user says it (``--writable``)."""
+        """Return nothing: the user has to say it (``--writable``)."""
         return []
 
     def skips(self, path: str) -> bool:
-        """The user's command is trusted in this, for nobody else can know."""
+        """Return True: the user's command is trusted in this, because nobody else can know."""
         return True
 
     def command(self, job: Job) -> Command:
-        """The command with the root as its last argument; its environment is the caller's."""
+        """Return the command with the root as its last argument; its environment is the caller's."""
         argv = (self._program or self._words[0], *self._words[1:], *self._options, *job.plan.sources)
         return Command(argv=argv, environment={})
 
     def describe(self, plan: Plan) -> Sequence[str]:
-        """The argv as it would be started, whether the program exists or not."""
+        """Return the argv that would be started, whether or not the program exists."""
         return (*self._words, *self._options, *plan.sources)
 
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
-        """Everything is passed through, line by line; empty ``data`` says that the stream has ended."""
+        """Pass everything through, line by line; empty ``data`` means that the stream has ended."""
         return list(self._lines[stream].feed(data))
 
     def judge(self, job: Job, end: EngineEnd) -> EngineResult:
-        """Exit status 0 is success, anything else is not: nothing more is known about a program of the user's."""
+        """Judge by the exit status: 0 is success, anything else is not. Nothing more is known about a user's program."""
         if end.status == 0:
             return EngineResult(saved=True, complete=True, message="")
         stopped = ", stopped by this run" if end.stopped else ""
@@ -96,5 +96,5 @@ class CommandEngine:
         return EngineResult(saved=False, complete=False, message=message)
 
     def finish(self) -> list[str]:
-        """Nothing is put off."""
+        """Do nothing: nothing is postponed."""
         return []

@@ -1,4 +1,4 @@
-"""What an engine is to a run, and what it is handed."""
+"""The interface between a run and an engine."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class Job:
     plan: Plan
     sets: Sets
     mounted: Sequence[str]
-    """The places (absolute, below the root) that really are mounted in the view."""
+    """The places (absolute, below the root) that are actually mounted in the view."""
     filled: Collection[str]
-    """Those of them whose top directory holds files, directories or links."""
+    """Those of them whose top directory contains files, directories or links."""
     equal: Equal = Equal()
-    """Names in the view that are one for an engine which does not keep bytes that are no text; known at the end."""
+    """Names in the view that become the same for an engine that does not keep bytes that are not text; known at the end."""
     unchanged: Mapping[str, str] = field(default_factory=dict)
-    """The sources that need not be read, and the snapshots that stand for them (``--skip-unchanged``)."""
+    """The sources that need not be read, and the snapshots that are used instead (``--skip-unchanged``)."""
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Those that must be read."""
+        """The sources that must be read."""
         return tuple(source for source in self.plan.sources if source not in self.unchanged)
 
     def places(self, source: str) -> dict[str, str]:
-        """The places that are mounted in a source, by their path below it (``/`` is the source itself)."""
+        """Return the places that are mounted in a source, by their path below it (``/`` is the source itself)."""
         found = {}
         for place in self.mounted:
             path = self.plan.path(place)
@@ -48,11 +48,11 @@ class Job:
         return found
 
     def started(self, form: str) -> str:
-        """The instant to the second, in UTC, in a form of strftime(3)."""
+        """Return the instant to the second, in UTC, in a form of strftime(3)."""
         return datetime.fromtimestamp(self.sets.started_ns // 10**9, UTC).strftime(form)
 
     def named(self, place: str) -> str:
-        """A place and its dataset, in words."""
+        """Return a place and its dataset, in words."""
         dataset = next((t.dataset.name for t in self.plan.taken if place in t.places), None)
         return printable(place) + (f" ({printable(dataset)})" if dataset is not None else "")
 
@@ -66,68 +66,68 @@ class Job:
 
 
 class Engine(Protocol):
-    """What the run needs of a backup program.
+    """What a run needs from a backup program.
 
     Order of the calls: ``refuses``, ``check``, ``command``, ``feed`` for each piece of output, ``judge`` when it has ended,
-    ``finish`` when the snapshots are gone. None of them changes anything but through the program itself.
+    ``finish`` when the snapshots are gone. None of them changes anything except through the program itself.
     """
 
     @property
     def name(self) -> str:
-        """The engine's name in words and JSON."""
+        """The engine's name in messages and JSON."""
 
     @property
     def version(self) -> str | None:
-        """Its version, known after ``check``; None where it was not asked."""
+        """Its version, known after ``check``; None if it was not queried."""
 
     @property
     def secrets(self) -> Sequence[str]:
-        """Passwords that stood among its options: none of them may be shown or recorded."""
+        """Passwords among its options: none of them may be shown or recorded."""
 
     def refuses(self, plan: Plan) -> list[Refusal]:
-        """What of a plan it cannot save, as can be told from the plan alone; the plan is made again without that."""
+        """Return what it cannot save, as far as the plan alone shows; the plan is then made again without that."""
 
     def breaks_at(self, folder: str) -> bool:
-        """Whether a folder of this name ends its backup, even an empty one."""
+        """Whether a directory of this name, even an empty one, ends its backup."""
 
     def check(self, plan: Plan) -> list[str]:
         """Make sure that it can work, before anything is made. Returns warnings; raises KopiatomicError."""
 
     @property
     def target(self) -> Target:
-        """The repository that it has found, and what its snapshots there go by. Known after ``check``."""
+        """The repository that it found, and the identity of its snapshots there. Known after ``check``."""
 
     def own(self, plan: Plan) -> list[Own]:
-        """The directories that it writes to. Called after ``check``; of interest in place."""
+        """Return the directories that it writes to. Called after ``check``; matters in place."""
 
     def skips(self, path: str) -> bool:
-        """Whether it surely never reads a directory of the user's as data (``--writable``)."""
+        """Whether it is certain never to read one of the user's directories as data (``--writable``)."""
 
     def command(self, job: Job) -> Command:
-        """The command that backs the view up."""
+        """Return the command that backs up the view."""
 
     def describe(self, plan: Plan) -> Sequence[str]:
-        """The argv that a run of this plan would start, for ``-n``: no secrets, what is not known yet in words."""
+        """Return the argv that a run of this plan would start, for ``-n``: no secrets, unknown parts in words."""
 
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
-        """Take output (``stream`` is "stdout" or "stderr"); returns lines to pass through and progress found in it."""
+        """Process output (``stream`` is "stdout" or "stderr"); return lines to pass through and any progress found."""
 
     def judge(self, job: Job, end: EngineEnd) -> EngineResult:
-        """What came of it, from the engine's own words. Called while nothing is removed yet only for its messages."""
+        """Return the outcome, from the engine's own output."""
 
     def finish(self) -> list[str]:
-        """What was put off until the snapshots are gone (maintenance). Returns warnings."""
+        """Do what was postponed until the snapshots are gone (maintenance). Returns warnings."""
 
 
 @runtime_checkable
 class Remembering(Protocol):
-    """An engine that can tell whether an earlier snapshot may stand for a new one. Called after ``check``."""
+    """An engine that can tell whether an earlier snapshot can be used instead of a new one. Called after ``check``."""
 
     def terms(self, source: str) -> str:
-        """All that a snapshot depends on beside the files: where it is saved, policies, options, versions; as a digest."""
+        """Return a digest of all that a snapshot depends on except the files: repository, policies, options, versions."""
 
     def standing(self, snapshots: Mapping[str, str]) -> Mapping[str, str]:
-        """Those of the snapshots (by source) that are in the repository, complete. Raises KopiatomicError."""
+        """Return the snapshots (by source) that are complete in the repository. Raises KopiatomicError."""
 
 
 KOPIA, RESTIC, BORG = "kopia", "restic", "borg"

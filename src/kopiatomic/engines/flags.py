@@ -1,6 +1,6 @@
-"""The options that the user adds to an engine (``-o``), taken apart.
+"""Parsing of the options that the user adds to an engine (``-o``).
 
-All three parsers (pflag, argparse, kopia's kingpin) take ``--flag=value``, ``--flag value``, ``-fvalue`` and ``-f value``;
+All three parsers (pflag, argparse, kopia's kingpin) accept ``--flag=value``, ``--flag value``, ``-fvalue`` and ``-f value``;
 the first two also ``-xf value``, and a value that begins with a dash.
 """
 
@@ -17,20 +17,20 @@ from kopiatomic.text import printable
 
 @immutable
 class Syntax:
-    """What must be known of a program's flags."""
+    """What must be known about a program's flags."""
 
     known: Known
     refused: Mapping[str, str]
-    """Long names of those that would make the run something else, and what that would be."""
+    """Long names of flags that would turn the run into something else, and what that would be."""
     kingpin: bool = False
-    """Whether its parser takes no word that begins with a dash for a value, and ``=`` behind a short flag for a part of it."""
+    """Whether its parser takes no word that begins with a dash as a value, and ``=`` after a short flag as part of the value."""
     abbreviations: bool = False
-    """Whether its parser takes the beginning of a long flag for the flag, if there is no other such."""
+    """Whether its parser accepts an unambiguous beginning of a long flag as the flag."""
 
 
 @immutable
 class Given:
-    """A flag by its long name, its value (empty: none), and the words that it was."""
+    """A flag by its long name, its value (empty: no value), and the words that it consisted of."""
 
     flag: str
     value: str
@@ -38,9 +38,9 @@ class Given:
 
 
 def parse(engine: str, words: Sequence[str], syntax: Syntax) -> list[Given]:
-    """Take the options apart. Raises UsageError for words that do not go with a backup of the view.
+    """Parse the options. Raises UsageError for words that do not go with a backup of the view.
 
-    One that is neither an option nor an option's value would be one more source, and a live one.
+    A word that is neither an option nor an option's value would be one more source, and a live one.
     """
     found = list(_parsed(engine, words, syntax))
     for given in found:
@@ -58,7 +58,7 @@ def _parsed(engine: str, words: Sequence[str], syntax: Syntax) -> Iterator[Given
     while rest:
         word = rest.pop(0)
         if word == "--":
-            # What follows would be sources of its own.
+            # What follows would be additional sources.
             raise UsageError("-o -- does not go with a backup of the view", kind="usage", hint="Name options only.")
         if word.startswith("--"):
             flag, equals, value = word.partition("=")
@@ -89,7 +89,7 @@ def _spelled_out(flag: str, syntax: Syntax) -> str:
 
 
 def _cluster(word: str, rest: list[str], syntax: Syntax) -> Iterator[Given]:
-    """Each letter of ``-xf value`` for itself."""
+    """Yield each letter of ``-xf value`` separately."""
     letters = word[1:]
     while letters:
         short, letters = f"-{letters[0]}", letters[1:]
@@ -105,7 +105,7 @@ def _cluster(word: str, rest: list[str], syntax: Syntax) -> Iterator[Given]:
 
 
 def _takes_next(flag: str, rest: Sequence[str], syntax: Syntax) -> bool:
-    """Whether the next word is a flag's value. Of a flag that is not known it may be one, but not if it is a path there."""
+    """Whether the next word is a flag's value. For an unknown flag it may be one, unless it is an existing path."""
     if not rest or (syntax.kingpin and rest[0].startswith("-")):
         return False
     if flag in syntax.known.valued:
@@ -117,5 +117,5 @@ def _is_path(word: str) -> bool:
     try:
         return "/" in word and presence.exists(word)
     except (OSError, ValueError):
-        # It may be.
+        # It may be a value.
         return True

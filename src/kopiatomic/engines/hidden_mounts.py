@@ -1,4 +1,4 @@
-"""What is hidden from a backup in place and was in the engine's last one, where it would look as if it had been deleted."""
+"""What is hidden from a backup in place but was in the engine's last one, so that it would look as if it had been deleted."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from kopiatomic.text import printable
 
 
 def warnings(engine: str, plan: Plan, held: Callable[[Mapping[str, str]], Collection[str]]) -> list[str]:
-    """Name the mounts that are hidden and in which the last backup shows something.
+    """Name the hidden mounts in which the last backup shows something.
 
-    ``held`` is given their paths with the source of each, and returns those of them. It is only asked where there are any;
-    that it cannot tell (KopiatomicError) is a warning as well.
+    ``held`` gets their paths with the source of each, and returns the paths in which it does. It is only called if there are any;
+    if it cannot tell (KopiatomicError), that is a warning as well.
     """
     hidden = {
         u.point: (u.fstype, source)

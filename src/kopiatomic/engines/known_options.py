@@ -1,6 +1,6 @@
-"""Which options kopia, restic and Borg have for a backup, and which of them take a value: from their own help.
+"""The options that kopia, restic and Borg have for a backup, and which of them take a value: from their own help.
 
-``tests/unit/test_known_options.py`` compares that with the programs. An option that is not here is one of another version.
+``tests/unit/test_known_options.py`` compares this with the programs. An option not listed here is from another version.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from kopiatomic.immutable import immutable
 
 @immutable
 class Known:
-    """A program's options, by their long names; ``newer`` ones of either kind are not in the version of the tests."""
+    """A program's options, by their long names; ``newer`` ones of either kind are not in the version that is tested."""
 
     valued: frozenset[str]
-    """Those that take a value."""
+    """Options that take a value."""
     switches: frozenset[str]
-    """Those that take none, or only one behind ``=``."""
+    """Options that take no value, or only one after ``=``."""
     long: Mapping[str, str]
-    """The long name of each short one."""
+    """The long name of each short option."""
     newer: frozenset[str] = frozenset()
 
 
@@ -29,7 +29,7 @@ def _names(text: str) -> frozenset[str]:
 
 
 def _both(text: str) -> frozenset[str]:
-    """Switches that have a negative form."""
+    """Return switches that have a negative form."""
     return _names(text) | _names(" ".join(f"no-{word}" for word in text.split()))
 
 
@@ -59,7 +59,7 @@ KOPIA = Known(
     ),
     long=MappingProxyType({"-p": "--password"}),
 )
-"""kopia 0.22.3, those included that its help leaves out."""
+"""kopia 0.22.3, including options that its help omits."""
 
 RESTIC = Known(
     valued=_names(
@@ -100,7 +100,7 @@ RESTIC = Known(
         """
     ),
 )
-"""restic 0.14.0, and what has come up to 0.18."""
+"""restic 0.14.0, and what was added up to 0.18."""
 
 BORG = Known(
     valued=_names(
@@ -135,4 +135,4 @@ BORG = Known(
     ),
     newer=_names("files-changed paths-from-shell-command"),
 )
-"""Borg 1.2.4, and what has come in 1.4."""
+"""Borg 1.2.4, and what was added in 1.4."""

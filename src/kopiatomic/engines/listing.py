@@ -1,4 +1,4 @@
-"""Does what an engine saved show every mount of the view? Judged by what it lists itself."""
+"""Whether what an engine saved shows every mount of the view, judged by the engine's own listing."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from kopiatomic.state import locks
 
 @dataclass(slots=True)
 class Found:
-    """What an engine's list shows at a place."""
+    """What an engine's listing shows at a place."""
 
     kind: str = ""
-    """"d" for a directory, "f" for a file, empty where it is not in the list itself."""
+    """"d" for a directory, "f" for a file, empty if it is not itself in the listing."""
     size: int | None = None
-    """Of a file in bytes, where the list has it."""
+    """The size of a file in bytes, if the listing has it."""
     filled: bool = False
-    """Whether something is listed in it."""
+    """Whether anything in it is listed."""
 
 
 class Inside:
-    """Takes what an engine lists, entry by entry, and finds the directories of which it lists something inside."""
+    """Takes what an engine lists, entry by entry, and finds the directories in which it lists something."""
 
     def __init__(self, directories: Iterable[str], stand_in: str) -> None:
         self._by_name = {spelled(path, stand_in).strip("/"): path for path in directories}
         self.found: set[str] = set()
 
     def take(self, path: str) -> None:
-        """An entry of the list."""
+        """Take an entry of the listing."""
         path = path.strip("/")
         self.found |= {directory for name, directory in self._by_name.items() if below(path, name)}
 
 
 class Listing:
-    """Takes what an engine lists, entry by entry, and keeps what is of interest: the places of mounts.
+    """Takes what an engine lists, entry by entry, and keeps what matters: the places of mounts.
 
-    ``stand_in`` is what the engine writes for each byte of a name that is no text.
+    ``stand_in`` is what the engine writes for each byte of a name that is not text.
     """
 
     def __init__(self, engine: str, job: Job, stand_in: str) -> None:
@@ -56,11 +56,11 @@ class Listing:
         self._left_out = left_out(job.plan)
 
     def spelled(self, path: str) -> str:
-        """A path as the engine writes it."""
+        """Return a path as the engine writes it."""
         return spelled(path, self._stand_in)
 
     def take(self, path: str, kind: str, size: int | None = None) -> None:
-        """An entry of the list, and of which kind it is."""
+        """Take an entry of the listing, with its kind."""
         path = path.strip("/")
         parent = self._found.get(path.rpartition("/")[0])
         if parent is not None and path:
@@ -70,13 +70,13 @@ class Listing:
             found.kind, found.size = kind, size
 
     def lacking(self) -> list[str]:
-        """Mounts that are not shown, or shown empty though they are not, in words."""
+        """Return the mounts that are not shown, or shown empty although they are not, in words."""
         return [text for place, path in self._paths.items() if (text := self._lacks(place, self._found[path]))]
 
     def _lacks(self, place: str, found: Found) -> str | None:
         size = self._volumes.get(place)
         if place == "/" and self._job.plan.path(place) == "/":
-            # The root of all has no entry of its own.
+            # The overall root has no entry of its own.
             found.kind = "d"
         if found.kind != ("d" if size is None else "f"):
             return f"{self._job.named(place)} is not in what {self._engine} saved: do its exclusions leave it out?"
@@ -92,7 +92,7 @@ class Listing:
 
 
 def left_out(plan: Plan) -> list[str]:
-    """Directories of which an engine must not read the content: what it writes, and with ``/`` what is of the system."""
+    """Return the directories whose content an engine must not read: what it writes, and with ``/`` the system's own."""
     if plan.layout is not Layout.IN_PLACE:
         return []
     system = SYSTEM if "/" in plan.sources else ()
@@ -100,7 +100,7 @@ def left_out(plan: Plan) -> list[str]:
 
 
 def views_in(sources: Sequence[str]) -> list[str]:
-    """The directory of the runs' views, where that lies in a source and in no directory of the system's (FreeBSD).
+    """Return the directory of the runs' views, if it is in a source and not in a system directory (FreeBSD).
 
     An engine has a place for temporary files in it.
     """
@@ -109,5 +109,5 @@ def views_in(sources: Sequence[str]) -> list[str]:
 
 
 def pattern(directory: str) -> str:
-    """What leaves out all that a directory holds, as a shell's pattern that is meant literally up to its last slash."""
+    """Return a shell pattern that excludes everything in a directory and is literal up to its last slash."""
     return re.sub(r"[*?\[]", r"[\g<0>]", directory.rstrip("/")) + "/*"

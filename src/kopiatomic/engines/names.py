@@ -1,4 +1,4 @@
-"""Names that are several in a directory and become one where an engine has a stand-in for each byte that is no text."""
+"""Different names in a directory that become the same where an engine replaces each byte that is not text."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _SHOWN = 20
 
 @immutable
 class Equal:
-    """How many names become equal to another one in their directory, and the paths of the first of them."""
+    """How many names become equal to another in their directory, and the paths of the first of them."""
 
     count: int = 0
     paths: tuple[str, ...] = ()
 
 
 def spelled(path: str, stand_in: str) -> str:
-    """A path as an engine writes it that has a stand-in for each byte that is no text."""
+    """Return a path as written by an engine that replaces each byte that is not text."""
     return _NO_TEXT.sub(lambda _: stand_in, path)
 
 
 def look(root: int | None, directories: Sequence[str], stand_in: str, go_on: Callable[[], bool]) -> Equal:
-    """Look for such names in all that directories hold, without crossing into other filesystems.
+    """Search for such names in directories and everything below, without crossing into other filesystems.
 
-    ``root`` is the directory that stands for ``/``. Stops where ``go_on`` says so. A directory that cannot be opened is
-    passed over: the engine has told of it.
+    ``root`` is the directory that stands for ``/``. Stops when ``go_on`` says so. A directory that cannot be opened is
+    skipped: the engine has reported it.
     """
     count = 0
     paths: list[str] = []
@@ -51,7 +51,7 @@ def look(root: int | None, directories: Sequence[str], stand_in: str, go_on: Cal
 
 
 def _walk(base: int, top: str) -> Iterator[tuple[str, int]]:
-    """Each directory of a filesystem from ``top`` on, by its path and open."""
+    """Yield each directory of a filesystem from ``top`` on, with its path and open."""
     waiting, device = [top], None
     while waiting:
         path = waiting.pop()
@@ -74,7 +74,7 @@ def _walk(base: int, top: str) -> Iterator[tuple[str, int]]:
 
 
 def _equal(fd: int, stand_in: str) -> list[str]:
-    """Those of the names in an open directory that become the name of another one there."""
+    """Return the names in an open directory that become the name of another one there."""
     names = os.listdir(fd)
     if all(map(str.isascii, names)) or not any(map(_NO_TEXT.search, names)):
         return []

@@ -1,4 +1,4 @@
-"""What engines write, where it is not what they are known to write: a number of another kind says nothing, least of all 0."""
+"""Engine output that is not of the expected type: a number of another kind means nothing, least of all 0."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from kopiatomic.errors import KopiatomicError, place_in_code
 from kopiatomic.text import printable
 
 _LARGEST = (1 << 63) - 1
-"""Engines count in 64 bits with a sign."""
+"""Engines count in signed 64-bit numbers."""
 
 
 class OddNumberError(ValueError):
-    """Something stands in the place of a count."""
+    """Something other than a count is in the place of a count."""
 
 
 def number(document: Mapping[str, Any], key: str) -> int:
-    """A count in an engine's result; 0 where it is left out, as engines do with zeros. Raises OddNumberError."""
+    """Return a count in an engine's result; 0 if it is omitted, as engines do with zeros. Raises OddNumberError."""
     value = document.get(key)
     if value is None:
         return 0
@@ -28,7 +28,7 @@ def number(document: Mapping[str, Any], key: str) -> int:
 
 
 def about(document: Mapping[str, Any], key: str) -> int | None:
-    """The same of an engine's progress, on which nothing depends; None for anything that is no count."""
+    """Return a count in an engine's progress, on which nothing depends; None for anything that is not a count."""
     value = document.get(key)
     return value if _is_count(value) else None
 
@@ -39,7 +39,7 @@ def _is_count(value: object) -> bool:
 
 @contextmanager
 def understood(engine: str) -> Iterator[None]:
-    """Whatever does not go with the shape of an engine's output is a KopiatomicError of kind output-not-understood."""
+    """Turn anything that does not fit the shape of an engine's output into a KopiatomicError of kind output-not-understood."""
     try:
         yield
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:

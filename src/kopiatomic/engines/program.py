@@ -1,4 +1,4 @@
-"""Programs that answer questions: found as execvp(3) does, asked within a time limit, with errors that say what is wrong."""
+"""Programs that answer queries: found as execvp(3) does, run within a time limit, with errors that say what is wrong."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from kopiatomic.system import process
 from kopiatomic.text import printable
 
 TIME_LIMIT = 120.0
-"""How long (seconds) a program may take for one question about its repository."""
+"""How long (seconds) a program may take for one query about its repository."""
 
 KEEP = 64 << 20
 """How much of an answer is read (bytes)."""
 
 
 class Program:
-    """An engine's program. Its environment is the caller's, with what it lacks filled in.
+    """An engine's program. Its environment is the caller's, with missing variables filled in.
 
-    ``name`` is what its errors' kinds begin with; ``KOPIATOMIC_NAME`` in the environment says where it is. ``install`` is the
-    hint where it is not there, ``attempt`` what a user would try where it does not answer.
+    ``name`` begins the kinds of its errors; ``KOPIATOMIC_NAME`` in the environment says where it is. ``install`` is the
+    hint if it does not exist, ``attempt`` what a user would try if it does not respond.
     """
 
     def __init__(self, name: str, environment: Mapping[str, str], *, install: str, attempt: Callable[[], str]) -> None:
@@ -35,21 +35,21 @@ class Program:
         self.version: str | None = None
         self.additions: dict[str, str] = {}
         self._ahead: dict[tuple[str, ...], process.Finished] = {}
-        """What has been asked ahead."""
+        """Answers to queries that were made ahead of time."""
 
     @property
     def environment(self) -> dict[str, str]:
-        """The whole environment of its processes."""
+        """The complete environment of its processes."""
         return {**self._given, **self.additions}
 
     @property
     def named(self) -> str:
-        """The program as the user names it, whether it exists or not."""
+        """The program as the user names it, whether or not it exists."""
         return self._given.get(f"KOPIATOMIC_{self.name.upper()}") or self.name
 
     @property
     def path(self) -> str:
-        """Where it is. Raises KopiatomicError: NAME-missing, NAME-not-executable."""
+        """The path of the program. Raises KopiatomicError: NAME-missing, NAME-not-executable."""
         if self._path is None:
             self._path = find(self.named, self.environment, kind=self.name, hint=self._install)
         return self._path
@@ -63,7 +63,7 @@ class Program:
     ) -> process.Finished:
         """Run one command to its end, within TIME_LIMIT or ``timeout`` seconds; ``take`` gets its output piece by piece.
 
-        Raises KopiatomicError where it cannot be started (NAME-not-executable) or takes too long (NAME-unreachable).
+        Raises KopiatomicError if it cannot be started (NAME-not-executable) or takes too long (NAME-unreachable).
         """
         (finished,) = self.run_together([words], timeout=timeout, keep=keep, take=take)
         return finished
@@ -76,7 +76,7 @@ class Program:
         keep: int = KEEP,
         take: Callable[[bytes], None] | None = None,
     ) -> list[process.Finished]:
-        """Run commands side by side, each as :meth:`run` does: what takes long is to open the repository."""
+        """Run commands in parallel, each as :meth:`run` does: opening the repository is what takes long."""
         if take is None and all(tuple(words) in self._ahead for words in commands):
             return [self._ahead.pop(tuple(words)) for words in commands]
         timeout = TIME_LIMIT if timeout is None else timeout
@@ -101,9 +101,9 @@ class Program:
             ) from None
 
     def ask_ahead(self, commands: Sequence[Sequence[str]]) -> None:
-        """Run the first of these side by side, one for each processor, so that who asks for them next has the answers at once.
+        """Run the first of these commands in parallel, one per processor, so that their answers are available immediately later.
 
-        Where that fails nothing is known ahead, and who asks is told why.
+        If that fails, nothing is known ahead of time, and later queries report why.
         """
         first = [tuple(words) for words in commands[: processors()]]
         if len(first) > 1:
@@ -114,14 +114,14 @@ class Program:
 
 
 def processors() -> int:
-    """How many processors we, and what we start, may use."""
+    """Return how many processors we, and what we start, may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def user() -> tuple[str, str]:
-    """Name and home directory of the user that this program runs as."""
+    """Return name and home directory of the user that this program runs as."""
     try:
         entry = pwd.getpwuid(os.geteuid())
     except KeyError:
@@ -130,7 +130,7 @@ def user() -> tuple[str, str]:
 
 
 def find(name: str, environment: Mapping[str, str], *, kind: str, hint: str) -> str:
-    """The path of a program: searched on PATH, or taken as it is (made absolute) where it has a slash.
+    """Return the path of a program: searched on PATH, or taken as it is (made absolute) if it contains a slash.
 
     Raises KopiatomicError of kind ``{kind}-missing`` (with ``hint``) or ``{kind}-not-executable``.
     """
@@ -158,7 +158,7 @@ def find(name: str, environment: Mapping[str, str], *, kind: str, hint: str) -> 
 
 
 def _why_not(candidate: str) -> str | None:
-    """Why a program at a path cannot be started; empty if it can be, None where nothing is there."""
+    """Return why a program at a path cannot be started; empty if it can be, None if nothing is there."""
     try:
         status = presence.status(candidate)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What restic and Borg have in common: a repository that is named by a text, and all sources as one snapshot in it."""
+"""What restic and Borg have in common: a repository that is given as text, and all sources in one snapshot."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from kopiatomic.text import printable
 
 
 def folder(repository: str | None) -> str | None:
-    """The folder that a repository is, or None: absolute, without the scheme that says that it is one."""
+    """Return a repository's absolute directory, without the scheme that marks it as one; None if it is not a directory."""
     if not repository:
         return None
     path = re.sub(r"^(local:|file://)", "", repository)
-    # Both take a path with a colon for something remote, unless a slash comes first.
+    # Both take a path with a colon for something remote, unless it is preceded by a slash.
     if re.match(r"^[^/]*:", path):
         return None
     return os.path.abspath(os.path.expanduser(path))
 
 
 def check_mounts(engine: str, given: Iterable[Given], plan: Plan) -> None:
-    """Refuse what would drop the mounts inside a source. Raises KopiatomicError of kind one-file-system."""
+    """Refuse options that would drop the mounts inside a source. Raises KopiatomicError of kind one-file-system."""
     flag = "--one-file-system"
     places = [plan.path(place) for taken in plan.taken for place, _ in taken.shown]
     inside = [path for path in places if any(below(path, source) for source in plan.sources)]
@@ -47,17 +47,17 @@ def check_mounts(engine: str, given: Iterable[Given], plan: Plan) -> None:
 
 
 def excluded(given: Iterable[Given]) -> set[str]:
-    """The paths that the user's own options leave out, whole or in content."""
+    """Return the paths that the user's own options exclude, entirely or their content."""
     values = (re.sub(r"^(fm|sh|pp|pf):", "", one.value) for one in given if one.flag == "--exclude")
     return {value.removesuffix("/*").rstrip("/") for value in values if value.startswith("/")}
 
 
 class RepositoryEngine(ABC):
-    """An engine that keeps what it saves in a repository that a text names, and all sources of a run as one."""
+    """An engine that saves to a repository given as text, with all sources of a run in one snapshot."""
 
     engine: ClassVar[str]
     shared: ClassVar[frozenset[str]]
-    """Flags that every command of a run is given: which repository, how it is reached."""
+    """Flags that every command of a run gets: which repository, how to reach it."""
     version_words: ClassVar[tuple[str, ...]]
 
     def __init__(
@@ -73,14 +73,14 @@ class RepositoryEngine(ABC):
         self._install = install
         self._environment = environment
         self._program = Program(self.engine, environment, install=install, attempt=lambda: attempt)
-        # Times that are given, and that are written, are in the zone of the process.
+        # Times that are passed in, and that are written, are in the process's time zone.
         self._program.additions["TZ"] = "UTC"
         if not environment.get("HOME"):
             self._program.additions["HOME"] = user()[1]
 
     @property
     def name(self) -> str:
-        """The engine's name in words and JSON."""
+        """The engine's name in messages and JSON."""
         return self.engine
 
     @property
@@ -95,13 +95,13 @@ class RepositoryEngine(ABC):
 
     @property
     def target(self) -> Target:
-        """The repository as it was named, and what its snapshots go by."""
+        """The repository as it was given, and the identity of its snapshots."""
         return Target(printable(masked(self._where or "")), printable(self._identity))
 
     @property
     @abstractmethod
     def _identity(self) -> str:
-        """What the program's snapshots of this host go by."""
+        """What identifies the program's snapshots of this host."""
 
     @property
     @abstractmethod
@@ -111,22 +111,22 @@ class RepositoryEngine(ABC):
     @property
     @abstractmethod
     def _caches(self) -> Mapping[str, str]:
-        """The folders that the program writes to, besides the repository: what, and where."""
+        """The directories that the program writes to, apart from the repository: what, and where."""
 
     @abstractmethod
     def _held(self, points: Mapping[str, str]) -> Collection[str]:
-        """Those of some paths in which the last backup shows something. Raises KopiatomicError."""
+        """Return the given paths in which the last backup shows something. Raises KopiatomicError."""
 
     @abstractmethod
     def _judge(self, job: Job, end: EngineEnd) -> EngineResult:
-        """What came of it."""
+        """Return the outcome."""
 
     @abstractmethod
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
-        """Take output; empty ``data`` says that the stream has ended."""
+        """Take output; empty ``data`` means that the stream has ended."""
 
     def _value(self, flag: str) -> str | None:
-        """The last value of a flag; None where it was not given."""
+        """Return the last value of a flag; None if it was not given."""
         return next((g.value for g in reversed(self._given) if g.flag == flag), None)
 
     @property
@@ -134,7 +134,7 @@ class RepositoryEngine(ABC):
         return [word for g in self._given if g.flag in self.shared for word in g.words]
 
     def _check_version(self, supported: Callable[[tuple[int, ...]], bool]) -> list[str]:
-        """Ask for the version; returns warnings. Raises KopiatomicError of kind ENGINE-unsupported."""
+        """Query the version; return warnings. Raises KopiatomicError of kind ENGINE-unsupported."""
         path = printable(self._program.path)
         said = self._program.run(*self.version_words).stdout.decode("utf-8", "backslashreplace").strip()
         found = re.match(rf"{self.engine}\S* ((\d+)\.(\d+)\.(\d+)\S*)", said)
@@ -150,7 +150,7 @@ class RepositoryEngine(ABC):
         return []
 
     def _check_place(self, plan: Plan) -> list[str]:
-        """What each layout needs to be said. Raises KopiatomicError of kind repository-in-selection."""
+        """Return the warnings that each layout needs. Raises KopiatomicError of kind repository-in-selection."""
         if plan.layout is Layout.IN_PLACE:
             return hidden_mounts.warnings(self.engine, plan, self._held)
         found = self_backup.check_repository(self.engine, folder(self._where), plan)
@@ -158,7 +158,7 @@ class RepositoryEngine(ABC):
         return found + self_backup.notes(self.engine, self._caches.items(), plan, left_out=left_out)
 
     def own(self, plan: Plan) -> list[Own]:
-        """Its folders are left out of every backup in place; a repository only where the user says so."""
+        """Return its directories, which are excluded from every backup in place; a repository only if the user says so."""
         found = [Own(f"{self.engine}'s {what}", path, skipped=True) for what, path in self._caches.items()]
         path = folder(self._where)
         source = source_of(looking.real(path), plan) if path is not None else None
@@ -171,11 +171,11 @@ class RepositoryEngine(ABC):
         return found
 
     def skips(self, path: str) -> bool:
-        """Whatever stays live in a frozen tree is given to the program as an exclusion."""
+        """Return True: whatever stays live in a frozen tree is passed to the program as an exclusion."""
         return True
 
     def judge(self, job: Job, end: EngineEnd) -> EngineResult:
-        """Read the result, then ask the repository for it. Never raises for the program's failures."""
+        """Read the result, then check it against the repository. Never raises for the program's failures."""
         for stream in ("stdout", "stderr"):
             self.feed(stream, b"")
         result = self._judge(job, end)
@@ -184,5 +184,5 @@ class RepositoryEngine(ABC):
         return result
 
     def finish(self) -> list[str]:
-        """Nothing is put off: what is removed from a repository, and when, is the user's to say."""
+        """Do nothing: what is removed from a repository, and when, is up to the user."""
         return []

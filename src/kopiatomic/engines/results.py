@@ -1,4 +1,4 @@
-"""What came of several sources, as one result."""
+"""The outcomes of several sources, combined into one result."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PROBLEMS = 20
 
 
 def not_saved(count: int, problems: Sequence[FileProblem]) -> str:
-    """How many files and directories are not in what was saved, in words, and the first three of them."""
+    """Return how many files and directories are not in what was saved, in words, and the first three of them."""
     what = f"{count} {'entry' if count == 1 else 'entries'} could not be saved"
     named = [problem.path for problem in problems][:_NAMED]
     more = f" and {count - len(named)} more" if count > len(named) else ""
@@ -22,7 +22,7 @@ def not_saved(count: int, problems: Sequence[FileProblem]) -> str:
 
 
 def combined(found: Sequence[tuple[str, EngineResult]]) -> EngineResult:
-    """One result of those of several sources: saved if any is, complete only if all are."""
+    """Combine the results of several sources: saved if any is, complete only if all are."""
     sources = [Saved(path, r.snapshot_id, r.saved, r.complete, r.message, r.unchanged) for path, r in found]
     if len(found) == 1:
         found[0][1].sources = sources

@@ -1,4 +1,4 @@
-"""Whether an engine's own files lie on what the run takes."""
+"""Whether an engine's own files are on what the run takes."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from kopiatomic.text import printable
 
 
 def check_repository(engine: str, path: str | None, plan: Plan) -> list[str]:
-    """Look whether a repository in a folder (None: it is elsewhere) lies on a dataset that the run takes. Returns warnings.
+    """Check whether a repository in a directory (None: it is elsewhere) is on a dataset that the run takes. Returns warnings.
 
-    Raises KopiatomicError of kind repository-in-selection where ``-a`` or ``-r`` brought that dataset in.
+    Raises KopiatomicError of kind repository-in-selection if ``-a`` or ``-r`` brought that dataset in.
     """
     taken = holder(path, plan) if path is not None else None
     if path is None or taken is None:
@@ -36,7 +36,7 @@ def check_repository(engine: str, path: str | None, plan: Plan) -> list[str]:
 
 
 def notes(engine: str, folders: Iterable[tuple[str, str]], plan: Plan, *, left_out: str) -> list[str]:
-    """Say once which of the engine's folders (what and where) lie on datasets that the run takes, and what comes of it."""
+    """Return a note on which of the engine's directories (what and where) are on datasets that the run takes, and the effect."""
     found = []
     for what, path in folders:
         taken = holder(path, plan)
@@ -47,7 +47,7 @@ def notes(engine: str, folders: Iterable[tuple[str, str]], plan: Plan, *, left_o
 
 @immutable
 class Place:
-    """Where a path leads, with links followed, and the dataset that holds it; ``subvolume`` is Btrfs's, ``pool`` its UUID."""
+    """Where a path leads, links followed, and the dataset that holds it; ``subvolume`` and ``pool`` (a UUID) are for Btrfs."""
 
     path: str
     filesystem: str
@@ -57,9 +57,9 @@ class Place:
 
 
 def holder(path: str, plan: Plan) -> Taken | None:
-    """The dataset of the plan that holds a path, through links and whatever else is mounted.
+    """Return the dataset of the plan that holds a path, through links and anything else that is mounted.
 
-    Only the path itself is looked at, and nothing of the plan's: its places belong to users. Raises KopiatomicError.
+    Only the path itself is examined, and nothing of the plan's: its places belong to users. Raises KopiatomicError.
     """
     try:
         place = looking.call(lambda: look(path), path)
@@ -73,9 +73,9 @@ def holder(path: str, plan: Plan) -> Taken | None:
 
 
 def look(path: str) -> Place:
-    """Where a path leads; in a child, for it may not answer. Raises OSError.
+    """Return where a path leads; looked up in a child, because it may not respond. Raises OSError.
 
-    One that does not exist yet is held by what the nearest folder above it lies on.
+    A path that does not exist yet is held by whatever holds the nearest directory above it.
     """
     real = os.path.realpath(path)
     while (status := presence.status(real)) is None:
@@ -94,7 +94,7 @@ def look(path: str) -> Place:
 
 
 def _holds(taken: Taken, place: Place) -> bool:
-    """Whether what is taken of a dataset has the path in it."""
+    """Whether the parts taken of a dataset contain the path."""
     dataset = taken.dataset
     if dataset.filesystem == "btrfs":
         same = (dataset.pool, dataset.subvolume) == (place.pool, place.subvolume)

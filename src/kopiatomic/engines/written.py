@@ -1,4 +1,4 @@
-"""What an engine writes itself: in place it must stay live where it lies, and must never be read as data."""
+"""What an engine writes itself: in place it must stay live where it is, and must never be read as data."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from kopiatomic.text import printable
 
 @immutable
 class Own:
-    """A directory that an engine writes to; ``skipped`` says that no rule lets it be read as data."""
+    """A directory that an engine writes to; ``skipped`` means that it is never read as data."""
 
     what: str
     path: str
     skipped: bool
     why: str = ""
-    """Where it is not skipped: what would have to be different."""
+    """If it is not skipped: what would have to be different."""
     cache: bool = False
-    """Whether it is skipped because it is marked as a cache; one that is not marked yet is marked."""
+    """Whether it is skipped because it is marked as a cache; if it is not marked yet, it is marked."""
 
 
 _SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
@@ -35,7 +35,7 @@ _TAG = "CACHEDIR.TAG"
 
 
 def is_cache(path: str) -> bool:
-    """Whether a directory says that it is a cache, so that backups may leave its content out."""
+    """Whether a directory is marked as a cache, so that backups may exclude its content."""
     return looking.call(lambda: _is_tagged(path, None), path)
 
 
@@ -51,22 +51,22 @@ def _is_tagged(path: str, directory: int | None) -> bool:
 
 
 def source_of(path: str, plan: Plan) -> str | None:
-    """The source of a plan that a path lies in."""
+    """Return the source of a plan that contains a path."""
     return next((source for source in plan.sources if is_at_or_below(path, source)), None)
 
 
 def in_place(plan: Plan, path: str) -> bool:
-    """Whether a path is not seen as it is in place: it lies in what is frozen there, or hidden."""
+    """Whether a path is not seen live in place: it is in something that is frozen there, or hidden."""
     return plan.layout is Layout.IN_PLACE and is_covered(looking.real(path), plan)
 
 
 def is_covered(path: str, plan: Plan) -> bool:
-    """The same of a path without links."""
+    """Whether a path without links is not seen live in place."""
     return any(is_at_or_below(path, directory) for directory in plan.covered)
 
 
 def is_hidden(path: str, plan: Plan) -> bool:
-    """Whether a directory of ours stands where a path without links leads, so that nothing of it is seen in place."""
+    """Whether one of our directories replaces what a path without links leads to, so that nothing of it is seen in place."""
     frozen = [place for taken in plan.taken for place, _ in taken.shown]
     tops = [hidden.directory for hidden in plan.hidden]
     nearest = max((d for d in (*frozen, *tops) if is_at_or_below(path, d)), key=len, default=None)
@@ -74,7 +74,7 @@ def is_hidden(path: str, plan: Plan) -> bool:
 
 
 def _made(path: str, *, mark: bool) -> bool:
-    """Make a directory, following no link; returns whether it had to be marked as a cache. Raises OSError."""
+    """Make a directory without following links; return whether it had to be marked as a cache. Raises OSError."""
     directory = host.here().make_directory(path, 0o700)
     try:
         if not mark or _is_tagged("", directory):
@@ -88,7 +88,7 @@ def _made(path: str, *, mark: bool) -> bool:
 
 
 def require_skipped(found: Sequence[Own], plan: Plan) -> None:
-    """Raises KopiatomicError for one that lies in a source and would be read as data."""
+    """Raise KopiatomicError for a directory that is in a source and would be read as data."""
     for own in found:
         source = source_of(looking.real(own.path), plan)
         if source is not None and not own.skipped:
@@ -102,9 +102,9 @@ def require_skipped(found: Sequence[Own], plan: Plan) -> None:
 
 
 def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> Plan:
-    """The plan with those that would be frozen or hidden, made (and marked) if they are not yet, so that they have a place.
+    """Return the plan with live places for directories that would be frozen or hidden; make (and mark) missing ones.
 
-    Raises KopiatomicError for one that would be read as data.
+    Raises KopiatomicError for a directory that would be read as data.
     """
     require_skipped(found, plan)
     paths = set()
@@ -125,7 +125,7 @@ def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> P
             ) from None
         paths.add(path)
     tops = topmost(paths)
-    # Where the mount that it is on is hidden, a directory of ours stands for that.
+    # If the mount that contains it is hidden, one of our directories replaces that.
     mounts = (*plan.uncovered, *plan.beside)
     hidden = {u.point for u in mounts if not u.live and any(below(path, u.point) for path in tops)}
     return replace(plan, writable=tops, scaffolds=tuple(sorted({*plan.scaffolds, *hidden})))

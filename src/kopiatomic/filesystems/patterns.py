@@ -14,7 +14,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def matches(pattern: str, name: str) -> bool:
-    """Whether a pattern fits a whole name. One without a star fits that name alone.
+    """Whether a pattern matches a whole name. A pattern without a star matches only that name.
 
     >>> matches("tank/*", "tank/a"), matches("tank/*", "tank/a/b"), matches("tank/**", "tank/a/b")
     (True, False, True)

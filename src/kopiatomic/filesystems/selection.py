@@ -1,4 +1,4 @@
-"""Which datasets a request asks for, and what becomes of each: one module a filesystem. Pure."""
+"""Which datasets a request asks for, and what becomes of each: one module per filesystem. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kopiatomic.text import first_few, printable
 
 
 class Selection:
-    """What the selections of all filesystems share: the facts, the request, and what was taken so far."""
+    """What the selections of all filesystems share: the facts, the request, and what has been taken so far."""
 
     def __init__(self, facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> None:
         self.facts = facts
@@ -23,23 +23,23 @@ class Selection:
         self._refused = {refusal.dataset.key: refusal for refusal in refused}
         self._deleted: dict[str, list[str]] = {}
         self.mounted = visible(facts.mounts)
-        """The mounts that can be seen, by their points."""
+        """The visible mounts, by mount point."""
         tops = {subvolume.path for subvolume in facts.subvolumes}
         apart = borders(self.mounted)
         self.seen = {point: mount for point, mount in self.mounted.items() if point in apart or point in tops}
-        """Those of them that show something else than what holds them would: another place, or a subvolume of its own."""
+        """Those that show something different from the mount around them: another place, or a subvolume of its own."""
         self.taken: list[Taken] = []
         self.notes: list[str] = []
         self.excluding: set[str] = set()
-        """The excluding patterns that fitted something."""
+        """The exclude patterns that matched something."""
 
     def note(self, text: str) -> None:
-        """Something that the user should know, once."""
+        """Note something that the user should know, once."""
         if text not in self.notes:
             self.notes.append(text)
 
     def refusal(self, dataset: Dataset, *, named: bool) -> Refusal | None:
-        """Why a dataset that would be taken cannot be, if that was found out. Raises KopiatomicError where it was named."""
+        """Return why a dataset that would be taken cannot be, if known. Raises KopiatomicError if it was named."""
         refusal = self._refused.get(dataset.key)
         if refusal is None:
             return None
@@ -55,12 +55,12 @@ class Selection:
         return refusal
 
     def say_deleted(self) -> None:
-        """Note what is gone, however much that is."""
+        """Note what was deleted, however much it is."""
         for reason, names in self._deleted.items():
             self.note(f"{first_few(names)}: {reason}")
 
     def excluded_by(self, names: Iterable[str]) -> str | None:
-        """The pattern of ``--exclude`` that fits one of a dataset's names."""
+        """Return the ``--exclude`` pattern that matches one of a dataset's names."""
         known = [name for name in names if name]
         fitting = [
             p
@@ -72,7 +72,7 @@ class Selection:
 
 
 class Ask:
-    """That a dataset was asked for, whole or in parts: by its name, or for a reason that brought it in."""
+    """A request for a dataset, whole or in part: by its name, or for a reason that brought it in."""
 
     def __init__(self) -> None:
         self.why = ""
@@ -80,7 +80,7 @@ class Ask:
         self._parts: set[str] = set()
 
     def add(self, part: str, why: str, *, named: bool) -> None:
-        """Ask for a part; the empty one is the whole. That it was named counts more than what else brings it in."""
+        """Ask for a part; the empty one is the whole. Being named outweighs any other reason."""
         if not self._parts or (named and not self.named):
             self.why = why
         self._parts.add(part)
@@ -88,24 +88,24 @@ class Ask:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """What is asked for; a part that lies in another is the same asked for twice."""
+        """What is asked for; a part within another is not listed separately."""
         if not self._parts or "" in self._parts:
             return ("",)
         return topmost(self._parts)
 
 
 def described(mount: Mount) -> str:
-    """A mount in words."""
+    """Return a mount in words."""
     return f"{printable(mount.source)} ({mount.fstype})"
 
 
 def not_a_dataset(
     name: str, path: str, mount: Mount, *, partial: bool, subvolume: str | None = None
 ) -> KopiatomicError:
-    """Why a path cannot be taken.
+    """Return why a path cannot be taken.
 
-    ``partial``: the mount shows only a part of a dataset. ``subvolume``: where the Btrfs subvolume is that it lies in, which
-    may be nested in the one that is mounted.
+    ``partial``: the mount shows only part of a dataset. ``subvolume``: the path of the Btrfs subvolume that it is in, which
+    may be nested in the mounted one.
     """
     shown = printable(name)
     if path != name.rstrip("/") and path != name:

@@ -1,1 +1,1 @@
-"""What runs around the snapshots."""
+"""Shell commands that run before and after the snapshots."""

@@ -1,4 +1,4 @@
-"""The administrator's own shell lines before and after a run. The one place where a shell is used, and as it was given."""
+"""The administrator's own shell lines before and after a run. The only place that uses a shell, with the line as it was given."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kopiatomic.system import process
 from kopiatomic.text import ended, printable
 
 _ROOM = 64 << 10
-"""Bytes that lists may have in an environment, all together. The kernel takes no variable of more than 128 KiB (execve(2))."""
+"""How many bytes lists may take in an environment, in total. The kernel accepts no variable of more than 128 KiB (execve(2))."""
 
 _OF_A_RUN = frozenset(
     [
@@ -32,10 +32,10 @@ _OF_A_RUN = frozenset(
 
 
 def variables(run_id: str, plan: Plan) -> dict[str, str]:
-    """What hooks and engines are told of a run.
+    """Return the environment variables that describe a run to hooks and engines.
 
-    The lists are there if there is room for them; the files (``state/lists.py``) always are. A name with a newline is in
-    those alone.
+    The lists are included if there is room for them; the files (``state/lists.py``) always are. A name with a newline is only
+    in the files.
     """
     told = {
         "KOPIATOMIC_RUN_ID": run_id,
@@ -50,15 +50,15 @@ def variables(run_id: str, plan: Plan) -> dict[str, str]:
 
 
 def environment(base: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
-    """An environment with what is told of a run in it, and nothing of the run that kopiatomic may itself run in."""
+    """Return an environment with the variables of a run, and nothing of another run in which kopiatomic may itself be running."""
     return {name: value for name, value in base.items() if name not in _OF_A_RUN} | dict(told)
 
 
 def run(line: str, flag: str, told: Mapping[str, str], timeout: float, secrets: Secrets) -> None:
-    """Run a shell line to its end; its output goes to our stderr, its children end with it.
+    """Run a shell line to its end; its output goes to our stderr, and its children end with it.
 
-    ``timeout`` is in seconds, ``secrets`` are what it is not told. Where signals are deferred (``-q``) the second that comes
-    ends the line. Raises KopiatomicError where it fails, and Interrupted.
+    ``timeout`` is in seconds; ``secrets`` are kept from it. Where signals are deferred (``-q``), the second signal
+    ends the line. Raises KopiatomicError if it fails, and Interrupted.
     """
     shown = printable(secrets.hide(line))
     told = environment(secrets.withheld_from(os.environ), told)

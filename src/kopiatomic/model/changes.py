@@ -1,4 +1,4 @@
-"""What a plan takes that the last run of its series did not, and the other way round. Pure."""
+"""How a plan's selection differs from that of the last run in its series. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kopiatomic.text import first_few, printable
 
 @immutable
 class Moved:
-    """A dataset that appears at other places of the view than before."""
+    """A dataset that appears at other places in the view than before."""
 
     name: str
     before: tuple[str, ...]
@@ -22,7 +22,7 @@ class Moved:
 
 @immutable
 class Changes:
-    """A selection beside that of the run ``last``; None where none is recorded, and then nothing is compared."""
+    """The differences from the selection of the run ``last``. With None no run is recorded and nothing is compared."""
 
     last: str | None = None
     added: Sequence[str] = field(default=())
@@ -31,12 +31,12 @@ class Changes:
 
     @property
     def of_datasets(self) -> str:
-        """What was added and removed, in a few words; empty where it is the same."""
+        """What was added and removed, in a few words; empty if nothing was."""
         parts = [f"without {first_few(self.removed)}"] * bool(self.removed)
         return " and ".join(parts + [f"with {first_few(self.added)}"] * bool(self.added))
 
     def lines(self, series: str) -> list[str]:
-        """All of it, a line each."""
+        """Return all differences, one per line."""
         where = printable(series)
         if self.last is None:
             return [f"No run under {where} is recorded."]
@@ -52,13 +52,13 @@ def _list(places: Sequence[str]) -> str:
 
 
 def selection(plan: Plan) -> str:
-    """What a plan takes and where that appears, for the records."""
+    """Return what a plan takes and where it appears, as JSON for the records."""
     places = {taken.dataset.name: taken.places for taken in plan.taken}
     return json.dumps({"taken": list(places), "places": places})
 
 
 def between(last: tuple[str, str] | None, plan: Plan) -> Changes:
-    """Compare a plan with the last run's id and selection, if there is one. An older version's has no places."""
+    """Compare a plan with the last run's id and selection, if any. Selections recorded by older versions have no places."""
     if last is None:
         return Changes()
     run_id, text = last

@@ -1,4 +1,4 @@
-"""What an engine is told, and what it says."""
+"""What is passed to an engine, and what it reports."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from kopiatomic.immutable import immutable
 
 @immutable
 class Command:
-    """What the launcher starts: an argv list, and what it needs in its environment besides ours."""
+    """What the launcher starts: an argv list, and the variables it needs in addition to our environment."""
 
     argv: Sequence[str]
     environment: Mapping[str, str]
     stand_in: str = ""
-    """What it has for each byte of a name that is no text, so that two names may become one; empty where it keeps them."""
+    """What it writes for each byte of a name that is not text, so that two may become the same; empty if it keeps them."""
     directories: Sequence[str] = ()
-    """Where such names are looked for, as it has the paths."""
+    """Where to look for such names, with paths as the command sees them."""
 
 
 @immutable
@@ -39,29 +39,29 @@ class FileProblem:
 
 @dataclass(slots=True)
 class Saved:
-    """What came of one source: a snapshot or archive of the engine's."""
+    """The outcome for one source: a snapshot or archive in the engine's repository."""
 
     source: str
     snapshot_id: str | None = None
     saved: bool = True
     complete: bool = True
     message: str = ""
-    """Why it is not saved or not complete; else empty."""
+    """Why it is not saved or not complete; otherwise empty."""
     unchanged: bool = False
-    """Whether nothing was read: nothing has changed since this earlier snapshot, which stands for it."""
+    """Whether nothing was read, because nothing has changed since this earlier snapshot."""
 
 
 @dataclass(slots=True)
 class EngineResult:
-    """What came of the backup, read from what the engine wrote and not from its exit status alone.
+    """The outcome of the backup, read from what the engine wrote and not from its exit status alone.
 
-    ``saved``: there is a snapshot in the repository (or nothing had changed). ``complete``: all of the view is in it.
+    ``saved``: there is a snapshot in the repository (or nothing had changed). ``complete``: it holds the whole view.
     """
 
     saved: bool
     complete: bool
     message: str
-    """Why it is not saved or not complete; else empty."""
+    """Why it is not saved or not complete; otherwise empty."""
     snapshot_id: str | None = None
     root_object: str | None = None
     statistics: dict[str, int] = field(default_factory=dict)
@@ -69,14 +69,14 @@ class EngineResult:
     """The first 20."""
     problem_count: int = 0
     sources: list[Saved] = field(default_factory=list)
-    """One for each source; empty where the engine keeps nothing of the kind."""
+    """One per source; empty if the engine does not keep separate sources."""
     unchanged: bool = False
-    """Whether an earlier snapshot stands for it and nothing was read."""
+    """Whether nothing was read and an earlier snapshot is used instead."""
 
 
 @immutable
 class Progress:
-    """How far the engine is; None where it does not say. Sizes in bytes."""
+    """How far the engine has got; None where it does not say. Sizes in bytes."""
 
     files: int | None = None
     bytes_done: int | None = None
@@ -86,7 +86,7 @@ class Progress:
 
 @immutable
 class Target:
-    """Where an engine saves, and as whom, in words and without passwords; empty where it is not known."""
+    """Where an engine saves, and as which user, in words and without passwords; empty where unknown."""
 
     repository: str = ""
     identity: str = ""

@@ -1,6 +1,6 @@
-"""What a plan is made of, as data: the mount table, ZFS's datasets and pools, Btrfs's subvolumes. Nothing here looks.
+"""What a plan is made from, as data: the mount table, ZFS datasets and pools, Btrfs subvolumes. Nothing here looks anything up.
 
-As JSON (``kopiatomic plan --facts``) facts can be saved and planned again elsewhere (``--from-facts``). Names may hold any
+Facts can be saved as JSON (``kopiatomic plan --facts``) and planned again elsewhere (``--from-facts``). Names may hold any
 bytes: those that are not UTF-8 are lone surrogates there, as everywhere in our JSON.
 """
 
@@ -18,7 +18,7 @@ from kopiatomic.model.mounts import Mount
 FORMAT = "kopiatomic-facts-1"
 
 JAIL_NEEDS = "allow.mount, allow.mount.zfs; see docs/freebsd.md"
-"""What a jail needs besides a dataset, for hints."""
+"""What a jail needs in addition to a dataset, for hints."""
 
 NO_DATASET = (
     f"Has this jail a dataset of its own? On the host: zfs set jailed=on DATASET; zfs jail JAIL DATASET ({JAIL_NEEDS})."
@@ -27,7 +27,7 @@ NO_DATASET = (
 
 @immutable
 class ZfsDataset:
-    """A dataset as ``zfs list`` shows it: ``kind`` is "filesystem" or "volume"; "-" stands for what it does not have."""
+    """A dataset as ``zfs list`` shows it: ``kind`` is "filesystem" or "volume"; "-" stands for a missing value."""
 
     name: str
     kind: str
@@ -36,19 +36,19 @@ class ZfsDataset:
     zoned: bool = False
     """Whether it is managed from inside a jail or a user namespace."""
     guid: str = ""
-    """What it is known by, whatever it is called."""
+    """The id that stays the same when the dataset is renamed."""
     mountpoint: str = ""
-    """The property. The mount table is the truth about where it is mounted."""
+    """The property. Where the dataset is really mounted is in the mount table."""
 
     @property
     def should_be_mounted(self) -> bool:
-        """Whether ZFS would mount it by itself at boot."""
+        """Whether ZFS would mount it at boot."""
         return self.canmount == "on" and self.mountpoint not in {"", "-", "none", "legacy"}
 
 
 @immutable
 class Setting:
-    """A user property of a dataset: its value, and ``source`` as ``zfs get`` tells it (``local``, ``inherited from tank``)."""
+    """A user property of a dataset: its value, and ``source`` as in ``zfs get`` (``local``, ``inherited from tank``)."""
 
     value: str
     source: str
@@ -64,13 +64,13 @@ class ZfsPool:
 
     @property
     def suspended(self) -> bool:
-        """Whether its devices do not answer."""
+        """Whether its devices do not respond."""
         return self.health == "SUSPENDED"
 
 
 @immutable
 class BtrfsSubvolume:
-    """A subvolume and the path it is seen at. ``above`` is the path of the one that it is nested in, if reached so."""
+    """A subvolume and the path where it is visible. ``above`` is the path of the one it is nested in, if reached through that."""
 
     path: str
     id: int
@@ -79,56 +79,56 @@ class BtrfsSubvolume:
     above: str | None = None
     uuid: str = ""
     parent: str = ""
-    """The UUID of the one that it was made from, as a snapshot or by ``btrfs receive``; empty where there was none."""
+    """The UUID of the subvolume that it was made from, as a snapshot or by ``btrfs receive``; empty if there was none."""
     received: str = ""
-    """The UUID that ``btrfs receive`` gives; a read-only snapshot keeps its source's."""
+    """The UUID that ``btrfs receive`` sets; a read-only snapshot keeps its source's."""
     read_only: bool = False
     holds: bool | None = None
-    """Of a nested one whether there is anything in it; None where that was not looked at, or cannot be told."""
+    """Whether a nested subvolume contains anything; None if nobody looked, or it cannot be determined."""
     no_device: bool = False
-    """Whether the device that it is mounted from is not there any more, so that nothing can be mounted from it."""
+    """Whether the device that it is mounted from no longer exists, so that nothing can be mounted from it."""
     covered: bool = False
-    """Whether its path leads elsewhere: something is mounted over it, or somebody moves it all the time."""
+    """Whether its path leads elsewhere: something is mounted over it, or somebody keeps moving it."""
     too_long: bool = False
-    """Whether no program can open its path, of which the middle is left out here."""
+    """Whether its path is too long for any program to open. The middle of the path is then left out here."""
     owner: int | None = None
-    """The user that its top directory belongs to; None where that cannot be looked at."""
+    """The owner of its top directory; None where that cannot be read."""
 
 
 @immutable
 class Facts:
-    """All that :func:`kopiatomic.planning.plan.select` needs to know."""
+    """Everything that :func:`kopiatomic.planning.plan.select` needs to know."""
 
     mounts: tuple[Mount, ...]
     datasets: Mapping[str, ZfsDataset]
     pools: Mapping[str, ZfsPool]
     subvolumes: tuple[BtrfsSubvolume, ...]
     resolved: Mapping[str, str]
-    """The paths that were named, links followed."""
+    """The paths that were named, with symbolic links resolved."""
     properties: Mapping[str, Setting] = field(default_factory=dict)
-    """The property that selects (``kopiatomic:backup``), of datasets that have it in any way and of what they have it from."""
+    """The property that selects (``kopiatomic:backup``), of datasets that have it or inherit it, and of its origins."""
     directories: frozenset[str] = frozenset()
-    """Those of the paths in question that are directories now; of the places of what is not mounted only the empty ones."""
+    """The paths in question that are directories now; of the mount points of what is not mounted, only the empty ones."""
     sizes: Mapping[str, int] = field(default_factory=dict)
-    """Bytes in use of other filesystems, by mount point; only of those that can be asked without waiting."""
+    """Bytes in use on other filesystems, by mount point; only of those that can be queried without blocking."""
     loop_files: Mapping[str, str] = field(default_factory=dict)
-    """The files that loop devices show, by device."""
+    """The backing files of loop devices, by device."""
     spelled: Mapping[str, str] = field(default_factory=dict)
-    """The paths to leave out that their directories spell otherwise, and how they do."""
+    """The excluded paths that their directories spell differently, and that spelling."""
     at_boot: Mapping[str, str] = field(default_factory=dict)
-    """Where /etc/fstab has datasets mounted at boot that are not mounted, by dataset."""
+    """Where /etc/fstab mounts datasets at boot that are not mounted now, by dataset."""
     fstab_problem: str = ""
-    """Why that is not known, where some dataset is mounted by /etc/fstab or by hand."""
+    """Why that is unknown, if some dataset is mounted by /etc/fstab or by hand."""
     movers: Mapping[str, str] = field(default_factory=dict)
-    """In place: who besides root can put something else in a path's place (:func:`kopiatomic.system.safety.look`)."""
+    """In place: who other than root can replace what is at a path (:func:`kopiatomic.system.safety.look`)."""
     jailed: bool = False
-    """Whether this is a jail of FreeBSD's: it has those datasets that are ``jailed``, and only sees what they lie in."""
+    """Whether this is a FreeBSD jail: it manages the datasets that are ``jailed``, and only sees their parents."""
     room: int | None = None
-    """How many more mounts there is room for (``Host.room``); None: any number."""
+    """How many more mounts are possible (``Host.room``); None: any number."""
 
 
 def dump(facts: Facts) -> str:
-    """Facts as JSON text."""
+    """Return facts as JSON text."""
     document = {
         "format": FORMAT,
         "mounts": [asdict(mount) for mount in facts.mounts],

@@ -1,5 +1,5 @@
-"""What kind of filesystem a mount is of, as far as a plan must know. Names as in /proc/filesystems, and as lsvfs(1) has
-them on FreeBSD.
+"""What kind of filesystem a mount is, as far as a plan must know. Names as in /proc/filesystems, and as in lsvfs(1) on
+FreeBSD.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ PSEUDO = frozenset(
         "xenfs",
     ]
 )
-"""Made by the kernel: nothing in them is anybody's data."""
+"""Made by the kernel: they hold no user data."""
 
 SYSTEM = ("/proc", "/sys", "/dev", "/run")
-"""Where a running system has what is its own and nobody's data (file-hierarchy(7))."""
+"""Where a running system keeps its own state and no user data (file-hierarchy(7))."""
 
 LOCAL = frozenset(
     [
@@ -102,16 +102,16 @@ LOCAL = frozenset(
         "zonefs",
     ]
 )
-"""On a local device or in memory: statvfs(2) answers from what the kernel has."""
+"""On a local device or in memory: the kernel answers statvfs(2) from what it has."""
 
 _FROZEN_OR_STACKED = frozenset(["aufs", "btrfs", "ecryptfs", "nullfs", "overlay", "shiftfs", "unionfs", "zfs"])
-"""Those that are snapshotted, and those that show others, which are mounts of their own as a rule."""
+"""Filesystems that are snapshotted, and filesystems that show others, which are usually mounts of their own."""
 
 
 def may_hang(fstype: str) -> bool:
-    """Whether a look into such a filesystem may wait for a server or a daemon that does not answer, or mount something.
+    """Whether accessing such a filesystem may wait for a server or daemon that does not respond, or may mount something.
 
-    Whatever is not known to be local may: a FUSE on a device (fuseblk) waits for its daemon, a cluster's (gpfs, gfs2) for the
-    other machines, and a virtual machine's shared folder (vboxsf) for its host.
+    Anything that is not known to be local may: a FUSE on a device (fuseblk) waits for its daemon, a cluster's (gpfs, gfs2) for
+    the other machines, and a virtual machine's shared folder (vboxsf) for its host.
     """
     return fstype not in PSEUDO | LOCAL | _FROZEN_OR_STACKED

@@ -1,4 +1,4 @@
-"""The mounts of a system, as plain data, and what can be told from them."""
+"""The mounts of a system, as plain data, and what follows from them."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Mount:
 
     @property
     def read_only(self) -> bool:
-        """Read-only here, or the whole filesystem is."""
+        """Whether this mount or its whole filesystem is read-only."""
         return "ro" in self.options or "ro" in self.super_options
 
 
 def visible(mounts: Iterable[Mount]) -> dict[str, Mount]:
-    """For each mount point that a path can reach, the mount that is seen there.
+    """Return the mount that is visible at each mount point that a path can reach.
 
-    Of mounts stacked on one point the last in the parent chain is seen; a mount is out of sight where an ancestor was
+    Of mounts stacked on one point the last in the parent chain is visible; a mount is hidden where an ancestor was
     covered by another mount at or above its point.
     """
     by_id = {m.id: m for m in mounts}
@@ -50,7 +50,7 @@ def visible(mounts: Iterable[Mount]) -> dict[str, Mount]:
         below = children.get(mount.id, [])
         cover = next((m for m in below if m.point == mount.point), None)
         if cover is not None:
-            # Everything else that was mounted on this mount lies under the cover.
+            # Everything else that was mounted on this mount is under the cover.
             waiting.append(cover)
             continue
         seen[mount.point] = mount
@@ -59,17 +59,17 @@ def visible(mounts: Iterable[Mount]) -> dict[str, Mount]:
 
 
 def _uncovered(siblings: list[Mount]) -> list[Mount]:
-    """Those children of one mount that no later sibling hides by standing on a directory above them.
+    """Return the children of one mount that no later sibling hides by being mounted on a directory above them.
 
     The kernel appends to its table, so of two children of one mount the later line was attached later; ids are reused
     and tell nothing.
     """
     latest = {m.point: position for position, m in enumerate(siblings)}
-    # Thousands of mounts stand in a few directories: each of those is asked about once.
+    # Thousands of mounts can be in a few directories: look at each directory once.
     above: dict[str, int] = {}
 
     def latest_above(path: str) -> int:
-        """The position of the last sibling that stands above a path; -1 for none."""
+        """Return the position of the last sibling mounted above a path; -1 if there is none."""
         new = []
         found = -1
         for directory in _upwards(path):
@@ -85,10 +85,10 @@ def _uncovered(siblings: list[Mount]) -> list[Mount]:
 
 
 def borders(seen: dict[str, Mount]) -> dict[str, Mount]:
-    """Those of the visible mounts at which a path leads to another place than without them.
+    """Return the visible mounts at which a path leads somewhere else than it would without them.
 
-    A directory that is bound onto itself, as Docker does it, shows the same place of the same filesystem: what lies in it
-    and below it is what the mount around it has there. A mount whose device is not known is never taken for such.
+    A directory that is bind-mounted onto itself, as Docker does it, shows the same place of the same filesystem: what is in it
+    and below it is what the mount around it has there. A mount whose device is unknown is never treated as one of those.
     """
     return {point: mount for point, mount in seen.items() if not _changes_nothing(mount, seen)}
 
@@ -104,13 +104,13 @@ def _changes_nothing(mount: Mount, seen: dict[str, Mount]) -> bool:
 
 
 def place_in(mount: Mount, path: str) -> str:
-    """Where in its filesystem a path lies that a mount holds, counted from the root of that filesystem."""
+    """Return the path within its filesystem of a path that a mount holds, counted from the root of that filesystem."""
     inside = below(path, mount.point)
     return f"{mount.root.rstrip('/')}/{inside}" if inside else mount.root
 
 
 def holder(path: str, table: dict[str, Mount]) -> Mount:
-    """The visible mount that holds an absolute, resolved path. Raises KeyError where even ``/`` is not in the table."""
+    """Return the visible mount that holds an absolute, resolved path. Raises KeyError where not even ``/`` is in the table."""
     for candidate in (path, *parents(path)):
         if candidate in table:
             return table[candidate]

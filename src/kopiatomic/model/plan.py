@@ -1,4 +1,4 @@
-"""The words of the project as plain data: dataset, plan, set, result. No behaviour beyond small derivations."""
+"""The project's terms as plain data: dataset, plan, set, result. No behaviour beyond small derivations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VOLUMES = "/.volumes"
 """Where in the view volumes appear."""
 
 SCRATCH = "scratch"
-"""The directory below the view's own one that an engine may write to as it likes."""
+"""The directory below the view's own one that an engine may write to freely."""
 
 
 class Layout(StrEnum):
@@ -25,13 +25,14 @@ class Layout(StrEnum):
     MERGED = "merged"
     """Every dataset at its own path below one root."""
     IN_PLACE = "in-place"
-    """Every dataset at its true path, in a namespace where all else is as it was."""
+    """Every dataset at its true path, in a namespace where everything else is unchanged."""
 
 
 @immutable
 class PlannedPath:
-    """A path in the live system as the plan was made. No call of the system takes it: what it leads to by now is its users' to
-    say, and may never answer. What looks at it unpacks it in a child (``system/looking.py``); everything else compares texts.
+    """A path in the live system as it was when the plan was made. Never passed to a system call directly: users decide what it
+    leads to now, and that may never respond. To look at it, unpack it in a child (``system/looking.py``); all other code compares
+    text.
     """
 
     text: str
@@ -44,10 +45,10 @@ class PlannedPath:
 class Dataset:
     """A ZFS filesystem or volume, or a Btrfs subvolume: what is snapshotted as a unit.
 
-    ``name`` is the ZFS name, or for Btrfs the path the subvolume is seen at. ``pool`` is the ZFS pool, or the UUID of
+    ``name`` is the ZFS name, or for Btrfs the path where the subvolume is visible. ``pool`` is the ZFS pool, or the UUID of
     the Btrfs filesystem. ``mountpoint`` is where it is really mounted (file name decoded with ``os.fsdecode``), or empty.
-    ``subvolume`` and ``device`` are Btrfs's: the subvolume's id, and a device to mount its filesystem from. A ``volume``
-    is ZFS's block device: in the view it is a file. ``guid`` is ZFS's.
+    ``subvolume`` and ``device`` are for Btrfs: the subvolume's id, and a device to mount its filesystem from. A ``volume``
+    is a ZFS block device: in the view it is a file. ``guid`` is for ZFS.
     """
 
     filesystem: str
@@ -61,7 +62,7 @@ class Dataset:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """What it is known by, wherever it is moved to: nothing else ever has the same."""
+        """The identity of the dataset, wherever it is moved: no other ever has the same."""
         return self.filesystem, self.pool, self.guid or (str(self.subvolume) if self.subvolume else self.name)
 
 
@@ -69,7 +70,7 @@ class Dataset:
 class Taken:
     """A dataset that the run takes, and the place in the view (absolute, below the view's root) where it appears.
 
-    ``parts`` are the paths below its top that are shown; the empty one stands for the whole, and then it is the only one.
+    ``parts`` are the paths below its top that are shown; the empty one stands for the whole and is then the only one.
     """
 
     dataset: Dataset
@@ -78,15 +79,15 @@ class Taken:
     """Whether the user named it; otherwise a flag, a pattern or a property brought it in."""
     parts: tuple[str, ...] = ("",)
     again: tuple[tuple[str, str], ...] = ()
-    """Where else it is mounted, and the part that is seen there; in place these are frozen as well."""
+    """Where else it is mounted, and the part that is visible there; in place these are frozen as well."""
     owner: int = 0
-    """The user that it belongs to; a ZFS dataset is root's."""
+    """The user that owns it; a ZFS dataset belongs to root."""
     outside: tuple[str, ...] = ()
-    """Btrfs: paths below its top of what is nested in it and was found outside of every part that is shown with ``-r``."""
+    """Btrfs: paths below its top of nested subvolumes that, with ``-r``, were found outside every part that is shown."""
     hidden: tuple[str, ...] = ()
-    """Btrfs: paths below its top of nested subvolumes whose empty folders would end the engine's backup."""
+    """Btrfs: paths below its top of nested subvolumes whose empty directories would end the engine's backup."""
     whole: str = ""
-    """In place: who besides root could move one of the parts. Then all of it is shown at its mount point, below the parts."""
+    """In place: who other than root could move one of the parts. All of it is then shown at its mount point, below the parts."""
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -95,17 +96,17 @@ class Taken:
 
     @property
     def asked(self) -> tuple[tuple[str, str], ...]:
-        """Every place at which a part of what was asked for is in the view, and that part."""
+        """Every place at which a part of what was asked for is in the view, with that part."""
         return (*zip(self.places, self.parts, strict=True), *self.again)
 
     @property
     def shown(self) -> tuple[tuple[str, str], ...]:
-        """Every place at which a part of it is in the view, and that part."""
+        """Every place at which a part of it is in the view, with that part."""
         return ((self.place, ""), *self.asked) if self.whole else self.asked
 
 
 class Verdict(StrEnum):
-    """What became of a dataset in the plan, in a word or two."""
+    """What the plan decided about a dataset, in a word or two."""
 
     TAKEN = "taken"
     NOT_ASKED_FOR = "not asked for"
@@ -136,10 +137,10 @@ class Verdict(StrEnum):
 class Refusal:
     """Why a dataset that a plan takes cannot be taken, found out after the plan was made.
 
-    Whoever finds that out for one dataset says so with this and goes on with the others; :func:`kopiatomic.planning.plan.select`
-    alone decides what follows: it fails where the dataset was named, and gives it a verdict otherwise. ``verdict`` is
-    DELETED only where that is proven by the dataset's id, MOVED where its place does not lead to it any more. A fault of a
-    whole pool or filesystem is no refusal but a KopiatomicError.
+    Code that finds this out for one dataset reports it with this and goes on with the others; only
+    :func:`kopiatomic.planning.plan.select` decides what follows: it fails where the dataset was named, and gives it a verdict
+    otherwise. ``verdict`` is DELETED only where the dataset's id proves that, MOVED where its place no longer leads to it. A
+    fault of a whole pool or filesystem is not a refusal but a KopiatomicError.
     """
 
     dataset: Dataset
@@ -147,37 +148,37 @@ class Refusal:
     verdict: Verdict = Verdict.REFUSED
     hint: str = ""
     kind: str = "cannot-take"
-    """What programs are told where it was named."""
+    """The error kind reported to programs if the dataset was named."""
 
 
 @immutable
 class Judged:
-    """A dataset that was named, implied or is close by, and what became of it. ``reason`` is a sentence without its stop."""
+    """A dataset that was named, implied or is close by, and what became of it. ``reason`` is a sentence without its full stop."""
 
     name: str
     filesystem: str
     verdict: Verdict
     reason: str
     mountpoint: str = ""
-    """Where it is mounted and can be seen; empty where it is not."""
+    """Where it is mounted and visible; otherwise empty."""
     places: tuple[str, ...] = ()
     """Where it appears in the view."""
     incomplete: bool = False
-    """Whether it is not taken and a user would believe it to be: then the run ends with exit code 3."""
+    """Whether it is not taken although a user would expect it to be: the run then ends with exit code 3."""
     line: str = ""
-    """What is said of it together with others that are missing for the same reason; empty: its name and its reason."""
+    """The text for it together with others that are missing for the same reason; empty: its name and its reason."""
     hint: str = ""
     """What to do so that it can be taken."""
     facts: Mapping[str, str] = field(default_factory=dict)
-    """What the verdict was found from."""
+    """The facts behind the verdict."""
     owner: int | None = None
-    """The user that it belongs to, where users make their own: Btrfs."""
+    """The user that owns it, where users can make their own: Btrfs."""
     count: int = 1
-    """How many it stands for, all in ``name``: of very many that are alike not each has a verdict."""
+    """How many datasets it stands for, all in ``name``: if very many are alike, not each has its own verdict."""
 
 
 MIGHT_HANG = "hidden: it might not answer"
-"""What is noted of what is not shown in place for this reason: a server or a daemon must answer for it."""
+"""The note on what is not shown in place for this reason: a server or a daemon must answer for it."""
 
 
 @immutable
@@ -192,14 +193,14 @@ class Uncovered:
     size: int | None = None
     note: str = ""
     live: bool = False
-    """Whether it is seen in the view all the same, as it is and not frozen (in place)."""
+    """Whether it is visible in the view anyway, live and not frozen (in place)."""
 
 
 @immutable
 class Hidden:
-    """In place: a live directory that an empty one of ours stands for, since somebody could move what is in it.
+    """In place: a live directory that is replaced by an empty one of ours, because somebody could move what is in it.
 
-    ``who`` is that somebody, in words, ``place`` the first of those in it that are shown all the same.
+    ``who`` names that somebody, in words; ``place`` is the first place in it that is shown anyway.
     """
 
     directory: str
@@ -211,7 +212,7 @@ class Hidden:
 class Plan:
     """What a run takes and where it appears. ``taken`` is in mount order: parents before children.
 
-    ``root`` is the directory on the host that the view is mounted on; in place one of our own, that no engine looks for.
+    ``root`` is the directory on the host that the view is mounted on; in place, one of our own that no engine looks for.
 
     ``judged`` has each dataset that was looked at exactly once, in the order of the names' tree (see ``Judged.count``).
     """
@@ -219,56 +220,56 @@ class Plan:
     root: str
     taken: tuple[Taken, ...]
     scaffolds: tuple[str, ...] = ()
-    """Places of mounts that are not taken, between one that is and another below it: empty directories stand for them."""
+    """Places of mounts that are not taken, between a taken one and another below it: empty directories stand for them."""
     judged: tuple[Judged, ...] = ()
     uncovered: tuple[Uncovered, ...] = ()
     beside: tuple[Uncovered, ...] = ()
-    """In place: what is mounted outside of the trees of all that is taken; there it is seen as it is."""
+    """In place: what is mounted outside the trees of everything that is taken; it is seen live there."""
     hidden: tuple[Hidden, ...] = ()
     relit: tuple[Uncovered, ...] = ()
-    """In place: those of ``beside`` that what is shown would hide, and that are seen as they are all the same."""
+    """In place: those of ``beside`` that would be hidden by what is shown, and that are shown live anyway."""
     notes: tuple[str, ...] = ()
     layout: Layout = Layout.MERGED
     live_system: bool = False
-    """In place: whether the kernel's filesystems (/proc, /sys, /dev) and /run are to be as they are. Not for backups."""
+    """In place: whether the kernel's filesystems (/proc, /sys, /dev) and /run stay live. Not for backups."""
     writable: tuple[str, ...] = ()
-    """In place: what an engine must write, and so is live where it lies in a frozen tree."""
+    """In place: what an engine must write to, so that it is live even within a frozen tree."""
     bookmark: str = ""
-    """ZFS: the bookmark that is kept on each dataset, so that the next run knows what has changed. Empty: none."""
+    """ZFS: the bookmark that is kept on each dataset, so that the next run knows what has changed. Empty: no bookmark."""
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """What the engine is given: the root of the view, or the topmost true paths."""
+        """What is passed to the engine: the root of the view, or the topmost true paths."""
         if self.layout is Layout.MERGED:
             return (self.root,)
         return topmost(place for taken in self.taken for place in taken.places)
 
     @property
     def covered(self) -> tuple[str, ...]:
-        """In place: the topmost directories that are not seen as they are, but frozen or hidden."""
+        """In place: the topmost directories that are not seen live, but frozen or hidden."""
         places = [place for taken in self.taken for place, _ in taken.shown]
         return topmost([*places, *(hidden.directory for hidden in self.hidden)])
 
     @property
     def scratch(self) -> str:
-        """In place: a directory of ours outside of all sources, for an engine to write into; it goes with the view."""
+        """In place: a directory of ours outside all sources for an engine to write to; it is removed with the view."""
         return f"{self.root}/{SCRATCH}"
 
     @property
     def might_hang(self) -> list[str]:
-        """In place: what is not shown for this reason, in words."""
+        """In place: what is not shown because it might hang, in words."""
         return [f"{u.point} ({u.fstype})" for u in (*self.uncovered, *self.beside) if u.note == MIGHT_HANG]
 
     @property
     def top(self) -> str:
-        """The directory that all places are below, as the engine sees it."""
+        """The directory that contains all places, as the engine sees it."""
         return "/" if self.layout is Layout.IN_PLACE else self.root
 
     def path(self, place: str) -> str:
-        """Where the engine finds a place of the view."""
+        """Return the path at which the engine finds a place of the view."""
         return place if self.layout is Layout.IN_PLACE else self.root + place.rstrip("/")
 
     @property
     def left_out(self) -> tuple[Judged, ...]:
-        """Those that are not taken."""
+        """The datasets that are not taken."""
         return tuple(judged for judged in self.judged if judged.verdict is not Verdict.TAKEN)

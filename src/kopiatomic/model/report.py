@@ -1,4 +1,4 @@
-"""The report of a run: what happened, as data. The console and ``--json`` print it; nothing else says how it ended."""
+"""The report of a run: what happened, as data. The console and ``--json`` print it; nothing else says how the run ended."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from kopiatomic.model.snapshots import Sets
 
 @dataclass(slots=True)
 class EngineReport:
-    """What the engine was asked and what came of it."""
+    """What the engine was asked to do, and the outcome."""
 
     name: str
     version: str | None
@@ -26,23 +26,23 @@ class EngineReport:
     end: EngineEnd | None = None
     result: EngineResult | None = None
     target: Target | None = None
-    """Where it saves; known where that was all that was asked."""
+    """Where it saves; known if only that was asked for."""
 
 
 @dataclass(slots=True)
 class Report:
-    """Filled in as the run goes on; complete at its end, however that comes."""
+    """The report of a backup, filled in as the run goes on and complete at its end, however it ends."""
 
     kind: ClassVar[str] = "backup"
     run_id: str
     root: str
     """The directory on the host that the view is mounted on."""
     series: str = ""
-    """What the runs have in common that follow each other: their view root, or in place what they were asked."""
+    """What consecutive runs have in common: their view root, or in place what they were asked for."""
     dry_run: bool = False
     plan: Plan | None = None
     changes: Changes | None = None
-    """Against the last run of the series; None where it was not asked for, or could not be found out."""
+    """The differences from the last run of the series; None if not asked for, or if they could not be determined."""
     sets: Sets | None = None
     engine: EngineReport | None = None
     frozen_seconds: float | None = None
@@ -50,7 +50,7 @@ class Report:
     durations: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
     incomplete: list[str] = field(default_factory=list)
-    """Why a saved backup is not all that was asked for."""
+    """Why a saved backup does not hold all that was asked for."""
     left_behind: list[str] = field(default_factory=list)
     error: EndError | None = None
     hook_error: KopiatomicError | None = None
@@ -67,12 +67,12 @@ class Report:
 
     @property
     def saved(self) -> bool:
-        """Whether a backup is in the repository and can be trusted to be of the frozen view."""
+        """Whether a backup is in the repository and is certain to be of the frozen view."""
         return bool(self.engine and self.engine.result and self.engine.result.saved)
 
     @property
     def exit_code(self) -> int:
-        """As documented: 0 only if everything that was asked for is true."""
+        """The documented exit code: 0 only if everything that was asked for was done."""
         if isinstance(self.error, Interrupted):
             return self.error.exit_code
         if self.error is not None:
@@ -97,13 +97,13 @@ class Report:
 
 @dataclass(slots=True)
 class CommandReport(Report):
-    """Of a command that was run in the view: how it ended is how the run ended, if our part of it was right."""
+    """The report of a command that was run in the view: the run ends as the command did, if our part succeeded."""
 
     kind: ClassVar[str] = "exec"
 
     @property
     def status(self) -> int | None:
-        """What a shell says of the command's end: its exit status, or 128 + n where signal n ended it. None: it never ran."""
+        """The command's end as a shell reports it: its exit status, or 128 + n if signal n ended it. None: it never ran."""
         if self.engine is None or self.engine.end is None:
             return None
         status = self.engine.end.status
@@ -111,7 +111,7 @@ class CommandReport(Report):
 
     @property
     def exit_code(self) -> int:
-        """The command's, unless there is something to say that is worse."""
+        """The command's exit code, unless something worse must be reported."""
         if self.error is not None:
             return self.error.exit_code
         if self.status is None:
@@ -136,6 +136,6 @@ class CommandReport(Report):
 
 @dataclass(slots=True)
 class ShellReport(CommandReport):
-    """Of a shell."""
+    """The report of a shell."""
 
     kind: ClassVar[str] = "shell"

@@ -1,4 +1,4 @@
-"""What is asked of a selection, as data."""
+"""What a selection is asked for, as data."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kopiatomic.model.user_property import PROPERTY
 
 @immutable
 class Request:
-    """What the user asked for. ``suffix`` is what follows a dataset's name in its snapshot's (``@kopiatomic_...``)."""
+    """What the user asked for. ``suffix`` is what follows a dataset's name in its snapshot's name (``@kopiatomic_...``)."""
 
     names: tuple[str, ...]
     everything: bool
@@ -20,23 +20,23 @@ class Request:
     by_property: bool = False
     property: str = PROPERTY
     no_nested: bool = False
-    """Btrfs: what is nested in a subvolume is not wanted, and not missed."""
+    """Btrfs: nested subvolumes are not wanted, and not reported as missing."""
     include_unmounted: bool = False
     volumes: bool = False
     layout: Layout = Layout.MERGED
     only_frozen: bool = False
-    """In place: nothing that is not frozen is to be seen in the trees of what is."""
+    """In place: nothing live is visible in the trees of what is frozen."""
     live_system: bool = False
     """In place: the kernel's filesystems and /run stay as they are. For commands, not for backups."""
     bookmark: str = ""
-    """What the bookmarks are called that are to be kept; empty for none."""
+    """The name of the bookmarks to keep; empty for no bookmarks."""
 
 
 def is_path(name: str) -> bool:
-    """Whether a name on the command line is a path and not a ZFS name."""
+    """Whether a name on the command line is a path rather than a ZFS name."""
     return name.startswith(("/", "./", "../")) or name in {".", ".."}
 
 
 def is_pattern(name: str) -> bool:
-    """Whether a name stands for several: ``*`` matches within a component, ``**`` any number of them."""
+    """Whether a name is a pattern: ``*`` matches within a component, ``**`` any number of components."""
     return "*" in name

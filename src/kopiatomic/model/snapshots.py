@@ -1,4 +1,4 @@
-"""Snapshots as they were made, and their instants."""
+"""Snapshots that were made, and their instants."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ class Snapshot:
     transaction: int
     """ZFS: ``createtxg``. Btrfs: ``otransid``."""
     identity: str = ""
-    """What no other snapshot has, whatever its name. ZFS: ``guid``. Btrfs: the subvolume's UUID."""
+    """The identity of the snapshot, whatever its name. ZFS: ``guid``. Btrfs: the subvolume's UUID."""
     size: int | None = None
-    """Of a volume: its exact size in bytes."""
+    """The exact size of a volume in bytes."""
     before: str = ""
-    """The state that the dataset is proven to have been in since: the ``after`` of an earlier snapshot. Empty: not known."""
+    """The state that the dataset has provably been in since: the ``after`` of an earlier snapshot. Empty: unknown."""
     after: str = ""
-    """The state that this snapshot is of; nothing else has it. Empty: it cannot be told."""
+    """The state that this snapshot holds, unique to it. Empty: it cannot be determined."""
 
 
 @immutable
 class Instant:
-    """The clocks right before and right after the snapshot call: the instant lies between the two. Nanoseconds."""
+    """The clocks right before and right after the snapshot call: the instant is between the two. Nanoseconds."""
 
     wall_before: int
     wall_after: int
@@ -36,25 +36,25 @@ class Instant:
 
 @immutable
 class SnapshotSet:
-    """The snapshots of one pool or one Btrfs filesystem, with what proves or disproves their one instant."""
+    """The snapshots of one pool or one Btrfs filesystem, with what proves or disproves that they share one instant."""
 
     filesystem: str
     pool: str
     snapshots: tuple[Snapshot, ...]
     instant: Instant
     untied_ns: int | None = None
-    """From right before the snapshot call until the kernel had tied the set to the run's processes; None where nothing of
-    it can be tied. Nanoseconds, monotonic."""
+    """From right before the snapshot call until the kernel had tied the set to the run's processes; None if nothing in it
+    can be tied. Nanoseconds, monotonic."""
 
     @property
     def one_instant(self) -> bool:
-        """Equal transactions are the proof: a TXG (ZFS) or a commit (Btrfs) is one state of the whole filesystem."""
+        """Whether the transactions are equal, the proof: a TXG (ZFS) or a commit (Btrfs) is one state of the whole filesystem."""
         return len({snapshot.transaction for snapshot in self.snapshots}) == 1
 
 
 @immutable
 class Sets:
-    """All the sets of a run, and what of the plan is in none of them."""
+    """All the sets of a run, and what the plan has that is in none of them."""
 
     sets: tuple[SnapshotSet, ...]
     refused: tuple[Refusal, ...] = ()
@@ -66,12 +66,12 @@ class Sets:
 
     @property
     def started_ns(self) -> int:
-        """Wall clock (ns since the epoch) right before the first snapshot call: the instant that is printed and used."""
+        """The wall clock (ns since the epoch) right before the first snapshot call: the instant that is printed and used."""
         return min(s.instant.wall_before for s in self.sets)
 
     @property
     def skew_ns(self) -> int:
-        """Upper bound of the time between any two snapshots (ns, monotonic); 0 where one instant is proven."""
+        """The upper bound of the time between any two snapshots (ns, monotonic); 0 if one instant is proven."""
         if self.atomic:
             return 0
         first = min(s.instant.monotonic_before for s in self.sets)

@@ -1,1 +1,1 @@
-"""What is told of runs that should have been."""
+"""Warnings about runs that should have happened."""

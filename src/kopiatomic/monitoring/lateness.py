@@ -1,7 +1,7 @@
-"""Since when a schedule has had no complete success. A run that finds the view root taken (exit code 75) is no failure; if
-there is no other for too long, that is one.
+"""Since when a schedule has had no complete success. A run that finds the view root taken (exit code 75) is not a failure, but
+it is one if only such runs happen for too long.
 
-A recorded run that began in the future was recorded by a wrong clock: it is no success, or it would count as one until then.
+A recorded run that began in the future was recorded with a wrong clock: it is not a success, or it would count as one until then.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from kopiatomic.state.records import AHEAD, RunRecord
 
 @immutable
 class Standing:
-    """What the record says at a time of a schedule, whose runs are ``runs``, the newest first.
+    """The state of a schedule according to the record; its ``runs`` are sorted newest first.
 
     Times in seconds since the epoch. ``synchronised``: whether the clock that says ``now`` was synchronised in this boot.
     """
@@ -35,20 +35,20 @@ class Standing:
 
     @property
     def last_saved(self) -> RunRecord | None:
-        """The last complete success, if it is not of the future."""
+        """The last complete success, unless it is in the future."""
         return next((run for run in self._past if run.exit_code == errors.SAVED and run.result == "saved"), None)
 
     @property
     def since(self) -> float | None:
-        """Since when there is no newer one: since that run began, or else the first that is recorded."""
+        """Since when there has been no newer success: the start of the last one, or else of the first recorded run."""
         past = self._past
         found = self.last_saved or (past[-1] if past else None)
         return None if found is None else found.started
 
     def overdue(self) -> KopiatomicError | None:
-        """What is wrong: the recorded time, or a last success that is older than three of the schedule's intervals.
+        """Return what is wrong: the recorded time, or a last success that is older than three of the schedule's intervals.
 
-        A clock that was not set yet may well be behind the record: of the future nothing is said then.
+        A clock that has not been set yet may well be behind the record: nothing is then said about the future.
         """
         newest = self.runs[0] if self.runs else None
         if self.synchronised and newest is not None and newest.started > self.now + AHEAD:

@@ -1,1 +1,1 @@
-"""How a run is shown: to a person (console) and to a program (document)."""
+"""How a run is shown: to people (console) and to programs (document)."""

@@ -1,6 +1,6 @@
-"""Text in columns that fit a width. What is too long goes on below, and nothing is left out.
+"""Text in columns that fit a width. Text that is too long continues below, and nothing is left out.
 
-Rich's own tables take 0.2 ms a row; a plan may have ten thousand.
+Rich's own tables take 0.2 ms per row; a plan may have ten thousand.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from rich.console import Console
 
 GAP = "  "
 _NARROW = 8
-"""No column is made narrower than this many cells, however little room there is."""
+"""No column becomes narrower than this many cells, however little room there is."""
 
 Cell = tuple[str, str]
-"""A style of rich's, or none, and a text."""
+"""A rich style, or an empty one, and a text."""
 
 Paint = Callable[[str, str], str]
-"""Gives a text (the second) in a style (the first)."""
+"""Returns a text (the second argument) in a style (the first)."""
 
 
 def rows(table: Sequence[Sequence[Cell]], width: int, paint: Paint) -> Iterator[str]:
-    """The lines of a table whose rows all have as many cells."""
+    """Yield the lines of a table in which all rows have the same number of cells."""
     columns = list(zip(*table, strict=True))
     widths = fitting([max(_cells(text) for _, text in column) for column in columns], width)
     for row in table:
@@ -40,7 +40,7 @@ def rows(table: Sequence[Sequence[Cell]], width: int, paint: Paint) -> Iterator[
 
 
 def fitting(wanted: Sequence[int], width: int) -> list[int]:
-    """How wide columns are that would like to be so wide: the widest give way first, and equally."""
+    """Return the widths of columns, given the wanted ones: the widest give way first, and equally."""
     room = width - len(GAP) * (len(wanted) - 1)
     most = max(wanted)
     while most > _NARROW and sum(min(one, most) for one in wanted) > room:
@@ -49,7 +49,7 @@ def fitting(wanted: Sequence[int], width: int) -> list[int]:
 
 
 def fold(text: str, width: int) -> Iterator[str]:
-    """A text in pieces that fit, broken after a space where there is one."""
+    """Yield a text in pieces that fit, broken after a space if possible."""
     while _cells(text) > width:
         piece = text[: _that_fit(text, width)]
         rest = text[len(piece) :]
@@ -64,7 +64,7 @@ def fold(text: str, width: int) -> Iterator[str]:
 
 
 def _that_fit(text: str, width: int) -> int:
-    """How many characters of a text that is too long fit. Rich's chop_cells is of no use here: bookworm's goes backwards."""
+    """Return how many characters of a too long text fit. Rich's chop_cells is unusable here: bookworm's goes backwards."""
     if text.isascii():
         return width
     count = 1
@@ -78,9 +78,9 @@ def _cells(text: str) -> int:
 
 
 def look(stream: TextIO) -> tuple[int, Paint]:
-    """How many cells a line of a stream has, and how text is styled there.
+    """Return how many cells a line of a stream has, and how text is styled there.
 
-    Where it is no terminal the width is COLUMNS, or 80, and there are no styles; NO_COLOR and TERM=dumb are rich's to respect.
+    If it is not a terminal, the width is COLUMNS, or 80, and there are no styles; rich handles NO_COLOR and TERM=dumb.
     """
     console = Console(file=stream, highlight=False)
     if not console.is_terminal or console.color_system is None:

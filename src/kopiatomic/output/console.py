@@ -1,8 +1,8 @@
 """What a person sees: the summary on stdout; progress, warnings and errors on stderr.
 
-Neither a closed nor a full output ends a run: what cannot be written is dropped. :meth:`Console.exit_code` says what
-becomes of a command whose answer was lost. All texts are masked on their way
-(``secrets/masking.py``), and no control character of theirs reaches a terminal.
+Neither a closed nor a full output ends a run: what cannot be written is dropped. :meth:`Console.exit_code` decides what happens
+to a command whose answer was lost. All texts are masked on their way (``secrets/masking.py``), and none of their control
+characters reaches a terminal.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 _PLAIN_INTERVAL = 60.0
-"""Seconds between lines of progress where stderr is no terminal."""
+"""Seconds between progress lines where stderr is not a terminal."""
 
 _LABEL = re.compile(r"(?:[A-Z][a-z]+:| ) +")
 """How the lines of a summary begin: a word with a colon, or spaces."""
 
 
 def write(stream: TextIO, text: str) -> OSError | None:
-    """Write a line if that is possible; returns why it is not."""
+    """Write a line if possible; return why it was not."""
     try:
         stream.write(text + "\n")
         stream.flush()
     except (OSError, ValueError) as error:
-        # Closed or full: the run goes on. What is buffered must not fail again when the interpreter ends.
+        # Closed or full: the run goes on. What is buffered must not fail again when the interpreter exits.
         discard(stream)
         return error if isinstance(error, OSError) else OSError(errno.EBADF, os.strerror(errno.EBADF))
     return None
 
 
 def discard(stream: TextIO) -> None:
-    """Send what is still buffered, and all that follows, nowhere."""
+    """Discard what is still buffered and all that follows."""
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())
@@ -61,7 +61,7 @@ def discard(stream: TextIO) -> None:
 
 
 class Console:
-    """The listener of a run that speaks to a person, and the printer of its report."""
+    """The listener of a run for a person, and the printer of its report."""
 
     def __init__(
         self,
@@ -75,30 +75,30 @@ class Console:
         self._verbose = verbose
         self._quiet = quiet
         self._animated = animated
-        """Whether a terminal may show a line of progress that changes."""
+        """Whether a terminal may show a progress line that changes."""
         self._chatter = chatter and not quiet
-        """Whether anything but warnings and errors goes to stderr."""
+        """Whether anything except warnings and errors goes to stderr."""
         self._secrets = Secrets(called.words, called.environment)
         self._live: Live | None = None
         self._lost: OSError | None = None
-        """Why a part of what belongs on stdout could not be written there."""
+        """Why some of the output for stdout could not be written."""
         self.acted = False
-        """Whether something was done that stays done: then stdout has its report, and otherwise an answer."""
+        """Whether something permanent was done: stdout then has a report of it, otherwise an answer."""
         self._started = time.monotonic()
         self._last_plain = self._started
         self._phase = ""
         self._progress = Progress()
 
     def hide(self, secrets: Secrets) -> None:
-        """Mask these, and no others, from here on."""
+        """Mask these secrets, and no others, from here on."""
         self._secrets = secrets
 
     # While the run goes on
 
     def phase(self, text: str) -> None:
-        """A new part of the run begins."""
+        """Begin a new part of the run."""
         if _is_terminal(sys.stdout) or _is_terminal(sys.stderr):
-            # What shows the end is read now: by then the program may have been replaced by another version.
+            # Load now what shows the end: the program may be replaced by another version in the meantime.
             import rich.console  # noqa: F401
         self._phase = text
         self._progress = Progress()
@@ -108,20 +108,20 @@ class Console:
             self._line(f"{text} ...")
 
     def warning(self, text: str) -> None:
-        """Something that the user should know and that does not end the run."""
+        """Show something that the user should know and that does not end the run."""
         self._line(f"warning: {text}", "yellow")
 
     def notice(self, text: str) -> None:
-        """Something that the user must be told, whatever the flags say."""
+        """Show something that the user must be told, whatever the flags say."""
         self._line(text)
 
     def engine_line(self, text: str) -> None:
-        """A line of the engine's own output."""
+        """Show a line of the engine's own output."""
         if self._chatter:
             self._line(text, prefix="")
 
     def progress(self, progress: Progress) -> None:
-        """How far the engine is."""
+        """Show how far the engine has got."""
         self._progress = progress
         if self._terminal():
             self._refresh()
@@ -130,7 +130,7 @@ class Console:
             self._line(self._progress_text())
 
     def end(self) -> None:
-        """Take the line of progress away."""
+        """Remove the progress line."""
         if self._live is not None:
             with self._surviving():
                 self._live.stop()
@@ -138,7 +138,7 @@ class Console:
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
-        """Go on without the terminal where it has gone away."""
+        """Go on without the terminal if it has gone away."""
         try:
             yield
         except OSError:
@@ -155,7 +155,7 @@ class Console:
             from rich.console import Console as Rich
             from rich.live import Live
 
-            # stdout stays what it is: it is the result.
+            # stdout is left alone: it is the result.
             console = Rich(stderr=True, highlight=False)
             self._live = Live(
                 console=console, transient=True, redirect_stdout=False, redirect_stderr=False, auto_refresh=False
@@ -186,7 +186,7 @@ class Console:
             self._styled(sys.stderr, [(style, prefix + text)])
 
     def _shown(self, text: str) -> str:
-        """A text without secrets, and without what a terminal would take for more than text, wherever that came from."""
+        """Return a text without secrets, and without anything that a terminal would interpret, whatever its origin."""
         return harmless(self._secrets.hide(text))
 
     def _styled(self, stream: TextIO, lines: Iterable[Line]) -> OSError | None:
@@ -206,16 +206,16 @@ class Console:
         self.verbatim(json.dumps(self._secrets.hide_in(document), indent=indent))
 
     def verbatim(self, text: str) -> None:
-        """Write to stdout what holds no secret, such as the content of a file that every user may read."""
+        """Write to stdout what contains no secret, such as the content of a file that every user may read."""
         self._keep(write(sys.stdout, text))
 
     def _keep(self, lost: OSError | None) -> None:
         self._lost = self._lost or lost
 
     def exit_code(self, code: int) -> int:
-        """The exit code of a command that would end with ``code``: an answer that could not be written is a failure.
+        """Return the exit code of a command that would end with ``code``: an answer that could not be written is a failure.
 
-        Whoever closes a pipe has read enough.
+        A reader that closes a pipe has read enough.
         """
         if self._lost is None or self._lost.errno == errno.EPIPE:
             return code
@@ -226,7 +226,7 @@ class Console:
         return FAILED if code in {SAVED, INCOMPLETE, UNCLEAN} else code
 
     def report(self, report: Report, *, summary: bool) -> None:
-        """The summary on stdout, unless --quiet; errors on stderr."""
+        """Print the summary on stdout, unless --quiet; errors on stderr."""
         self.end()
         if not summary or self._quiet:
             pass
@@ -252,13 +252,13 @@ class Console:
         self._keep(self._styled(sys.stdout, list(plan_table.lines(plan, engine, verbose=self._verbose))))
 
     def error(self, error: EndError) -> None:
-        """A failure and what to do."""
+        """Print a failure and what to do."""
         self.error_text(error.message)
         if error.hint:
             self._styled(sys.stderr, [("", f"  {error.hint}")])
 
     def error_text(self, text: str) -> None:
-        """A failure in a line."""
+        """Print a failure in one line."""
         self._styled(sys.stderr, [("red", f"kopiatomic: {text}")])
 
 
@@ -270,7 +270,7 @@ def _is_terminal(stream: TextIO) -> bool:
 
 
 def _styled(stream: TextIO, lines: list[Line]) -> OSError | None:
-    """Print lines, styled where the stream is a terminal that wants it; NO_COLOR and TERM=dumb are rich's to respect.
+    """Print lines, styled if the stream is a terminal that supports it; rich handles NO_COLOR and TERM=dumb.
 
     Returns why they could not be written.
     """
@@ -289,7 +289,7 @@ def _styled(stream: TextIO, lines: list[Line]) -> OSError | None:
 
 
 def _rich(style: Style, text: str) -> Text:
-    """Bold, with the first word in the colour: whole lines in colour are hard to read on one background or the other."""
+    """Return bold text with the first word in colour: whole lines in colour are hard to read on some backgrounds."""
     from rich.text import Text
 
     shown = Text(text, style="bold" if style else "")
@@ -299,7 +299,7 @@ def _rich(style: Style, text: str) -> Text:
 
 
 def _wrapped(lines: list[Line], width: int) -> Iterator[Line]:
-    """Break long lines between words, and indent what follows to where the text of the first one begins."""
+    """Break long lines between words, and indent what follows to where the text of the first line begins."""
     from textwrap import wrap
 
     for style, text in lines:

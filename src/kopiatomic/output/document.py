@@ -16,11 +16,11 @@ from kopiatomic.model.snapshots import Sets, SnapshotSet
 FORMAT = "kopiatomic-run-1"
 
 LISTED = 10_000
-"""How many items each list has at most: every run's document is kept."""
+"""How many items each list has at most: the document of every run is kept."""
 
 
 def document(report: Report) -> dict[str, Any]:
-    """A report as JSON's own types. Times in seconds, instants in UTC."""
+    """Return a report as JSON types. Times in seconds, instants in UTC."""
     whole = _document(report)
     lists = {name: whole[name] for name in ("datasets", "left_out", "uncovered", "shielded")}
     sets = {f"snapshots of {made['pool']}": made["snapshots"] for made in whole["sets"]}
@@ -66,13 +66,13 @@ def _document(report: Report) -> dict[str, Any]:
 
 
 def instant_text(nanoseconds: int) -> str:
-    """A wall-clock time in RFC 3339, UTC, to the microsecond."""
+    """Return a wall-clock time in RFC 3339, UTC, to the microsecond."""
     seconds, rest = divmod(nanoseconds, 1_000_000_000)
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{rest // 1000:06d}Z"
 
 
 def instant_words(nanoseconds: int) -> str:
-    """The same for a person."""
+    """Return a wall-clock time for a person."""
     return instant_text(nanoseconds).replace("T", " ").replace("Z", " UTC")
 
 

@@ -1,4 +1,4 @@
-"""What is recorded of runs, in lines for a person. Pure: the console prints them."""
+"""Recorded runs, in lines for a person. Pure: the console prints them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from kopiatomic.text import ended, printable
 
 
 def list_of(runs: Sequence[tuple[RunRecord, str]]) -> list[str]:
-    """A line for each run: id, when, how long, result with exit code, datasets, root."""
+    """Return one line per run: id, when, how long, result with exit code, datasets, root."""
     if not runs:
         return ["No run is recorded."]
     rows = [("RUN", "STARTED (UTC)", "TOOK", "RESULT", "DATASETS", "ROOT")]
@@ -36,7 +36,7 @@ def list_of(runs: Sequence[tuple[RunRecord, str]]) -> list[str]:
 
 
 def lines_of(run: RunRecord, result: str, intents: Sequence[Intent]) -> list[str]:
-    """All that is recorded of one run."""
+    """Return all that is recorded of one run."""
     lines = [
         f"Run:      {run.id} (kopiatomic {run.version})",
         f"Command:  {run.command}",
@@ -107,5 +107,5 @@ def _time(seconds: float) -> str:
 
 
 def _took(run: RunRecord) -> str:
-    # Not from its two times: the clock may have been set between them.
+    # Not computed from its two times: the clock may have been set between them.
     return "-" if run.took is None else duration(run.took)

@@ -1,4 +1,4 @@
-"""A plan as a person reads it: a line for each dataset with its verdict, and what lies in the tree and is not covered."""
+"""A plan as a person reads it: one line per dataset with its verdict, and what is in these trees without being covered."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from kopiatomic.output.summary import Line, other_filesystems, shielded, uncover
 from kopiatomic.text import printable
 
 MARKS = {True: "+", False: "-"}
-"""Taken or not, so that the table also reads without colour."""
+"""Taken or not, so that the table is also readable without colour."""
 
 
 def headline(plan: Plan) -> Line:
-    """How many are taken, and how many that a user would miss are not."""
+    """Return how many datasets are taken, and how many that a user would miss are not."""
     missing = sum(judged.count for judged in plan.left_out if judged.incomplete)
     count = len(plan.taken)
     taken = f"Would save {count} dataset{'' if count == 1 else 's'} {_where(plan)}"
@@ -33,7 +33,7 @@ def _where(plan: Plan) -> str:
 
 
 def table(plan: Plan) -> list[list[Cell]]:
-    """The verdicts, below their heads: name, verdict, and where it appears or why not."""
+    """Return the verdicts, below a header: name, verdict, and where the dataset appears or why it does not."""
     heads = ["", "DATASET", "VERDICT", "WHERE IT APPEARS, OR WHY NOT"]
     rows: list[list[Cell]] = [[("bold", head) for head in heads]]
     for judged in plan.judged:
@@ -45,7 +45,7 @@ def table(plan: Plan) -> list[list[Cell]]:
 
 
 def where(plan: Plan, judged: Judged) -> str:
-    """For what is taken, where it appears and from where; else the reason."""
+    """Return where a taken dataset appears and where that comes from; otherwise the reason."""
     if judged.verdict is not Verdict.TAKEN:
         return judged.reason + (" (a run ends with exit code 3 for it)" if judged.incomplete else "")
     places = ", ".join(plan.path(place) for place in judged.places)
@@ -54,7 +54,7 @@ def where(plan: Plan, judged: Judged) -> str:
 
 
 def lines(plan: Plan, engine: EngineReport, *, verbose: bool) -> Iterator[Line]:
-    """What stands below the table: what is missing in it, what is left out by reason, what else lies in these trees."""
+    """Yield what follows the table: what is missing from it, what is left out by reason, what else is in these trees."""
     others = other_filesystems(plan)
     yield from (("red", f"Missing: {line}") for line in dict.fromkeys(j.line for j in plan.left_out if j.line))
     counts = Counter(str(judged.verdict) for judged in plan.left_out)

@@ -15,31 +15,31 @@ if TYPE_CHECKING:
     from kopiatomic.model.leftovers import Cleared
 
 _LISTED = 20
-"""How many datasets the summary lists; the rest is counted (--verbose lists all)."""
+"""How many datasets the summary lists; the rest are counted (--verbose lists all)."""
 
 _FEW = 5
-"""How many of the directories that are shielded it names (plan names all)."""
+"""How many shielded directories it names (plan names all)."""
 
 _OTHERS = 5
-"""How many other filesystems in the trees of what was taken are named; the rest is counted (--verbose names all)."""
+"""How many other filesystems in the trees of what was taken are named; the rest are counted (--verbose names all)."""
 
 _KEPT = {"borg": "archive"}
-"""What an engine calls that which it keeps, where that is not a snapshot."""
+"""An engine's word for what it keeps, if not snapshot."""
 
 Style = str
-"""A colour for the first word of a line that is bold, or "bold", or empty."""
+"""A colour for the first word of a bold line, or "bold", or empty."""
 
 Line = tuple[Style, str]
 
 
 def has_summary(report: Report) -> bool:
-    """Whether something was saved, be it a backup or a part that must not stay untold."""
+    """Whether something was saved: a backup, or a part that must be reported."""
     result = report.engine.result if report.engine else None
     return bool(report.sets and result and (result.saved or result.snapshot_id))
 
 
 def summary(report: Report, *, verbose: bool) -> list[Line]:
-    """The end of a run that saved something."""
+    """Return the end of a run that saved something, in lines."""
     assert report.plan is not None
     assert report.sets is not None
     assert report.engine is not None
@@ -82,7 +82,7 @@ def _table(plan: Plan, *, all_of_it: bool) -> list[str]:
 
 
 def proof(sets: Sets) -> list[str]:
-    """What shows, or does not show, that the snapshots share one instant."""
+    """Return what shows, or fails to show, that the snapshots share one instant."""
     lines = []
     for made in sets.sets:
         count = len(made.snapshots)
@@ -106,7 +106,7 @@ def proof(sets: Sets) -> list[str]:
 
 
 def _untied(sets: Sets) -> list[str]:
-    """For how long nothing but the record stood for the snapshots."""
+    """Return how long only the record protected the snapshots."""
     spans = [f"{printable(s.pool)} {s.untied_ns / 1e6:.0f} ms" for s in sets.sets if s.untied_ns is not None]
     return [f"Tied:     to this run's processes after {', '.join(spans)}"] if spans else []
 
@@ -137,14 +137,14 @@ def _engine_lines(engine: EngineReport) -> list[str]:
 
 
 def _others(plan: Plan) -> list[str]:
-    """What was in the backup all the same, and is of no instant; and what was hidden since it might not answer."""
+    """Return what was in the backup live, of no one instant, and what was hidden because it might not answer."""
     live = [f"{printable(u.point)} ({u.fstype})" for u in plan.uncovered if u.live]
     lines = [f"Live:     {first_few(live)}: in the backup as it was then, not frozen"] if live else []
     return lines + ([f"Hidden:   {first_few(plan.might_hang)}: it might not answer"] if plan.might_hang else [])
 
 
 def shielded(plan: Plan) -> list[str]:
-    """In place: what is not seen as it is, because somebody could move what is backed up in it."""
+    """In place: return what is not seen live because somebody could move what is backed up in it."""
     whole = [(t.place, f"{t.whole} could move {printable(t.places[0])}") for t in plan.taken if t.whole]
     lines = [f"{printable(place)} is read-only all over, for {why}" for place, why in whole]
     for hidden in plan.hidden:
@@ -154,13 +154,13 @@ def shielded(plan: Plan) -> list[str]:
 
 
 def other_filesystems(plan: Plan) -> list[Uncovered]:
-    """What is mounted in the trees, is not frozen, and is no dataset that the plan has a verdict on."""
+    """Return what is mounted in the trees, is not frozen, and is not a dataset with a verdict in the plan."""
     told = {judged.name for judged in plan.judged}
     return [u for u in plan.uncovered if u.source not in told and u.point not in told]
 
 
 def uncovered(other: Uncovered) -> str:
-    """One of them in words."""
+    """Return one of these filesystems in words."""
     source = f" {printable(other.source)}" if other.source not in {"none", other.fstype} else ""
     amount = "" if other.size is None else f", {size(other.size)}"
     note = f" ({other.note})" if other.note else ""
@@ -169,7 +169,7 @@ def uncovered(other: Uncovered) -> str:
 
 
 def _not_in_it(plan: Plan, *, all_of_it: bool) -> list[str]:
-    """What a user might believe to be in the backup: it lies in the trees of what was taken."""
+    """Return what a user might believe to be in the backup because it is in the trees of what was taken."""
     others = [other for other in other_filesystems(plan) if not other.live and other.note != MIGHT_HANG]
     shown = others if all_of_it else others[:_OTHERS]
     lines = ["In these trees and not in the backup:"] if others else []
@@ -180,7 +180,7 @@ def _not_in_it(plan: Plan, *, all_of_it: bool) -> list[str]:
 
 
 def cleared_lines(cleared: Cleared) -> list[str]:
-    """What a run says of what it found of dead ones, and what became of that."""
+    """Return what a run reports about dead runs, and what became of their leftovers."""
     lines = ends_of_dead(cleared)
     lines += [f"{liveness.unknown_text(run_id)}; {liveness.assume_hint(run_id)}" for run_id in cleared.unjudged]
     gone: dict[str, list[str]] = {}
@@ -199,7 +199,7 @@ def cleared_lines(cleared: Cleared) -> list[str]:
 
 
 def ends_of_dead(cleared: Cleared) -> list[str]:
-    """What was recorded of the ends of dead runs."""
+    """Return what was recorded about the ends of dead runs."""
     return [
         *(f"run {run_id} was interrupted: its processes were killed" for run_id in cleared.interrupted),
         *(
@@ -210,7 +210,7 @@ def ends_of_dead(cleared: Cleared) -> list[str]:
 
 
 def size(count: int | None) -> str:
-    """Bytes in decimal units."""
+    """Return a number of bytes in decimal units."""
     value = float(count or 0)
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if value < 1000 or unit == "TB":
@@ -220,7 +220,7 @@ def size(count: int | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """A time span in words that fit a line."""
+    """Return a time span in words that fit a line."""
     seconds = seconds or 0.0
     if seconds < 60:
         return f"{seconds:.1f} s"

@@ -1,7 +1,7 @@
-"""The engine Borg (1.2 and 1.4): ``borg create`` of all sources as one archive, and what came of it by Borg's own words.
+"""The engine Borg (1.2 and 1.4): ``borg create`` of all sources as one archive, and the outcome by Borg's own output.
 
-What counts is the result that it prints, what its repository says of that archive, and the list of entries that Borg prints
-while it stores them: to ask the repository for that list would mean to read all metadata of the archive once more.
+What counts is the result that it prints, what its repository reports about that archive, and the list of entries that Borg prints
+while it stores them: asking the repository for that list would mean reading all metadata of the archive once more.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from kopiatomic.system import process
 from kopiatomic.text import ended, first_few, printable
 
 OLDEST = (1, 2, 0)
-"""The tests of this engine were run against 1.2.4 (Debian 12) and 1.4. 2.0 has another command line."""
+"""The oldest supported Borg. This engine's tests were run with 1.2.4 (Debian 12) and 1.4. 2.0 has a different command line."""
 NEWEST = (2,)
 
 ARCHIVE = "{hostname}-{instant}"
-"""The name of an archive by default: ``{instant}`` is ours, everything else in braces Borg's."""
+"""The default name of an archive: ``{instant}`` is ours, everything else in braces is Borg's."""
 
 _TIME = "%Y-%m-%dT%H:%M:%S"
-"""How Borg writes and takes a time."""
+"""The format in which Borg writes and takes a time."""
 
 _INSTALL = "Install Borg 1.2 or 1.4 (https://borgbackup.readthedocs.io), or set KOPIATOMIC_BORG to where it is."
 
 _PASSPHRASES = ("BORG_PASSPHRASE", "BORG_PASSCOMMAND", "BORG_PASSPHRASE_FD")
 
 _WARNINGS = frozenset({1, *range(100, 128)})
-"""Exit status where something went wrong on the way: the classic one, and those of BORG_EXIT_CODES=modern (1.4)."""
+"""Exit statuses for warnings: the classic one, and those of BORG_EXIT_CODES=modern (1.4)."""
 
 _SHARED = frozenset({"--rsh", "--remote-path", "--lock-wait", "--umask"})
-"""Flags that every command of a run is given."""
+"""Flags that every command of a run gets."""
 
 _SYNTAX = flags.Syntax(
     known_options.BORG,
@@ -112,11 +112,11 @@ _KINDS: tuple[tuple[str, str, str, str], ...] = (
         "Is it in ~/.config/borg/keys of the user that this runs as (BORG_KEYS_DIR)?",
     ),
 )
-"""What failures mean, by Borg's own words for them (``msgid``)."""
+"""What failures mean, by Borg's own codes for them (``msgid``)."""
 
 
 class Borg(repository.RepositoryEngine):
-    """One backup with Borg. Make a new one for each run.
+    """One backup with Borg. Create a new one for each run.
 
     ``options`` are the words of ``-o``, ``environment`` is what Borg inherits, ``named`` the repository (``--repository``),
     ``archive`` the name of the archive. Raises UsageError for options that do not go with a backup of the view.
@@ -145,7 +145,7 @@ class Borg(repository.RepositoryEngine):
             additions["BORG_REPO"] = named
         self._without_passphrase = not any(name in environment for name in _PASSPHRASES)
         if self._without_passphrase:
-            # Where the repository needs none, this changes nothing; else it fails at once and asks nobody.
+            # If the repository needs no passphrase, this changes nothing; otherwise Borg fails at once and prompts nobody.
             additions["BORG_PASSPHRASE"] = ""
         self._output = Output()
 
@@ -160,7 +160,7 @@ class Borg(repository.RepositoryEngine):
 
     @property
     def _caches(self) -> dict[str, str]:
-        """Where Borg keeps its cache, and what it has seen of repositories (helpers/fs.py). Keys it only reads."""
+        """Where Borg keeps its cache, and its data about known repositories (helpers/fs.py). It only reads keys."""
         environment = self._program.environment
         base = environment.get("BORG_BASE_DIR")
         home = base or environment["HOME"]
@@ -178,15 +178,15 @@ class Borg(repository.RepositoryEngine):
         }
 
     def refuses(self, _plan: Plan) -> list[Refusal]:
-        """Nothing: Borg keeps names as bytes."""
+        """Return no refusals: Borg keeps names as bytes."""
         return []
 
     def breaks_at(self, _folder: str) -> bool:
-        """No."""
+        """Return False: no name does that to Borg."""
         return False
 
     def check(self, plan: Plan) -> list[str]:
-        """Make sure that Borg can back this plan up: two processes of Borg's. Returns warnings.
+        """Make sure that Borg can back up this plan, with two Borg processes. Returns warnings.
 
         Raises KopiatomicError: kinds borg-missing, borg-not-executable, borg-unsupported, borg-no-repository,
         borg-password-missing, borg-wrong-password, borg-locked, borg-unreachable, borg-newer-format, borg-unconfirmed,
@@ -200,7 +200,7 @@ class Borg(repository.RepositoryEngine):
                 kind="borg-no-repository",
                 hint="Name it: --repository, or BORG_REPO in the environment.",
             )
-        # Opens repository, key and cache, and takes and gives back their locks.
+        # Opens repository, key and cache, and takes and releases their locks.
         finished = self._ask("info", "--json")
         if finished.status not in {0, *_WARNINGS}:
             raise self._failure(finished)
@@ -215,7 +215,7 @@ class Borg(repository.RepositoryEngine):
         return self._program.run(command, "--log-json", *self._shared_words, *words, take=take)
 
     def _held(self, points: Mapping[str, str]) -> set[str]:
-        """Asked of this host's last archive of that kind of name. Borg reads all metadata of the archive for it."""
+        """Return the paths in which this host's last archive of such a name has entries. Borg reads all its metadata for that."""
         names = self._archives("--last=1", glob=self._glob.replace("{instant}", "*"))
         if not names:
             return set()
@@ -235,14 +235,14 @@ class Borg(repository.RepositoryEngine):
 
     @property
     def _glob(self) -> str:
-        """Which names archives have like that of this run, as Borg's pattern: ``{instant}`` still stands in it.
+        """The Borg pattern for the archive names of this kind: ``{instant}`` is not filled in yet.
 
         ``{hostname}`` is the short one (borg/platform/base.py).
         """
         return re.sub(r"\{(?!instant\})[^}]*\}", "*", self._identity)
 
     def _archives(self, *words: str, glob: str) -> list[str]:
-        """The names of archives, oldest first. Raises KopiatomicError."""
+        """Return the names of archives, oldest first. Raises KopiatomicError."""
         finished = self._ask("list", "--json", *words, f"--glob-archives={glob}")
         try:
             return [str(archive["name"]) for archive in json.loads(finished.stdout)["archives"]]
@@ -250,10 +250,10 @@ class Borg(repository.RepositoryEngine):
             raise self._failure(finished) from None
 
     def _failure(self, finished: process.Finished) -> KopiatomicError:
-        """What a failed command means."""
+        """Return what a failed command means."""
         found = cause(finished.errors)
         if found is not None and found.kind != "unreachable":
-            # Borg says of these that it cannot lock its repository.
+            # In these cases Borg reports that it cannot lock its repository.
             return found.error("borg", "Borg")
         errors = [m for m in messages(finished.stderr) if m.get("levelname") in {"ERROR", "CRITICAL"}]
         said = str(errors[-1].get("message", "")) if errors else finished.errors.strip().rpartition("\n")[2]
@@ -275,12 +275,12 @@ class Borg(repository.RepositoryEngine):
         )
 
     def command(self, job: Job) -> Command:
-        """The command; the archive's time is the instant to the second, and its name has it to the millisecond.
+        """Return the command; the archive's time is the instant to the second, and its name has it to the millisecond.
 
-        ``--timestamp`` is UTC in 1.2 and local time in 1.4: the process's zone is UTC.
+        ``--timestamp`` is UTC in 1.2 and local time in 1.4: the process's time zone is UTC.
 
-        In the engine's PID namespace Borg would take the locks of other Borgs for those of dead processes, and others would
-        take ours for such: a host id of the run's own tells them apart, so that neither removes the other's.
+        In the engine's PID namespace Borg would mistake other Borgs' locks for those of dead processes, and others would
+        mistake ours: a host id of the run's own distinguishes them, so that neither removes the other's.
         """
         self._output.listing = Listing("borg", job, "?")
         start, milliseconds = job.started(_TIME), job.sets.started_ns % 10**9 // 10**6
@@ -288,7 +288,7 @@ class Borg(repository.RepositoryEngine):
         return Command(argv=argv, environment={**self._program.additions, "BORG_HOST_ID": f"kopiatomic-{job.run_id}"})
 
     def describe(self, plan: Plan) -> Sequence[str]:
-        """The argv in words; needs neither Borg nor a repository."""
+        """Return the argv in words; needs neither Borg nor a repository."""
         return self._argv(self._program.named, plan, "TIME-OF-THE-SNAPSHOTS", "INSTANT")
 
     def _argv(self, program: str, plan: Plan, time: str, instant: str) -> list[str]:
@@ -299,12 +299,12 @@ class Borg(repository.RepositoryEngine):
         argv += [word for given in self._given for word in given.words]
         if self._value("--timestamp") is None:
             argv += ["--timestamp", time]
-        # Of these the last one decides: how we are told is not the user's to say.
+        # The last of these decides: how we get the output is not up to the user.
         argv += ["--json", "--log-json", "--progress", "--list", "--filter", "AMUCEdshbcfix-?"]
         return [*argv, "::" + self._name.replace("{instant}", instant), *plan.sources]
 
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
-        """Take output; empty ``data`` says that the stream has ended."""
+        """Take output; empty ``data`` means that the stream has ended."""
         return self._output.feed(stream, data)
 
     def _judge(self, job: Job, end: EngineEnd) -> EngineResult:
@@ -343,7 +343,7 @@ class Borg(repository.RepositoryEngine):
         )
 
     def _unproven(self, archive: Mapping[str, Any]) -> str | None:
-        """Why the repository does not show an archive that Borg told of; None where it does."""
+        """Return why the repository does not show an archive that Borg reported; None if it does."""
         name = printable(archive["name"])
         try:
             finished = self._ask("info", "--json", f"::{archive['name']}")
@@ -356,7 +356,7 @@ class Borg(repository.RepositoryEngine):
         return f"borg told of the archive {name}, which its repository did not show: {why}"
 
     def _not_saved(self, end: EngineEnd) -> list[str]:
-        """What Borg warned of: in a frozen tree there is nothing that may be overlooked."""
+        """Return what Borg warned of: in a frozen tree no warning may be ignored."""
         output = self._output
         failed = max(output.problem_count, output.statuses["E"] + output.statuses["C"])
         if failed:
@@ -364,7 +364,7 @@ class Borg(repository.RepositoryEngine):
         return [f"borg ended with warnings: {output.said() or 'it named none'}"] if end.status != 0 else []
 
     def _with_checkpoint(self, job: Job, result: EngineResult) -> EngineResult:
-        """A result that names the checkpoint that a broken-off Borg left, if there is one."""
+        """Return a result that names the checkpoint left by an interrupted Borg, if any."""
         begun = job.started(_TIME)
         glob = self._glob.replace("{instant}", f"{begun}*")
         try:
@@ -391,7 +391,7 @@ class Borg(repository.RepositoryEngine):
 
 
 def _require_no_root(given: flags.Given) -> None:
-    """Refuse patterns that name more to back up (``R /etc``, ``borg help patterns``). Raises UsageError."""
+    """Refuse patterns that add more to back up (``R /etc``, ``borg help patterns``). Raises UsageError."""
     lines: list[str] = []
     if given.flag == "--pattern":
         lines = [given.value]

@@ -1,5 +1,5 @@
-"""What ``borg create --json --log-json --list`` writes: its result on standard output, all else, a JSON object a line, on
-standard error (Borg's documentation, "All about JSON"; the same in 1.2 and 1.4)."""
+"""What ``borg create --json --log-json --list`` writes: its result on standard output, and everything else, one JSON object per
+line, on standard error (Borg's documentation, "All about JSON"; the same in 1.2 and 1.4)."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from kopiatomic.model.engine import FileProblem, Progress
 from kopiatomic.text import printable
 
 KEEP_RESULT = 4 << 20
-"""How much of standard output is kept (bytes): a result has its command line and some 1,000 bytes."""
+"""How much of standard output is kept (bytes): a result consists of its command line and some 1,000 bytes."""
 
 KEEP_MESSAGES = 20
-"""How many of the last messages are kept for the message of a failure."""
+"""How many of the last messages are kept for a failure message."""
 
 _KINDS = dict.fromkeys("AMUChi", "f") | {"d": "d"}
-"""By Borg's letters: added, modified, unchanged, changed while it was read, a hard link, standard input; a directory."""
+"""By Borg's letters: added, modified, unchanged, changed while being read, a hard link, standard input; a directory."""
 
 _NOT_SAVED = frozenset({"E", "x", "-", "?"})
-"""Failed, excluded, of a dry run."""
+"""Failed, excluded, from a dry run."""
 
 
 def messages(data: bytes) -> list[Mapping[str, Any]]:
-    """The log messages in what Borg wrote to standard error with ``--log-json``."""
+    """Return the log messages in what Borg wrote to standard error with ``--log-json``."""
     found = JsonLines()
     return [m for m in (*found.feed(data), *found.feed(b"")) if isinstance(m, dict) and m.get("type") == "log_message"]
 
 
 class Output:
-    """Takes Borg's output as it comes, in bounded memory; what it lists goes into ``listing``."""
+    """Takes Borg's output as it arrives, in limited memory; what it lists goes into ``listing``."""
 
     def __init__(self) -> None:
         self._result = bytearray()
@@ -44,15 +44,15 @@ class Output:
         self._last: deque[str] = deque(maxlen=KEEP_MESSAGES)
         self.listing: Listing | None = None
         self.statuses: Counter[str] = Counter()
-        """How many entries had which of Borg's letters."""
+        """How many entries had each of Borg's letters."""
         self.problems: list[FileProblem] = []
         """The first files that could not be saved."""
         self.problem_count = 0
         self.message_id = ""
-        """Borg's word for the last error."""
+        """Borg's code for the last error."""
 
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
-        """Take a piece of a stream (empty: it has ended); returns lines to pass through, and progress."""
+        """Take a piece of a stream (empty: it has ended); return lines to pass through, and progress."""
         if stream == "stdout":
             self._result += data[: KEEP_RESULT - len(self._result)]
             return []
@@ -86,7 +86,7 @@ class Output:
         self._last.append(text)
         if level in {"ERROR", "CRITICAL"}:
             self.message_id = message_id
-        # "PATH: REASON": what Borg says of a file, and has no message of its own for.
+        # "PATH: REASON": how Borg reports a file when it has no dedicated message.
         path, colon, reason = text.partition(": ")
         if level == "WARNING" and colon and path.startswith("/"):
             self.problem_count += 1
@@ -100,17 +100,17 @@ class Output:
         return cause("\n".join(reversed(self._last)))
 
     def said(self, count: int = 3) -> str:
-        """The last messages, as one line."""
+        """Return the last messages, as one line."""
         return "; ".join(list(self._last)[-count:])
 
     @property
     def archive(self) -> Mapping[str, Any] | None:
-        """What the result says of the archive; None where there is no result."""
+        """What the result says about the archive; None if there is no result."""
         return archive_in(bytes(self._result))
 
 
 def _first_line(message: str) -> str:
-    """What a message says in a line: of a traceback the exception, which stands behind it."""
+    """Return a message in one line: for a traceback the exception, which comes after it."""
     lines = message.strip().split("\n")
     if lines[0].startswith("Traceback "):
         told = "\n".join(lines).partition("\n\nPlatform:")[0].split("\n")
@@ -119,7 +119,7 @@ def _first_line(message: str) -> str:
 
 
 def archive_in(data: bytes) -> Mapping[str, Any] | None:
-    """The archive in an answer of ``borg create --json`` or ``borg info --json``."""
+    """Return the archive in an answer of ``borg create --json`` or ``borg info --json``."""
     try:
         document = json.loads(data)
         archive = document["archive"] if "archive" in document else document["archives"][0]

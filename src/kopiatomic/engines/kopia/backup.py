@@ -1,6 +1,6 @@
-"""The engine kopia: ``kopia snapshot create`` on the view's root, and what came of it by kopia's own words.
+"""The engine kopia: ``kopia snapshot create`` on the view's root, and the outcome by kopia's own output.
 
-kopia's exit status says little: 0 also for a backup that a signal cut short, 1 also for one that is saved (facts about
+kopia's exit status says little: it is 0 even for a backup cut short by a signal, and 1 even for one that is saved (facts about
 0.13.0 to 0.23.1, seen running or read in cli/command_snapshot_create.go). What counts is the manifest that it prints and
 what its repository shows afterwards.
 """
@@ -30,14 +30,14 @@ from kopiatomic.system import looking
 from kopiatomic.text import ended, printable
 
 _LATEST = 20
-"""Among how many of the latest snapshots of a source a complete one is looked for."""
+"""How many of the latest snapshots of a source are searched for a complete one."""
 
 
 class Kopia:
-    """One backup with kopia. Make a new one for each run.
+    """One backup with kopia. Create a new one for each run.
 
-    ``options`` are the words of ``-o``, ``environment`` is what kopia inherits, ``invoking_user`` who called sudo (None:
-    nobody), ``maintenance`` whether :meth:`finish` does kopia's maintenance where it is due. Raises UsageError for options
+    ``options`` are the words of ``-o``, ``environment`` is what kopia inherits, ``invoking_user`` the user who called sudo (None:
+    nobody), ``maintenance`` whether :meth:`finish` does kopia's maintenance when it is due. Raises UsageError for options
     that do not go with a backup of the view.
     """
 
@@ -54,17 +54,17 @@ class Kopia:
         self._maintenance = maintenance and self._options.value("--no-auto-maintenance") is None
         self._output = Output()
         self._manifests: list[Manifest] = []
-        """What it told of its snapshots, known when it has ended."""
+        """The manifests of its snapshots, known when it has ended."""
         self._standing: dict[str, Manifest] = {}
-        """Snapshots that stand for sources which are not read."""
+        """Snapshots used for sources that are not read."""
         self._status: Mapping[str, Any] = {}
         self._policies: dict[str, kopia_policy.Policies] = {}
-        """What applies to each source, by its path."""
+        """The policies that apply to each source, by its path."""
         self._ended_well = False
 
     @property
     def name(self) -> str:
-        """The engine's name in words and JSON."""
+        """The engine's name in messages and JSON."""
         return "kopia"
 
     @property
@@ -74,19 +74,19 @@ class Kopia:
 
     @property
     def secrets(self) -> Sequence[str]:
-        """The passwords that ``-o`` had: kopia gets them through its environment."""
+        """The passwords in ``-o``: kopia gets them through its environment."""
         return tuple(self._options.secrets.values())
 
     def refuses(self, plan: Plan) -> list[Refusal]:
-        """What has a name that kopia cannot store."""
+        """Return what has a name that kopia cannot store."""
         return checks.unstorable(plan)
 
     def breaks_at(self, folder: str) -> bool:
-        """Where kopia takes it for a placeholder of its own, and finds nothing in it."""
+        """Whether kopia takes it for a placeholder of its own, and finds nothing in it."""
         return folder.endswith(checks.PLACEHOLDER_SUFFIX)
 
     def check(self, plan: Plan) -> list[str]:
-        """Make sure that kopia can back this plan up; three kopia processes (four in place), whatever the plan's size.
+        """Make sure that kopia can back up this plan; three kopia processes (four in place), whatever the plan's size.
 
         Returns warnings. Raises KopiatomicError: kinds kopia-missing, kopia-not-executable, kopia-too-old,
         kopia-not-connected, kopia-password-missing, kopia-wrong-password, kopia-unreachable, kopia-read-only, kopia-full,
@@ -118,11 +118,11 @@ class Kopia:
 
     @property
     def target(self) -> Target:
-        """The storage with its place, and the user and host that kopia goes by."""
+        """The storage and its location, and the user and host that kopia uses as its identity."""
         return Target(location.storage(self._status), str(self._source("")))
 
     def own(self, plan: Plan) -> list[written.Own]:
-        """Cache and repository; logs go to a place of ours where theirs is in a source, the configuration is only read."""
+        """Return cache and repository; logs go to a place of ours if theirs is in a source, the configuration is only read."""
         found = []
         cache = location.cache(self._client)
         if cache is not None:
@@ -145,7 +145,7 @@ class Kopia:
         return found
 
     def skips(self, path: str) -> bool:
-        """A directory with a CACHEDIR.TAG, where the policy in force leaves those out."""
+        """Whether a directory has a CACHEDIR.TAG and the policy in force excludes those."""
         return written.is_cache(path) and self._leaves_out_caches(path)
 
     def _leaves_out_caches(self, path: str) -> bool:
@@ -154,7 +154,7 @@ class Kopia:
         return all(p.at(real, "files", "ignoreCacheDirs").value is not False for p in inside)
 
     def _source(self, root: str) -> kopia_policy.Source:
-        """The source whose history and policies kopia will use."""
+        """Return the source whose history and policies kopia will use."""
         client_options = _mapping(self._status.get("clientOptions") or {})
         own = kopia_policy.Source(
             str(client_options.get("username", "")), str(client_options.get("hostname", "")), root
@@ -163,7 +163,7 @@ class Kopia:
         return own if override is None else kopia_policy.parse_source(override, own)
 
     def command(self, job: Job) -> Command:
-        """The command; its start time is the instant right before the earliest set, in UTC to the microsecond."""
+        """Return the command; its start time is the instant right before the earliest set, in UTC to the microsecond."""
         microseconds = job.sets.started_ns % 10**9 // 1000
         argv = self._argv(
             self._client.path,
@@ -183,7 +183,7 @@ class Kopia:
         return Command(argv, environment, listing.STAND_IN, directories)
 
     def describe(self, plan: Plan) -> Sequence[str]:
-        """The argv in words; needs neither kopia nor a repository."""
+        """Return the argv in words; needs neither kopia nor a repository."""
         return self._argv(
             self._client.named,
             plan.sources,
@@ -194,7 +194,7 @@ class Kopia:
         )
 
     def _workers(self, plan: Plan) -> str:
-        """How many workers kopia needs to read as many files at once as without the levels above; empty: as it has them.
+        """Return how many workers kopia needs to read as many files at once as without the levels above; empty: kopia's default.
 
         kopia's default is one for each processor that it may use (snapshot/upload/upload.go, effectiveParallelFileReads).
         """
@@ -208,7 +208,7 @@ class Kopia:
     def _argv(
         self, path: str, sources: Sequence[str], *, workers: str, start_time: str, run_id: str, atomic: str
     ) -> list[str]:
-        """kopia takes no flag twice: what ``-o`` has, it decides, but for maintenance, which waits for the release."""
+        """Return the argv. kopia takes no flag twice: ``-o`` decides, except on maintenance, which waits for the release."""
         argv = [path, "snapshot", "create", *sources, "--no-auto-maintenance"]
         for flag in ("--json", "--json-verbose", "--progress"):
             if not self._options.has(flag):
@@ -223,11 +223,11 @@ class Kopia:
         return [*argv, *self._options.words]
 
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
-        """Take output; empty ``data`` says that the stream has ended."""
+        """Take output; empty ``data`` means that the stream has ended."""
         return self._output.feed(stream, data)
 
     def judge(self, job: Job, end: EngineEnd) -> EngineResult:
-        """Read the manifests, then ask the repository whether they show every mount. Never raises for kopia's failures."""
+        """Read the manifests, then check in the repository whether they show every mount. Never raises for kopia's failures."""
         self._output.feed("stderr", b"")
         self._ended_well = end.status == 0 and not end.stopped
         self._manifests = self._output.manifests()
@@ -235,7 +235,7 @@ class Kopia:
         return results.combined([(source, self._judge(job, source, end)) for source in job.plan.sources])
 
     def terms(self, source: str) -> str:
-        """Repository, source, policies, kopia's version and the words of ``-o``, as a digest."""
+        """Return a digest of repository, source, policies, kopia's version and the words of ``-o``."""
         policies = self._policies[source]
         told = [
             self._status.get("uniqueIDHex"),
@@ -247,7 +247,7 @@ class Kopia:
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def standing(self, snapshots: Mapping[str, str]) -> Mapping[str, str]:
-        """Those that are in the repository, complete and without errors; one process. Raises KopiatomicError."""
+        """Return those that are in the repository, complete and without errors; one process. Raises KopiatomicError."""
         documents = self._client.ask("snapshot", "list", "--json")
         found = {manifest.id: manifest for document in documents if (manifest := parse_manifest(document)) is not None}
         standing = {}
@@ -261,7 +261,7 @@ class Kopia:
         return standing
 
     def _judge(self, job: Job, source: str, end: EngineEnd) -> EngineResult:
-        """What came of one source."""
+        """Return the outcome for one source."""
         if source in job.unchanged:
             return _standing(self._standing[source], source)
         path = self._source(source).path
@@ -294,7 +294,7 @@ class Kopia:
         return result
 
     def _ask_ahead(self, job: Job) -> None:
-        """Have kopia answer at once what it will be asked next."""
+        """Have kopia answer now what will be queried next."""
         questions = [(*kopia_maintenance.INFO, *self._client.shared)] if self._maintains else []
         by_path = {self._source(source).path: source for source in job.sources}
         for manifest in self._manifests:
@@ -308,11 +308,11 @@ class Kopia:
         return self._maintenance and self._ended_well and kopia_maintenance.possible(self._status)
 
     def _explained(self) -> bool:
-        """Whether its status is that of files that failed, in whichever of the sources."""
+        """Whether its exit status is explained by files that failed, in any of the sources."""
         return any(number(m.summary, "numFailed") for m in self._manifests)
 
     def _may_be_unchanged(self, source: str, end: EngineEnd) -> bool:
-        """Whether no manifest means that nothing had changed: the policy ignore-identical-snapshots is in force."""
+        """Whether a missing manifest means that nothing had changed: the policy ignore-identical-snapshots is in force."""
         policies = self._policies.get(source)
         if end.status != 0 or end.stopped or policies is None:
             return False
@@ -323,7 +323,7 @@ class Kopia:
         return bool(policies.at_root("retention", "ignoreIdenticalSnapshots").value)
 
     def _latest(self, path: str) -> Manifest | None:
-        """The latest complete snapshot of the source: the one that kopia found nothing changed since."""
+        """Return the latest complete snapshot of the source: the one since which kopia found no change."""
         source = self._source(path)
         try:
             documents = self._client.ask("snapshot", "list", str(source), "--json", f"--max-results={_LATEST}")
@@ -334,7 +334,7 @@ class Kopia:
         return max(mine, key=lambda pair: pair[0], default=("", None))[1]
 
     def _is_saved(self, manifest: Manifest) -> bool:
-        """Whether the manifest is in the repository: kopia prints it before it writes its last data out."""
+        """Whether the manifest is in the repository: kopia prints it before it writes out its last data."""
         try:
             return self._client.has_manifest(manifest.id)
         except KopiatomicError:
@@ -358,14 +358,14 @@ class Kopia:
     def finish(self) -> list[str]:
         """Do the maintenance that kopia would have done at the end of a good ``snapshot create``. Raises Interrupted.
 
-        ``--auto-maintenance`` in ``-o`` changes nothing: it is kopia's default, and comes here instead of while the snapshots
+        ``--auto-maintenance`` in ``-o`` changes nothing: it is kopia's default, and is done here rather than while the snapshots
         are held.
         """
         return kopia_maintenance.run(self._client, self._status) if self._maintains else []
 
 
 def _levels(plan: Plan) -> int:
-    """How many directories above all that is in the view have one entry: at each of these a worker of kopia's only waits."""
+    """Return how many directories above everything in the view have one entry: each keeps a kopia worker waiting."""
     if plan.layout is Layout.IN_PLACE:
         return 0
     return len(tree_order(os.path.commonpath([place for taken in plan.taken for place in taken.places]))) - 1
@@ -380,7 +380,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _standing(manifest: Manifest, source: str) -> EngineResult:
-    """A result for a source that was not read; what is counted of it is what its snapshot holds."""
+    """Return the result for a source that was not read; its counts are those of the snapshot."""
     result = _result(manifest, source)
     result.unchanged = True
     result.statistics = {k: v for k, v in result.statistics.items() if k not in {"files_cached", "files_hashed"}}
@@ -395,7 +395,7 @@ def _not_saved(message: str, manifest: Manifest | None = None) -> EngineResult:
 
 
 def _result(manifest: Manifest, root: str) -> EngineResult:
-    """What a manifest says in numbers and names. Paths of failed files are below the view's root, safe to print."""
+    """Return what a manifest says in numbers and names. Paths of failed files are below the view's root, safe to print."""
     summary, statistics = manifest.summary, manifest.statistics
     numbers = {
         "files_total": number(summary, "files"),
@@ -424,7 +424,7 @@ def _result(manifest: Manifest, root: str) -> EngineResult:
 
 
 def _failures(manifest: Manifest, problems: Sequence[FileProblem]) -> list[str]:
-    """Files that are not in the snapshot, by kopia's counts."""
+    """Return the files that are not in the snapshot, by kopia's counts."""
     failed, ignored = number(manifest.summary, "numFailed"), number(manifest.summary, "numIgnoredErrors")
     reasons = []
     if failed:

@@ -1,4 +1,4 @@
-"""What must be right about a plan and about kopia's policies before anything is made."""
+"""What must be right about a plan and kopia's policies before anything is made."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from kopiatomic.system import looking
 from kopiatomic.text import first_few, printable
 
 PLACEHOLDER_SUFFIX = ".kopia-entry"
-"""A folder of that name ends kopia's backup with an error: kopia takes it for a placeholder of its own."""
+"""A directory with such a name ends kopia's backup with an error: kopia takes it for a placeholder of its own."""
 
 
 def unstorable(plan: Plan) -> list[Refusal]:
-    """What would appear in folders whose names kopia cannot store.
+    """Return what would appear in directories whose names kopia cannot store.
 
     kopia keeps names as JSON text: a byte that is not UTF-8 becomes U+FFFD there, and the name is lost.
     """
@@ -48,7 +48,7 @@ def _unstorable(plan: Plan, taken: Taken) -> Refusal | None:
 
 
 def _places(plan: Plan) -> Iterator[tuple[Taken, str]]:
-    """Where kopia crosses from one filesystem into another, and the dataset that lies there or below."""
+    """Yield where kopia crosses from one filesystem into another, and the dataset that is there or below."""
     for taken in plan.taken:
         for place in taken.places:
             yield taken, place
@@ -60,7 +60,7 @@ def _is_unstorable(component: str) -> bool:
 
 
 def check_writable(status: Mapping[str, Any], client: Client) -> None:
-    """Refuse a repository that is only read. Raises KopiatomicError of kind kopia-read-only."""
+    """Refuse a read-only repository. Raises KopiatomicError of kind kopia-read-only."""
     if (status.get("clientOptions") or {}).get("readonly"):
         raise KopiatomicError(
             "kopia is connected read-only to its repository: nothing could be saved",
@@ -79,10 +79,10 @@ def check_writable(status: Mapping[str, Any], client: Client) -> None:
 def check_one_file_system(policies: Policies, plan: Plan, path: str, client: Client) -> None:
     """Refuse a policy that would drop mounts of a source. Raises KopiatomicError of kind one-file-system.
 
-    ``path`` is where the source is seen, which is not what kopia calls it where ``--override-source`` is given.
+    ``path`` is where the source appears, which differs from kopia's name for it if ``--override-source`` is given.
 
-    With one-file-system kopia leaves out every entry whose device differs from that of the folder it is in, without a word
-    and with exit status 0 (fs/ignorefs/ignorefs.go, shouldIncludeByDevice): what counts is the folder that holds a mount.
+    With one-file-system kopia silently, and with exit status 0, omits every entry whose device differs from that of the
+    directory it is in (fs/ignorefs/ignorefs.go, shouldIncludeByDevice): what counts is the directory that holds a mount.
     """
     root = policies.source.path.rstrip("/")
     for taken, place in _places(plan):
@@ -94,7 +94,7 @@ def check_one_file_system(policies: Policies, plan: Plan, path: str, client: Cli
         setting = policies.at(parent, "files", "oneFileSystem")
         if not setting.value:
             continue
-        # Set where it acts, it cannot be overruled from above and changes nothing for other sources.
+        # If set where it takes effect, it cannot be overruled from above and changes nothing for other sources.
         nested = setting.target in set(policies.nested())
         mend = setting.target if nested and setting.target is not None else policies.source
         raise KopiatomicError(
@@ -112,10 +112,10 @@ def _target(target: Source | None) -> str:
 
 
 def check_actions(policies: Policies, status: Mapping[str, Any], options: Options) -> list[str]:
-    """Refuse actions that run before a folder is read: one can send kopia to another path than the frozen view.
+    """Refuse actions that run before a directory is read: they can redirect kopia to a path other than the frozen view.
 
-    They run where the connection allows them (``enableActions``) or ``--force-enable-actions`` is given
-    (kopia: snapshot/upload/upload_actions.go). Who gives that with this run has decided, and is warned. Raises
+    They run if the connection allows them (``enableActions``) or ``--force-enable-actions`` is given
+    (kopia: snapshot/upload/upload_actions.go). A user who gives that option for this run has decided, and is warned. Raises
     KopiatomicError of kind action.
     """
     forced = options.has("--force-enable-actions")
@@ -149,9 +149,9 @@ def _with_actions(policies: Policies) -> Iterator[Source]:
 
 
 def check_merged(policies: Policies, plan: Plan) -> list[str]:
-    """What only a merged view needs: policies of the true paths do not apply to it. Returns warnings.
+    """Check what only a merged view needs: policies of the true paths do not apply to it. Returns warnings.
 
-    Whoever has repeated one for its path in the view knows that.
+    A user who has repeated such a policy for its path in the view knows that.
     """
     source = policies.source
     targets = set(policies.targets())
@@ -172,7 +172,7 @@ def check_merged(policies: Policies, plan: Plan) -> list[str]:
 
 
 def _place_of(path: str, taken: Taken) -> str | None:
-    """Where a true path is in the view; None where it is not in it for this dataset."""
+    """Return where a true path is in the view; None if it is not in it for this dataset."""
     point = taken.dataset.mountpoint.text
     if point.startswith("/") and is_at_or_below(path, point):
         return f"{taken.place.rstrip('/')}/{below(path, point)}"
@@ -186,7 +186,7 @@ def check_in_place(
     options: Options,
     documents: Sequence[Mapping[str, Any]],
 ) -> list[str]:
-    """What only true paths need. ``documents``: the last snapshot of each source, as kopia lists it.
+    """Check what only true paths need. ``documents``: the last snapshot of each source, as kopia lists it.
 
     Returns warnings; raises KopiatomicError of kind override-source or ignore-rules.
     """
@@ -221,7 +221,7 @@ def check_in_place(
 
 
 def _check_ignore_files(source: str, place: str, policies: Policies, client: Client) -> None:
-    """What is of the system is kept out of a backup by files that kopia heeds unless a policy says otherwise."""
+    """Check that kopia heeds the files which exclude the system's own directories, as it does unless a policy says otherwise."""
     setting = policies.at(place, "files", "ignoreDotFiles")
     if setting.value is not None and ".kopiaignore" not in setting.value:
         mend = client.hint_command("policy", "set", str(setting.target), "--add-dot-ignore=.kopiaignore")
@@ -234,7 +234,7 @@ def _check_ignore_files(source: str, place: str, policies: Policies, client: Cli
 
 
 def _histories_below(plan: Plan, documents: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Paths below a source that kopia has a history of: it does not go on in this backup."""
+    """Return paths below a source for which kopia has a history that this backup does not continue."""
     known = {str((d.get("source") or {}).get("path", "")) for d in documents}
     sources = plan.sources
     inside = sorted(path for path in known if any(below(path, source) for source in sources))

@@ -1,4 +1,4 @@
-"""Calling kopia: which program, which configuration, and what its failures mean for a person."""
+"""Running kopia: which program, which configuration, and what its failures mean for a person."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from kopiatomic.system import process
 from kopiatomic.text import ended, printable
 
 OLDEST = (0, 13, 0)
-"""The oldest kopia that the tests of this engine were run against (April 2023).
+"""The oldest kopia that this engine's tests were run with (April 2023).
 
-By its source 0.11.0 (July 2022) is the first with all that is used here: ``--start-time`` and ``--auto-maintenance`` came
-with 0.6.0, ``--tags`` with 0.9.0, ``uniqueIDHex`` in the status and the policy ignore-identical-snapshots with 0.11.0.
+According to its source, 0.11.0 (July 2022) is the first with all that is used here: ``--start-time`` and ``--auto-maintenance``
+came with 0.6.0, ``--tags`` with 0.9.0, ``uniqueIDHex`` in the status and the policy ignore-identical-snapshots with 0.11.0.
 """
 
 CONFIG_NAME = "repository.config"
@@ -33,14 +33,14 @@ _INSTALL = "Install kopia (https://kopia.io/docs/installation/), or set KOPIATOM
 
 @immutable
 class Config:
-    """The configuration file that kopia will use, and how that was found out, in words."""
+    """The configuration file that kopia will use, and how it was determined, in words."""
 
     path: str
     why: str
 
 
 class Client(Program):
-    """kopia as a program that answers questions."""
+    """kopia as a program that answers queries."""
 
     def __init__(self, options: Options, environment: Mapping[str, str], invoking_user: str | None) -> None:
         super().__init__(
@@ -58,10 +58,10 @@ class Client(Program):
         self.config = self._find_config()
 
     def _find_config(self) -> Config:
-        """Follow kopia's own rules (cli/config.go, internal/ospath); where HOME is not set, take it from the users' table.
+        """Apply kopia's own rules (cli/config.go, internal/ospath); if HOME is not set, take it from the passwd database.
 
-        A bare file name is looked for in the configuration folder. Without HOME kopia would look, and write its logs, in
-        the current directory: what is there already is used as it is.
+        A bare file name is searched for in the configuration directory. Without HOME kopia would look, and write its logs, in
+        the current directory: what already exists there is used as it is.
         """
         given = self._options.value("--config-file")
         name = given or self._given.get("KOPIA_CONFIG_PATH") or CONFIG_NAME
@@ -84,16 +84,16 @@ class Client(Program):
         return Config(path, f"{origin}, {why}" if origin else why)
 
     def hint_command(self, *words: str) -> str:
-        """A kopia command for the user to type, for the same repository, quoted for a shell."""
+        """Return a kopia command for the user to type, for the same repository, quoted for a shell."""
         return printable(shlex.join(["kopia", *words, *self.shared]))
 
     def ask(self, *words: str) -> Any:
-        """The JSON answer of one kopia command that opens the repository. Raises KopiatomicError."""
+        """Return the JSON answer of one kopia command that opens the repository. Raises KopiatomicError."""
         (answer,) = self.ask_together(words)
         return answer
 
     def ask_together(self, *commands: Sequence[str]) -> list[Any]:
-        """The JSON answers of several, which are asked at the same time. Raises KopiatomicError."""
+        """Return the JSON answers of several commands run at the same time. Raises KopiatomicError."""
         answers = []
         for words, finished in zip(commands, self.run_together([[*c, *self.shared] for c in commands]), strict=True):
             if finished.status != 0:
@@ -109,19 +109,19 @@ class Client(Program):
         return answers
 
     def show(self, object_path: str, *, keep: int = KEEP) -> process.Finished:
-        """Read an object of the repository, named by an object ID and a path below it."""
+        """Read an object of the repository, given by an object ID and a path below it."""
         return self.run(*self.showing(object_path), keep=keep)
 
     def showing(self, object_path: str) -> tuple[str, ...]:
-        """The words of :meth:`show`."""
+        """Return the words of :meth:`show`."""
         return ("show", object_path, *self.shared)
 
     def has_manifest(self, manifest_id: str) -> bool:
-        """Whether a manifest (a snapshot's, say) is in the repository."""
+        """Whether a manifest (for example a snapshot's) is in the repository."""
         return self.run("manifest", "show", manifest_id, *self.shared).status == 0
 
     def check_version(self) -> list[str]:
-        """Ask kopia for its version. Raises KopiatomicError of kind kopia-too-old; returns warnings."""
+        """Query kopia's version. Raises KopiatomicError of kind kopia-too-old; returns warnings."""
         finished = self.run("--version")
         said = (finished.stdout + finished.stderr).decode("utf-8", "backslashreplace").strip()
         found = re.match(r"v?(\d+)\.(\d+)\.(\d+)\S*", said)
@@ -150,7 +150,7 @@ class Client(Program):
             raise self._not_connected()
 
     def failure(self, finished: process.Finished) -> KopiatomicError:
-        """What a failed command means. The texts are those of kopia 0.13 to 0.23, each seen."""
+        """Return what a failed command means. The texts are those of kopia 0.13 to 0.23, each seen."""
         said = finished.errors
         last = last_error(finished)
         status = self.hint_command("repository", "status")
@@ -209,7 +209,7 @@ class Client(Program):
         )
 
     def _invoking_users_config(self) -> str | None:
-        """The configuration of the user who called sudo, if it is there and not the one that was looked at."""
+        """Return the configuration of the user who called sudo, if it exists and is not the one that was examined."""
         if not self._invoking_user:
             return None
         try:
@@ -221,7 +221,7 @@ class Client(Program):
 
 
 def error_lines(text: str) -> Iterator[str]:
-    """kopia's error lines, without what it says of the level and of what it was doing."""
+    """Yield kopia's error lines, without the level and what it was doing."""
     for line in text.splitlines():
         plain = line.strip().removeprefix("ERROR").strip()
         plain = plain.removeprefix("open repository: unable to open repository: ").removeprefix("open repository: ")
@@ -230,7 +230,7 @@ def error_lines(text: str) -> Iterator[str]:
 
 
 def last_error(finished: process.Finished) -> str:
-    """The last line that a failed kopia wrote to its standard error."""
+    """Return the last line that a failed kopia wrote to its standard error."""
     return ([*error_lines(finished.errors)] or ["it gave no reason"])[-1]
 
 

@@ -1,4 +1,4 @@
-"""Does kopia's new snapshot show every mount of the view? Asked of the repository: what kopia listed is what it kept."""
+"""Whether kopia's new snapshot shows every mount of the view, checked in the repository: what kopia listed is what it kept."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from kopiatomic.system import process
 from kopiatomic.text import first_few, printable
 
 _HEAD = b'{"stream":"kopia:directory","entries":'
-"""How a folder's object begins; ``null`` or a list follows (snapshot/manifest.go, DirManifest)."""
+"""How a directory's object begins; ``null`` or a list follows (snapshot/manifest.go, DirManifest)."""
 
 _BEGINNING = 4096
-"""How much (bytes) of a folder's object is enough to see whether it holds an entry."""
+"""How much (bytes) of a directory's object is enough to see whether it has an entry."""
 
 STAND_IN = "\ufffd"
-"""What kopia's JSON has for each byte of a name that is no text: two names may become one, of which a restore keeps one."""
+"""What kopia's JSON has for each byte of a name that is not text: two names may become one, and a restore keeps only one."""
 
 _ABSENT = ("entry not found", "parent is not a directory")
 
 
 def missing(client: Client, manifest: Manifest, job: Job, source: str) -> list[str]:
-    """What the snapshot of a source lacks, in words: mounts that it does not show, or shows empty though they are not.
+    """Return what the snapshot of a source lacks, in words: mounts that it does not show, or shows empty although they are not.
 
-    One process for each folder that holds mount points. A place that could not be looked at is reported as well.
+    Uses one process for each directory that holds mount points. A place that could not be examined is reported as well.
     """
     problems = []
     mounted = job.places(source)
@@ -50,7 +50,7 @@ def missing(client: Client, manifest: Manifest, job: Job, source: str) -> list[s
 
 
 def confused(client: Client, manifest: Manifest, job: Job, source: str) -> list[str]:
-    """Names that are one in the snapshot of a source, in words; what kopia was told to ignore is not in it."""
+    """Return names that are the same in the snapshot of a source, in words; what kopia was told to ignore is not in it."""
     kept: list[str] = []
     by_folder: dict[str, list[str]] = {}
     for path in job.equal.paths:
@@ -69,7 +69,7 @@ def confused(client: Client, manifest: Manifest, job: Job, source: str) -> list[
 
 
 def _names(client: Client, manifest: Manifest, folder: str) -> Counter[str] | None:
-    """How often each name is in a folder of a snapshot; None where that cannot be told."""
+    """Return how often each name is in a directory of a snapshot; None if that cannot be determined."""
     try:
         finished = client.show(_folder(manifest, folder))
         entries = [] if _is_absent(finished) else json.loads(finished.stdout)["entries"] or []
@@ -79,12 +79,12 @@ def _names(client: Client, manifest: Manifest, folder: str) -> Counter[str] | No
 
 
 def questions(client: Client, manifest: Manifest, job: Job, source: str) -> list[tuple[str, ...]]:
-    """The commands that :func:`missing` will run, to be asked ahead."""
+    """Return the commands that :func:`missing` will run, to be run ahead of time."""
     return [client.showing(_folder(manifest, parent)) for parent in _by_parent(job.places(source))]
 
 
 def _by_parent(mounted: Mapping[str, str]) -> Mapping[str, Mapping[str, str]]:
-    """The places that are mounted in a source, without its own root, by the folder that they are in."""
+    """Return the places that are mounted in a source, without its own root, by the directory that they are in."""
     found: dict[str, dict[str, str]] = {}
     for path, place in mounted.items():
         if path != "/":
@@ -97,7 +97,7 @@ def _folder(manifest: Manifest, parent: str) -> str:
 
 
 def holds(client: Client, root_object: str, path: str) -> bool:
-    """Whether a snapshot has something in a folder. Raises KopiatomicError where that cannot be told."""
+    """Whether a snapshot has something in a directory. Raises KopiatomicError if that cannot be determined."""
     finished = client.show(root_object + path, keep=_BEGINNING)
     return not _is_absent(finished) and finished.stdout.startswith(_HEAD + b"[")
 
@@ -105,7 +105,7 @@ def holds(client: Client, root_object: str, path: str) -> bool:
 def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: Mapping[str, str]) -> Iterator[str]:
     finished = client.show(_folder(manifest, parent))
     if len(finished.stdout) >= KEEP:
-        # A folder of some 250,000 entries: ask for each mount alone.
+        # A directory of some 250,000 entries: query each mount separately.
         yield from _one_by_one(client, manifest, job, places)
         return
     entries = {} if _is_absent(finished) else _entries(finished)
@@ -131,7 +131,7 @@ def _one_by_one(client: Client, manifest: Manifest, job: Job, places: Mapping[st
 
 
 def _is_absent(finished: process.Finished) -> bool:
-    """Whether kopia says that there is no such folder. Raises KopiatomicError for any other failure."""
+    """Whether kopia reports that there is no such directory. Raises KopiatomicError for any other failure."""
     if finished.status == 0:
         return False
     if any(text in finished.errors for text in _ABSENT):
@@ -140,7 +140,7 @@ def _is_absent(finished: process.Finished) -> bool:
 
 
 def _entries(finished: process.Finished) -> dict[str, Mapping[str, Any]]:
-    """The entries of a folder by name. Raises KopiatomicError where the object is no folder of kopia's."""
+    """Return the entries of a directory by name. Raises KopiatomicError if the object is not a kopia directory."""
     try:
         document = json.loads(finished.stdout)
         return {entry["name"]: entry for entry in document["entries"] or []}
@@ -149,7 +149,9 @@ def _entries(finished: process.Finished) -> dict[str, Mapping[str, Any]]:
 
 
 def _holds_something(summary: Mapping[str, Any]) -> bool:
-    """A summary counts the folder itself in ``dirs``. Entries that failed are there, and reported on their own."""
+    """Whether more than the directory itself, which is in ``dirs``, is counted. Failed entries are too, and reported
+    separately.
+    """
     return number(summary, "dirs") > 1 or any(
         number(summary, key) for key in ("files", "symlinks", "numFailed", "numIgnoredErrors")
     )

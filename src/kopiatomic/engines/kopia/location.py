@@ -15,14 +15,14 @@ from kopiatomic.text import printable
 
 
 def repository(status: Mapping[str, Any]) -> str | None:
-    """The folder of a repository that is one, by ``kopia repository status``."""
+    """Return the directory of a filesystem repository, from ``kopia repository status``."""
     storage = status.get("storage") or {}
     path = (storage.get("config") or {}).get("path")
     return path if storage.get("type") == "filesystem" and isinstance(path, str) else None
 
 
 def storage(status: Mapping[str, Any]) -> str:
-    """Kind, place and id of the repository in words, by ``kopia repository status``. No key or password is among them."""
+    """Return kind, location and id of the repository in words, without keys or passwords, from ``kopia repository status``."""
     found = status.get("storage") or {}
     config = found.get("config") or {}
     places = (config.get(key) for key in ("host", "bucket", "container", "url", "remotePath", "path"))
@@ -32,14 +32,14 @@ def storage(status: Mapping[str, Any]) -> str:
 
 
 def folders(client: Client, options: Options) -> Iterator[tuple[str, str]]:
-    """Cache and logs. kopia puts a CACHEDIR.TAG into them (internal/cachedir)."""
+    """Yield cache and logs. kopia puts a CACHEDIR.TAG into them (internal/cachedir)."""
     for what, path in (("cache", cache(client)), ("logs", logs(client, options))):
         if path is not None:
             yield what, path
 
 
 def cache(client: Client) -> str | None:
-    """kopia's cache, as its configuration says (repo/local_config.go). Raises OSError where that cannot be read."""
+    """Return kopia's cache, from its configuration (repo/local_config.go). Raises OSError if that cannot be read."""
     try:
         with open(client.config.path, "rb") as file:
             found = (json.load(file).get("caching") or {}).get("cacheDirectory")
@@ -55,7 +55,7 @@ def cache(client: Client) -> str | None:
 
 
 def logs(client: Client, options: Options) -> str | None:
-    """Where kopia writes its logs (internal/logfile/logfile.go, internal/ospath)."""
+    """Return where kopia writes its logs (internal/logfile/logfile.go, internal/ospath)."""
     if options.has("--disable-file-logging"):
         return None
     environment = client.environment

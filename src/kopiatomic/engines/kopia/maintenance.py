@@ -1,4 +1,4 @@
-"""kopia's maintenance, put off until the snapshots are gone: what kopia would have done by itself, and no more."""
+"""kopia's maintenance, postponed until the snapshots are gone: what kopia would have done by itself, and no more."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.text import ended
 
 INFO = ("maintenance", "info", "--json")
-"""The command that tells the schedule."""
+"""The command that reports the schedule."""
 
 TIME_LIMIT = 24 * 3600.0
 """How long (seconds) maintenance may take; full maintenance of a large repository takes hours."""
 
 
 def due(info: Mapping[str, Any], client_options: Mapping[str, Any], now: datetime) -> str | None:
-    """Which maintenance kopia would do now: "full", "quick", or None.
+    """Return which maintenance kopia would do now: "full", "quick", or None.
 
     The rules of kopia's repo/maintenance/maintenance_run.go (shouldRun): only the owner's client, and the full cycle is
-    asked first. A cycle that never ran has the year 1 as its next time.
+    checked first. A cycle that has never run has the year 1 as its next time.
     """
     owner = f"{client_options.get('username')}@{client_options.get('hostname')}"
     if info.get("owner") != owner:
@@ -39,12 +39,12 @@ def _time(text: str) -> datetime:
 
 
 def possible(status: Mapping[str, Any]) -> bool:
-    """Whether kopia itself would look after it: not through a repository server (cli/app.go, maybeRunMaintenance)."""
+    """Whether kopia itself would do it: not through a repository server (cli/app.go, maybeRunMaintenance)."""
     return bool((status.get("storage") or {}).get("type"))
 
 
 def run(client: Client, status: Mapping[str, Any]) -> list[str]:
-    """Do the maintenance that is due. Returns warnings: the backup is good whatever becomes of it. Raises Interrupted."""
+    """Do the maintenance that is due. Returns warnings: the backup is good whatever happens here. Raises Interrupted."""
     try:
         cycle = due(client.ask(*INFO), status.get("clientOptions") or {}, datetime.now(UTC))
         if cycle is None:

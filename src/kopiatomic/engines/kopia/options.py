@@ -1,6 +1,6 @@
-"""The options that the user adds to ``kopia snapshot create`` (``-o``): what goes where, and no secret in an argv.
+"""The options that the user adds to ``kopia snapshot create`` (``-o``): where each goes, and no secret in an argv.
 
-kopia's parser (kingpin) takes no abbreviations, and refuses a flag given twice ("cannot be repeated").
+kopia's parser (kingpin) accepts no abbreviations, and refuses a flag given twice ("cannot be repeated").
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ _SECRETS = MappingProxyType(
         "--metrics-push-password": "KOPIA_METRICS_PUSH_PASSWORD",
     }
 )
-"""Flags that carry a secret, and the environment variable that does the same (kopia: cli/app.go, observability_flags.go)."""
+"""Flags that carry a secret, and the equivalent environment variable (kopia: cli/app.go, observability_flags.go)."""
 
 _SHARED_VALUES = frozenset({"--config-file", "--log-dir", "--upgrade-owner-id"})
 _SHARED_SWITCHES = frozenset({"--use-keyring", "--disable-file-logging", "--disable-content-log"})
-"""Flags that every kopia command of a run must be given: which repository, which logs."""
+"""Flags that every kopia command of a run must get: which repository, which logs."""
 
 _SYNTAX = flags.Syntax(
     known_options.KOPIA,
@@ -38,14 +38,14 @@ _SYNTAX = flags.Syntax(
 
 @immutable
 class Options:
-    """``-o``, taken apart. ``words`` are for the command line of ``snapshot create``, ``shared`` for all commands."""
+    """Parsed ``-o``. ``words`` are for the command line of ``snapshot create``, ``shared`` for all commands."""
 
     words: tuple[str, ...]
     shared: tuple[str, ...]
     values: Mapping[str, str]
-    """The last value of each flag that was given one; of a flag without a value, an empty text."""
+    """The last value of each flag that had one; for a flag without a value, an empty text."""
     secrets: Mapping[str, str]
-    """Environment variables that carry what was a secret on the command line."""
+    """Environment variables with the secrets from the command line."""
     warnings: tuple[str, ...]
 
     def has(self, flag: str) -> bool:
@@ -53,7 +53,7 @@ class Options:
         return flag in self.values or _negative(flag) in self.values
 
     def value(self, flag: str) -> str | None:
-        """The value of a flag; None where it was not given."""
+        """Return the value of a flag; None if it was not given."""
         return self.values.get(flag)
 
 
@@ -62,7 +62,7 @@ def _negative(flag: str) -> str:
 
 
 def parse(words: Sequence[str]) -> Options:
-    """Take the options apart. Raises UsageError for those that would make the run something else."""
+    """Parse the options. Raises UsageError for those that would turn the run into something else."""
     plain: list[str] = []
     shared: list[str] = []
     values: dict[str, str] = {}

@@ -15,13 +15,13 @@ from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Progress
 
 KEEP_RESULT = 4 << 20
-"""How much of standard output is kept (bytes). A result has some 800 bytes, and 70 for each file that failed."""
+"""How much of standard output is kept (bytes). A result has some 800 bytes, plus 70 for each file that failed."""
 
 KEEP_ERRORS = 20
-"""How many of the last lines of standard error are kept for the message of a failure."""
+"""How many of the last lines of standard error are kept for a failure message."""
 
 SHOWN_FAILURES = 20
-"""How many failed files are read from a result that was cut off."""
+"""How many failed files are read from a truncated result."""
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18} | {
     "Ki": 2**10,
@@ -31,7 +31,7 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "P": 10**15, "
     "Pi": 2**50,
     "Ei": 2**60,
 }
-"""kopia counts in powers of ten, with KOPIA_BYTES_STRING_BASE_2 in powers of two (internal/units/units.go)."""
+"""kopia counts in powers of ten, or with KOPIA_BYTES_STRING_BASE_2 in powers of two (internal/units/units.go)."""
 
 _SIZE = r"([\d.]+) ([KMGTPE]i?)?B"
 _PROGRESS = re.compile(
@@ -43,7 +43,7 @@ _PROGRESS = re.compile(
 
 
 def parse_progress(line: str) -> Progress | None:
-    """Read a progress line of kopia's; None for any other line."""
+    """Parse a kopia progress line; return None for any other line."""
     found = _PROGRESS.fullmatch(line.strip())
     if found is None:
         return None
@@ -65,7 +65,7 @@ def _bytes(number: str, unit: str | None) -> int:
 
 @immutable
 class Manifest:
-    """A snapshot's manifest as far as it is needed here. ``summary`` and ``statistics`` are kopia's own objects."""
+    """A snapshot's manifest, as far as needed here. ``summary`` and ``statistics`` are kopia's own objects."""
 
     id: str
     path: str
@@ -76,7 +76,7 @@ class Manifest:
 
 
 def parse_manifest(document: object) -> Manifest | None:
-    """A snapshot's manifest from kopia's JSON (snapshot/manifest.go); None if it is something else."""
+    """Return a snapshot's manifest from kopia's JSON (snapshot/manifest.go); None if it is something else."""
     if not isinstance(document, dict):
         return None
     try:
@@ -92,7 +92,7 @@ def parse_manifest(document: object) -> Manifest | None:
 
 
 class Output:
-    """Takes kopia's output as it comes, in bounded memory."""
+    """Takes kopia's output as it arrives, in limited memory."""
 
     def __init__(self) -> None:
         self._result = bytearray()
@@ -102,7 +102,7 @@ class Output:
         self._panic: str | None = None
 
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
-        """Take a piece of a stream; returns lines to pass through, and progress."""
+        """Take a piece of a stream; return lines to pass through, and progress."""
         if stream == "stdout":
             room = KEEP_RESULT - len(self._result)
             self._result += data[:room]
@@ -131,7 +131,7 @@ class Output:
         return repr(self._result[:80].decode("utf-8", "backslashreplace"))
 
     def errors(self, count: int = 3) -> str:
-        """The cause that standard error names; otherwise its last lines that say something, as one line."""
+        """Return the cause that standard error names; otherwise its last meaningful lines, as one line."""
         if self._panic is not None:
             return self._panic
         said = [
@@ -141,7 +141,7 @@ class Output:
         return str(found) if found is not None else "; ".join(said[-count:])
 
     def manifests(self) -> list[Manifest]:
-        """The manifests on standard output, one for each source. What is between them is passed over."""
+        """Return the manifests on standard output, one for each source. What is between them is skipped."""
         text = self._result.decode("utf-8", "replace")
         found = [m for document in _documents(text) if (m := parse_manifest(document)) is not None]
         if not found and self._cut:
@@ -151,7 +151,7 @@ class Output:
 
 
 def _documents(text: str) -> Iterator[object]:
-    """The JSON objects in a text, each beginning a line."""
+    """Yield the JSON objects in a text, each of which begins a line."""
     decoder = json.JSONDecoder()
     position = 0
     while (position := text.find("{", position)) >= 0:
@@ -166,10 +166,10 @@ def _documents(text: str) -> Iterator[object]:
 
 
 def _repaired(text: str) -> object:
-    """A result that was cut off in its list of failed files, closed after the first of them.
+    """Return a result that was truncated in its list of failed files, closed after the first of them.
 
-    kopia writes that list whole, of any length (30,000 seen; the limit of ten in its source is put on a copy), as the
-    last member of the last member of ``rootEntry``; what stands before it counts all of them.
+    kopia writes that list completely, of any length (30,000 seen; the limit of ten in its source is put on a copy), as the
+    last member of the last member of ``rootEntry``; what comes before it counts all of them.
     """
     head, mark, tail = text.partition('"errors":[')
     if not mark:

@@ -25,14 +25,14 @@ class Source:
     path: str
 
     def __str__(self) -> str:
-        """As kopia's command line takes it."""
+        """Return the source as kopia's command line takes it."""
         if not self.user and not self.host and not self.path:
             return "--global"
         return f"{self.user}@{self.host}" + (f":{self.path}" if self.path else "")
 
 
 def parse_source(text: str, default: Source) -> Source:
-    """``user@host:/path`` or a path, as kopia's ``--override-source`` takes it (snapshot/source.go)."""
+    """Parse ``user@host:/path`` or a path, as kopia's ``--override-source`` takes it (snapshot/source.go)."""
     at, colon = text.find("@"), text.find(":")
     if 0 < at < colon:
         return Source(text[:at], text[at + 1 : colon], text[colon + 1 :])
@@ -41,7 +41,7 @@ def parse_source(text: str, default: Source) -> Source:
 
 @immutable
 class Setting:
-    """The value of a setting and the policy that it comes from (None: nobody set it)."""
+    """The value of a setting and the policy that it comes from (None: not set anywhere)."""
 
     value: Any
     target: Source | None
@@ -62,7 +62,7 @@ class Policies:
             self._by_target.setdefault(key, []).append(document)
 
     def at_root(self, section: str, key: str) -> Setting:
-        """A setting in force at the source itself."""
+        """Return a setting in force at the source itself."""
         for target in self._above():
             for policy in self._by_target.get(target, []):
                 value = _value(policy, section, key)
@@ -73,21 +73,21 @@ class Policies:
         return UNSET
 
     def at(self, path: str, section: str, key: str) -> Setting:
-        """A setting in force in a folder at or below the source."""
+        """Return a setting in force in a directory at or below the source."""
         user, host = self.source.user, self.source.host
         while path != self.source.path and len(path) > len(self.source.path):
             target = Source(user, host, path)
             if target in self._by_target:
                 values = [_value(policy, section, key) for policy in self._by_target[target]]
-                # Several manifests for one path (two clients at once): kopia takes any, so the worst is assumed.
+                # Several manifests for one path (two clients at once): kopia takes any of them, so the worst is assumed.
                 return Setting(next((v for v in values if v), None), target)
             path = os.path.dirname(path)
         return self.at_root(section, key)
 
     def ignores(self, path: str) -> bool:
-        """Whether a rule surely leaves out a folder: one that names it, or one above it, by its whole path in the source.
+        """Whether a rule certainly excludes a directory: one that names it, or one above it, by its whole path in the source.
 
-        What patterns fit is not computed here; a rule that takes something back, and a policy of its own on the way, end
+        Pattern matching is not computed here; a rule that re-includes something, and a policy of its own on the way, end
         the certainty.
         """
         inside = path[len(self.source.path.rstrip("/")) :]
@@ -101,25 +101,25 @@ class Policies:
         return not any(rule.startswith("!") for rule in rules) and any(rule.rstrip("/") in ways for rule in rules)
 
     def nested(self) -> Iterator[Source]:
-        """The targets of policies below the source."""
+        """Yield the targets of policies below the source."""
         return (target for target in self.targets() if below(target.path, self.source.path))
 
     def targets(self) -> Iterator[Source]:
-        """The targets of policies of the source's user and host."""
+        """Yield the targets of policies of the source's user and host."""
         for target in self._by_target:
             if (target.user, target.host) == (self.source.user, self.source.host):
                 yield target
 
     def heeded(self) -> Iterator[Source]:
-        """The targets of policies that have a say in this source."""
+        """Yield the targets of policies that affect this source."""
         return (target for target in (*self._above(), *self.nested()) if target in self._by_target)
 
     def all(self) -> list[Mapping[str, Any]]:
-        """All policies that have a say in this source."""
+        """Return all policies that affect this source."""
         return [document for target in self.heeded() for document in self._by_target[target]]
 
     def _above(self) -> Iterator[Source]:
-        """Where kopia looks for a setting of the root, nearest first."""
+        """Yield where kopia looks for a setting of the root, nearest first."""
         user, host, path = self.source.user, self.source.host, self.source.path
         while True:
             yield Source(user, host, path)

@@ -1,4 +1,4 @@
-"""The engine restic: ``restic backup`` of all sources as one snapshot, and what came of it by restic's own words.
+"""The engine restic: ``restic backup`` of all sources as one snapshot, and the outcome by restic's own output.
 
 What counts is the summary that it prints and what its repository shows of that snapshot. Exit status 0 alone says little: a
 source that does not exist is left out with a warning and 0 (0.14.0). Status 3 is a snapshot that lacks files (0.10.0).
@@ -31,7 +31,7 @@ from kopiatomic.system import process
 from kopiatomic.text import ended, first_few, printable
 
 OLDEST = (0, 14, 0)
-"""The oldest restic that the tests of this engine were run against (August 2022)."""
+"""The oldest restic that this engine's tests were run with (August 2022)."""
 
 _INCOMPLETE = 3
 _INSTALL = "Install restic (https://restic.net), or set KOPIATOMIC_RESTIC to where it is."
@@ -57,7 +57,7 @@ _SHARED = frozenset(
         "--stuck-request-timeout",
     ]
 )
-"""Flags that every command of a run is given: which repository, how it is reached."""
+"""Flags that every command of a run gets: which repository, how to reach it."""
 
 _SYNTAX = flags.Syntax(
     known_options.RESTIC,
@@ -129,7 +129,7 @@ _KINDS: tuple[tuple[int, str, str, str, str], ...] = (
 
 
 class Restic(repository.RepositoryEngine):
-    """One backup with restic. Make a new one for each run.
+    """One backup with restic. Create a new one for each run.
 
     ``options`` are the words of ``-o``, ``environment`` is what restic inherits, ``named`` the repository (``--repository``).
     Raises UsageError for options that do not go with a backup of the view.
@@ -145,7 +145,7 @@ class Restic(repository.RepositoryEngine):
         additions = self._program.additions
         additions.setdefault("RESTIC_PROGRESS_FPS", environment.get("RESTIC_PROGRESS_FPS") or "2")
         if self._repository is not None:
-            # Not in its argv, which every user can read: it may carry a password.
+            # Not in its argv, which every user can read: it may contain a password.
             additions |= {"RESTIC_REPOSITORY": self._repository, "RESTIC_REPOSITORY_FILE": ""}
         self._output = Output()
 
@@ -182,15 +182,15 @@ class Restic(repository.RepositoryEngine):
         return {"cache": os.path.abspath(found)}
 
     def refuses(self, _plan: Plan) -> list[Refusal]:
-        """Nothing: restic keeps names as bytes."""
+        """Return no refusals: restic keeps names as bytes."""
         return []
 
     def breaks_at(self, _folder: str) -> bool:
-        """No."""
+        """Return False: no name does that to restic."""
         return False
 
     def check(self, plan: Plan) -> list[str]:
-        """Make sure that restic can back this plan up: two restic processes. Returns warnings.
+        """Make sure that restic can back up this plan, with two restic processes. Returns warnings.
 
         Raises KopiatomicError: kinds restic-missing, restic-not-executable, restic-unsupported, restic-no-repository,
         restic-password-missing, restic-wrong-password, restic-locked, restic-unreachable, restic-newer-format,
@@ -198,7 +198,7 @@ class Restic(repository.RepositoryEngine):
         """
         warnings = self._check_version(lambda version: version >= OLDEST)
         repository.check_mounts("restic", self._given, plan)
-        # Takes and gives back a lock, as the backup will.
+        # Takes and releases a lock, as the backup will.
         finished = self._program.run("cat", "config", *self._shared_words)
         if finished.status != 0:
             raise self._failure(finished)
@@ -210,7 +210,7 @@ class Restic(repository.RepositoryEngine):
         return warnings + self._check_place(plan)
 
     def _held(self, points: Mapping[str, str]) -> set[str]:
-        """Asked of the snapshot that restic would take as its parent: this host's last one of these paths."""
+        """Return the paths that have entries in restic's parent snapshot: this host's last one of these sources."""
         words = [f"--host={self._identity}", *(f"--path={source}" for source in sorted(set(points.values())))]
         finished = self._program.run("snapshots", "--json", "--no-lock", "--latest=1", *self._shared_words, *words)
         if finished.status != 0:
@@ -226,7 +226,7 @@ class Restic(repository.RepositoryEngine):
         return inside.found
 
     def _failure(self, finished: process.Finished) -> KopiatomicError:
-        """What a failed command means."""
+        """Return what a failed command means."""
         said = [line for line in finished.errors.splitlines() if line.strip()]
         last = next(
             (line for line in said if "Fatal: " in line or "failed: " in line), (said or ["it gave no reason"])[-1]
@@ -235,7 +235,7 @@ class Restic(repository.RepositoryEngine):
         try_it = f"Try: {shlex.join(['restic', 'snapshots', *self._shared_words])}"
         found = cause(finished.errors)
         if found is not None and found.kind != "unreachable":
-            # restic says of these that it cannot lock its repository.
+            # In these cases restic reports that it cannot lock its repository.
             return found.error("restic", "restic")
         for status, text, kind, what, hint in _KINDS:
             if finished.status == status or re.search(text, finished.errors):
@@ -243,12 +243,12 @@ class Restic(repository.RepositoryEngine):
         return KopiatomicError(f"restic failed ({ended(finished.status)}): {last}", kind="restic-failed", hint=try_it)
 
     def command(self, job: Job) -> Command:
-        """The command; the snapshot's time is the instant, to the second."""
+        """Return the command; the snapshot's time is the instant, to the second."""
         argv = self._argv(self._program.path, job.plan, job.started("%Y-%m-%d %H:%M:%S"))
         return Command(argv=argv, environment=self._program.additions)
 
     def describe(self, plan: Plan) -> Sequence[str]:
-        """The argv in words; needs neither restic nor a repository."""
+        """Return the argv in words; needs neither restic nor a repository."""
         return self._argv(self._program.named, plan, "TIME-OF-THE-SNAPSHOTS")
 
     def _argv(self, program: str, plan: Plan, time: str) -> list[str]:
@@ -261,7 +261,7 @@ class Restic(repository.RepositoryEngine):
         return [*argv, "--", *plan.sources]
 
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
-        """Take output; empty ``data`` says that the stream has ended."""
+        """Take output; empty ``data`` means that the stream has ended."""
         return self._output.feed(stream, data)
 
     def _judge(self, job: Job, end: EngineEnd) -> EngineResult:
@@ -300,7 +300,7 @@ class Restic(repository.RepositoryEngine):
         )
 
     def _shown(self, snapshot: str, job: Job, listing: Listing) -> Mapping[str, Any]:
-        """What the repository says of a snapshot; the entries go into ``listing``. Raises KopiatomicError."""
+        """Return what the repository reports about a snapshot; the entries go into ``listing``. Raises KopiatomicError."""
 
         def take(entry: Mapping[str, Any]) -> None:
             kind = {"dir": "d", "file": "f"}.get(str(entry["type"]), "?")
@@ -316,7 +316,7 @@ class Restic(repository.RepositoryEngine):
     ) -> Mapping[str, Any]:
         """Have restic list directories of a snapshot; ``take`` gets each entry. Returns the snapshot's own data.
 
-        ``restic ls`` with directories reads only the trees on the way to them, and of these the first level. Raises
+        With directories, ``restic ls`` reads only the trees on the way to them, and of these the first level. Raises
         KopiatomicError.
         """
         lines = JsonLines()
@@ -339,7 +339,7 @@ class Restic(repository.RepositoryEngine):
         return head
 
     def _differences(self, shown: Mapping[str, Any], job: Job, listing: Listing) -> list[str]:
-        """What the repository says otherwise than it should."""
+        """Return where the repository differs from what was expected."""
         found = []
         paths = {str(path) for path in shown.get("paths") or ()}
         wanted = {listing.spelled(source) for source in job.plan.sources}
@@ -353,7 +353,7 @@ class Restic(repository.RepositoryEngine):
 
 
 def _seconds(text: object) -> int | None:
-    """A time as restic writes it, in seconds since the epoch."""
+    """Return a time as restic writes it, in seconds since the epoch."""
     try:
         return int(datetime.fromisoformat(re.sub(r"\.\d+", "", str(text))).timestamp())
     except ValueError:

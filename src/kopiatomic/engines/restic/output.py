@@ -1,4 +1,4 @@
-"""What ``restic backup --json`` writes: a JSON object a line, on both streams (facts of 0.14.0 to 0.18.0, seen)."""
+"""What ``restic backup --json`` writes: one JSON object per line, on both streams (facts of 0.14.0 to 0.18.0, seen)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from kopiatomic.model.engine import FileProblem, Progress
 from kopiatomic.text import printable
 
 KEEP_ERRORS = 20
-"""How many of the last lines that are no JSON are kept for the message of a failure."""
+"""How many of the last lines that are not JSON are kept for a failure message."""
 
 
 class Output:
-    """Takes restic's output as it comes, in bounded memory."""
+    """Takes restic's output as it arrives, in limited memory."""
 
     def __init__(self) -> None:
         self._streams = {"stdout": JsonLines(), "stderr": JsonLines()}
         self._last: deque[str] = deque(maxlen=KEEP_ERRORS)
         self.summary: Mapping[str, Any] | None = None
-        """The result, if there was one."""
+        """The result, if any."""
         self.problems: list[FileProblem] = []
         """The first files that could not be saved."""
         self.problem_count = 0
 
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
-        """Take a piece of a stream (empty: it has ended); returns lines to pass through, and progress."""
+        """Take a piece of a stream (empty: it has ended); return lines to pass through, and progress."""
         return [out for found in self._streams[stream].feed(data) for out in self._take(found)]
 
     def _take(self, found: Mapping[str, Any] | str) -> Iterator[str | Progress]:
@@ -65,12 +65,12 @@ class Output:
         return cause("\n".join(reversed(self._last)))
 
     def said(self, count: int = 3) -> str:
-        """The last lines that are no JSON, as one."""
+        """Return the last lines that are not JSON, as one."""
         return "; ".join(line.strip().removeprefix("Fatal: ") for line in list(self._last)[-count:])
 
 
 def _reason(error: object) -> str:
-    """Why a file failed: a text in later versions, the fields of Go's own error in earlier ones."""
+    """Return why a file failed: a text in later versions, the fields of Go's own error in earlier ones."""
     if not isinstance(error, dict):
         return printable(str(error))
     if isinstance(error.get("message"), str):

@@ -1,4 +1,4 @@
-"""Btrfs subvolumes that nobody means without saying so: read-only snapshots of what is taken anyway, received copies. Pure."""
+"""Btrfs subvolumes that users mean only if they say so: read-only snapshots of what is taken anyway, received copies. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from kopiatomic.model.facts import BtrfsSubvolume
 
 
 def snapshots_of_taken(subvolumes: Iterable[BtrfsSubvolume], taken: Callable[[BtrfsSubvolume], bool]) -> dict[str, str]:
-    """The read-only snapshots of subvolumes that are taken: by path, the path of that one.
+    """Return the read-only snapshots of subvolumes that are taken: by path, with the path of that subvolume.
 
-    A snapshot of such a snapshot is one as well. What ``btrfs receive`` has made out of a snapshot is none, although it has
+    A snapshot of such a snapshot is one as well. What ``btrfs receive`` made from a snapshot is not, although it has
     a parent: its received UUID is its own, whereas a snapshot keeps its source's.
     """
-    # A snapshot is younger than its source, and so has the higher id.
+    # A snapshot is younger than its source, so it has the higher id.
     by_age = sorted(subvolumes, key=lambda subvolume: subvolume.id)
     by_uuid: dict[tuple[str, str], list[BtrfsSubvolume]] = {}
     for subvolume in by_age:
@@ -33,5 +33,5 @@ def snapshots_of_taken(subvolumes: Iterable[BtrfsSubvolume], taken: Callable[[Bt
 
 
 def is_received(subvolume: BtrfsSubvolume) -> bool:
-    """Whether ``btrfs receive`` has made it, and nobody has made it writable since."""
+    """Whether ``btrfs receive`` made it and it has not been made writable since."""
     return subvolume.read_only and bool(subvolume.received)

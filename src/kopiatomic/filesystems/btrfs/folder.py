@@ -1,8 +1,8 @@
-"""Where Btrfs snapshots of runs lie: ``.kopiatomic/kopiatomic_RUN/N/snapshot`` of the filesystem's top-level subvolume.
+"""Where Btrfs snapshots of runs are: ``.kopiatomic/kopiatomic_RUN/N/snapshot`` of the filesystem's top-level subvolume.
 
-Root's alone, there only while a run lives, and reached through a mount that is attached nowhere. A run's folder carries
-the run's mark, and its processes hold a lock on it: one that is seen in every container and mount namespace. Nothing is ever
-removed but an empty directory and a subvolume that the caller has proven ours, and nothing from a folder that is locked.
+The folder is accessible to root only, exists only while a run is alive, and is reached through a detached mount. A run's folder
+carries the run's mark, and its processes hold a lock on it, which every container and mount namespace sees. Nothing is ever
+removed except empty directories and subvolumes that the caller has proven ours, and nothing from a locked folder.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def name_of(run_id: str) -> str:
-    """The folder of a run, below the top-level subvolume."""
+    """Return the folder of a run, below the top-level subvolume."""
     return f"{DIRECTORY}/{ownership.PREFIX}{run_id}"
 
 
 def path_of(run_id: str, position: int) -> str:
-    """A snapshot of a run, below the top-level subvolume."""
+    """Return the path of a snapshot of a run, below the top-level subvolume."""
     return f"{name_of(run_id)}/{position}/{SNAPSHOT}"
 
 
 @contextmanager
 def top(device: str) -> Iterator[int]:
-    """The top-level subvolume, open as a directory, through a mount that only this block has. Raises KopiatomicError.
+    """Open the top-level subvolume as a directory, through a mount that only this block has. Raises KopiatomicError.
 
-    Never where the filesystem is read-only, or has become it: to mount it once more would make it writable for everybody,
-    without a word (fs/btrfs/super.c, btrfs_reconfigure_for_mount; seen on 6.18).
+    Never done where the filesystem is, or has become, read-only: mounting it once more would silently make it writable for
+    everybody (fs/btrfs/super.c, btrfs_reconfigure_for_mount; seen on 6.18).
     """
     try:
         if any(m.source == device and m.fstype == "btrfs" and "ro" in m.super_options for m in mountinfo.read()):
@@ -63,22 +63,22 @@ def top(device: str) -> Iterator[int]:
 
 
 def device_of(filesystem: str, known: str) -> str:
-    """A device of a mounted filesystem (its UUID): the ``known`` one, unless that was removed from it or replaced.
+    """Return a device of a mounted filesystem (its UUID): the ``known`` one, unless it was removed from it or replaced.
 
     From sysfs (Documentation/ABI/testing/sysfs-fs-btrfs).
     """
     try:
         names = sorted(presence.names(f"/sys/fs/btrfs/{filesystem}/devices"))
     except OSError:
-        # Mounting the known one says what is wrong.
+        # Mounting the known one reports what is wrong.
         return known
     return f"/dev/{names[0]}" if names and os.path.basename(os.path.realpath(known)) not in names else known
 
 
 def make(top_fd: int, run_id: str, where: str) -> int:
-    """Make a run's folder, root's alone, locked and marked. Returns the descriptor that has the lock. Raises KopiatomicError.
+    """Make a run's folder, for root only, locked and marked. Returns the descriptor with the lock. Raises KopiatomicError.
 
-    The descriptor keeps the filesystem busy, but no mount of the host's.
+    The descriptor keeps the filesystem busy, but not the host's mounts.
     """
     path = name_of(run_id)
     for _ in range(100):
@@ -95,14 +95,14 @@ def make(top_fd: int, run_id: str, where: str) -> int:
                 )
             os.mkdir(path, 0o700, dir_fd=top_fd)
             directory = os.open(path, OPEN_DIRECTORY, dir_fd=top_fd)
-            # A recovery that finds it empty has it locked for a moment, and takes it away.
+            # A recovery that finds it empty locks it briefly and removes it.
             fcntl.flock(directory, fcntl.LOCK_EX)
             if not _is_at(directory, path, top_fd):
                 os.close(directory)
                 continue
             os.setxattr(directory, ownership.ATTRIBUTE, str(liveness.mark(run_id)).encode())
         except FileNotFoundError:
-            # Another run ended and took the directory away between two of these calls.
+            # Another run ended and removed the directory between two of these calls.
             continue
         except OSError as error:
             raise failed(f"no directory for the snapshots of {where} can be made", error) from None
@@ -119,7 +119,7 @@ def _is_at(directory: int, path: str, top_fd: int) -> bool:
 
 
 def is_locked(top_fd: int, run_id: str) -> bool:
-    """Whether a process of a run, in whatever container, or a recovery has a run's folder. Raises OSError."""
+    """Whether a process of a run, in any container, or a recovery holds a run's folder. Raises OSError."""
     try:
         directory = _open_own(top_fd, run_id)
     except (FileNotFoundError, NotADirectoryError):
@@ -131,7 +131,7 @@ def is_locked(top_fd: int, run_id: str) -> bool:
 
 
 def _locks(directory: int, kind: int) -> bool:
-    """Lock an open folder until the descriptor is closed; False where somebody else has it."""
+    """Lock an open folder until the descriptor is closed; return False if somebody else holds the lock."""
     try:
         fcntl.flock(directory, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -141,7 +141,7 @@ def _locks(directory: int, kind: int) -> bool:
 
 @immutable
 class Entry:
-    """What a run's folder holds. ``position`` is its directory's name; ``subvolume`` None where the snapshot is not there."""
+    """What a run's folder holds. ``position`` is its directory's name; ``subvolume`` is None if the snapshot does not exist."""
 
     run_id: str
     position: str
@@ -149,12 +149,12 @@ class Entry:
 
     @property
     def path(self) -> str:
-        """Below the top-level subvolume."""
+        """The path below the top-level subvolume."""
         return f"{name_of(self.run_id)}/{self.position}/{SNAPSHOT}"
 
 
 def entries(top_fd: int, run_id: str) -> list[Entry] | None:
-    """What lies in a run's folder; None where there is no such folder that only root can enter. Raises OSError."""
+    """Return what is in a run's folder; None if there is no such folder that only root can enter. Raises OSError."""
     try:
         directory = _open_own(top_fd, run_id)
     except (FileNotFoundError, NotADirectoryError):
@@ -166,7 +166,7 @@ def entries(top_fd: int, run_id: str) -> list[Entry] | None:
 
 
 def mark_of(top_fd: int, run_id: str) -> ownership.Mark | None:
-    """The mark on a run's folder. Raises OSError."""
+    """Return the mark on a run's folder. Raises OSError."""
     directory = _open_own(top_fd, run_id)
     try:
         return ownership.parse(os.getxattr(directory, ownership.ATTRIBUTE).decode("ascii", "replace"))
@@ -179,7 +179,7 @@ def mark_of(top_fd: int, run_id: str) -> ownership.Mark | None:
 
 
 def runs(top_fd: int) -> list[str]:
-    """The runs that have a folder here. Raises OSError."""
+    """Return the runs that have a folder here. Raises OSError."""
     try:
         fd = os.open(DIRECTORY, OPEN_DIRECTORY, dir_fd=top_fd)
     except (FileNotFoundError, NotADirectoryError):
@@ -191,7 +191,7 @@ def runs(top_fd: int) -> list[str]:
 
 
 def is_deserted(top_fd: int) -> bool:
-    """Whether the directory that all runs share is there, root's alone, and empty. Raises OSError."""
+    """Whether the directory that all runs share exists, is accessible to root only, and is empty. Raises OSError."""
     try:
         if not _is_roots_alone(os.stat(DIRECTORY, dir_fd=top_fd, follow_symlinks=False)):
             return False
@@ -209,7 +209,7 @@ def _is_roots_alone(status: os.stat_result) -> bool:
 
 
 def _open_own(top_fd: int, run_id: str) -> int:
-    """Open a run's folder if both directories above its snapshots are root's alone. Raises OSError."""
+    """Open a run's folder if both directories above its snapshots are accessible to root only. Raises OSError."""
     path = name_of(run_id)
     for directory in (DIRECTORY, path):
         status = os.stat(directory, dir_fd=top_fd, follow_symlinks=False)
@@ -232,7 +232,7 @@ def _entry(directory: int, run_id: str, name: str) -> Entry:
 
 
 def look(place: int) -> btrfs.Subvolume:
-    """The snapshot in an open place of a run's folder. Raises OSError."""
+    """Return the snapshot in an open place of a run's folder. Raises OSError."""
     fd = os.open(SNAPSHOT, OPEN_DIRECTORY, dir_fd=place)
     try:
         if not btrfs.is_top(fd):
@@ -243,9 +243,9 @@ def look(place: int) -> btrfs.Subvolume:
 
 
 def astray(top_fd: int, run_id: str) -> list[str]:
-    """Snapshots in folders with the run's name, wherever these are: what :func:`entries` does not see. Raises OSError.
+    """Return snapshots in folders with the run's name, wherever they are: what :func:`entries` does not see. Raises OSError.
 
-    Who owns the top-level subvolume can rename our directory in it, or put another into its place.
+    The owner of the top-level subvolume can rename our directory in it, or put another in its place.
     """
     named = f"/{ownership.PREFIX}{run_id}/"
     paths = (nested.path for nested in btrfs.children(top_fd))
@@ -253,18 +253,18 @@ def astray(top_fd: int, run_id: str) -> list[str]:
 
 
 def moved(path: str, name: str) -> str:
-    """Why a snapshot of ours is left alone that is at ``path`` and was made at ``name``."""
+    """Return why a snapshot of ours that was made at ``name`` and is now at ``path`` is left alone."""
     if path == name:
         return "its folder is not one that only root can enter any more"
     return f"it was moved to {printable(path)}"
 
 
 def remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool], *, locked: bool = False) -> dict[str, str]:
-    """Delete the snapshots that are ours, then what is empty. Returns what is left: path and reason. Raises OSError.
+    """Delete our snapshots, then what is empty. Returns what is left: path and reason. Raises OSError.
 
-    ``locked`` says that the caller has the lock on the folder.
+    ``locked`` means that the caller holds the lock on the folder.
 
-    What is gone then stays gone: its record is deleted next, and after a power cut nobody would know of it any more.
+    What is gone then stays gone: its record is deleted next, and after a power failure nobody would know about it.
     """
     left = _remove(top_fd, run_id, is_ours, locked=locked)
     btrfs.commit(top_fd)
@@ -274,7 +274,7 @@ def remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool], *, locked
 def _remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool], *, locked: bool) -> dict[str, str]:
     found = entries(top_fd, run_id)
     if found is None:
-        # Killed between the making of the two directories, or between their removal.
+        # The run was killed between making the two directories, or between removing them.
         if is_deserted(top_fd):
             _remove_shared(top_fd)
         return dict.fromkeys(astray(top_fd, run_id), "it is not in a folder that only root can enter")
@@ -303,14 +303,14 @@ LOCKED = "its run is alive, perhaps in another container, or it is being removed
 
 
 def _remove_entry(directory: int, entry: Entry, is_ours: Callable[[Entry], bool]) -> None:
-    """Raises OSError where something is left."""
+    """Remove a snapshot if it is ours, and its directory. Raises OSError where something is left."""
     place = os.open(entry.position, OPEN_DIRECTORY, dir_fd=directory)
     try:
         if entry.subvolume is not None:
             if not is_ours(entry):
                 raise OSError(errno.EPERM, "it is not the snapshot that the run made there")
             try:
-                # Again right before: the name alone proves nothing.
+                # Check again right before deleting: the name alone proves nothing.
                 if look(place).uuid == entry.subvolume.uuid:
                     btrfs.delete(place, SNAPSHOT)
             except FileNotFoundError:
@@ -322,24 +322,24 @@ def _remove_entry(directory: int, entry: Entry, is_ours: Callable[[Entry], bool]
 
 
 def delete_command(where: str, path: str) -> str:
-    """What a person types to delete a snapshot, in words."""
+    """Return what a person types to delete a snapshot, in words."""
     return f"mount {where} with subvolid=5, then: btrfs subvolume delete MOUNT/{path}"
 
 
 def hide(snapshot: int) -> None:
-    """Take our directory out of a snapshot of the top-level subvolume, as if it had never been there. Raises OSError."""
+    """Remove our directory from a snapshot of the top-level subvolume, as if it had never existed. Raises OSError."""
     with kept_times(snapshot):
         _remove_directories(DIRECTORY, snapshot)
 
 
 def hide_left_out(snapshot: int, path: str) -> None:
-    """Take the empty folder out of a snapshot that stands for a subvolume nested there; nothing else. Raises OSError."""
+    """Remove from a snapshot the empty directory that stands for a subvolume nested there, and nothing else. Raises OSError."""
     above, _, name = path.rpartition("/")
     try:
         directory = linux.open_beneath(snapshot, above or ".", OPEN_DIRECTORY)
     except OSError as error:
         if presence.moved(error):
-            # It was moved before the instant.
+            # The subvolume was moved before the instant.
             return
         raise
     try:
@@ -359,7 +359,7 @@ def hide_left_out(snapshot: int, path: str) -> None:
 
 
 def _remove_directories(name: str, above: int) -> None:
-    """Remove a tree as far as it holds nothing but directories; rmdir(2) refuses anything else, and mount points."""
+    """Remove a tree as long as it holds nothing but directories; rmdir(2) refuses anything else, and mount points."""
     found = [name]
     for path in found:
         try:
@@ -378,7 +378,7 @@ def _remove_directories(name: str, above: int) -> None:
         try:
             os.rmdir(last, dir_fd=fd)
         except OSError as error:
-            # What somebody else has put there is part of the filesystem, and so of its backup.
+            # What somebody else has put there is part of the filesystem, and therefore of its backup.
             if error.errno != errno.ENOTEMPTY and not presence.absent(error):
                 raise
         finally:
@@ -387,7 +387,7 @@ def _remove_directories(name: str, above: int) -> None:
 
 @contextmanager
 def kept_times(directory: int) -> Iterator[None]:
-    """Give a directory its old times back after the block has changed an entry in it."""
+    """Restore a directory's times after the block has changed an entry in it."""
     before = os.fstat(directory)
     try:
         yield
@@ -407,13 +407,13 @@ def _remove_shared(top_fd: int) -> None:
 
 
 def failed(what: str, error: OSError) -> KopiatomicError:
-    """A refusal of the kernel in words: what could not be done, why, what to do."""
+    """Describe a refusal by the kernel: what could not be done, why, what to do."""
     why, hint = reason(error)
     return KopiatomicError(f"{what}: {why}", kind="btrfs-snapshot", hint=hint)
 
 
 def reason(error: OSError) -> tuple[str, str]:
-    """Why the kernel refused something, and what to do."""
+    """Return why the kernel refused something, and what to do."""
     advice = advice_of(error)
     if advice is not None:
         return error.strerror or str(error), advice
@@ -421,7 +421,7 @@ def reason(error: OSError) -> tuple[str, str]:
 
 
 def gone(dataset: Dataset) -> Refusal:
-    """Why a subvolume is not at its place: deleted if its id proves that, else moved or replaced."""
+    """Return why a subvolume is not at its place: deleted if its id proves that, else moved or replaced."""
     if _is_deleted(dataset):
         return Refusal(dataset, "it was deleted between listing and snapshot", Verdict.DELETED)
     return Refusal(dataset, "it vanished between listing and snapshot: moved or replaced", Verdict.MOVED)

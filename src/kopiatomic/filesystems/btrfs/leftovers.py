@@ -1,4 +1,4 @@
-"""Btrfs snapshots that a dead run left: which they are, what proves them ours, how they go."""
+"""Btrfs snapshots that a dead run left: which they are, what proves them ours, how they are removed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _SYSFS = Path("/sys/fs/btrfs")
 
 
 def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
-    """Those of a dead run's snapshots that are left, and its folders. Raises KopiatomicError where that cannot be told."""
+    """Return a dead run's remaining snapshots, and its folders. Raises KopiatomicError if that cannot be determined."""
     left = []
     for filesystem in sorted({intent.place for intent in intents}):
         mine = {intent.name: intent for intent in intents if intent.place == filesystem}
         with _filesystem(filesystem) as (top, device), _told(device):
-            # What a process deleted just before it was killed is not here, and could come back when its record is gone.
+            # What a process deleted just before it was killed is not seen here, and could reappear after its record is gone.
             btrfs.commit(top)
             found = folder.entries(top, run_id)
             for entry in found or ():
@@ -36,7 +36,7 @@ def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
                 if intent is not None:
                     left.append(_leftover(filesystem, device, entry, _proof(intent, entry)))
             known = {entry.path: entry.subvolume.uuid.hex() for entry in found or () if entry.subvolume is not None}
-            # One without an identity was perhaps never made: its folder would hold it.
+            # An intent without an identity was perhaps never made: the run's folder would hold the snapshot.
             unseen = [
                 i for i in mine.values() if (found is None if i.identity is None else known.get(i.name) != i.identity)
             ]
@@ -50,7 +50,7 @@ def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
 
 
 def _proof(intent: Intent, entry: folder.Entry) -> str:
-    """What proves a snapshot in a run's own folder ours; empty if nothing does."""
+    """Return what proves a snapshot in a run's own folder ours; empty if nothing does."""
     found = entry.subvolume
     if found is None:
         return "recorded, an empty directory in the run's own folder"
@@ -61,9 +61,9 @@ def _proof(intent: Intent, entry: folder.Entry) -> str:
 
 
 def _elsewhere(top: int, run_id: str, device: str, intents: Sequence[Intent]) -> Iterator[Leftover]:
-    """Those of a run's snapshots that are left, but not where it made them: they are named and not removed.
+    """Find those of a run's snapshots that are left, but not where the run made them: they are reported and not removed.
 
-    They are looked for by their UUID; one whose UUID is not recorded, by the name of its folder. Raises OSError.
+    They are searched for by their UUID, or by the name of their folder if no UUID is recorded. Raises OSError.
     """
     places = {intent.name: btrfs.place_of(top, bytes.fromhex(intent.identity)) for intent in intents if intent.identity}
     if any(intent.identity is None for intent in intents):
@@ -96,9 +96,9 @@ def _directory(filesystem: str, run_id: str, device: str, name: str, proof: str)
 
 
 def unrecorded(names: Iterable[str] | None, life: Callable[[Mark], Life], problems: list[str]) -> list[Leftover]:
-    """Snapshots of runs on these filesystems (UUIDs; None: all that are mounted), recorded or not.
+    """Return snapshots of runs on these filesystems (UUIDs; None: all that are mounted), recorded or not.
 
-    Without those of runs that are known to be alive.
+    Snapshots of runs that are known to be alive are left out.
     """
     wanted = None if names is None else set(names)
     left: list[Leftover] = []
@@ -124,7 +124,7 @@ def _unrecorded_in(
     ours = mark is not None and mark.run_id == run_id and liveness.is_local(mark)
     state = life(mark if ours and mark is not None else Mark(run_id, ""))
     if state is Life.UNKNOWN and folder.is_locked(top, run_id):
-        # The lock on the folder is the filesystem's own: every container and mount namespace sees it.
+        # The lock on the folder belongs to the filesystem: every container and mount namespace sees it.
         state = Life.ALIVE
     if state is Life.ALIVE:
         return
@@ -156,9 +156,9 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
 
 @contextmanager
 def _filesystem(uuid: str) -> Iterator[tuple[int, str]]:
-    """The top-level subvolume of a mounted filesystem, and a device of it. Raises KopiatomicError.
+    """Open the top-level subvolume of a mounted filesystem, and name a device of it. Raises KopiatomicError.
 
-    One that is not mounted is left alone: its device may be somebody else's by now.
+    A filesystem that is not mounted is left alone: its device may belong to somebody else now.
     """
     device = _mounted().get(uuid)
     if device is not None:
@@ -173,9 +173,9 @@ def _filesystem(uuid: str) -> Iterator[tuple[int, str]]:
 
 
 def _mounted() -> dict[str, str]:
-    """A device of each mounted Btrfs filesystem that can be written to, by the filesystem's UUID.
+    """Return a device of each mounted, writable Btrfs filesystem, by the filesystem's UUID.
 
-    From sysfs (Documentation/ABI/testing/sysfs-fs-btrfs), so that none is touched that is not meant: it may be frozen. Raises
+    From sysfs (Documentation/ABI/testing/sysfs-fs-btrfs), so that no other filesystem is touched: it may be frozen. Raises
     KopiatomicError.
     """
     sources = {
@@ -197,7 +197,7 @@ def _mounted() -> dict[str, str]:
 
 @contextmanager
 def _told(device: str) -> Iterator[None]:
-    """Say in words what the kernel refuses inside the block."""
+    """Report in words what the kernel refuses inside the block."""
     try:
         yield
     except OSError as error:

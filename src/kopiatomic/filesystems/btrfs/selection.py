@@ -1,4 +1,4 @@
-"""Btrfs subvolumes: which are asked for, and what becomes of each. Pure. They go by the path they are seen at."""
+"""Btrfs subvolumes: which are asked for, and what becomes of each. Pure. They are identified by the path where they appear."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _TOO_LONG = (
 )
 
 _SHOWN = 200
-"""How many characters are shown of the beginning of such a path."""
+"""How many characters of the beginning of such a path are shown."""
 
 
 class BtrfsSelection:
-    """The subvolumes that are asked for, and the verdict on each that is known."""
+    """The subvolumes that are asked for, and the verdict on each known one."""
 
     def __init__(self, shared: Selection) -> None:
         self._shared = shared
@@ -32,13 +32,13 @@ class BtrfsSelection:
         self._asked: dict[str, Ask] = {}
         self._outside: dict[str, str] = {}
         self._deliberately: set[str] = set()
-        """What more than ``-a`` has brought in."""
+        """The subvolumes that something other than ``-a`` has brought in."""
         self._alone: dict[str, list[BtrfsSubvolume]] = {}
-        """What is nested in what was asked for without it, by the path that was asked for."""
+        """Subvolumes nested in what was asked for without them, by the path that was asked for."""
         self._missed: dict[str, str] = {}
-        """What is not taken and may be believed to be, and what is said of it."""
+        """The subvolumes that are not taken and may be expected to be, and the text about each."""
         self._copies: dict[str, str] = {}
-        """Read-only snapshots of what is taken, and of which."""
+        """Read-only snapshots of what is taken, and their sources."""
         self._inside: dict[str, list[BtrfsSubvolume]] = {}
         for subvolume in shared.facts.subvolumes:
             if subvolume.above is not None:
@@ -47,7 +47,7 @@ class BtrfsSelection:
     # What is asked for
 
     def ask_for(self, name: str, path: str) -> bool:
-        """The subvolume that holds a path, or the part of it; returns whether there is one."""
+        """Ask for the subvolume that holds a path, or the part of it; return whether there is one."""
         top = self.holder(path)
         if top is None:
             return False
@@ -68,7 +68,7 @@ class BtrfsSelection:
         return True
 
     def holder(self, path: str) -> str | None:
-        """The subvolume whose tree a path lies in; None where only a part of one is mounted there."""
+        """Return the subvolume whose tree a path is in; None if only part of one is mounted there."""
         border = holder(path, self._shared.seen).point
         return next((d for d in (path, *parents(path)) if d in self._subvolumes and is_at_or_below(d, border)), None)
 
@@ -78,7 +78,7 @@ class BtrfsSelection:
             self._deliberately.add(path)
 
     def ask_by_pattern(self, pattern: str) -> int:
-        """Subvolumes whose path a pattern fits; with ``-r`` those nested in them. Returns how many fit."""
+        """Ask for the subvolumes whose path matches a pattern, with ``-r`` also those nested in them. Returns how many match."""
         fitting = [path for path in self._subvolumes if patterns.matches(pattern, path)]
         for path in fitting:
             self._imply(path, f"the pattern {printable(pattern)}")
@@ -90,7 +90,7 @@ class BtrfsSelection:
         return len(fitting)
 
     def ask_for_everything(self) -> None:
-        """Every subvolume that is mounted by itself, and those nested in them."""
+        """Ask for every subvolume that is mounted by itself, and those nested in them."""
         for point, mount in sorted(self._shared.seen.items()):
             if mount.fstype != "btrfs":
                 continue
@@ -114,25 +114,25 @@ class BtrfsSelection:
     # What becomes of each
 
     def judge(self) -> Iterator[Judged]:
-        """The verdict on each subvolume that is known. Raises KopiatomicError where one that was named cannot be taken."""
+        """Return the verdict on each known subvolume. Raises KopiatomicError if one that was named cannot be taken."""
         self._copies = snapshots_of_taken(self._subvolumes.values(), lambda subvolume: subvolume.path in self._asked)
         for path in [path for path in self._copies if self._is_meant(path)]:
             del self._copies[path]
         self._miss_nested()
         self._miss_received()
         first: dict[tuple[str, int], str] = {}
-        # Of one that is seen twice the place that was named is shown, else one where it is mounted by itself.
+        # If a subvolume is visible at several places, show it at the named one, otherwise where it is mounted by itself.
         mounted = self._shared.mounted
         order = sorted(self._subvolumes, key=lambda path: (not self._is_named(path), path not in mounted, path))
         for path in order:
             yield self._judged(self._subvolumes[path], first)
 
     def _is_meant(self, path: str) -> bool:
-        """Whether a subvolume was named, or is mounted by itself: then it is what it is."""
+        """Whether a subvolume was named, or is mounted by itself, so that it is not treated as a copy."""
         return self._is_named(path) or path in self._shared.mounted
 
     def _miss_nested(self) -> None:
-        """Of what is nested in what was asked for, and was not asked for itself, note what holds anything."""
+        """Note non-empty subvolumes that were not asked for but are nested in one that was."""
         if self._shared.request.no_nested:
             return
         taken = {(s.filesystem, s.id) for path, s in self._subvolumes.items() if path in self._asked}
@@ -153,7 +153,7 @@ class BtrfsSelection:
         return not known and not elsewhere and self._shared.excluded_by((path,)) is None
 
     def _miss_received(self) -> None:
-        """Note the received copies that ``-a`` alone would take: backups themselves, most likely, and maybe of others."""
+        """Note the received copies that ``-a`` alone would take: most likely backups themselves, perhaps of other hosts."""
         received = [
             subvolume
             for path, subvolume in self._subvolumes.items()
@@ -222,7 +222,7 @@ class BtrfsSelection:
         )
 
     def _outside_in(self, subvolume: BtrfsSubvolume) -> tuple[str, ...]:
-        """What is nested in a subvolume, by path below its top, and is not taken for it lies outside of the parts named."""
+        """Return what is nested in a subvolume and not taken because it is outside the named parts, by path below its top."""
         return tuple(
             below(inside.path, subvolume.path)
             for inside in self._inside.get(subvolume.path, ())
@@ -233,7 +233,7 @@ class BtrfsSelection:
         )
 
     def _why_covered(self, subvolume: BtrfsSubvolume) -> tuple[str, str]:
-        """Why its path does not lead to it, and what to do."""
+        """Return why its path does not lead to it, and what to do."""
         seen = self._shared.seen
         if subvolume.above is not None and holder(subvolume.path, seen) is not holder(subvolume.above, seen):
             return "another filesystem is mounted over it", "Unmount what covers it, or leave it out."
@@ -241,14 +241,14 @@ class BtrfsSelection:
 
 
 def _shown(subvolume: BtrfsSubvolume) -> str:
-    """Its path; of one that is too long the beginning and the end."""
+    """Return its path; if that is too long, its beginning and its end."""
     if not subvolume.too_long:
         return subvolume.path
     return f"{subvolume.path[:_SHOWN].rpartition('/')[0]}/.../{subvolume.path.rpartition('/')[2]}"
 
 
 def _without_device(subvolume: BtrfsSubvolume) -> tuple[str, str]:
-    """Why nothing can be mounted from a device that has no node, and what to do."""
+    """Return why nothing can be mounted from a device that has no node, and what to do."""
     device = printable(subvolume.device)
     return (
         f"the device that it is mounted from, {device}, is not there any more",

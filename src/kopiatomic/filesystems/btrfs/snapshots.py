@@ -1,4 +1,4 @@
-"""Btrfs: read-only snapshots of several subvolumes, asked for at once; equal ``otransid`` proves one instant.
+"""Btrfs: read-only snapshots of several subvolumes, requested at once; equal ``otransid`` proves one instant.
 
 There is no atomic snapshot of several subvolumes: two or three are tried a few times until one transaction holds them all,
 more never share one (docs/architecture.md, "Btrfs").
@@ -28,7 +28,7 @@ from kopiatomic.text import few, printable
 
 _TRIES = 20
 _TRIED = (2, 3)
-"""How many subvolumes can share a transaction when asked for at once: seen in 40 of 100 tries for two, 15 for
+"""How many subvolumes can share a transaction when requested at once: seen in 40 of 100 tries for two, 15 for
 three, never for four."""
 
 _THREADS = 16
@@ -42,24 +42,24 @@ class BtrfsMaker:
     pool: str
     taken: Sequence[Taken]
     bookmark: str = ""
-    """ZFS has bookmarks; Btrfs knows without."""
+    """ZFS has bookmarks; Btrfs does not need them."""
     refused: list[Refusal] = field(default_factory=list)
     _sources: dict[int, btrfs.Subvolume] = field(default_factory=dict)
-    """What is snapshotted, by its position in ``taken``, as it was before: each snapshot changes its source's generation."""
+    """The sources, by position in ``taken``, as they were before: each snapshot changes its source's generation."""
     _origins: set[bytes] = field(default_factory=set)
-    """The UUIDs of all that snapshots were made of: with the folder, the proof that a snapshot is of this run."""
+    """The UUIDs of all sources: with the folder, the proof that a snapshot belongs to this run."""
     _open: Callable[[PlannedPath], int] = field(init=False, repr=False)
     _made: dict[str, bytes] = field(default_factory=dict)
-    """The UUIDs of the snapshots, by their paths."""
+    """The UUIDs of the snapshots, by path."""
     _lock: int | None = None
-    """The run's folder: as long as a process of the run has it open, nobody takes the run for dead."""
+    """The run's folder: while a process of the run has it open, nobody considers the run dead."""
 
     def needs_descriptor(self) -> bool:
-        """Nothing of Btrfs can be tied to a descriptor."""
+        """Return False: nothing in Btrfs can be tied to a descriptor."""
         return False
 
     def check(self) -> None:
-        """See that the filesystem can be written to, and mount its top-level subvolume once."""
+        """Check that the filesystem is writable, and mount its top-level subvolume once."""
         seen = visible(mountinfo.read())
         for taken in self.taken:
             if "ro" in holder(taken.dataset.mountpoint.text, seen).super_options:
@@ -69,7 +69,7 @@ class BtrfsMaker:
             pass
 
     def intents(self) -> list[Intent]:
-        """The exact paths, and what each is a snapshot of. Raises KopiatomicError."""
+        """Return the exact paths, and what each is a snapshot of. Raises KopiatomicError."""
         with self._opening():
             self._look_at_sources()
         return [
@@ -78,19 +78,19 @@ class BtrfsMaker:
         ]
 
     def prepare(self) -> None:
-        """See that the subvolumes are the planned ones. Raises KopiatomicError."""
+        """Check that the subvolumes are the planned ones. Raises KopiatomicError."""
         with self._opening():
             self._look_at_sources()
 
     @contextmanager
     def _opening(self) -> Iterator[None]:
-        """Open what users may replace in a child: it may not answer."""
+        """Open what users may replace in a child, because it may not respond."""
         with looking.Opener(lambda path: linux.open_without_links(path, folder.OPEN_DIRECTORY)) as opener:
             self._open = lambda place: opener.open(place.text)
             yield
 
     def _look_at_sources(self) -> None:
-        """One after the other: there may be more of them than a process may have descriptors."""
+        """Look at the sources one by one: there may be more of them than a process may have descriptors."""
         left_out = {refusal.dataset.key for refusal in self.refused}
         for position, taken in enumerate(self.taken):
             if taken.dataset.key in left_out:
@@ -104,7 +104,7 @@ class BtrfsMaker:
 
     @contextmanager
     def _source(self, position: int) -> Iterator[tuple[int, btrfs.Subvolume]]:
-        """A planned subvolume, open. Raises OSError; ENOENT where its path leads to another."""
+        """Open a planned subvolume. Raises OSError; ENOENT if its path leads to another."""
         dataset = self.taken[position].dataset
         fd = self._open(dataset.mountpoint)
         try:
@@ -117,7 +117,7 @@ class BtrfsMaker:
             os.close(fd)
 
     def _refuse(self, position: int, error: OSError, what: str) -> None:
-        """Leave a subvolume out for what the kernel said of it. Raises KopiatomicError where that concerns all of them."""
+        """Leave a subvolume out because of the kernel's error. Raises KopiatomicError if that concerns all of them."""
         dataset = self.taken[position].dataset
         if presence.moved(error) or error.errno == errno.ENOTTY:
             self._leave_out(position, folder.gone(dataset))
@@ -132,7 +132,7 @@ class BtrfsMaker:
         self._sources.pop(position, None)
 
     def make(self) -> Instant | None:
-        """Ask for all snapshots at once; two or three again until they share a transaction, a few times at most."""
+        """Request all snapshots at once; repeat two or three until they share a transaction, a few times at most."""
         if not self._sources:
             return None
         with folder.top(self._device) as top:
@@ -171,9 +171,9 @@ class BtrfsMaker:
             return folder.look(place).born
 
     def _snapshot_all(self, directory: int) -> None:
-        """One ioctl a subvolume, from several threads let go at once, so that they come as close together as they can.
+        """Make one ioctl per subvolume, from several threads released at once, so that they are as close together as possible.
 
-        Each thread has opened its first before that, and opens its others one after the other. What the kernel refuses is
+        Each thread has opened its first subvolume before that, and opens its others one by one. What the kernel refuses is
         left out. Raises KopiatomicError, OSError.
         """
         positions = list(self._sources)
@@ -199,7 +199,7 @@ class BtrfsMaker:
                         refused[position] = error
                 together()
             except threading.BrokenBarrierError:
-                # Not all could be started, or one has failed.
+                # Not all threads could be started, or one has failed.
                 return
             except BaseException as failure:
                 failures.append(failure)
@@ -211,7 +211,7 @@ class BtrfsMaker:
                 threads.append(threading.Thread(target=share, args=(thread,)))
                 threads[-1].start()
         except RuntimeError:
-            # Those that wait for the others would wait for ever.
+            # Threads that wait for the others would wait for ever.
             start.abort()
             threads.pop()
             failures.append(OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)))
@@ -231,11 +231,11 @@ class BtrfsMaker:
     def _is_finished_later(self, position: int) -> bool:
         """Whether something must be taken out of the snapshot before it is made read-only."""
         taken = self.taken[position]
-        # Our own directory lies in the top-level subvolume.
+        # Our own directory is in the top-level subvolume.
         return taken.dataset.subvolume == btrfs.TOP_LEVEL or bool(taken.hidden)
 
     def _finish(self, position: int, place: int) -> None:
-        """Take out of a snapshot what must not be in it, as if it had never been there, and make it read-only."""
+        """Remove from a snapshot what must not be in it, as if it had never existed, and make it read-only."""
         try:
             fd = os.open(SNAPSHOT, folder.OPEN_DIRECTORY, dir_fd=place)
             try:
@@ -250,13 +250,13 @@ class BtrfsMaker:
             raise failed(f"the snapshot of {self._where()} could not be finished", error) from None
 
     def tie(self, cleanup_fd: int | None) -> None:
-        """Nothing: Btrfs has no hold that ends with a process."""
+        """Do nothing: Btrfs has no hold that ends with a process."""
 
     def untie(self) -> None:
-        """Nothing is tied."""
+        """Do nothing: no snapshot is tied."""
 
     def read_back(self, instant: Instant) -> SnapshotSet:
-        """``otransid`` of each, read from the snapshots as they are now."""
+        """Return the set with the ``otransid`` of each snapshot, read from the snapshots as they are now."""
         snapshots = []
         with folder.top(self._device) as top:
             for position, source in list(self._sources.items()):
@@ -280,12 +280,12 @@ class BtrfsMaker:
         return SnapshotSet("btrfs", self.pool, tuple(snapshots), instant)
 
     def recall(self, sets: Sets) -> None:
-        """Nothing: where they lie, and of what they are snapshots, identifies them."""
+        """Do nothing: the snapshots are identified by their location and their sources."""
 
     def remove(self) -> list[str]:
-        """Delete the run's snapshots and directories: only what lies in the run's own directory, by name."""
+        """Delete the run's snapshots and directories: only what is in the run's own directory, by name."""
         try:
-            # The lock keeps the filesystem there also where the host has unmounted it meanwhile.
+            # The lock keeps the filesystem available even if the host has unmounted it meanwhile.
             with folder.top(self._device) as top:
                 left = folder.remove(
                     top,
@@ -306,7 +306,7 @@ class BtrfsMaker:
         )
 
     def _moved(self, top: int) -> dict[str, str]:
-        """The snapshots that are there all the same, by the paths that they have now; and why. Raises KopiatomicError."""
+        """Return the snapshots that still exist, by their present paths, and why. Raises KopiatomicError."""
         try:
             places = {name: btrfs.place_of(top, uuid) for name, uuid in self._made.items()}
         except OSError as error:
@@ -322,15 +322,15 @@ class BtrfsMaker:
 
 
 def _place(directory: int, position: int) -> AbstractContextManager[int]:
-    """The directory of one snapshot in the run's own, open. Raises OSError."""
+    """Open the directory of one snapshot in the run's own. Raises OSError."""
     return closing(os.open(str(position), folder.OPEN_DIRECTORY, dir_fd=directory))
 
 
 def _state(source: btrfs.Subvolume, generation: int, snapshot: btrfs.Subvolume) -> str:
-    """What a subvolume holds, told by the last change to its tree and to a file in it.
+    """Return the state of a subvolume, told by the last change to its tree and to a file in it.
 
-    A snapshot changes the tree of its source, to the transaction that it is born in: after that only what somebody else
-    changed gives the tree another. Writes that are not on the disk yet show in the snapshot's ``ctransid`` alone; what is
-    replayed from the log after a crash shows in the tree's generation alone.
+    A snapshot changes the tree of its source, to the transaction in which it is created: after that only somebody else's
+    changes give the tree another. Writes that are not on disk yet show only in the snapshot's ``ctransid``; what is
+    replayed from the log after a crash shows only in the tree's generation.
     """
     return f"{source.uuid.hex()} {generation} {snapshot.changed}"

@@ -1,8 +1,8 @@
-"""ZFS: what has changed since an earlier snapshot that is long gone. A bookmark costs nothing and keeps nothing.
+"""ZFS: what has changed since an earlier snapshot that no longer exists. A bookmark costs nothing and keeps nothing.
 
-One is kept on each dataset (``--skip-unchanged``). ``written#BOOKMARK``, asked of a *newer snapshot* and not of the live dataset,
-is 0 exactly if nothing was written in between: content, times, modes, extended attributes, names, links (seen on 2.1.11). It is
-moved only where something was: so those of several repositories may stand on one.
+One is kept on each dataset (``--skip-unchanged``). ``written#BOOKMARK``, read from a *newer snapshot* and not from the live
+dataset, is 0 exactly if nothing was written in between: content, times, modes, extended attributes, names, links (seen on
+2.1.11). It is moved only if something was written, so the states of several repositories can rest on the same one.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ KIND = "zfs-bookmark"
 
 
 def follow(snapshots: Mapping[str, str], bookmark: str) -> dict[str, tuple[str, str]]:
-    """The states before and after each snapshot of one pool (``snapshots``: name and guid), told by its dataset's bookmark.
+    """Return the states before and after each snapshot of one pool (``snapshots``: name and guid), told by the bookmarks.
 
-    The state is the guid of the snapshot that the bookmark was made of; empty where it is not known. Bookmarks of datasets that
-    have changed are made anew.
+    The state is the guid of the snapshot that the bookmark was made from; empty if unknown. Bookmarks of datasets that
+    have changed are replaced.
     """
     places = {name: f"{name.partition('@')[0]}#{bookmark}" for name in snapshots}
     found = _guids(places.values())
     unchanged = _unchanged([name for name, place in places.items() if place in found], bookmark)
-    # Another run may have moved one in between; then it is not known since when nothing was written.
+    # Another run may have moved a bookmark in between; it is then unknown since when nothing was written.
     again = _guids(places[name] for name in unchanged)
     states = {
         name: (found[places[name]], found[places[name]])
@@ -45,29 +45,29 @@ def follow(snapshots: Mapping[str, str], bookmark: str) -> dict[str, tuple[str, 
 
 
 def _guids(places: Iterable[str]) -> dict[str, str]:
-    """The bookmarks that exist, by name, and the guids of the snapshots that they were made of."""
+    """Return the existing bookmarks, by name, and the guids of the snapshots that they were made from."""
     return program.number(places, "bookmark", "guid")
 
 
 def _unchanged(names: Iterable[str], bookmark: str) -> list[str]:
-    """The snapshots whose dataset nothing was written to since its bookmark; a dash says that it cannot be known."""
+    """Return the snapshots whose dataset has not been written to since its bookmark; a dash means that this cannot be known."""
     return [name for name, value in program.number(names, "snapshot", f"written#{bookmark}").items() if value == "0"]
 
 
 def _move(places: Mapping[str, str], existing: Sequence[str]) -> bool:
-    """Make bookmarks of these snapshots; whether that was possible."""
+    """Make bookmarks of these snapshots; return whether that was possible."""
     try:
         if existing:
             libzfs_core.destroy_bookmarks(existing)
         libzfs_core.bookmark(places)
     except libzfs_core.ZfsCallError:
-        # A pool without the feature, a name that is too long, another run that was quicker: then it is read next time.
+        # A pool without the feature, a name that is too long, another run that was quicker: the dataset is read next time.
         return False
     return True
 
 
 def kept() -> list[Leftover]:
-    """All that this host keeps, in all pools. Raises KopiatomicError where they cannot be listed."""
+    """Return all bookmarks that this host keeps, in all pools. Raises KopiatomicError if they cannot be listed."""
     if not host.here().has_zfs():
         return []
     result = program.run(["list", "-H", "-t", "bookmark", "-o", "name"])
@@ -91,7 +91,7 @@ def kept() -> list[Leftover]:
 
 
 def remove(bookmarks: Sequence[Leftover]) -> list[Leftover]:
-    """Destroy them; returns all, with the problem where there is one. Waits for the kernel."""
+    """Destroy bookmarks; return all, with the problem where there is one. Waits for the kernel."""
     libzfs_core.prepare()
     problems: dict[str, str] = {}
     for pool in sorted({bookmark.place for bookmark in bookmarks}):

@@ -11,10 +11,10 @@ from kopiatomic.text import first_few, printable
 
 
 def reasons(names: Sequence[str]) -> dict[str, str]:
-    """A reason for each, in words.
+    """Return a reason for each snapshot, in words.
 
-    A hold with our tag is the last one to be named: of ours it is no reason, and stays where the kernel could not release it
-    for one of the others.
+    A hold with our tag is named last: it is not a reason by itself, and remains where the kernel could not release it
+    because of one of the others.
     """
     mounted = {mount.source for mount in host.here().mounts()}
     tags = _tags([name for name in names if name not in mounted])
@@ -35,11 +35,11 @@ def reasons(names: Sequence[str]) -> dict[str, str]:
 
 
 def _tags(names: Sequence[str]) -> dict[str, list[str]]:
-    """The tags of the holds on snapshots; of one whose holds cannot be listed there are none."""
+    """Return the tags of the holds on snapshots; no tags for one whose holds cannot be listed."""
     found: dict[str, list[str]] = {}
     for part in process.parts(names):
         for line in program.run(["holds", "-H", *part]).stdout.decode("utf-8", "surrogateescape").splitlines():
-            # A tag may hold anything; neither the name before it nor the time behind it does.
+            # A tag may contain anything; the name before it and the time after it may not.
             name, _, rest = line.partition("\t")
             found.setdefault(name, []).append(rest.rpartition("\t")[0])
     return found

@@ -1,4 +1,4 @@
-"""ZFS snapshots that a dead run left: which they are, what proves them ours, how they go."""
+"""ZFS snapshots that a dead run left: which they are, what proves them ours, how they are removed."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ KIND = "zfs-snapshot"
 
 
 def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
-    """Those of a dead run's snapshots that are left or may be. What is in the place of one of ours is not among them.
+    """Return a dead run's snapshots that are, or may be, left. Others that have taken the name of one of ours are excluded.
 
-    Raises KopiatomicError where that cannot be told.
+    Raises KopiatomicError if that cannot be determined.
     """
     left = []
     for pool in sorted({intent.place for intent in intents}):
@@ -52,7 +52,7 @@ def _require_answer(pool: str) -> None:
 
 
 def _proof(seen: Seen, claim: Claim) -> str:
-    """What stands for it that a snapshot with a recorded name is ours."""
+    """Return what proves that a snapshot with a recorded name is ours."""
     identity = f"guid {seen.guid}, createtxg {seen.createtxg}"
     return f"recorded, {identity}" if claim is Claim.PROVEN else f"only its name is recorded; {identity}"
 
@@ -64,15 +64,15 @@ def _leftover(run_id: str, name: str, seen: Seen, proof: str, claim: Claim) -> L
 
 
 def unrecorded(names: Iterable[str] | None, life: Callable[[Mark], Life], problems: list[str]) -> list[Leftover]:
-    """Snapshots with the name of a run in these pools (None: in all), recorded or not, unless that run is known to be alive.
+    """Return snapshots with the name of a run in these pools (None: all), recorded or not, unless that run is known to be alive.
 
     Raises KopiatomicError.
     """
     if names is None and not host.here().has_zfs():
-        # Without the kernel's module there is no pool.
+        # Without the kernel module there are no pools.
         return []
     libzfs_core.prepare()
-    # zfs leaves them out without a word.
+    # zfs silently leaves them out.
     problems += [pool_suspended(pool).message for pool in pools.suspended(names or host.here().pools() or ())]
     named = ((name, ownership.run_of(name.partition("@")[2])) for name in zfs_look.names(names))
     candidates = {name: run_id for name, run_id in named if run_id is not None}
@@ -82,7 +82,7 @@ def unrecorded(names: Iterable[str] | None, life: Callable[[Mark], Life], proble
 
 
 def _judged(name: str, run_id: str, seen: Seen, life: Callable[[Mark], Life]) -> Leftover | None:
-    """What to make of a snapshot with a run's name; None where that run is alive. The record has not been asked."""
+    """Judge a snapshot with a run's name; return None if that run is alive. The record is not consulted."""
     mark = ownership.parse(seen.mark)
     if mark is None or mark.run_id != run_id or not liveness.is_local(mark):
         if life(Mark(run_id, "")) is Life.ALIVE:
@@ -99,7 +99,7 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
     """Release our hold, then destroy. Returns those that are left, with the problem. May wait for a transaction group."""
     for pool in sorted({leftover.place for leftover in leftovers}):
         mine = _still([leftover for leftover in leftovers if leftover.place == pool])
-        # A hold on what another host's run made is not ours.
+        # A hold on a snapshot made by another host's run is not ours.
         held = [o.name for o, seen in mine if seen.holds and o.claim is not Claim.RECEIVED]
         if held:
             _each_if_not_all(lambda some: libzfs_core.release(some, TAG), held)
@@ -111,13 +111,13 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
 
 
 def _still(leftovers: Sequence[Leftover]) -> list[tuple[Leftover, Seen]]:
-    """Those that are there, and not another one by the same name."""
+    """Return those that still exist and have not been replaced by another of the same name."""
     found = look([leftover.name for leftover in leftovers])
     return [(o, found[o.name]) for o in leftovers if o.name in found and found[o.name].guid == o.identity]
 
 
 def _each_if_not_all(call: Callable[[Sequence[str]], None], names: Sequence[str]) -> None:
-    """One call for all; where one of them stands in the way of the others, one for each. Who is left is asked for later."""
+    """Make one call for all; if one blocks the others, make one call each. What is left is checked later."""
     try:
         call(names)
     except libzfs_core.ZfsCallError:

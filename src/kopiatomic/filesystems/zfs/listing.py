@@ -1,4 +1,4 @@
-"""What ``zfs`` and ``zpool`` list of datasets and pools, read so that no name or property can be taken for another."""
+"""What ``zfs`` and ``zpool`` list of datasets and pools, read so that no name or property can be mistaken for another."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from kopiatomic.system import host, libzfs_core, process
 from kopiatomic.text import printable
 
 LIST_TIMEOUT = 120.0
-"""Seconds that one listing may take: a suspended pool or a dead device must not hang a plan."""
+"""Seconds allowed for one listing: a suspended pool or a dead device must not hang a plan."""
 
 _LONGEST = 255
-"""Bytes that a name of a file may have anywhere (NAME_MAX, limits.h(0p))."""
+"""The maximum length of a file name in bytes on any filesystem (NAME_MAX, limits.h(0p))."""
 
 _COLUMNS = "name,type,canmount,keystatus,guid"
 
 
 def run(argv: list[str]) -> process.Finished:
-    """Run ``zfs`` or ``zpool``; its texts are read in the C locale. Raises KopiatomicError."""
+    """Run ``zfs`` or ``zpool`` in the C locale, because its output is read. Raises KopiatomicError."""
     try:
         return process.run(argv, timeout=LIST_TIMEOUT, environment={**os.environ, "LC_ALL": "C"}, keep=1 << 30)
     except FileNotFoundError:
@@ -42,16 +42,16 @@ def run(argv: list[str]) -> process.Finished:
 
 
 def _lines(finished: process.Finished) -> list[str]:
-    # Not splitlines(): a property may hold characters that Python takes for line ends and zfs does not.
+    # Not splitlines(): a property may contain characters that are line ends for Python and not for zfs.
     return finished.stdout.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n") if finished.stdout else []
 
 
 def datasets(
     names: Sequence[str], user_property: str, *, everything: bool, depth: int | None
 ) -> tuple[dict[str, ZfsDataset], dict[str, str]]:
-    """Datasets by name, without their mount points; and the values of the user property of those that have it in any way.
+    """Return datasets by name, without mount points, and the user property's values where it is set or inherited.
 
-    ``everything``: all there are; else those named and what lies below them, ``depth`` levels (None: all). Raises
+    ``everything``: all datasets; otherwise those named and what is below them, ``depth`` levels (None: all). Raises
     KopiatomicError.
     """
     scope: list[str] = []
@@ -61,7 +61,7 @@ def datasets(
         scope = [*(["-r"] if depth is None else ["-d", str(depth)]), "--", *names]
     result, listed = _listed(scope, [user_property])
     if listed is None:
-        # The property of one of them holds a tab or a newline, and with that perhaps what looks like another's line.
+        # A property contains a tab or a newline, and perhaps with it what looks like another dataset's line.
         result, listed = _listed(scope, [])
         if listed is None:
             raise KopiatomicError(
@@ -76,16 +76,16 @@ def datasets(
     if not everything:
         require(names, found, result)
     if result.status != 0:
-        # What it has listed may be a part.
+        # The listing may be incomplete.
         raise _failure(result)
     return found, {name: value for name, value in values.items() if value != "-"}
 
 
 def _listed(scope: Sequence[str], also: Sequence[str]) -> tuple[process.Finished, dict[str, list[str]] | None]:
-    """The fields of each dataset, by name; None where the lines are not what was asked for.
+    """Return the fields of each dataset, by name; None if the lines are not those that were asked for.
 
-    A property that is asked for ``also`` may hold anything. The name behind it shows that: a value of several lines has to end in
-    a line that begins with the name, which then is there twice.
+    A property that is asked for ``also`` may contain anything. The name after it reveals that: a value of several lines must end
+    in a line that begins with the name, which then occurs twice.
     """
     columns = [*_COLUMNS.split(","), host.here().zoned, *also]
     result = run(["zfs", "list", "-Hp", "-t", "filesystem,volume", "-o", ",".join([*columns, "name"]), *scope])
@@ -104,7 +104,7 @@ def _dataset(fields: Sequence[str]) -> ZfsDataset:
 
 
 def require(names: Collection[str], found: Collection[str], result: process.Finished | None = None) -> None:
-    """Refuse names that are not among those found, with near ones. Raises KopiatomicError."""
+    """Refuse names that are not among those found, and suggest similar ones. Raises KopiatomicError."""
     for name in sorted(names):
         _check_kind(name)
         if name not in found:
@@ -112,7 +112,7 @@ def require(names: Collection[str], found: Collection[str], result: process.Fini
 
 
 def _check_kind(name: str) -> None:
-    """Refuse what can be seen from the name alone not to be a filesystem."""
+    """Refuse a name that by itself shows it is not a filesystem."""
     for mark, what in (("@", "snapshot"), ("#", "bookmark")):
         if mark in name:
             raise KopiatomicError(
@@ -123,23 +123,23 @@ def _check_kind(name: str) -> None:
 
 
 def with_mountpoints(asked: Iterable[ZfsDataset]) -> dict[str, ZfsDataset]:
-    """Datasets with their ``mountpoint`` property, as far as it says something: not for volumes and mere containers."""
+    """Return datasets with their ``mountpoint`` property where it is meaningful: not for volumes and mere containers."""
     wanted = [dataset for dataset in asked if dataset.kind == "filesystem" and dataset.canmount != "off"]
     values = _each_value("mountpoint", [d.name for d in wanted])
     return {d.name: replace(d, mountpoint=values[d.name]) for d in wanted if d.name in values}
 
 
 def _require_known(names: Iterable[str], found: Collection[str], result: process.Finished) -> None:
-    """Refuse an answer that leaves names out that are not certain to be gone. Raises KopiatomicError."""
+    """Refuse an answer that omits names which are not certain to be gone. Raises KopiatomicError."""
     if set(names) - set(found) - program.gone(result):
         raise _failure(result)
 
 
 def _each_value(column: str, names: Sequence[str]) -> dict[str, str]:
-    """The property of those of the datasets that exist still. Raises KopiatomicError.
+    """Return the property of those datasets that still exist. Raises KopiatomicError.
 
-    It may hold tabs and newlines, which ``zfs list`` prints raw, and so what looks like other datasets' lines. The name behind it
-    shows that, as in :func:`_listed`: whose it is, is found by halves, and one alone is asked for without its name.
+    It may contain tabs and newlines, which ``zfs list`` prints raw, and thus what looks like other datasets' lines. The name
+    after it reveals that, as in :func:`_listed`: bisection finds the dataset, which is then queried alone, without its name.
     """
     found: dict[str, str] = {}
     waiting = list(process.parts(names))
@@ -163,7 +163,7 @@ def _each_value(column: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def settings(values: Mapping[str, str], user_property: str) -> dict[str, Setting]:
-    """A user property of datasets whose values are known, and of those that they have it from. Raises KopiatomicError."""
+    """Return a user property of datasets with known values, and of those that they inherit it from. Raises KopiatomicError."""
     found: dict[str, Setting] = {}
     waiting = dict(values)
     while waiting:
@@ -182,7 +182,7 @@ def settings(values: Mapping[str, str], user_property: str) -> dict[str, Setting
 
 
 def pools(names: set[str] | None) -> dict[str, ZfsPool]:
-    """The pools of these names; all for None. Raises KopiatomicError."""
+    """Return the pools of these names; all pools for None. Raises KopiatomicError."""
     if names is not None and not names:
         return {}
     result = run(["zpool", "list", "-Hp", "-o", "name,health,readonly", "--", *sorted(names or ())])
@@ -196,7 +196,7 @@ def pools(names: set[str] | None) -> dict[str, ZfsPool]:
 
 
 def _missing(name: str, result: process.Finished) -> KopiatomicError:
-    """Why a named dataset is not in the listing, with near names."""
+    """Return why a named dataset is not in the listing, with similar names."""
     if f"cannot open '{name}': pool I/O is currently suspended" in result.errors:
         return pool_suspended(name.partition("/")[0])
     if f"cannot open '{name}'" not in result.errors:

@@ -1,4 +1,4 @@
-"""What ZFS snapshots there are, asked for by exact name, or found by what identifies them."""
+"""Which ZFS snapshots exist, asked for by exact name, or found by what identifies them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NUMBERS = ("guid", "createtxg", "userrefs")
 
 @immutable
 class Seen:
-    """A snapshot as it is now. ``mark`` is our property's value if it was set on the snapshot itself, else empty."""
+    """A snapshot as it is now. ``mark`` is the value of our property if it was set on the snapshot itself, otherwise empty."""
 
     guid: str
     createtxg: int
@@ -28,9 +28,9 @@ class Seen:
 
 
 def look(names: Sequence[str]) -> dict[str, Seen]:
-    """Those of the snapshots that exist, asked for by exact name: listing all of a pool is slow.
+    """Return the snapshots that exist, asked for by exact name: listing a whole pool is slow.
 
-    Raises KopiatomicError where that one does not exist is not certain.
+    Raises KopiatomicError if it is not certain that one does not exist.
     """
     fields: dict[str, dict[str, str]] = {}
     gone: set[str] = set()
@@ -39,7 +39,7 @@ def look(names: Sequence[str]) -> dict[str, Seen]:
         part = waiting.pop()
         result, found = _get(part, [*_NUMBERS, PROPERTY])
         if found is None:
-            # Somebody's property with tabs or newlines, which no mark of ours has: whose it is, is found by halves.
+            # Somebody's property contains tabs or newlines, which our marks never do: bisection finds whose it is.
             middle = len(part) // 2
             if middle:
                 waiting += [part[:middle], part[middle:]]
@@ -62,10 +62,10 @@ def look(names: Sequence[str]) -> dict[str, Seen]:
 
 
 def _get(names: Sequence[str], columns: Sequence[str]) -> tuple[process.Finished, dict[str, dict[str, str]] | None]:
-    """Properties of snapshots by name; of ours only what is set on the snapshot itself.
+    """Return properties of snapshots by name; of our own property only values set on the snapshot itself.
 
-    None where a value holds tabs or newlines: with them it may look like other snapshots' lines. The name behind it shows that:
-    such a value has to end in a line that begins with the name and one of the columns, which then are there twice.
+    None if a value contains tabs or newlines: it may then look like other snapshots' lines. The name after it reveals that:
+    such a value must end in a line that begins with the name and one of the columns, which then occur twice.
     """
     result = program.run(
         ["get", "-Hp", "-t", "snapshot", "-o", "name,property,value,source,name", ",".join(columns), *names]
@@ -86,7 +86,7 @@ def _get(names: Sequence[str], columns: Sequence[str]) -> tuple[process.Finished
 
 
 def names(places: Iterable[str] | None) -> Iterator[str]:
-    """The names of all snapshots in these pools (None: in all). Raises KopiatomicError."""
+    """Return the names of all snapshots in these pools (None: all). Raises KopiatomicError."""
     within = [] if places is None else ["-r", "--", *sorted(places)]
     result = process.run(
         ["zfs", "list", "-H", "-t", "snapshot", "-o", "name", "-s", "name", *within],
@@ -104,9 +104,9 @@ def names(places: Iterable[str] | None) -> Iterator[str]:
 
 
 def moved(run_id: str, pool: str, intents: Sequence[Intent]) -> list[tuple[Intent, str, Seen]]:
-    """Where snapshots of a run are by now that are not at their recorded names, as far as these identify them.
+    """Return where those snapshots of a run are now that are not at their recorded names, as far as these identify them.
 
-    Renamed they stay in their dataset, and with a dataset that is renamed or promoted they keep their own name. Raises
+    A renamed snapshot stays in its dataset; with a dataset that is renamed or promoted, it keeps its own name. Raises
     KopiatomicError.
     """
     wanted = {(i.identity, i.transaction): i for i in intents if i.identity is not None}

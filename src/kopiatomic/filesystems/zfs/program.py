@@ -1,4 +1,4 @@
-"""Asking ``zfs get`` about what is named exactly: listing all of a pool is slow."""
+"""Queries to ``zfs get`` by exact name: listing a whole pool is slow."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _TIMEOUT = 120.0
 
 
 def run(words: Sequence[str]) -> process.Finished:
-    """``zfs`` with these words, in no language."""
+    """Run ``zfs`` with these arguments, in the C locale."""
     return process.run(["zfs", *words], timeout=_TIMEOUT, environment={**os.environ, "LC_ALL": "C"}, keep=1 << 30)
 
 
 def gone(result: process.Finished) -> set[str]:
-    """The names that ``zfs`` was given and that do not exist, by its own words; of any other it may just not know."""
+    """Return the names passed to ``zfs`` that it reports as nonexistent; about any other it may simply not know."""
     return {found[1] for found in _GONE.finditer(result.stderr.decode("utf-8", "surrogateescape"))}
 
 
@@ -25,9 +25,9 @@ _GONE = re.compile(r"^cannot open '(.*)': dataset does not exist$", re.MULTILINE
 
 
 def number(names: Iterable[str], kind: str, column: str) -> dict[str, str]:
-    """A property whose values are numbers or a dash, of those of the names of which it could be read.
+    """Return a property whose values are numbers or a dash, for those names for which it could be read.
 
-    Of the others it is not known, and no caller may take them for absent: their existence was not asked for.
+    For the others it is unknown, and callers must not take them for absent: their existence was not checked.
     """
     found = {}
     for part in process.parts(names):

@@ -1,6 +1,6 @@
 """ZFS datasets: which are asked for, where they are mounted, what becomes of each. Pure.
 
-The mount table is the truth about what is mounted where; the properties only say what is missing in it.
+The mount table decides what is mounted where; the properties only say what is missing from it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.text import printable
 
 MAX_NAME = 255
-"""The longest name of a ZFS snapshot, dataset's name included (ZFS_MAX_DATASET_NAME_LEN - 1)."""
+"""The maximum length of a ZFS snapshot's name, including the dataset's name (ZFS_MAX_DATASET_NAME_LEN - 1)."""
 
 
 def _container(name: str) -> str:
@@ -28,11 +28,11 @@ def _container(name: str) -> str:
 
 
 _NO_VALUE = "no value"
-"""What stands for a value of the property that means nothing."""
+"""The placeholder for a value of the property that has no meaning."""
 
 
 class ZfsSelection:
-    """The datasets that are asked for, and the verdict on each that is known."""
+    """The datasets that are asked for, and the verdict on each known one."""
 
     def __init__(self, shared: Selection) -> None:
         self._shared = shared
@@ -48,17 +48,17 @@ class ZfsSelection:
             if mount.fstype == "zfs" and "@" not in mount.source:
                 self._mounts.setdefault(mount.source, []).append(mount)
         self._claims: dict[str, list[str]] = {}
-        """The datasets that would be at a place, were they mounted as their properties say."""
+        """The datasets that would be at a place if they were mounted as their properties say."""
         for name, dataset in self._facts.datasets.items():
             if dataset.canmount != "off":
                 self._claims.setdefault(dataset.mountpoint, []).append(name)
         self._aside: set[str] = set()
-        """What is taken to a place below ``/.unmounted``."""
+        """The datasets that are taken to a place below ``/.unmounted``."""
 
     # What is asked for
 
     def ask_for(self, name: str, why: str) -> None:
-        """A dataset that the user named; with ``-r`` what lies below."""
+        """Ask for a dataset that the user named; with ``-r`` also for what is below it."""
         if self._request.by_property:
             # Names only say where to look for the property.
             return
@@ -67,7 +67,9 @@ class ZfsSelection:
             self._ask_below(name)
 
     def ask_for_path(self, path: str, mount: Mount) -> None:
-        """A path in a mount of a whole dataset: that dataset or a part of it; with ``-r`` what belongs below the path."""
+        """Ask for a path in a mount of a whole dataset: the dataset or a part; with ``-r`` also for what belongs below the
+        path.
+        """
         name, part = mount.source, below(path, mount.point)
         self._chosen.setdefault(name, mount)
         if not part or self._request.by_property:
@@ -85,7 +87,7 @@ class ZfsSelection:
                 self._imply(inside, f"-r {printable(name)}")
 
     def _belongs_at(self, name: str) -> list[str]:
-        """Where a dataset is mounted, covered or not; where it would be if it is not."""
+        """Return where a dataset is mounted, covered or not; where it would be if it is not mounted."""
         points = [m.point for m in self._mounts.get(name, ()) if m.root == "/"]
         return points or [self._facts.datasets[name].mountpoint]
 
@@ -100,7 +102,7 @@ class ZfsSelection:
         self._asked.setdefault(name, Ask()).add("", why, named=False)
 
     def ask_by_pattern(self, pattern: str) -> int:
-        """Datasets whose name, or for a path whose mount point, a pattern fits. Returns how many do."""
+        """Ask for the datasets whose name, or mount point for a path, matches a pattern. Returns how many match."""
         count = 0
         for name, dataset in self._facts.datasets.items():
             if (dataset.kind == "filesystem" or self._request.volumes) and patterns.matches(
@@ -113,12 +115,12 @@ class ZfsSelection:
         return count
 
     def ask_for_everything(self) -> None:
-        """All datasets that are known (``-a``)."""
+        """Ask for all known datasets (``-a``)."""
         for name in self._facts.datasets:
             self._imply(name, "-a")
 
     def ask_by_property(self) -> None:
-        """The datasets that the property selects, in all or below those that were named."""
+        """Ask for the datasets that the property selects, in all pools or below those that were named."""
         scopes = [self._scope(name) for name in self._request.names]
         for name in self._facts.datasets:
             if scopes and not any(is_at_or_below(name, scope) for scope in scopes):
@@ -134,7 +136,7 @@ class ZfsSelection:
     # The property
 
     def _property(self, name: str) -> tuple[str, str]:
-        """The effective value (on, off, children, empty, or :data:`_NO_VALUE`), and where it was set, in words."""
+        """Return the effective value (on, off, children, empty, or :data:`_NO_VALUE`), and where it was set, in words."""
         setting = self._facts.properties.get(name)
         if setting is None:
             return "", ""
@@ -157,8 +159,8 @@ class ZfsSelection:
     # What becomes of each
 
     def judge(self) -> Iterator[Judged]:
-        """The verdict on each dataset that is known. Raises KopiatomicError where one that was named cannot be taken."""
-        # Sorted, so that of two that lie in one another the upper one is judged first.
+        """Return the verdict on each known dataset. Raises KopiatomicError if one that was named cannot be taken."""
+        # Sorted, so that of two nested datasets the upper one is judged first.
         verdicts = {name: self._judged(dataset) for name, dataset in sorted(self._facts.datasets.items())}
         for name, judged in verdicts.items():
             ask = self._asked.get(name)
@@ -168,7 +170,7 @@ class ZfsSelection:
         yield from self._suspended()
 
     def _container(self, name: str, judged: Judged, verdicts: dict[str, Judged]) -> str:
-        """``-r NAME`` means what lies below where the dataset itself is, by its properties, not for mounting.
+        """Return why a named dataset itself is not taken: with ``-r`` it may be one that by its properties is not for mounting.
 
         Raises KopiatomicError for any other that was named and cannot be taken.
         """
@@ -216,7 +218,7 @@ class ZfsSelection:
         return self._verdict(dataset, Verdict.TAKEN, reason, places=self._shared.taken[-1].places)
 
     def _bad_property(self, dataset: ZfsDataset, what: str) -> Judged:
-        """Whoever may set the property of one dataset decides for that one alone."""
+        """Judge a dataset with a bad property: who may set the property of one dataset decides only for that one."""
         word = self._request.property
         hint = f"It must be on, off or children: zfs set {word}=on {printable(dataset.name)}, or zfs inherit."
         return self._verdict(
@@ -224,15 +226,15 @@ class ZfsSelection:
         )
 
     def _not_the_jails(self, dataset: ZfsDataset) -> Judged:
-        """A jail sees what its datasets lie in, and can neither snapshot nor mount it (zfs-jail(8))."""
+        """Judge a dataset that contains the jail's: a jail sees it, and can neither snapshot nor mount it (zfs-jail(8))."""
         reason = "it is the host's, and not this jail's (jailed=off)"
         hint = f"Back it up on the host, or give it to the jail there: zfs jail JAIL {printable(dataset.name)}"
         return self._verdict(dataset, Verdict.NOT_THE_JAILS, reason, hint=f"{hint} (jailed=on, {JAIL_NEEDS}).")
 
     def _useless_pool(self, dataset: ZfsDataset, ask: Ask) -> Judged | None:
-        """A snapshot in a suspended pool waits for ever, in a read-only one it is impossible.
+        """Judge a dataset in an unusable pool: a snapshot waits for ever in a suspended one and is impossible in a read-only one.
 
-        Raises KopiatomicError where the dataset was named.
+        Raises KopiatomicError if the dataset was named.
         """
         pool = self._facts.pools.get(dataset.name.partition("/")[0])
         if pool is not None and pool.suspended:
@@ -257,7 +259,7 @@ class ZfsSelection:
         return self._verdict(dataset, Verdict.NOT_ASKED_FOR, "it was not named; -r takes it")
 
     def _not_takeable(self, dataset: ZfsDataset, ask: Ask) -> Judged:
-        """Why a filesystem that was asked for cannot be taken, or can be only because ``--include-unmounted`` says so."""
+        """Judge a filesystem that was asked for and cannot be taken, or only because of ``--include-unmounted``."""
         name = dataset.name
         length = len(name) + len(self._request.suffix)
         if length > MAX_NAME:
@@ -316,14 +318,14 @@ class ZfsSelection:
         return self._verdict(dataset, Verdict.NOT_MOUNTED, f"it is not mounted ({why})", hint=hint)
 
     def _is_environment(self, dataset: ZfsDataset, mounted: Mount) -> bool:
-        """Whether a dataset is a boot environment as the one that is mounted in its place is: at ``/``, or by an altroot
-        elsewhere; there they are siblings that are mounted only by hand.
+        """Whether a dataset is a boot environment like the one that is mounted in its place: at ``/``, or elsewhere with an
+        altroot; there they are siblings that are only mounted by hand.
         """
         siblings = "@" not in mounted.source and _container(dataset.name) == _container(mounted.source)
         return dataset.canmount != "off" and (dataset.mountpoint == "/" or (siblings and dataset.canmount == "noauto"))
 
     def _take_unmounted(self, dataset: ZfsDataset, ask: Ask) -> Judged:
-        """Its snapshot is mounted in the view alone."""
+        """Take a dataset whose snapshot is mounted only in the view."""
         if ask.parts != ("",):
             return self._not_mounted(dataset)
         point = dataset.mountpoint
@@ -338,13 +340,13 @@ class ZfsSelection:
         return self._verdict(dataset, Verdict.TAKEN, reason, places=self._shared.taken[-1].places)
 
     def _is_free(self, point: str) -> bool:
-        """Whether nothing else is or would be at a place, and it exists where a mount of what is taken must have it."""
+        """Whether nothing else is or would be at a place, and it exists where a mount of what is taken must provide it."""
         if point in self._shared.seen or len(self._claims[point]) != 1 or point not in self._facts.directories:
             return False
         if point in self._above_asked:
-            # It would be in the way of what is mounted below its place now.
+            # It would block what is mounted below its place now.
             return False
-        # What is not mounted cannot be looked into: nothing is known of a place in it.
+        # What is not mounted cannot be examined: nothing is known about a place in it.
         for above in parents(point):
             if above in self._shared.seen:
                 return True
@@ -354,7 +356,7 @@ class ZfsSelection:
 
     @cached_property
     def _above_asked(self) -> frozenset[str]:
-        """The directories that lie above mounts, or parts of them, that may be taken."""
+        """The directories above mounts, or parts of them, that may be taken."""
         found: set[str] = set()
         for mount in self._shared.seen.values():
             ask = self._asked.get(mount.source) if mount.fstype == "zfs" else None
@@ -364,10 +366,10 @@ class ZfsSelection:
         return frozenset(found)
 
     def _place_aside(self, name: str) -> str:
-        """A place below ``/.unmounted`` that is sure to exist.
+        """Return a place below ``/.unmounted`` that certainly exists.
 
-        In the frozen tree of a dataset that is there itself there may be no directory for another: what lies below that dataset
-        goes into a directory beside it, whose name ends in ``@``, as no dataset's does.
+        The frozen tree of a dataset that is itself placed there may have no directory for another: what is below that dataset
+        goes into a directory next to it whose name ends in ``@``, which no dataset's name does.
         """
         self._aside.add(name)
         place, upper = UNMOUNTED, ""
@@ -387,7 +389,7 @@ class ZfsSelection:
         return Dataset("zfs", dataset.name, pool, PlannedPath(mountpoint), volume=volume, guid=dataset.guid)
 
     def _visible(self, name: str) -> Mount | None:
-        """The mount that shows the whole dataset and can be seen; of several the one that was named, else the first."""
+        """Return the visible mount that shows the whole dataset; of several the one that was named, otherwise the first."""
         if name in self._chosen:
             return self._chosen[name]
         for mount in self._mounts.get(name, ()):
@@ -403,7 +405,7 @@ class ZfsSelection:
         return said + (f"; parts of it are mounted at {', '.join(parts)} as well" if parts else "")
 
     def _suspended(self) -> Iterator[Judged]:
-        """What is mounted of suspended pools: zfs does not list it."""
+        """Judge mounted datasets of suspended pools: zfs does not list them."""
         if not self._request.everything:
             return
         for name in self._mounts:

@@ -1,4 +1,4 @@
-"""ZFS: one snapshot call for a pool, held and deferred-destroyed so that the kernel ties it to the run's descriptor."""
+"""ZFS: one snapshot call per pool, held and deferred-destroyed so that the kernel ties it to the run's descriptor."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from kopiatomic.system import host, libzfs_core, process
 from kopiatomic.text import few, printable
 
 GONE_TIMEOUT = 60.0
-"""Seconds to wait for the kernel to have destroyed a released set."""
+"""Seconds to wait until the kernel has destroyed a released set."""
 
 _HELD_TIMEOUT = 5.0
-"""Seconds after which a hold that is still there is not ours: that one has been released several times by then."""
+"""Seconds after which a remaining hold cannot be ours: ours has been released several times before that."""
 
 _REFUSED_TRIES = 20
 _REFUSED_TIMEOUT = 60.0
-"""How often, and for how long (seconds), the snapshots are asked for again without those that were refused."""
+"""How often, and for how long (seconds), the snapshots are requested again without those that were refused."""
 
 _GROUPS = 16
-"""How many transaction groups may pass between the record of a snapshot and the snapshot: 80 s by ``zfs_txg_timeout``, fewer
-where much is written. One that is later than that is left and named."""
+"""How many transaction groups may pass between the record of a snapshot and the snapshot: 80 s by ``zfs_txg_timeout``, less
+if much is written. A snapshot later than that is left alone and reported."""
 
 _RESUMED_POLL = 0.5
-"""Seconds between two tries to release what a suspended pool holds up."""
+"""Seconds between two attempts to release what a suspended pool blocks."""
 
 
 class ZfsMaker:
@@ -48,15 +48,15 @@ class ZfsMaker:
         self._pool = pool
         self._bookmark = bookmark
         self._datasets = {f"{t.dataset.name}@{PREFIX}{run_id}": t.dataset for t in taken}
-        """By the names of their snapshots."""
+        """The datasets, by the names of their snapshots."""
         self._intents = {name: Intent("zfs", pool, name) for name in self._datasets}
-        """Of all that may have been made, also of what was left out since."""
+        """The intents for all that may have been made, including what has been left out since."""
         self._renamed: list[Intent] = []
-        """What was not there by its name when it was still held: somebody has given it another."""
+        """The snapshots that were not found by name while still held: somebody has renamed them."""
         self.refused: list[Refusal] = []
 
     def needs_descriptor(self) -> bool:
-        """Temporary holds hang on it."""
+        """Return True: temporary holds depend on a descriptor."""
         return True
 
     def check(self) -> None:
@@ -64,21 +64,21 @@ class ZfsMaker:
         libzfs_core.prepare()
 
     def intents(self) -> list[Intent]:
-        """The exact names, and the transaction groups that they can be of."""
+        """Return the exact names, and the transaction groups that the snapshots can belong to."""
         group = host.here().transaction_group(self._pool)
         between = None if group is None else (group, group + _GROUPS)
         self._intents = {name: Intent("zfs", self._pool, name, between=between) for name in self._names}
         return list(self._intents.values())
 
     def prepare(self) -> None:
-        """Nothing: datasets go by name, and the call itself tells which are gone."""
+        """Do nothing: datasets go by name, and the call itself reports which are gone."""
 
     @property
     def _names(self) -> list[str]:
         return list(self._datasets)
 
     def make(self) -> Instant | None:
-        """One call, one transaction group. It makes all or none: what is refused is left out, and it is called again.
+        """Make the snapshots in one call and one transaction group: all or none. Refused ones are left out and it is repeated.
 
         Raises KopiatomicError.
         """
@@ -99,13 +99,13 @@ class ZfsMaker:
         return None
 
     def _leave_out(self, error: libzfs_core.ZfsCallError) -> None:
-        """Leave out what the kernel refused by its name. Raises KopiatomicError where that is no dataset's own fault."""
+        """Leave out what the kernel refused by name. Raises KopiatomicError if no single dataset is at fault."""
         refused = {name: number for name, number in error.errors.items() if name in self._datasets}
         if not error.errors and error.errno == errno.ENOENT:
             # The pool itself is gone.
             refused = dict.fromkeys(self._datasets, errno.ENOENT)
         numbers = set(refused.values())
-        # Where only some have no room, it is that of a reservation, and not the pool's.
+        # If only some have no room, a reservation is exhausted and not the pool.
         full = numbers == {errno.ENOSPC} and len(refused) < len(self._datasets)
         if not refused or (any(map(concerns_all, numbers)) and not full):
             raise self._snapshot_error(error)
@@ -119,7 +119,7 @@ class ZfsMaker:
                 self.refused.append(Refusal(dataset, f"no snapshot was made of it: {reason}", hint=hint))
 
     def _guids(self) -> Mapping[str, str] | None:
-        """The datasets of the pool by guid; None where they cannot be listed."""
+        """Return the datasets of the pool by guid; None if they cannot be listed."""
         argv = ["zfs", "list", "-Hp", "-r", "-t", "filesystem,volume", "-o", "guid,name", "--", self._pool]
         try:
             result = process.run(argv, timeout=GONE_TIMEOUT, environment={**os.environ, "LC_ALL": "C"}, keep=1 << 30)
@@ -134,7 +134,7 @@ class ZfsMaker:
         return found
 
     def tie(self, cleanup_fd: int | None) -> None:
-        """Temporary holds, then deferred destroy: the kernel destroys the set at the descriptor's last close."""
+        """Place temporary holds, then destroy deferred: the kernel destroys the set at the descriptor's last close."""
         assert cleanup_fd is not None
         try:
             libzfs_core.hold(self._names, TAG, cleanup_fd)
@@ -147,7 +147,7 @@ class ZfsMaker:
             ) from None
 
     def read_back(self, instant: Instant) -> SnapshotSet:
-        """``createtxg`` of each: equal within a pool exactly if they are of one transaction group."""
+        """Return the set with the ``createtxg`` of each: equal within a pool exactly if they are of one transaction group."""
         found = look(self._names)
         for name in [name for name in self._names if name not in found]:
             reason = "its snapshot disappeared right after it was made"
@@ -178,12 +178,12 @@ class ZfsMaker:
         return made
 
     def _older(self, found: Mapping[str, Seen]) -> bool:
-        """Whether one was there before the run: somebody gave it the name of one that the run has made."""
+        """Whether a snapshot existed before the run: somebody gave it the name of one that the run made."""
         between = {name: self._intents[name].between for name in found}
         return any(groups is not None and found[name].createtxg < groups[0] for name, groups in between.items())
 
     def recall(self, sets: Sets) -> None:
-        """Guid and createtxg of each: they alone prove from now on that it is ours."""
+        """Take over guid and createtxg of each: from now on only they prove that it is ours."""
         for made in sets.sets:
             for snapshot in made.snapshots:
                 intent = self._intents.get(snapshot.source)
@@ -193,11 +193,11 @@ class ZfsMaker:
                     )
 
     def untie(self) -> None:
-        """Release the holds by a call, and wait for the pool in it, so that the last close has nothing to wait for.
+        """Release the holds by a call that waits for the pool, so that the last close has nothing to wait for.
 
         While the last close of the descriptor waits for a suspended pool, no process can open /dev/zfs: not even ``zpool
         clear`` can, and only a reboot helps (the kernel holds its list of open descriptors locked then; seen on 2.1.11). A
-        call that waits is in nobody's way.
+        waiting call blocks nobody.
         """
         made = [intent for intent in self._intents.values() if intent.identity is not None]
         self._renamed = [intent for intent in made if not libzfs_core.may_exist([intent.name])]
@@ -206,13 +206,13 @@ class ZfsMaker:
                 libzfs_core.release(self._names, TAG)
                 return
             except libzfs_core.ZfsCallError as error:
-                # Suspended before the call came: OpenZFS refuses it at once.
+                # The pool was suspended before the call: OpenZFS refuses it at once.
                 if errno.EAGAIN not in {error.errno, *error.errors.values()}:
                     return
             time.sleep(_RESUMED_POLL)
 
     def remove(self) -> list[str]:
-        """Wait until the kernel has destroyed the released set; destroy what nothing tied."""
+        """Wait until the kernel has destroyed the released set; destroy what was not tied."""
         self._follow_renamed()
         left, unproven = self._ours(list(self._intents))
         began = time.monotonic()
@@ -221,7 +221,7 @@ class ZfsMaker:
             try:
                 libzfs_core.destroy(left, deferred=False)
             except libzfs_core.ZfsCallError:
-                # Still held or mounted: the kernel is not done with it yet, or its release failed because somebody had
+                # Still held or mounted: the kernel has not finished with it, or its release failed because somebody had
                 # mounted one.
                 with suppress(libzfs_core.ZfsCallError):
                     libzfs_core.release(left, TAG)
@@ -235,7 +235,7 @@ class ZfsMaker:
         )
 
     def _follow_renamed(self) -> None:
-        """Find those of ours that have another name by now, or whose name another one has."""
+        """Find our snapshots that have been renamed, or whose name another snapshot now has."""
         names = list(self._intents)
         there = look(names) if libzfs_core.may_exist(names) else {}
         strangers = [self._intents[name] for name, seen in there.items() if claim(self._intents[name], seen) is None]
@@ -243,13 +243,13 @@ class ZfsMaker:
             self._intents[name] = replace(intent, name=name)
 
     def _in_vain(self, left: Sequence[str], waited: float) -> bool:
-        """Whether it is no use to go on: too long, or nothing is left but what other people hold."""
+        """Whether waiting any longer is pointless: it took too long, or only what other people hold is left."""
         if waited < _HELD_TIMEOUT:
             return False
         return waited > GONE_TIMEOUT or all(seen.holds for seen in look(left).values())
 
     def _ours(self, names: Sequence[str]) -> tuple[list[str], dict[str, Seen]]:
-        """Those that are left and proven ours, and those that are left and may be."""
+        """Return those that are left and proven ours, and those that are left and may be ours."""
         if not libzfs_core.may_exist(names):
             return [], {}
         found = look(names)
@@ -260,7 +260,7 @@ class ZfsMaker:
     def _snapshot_error(self, error: libzfs_core.ZfsCallError) -> KopiatomicError:
         numbers = set(error.errors.values()) or {error.errno}
         if errno.EAGAIN in numbers:
-            # What OpenZFS answers where the pool is suspended already; if it is by this very call, the call waits.
+            # OpenZFS answers this if the pool is suspended already; if this very call suspends it, the call waits.
             pool = printable(self._pool)
             return KopiatomicError(
                 f"no snapshot was made: the pool {pool} is suspended: its devices do not answer",
@@ -281,10 +281,10 @@ def _by_hand(name: str, seen: Seen) -> str:
 
 
 def claim(intent: Intent, seen: Seen) -> Claim | None:
-    """What stands for it that the snapshot with a recorded name is the one that the run made; None if it is another one.
+    """Return how sure it is that the snapshot with a recorded name is the one that the run made; None if it is another one.
 
-    No property does: whoever may rename snapshots and set properties (zfs-allow(8)) can give any of them name and mark. Killed
-    before its guid was known, a run is believed to have made what its pool's transaction groups allow.
+    No property proves it: anybody who may rename snapshots and set properties (zfs-allow(8)) can give any of them name and mark.
+    A run that was killed before its guid was known is believed to have made what its pool's transaction groups allow.
     """
     if intent.identity is not None:
         return Claim.PROVEN if (seen.guid, seen.createtxg) == (intent.identity, intent.transaction) else None
@@ -294,13 +294,13 @@ def claim(intent: Intent, seen: Seen) -> Claim | None:
 
 
 def destroy_command(name: str, *, held: bool) -> str:
-    """What a person types to destroy a snapshot, and before it to release our hold."""
+    """Return what a person types to destroy a snapshot, and before that to release our hold."""
     destroy = shlex.join(["zfs", "destroy", printable(name)])
     return f"{shlex.join(['zfs', 'release', TAG, printable(name)])}; {destroy}" if held else destroy
 
 
 def _gone(dataset: Dataset, guids: Mapping[str, str] | None) -> Refusal:
-    """Why a dataset is not where it was listed. ``guids``: what the pool holds by now; None where that is not known."""
+    """Return why a dataset is not where it was listed. ``guids``: what the pool holds now; None if unknown."""
     if guids is not None and dataset.guid and dataset.guid not in guids:
         return Refusal(dataset, "it was deleted between listing and snapshot", Verdict.DELETED)
     moved = (guids or {}).get(dataset.guid)
@@ -326,7 +326,7 @@ _REASONS = {
 
 
 def _sizes(names: Sequence[str]) -> dict[str, int]:
-    """The sizes (bytes) of volumes at the instant of these snapshots. Raises KopiatomicError."""
+    """Return the sizes (bytes) of volumes at the instant of these snapshots. Raises KopiatomicError."""
     sizes = {name: int(value) for name, value in program.number(names, "snapshot", "volsize").items()}
     if unknown := set(names) - sizes.keys():
         raise KopiatomicError(
