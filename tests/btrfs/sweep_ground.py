@@ -21,7 +21,7 @@ from tests.support.programs import command
 from tests.support.sweep_ground import Ground
 
 RUN_IDS = ["20250101T010101Z-0000000a", "20250101T010101Z-0000000b", "20250101T010101Z-0000000c"]
-MARK = "trusted.kopiatomic.commands.backup"
+MARK = "trusted.kopiatomic.run"
 OTHER_HOST = "0123456789abcdef"
 _STUB_INODE = 2
 """The empty directory in a snapshot where the original has a subvolume; its times are those of the look."""

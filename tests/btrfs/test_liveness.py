@@ -59,7 +59,8 @@ def folder_of(btrfs: Btrfs, run_id: str) -> Path:
 
 
 def mark_of(btrfs: Btrfs, run_id: str) -> list[str]:
-    return os.getxattr(folder_of(btrfs, run_id), ownership.ATTRIBUTE).decode().split("@")
+    # Earlier and later versions must find it: its name is for ever.
+    return os.getxattr(folder_of(btrfs, run_id), "trusted.kopiatomic.run").decode().split("@")
 
 
 def remark(btrfs: Btrfs, tmp_path: Path, run_id: str, mark: str, *, recorded: str | None = None) -> None:

@@ -17,7 +17,7 @@ PREFIX = "kopiatomic_"
 PROPERTY = "kopiatomic:run"
 """ZFS: the user property that carries the mark; only source ``local`` counts."""
 
-ATTRIBUTE = "trusted.kopiatomic.commands.backup"
+ATTRIBUTE = "trusted.kopiatomic.run"
 """Btrfs: the extended attribute of a run's directory that carries the mark; only root reads and writes ``trusted``."""
 
 TAG = "kopiatomic"
