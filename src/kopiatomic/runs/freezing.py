@@ -1,4 +1,4 @@
-"""The part of a run that does not ask what the frozen view is for: its lock and record, the plan, the snapshots, the view.
+"""The part of a run that does not depend on what the frozen view is for: its lock and record, the plan, the snapshots, the view.
 
 ``commands/backup.py`` backs the view up.
 """
@@ -46,31 +46,31 @@ T = TypeVar("T")
 
 _FREEZE_TRIES = 3
 _LIST_AGAIN_FOR = 300.0
-"""How often, and for how long (seconds), everything is listed again where a dataset was moved."""
+"""How often, and for how long (seconds), everything is listed again after a dataset was moved."""
 
 
 class Listener(Protocol):
-    """Who is told of a run while it goes on."""
+    """Receives the progress of a run."""
 
     def hide(self, secrets: Secrets) -> None:
-        """Mask these in all that is said from here on."""
+        """Mask these in all later output."""
 
     def phase(self, text: str) -> None:
-        """A new part of the run begins."""
+        """Announce a new part of the run."""
 
     def warning(self, text: str) -> None:
-        """Something that the user should know and that does not end the run."""
+        """Report something that the user should know but that does not end the run."""
 
     def engine_line(self, text: str) -> None:
-        """A line of the engine's own output, safe to print."""
+        """Print a line of the engine's own output, which is safe to print."""
 
     def progress(self, progress: Progress) -> None:
-        """How far the engine is."""
+        """Show how far the engine is."""
 
 
 @immutable
 class Frozen:
-    """What is there as long as the view is."""
+    """What exists as long as the view does."""
 
     supervisor: Supervisor
     sets: Sets
@@ -78,13 +78,13 @@ class Frozen:
 
 
 def new_run_id() -> str:
-    """A name for a run: its start to the second (UTC), and 32 random bits."""
+    """Return a name for a run: its start to the second (UTC), and 32 random bits."""
     return time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + os.urandom(4).hex()
 
 
 @contextmanager
 def failures_in(report: Report) -> Iterator[None]:
-    """Put a failure of the block into the report, whatever it is; the run goes on behind the block."""
+    """Put any failure of the block into the report; the run continues after the block."""
     try:
         yield
     except Exception as error:
@@ -92,7 +92,7 @@ def failures_in(report: Report) -> Iterator[None]:
 
 
 class Freezing:
-    """One run's. ``report`` must say where the view is mounted, and the series, before anything is called."""
+    """The frozen view of one run. The mount point and the series must be in ``report`` before anything is called."""
 
     def __init__(
         self,
@@ -116,15 +116,15 @@ class Freezing:
         self._recorder: Recorder
         self._facts: Facts | None = None
         self._refused: dict[tuple[str, str, str], Refusal] = {}
-        """What the plan would take and was found out not to be takeable, by its key."""
+        """What the plan would take but turned out not to be takeable, by its key."""
         self._moved: dict[tuple[str, str, str], Refusal] = {}
-        """What was not at its place any more, so that everything was listed again."""
+        """What was no longer at its place, so that everything was listed again."""
         self._unfinished = False
-        """Whether the keeper lives on, since a suspended pool holds it up."""
+        """Whether the keeper lives on because a suspended pool holds it up."""
 
     @contextmanager
     def recorded(self, shown: str) -> Iterator[None]:
-        """Hold the lock that marks this run as alive, and keep its record, from here to its exit code; failures go into the report.
+        """Hold the lock that marks this run as alive, and keep its record until its exit code; put failures into the report.
 
         ``shown`` is the command line as it may be shown.
         """
@@ -142,7 +142,7 @@ class Freezing:
                     self._recorder.end()
 
     def attempt(self, call: Callable[[Records], T]) -> T | None:
-        """Ask the records, or record something; None where they cannot be used, which the user is told once."""
+        """Query the records, or record something. Return None where they cannot be used, which the user is told once."""
         return self._recorder.attempt(lambda: call(self._recorder.records))
 
     def take_root(self, root: str, shown: str, wait: float | None) -> None:
@@ -153,7 +153,7 @@ class Freezing:
                 locks.take_root(self._held, directory, self._holder(shown), None)
 
     def _directories(self) -> Sequence[str]:
-        """The directories that the view needs."""
+        """Return the directories that the view needs."""
         return self._platform.directories(self._report.root, self._report.run_id)
 
     def _holder(self, shown: str) -> Mapping[str, object]:
@@ -161,13 +161,13 @@ class Freezing:
         return {"run": self._report.run_id, "pid": os.getpid(), "since": since, "command": shown}
 
     def warn(self, text: str) -> None:
-        """Tell the user, once, and the report."""
+        """Warn the user, once, and add the warning to the report."""
         if text not in self._report.warnings:
             self._report.warnings.append(text)
             self._listener.warning(text)
 
     def clear_leftovers(self) -> None:
-        """Clear what dead runs left, before anything of this one is made."""
+        """Clear what dead runs left, before this run makes anything."""
         with self._report.phase("recover"):
             recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=False, warn=self.warn)
             cleared = self._recorder.attempt(recovery.recorded)
@@ -178,7 +178,7 @@ class Freezing:
             self.warn(line)
 
     def select(self) -> Plan:
-        """What is taken. Raises KopiatomicError."""
+        """Return the plan: what is taken. Raises KopiatomicError."""
         with self._report.phase("plan"):
             if self._facts is None:
                 self._facts = self._gather()
@@ -197,7 +197,7 @@ class Freezing:
         return selected
 
     def _without_folders(self, selected: Plan, facts: Facts) -> Plan:
-        """The same without the empty folders of nested subvolumes that are not taken, where one would end the backup."""
+        """Leave out the empty folders of nested subvolumes that are not taken, where such a folder would end the backup."""
         taken = {t.dataset.name for t in selected.taken}
         ids = {subvolume.path: (subvolume.filesystem, subvolume.id) for subvolume in facts.subvolumes}
         found: dict[tuple[str, int], list[str]] = {}
@@ -213,7 +213,7 @@ class Freezing:
         return replace(selected, taken=tuple(everything))
 
     def _require_complete(self) -> None:
-        """With --require-atomic nothing may be missing. Raises KopiatomicError."""
+        """Refuse to continue if anything is missing with --require-atomic. Raises KopiatomicError."""
         if self._report.incomplete:
             raise _not_atomic(f"not everything can be taken: {self._report.incomplete[0]}")
 
@@ -224,13 +224,13 @@ class Freezing:
         return self._options.request(self._report.root, f"@{PREFIX}{self._report.run_id}")
 
     def check(self, selected: Plan) -> None:
-        """What can be known before anything is made. Raises KopiatomicError."""
+        """Check all that can be known before anything is made. Raises KopiatomicError."""
         self._recorder.require(selected)
         self.check_places(selected)
         self._report_unrecorded(selected)
 
     def check_places(self, selected: Plan) -> None:
-        """The part of it that needs no record. Raises KopiatomicError."""
+        """Make the checks that need no record. Raises KopiatomicError."""
         for directory in self._directories():
             roots.check(directory)
         for warning in self._platform.check(selected):
@@ -239,7 +239,7 @@ class Freezing:
             maker.check()
 
     def _report_unrecorded(self, plan: Plan) -> None:
-        """Name what dead runs left off the record in the pools and filesystems of the plan: 'recover' removes that."""
+        """Name what dead runs left unrecorded in the pools and filesystems of the plan; 'recover' removes it."""
         names: dict[str, set[str]] = {}
         for taken in plan.taken:
             names.setdefault(taken.dataset.filesystem, set()).add(taken.dataset.pool)
@@ -257,17 +257,17 @@ class Freezing:
 
     @contextmanager
     def view(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[Frozen]:
-        """Freeze and mount what the report's plan says; at the end of the block everything is removed again.
+        """Freeze and mount what the report's plan says; remove everything at the end of the block.
 
-        Where something cannot be taken after all, ``again`` makes the plan anew. ``streams`` gives, for each try, those of
-        the program that will run.
+        Where something turns out not to be takeable, ``again`` makes a new plan. ``streams`` returns, for each try, those of the
+        program that will run.
         """
         report = self._report
         try:
             with self._frozen(streams, again) as (supervisor, sets):
                 if self._options.require_atomic and not sets.atomic:
                     raise _not_atomic("Btrfs put the snapshots of the subvolumes into different transactions")
-                # Only now, so that no snapshot shows it.
+                # Not earlier, so that no snapshot shows it.
                 for directory in self._directories():
                     roots.make(directory)
                 self._listener.phase("mounting the snapshots")
@@ -281,9 +281,9 @@ class Freezing:
                 self._let_go_of_root()
 
     def _let_go_of_root(self) -> None:
-        """Take the mount root away, and with it the record of all that was intended."""
+        """Remove the mount root, and with it the record of all that was intended."""
         if self._unfinished:
-            # The keeper does it: here it might wait for a suspended pool.
+            # The keeper removes it: here the call might wait for a suspended pool.
             self._held.keep()
             return
         self._report.left_behind += self._without_directories()
@@ -291,7 +291,7 @@ class Freezing:
             self._recorder.gone()
 
     def _without_directories(self) -> list[str]:
-        """Remove the directories of the view; returns what is left, in words."""
+        """Remove the directories of the view. Return what is left, in words."""
         return [left for directory in self._directories() for left in roots.remove(directory)]
 
     def _orphaned(self, left: Sequence[str]) -> None:
@@ -303,9 +303,9 @@ class Freezing:
 
     @contextmanager
     def _frozen(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[tuple[Supervisor, Sets]]:
-        """The sets, made and tied; removed at the end of the block.
+        """Make and tie the sets; remove them at the end of the block.
 
-        What turns out not to be takeable is left out of the report's plan, or fails the run: that is for the plan to say.
+        What turns out not to be takeable is left out of the report's plan, or fails the run: the plan decides.
         """
         report = self._report
         deadline = time.monotonic() + _LIST_AGAIN_FOR
@@ -332,7 +332,7 @@ class Freezing:
 
     @contextmanager
     def _supervised(self, makers: list[Maker], intents: list[Intent], streams: Streams) -> Iterator[Supervisor]:
-        """The processes of one try; what they could not remove goes into the report."""
+        """Run the processes of one try; what they could not remove goes into the report."""
         report = self._report
         assert report.plan is not None
         pools = {t.dataset.pool for t in report.plan.taken if t.dataset.filesystem == "zfs"}
@@ -348,7 +348,7 @@ class Freezing:
         )
         self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
         try:
-            # Two of them may lack the same directory above.
+            # Two of them may lack the same parent directory.
             directories = dict.fromkeys(i for directory in self._directories() for i in roots.intents(directory))
             self._recorder.intend([*intents, *directories], report.plan)
             with supervisor:
@@ -367,7 +367,7 @@ class Freezing:
         return sets
 
     def _leave_out(self, refused: Sequence[Refusal], again: Callable[[], Plan], *, last: bool) -> bool:
-        """Plan again without what cannot be taken; returns whether everything was listed again, and is to be tried again.
+        """Plan again without what cannot be taken. Return whether everything was listed again and must be tried again.
 
         That is where something was moved, unless this was the ``last`` try. Raises KopiatomicError where one was named, or
         nothing is left.
@@ -391,7 +391,7 @@ class Freezing:
         return list_again
 
     def _report_moved(self) -> None:
-        """Say what was moved and has not been found again. Raises KopiatomicError with --require-atomic."""
+        """Report what was moved and not found again. Raises KopiatomicError with --require-atomic."""
         report = self._report
         assert report.plan is not None
         taken = {t.dataset.key for t in report.plan.taken}
@@ -399,7 +399,7 @@ class Freezing:
         self._miss([f"{printable(m.dataset.name)}: {m.reason}, and is not among what was found then" for m in gone])
 
     def _miss(self, texts: Sequence[str]) -> None:
-        """Things that were asked for and are not in the view. Raises KopiatomicError with --require-atomic."""
+        """Record what was asked for and is not in the view. Raises KopiatomicError with --require-atomic."""
         for text in few(texts):
             self._report.incomplete.append(text)
             self.warn(text)
@@ -407,7 +407,7 @@ class Freezing:
             self._require_complete()
 
     def _look_again(self) -> None:
-        """What ``-r`` or ``-a`` would take by now and did not when the listing was made."""
+        """Warn of what ``-r`` or ``-a`` would take now but did not exist when the listing was made."""
         options, report = self._options, self._report
         implied = options.recursive or options.everything or options.by_property
         if not implied and not any(map(is_pattern, options.names)):
@@ -417,7 +417,7 @@ class Freezing:
             try:
                 facts = self._gather()
                 if self._facts is not None:
-                    # How full other filesystems are has no part in what is taken, and what has room stays as it was planned.
+                    # How full other filesystems are does not affect what is taken, and what has room stays as planned.
                     facts = replace(facts, sizes=self._facts.sizes, room=self._facts.room)
                 # The same facts make the same plan.
                 if facts == self._facts:
@@ -448,7 +448,7 @@ def _not_atomic(why: str) -> KopiatomicError:
 
 
 def _require_one_pool(selected: Plan) -> None:
-    """Refuse, before anything is made, what can share no instant. Raises KopiatomicError."""
+    """Refuse, before anything is made, what cannot share one instant. Raises KopiatomicError."""
     places = {(t.dataset.filesystem, t.dataset.pool) for t in selected.taken}
     if len(places) > 1:
         where = ", ".join(f"{filesystem} {printable(pool)}" for filesystem, pool in sorted(places))
