@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def printable(name: str) -> str:
-    """A name as shown to a person: control characters and bytes that are not UTF-8 appear as ``\\xNN``.
+    """Return a name as shown to a person: control characters and bytes that are not UTF-8 appear as ``\\xNN``.
 
     >>> printable("a\\tb")
     'a\\\\x09b'

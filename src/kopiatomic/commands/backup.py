@@ -232,7 +232,7 @@ class _Run:
         with self._freezing.view(
             lambda: Pipes(self._taker(engine)), lambda: self._with_writable(engine, self._freezing.select())
         ) as frozen:
-            # It may be another by now: a dataset has vanished.
+            # The plan may have changed: a dataset has vanished.
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
             job = self._without_unchanged(job)
             checked = self._run_engine(engine, frozen, job) if job.sources else _NOTHING_READ
@@ -278,7 +278,7 @@ class _Run:
         command = engine.command(job)
         report.engine.argv = self._shown(command.argv)
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
-        # What is taken may be something else by now.
+        # What is taken may have changed.
         lists.write(job.run_id, job.plan)
         environment = shell.environment({**os.environ, **self._handed}, shell.variables(job.run_id, job.plan))
         if in_place(job.plan, inherited.temporary_directory()):

@@ -52,7 +52,7 @@ def result_of(record: RunRecord) -> str:
 
 
 def one_of(records: Records, run_id: str) -> list[RunRecord]:
-    """The run whose id begins so. Raises KopiatomicError where there is none, or are several."""
+    """Return the run whose id begins with the given text. Raises KopiatomicError if none or several match."""
     runs = records.run(run_id)
     if len(runs) != 1:
         raise _not_one(run_id, runs)

@@ -193,7 +193,7 @@ class _Inside:
             foreground=streams.foreground,
             stop=signal.SIGHUP if self._is_shell else signal.SIGTERM,
         )
-        # What is taken may be something else by now.
+        # What is taken may have changed.
         self._write_lists(report.plan)
         start = Start(Command(self._argv, {}), self._environment(report.plan, frozen.sets), manner)
         with report.phase("command"):

@@ -33,10 +33,10 @@ def recover(
     schedule: str | None = None,
     allowed: Allowed = Allowed(),  # noqa: B008 - immutable
 ) -> int:
-    """Remove what dead runs left, and what else is ``allowed`` to go; returns the exit code.
+    """Remove what dead runs left, and what else may be removed (``allowed``); return the exit code.
 
-    ``forget`` is a run whose disks are gone for good; where it is empty, what ``--skip-unchanged`` keeps goes as well.
-    ``schedule`` is the one whose runs alone are looked at, as far as they are recorded.
+    ``forget`` is a run whose disks no longer exist; if it is empty, what ``--skip-unchanged`` keeps is removed as well.
+    ``schedule`` limits the search to the runs of one schedule, as far as they are recorded.
     """
 
     def run() -> int:

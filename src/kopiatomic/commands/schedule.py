@@ -253,7 +253,7 @@ def _all(scheduler: Scheduler) -> list[Schedule]:
 
 
 def _installed(scheduler: Scheduler, name: str) -> Schedule:
-    """Raises KopiatomicError where there is none."""
+    """Return an installed schedule. Raises KopiatomicError if it does not exist."""
     check_schedule_name(name)
     found = scheduler.read(name)
     if found is None:

@@ -20,10 +20,10 @@ def create(
     environment: Mapping[str, str] | None = None,
     invoking_user: str | None = None,
 ) -> Engine:
-    """The engine of a run: the user's command where there is one (``-c``), else the one that is named, else kopia.
+    """Create the engine of a run: the user's command if given (``-c``), otherwise the named engine, by default kopia.
 
-    ``repository`` is restic's or Borg's, ``archive`` the name of Borg's archive, ``environment`` this process's own unless
-    told otherwise, ``invoking_user`` who called sudo. Raises UsageError.
+    ``repository`` is for restic and Borg, ``archive`` the name of Borg's archive, ``environment`` by default this process's own,
+    ``invoking_user`` the user who called sudo. Raises UsageError.
     """
     given = os.environ if environment is None else environment
     _check_words(command is not None, engine, repository, archive)

@@ -19,11 +19,10 @@ from kopiatomic.state.ownership import Mark
 class Maker(Protocol):
     """Makes and removes the set of one pool or one filesystem.
 
-    Order of the calls: ``check`` (in the main process, before hooks and all), ``intents`` (there as well; they are put on
-    record), ``prepare`` (in the keeper), ``make`` (the
-    snapshots: nothing else, so that the instants of several sets lie close together), ``tie`` (to the life of the run's
-    processes, where the kernel offers that), ``read_back``; when no mount of them is left, ``untie``; and when the run's
-    descriptor is closed, ``remove``.
+    Order of the calls: ``check`` (in the main process, before everything, hooks included), ``intents`` (in the same process; they
+    are recorded), ``prepare`` (in the keeper), ``make`` (only the snapshots, so that the instants of several sets are close
+    together), ``tie`` (to the life of the run's processes, where the kernel offers that), ``read_back``; when none of its
+    snapshots is mounted any more, ``untie``; and when the run's descriptor is closed, ``remove``.
 
     What cannot be taken is put into ``refused``, in the process that found it out, and the rest is made. What concerns the
     whole pool or filesystem is raised.

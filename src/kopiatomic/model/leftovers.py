@@ -46,8 +46,8 @@ class Claim(StrEnum):
 class Leftover:
     """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot", "mount" or "directory".
 
-    ``place``, ``name`` and ``origin`` as in :class:`Intent`; the origin of a ZFS snapshot that was renamed is its name on
-    record. ``proof`` says why it is ours, ``command`` is what a person would type to remove it.
+    ``place``, ``name`` and ``origin`` as in :class:`Intent`; the origin of a ZFS snapshot that was renamed is its recorded
+    name. ``proof`` says why it is ours, ``command`` is what a person would type to remove it.
     """
 
     run_id: str

@@ -30,8 +30,9 @@ class Layout(StrEnum):
 
 @immutable
 class PlannedPath:
-    """A path in the live system as the plan was made. No call of the system takes it: what it leads to by now is its users' to
-    say, and may never answer. What looks at it unpacks it in a child (``system/looking.py``); everything else compares texts.
+    """A path in the live system as it was when the plan was made. Never passed to a system call directly: users decide what it
+    leads to now, and that may never respond. To look at it, unpack it in a child (``system/looking.py``); all other code compares
+    text.
     """
 
     text: str

@@ -1,8 +1,8 @@
 """What a person sees: the summary on stdout; progress, warnings and errors on stderr.
 
-Neither a closed nor a full output ends a run: what cannot be written is dropped. :meth:`Console.exit_code` says what
-becomes of a command whose answer was lost. All texts are masked on their way
-(``secrets/masking.py``), and no control character of theirs reaches a terminal.
+Neither a closed nor a full output ends a run: what cannot be written is dropped. :meth:`Console.exit_code` decides what happens
+to a command whose answer was lost. All texts are masked on their way (``secrets/masking.py``), and none of their control
+characters reaches a terminal.
 """
 
 from __future__ import annotations

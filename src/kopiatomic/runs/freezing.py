@@ -142,7 +142,7 @@ class Freezing:
                     self._recorder.end()
 
     def attempt(self, call: Callable[[Records], T]) -> T | None:
-        """Query the records, or record something. Return None where they cannot be used, which the user is told once."""
+        """Query the records, or record something. Return None if they cannot be used, which the user is told once."""
         return self._recorder.attempt(lambda: call(self._recorder.records))
 
     def take_root(self, root: str, shown: str, wait: float | None) -> None:

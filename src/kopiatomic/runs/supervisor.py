@@ -258,7 +258,7 @@ class Supervisor:
         self._cleanup_fd = None
 
     def _release_keeper(self) -> None:
-        """Release the keeper. Raises ClosedError where it was killed."""
+        """Release the keeper. Raises ClosedError if it was killed."""
         self._close_descriptor()
         self._keeper.send(keeper.Release())
         deadline = time.monotonic() + RELEASE_TIMEOUT

@@ -100,7 +100,7 @@ def identity() -> str:
 
 
 def present_identity() -> str:
-    """Return the id of the directory that exists now; empty if there is none. Makes nothing. Raises KopiatomicError."""
+    """Return the id of the directory that exists now; empty without one. Makes nothing. Raises KopiatomicError."""
     try:
         fd = os.open(f"{DIRECTORY}/{_IDENTITY}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -185,7 +185,7 @@ class Held:
 
 
 def list_of(run_id: str, which: str) -> str:
-    """Return the path of one of a run's :data:`LISTS`. Apart from the locks, which only root may reach."""
+    """Return the path of one of a run's :data:`LISTS`. It lies apart from the locks, which only root may reach."""
     return f"{DIRECTORY}-lists/{run_id}.{which}"
 
 

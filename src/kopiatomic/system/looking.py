@@ -196,7 +196,7 @@ def _serve(look: Callable[[], object], theirs: Channel, steps: _Steps) -> NoRetu
 
 
 def _begin(end: int, steps: _Steps | None) -> None:
-    """In a child: close everything but this descriptor, since its parent must be able to close for good what it has open."""
+    """In a child: close everything but this descriptor, since its parent must be able to close completely what it has open."""
     global _steps
     _steps = steps
     # The garbage collector must not close these numbers again, which may be reused now.

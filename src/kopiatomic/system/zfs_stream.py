@@ -86,7 +86,7 @@ class _Stream:
         self._pipe.close()
 
     def read(self, offset: int, length: int) -> bytes:
-        """Return the bytes at an offset ahead of the last one. Raises OSError."""
+        """Return the bytes at or after the position of the previous call. Raises OSError."""
         found = bytearray(length)
         end = offset + length
         while not self._ended and self._start < end:

@@ -156,9 +156,9 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
 
 @contextmanager
 def _filesystem(uuid: str) -> Iterator[tuple[int, str]]:
-    """The top-level subvolume of a mounted filesystem, and a device of it. Raises KopiatomicError.
+    """Open the top-level subvolume of a mounted filesystem, and name a device of it. Raises KopiatomicError.
 
-    One that is not mounted is left alone: its device may be somebody else's by now.
+    A filesystem that is not mounted is left alone: its device may belong to somebody else now.
     """
     device = _mounted().get(uuid)
     if device is not None:

@@ -22,10 +22,10 @@ KIND = "zfs-bookmark"
 
 
 def follow(snapshots: Mapping[str, str], bookmark: str) -> dict[str, tuple[str, str]]:
-    """The states before and after each snapshot of one pool (``snapshots``: name and guid), told by its dataset's bookmark.
+    """Return the states before and after each snapshot of one pool (``snapshots``: name and guid), told by the bookmarks.
 
-    The state is the guid of the snapshot that the bookmark was made of; empty where it is not known. Bookmarks of datasets that
-    have changed are made anew.
+    The state is the guid of the snapshot that the bookmark was made from; empty if unknown. Bookmarks of datasets that
+    have changed are replaced.
     """
     places = {name: f"{name.partition('@')[0]}#{bookmark}" for name in snapshots}
     found = _guids(places.values())

@@ -104,9 +104,9 @@ def names(places: Iterable[str] | None) -> Iterator[str]:
 
 
 def moved(run_id: str, pool: str, intents: Sequence[Intent]) -> list[tuple[Intent, str, Seen]]:
-    """Where snapshots of a run are by now that are not at their recorded names, as far as these identify them.
+    """Return where those snapshots of a run are now that are not at their recorded names, as far as these identify them.
 
-    Renamed they stay in their dataset, and with a dataset that is renamed or promoted they keep their own name. Raises
+    A renamed snapshot stays in its dataset; with a dataset that is renamed or promoted, it keeps its own name. Raises
     KopiatomicError.
     """
     wanted = {(i.identity, i.transaction): i for i in intents if i.identity is not None}

@@ -235,7 +235,7 @@ class ZfsMaker:
         )
 
     def _follow_renamed(self) -> None:
-        """Find those of ours that have another name by now, or whose name another one has."""
+        """Find our snapshots that have been renamed, or whose name another snapshot now has."""
         names = list(self._intents)
         there = look(names) if libzfs_core.may_exist(names) else {}
         strangers = [self._intents[name] for name, seen in there.items() if claim(self._intents[name], seen) is None]
@@ -300,7 +300,7 @@ def destroy_command(name: str, *, held: bool) -> str:
 
 
 def _gone(dataset: Dataset, guids: Mapping[str, str] | None) -> Refusal:
-    """Why a dataset is not where it was listed. ``guids``: what the pool holds by now; None where that is not known."""
+    """Return why a dataset is not where it was listed. ``guids``: what the pool holds now; None if unknown."""
     if guids is not None and dataset.guid and dataset.guid not in guids:
         return Refusal(dataset, "it was deleted between listing and snapshot", Verdict.DELETED)
     moved = (guids or {}).get(dataset.guid)

@@ -95,7 +95,7 @@ class InPlaceView(FreeBSDView):
         return planned.options
 
     def obstacle(self, planned: Planned) -> str | None:
-        """Also require that a live mount is still there, and that only root can move it."""
+        """Return the obstacle of any view, or that a live mount is gone or that others than root can move it."""
         step = planned.step
         if step.fstype == LIVE and planned.fstype == "nullfs":
             if step.source and step.place not in self._options:
