@@ -178,7 +178,7 @@ def _btrfs_subvolumes(
 
 
 def _top_of(path: str, seen: dict[str, Mount]) -> str:
-    """Return the top directory of the subvolume that holds a path; if there is no such, the mount point where the search ends.
+    """Return the top directory of the subvolume that holds a path; otherwise the mount point where the search ends.
 
     Raises KopiatomicError.
     """

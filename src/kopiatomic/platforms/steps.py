@@ -123,7 +123,7 @@ def held_by(scaffold: Step, steps: Sequence[Step]) -> tuple[str, ...]:
 
 
 def hidden_by(scaffold: Step, steps: Sequence[Step], holder: Step) -> Missing:
-    """Report that a scaffold hides files of the frozen tree that it stands in."""
+    """Return the report that a scaffold hides files of the frozen tree that it stands in."""
     return Missing(
         holder.dataset,
         "",

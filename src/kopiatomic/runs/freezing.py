@@ -407,7 +407,7 @@ class Freezing:
             self._require_complete()
 
     def _look_again(self) -> None:
-        """Warn of what ``-r`` or ``-a`` would take now but did not exist when the listing was made."""
+        """Warn of what ``-r`` or ``-a`` would take now but did not when the listing was made."""
         options, report = self._options, self._report
         implied = options.recursive or options.everything or options.by_property
         if not implied and not any(map(is_pattern, options.names)):

@@ -316,7 +316,7 @@ def _hang_up(pid: int) -> None:
 
 
 def _working_directory() -> str:
-    """Return its path: ``.`` would still mean what was there before something was mounted over it. Empty if it is gone."""
+    """Return the current directory's path: ``.`` would still mean what was there before a mount covered it. Empty if gone."""
     try:
         return os.getcwd()
     except FileNotFoundError:

@@ -264,7 +264,7 @@ class Recovery:
 
 
 def _end_of(held: Held) -> str:
-    """Return how the dead run whose lock we have ended: one that ended in order removed its file with its last process."""
+    """Return the end of the dead run whose lock we hold: a run that ended in order removed its file with its last process."""
     return INTERRUPTED if held.died else NOT_RECORDED
 
 

@@ -76,7 +76,7 @@ class Standing:
 
     snapshot_id: str
     terms: str
-    """Where and how it was saved, in the engine's terms."""
+    """Where and how it was saved, as the engine describes it."""
     states: Mapping[str, Sequence[str]]
     """The places in the source: for each the dataset, the part, and the state that it was in."""
 
@@ -155,7 +155,7 @@ class Records(StateFile):
             return [_run(row) for row in database.execute(f"{_SELECT} ORDER BY number DESC LIMIT ?", (limit,))]
 
     def run(self, run_id: str) -> list[RunRecord]:
-        """Return the runs whose id begins so."""
+        """Return the runs whose id begins with a text."""
         with self.transaction(create=False) as database:
             pattern = run_id.replace("*", "").replace("?", "").replace("[", "") + "*"
             return [_run(row) for row in database.execute(f"{_SELECT} WHERE id GLOB ? ORDER BY number", (pattern,))]
@@ -203,7 +203,7 @@ class Records(StateFile):
             )
 
     def forget_standing(self) -> None:
-        """Delete this for all series."""
+        """Delete the standing snapshots of all series."""
         with self.transaction() as database:
             database.execute("DELETE FROM standing")
 

@@ -25,7 +25,7 @@ x86-64, with 20,000).
 """
 
 _SHARE = 4
-"""This fraction of the memory may be used for that."""
+"""One part in so many of the memory may be used for that."""
 
 
 class LinuxHost:

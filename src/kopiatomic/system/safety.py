@@ -116,8 +116,8 @@ def unsafe(path: str, until: Collection[str] = ()) -> str:
 def look(paths: Iterable[str], silent: Callable[[str], str]) -> dict[str, str]:
     """Return who besides root can replace what is at some absolute paths, or above them.
 
-    By path, in words; empty if only root can. Below the first path that others can replace, nothing is examined. ``silent``
-    returns why a directory must not be opened, which then counts as such a person; empty if it may be opened.
+    By path, in words; empty if only root can. Below the first path that others can replace, nothing is examined. ``silent`` names
+    who could keep a directory from answering: it is not opened, and that name is the result; empty if it may be opened.
     """
     found: dict[str, str] = {}
     known: dict[str, str | None] = {}

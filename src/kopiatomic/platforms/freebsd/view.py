@@ -396,7 +396,7 @@ def _reason(error: OSError, place: str) -> str:
 
 
 def _print(point: str, seen: dict[str, Mount]) -> _Print | None:
-    """Return the mount that is seen at a point and that its path leads to; None if there is no such, or they differ."""
+    """Return the mount that is seen at a point and that its path leads to; None without one, or if they differ."""
     mount = seen.get(point)
     try:
         status = os.stat(point, follow_symlinks=False)
