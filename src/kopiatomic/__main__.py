@@ -1,4 +1,4 @@
-"""``python -m kopiatomic``."""
+"""Entry point of ``python -m kopiatomic``."""
 
 from kopiatomic.cli.entry import main
 

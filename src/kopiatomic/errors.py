@@ -32,7 +32,7 @@ class EndError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Survive the way from keeper or launcher to the main process."""
+        """Survive the transfer from keeper or launcher to the main process."""
         return _rebuild, (type(self), self.message, self.kind, self.hint)
 
 
@@ -72,7 +72,7 @@ def _rebuild_start(message: str, kind: str, hint: str | None, number: int) -> St
 
 
 class Interrupted(EndError):
-    """A signal asked this run to end. No failure: what handles failures lets it through."""
+    """A signal asked this run to end. Not a failure: handlers of failures let it through."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}", kind="interrupted")
@@ -87,7 +87,7 @@ class Interrupted(EndError):
 
 
 class TimedOut(Interrupted):
-    """The time limit of the whole run is over: it ends as by SIGTERM, and counts as a failure."""
+    """The time limit of the whole run has expired: it ends as by SIGTERM, and counts as a failure."""
 
     def __init__(self, limit: float) -> None:
         super().__init__(signal.SIGALRM)
@@ -122,12 +122,12 @@ _OF_ALL = frozenset(
 
 
 def concerns_all(number: int | None) -> bool:
-    """Whether an error number tells of a whole pool or filesystem, or of this system, and not of one dataset."""
+    """Whether an error number concerns a whole pool or filesystem, or this system, and not one dataset."""
     return number in _OF_ALL
 
 
 LIMITS = "Look at limits (ulimit -a, systemd's TasksMax= and LimitNOFILE=), memory and disk space."
-"""What to do where the system has no more of something."""
+"""What to do if the system has run out of something."""
 
 _LIMITED = frozenset([errno.EAGAIN, errno.EMFILE, errno.ENFILE, errno.ENOMEM])
 
@@ -138,23 +138,23 @@ FILTERED = (
 
 
 class FilteredError(OSError):
-    """A system call is refused as such, whatever it is given."""
+    """A system call is refused as such, whatever its arguments."""
 
 
 def advice_of(error: OSError) -> str | None:
-    """What to do where the system is to blame, and not what was asked for: a limit, a filter. None where that is not so."""
+    """Return what to do if the system, not the request, is to blame: a limit, a filter. None in other cases."""
     if isinstance(error, FilteredError):
         return FILTERED
     return LIMITS if error.errno in _LIMITED else None
 
 
 def end_of(error: BaseException) -> EndError:
-    """What an exception ends a command with: itself, or what :func:`unforeseen` says of it."""
+    """Return the error that an exception ends a command with: itself, or its form by :func:`unforeseen`."""
     return error if isinstance(error, EndError) else unforeseen(error)
 
 
 def unforeseen(error: BaseException) -> KopiatomicError:
-    """What no check foresaw: the system's refusal (descriptors, processes, memory, space), or a defect of ours."""
+    """Describe an error that no check foresaw: the system's refusal (descriptors, processes, memory, space), or our own bug."""
     if isinstance(error, KopiatomicError):
         return error
     if not isinstance(error, OSError):
@@ -168,7 +168,7 @@ def unforeseen(error: BaseException) -> KopiatomicError:
 
 
 def internal(error: BaseException) -> KopiatomicError:
-    """A defect of ours as a failure in one line: what, and where in the code."""
+    """Describe one of our own bugs in one line: what, and where in the code."""
     return KopiatomicError(
         f"internal error: {type(error).__name__}: {error}{place_in_code(error)}",
         kind="internal",
@@ -177,7 +177,7 @@ def internal(error: BaseException) -> KopiatomicError:
 
 
 def place_in_code(error: BaseException) -> str:
-    """Where an error was raised, in brackets; empty where that is not known."""
+    """Return where an error was raised, in brackets; empty if unknown."""
     place = error.__traceback__
     while place is not None and place.tb_next is not None:
         place = place.tb_next
@@ -185,7 +185,7 @@ def place_in_code(error: BaseException) -> str:
 
 
 def place_needed(what: str, place: str) -> KopiatomicError:
-    """A place of ours is taken. ``what`` says by whom."""
+    """Return the error for one of our places that is taken. ``what`` says by what."""
     return KopiatomicError(
         f"{what}, where --include-unmounted and --volumes put what has no place of its own",
         kind="same-place",
@@ -194,7 +194,7 @@ def place_needed(what: str, place: str) -> KopiatomicError:
 
 
 def pool_suspended(pool: str) -> KopiatomicError:
-    """A pool whose devices have failed: with failmode=wait whatever is asked of it waits for ever."""
+    """Return the error for a pool whose devices have failed: with failmode=wait every request to it waits for ever."""
     return KopiatomicError(
         f"the pool {printable(pool)} is suspended: its devices do not answer",
         kind="pool-suspended",

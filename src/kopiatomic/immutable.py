@@ -1,4 +1,4 @@
-"""What the program's facts are kept in: frozen dataclasses that are quick to make."""
+"""Frozen dataclasses that are quick to make, for all of the program's facts."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ T = TypeVar("T")
 def immutable(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass with slots.
 
-    All of them share one ``__repr__``: a dataclass compiles its own, which takes half of the time that such a class is made in,
-    and all of them were a quarter of a start.
+    All of them share one ``__repr__``: a dataclass compiles its own, which takes half of the time needed to make such a class,
+    and together they took a quarter of a start.
     """
     made = dataclass(frozen=True, slots=True, repr=False)(cls)
     made.__repr__ = _shown  # type: ignore[method-assign]

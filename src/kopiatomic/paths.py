@@ -1,4 +1,4 @@
-"""Paths, and names of datasets, as texts: which lies in which. Nothing here looks at a filesystem."""
+"""Paths and dataset names as texts: which lies in which. Nothing here accesses a filesystem."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 
 def below(path: str, top: str) -> str:
-    """A path relative to one above it; empty where it is the same or lies elsewhere."""
+    """Return a path relative to one above it; empty if it is the same or lies elsewhere."""
     prefix = top.rstrip("/") + "/"
     return path[len(prefix) :] if path.startswith(prefix) else ""
 
@@ -18,12 +18,12 @@ def is_at_or_below(path: str, top: str) -> bool:
 
 
 def tree_order(path: str) -> list[str]:
-    """What to sort by so that everything comes right behind what it lies in."""
+    """Return a sort key that puts everything right after what it lies in."""
     return path.rstrip("/").split("/")
 
 
 def common(paths: Iterable[str]) -> str:
-    """The nearest directory, or dataset, that holds all of some, or is one of them; the root where nothing else does."""
+    """Return the nearest directory, or dataset, that holds all of some, or is one of them; the root if nothing else does."""
     orders = [tree_order(path) for path in paths]
     first, last = min(orders), max(orders)
     alike = [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))]
@@ -31,7 +31,7 @@ def common(paths: Iterable[str]) -> str:
 
 
 def topmost(paths: Iterable[str]) -> tuple[str, ...]:
-    """Those that lie in no other of them, sorted."""
+    """Return those that lie in no other of them, sorted."""
     found: list[str] = []
     for path in sorted(set(paths), key=tree_order):
         if not found or not is_at_or_below(path, found[-1]):
@@ -40,7 +40,7 @@ def topmost(paths: Iterable[str]) -> tuple[str, ...]:
 
 
 def parents(path: str) -> list[str]:
-    """The directories above an absolute path, nearest first: ``/a/b`` gives ``/a`` and ``/``."""
+    """Return the directories above an absolute path, nearest first: ``/a/b`` gives ``/a`` and ``/``."""
     return list(_upwards(path))
 
 

@@ -1,7 +1,7 @@
-"""Whether something is there, and what a refusal of the system says of that: decided here and nowhere else.
+"""Whether something exists, and what a system error says about that: decided only here.
 
-``os.path.exists`` and its relatives answer "no" to any refusal: to EIO, EACCES and too many open files as well. What cannot
-be told is no answer here: it is raised.
+``os.path.exists`` and its relatives answer "no" to any error, even to EIO, EACCES and too many open files. What cannot be known
+is not answered here: it is raised.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import stat
 from enum import Enum
 
 _LOOKS = 3
-"""How often something is looked at that is replaced meanwhile."""
+"""How often to look for something that is being replaced."""
 
 
 class Meaning(Enum):
-    """What a refusal says of the thing that was asked for."""
+    """What an error says about the object that was asked for."""
 
     ABSENT = "it is not there"
     REPLACED = "something else was put into its way while it was looked for: it takes a new look to tell"
@@ -33,24 +33,24 @@ _MEANINGS = {
 
 
 def meaning(error: OSError) -> Meaning:
-    """What a refusal says of whether the thing is there. EXDEV is openat2(2)'s for a path that leaves its directory."""
+    """Return what an error says about the object's existence. EXDEV is openat2(2)'s for a path that leaves its directory."""
     return _MEANINGS.get(error.errno or 0, Meaning.UNKNOWN)
 
 
 def absent(error: OSError) -> bool:
-    """Whether it says that the thing is not there."""
+    """Whether the error says that the object does not exist."""
     return meaning(error) is Meaning.ABSENT
 
 
 def moved(error: OSError) -> bool:
-    """Whether it says that the thing is not where it was: absent, or replaced meanwhile."""
+    """Whether the error says that the object is not where it was: absent, or replaced meanwhile."""
     return meaning(error) is not Meaning.UNKNOWN
 
 
 def status(path: str | bytes, *, follow_links: bool = True, directory: int | None = None) -> os.stat_result | None:
-    """stat(2) of a path; None where nothing is there. Raises OSError where that cannot be told.
+    """Return the stat(2) of a path; None if nothing is there. Raises OSError if that cannot be known.
 
-    ``directory`` is an open one that a relative path begins at.
+    ``directory`` is an open one where a relative path begins.
     """
     for look in range(1, _LOOKS + 1):
         try:
@@ -64,30 +64,30 @@ def status(path: str | bytes, *, follow_links: bool = True, directory: int | Non
 
 
 def exists(path: str | bytes, *, follow_links: bool = True) -> bool:
-    """Whether something is there. Raises OSError where that cannot be told."""
+    """Whether something exists. Raises OSError if that cannot be known."""
     return status(path, follow_links=follow_links) is not None
 
 
 def is_directory(path: str | bytes, *, follow_links: bool = True) -> bool:
-    """Whether a directory is there. Raises OSError where that cannot be told."""
+    """Whether a directory exists. Raises OSError if that cannot be known."""
     found = status(path, follow_links=follow_links)
     return found is not None and stat.S_ISDIR(found.st_mode)
 
 
 def is_file(path: str | bytes) -> bool:
-    """Whether a regular file, or a link to one, is there. Raises OSError where that cannot be told."""
+    """Whether a regular file, or a link to one, exists. Raises OSError if that cannot be known."""
     found = status(path)
     return found is not None and stat.S_ISREG(found.st_mode)
 
 
 def is_link(path: str | bytes) -> bool:
-    """Whether a symbolic link is there. Raises OSError where that cannot be told."""
+    """Whether a symbolic link exists. Raises OSError if that cannot be known."""
     found = status(path, follow_links=False)
     return found is not None and stat.S_ISLNK(found.st_mode)
 
 
 def names(directory: str) -> list[str]:
-    """What is in a directory; nothing where it is not there. Raises OSError where that cannot be told."""
+    """Return what is in a directory; empty if it does not exist. Raises OSError if that cannot be known."""
     try:
         return os.listdir(directory)
     except OSError as error:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 
 def printable(name: str) -> str:
-    """A name as shown to a person: control characters and bytes that are not UTF-8 appear as ``\\xNN``.
+    """Return a name as shown to a person: control characters and bytes that are not UTF-8 appear as ``\\xNN``.
 
     >>> printable("a\\tb")
     'a\\\\x09b'
@@ -19,7 +19,7 @@ def printable(name: str) -> str:
 
 
 def harmless(text: str) -> str:
-    """A text of several lines as :func:`printable` makes each of them; tabs stay as well."""
+    """Apply :func:`printable` to each line of a text; tabs stay as well."""
     return text if text.isprintable() else re.sub(r"[^\n\t]+", lambda found: printable(found[0]), text)
 
 
@@ -31,18 +31,18 @@ def _escaped(character: str) -> str:
 
 
 def first_few(names: Sequence[str]) -> str:
-    """The first three of some names as shown to a person, and how many more there are."""
+    """Return the first three of some names as shown to a person, and how many more there are."""
     shown = ", ".join(map(printable, names[:3]))
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def few(lines: Sequence[str], most: int = 20) -> list[str]:
-    """Some lines, or the first of very many and how many more there are."""
+    """Return some lines, or the first of very many and how many more there are."""
     return list(lines) if len(lines) <= most else [*lines[: most - 1], f"and {len(lines) - most + 1} more of this kind"]
 
 
 def ended(status: int) -> str:
-    """How a program ended, in words: ``exit status 3``, ``killed by SIGKILL (9)``."""
+    """Say how a program ended: ``exit status 3``, ``killed by SIGKILL (9)``."""
     if status >= 0:
         return f"exit status {status}"
     try:

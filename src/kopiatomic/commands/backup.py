@@ -216,7 +216,7 @@ class _Run:
         assert report.plan is not None
         assert report.engine is not None
         with session.view(lambda: Pipes(self._take), lambda: self._with_writable(self._selecting.select())) as frozen:
-            # It may be another by now: a dataset has vanished.
+            # The plan may have changed meanwhile: a dataset has vanished.
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
             job = self._without_unchanged(session, job)
             checked = self._run_engine(frozen, job) if job.sources else _NOTHING_READ
@@ -258,7 +258,7 @@ class _Run:
         command = engine.command(job)
         report.engine.argv = self._secrets.hide_words(command.argv)
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
-        # What is taken may be something else by now.
+        # What is taken may have changed meanwhile.
         lists.write(job.run_id, job.plan)
         environment = shell.environment({**os.environ, **self._handed}, shell.variables(job.run_id, job.plan))
         if in_place(job.plan, inherited.temporary_directory()):

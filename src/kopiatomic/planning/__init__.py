@@ -1,1 +1,1 @@
-"""From what was named, and what the system has, to a plan."""
+"""Turns what was named, and what the system has, into a plan."""

@@ -1,4 +1,4 @@
-"""What is left out where not all that is asked for has room in one view, and how a plan of very many stays short. Pure."""
+"""What is left out if one view has no room for all that is asked for, and how a plan of very many datasets stays short. Pure."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _NAMES = 32 << 20
 """Bytes that all names together may have: each is in records, lists and messages several times."""
 
 _LISTED = 1000
-"""Of how many datasets that are not taken for the same reason each has a line of its own."""
+"""Up to how many datasets that are not taken for the same reason have a line each."""
 
 _Owner = tuple[str, int]
-"""A kind of filesystem, and the user that the datasets belong to."""
+"""A kind of filesystem, and the user that owns the datasets."""
 
 
 def fit(taken: Sequence[Taken], judged: Sequence[Judged], room: int | None) -> tuple[list[Taken], list[Judged]]:
-    """Take what was named, then the datasets of those owners that have the fewest, as long as there is room.
+    """Take what was named, then the datasets of the owners with the fewest, as long as there is room.
 
-    Of the first owner whose datasets have none any more those that lie highest are taken, always the same. The rest gets one
-    verdict for each owner. ``room`` is how many datasets a view can show; None: any number.
+    Of the first owner whose datasets do not all fit, the highest ones are taken, always the same. The rest gets one verdict for
+    each owner. ``room`` is how many datasets a view can show; None: any number.
     """
     if _Left(room).takes(taken):
         return list(taken), list(judged)
@@ -47,14 +47,14 @@ def fit(taken: Sequence[Taken], judged: Sequence[Judged], room: int | None) -> t
 
 
 class _Left:
-    """The room that is left; where it was too little once, nothing is taken any more."""
+    """The room that is left; once it was too little, nothing more is taken."""
 
     def __init__(self, room: int | None) -> None:
         self._places = float("inf") if room is None else room
         self._names = _NAMES
 
     def takes(self, several: Iterable[Taken]) -> bool:
-        """Whether all of some have room as well."""
+        """Whether all of these fit as well."""
         for one in several:
             self._places -= len(one.places)
             self._names -= len(one.dataset.name)
@@ -83,7 +83,7 @@ def _no_room(owner: _Owner, rest: Sequence[Taken], count: int, room: int | None)
 
 
 def fold(judged: Iterable[Judged]) -> Iterator[Judged]:
-    """The verdicts, but for very many that are alike: then one stands for all of an owner's."""
+    """Yield the verdicts; of very many alike, yield one for all of an owner's."""
     alike: dict[tuple[object, ...], list[Judged]] = {}
     for one in judged:
         if one.verdict is Verdict.TAKEN:

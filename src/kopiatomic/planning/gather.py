@@ -1,8 +1,8 @@
-"""Gathers the facts that a plan is made of. Looks, and changes nothing.
+"""Gathers the facts that a plan is made of. Only looks, and changes nothing.
 
 What may not answer (network, FUSE and autofs mounts, suspended pools) is known from the mount table and the kernel's own
-statistics, and is never touched. Users may exchange directories and links while we look: a path is resolved once
-(``planning/resolving.py``), and only ever opened as it is from then on.
+statistics, and is never touched. Users may exchange directories and links meanwhile: a path is resolved once
+(``planning/resolving.py``), and afterwards only opened in its resolved form.
 """
 
 from __future__ import annotations
@@ -31,26 +31,26 @@ from kopiatomic.system import btrfs, fstab, host, linux, looking, mountinfo, poo
 from kopiatomic.text import printable
 
 _TRIES = 20
-"""How often a subvolume is looked for that somebody moves just now."""
+"""How often to look for a subvolume that is being moved."""
 
 _MOVED_S = 30.0
-"""Seconds after which none is looked for again: somebody may move thousands of them all the time."""
+"""Seconds after which the search for moved ones ends: a user may move thousands of them all the time."""
 
 _LONGEST = 4095
-"""How many bytes a path may have that a program opens (PATH_MAX without its end, linux/limits.h)."""
+"""The longest path in bytes that a program can open (PATH_MAX without its final byte, linux/limits.h)."""
 
 _SHOWN = _LONGEST + 256
-"""How many bytes are kept of the beginning of one that is longer: so it is no path that anything else can have."""
+"""How many bytes to keep of the beginning of a longer one: so many that nothing else can have it as its path."""
 
 _LOOP = re.compile(r"/dev/(loop\d+)")
 
 
 def gather(request: Request) -> Facts:
-    """Look at what a request can reach, in a child. Raises KopiatomicError, Interrupted."""
+    """Examine what a request can reach, in a child. Raises KopiatomicError, Interrupted."""
     try:
         return looking.call(lambda: _gather(request), mountinfo.SELF)
     except looking.NoAnswerError:
-        # By now the mount table shows what does not answer, and it is not touched.
+        # Now the mount table shows what does not answer, and it is not touched.
         return looking.call(lambda: _gather(request), mountinfo.SELF)
 
 
@@ -86,7 +86,7 @@ def _gather(request: Request) -> Facts:
 
 
 def _resolved(names: Iterable[str], seen: dict[str, Mount]) -> Iterator[tuple[str, str]]:
-    """The paths among the names, links followed. One that looks like a pattern and exists is taken literally.
+    """Return the paths among the names, with links followed. A path that looks like a pattern and exists is taken literally.
 
     Raises KopiatomicError.
     """
@@ -99,7 +99,7 @@ def _resolved(names: Iterable[str], seen: dict[str, Mount]) -> Iterator[tuple[st
 
 
 def _spelled(patterns: Iterable[str], seen: dict[str, Mount]) -> dict[str, str]:
-    """Those of some absolute patterns that their directories spell otherwise, and how they do. Raises OSError."""
+    """Return the absolute patterns that their directories spell differently, with that spelling. Raises OSError."""
     spellings = spelling.Spellings(seen)
     found = {pattern: spellings.of_pattern(pattern) for pattern in patterns if pattern.startswith("/")}
     return {pattern: own for pattern, own in found.items() if own != pattern}
@@ -133,13 +133,13 @@ def _zfs(
     mounted = {m.source for m in mounts if m.fstype == "zfs"}
     datasets |= zfs_listing.with_mountpoints(d for d in datasets.values() if d.name not in mounted)
     properties = zfs_listing.settings(valued, request.property) if valued else {}
-    # zfs leaves out what lies in a suspended pool without a word: each pool is looked at.
+    # zfs silently omits what lies in a suspended pool, so each pool is checked.
     of_pools = None if everything else {name.partition("/")[0] for name in datasets}
     return datasets, properties, zfs_listing.pools(of_pools)
 
 
 def _at_boot(datasets: Iterable[ZfsDataset], mounts: Iterable[Mount]) -> tuple[dict[str, str], str]:
-    """Where /etc/fstab has those mounted at boot that are not; or why that cannot be told of those that may be there."""
+    """Return where /etc/fstab mounts at boot those that are not mounted; or why that is unknown, if any may be in it."""
     mounted = {m.source for m in mounts if m.fstype == "zfs"}
     waiting = [d for d in datasets if d.kind == "filesystem" and d.name not in mounted]
     if not waiting:
@@ -161,12 +161,12 @@ def _zfs_present() -> bool:
 def _btrfs_subvolumes(
     seen: dict[str, Mount], named: Iterable[str], request: Request, *, everything: bool
 ) -> Iterator[BtrfsSubvolume]:
-    """The subvolumes that hold the named paths, and all at mount points if asked; then all that are nested in them."""
+    """Yield the subvolumes that hold the named paths, and all at mount points if asked; then all nested in them."""
     paths = list(named)
     if everything:
         paths += [m.point for m in seen.values() if m.fstype == "btrfs"]
     known: set[str] = set()
-    # Of what is not taken for being nested it matters whether it holds anything.
+    # For nested ones that are not taken, it matters whether they hold anything.
     look_inside = not (request.recursive or request.everything or request.no_nested)
     for path in paths:
         mount = holder(path, seen)
@@ -178,7 +178,7 @@ def _btrfs_subvolumes(
 
 
 def _top_of(path: str, seen: dict[str, Mount]) -> str:
-    """The top directory of the subvolume that holds a path; where there is none, the mount point up to which it is looked for.
+    """Return the top directory of the subvolume that holds a path; otherwise the mount point where the search ends.
 
     Raises KopiatomicError.
     """
@@ -189,7 +189,7 @@ def _top_of(path: str, seen: dict[str, Mount]) -> str:
                 if btrfs.is_top(fd):
                     return path
         except NotADirectoryError:
-            # A file: it lies in what is above it.
+            # A file: it lies in its directory's subvolume.
             pass
         except OSError as error:
             raise _btrfs_failure(path, error) from None
@@ -199,7 +199,7 @@ def _top_of(path: str, seen: dict[str, Mount]) -> str:
 
 @immutable
 class _Wanted:
-    """A subvolume to look at: the path it should be seen at; of a nested one its id, and where that stands."""
+    """A subvolume to examine: its expected path; if nested also its id, and the subvolume above it."""
 
     path: str
     id: int = 0
@@ -208,11 +208,11 @@ class _Wanted:
 
 
 class _MovedError(Exception):
-    """A path does not lead to the subvolume: it, or a directory above it, was moved or deleted just now."""
+    """A path does not lead to the subvolume: it, or a directory above it, was just moved or deleted."""
 
 
 class _Walk:
-    """A look at the subvolume at a path, if one is there, and at those nested in it."""
+    """Examines the subvolume at a path, if one is there, and those nested in it."""
 
     def __init__(self, device: str, seen: dict[str, Mount], *, look_inside: bool) -> None:
         self._device = device
@@ -224,7 +224,7 @@ class _Walk:
         self._until = time.monotonic() + _MOVED_S
 
     def of(self, top: str) -> Iterator[BtrfsSubvolume]:
-        """All of them, each after the one that it is nested in. Raises KopiatomicError."""
+        """Yield all of them, each after the one that it is nested in. Raises KopiatomicError."""
         self._waiting = [_Wanted(top)]
         while self._waiting:
             found = self._search(self._waiting.pop())
@@ -232,7 +232,7 @@ class _Walk:
                 yield found
 
     def _search(self, wanted: _Wanted) -> BtrfsSubvolume | None:
-        """Look at a subvolume where it is by now; None where there is none. Raises KopiatomicError."""
+        """Examine a subvolume wherever it is now; return None if it does not exist. Raises KopiatomicError."""
         for _ in range(_TRIES):
             if wanted.too_long:
                 return self._unseen(wanted, too_long=True)
@@ -266,7 +266,7 @@ class _Walk:
         )
 
     def _holds(self, wanted: _Wanted) -> bool | None:
-        """Whether anything is in a subvolume that its path does not lead to; None where that cannot be told."""
+        """Whether a subvolume that its path does not lead to holds anything; None if that cannot be known."""
         if wanted.above is None or not self._look_inside:
             return None
         try:
@@ -280,7 +280,7 @@ class _Walk:
             os.close(fd)
 
     def _look(self, wanted: _Wanted, mount: Mount) -> BtrfsSubvolume | None:
-        """Look at a subvolume; None where none is mounted or was named. Raises _MovedError, KopiatomicError."""
+        """Examine a subvolume; return None if none is mounted or was named. Raises _MovedError, KopiatomicError."""
         try:
             with _opened(wanted.path, mount) as fd:
                 top = btrfs.is_top(fd)
@@ -316,7 +316,7 @@ class _Walk:
         )
 
     def _place_of(self, wanted: _Wanted, above: str) -> _Wanted | None:
-        """A nested subvolume as it is to be looked for by now; None where it is deleted. Raises KopiatomicError."""
+        """Return where to look for a nested subvolume now; None if it was deleted. Raises KopiatomicError."""
         try:
             with _opened(above, holder(above, self._seen)) as fd:
                 place = btrfs.child(fd, wanted.id)
@@ -332,14 +332,14 @@ def _hexadecimal(uuid: bytes) -> str:
 
 
 def _has_entries(directory: int) -> bool:
-    """Raises OSError."""
+    """Whether a directory has entries. Raises OSError."""
     with os.scandir(directory) as entries:
         return next(entries, None) is not None
 
 
 @contextmanager
 def _opened(path: str, mount: Mount, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """A directory in a mount, open. Raises OSError; ELOOP also where by now the path leads into another mount."""
+    """Open a directory in a mount. Raises OSError; ELOOP also if the path now leads into another mount."""
     fd = linux.open_without_links(path, flags | os.O_DIRECTORY)
     try:
         if mountinfo.id_of(fd) != mount.id:
@@ -350,7 +350,7 @@ def _opened(path: str, mount: Mount, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 
 def _children(fd: int, info: btrfs.Subvolume, top: str) -> Iterator[_Wanted]:
-    """The subvolumes directly in an open one, but for the snapshots of runs that go on at this moment."""
+    """Yield the subvolumes directly in an open one, except the snapshots of runs in progress."""
     for nested in btrfs.children(fd):
         if info.id != btrfs.TOP_LEVEL or not nested.path.startswith(f"{RUNS_DIRECTORY}/"):
             yield _wanted(nested, top)
@@ -385,9 +385,9 @@ def _btrfs_failure(path: str, error: OSError) -> KopiatomicError:
 def _directories(
     seen: dict[str, Mount], named: Iterable[str], datasets: Iterable[ZfsDataset], *, unmounted: bool
 ) -> frozenset[str]:
-    """Those of the named paths that are directories now, and of the places of datasets that are not mounted the empty ones.
+    """Return the named paths that are directories now, and the empty ones among the places of unmounted datasets.
 
-    What stands in the directory of a dataset that is not mounted belongs to the one above, and would be hidden.
+    The content of an unmounted dataset's directory belongs to the dataset above, and would be hidden.
     """
     found = {path for path in named if _answers(path, seen) and _is_directory(path)}
     if unmounted:
@@ -404,7 +404,7 @@ def _is_directory(path: str, *, empty: bool = False) -> bool:
         finally:
             os.close(fd)
     except OSError as error:
-        # One whose content cannot be seen is not known to be empty.
+        # A directory whose content cannot be seen is not known to be empty.
         if empty or presence.moved(error):
             return False
         raise KopiatomicError(
@@ -422,7 +422,7 @@ def _answers(path: str, seen: dict[str, Mount]) -> bool:
 def _movers(
     seen: dict[str, Mount], named: Iterable[str], subvolumes: Iterable[BtrfsSubvolume], *, nested: bool
 ) -> dict[str, str]:
-    """Who besides root can move each place that a dataset or a part may have, or what lies above it."""
+    """Return who besides root can move each place that a dataset or a part may have, or what lies above it."""
     paths = [*named, *(m.point for m in seen.values() if m.fstype in {"zfs", "btrfs"} and "@" not in m.source)]
     # What is nested has its place in a frozen tree, unless a pattern chose it alone or left out what it is nested in.
     paths += [subvolume.path for subvolume in subvolumes if nested or subvolume.above is None]
@@ -437,7 +437,7 @@ def _movers(
 
 
 def _sizes(seen: dict[str, Mount]) -> dict[str, int]:
-    """Bytes in use of local filesystems that are neither ZFS nor Btrfs."""
+    """Return the bytes in use of local filesystems that are neither ZFS nor Btrfs."""
     sizes = {}
     for point, mount in seen.items():
         if mount.fstype in LOCAL:
@@ -451,7 +451,7 @@ def _sizes(seen: dict[str, Mount]) -> dict[str, int]:
 
 
 def _loop_files(seen: dict[str, Mount]) -> dict[str, str]:
-    """The files behind the loop devices that are mounted (Documentation/ABI/testing/sysfs-block-loop)."""
+    """Return the files behind mounted loop devices (Documentation/ABI/testing/sysfs-block-loop)."""
     files = {}
     for mount in seen.values():
         found = _LOOP.fullmatch(mount.source)

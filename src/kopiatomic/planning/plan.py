@@ -1,4 +1,4 @@
-"""From facts and a request to a plan: what is taken, where it appears, what is not and why. Pure."""
+"""From facts and a request to a plan: what is taken and where it appears; what is not taken, and why. Pure."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from kopiatomic.text import printable
 
 
 def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> Plan:
-    """Choose the datasets. Raises KopiatomicError where one that was named cannot be taken, UsageError for no names.
+    """Choose the datasets. Raises KopiatomicError if a named one cannot be taken, UsageError if nothing was named.
 
-    ``refused`` is what was found out not to be takeable since the facts were gathered.
+    ``refused`` is what turned out not to be takeable after the facts were gathered.
     """
     require_names(request)
     shared = Selection(facts, request, refused)
@@ -91,7 +91,7 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
 
 
 def _room(shared: Selection) -> int | None:
-    """How many datasets the view can show. In place each mount that stays in sight may need one more."""
+    """Return how many datasets the view can show. In place each mount that stays visible may need one more."""
     room = shared.facts.room
     if room is None or shared.request.layout is not Layout.IN_PLACE:
         return room
@@ -166,14 +166,14 @@ def _nothing(request: Request, facts: Facts, judged: Sequence[Judged]) -> Kopiat
 
 
 def _check_excluding(shared: Selection) -> None:
-    """An excluding pattern that fits nothing is most likely a typo, and what it meant is in the backup now."""
+    """Note patterns that exclude nothing: most likely a typo, and what was meant is now in the backup."""
     for pattern in shared.request.exclude:
         if pattern not in shared.excluding:
             shared.note(f"--exclude {printable(pattern)} matches nothing")
 
 
 def _check_places(shared: Selection) -> None:
-    """Two datasets at one place would hide each other. Raises KopiatomicError."""
+    """Refuse two datasets at one place: they would hide each other. Raises KopiatomicError."""
     known: dict[str, Taken] = {}
     for taken in shared.taken:
         for place in taken.places:
@@ -195,7 +195,7 @@ def _check_places(shared: Selection) -> None:
 
 
 def _require_true_paths(taken: Sequence[Taken]) -> None:
-    """In place there is none but a dataset's own. Raises KopiatomicError."""
+    """Refuse, in place, any place but a dataset's own. Raises KopiatomicError."""
     for one in taken:
         if is_at_or_below(one.place, UNMOUNTED) or is_at_or_below(one.place, VOLUMES):
             raise KopiatomicError(
@@ -206,9 +206,9 @@ def _require_true_paths(taken: Sequence[Taken]) -> None:
 
 
 def _seen_again(shared: Selection, taken: Sequence[Taken]) -> list[Taken]:
-    """With the other places at which parts of the same datasets are mounted: live, they would be of another instant."""
+    """Add the other places at which parts of the same datasets are mounted: live, they would show another instant."""
     frozen = {place for one in taken for place in one.places}
-    # Of one that is mounted twice the place that is taken counts: it comes last.
+    # If one is mounted twice, the place that is taken counts: it comes last.
     paths = [
         *(s.path for s in shared.facts.subvolumes),
         *(t.dataset.mountpoint.text for t in taken if t.dataset.mountpoint),
@@ -221,7 +221,7 @@ def _seen_again(shared: Selection, taken: Sequence[Taken]) -> list[Taken]:
     again: dict[str, list[tuple[str, str]]] = {}
     for point, mount in shared.seen.items():
         if point not in frozen and mount.device in tops:
-            # Of Btrfs one device number stands for all of a filesystem: the nearest subvolume above it is the one.
+            # In Btrfs one device number stands for the whole filesystem: choose the nearest subvolume above it.
             known = tops[mount.device]
             top = next((directory for directory in (mount.root, *parents(mount.root)) if directory in known), None)
             if top is not None:
@@ -237,9 +237,9 @@ def _seen_again(shared: Selection, taken: Sequence[Taken]) -> list[Taken]:
 
 
 def _scaffolds(shared: Selection, taken: Sequence[Taken], live: AbstractSet[str]) -> list[str]:
-    """Where something that is not taken lies between a taken dataset and one below it: a mount, or a nested subvolume.
+    """Return where something not taken lies between a taken dataset and one below it: a mount, or a nested subvolume.
 
-    What lies in it is in no frozen tree, the mount point of the lower one included; and a frozen tree takes no new
+    What lies in it is in no frozen tree, including the mount point of the lower dataset; and a frozen tree takes no new
     directory. What is seen ``live`` has all that is in it.
     """
     places = {place for t in taken for place in (*t.places, *([t.place] if t.whole else []))}
@@ -258,22 +258,22 @@ def _scaffolds(shared: Selection, taken: Sequence[Taken], live: AbstractSet[str]
 
 
 def _of_the_kernel(point: str, mount: Mount, seen: dict[str, Mount]) -> bool:
-    """Whether there is nobody's data, also none that an autofs would mount there, as on /proc/sys/fs/binfmt_misc."""
+    """Whether it holds no user data, even after an autofs has mounted something, as on /proc/sys/fs/binfmt_misc."""
     if mount.fstype == "autofs" and point != "/":
         mount = holder(os.path.dirname(point), seen)
     return mount.fstype in PSEUDO
 
 
 def _of_the_system(point: str, inside: Taken, request: Request) -> bool:
-    """Whether a mount is a part of the running system and of no source: with ``/`` in place it is made anew."""
+    """Whether a mount is part of the running system and of no source: with ``/`` in place it is mounted afresh."""
     in_place = request.layout is Layout.IN_PLACE and not request.live_system
     return in_place and "/" in inside.places and any(is_at_or_below(point, top) for top in SYSTEM)
 
 
 def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judged]) -> list[Uncovered]:
-    """What is mounted in the trees of the taken datasets and is not frozen, in tree order.
+    """Return what is mounted in the trees of the taken datasets but not frozen, in tree order.
 
-    In place it is seen there live, but for what might not answer, what was left out on purpose, and what --only-frozen hides.
+    In place it is seen there live, except what might not answer, what was left out on purpose, and what --only-frozen hides.
     """
     facts, request = shared.facts, shared.request
     places = {place: t for t in taken for place, _ in t.asked}
@@ -301,7 +301,7 @@ def _uncovered(shared: Selection, taken: Sequence[Taken], judged: Sequence[Judge
 
 
 def _is_shown_again(mount: Mount) -> bool:
-    """Whether a mount that a frozen tree would hide can be seen as it is all the same."""
+    """Whether a mount that a frozen tree would hide can be shown there as it is."""
     return not may_hang(mount.fstype) and mount.fstype != "overlay"
 
 
@@ -310,9 +310,9 @@ def _why_hidden(mount: Mount) -> str:
 
 
 def _beside(shared: Selection, taken: Sequence[Taken]) -> list[Uncovered]:
-    """In place: what is mounted outside of the trees of what was asked for, in tree order.
+    """In place: return what is mounted outside the trees of what was asked for, in tree order.
 
-    Where only a part of a dataset was asked for and all of it is frozen, that is what is mounted in the rest as well.
+    If only a part of a dataset was asked for and all of it is frozen, this includes what is mounted in the rest.
     """
     request = shared.request
     if request.layout is not Layout.IN_PLACE:
@@ -333,7 +333,7 @@ def _beside(shared: Selection, taken: Sequence[Taken]) -> list[Uncovered]:
 
 
 def _behind(taken: Sequence[Taken], hidden: Sequence[Hidden], mounts: Sequence[Uncovered]) -> list[Uncovered]:
-    """The same mounts, not live where a directory of ours stands for them, or for what is between it and a place."""
+    """Return the same mounts, but not live if one of our directories stands for them, or for what lies between it and a place."""
     directories = {h.directory for h in hidden}
     above = {directory for one in taken for place, _ in one.shown for directory in parents(place)}
 
@@ -344,6 +344,6 @@ def _behind(taken: Sequence[Taken], hidden: Sequence[Hidden], mounts: Sequence[U
 
 
 def _relit(taken: Sequence[Taken], hidden: Sequence[Hidden], beside: Sequence[Uncovered]) -> list[Uncovered]:
-    """What of ``beside`` must be shown again, since it lies in what is frozen whole or hidden."""
+    """Return what of ``beside`` must be shown again because it lies in what is frozen whole or hidden."""
     covers = {*(t.place for t in taken if t.whole), *(h.directory for h in hidden)}
     return [u for u in beside if u.live and any(directory in covers for directory in parents(u.point))]

@@ -1,5 +1,6 @@
-"""Paths that were named, resolved as the kernel would: links are followed once and step by step, and only those that nobody
-but root can exchange. What may not answer is not stepped into.
+"""Resolves named paths as the kernel would, following links once and step by step.
+
+Only links that root alone can exchange are followed. What may not answer is not entered.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kopiatomic.text import printable
 
 
 def resolve(name: str, seen: dict[str, Mount]) -> str:
-    """A path with its links followed, as the kernel would, without a step into what may not answer, in its own spelling.
+    """Follow a path's links as the kernel would, entering nothing that may not answer, and return it in its own spelling.
 
     Raises KopiatomicError.
     """
@@ -36,14 +37,14 @@ def resolve(name: str, seen: dict[str, Mount]) -> str:
         path = f"{path.rstrip('/')}/{part}"
         _require_answer(name, path, seen, waiting)
         if path in seen:
-            # A mount point is no link.
+            # A mount point cannot be a link.
             continue
         try:
             target = host.here().link_target(path)
         except OSError as error:
             if presence.meaning(error) is not Meaning.REPLACED:
                 raise _no_such_path(name, error) from None
-            # What was a directory in it is a link now: it is gone through again from the beginning.
+            # A directory in it is now a link: start again from the beginning.
             target = path
         if target is None:
             try:
@@ -64,7 +65,7 @@ def resolve(name: str, seen: dict[str, Mount]) -> str:
 
 
 def _require_held(name: str, path: str, seen: dict[str, Mount]) -> None:
-    """Refuse a path that leads into another mount than it does by the table. Raises KopiatomicError."""
+    """Refuse a path that leads into another mount than the table says. Raises KopiatomicError."""
     try:
         mount, _, _ = host.here().identity(path)
         known = holder(path, seen).id
@@ -96,7 +97,7 @@ def _require_roots(name: str, link: str, target: str) -> None:
 
 
 def _parts(path: str) -> list[str]:
-    """The components of a path, the last one first."""
+    """Return the components of a path, the last one first."""
     return [part for part in reversed(path.split("/")) if part not in {"", "."}]
 
 
@@ -120,7 +121,7 @@ def _require_answer(name: str, path: str, seen: Mapping[str, Mount], waiting: Se
         return
     if mount.fstype == "autofs":
         if waiting and f"{path}/{waiting[-1]}" in seen:
-            # It has mounted that, and is not asked again.
+            # It has already mounted that, and is not asked again.
             return
         if waiting or "indirect" not in mount.super_options:
             raise KopiatomicError(

@@ -1,7 +1,7 @@
-"""In place: what must be shown so that nobody can move what lies above a place. Pure.
+"""In place: what must be shown so that only root can move what lies above a place. Pure.
 
-Between ``/`` and a place only directories are live whose entries on the way root alone can move. Where a part of a dataset
-is not so safe in it, all of the dataset is frozen. Where a mount point is not, a directory of ours hides the one that it is in.
+Between ``/`` and a place, a directory is live only if root alone can move its entry on the way. If a part of a dataset is not
+safe in it, the whole dataset is frozen. If a mount point is not, one of our directories hides the directory that it is in.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _UNKNOWN = "somebody (it was not looked at)"
 
 
 def whole(taken: Sequence[Taken], movers: Mapping[str, str]) -> list[Taken]:
-    """The same, shown whole where somebody could move one of the parts in it. ``movers`` as in the facts."""
+    """Return the same, shown whole if others could move one of the parts. ``movers`` as in the facts."""
     return [replace(one, whole=_who_moves_a_part(one, movers)) for one in taken]
 
 
@@ -40,10 +40,10 @@ def hidden(
     scaffolds: Collection[str],
     live: Collection[str],
 ) -> list[Hidden]:
-    """The directories that must not be seen as they are, in tree order.
+    """Return the directories that must not be seen as they are, in tree order.
 
-    ``scaffolds`` are directories of ours, ``live`` what is seen as it is in frozen trees. Raises KopiatomicError where that
-    is ``/``, which nothing can stand for.
+    ``scaffolds`` are our own directories, ``live`` is what is seen as it is in frozen trees. Raises KopiatomicError if that is
+    ``/``, which nothing can replace.
     """
     still = {*(place for one in taken for place, _ in one.shown), *scaffolds}
     found: dict[str, Hidden] = {}
@@ -51,7 +51,7 @@ def hidden(
         for place, _ in one.shown:
             directory, holder = "/", None
             for entry in _way(place):
-                # The directory that the entry is in, and the nearest at or above it that is not just what the host has.
+                # The directory that holds the entry, and the nearest one at or above it that does not simply show the host's.
                 above, directory = directory, entry
                 if above in still or above in live:
                     holder = above
@@ -69,7 +69,7 @@ def hidden(
 
 
 def _way(place: str) -> Iterator[str]:
-    """What is passed on the way from ``/`` to a place, that included."""
+    """Yield the entries on the way from ``/`` to a place, including the place."""
     return reversed([place, *parents(place)][:-1]) if place != "/" else iter(())
 
 

@@ -1,9 +1,9 @@
-"""The spelling that a directory itself has for a name, where its ZFS dataset takes other spellings for the same.
+"""The spelling that a directory itself has for a name, if its ZFS dataset accepts other spellings of the same name.
 
-A dataset may ignore case (``casesensitivity=insensitive``) or tell composed and decomposed letters not apart
-(``normalization``). There a path in another spelling leads to the same thing, and beside the mount table it looks like another
-path. With ``normalization`` not even the table is reliable: a mount point is spelled there as somebody looked it up last (seen on
-OpenZFS 2.3.9). So what is opened is compared, and the spelling is looked up in the directory.
+A dataset may ignore case (``casesensitivity=insensitive``) or not distinguish composed and decomposed letters
+(``normalization``). There a path in another spelling leads to the same object, but compared with the mount table it looks like
+another path. With ``normalization`` not even the table is reliable: a mount point is spelled there as it was last looked up (seen
+on OpenZFS 2.3.9). So the opened objects are compared, and the spelling is looked up in the directory.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from kopiatomic.text import printable
 
 @immutable
 class _Manner:
-    """What a dataset takes for the same."""
+    """Which spellings a dataset treats as the same."""
 
     ignores_case: bool
     normalizes: bool
@@ -39,15 +39,15 @@ class _Manner:
 
 
 class Spellings:
-    """Answers from the directories as they are now. ``seen`` are the visible mounts, by points in their own spelling."""
+    """Answers from the present directories. ``seen`` are the visible mounts, by points in their own spelling."""
 
     def __init__(self, seen: dict[str, Mount]) -> None:
         self._seen = seen
 
     def own(self, path: str) -> str:
-        """A path, whose directory has its own spelling, in the spelling of that directory.
+        """Return a path in the spelling of its directory; the path of the directory is already spelled that way.
 
-        Raises OSError where it cannot be looked at, KopiatomicError where it is in no list.
+        Raises OSError if it cannot be examined, KopiatomicError if no listing has it.
         """
         above, name = parents(path)[0], path.rpartition("/")[2]
         try:
@@ -86,9 +86,9 @@ class Spellings:
         return _manner(mount.source.partition("@")[0]).changes(name)
 
     def of_pattern(self, pattern: str) -> str:
-        """An absolute pattern, or path, with the components before the first star spelled as their directories do.
+        """Return an absolute pattern, or path, with the components before the first star spelled as in their directories.
 
-        What is not there, or may not answer, is left as it is.
+        What does not exist, or may not answer, is left as it is.
         """
         path = ""
         rest = [part for part in pattern.split("/") if part not in {"", "."}]
@@ -108,7 +108,7 @@ class Spellings:
 
 @cache
 def _manner(dataset: str) -> _Manner:
-    """That of a dataset, which was given to it when it was made; one that does not say it is taken for one that does both.
+    """Return a dataset's manner, which is fixed when it is made; if unknown, assume that it does both.
 
     Raises KopiatomicError.
     """
@@ -119,7 +119,7 @@ def _manner(dataset: str) -> _Manner:
 
 
 def own_table(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
-    """A mount table whose points have the spelling of their directories."""
+    """Return a mount table whose points have the spelling of their directories."""
     table = tuple(mounts)
     if all(mount.point.isascii() for mount in table):
         return table
@@ -127,7 +127,7 @@ def own_table(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
     points: dict[str, str] = {}
     spellings = Spellings(known)
     for mount in sorted(table, key=lambda m: len(parents(m.point))):
-        # What lies above has been spelled before.
+        # What lies above has already been spelled.
         if mount.point not in points:
             points[mount.point] = mount.point if mount.point.isascii() else spellings.of_pattern(mount.point)
         known[points[mount.point]] = mount
@@ -152,6 +152,6 @@ def _is(path: str, opened: tuple[int, int, int]) -> bool:
 
 
 def _key(name: str) -> str:
-    """Equal for all names that a dataset may take for the same, and for some more."""
+    """Return a key that is equal for all names that a dataset may treat as the same, and for some more."""
     plain = unicodedata.normalize("NFKD", name)
     return unicodedata.normalize("NFKD", plain.upper().casefold())

@@ -1,6 +1,6 @@
-"""Platforms: what keeps the processes of a run and its view together on one system, as a value.
+"""Platforms: how one system keeps the processes of a run and its view together, as a value.
 
-``system/host.py`` says which system it is.
+``system/host.py`` decides which system it is.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from kopiatomic.system import host
 
 
 def on(system: host.Host) -> Platform:
-    """The platform of a system."""
+    """Return the platform of a system."""
     # Each imports what only its own system has.
     from kopiatomic.system.linux_host import LinuxHost  # noqa: PLC0415
 
@@ -26,5 +26,5 @@ def on(system: host.Host) -> Platform:
 
 
 def here() -> Platform:
-    """The one that this process runs on."""
+    """Return the platform that this process runs on."""
     return on(host.here())

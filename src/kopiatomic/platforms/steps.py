@@ -13,13 +13,13 @@ from kopiatomic.paths import below, topmost, tree_order
 from kopiatomic.text import first_few, printable
 
 SCAFFOLD = "scaffold"
-"""The kind of a step that is no snapshot: an empty directory of ours that holds mount points inside a frozen tree."""
+"""The kind of a step that is not a snapshot: our empty directory that holds mount points inside a frozen tree."""
 
 FILES = "files"
 """The kind of a step that shows volumes as files."""
 
 LIVE = "live"
-"""The kind of a step that shows what the host has there, and is not frozen."""
+"""The kind of a step that shows the host's own mount or directory, not frozen."""
 
 OURS = frozenset([SCAFFOLD, LIVE])
 """The kinds of steps that show nothing frozen."""
@@ -39,9 +39,8 @@ class VolumeFile:
 class Step:
     """One mount of the view: ``source`` (of a filesystem ``fstype``) at ``place`` below the view's root.
 
-    For Btrfs ``source`` is a path below the top-level subvolume of ``device``. What is live has the mount's source, and none
-    where it is a directory. ``part`` is the path below the snapshot's top
-    that is shown; empty for the whole.
+    For Btrfs ``source`` is a path below the top-level subvolume of ``device``. For what is live it is the mount's source, or
+    empty for a directory. ``part`` is the path below the snapshot's top that is shown; empty for the whole.
     """
 
     dataset: str
@@ -52,9 +51,9 @@ class Step:
     named: bool = False
     part: str = ""
     open_top: bool = False
-    """Whether entries of ours must stand beside those of the snapshot's top directory."""
+    """Whether our own entries must stand beside those of the snapshot's top directory."""
     file: bool = False
-    """Whether the part is no directory."""
+    """Whether the part is not a directory."""
     outside: tuple[str, ...] = ()
     """Where, below the snapshot's top, nested subvolumes must have been that the plan does not show in the part."""
     files: tuple[VolumeFile, ...] = ()
@@ -64,13 +63,13 @@ class Step:
 
 @immutable
 class Missing:
-    """A dataset whose place does not exist in what lies above it in the view; an empty place is one that is not known."""
+    """A dataset whose place does not exist in what lies above it in the view; an empty place is an unknown one."""
 
     dataset: str
     place: str
     reason: str
     live: bool = False
-    """Whether it is no dataset but a mount that would have been seen as it is."""
+    """Whether it is not a dataset but a mount that would have been seen as it is."""
 
 
 @immutable
@@ -84,7 +83,7 @@ class View:
 
 
 def steps_of(plan: Plan, sets: Sets) -> list[Step]:
-    """What is mounted, parents first: every snapshot where the plan says, and what else must be seen in their trees."""
+    """Return what to mount, parents first: every snapshot as planned, and what else must be visible in their trees."""
     made = {(s.filesystem, snapshot.dataset): snapshot for s in sets.sets for snapshot in s.snapshots}
     places = [place for taken in plan.taken for place in taken.places]
     ours = any(place.startswith((f"{UNMOUNTED}/", f"{VOLUMES}/")) for place in places)
@@ -119,12 +118,12 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
 
 
 def held_by(scaffold: Step, steps: Sequence[Step]) -> tuple[str, ...]:
-    """The places that need a directory in a scaffold."""
+    """Return the places that need a directory in a scaffold."""
     return topmost(step.place for step in steps if below(step.place, scaffold.place))
 
 
 def hidden_by(scaffold: Step, steps: Sequence[Step], holder: Step) -> Missing:
-    """That a scaffold hides files of the frozen tree that it stands in."""
+    """Return the report that a scaffold hides files of the frozen tree that it stands in."""
     return Missing(
         holder.dataset,
         "",
@@ -134,14 +133,14 @@ def hidden_by(scaffold: Step, steps: Sequence[Step], holder: Step) -> Missing:
 
 
 def missing_text(missing: Missing) -> str:
-    """What has no place, and why, in words."""
+    """Describe what has no place, and why."""
     if not missing.place:
         return f"{printable(missing.dataset)} {missing.reason}"
     return f"{printable(missing.dataset)} cannot appear at {printable(missing.place)}: {missing.reason}"
 
 
 def named_and_missing(missing: Missing) -> KopiatomicError:
-    """What has no place and was asked for by its name."""
+    """Return the error for a place that is missing although it was asked for by name."""
     return KopiatomicError(
         missing_text(missing),
         kind="place-missing",

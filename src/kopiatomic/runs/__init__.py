@@ -1,1 +1,1 @@
-"""A run: its processes, its order of things, its record, and its recovery."""
+"""A run: its processes, the order of its steps, its record, and its recovery."""

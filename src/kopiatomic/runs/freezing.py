@@ -44,7 +44,7 @@ _LIST_AGAIN_FOR = 300.0
 
 @immutable
 class Frozen:
-    """What is there as long as the view is."""
+    """What exists as long as the view does."""
 
     supervisor: Supervisor
     sets: Sets
@@ -52,13 +52,13 @@ class Frozen:
 
 
 def new_run_id() -> str:
-    """A name for a run: its start to the second (UTC), and 32 random bits."""
+    """Return a name for a run: its start to the second (UTC), and 32 random bits."""
     return time.strftime("%Y%m%dT%H%M%SZ-", time.gmtime()) + os.urandom(4).hex()
 
 
 @contextmanager
 def failures_in(report: Report) -> Iterator[None]:
-    """Put a failure of the block into the report, whatever it is; the run goes on behind the block."""
+    """Put any failure of the block into the report; the run continues after the block."""
     try:
         yield
     except Exception as error:
@@ -100,7 +100,7 @@ class Session:
         """Whether the keeper lives on, since a suspended pool holds it up."""
 
     def attempt(self, call: Callable[[Records], T]) -> T | None:
-        """Ask the records, or record something; None where they cannot be used, which the user is told once."""
+        """Query the records, or record something. Return None if they cannot be used, which the user is told once."""
         return self._recorder.attempt(lambda: call(self._recorder.records))
 
     def take_root(self, root: str, shown: str, wait: float | None) -> None:
@@ -115,7 +115,7 @@ class Session:
         return {"run": self._report.run_id, "pid": os.getpid(), "since": since, "command": shown}
 
     def clear_leftovers(self) -> None:
-        """Clear what dead runs left, before anything of this one is made."""
+        """Clear what dead runs left, before this run makes anything."""
         with self._report.phase("recover"):
             recovery = Recovery(
                 self._recorder.records, own=self._report.run_id, dry_run=False, warn=self._selecting.warn
@@ -128,13 +128,13 @@ class Session:
             self._selecting.warn(line)
 
     def check(self, selected: Plan) -> None:
-        """What can be known before anything is made. Raises KopiatomicError."""
+        """Check all that can be known before anything is made. Raises KopiatomicError."""
         self._recorder.require(selected)
         self._selecting.check_places(selected)
         self._report_unrecorded(selected)
 
     def _report_unrecorded(self, plan: Plan) -> None:
-        """Name what dead runs left off the record in the pools and filesystems of the plan: 'recover' removes that."""
+        """Name what dead runs left unrecorded in the pools and filesystems of the plan; 'recover' removes it."""
         names: dict[str, set[str]] = {}
         for taken in plan.taken:
             names.setdefault(taken.dataset.filesystem, set()).add(taken.dataset.pool)
@@ -154,10 +154,10 @@ class Session:
 
     @contextmanager
     def view(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[Frozen]:
-        """Freeze and mount what the report's plan says; at the end of the block everything is removed again.
+        """Freeze and mount what the report's plan says; remove everything at the end of the block.
 
-        Where something cannot be taken after all, ``again`` makes the plan anew. ``streams`` gives, for each try, those of
-        the program that will run.
+        Where something turns out not to be takeable, ``again`` makes a new plan. ``streams`` returns, for each try, those of the
+        program that will run.
         """
         report = self._report
         try:
@@ -178,7 +178,7 @@ class Session:
                 self._let_go_of_root()
 
     def _let_go_of_root(self) -> None:
-        """Take the mount root away, and with it the record of all that was intended."""
+        """Remove the mount root, and with it the record of all that was intended."""
         if self._unfinished:
             # The keeper does it: here it might wait for a suspended pool.
             self._held.keep()
@@ -188,7 +188,7 @@ class Session:
             self._recorder.gone()
 
     def _without_directories(self) -> list[str]:
-        """Remove the directories of the view; returns what is left, in words."""
+        """Remove the directories of the view. Return what is left, in words."""
         return [left for directory in self._selecting.directories() for left in roots.remove(directory)]
 
     def _orphaned(self, left: Sequence[str]) -> None:
@@ -215,7 +215,7 @@ class Session:
     def _taken(
         self, processes: ExitStack, streams: Callable[[], Streams], again: Callable[[], Plan]
     ) -> tuple[Supervisor, Sets]:
-        """Try until nothing has to be listed again. The processes of the try that made the sets end with ``processes``."""
+        """Try until nothing must be listed again. The processes of the try that made the sets end with ``processes``."""
         deadline = time.monotonic() + _LIST_AGAIN_FOR
         for attempt in range(1, _FREEZE_TRIES + 1):
             last = attempt == _FREEZE_TRIES or time.monotonic() > deadline
@@ -247,7 +247,7 @@ class Session:
 
     @contextmanager
     def _supervised(self, makers: list[Maker], intents: list[Intent], streams: Streams) -> Iterator[Supervisor]:
-        """The processes of one try; what they could not remove goes into the report."""
+        """Run the processes of one try; what they could not remove goes into the report."""
         report = self._report
         assert report.plan is not None
         pools = {t.dataset.pool for t in report.plan.taken if t.dataset.filesystem == "zfs"}

@@ -1,8 +1,8 @@
 """The keeper: makes the snapshots, starts the launcher, and outlives it to release and remove what was made.
 
-It is in a session of its own, so that a terminal's Ctrl-C does not reach it. It holds the descriptor that ZFS's holds
-hang on and closes it last, when everything of the launcher's has ended
-(docs/architecture.md, "Processes"). If the main process dies, it ends the rest in the same order.
+It has a session of its own, so that a terminal's Ctrl-C does not reach it. It owns the descriptor that ZFS's holds depend on and
+closes it last, when everything of the launcher's has ended (docs/architecture.md, "Processes"). If the main process dies, it ends
+the rest in the same order.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from kopiatomic.system.channel import Channel, ClosedError, close_quietly
 
 @immutable
 class Mount:
-    """To the keeper: start the launcher. ``plan`` is that of what was made."""
+    """To the keeper: start the launcher. ``plan`` is the plan of what was made."""
 
     plan: Plan
 
 
 @immutable
 class Release:
-    """To the keeper: the main process has closed its descriptor; let go of the snapshots."""
+    """To the keeper: the main process has closed its descriptor; release the snapshots."""
 
 
 @immutable
@@ -48,19 +48,19 @@ class Launched:
 
 @immutable
 class NamespaceGone:
-    """From the keeper: no process of the launcher's is left, and no mount but what :class:`Released` will tell."""
+    """From the keeper: no process of the launcher's is left, and no mount except those that :class:`Released` will name."""
 
 
 @immutable
 class Released:
-    """From the keeper, last: what is left in spite of everything, in words."""
+    """From the keeper, last: what could not be removed, in words."""
 
     left: tuple[str, ...]
 
 
 @immutable
 class Equipment:
-    """What a keeper is forked with."""
+    """What a keeper needs when it is forked."""
 
     makers: list[Maker]
     cleanup_fd: int | None
@@ -73,19 +73,19 @@ class Equipment:
     close_in_child: Callable[[], None]
     """Closes the main process's own ends."""
     orphaned: Callable[[Sequence[str]], None]
-    """Ends the run in place of a main process that is gone; takes what is left of the snapshots, in words."""
+    """Ends the run in place of a dead main process; takes what is left of the snapshots, in words."""
 
 
 def main(equipment: Equipment) -> None:
-    """Live as the keeper."""
-    # Before it opens anything itself: where descriptors are few, it must be able to say so.
+    """Run as the keeper."""
+    # Close these before anything else is opened: where descriptors are few, the keeper must be able to report that.
     equipment.close_in_child()
     worker.detach()
     _Keeper(equipment).run()
 
 
 def remove_all(makers: Sequence[Maker]) -> list[str]:
-    """See to it that no snapshot of a run is left. Returns what is left, in words."""
+    """Remove all snapshots of a run. Return what is left, in words."""
     left: list[str] = []
     for maker in makers:
         try:
@@ -98,7 +98,7 @@ def remove_all(makers: Sequence[Maker]) -> list[str]:
 
 
 def remove_view(view: Built) -> list[str]:
-    """Before the snapshots go: what outlives the launcher of the view. Returns what is left, in words."""
+    """Remove what outlives the launcher of the view, before the snapshots go. Return what is left, in words."""
     try:
         return view.remove()
     except (KopiatomicError, OSError) as error:
@@ -106,7 +106,7 @@ def remove_view(view: Built) -> list[str]:
 
 
 def untie_all(makers: Sequence[Maker]) -> None:
-    """Before the last close of the descriptor. Waits for as long as a pool is suspended."""
+    """Untie the snapshots, before the last close of the descriptor. Waits as long as a pool is suspended."""
     for maker in makers:
         if maker.needs_descriptor():
             maker.untie()
@@ -143,13 +143,13 @@ class _Keeper:
         self._end()
 
     def _receive(self) -> object:
-        """The next word of the main process, or the news that there is none. Raises ClosedError."""
+        """Return the main process's next message. Raises ClosedError where that process is gone."""
         if not self._main_alive:
             raise ClosedError
         return self._channel.receive()
 
     def _fail(self, error: KopiatomicError) -> None:
-        """Tell the main process, and wait until it has let go of its copy of the descriptor."""
+        """Send the error to the main process, and wait until it has closed its copy of the descriptor."""
         self._send(error)
         try:
             self._receive()
@@ -163,7 +163,7 @@ class _Keeper:
             self._main_alive = False
 
     def _make_sets(self) -> Sets:
-        """All snapshot calls back to back; then each set tied, then each read back."""
+        """Make all snapshot calls back to back, then tie each set, then read each back."""
         makers = self._equipment.makers
         for maker in makers:
             maker.prepare()
@@ -179,7 +179,7 @@ class _Keeper:
         return Sets(tuple(sets), tuple(refusal for maker in makers for refusal in maker.refused))
 
     def _launch(self, plan: Plan) -> None:
-        """Fork the launcher, as its platform has it."""
+        """Fork the launcher the way the platform does it."""
         assert self._sets is not None
         equipment = self._equipment
         platform = equipment.platform
@@ -201,7 +201,7 @@ class _Keeper:
         self._send(Launched(pid))
 
     def _wait_for_launcher(self) -> None:
-        """Until it has ended, and all with it; a main process that dies ends it at once."""
+        """Wait until the launcher and all below it have ended; if the main process dies, end it at once."""
         assert self._launcher is not None
         watch = host.here().watch(self._launcher)
         poll = select.poll()
@@ -213,7 +213,7 @@ class _Keeper:
                 ready = {fd for fd, _ in poll.poll()}
                 if watch in ready:
                     break
-                # Nothing is sent while the launcher lives: the main process has ended, or wants it ended.
+                # Nothing is sent while the launcher lives: the main process has ended, or wants the launcher to end.
                 poll.unregister(self._channel.fileno())
                 self._main_alive = False
                 with suppress(ProcessLookupError):
@@ -240,14 +240,14 @@ class _Keeper:
             untie_all(self._equipment.makers)
 
     def _end(self) -> None:
-        """Last: close the descriptor, which destroys ZFS's snapshots, then remove what no kernel ties."""
-        # They may be the caller's, who waits for the end of a pipe.
+        """Close the descriptor, which destroys ZFS's snapshots, then remove what the kernel does not tie. The last step."""
+        # They may belong to the caller, which waits for the end of a pipe.
         self._equipment.streams.close()
         for step in (self._end_launcher, self._remove_view, self._untie):
             try:
                 step()
             except Exception as error:
-                # What follows must be done whatever was wrong here; what is left is found by looking.
+                # The next steps must run whatever went wrong here; what is left is found by looking.
                 self._send(unforeseen(error))
         close_quietly(self._equipment.cleanup_fd)
         left = self._left + remove_all(self._equipment.makers)

@@ -1,7 +1,7 @@
 """The launcher: mounts the view, starts the program, checks, and ends. On Linux the first process of a PID namespace.
 
-The program is an engine, or whatever ``exec`` and ``shell`` are asked to run. What ends with the launcher, and what has to
-be ended, is the platform's (``platforms/``): the program, its children, mounts.
+The program is an engine, or whatever ``exec`` and ``shell`` are asked to run. The platform (``platforms/``) decides what ends
+with the launcher and what must be ended: the program, its children, mounts.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from kopiatomic.text import printable
 
 @immutable
 class Manner:
-    """How a program runs where that is not as an engine does."""
+    """How a program runs, where that differs from an engine."""
 
     user: spawn.User | None = None
     anywhere: bool = True
-    """Whether it may start in ``/`` where its working directory does not exist."""
+    """Whether it may start in ``/`` if its working directory does not exist."""
     foreground: bool = False
-    """Whether it begins in the foreground of its terminal."""
+    """Whether it starts in the foreground of its terminal."""
     stop: signal.Signals = signal.SIGTERM
-    """What asks it to end."""
+    """The signal that asks it to end."""
 
 
 @immutable
@@ -46,12 +46,12 @@ class Start:
     environment: Mapping[str, str]
     manner: Manner = Manner()
     sources: tuple[str, ...] = ()
-    """What must be looked into, or the program has read something else; as it has the paths."""
+    """What must be looked into, or the program has read something else; with its paths."""
 
 
 @immutable
 class Started:
-    """From the launcher: the program runs; ``elsewhere`` says that it does so in ``/``, as its directory is not there."""
+    """From the launcher: the program runs; ``elsewhere`` says that it runs in ``/`` because its directory does not exist."""
 
     elsewhere: bool
 
@@ -79,7 +79,7 @@ class Suspended:
 
 @immutable
 class Resume:
-    """To the launcher: let the program go on, ``foreground`` says whether in the foreground of its terminal."""
+    """To the launcher: resume the program; ``foreground`` says whether in the foreground of its terminal."""
 
     foreground: bool
 
@@ -92,18 +92,18 @@ class Checked:
     problems: tuple[str, ...]
     strays: int = 0
     unread: tuple[str, ...] = ()
-    """The sources that nobody has looked into."""
+    """The sources that no process has looked into."""
     unwatched: str = ""
-    """Why that could not be seen, if so."""
+    """Why that could not be observed, if so."""
     equal: names.Equal = names.Equal()
-    """Names in the view that are one for the program."""
+    """Names in the view that the program takes for one."""
 
 
 @dataclass(slots=True)
 class Streams:
-    """Descriptors that become the program's standard streams; every process closes them when the program has its own.
+    """Descriptors that become the program's standard streams; every process closes them once the program has its own.
 
-    ``terminal`` is one more of the terminal that is to be its controlling one.
+    ``terminal`` is another descriptor of the terminal that becomes the controlling one.
     """
 
     stdin: int
@@ -112,7 +112,7 @@ class Streams:
     terminal: int | None = None
 
     def close(self) -> None:
-        """Close all of them that are still open."""
+        """Close all that are still open."""
         for fd in (self.stdin, self.stdout, self.stderr, self.terminal):
             if fd is not None and fd >= 0:
                 os.close(fd)
@@ -121,7 +121,7 @@ class Streams:
 
 
 def main(channel: Channel, platform: Platform, view: Built, streams: Streams) -> None:
-    """Live as the launcher; never returns to the caller's code but by returning."""
+    """Run as the launcher; returns to the caller only at its end."""
     try:
         outside = platform.enter()
         try:
@@ -131,7 +131,7 @@ def main(channel: Channel, platform: Platform, view: Built, streams: Streams) ->
     except KopiatomicError as error:
         channel.send(error)
     except ClosedError:
-        # The main process is gone: what is left to do is to end.
+        # The main process is gone: all that is left is to end.
         return
 
 
@@ -149,12 +149,12 @@ def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: 
     equal = _equal_names(channel, view, message.command, end)
     channel.send(Checked(end, tuple(view.check()), strays, unread, unwatched, equal))
     if has_terminal:
-        # The end of a session leader discards what its terminal has not shown yet: wait for that.
+        # The end of a session leader discards what its terminal has not shown yet, so wait for that.
         channel.receive()
 
 
 def _equal_names(channel: Channel, view: Built, command: Command, end: EngineEnd) -> names.Equal:
-    """What two names of became one in a backup that looks good; a word of the main process ends the search."""
+    """Return the name pairs that became one in a backup that looks good; any message of the main process ends the search."""
     if not command.stand_in or end.status != 0 or end.stopped:
         return names.Equal()
     poll = select.poll()
@@ -163,7 +163,7 @@ def _equal_names(channel: Channel, view: Built, command: Command, end: EngineEnd
 
 
 def _watch(view: Built, sources: Sequence[str]) -> tuple[Reading | None, str]:
-    """What sees whether the sources are looked into; None, and why not, where it cannot be seen."""
+    """Return what observes whether the sources are looked into; None, and the reason, where that is impossible."""
     if not sources:
         return None, ""
     try:
@@ -173,14 +173,14 @@ def _watch(view: Built, sources: Sequence[str]) -> tuple[Reading | None, str]:
 
 
 def _clear(platform: Platform, view: Built) -> None:
-    """What does not end with us. What is left of it is found, and told, by the keeper."""
+    """Remove what does not end with this process. The keeper finds and reports what is left of it."""
     with suppress(KopiatomicError, OSError):
         platform.end_orphans()
         view.remove()
 
 
 class _Program:
-    """The life of an engine, or of any command: started, told to stop when the main process says so, waited for."""
+    """The life of an engine, or of any command: started, asked to stop when the main process says so, and waited for."""
 
     def __init__(
         self, channel: Channel, platform: Platform, outside: Outside | None, streams: Streams, reading: Reading | None
@@ -195,7 +195,7 @@ class _Program:
         self._terminal: int | None = None
 
     def run(self, start: Start, root: int | None) -> EngineEnd:
-        """Start the program, in another root if there is one, and wait for its end.
+        """Start the program, in another root if given, and wait for its end.
 
         Raises KopiatomicError where it cannot be started, ClosedError.
         """
@@ -207,11 +207,11 @@ class _Program:
             pid = self._spawn(start, root)
         finally:
             if root is not None:
-                # Where the view must be unmounted, that would be in use.
+                # An open root would keep the view busy where it must be unmounted.
                 os.close(root)
         self._streams.close()
         if self._terminal is not None:
-            # When a terminal is gone, the kernel tells who leads its session.
+            # When a terminal is gone, the kernel signals its session leader.
             signal.signal(signal.SIGHUP, lambda *_: _hang_up(pid))
         poll = select.poll()
         poll.register(wakeup, select.POLLIN)
@@ -235,12 +235,12 @@ class _Program:
                     self._obey(pid, start.manner)
 
     def _take_terminal(self) -> None:
-        """Lead a session that has the terminal: only so can the program be stopped and resumed in it (job control)."""
+        """Lead a session that has the terminal: only then can the program be stopped and resumed in it (job control)."""
         if self._streams.terminal is not None:
             os.setsid()
             self._terminal = os.dup(self._streams.terminal)
             fcntl.ioctl(self._terminal, termios.TIOCSCTTY, 0)
-            # Else who is not in the foreground may not say who is.
+            # Otherwise a process that is not in the foreground may not set the foreground group.
             signal.signal(signal.SIGTTOU, signal.SIG_IGN)
 
     def _spawn(self, start: Start, root: int | None) -> int:
@@ -277,7 +277,7 @@ class _Program:
         return pid
 
     def _reap(self, pid: int) -> int | None:
-        """Reap every child that has ended (orphans come to the first process); the program's status if it was one."""
+        """Reap every child that has ended (orphans come to the first process). Return the program's status if it was one."""
         while True:
             try:
                 ended, status = os.waitpid(-1, os.WNOHANG | os.WUNTRACED)
@@ -305,7 +305,7 @@ class _Program:
                 self._platform.kill_others()
             else:
                 os.kill(pid, manner.stop)
-                # One that is stopped hears it only then.
+                # A stopped program receives the signal only when it continues.
                 os.kill(pid, signal.SIGCONT)
 
 
@@ -316,7 +316,7 @@ def _hang_up(pid: int) -> None:
 
 
 def _working_directory() -> str:
-    """As a path: what was there before something was mounted over it is still what ``.`` means. Empty if it is gone."""
+    """Return the current directory's path: ``.`` would still mean what was there before a mount covered it. Empty if gone."""
     try:
         return os.getcwd()
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """How long the main process waits for what a suspended pool holds up.
 
-With ``failmode=wait`` a pool whose devices are gone makes every call that needs it wait until ``zpool clear``, and no
-signal ends that. So another process makes those calls, and the main process can say so and end.
+With ``failmode=wait`` a pool whose devices are gone makes every call that needs it wait until ``zpool clear``, and no signal
+interrupts that. So another process makes those calls, and the main process can report it and end.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from kopiatomic.system.channel import Channel
 from kopiatomic.text import printable
 
 CLEAN_UP = 5.0
-"""Seconds that are left to the clean-up of a run that has given a suspended pool up."""
+"""Seconds for the clean-up of a run that has given up on a suspended pool."""
 
 _LOOK = 1.0
 """Seconds between two looks at the pools' states."""
@@ -26,7 +26,7 @@ class SuspendedError(KopiatomicError):
 
 
 class Patience:
-    """Waits with an eye on the pools. ``limit`` is for how long (seconds) a suspended one is waited for."""
+    """Waits while watching the pools. ``limit`` is how long (seconds) to wait for a suspended one."""
 
     def __init__(self, names: Iterable[str], limit: float, warn: Callable[[str], None]) -> None:
         self._names = sorted(set(names))
@@ -38,11 +38,11 @@ class Patience:
         """The pools that were waited for in vain."""
 
     def interval(self) -> float | None:
-        """How long (seconds) may be waited before the next :meth:`look`; None where there are no pools."""
+        """Return how many seconds to wait at most before the next :meth:`look`; None if there are no pools."""
         return _LOOK if self._names else None
 
     def suspended(self) -> list[str]:
-        """Which of the pools are suspended now."""
+        """Return which of the pools are suspended now."""
         return pools.suspended(self._names)
 
     def look(self) -> None:
@@ -84,7 +84,7 @@ class Patience:
                 self.look()
 
     def receive_at_the_end(self, channel: Channel, timeout: float) -> object:
-        """Wait in the clean-up: at most ``timeout`` seconds, few where a pool is suspended. Raises ClosedError, TimeoutError."""
+        """Wait during clean-up: at most ``timeout`` seconds, few if a pool is suspended. Raises ClosedError, TimeoutError."""
         deadline = time.monotonic() + timeout
         suspended_since: float | None = None
         while True:

@@ -1,7 +1,7 @@
-"""What one run records, step by step. Where the state database cannot be used, the run is told once and goes on.
+"""What one run records, step by step. Where the state database cannot be used, the user is warned once and the run continues.
 
-Where safety needs the record (the kernel ties nothing of Btrfs, and no mount on FreeBSD), :meth:`Recorder.require` refuses to go
-on without it.
+Where safety needs the record (the kernel ties no Btrfs snapshot, and no mount on FreeBSD), :meth:`Recorder.require` refuses to
+continue without it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Recorder:
-    """The record of one run. ``warn`` is told what goes wrong with it."""
+    """The record of one run. Problems with it go to ``warn``."""
 
     def __init__(self, records: Records, report: Report, secrets: Secrets, warn: Callable[[str], None]) -> None:
         self.records = records
@@ -66,9 +66,9 @@ class Recorder:
             raise self.problem
 
     def intend(self, intents: Sequence[Intent], plan: Plan) -> None:
-        """Record what is about to be made. Raises StateError where that is needed and cannot be."""
+        """Record what is about to be made. Raises StateError where that is needed and impossible."""
         run = self._report
-        # Only what is backed up has a history of which something may be missing.
+        # Only a backup has a history in which something may be missing.
         compared = run.kind == "backup"
         last = self.attempt(lambda: self.records.last_selection(run.series, run.run_id)) if compared else None
         if compared and self.problem is None:
@@ -82,7 +82,7 @@ class Recorder:
         self.require(plan)
 
     def intend_also(self, intents: Sequence[Intent]) -> None:
-        """The same, while the run goes on, of what must not be made without a record; in any process of the run.
+        """Record more while the run goes on: what must not be made without a record. Works in any process of the run.
 
         Raises StateError, NewerStateError.
         """
@@ -92,16 +92,16 @@ class Recorder:
         """Add what identifies the snapshots that were made."""
         sets = self._report.sets
         assert sets is not None
-        # It goes on: what it will have come to is not known yet.
+        # The run goes on, so its result is not known yet.
         document = {**self._document(), "result": None, "exit_code": None}
         self.attempt(lambda: self.records.made(self._report.run_id, sets, document))
 
     def gone(self) -> None:
-        """Say that nothing is left of what was intended."""
+        """Record that nothing is left of what was intended."""
         self._at_the_end(lambda: self.records.forget(self._report.run_id))
 
     def end(self) -> None:
-        """Say how the run ended."""
+        """Record how the run ended."""
         report = self._report
         ended = replace(
             self._run,
@@ -117,7 +117,7 @@ class Recorder:
             self._warn(f"the record of this run in {printable(self.records.path)} was removed while it went on")
 
     def _at_the_end(self, call: Callable[[], T]) -> T | None:
-        """Try also where an earlier call failed: what was in the way may be over."""
+        """Try even if an earlier call failed: the obstacle may be gone."""
         try:
             return call()
         except (StateError, NewerStateError) as error:
@@ -127,7 +127,7 @@ class Recorder:
             return None
 
     def end_as_orphan(self, left: Sequence[str]) -> None:
-        """In the keeper, when the main process is gone: say so. Nobody is there to be told of problems."""
+        """Record the end in the keeper, when the main process is gone. Problems go unreported: no user is left to read them."""
         try:
             if not left:
                 self.records.forget(self._report.run_id)
@@ -142,7 +142,7 @@ class Recorder:
     def attempt(self, call: Callable[[], T]) -> T | None:
         """Make a call to the records, unless one has failed before.
 
-        Raises NewerStateError at the beginning; a run that a newer version overtakes is not lost for it.
+        Raises NewerStateError only before the run is recorded: a newer version that takes over meanwhile must not fail the run.
         """
         if self.problem is not None:
             return None
@@ -161,7 +161,7 @@ class Recorder:
         return result
 
     def _pass_on(self) -> bool:
-        """Pass on what the records must say; returns whether there was anything."""
+        """Pass on the warnings of the records. Return whether there were any."""
         told = bool(self.records.warnings)
         while self.records.warnings:
             self._warn(self.records.warnings.pop(0))

@@ -1,8 +1,8 @@
-"""Clears what dead runs left: snapshots, directories, files of locks, and on FreeBSD mounts.
+"""Clears what dead runs left: snapshots, directories, lock files, and on FreeBSD mounts.
 
-:mod:`kopiatomic.state.liveness` says which runs are dead. The next run does it for what is recorded, ``kopiatomic recover`` also
-for what is not, as far as it is :class:`Allowed`. Removal is done by a child process, since a pool may hold it up; that child
-keeps the dead run's lock, so that nobody else does the same.
+:mod:`kopiatomic.state.liveness` decides which runs are dead. The next run clears what is recorded, ``kopiatomic recover`` also
+what is not, as far as :class:`Allowed` permits. A child process does the removal, since a pool may hold it up; that child keeps
+the dead run's lock, so that no other process does the same.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from kopiatomic.system import libzfs_core, signals, worker
 from kopiatomic.system.channel import Channel
 
 _TIMEOUT = 180.0
-"""Seconds for the leftovers of one run."""
+"""Seconds for clearing what one run left."""
 
 
 def kinds() -> dict[str, Leftovers]:
-    """What finds leftovers, by the kind of their intents, in the order in which they go.
+    """Return what finds leftovers, by the kind of their intents, in the order of removal.
 
-    Mounts first: what they show cannot go before. Directories last: the snapshots' clean-up does not need them.
+    Mounts first: what they show cannot be removed before. Directories last: the snapshots' clean-up does not need them.
     """
     platform = platforms.here()
     made = {name: filesystems.LEFTOVERS[name] for name in platform.filesystems}
@@ -40,17 +40,17 @@ def kinds() -> dict[str, Leftovers]:
 
 @immutable
 class Allowed:
-    """What may go besides what is proven ours: an administrator has looked at it."""
+    """What may be removed besides what is proven ours, because an administrator has looked at it."""
 
     unrecorded: bool = False
-    """What has this host's mark and is not recorded."""
+    """What has this host's mark but is not recorded."""
     received: bool = False
-    """What another host's run made, or what came with a stream."""
+    """What another host's run made, or what arrived with a stream."""
     assumed_dead: frozenset[str] = frozenset()
     """What these runs made, which cannot be judged from here."""
 
     def settle(self, leftover: Leftover) -> Leftover:
-        """A leftover with the reason why it stays, if it has to."""
+        """Return the leftover, with the reason if it must stay."""
         if leftover.claim is Claim.UNJUDGED:
             problem = f"{liveness.unknown_text(leftover.run_id)}; {liveness.assume_hint(leftover.run_id)}"
             return replace(leftover, problem=problem)
@@ -70,11 +70,11 @@ class _Result:
     leftovers: list[Leftover]
     problems: list[str]
     news: str = ""
-    """What was recorded as the run's end just now; empty where there was one."""
+    """What was just recorded as the run's end; empty if an end was already recorded."""
 
 
 class Recovery:
-    """One look at what is left. ``own`` is the run that looks, if it is one: it is no leftover of itself."""
+    """One search for leftovers. ``own`` is the run that searches, if any: it is not a leftover of itself."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class Recovery:
         return _Result(list(map(self._allowed.settle, found)), problems)
 
     def _clear(self, run_id: str, held: Held) -> _Result:
-        """Have a child clear what a run left: the lock that we hold for it is the child's as well."""
+        """Have a child clear what a run left; the child shares the lock that we hold for it."""
         pools = {intent.place for intent in self._records.intents(run_id) if intent.kind == "zfs"}
 
         def clear() -> _Result:
@@ -182,7 +182,7 @@ class Recovery:
         return _Result(_with_problems(found, left), problems, end if news else "")
 
     def forget(self, mark: Mark) -> Life:
-        """Take a dead run's intents off the record without looking; nothing is done if it is not dead. Raises StateError."""
+        """Delete a dead run's intents without looking. Does nothing if it is not dead. Raises StateError."""
         life = self._life(mark)
         if life is not Life.DEAD:
             return life
@@ -194,7 +194,7 @@ class Recovery:
             return life
 
     def unrecorded(self, names: dict[str, set[str]] | None) -> Cleared:
-        """Find what runs left off the record: in these pools and filesystems (by kind; None: in all).
+        """Find what runs left unrecorded in these pools and filesystems (by kind; None: in all).
 
         Only looks; :meth:`remove` removes. Raises Interrupted.
         """
@@ -217,11 +217,11 @@ class Recovery:
 
     def remove(self, leftovers: Sequence[Leftover]) -> None:
         """Remove what :meth:`unrecorded` found. Raises Interrupted."""
-        # Directories last: on FreeBSD a run's mounts stand on them.
+        # Directories last: on FreeBSD a run's mounts are on them.
         for run_id in sorted({leftover.run_id for leftover in leftovers}, key=lambda run_id: (not run_id, run_id)):
             mine = [leftover for leftover in leftovers if leftover.run_id == run_id]
             if not run_id:
-                # Whose they are is not known, and does not matter where no run has a view there.
+                # Their owner is unknown, and does not matter where no run has a view there.
                 self._replace(mine, self._remove(mine, None))
                 continue
             with locks.claim(run_id) as held:
@@ -264,14 +264,14 @@ class Recovery:
 
 
 def _end_of(held: Held) -> str:
-    """How the dead run ended whose lock we have: the file of one that ended in order went with its last process."""
+    """Return the end of the dead run whose lock we hold: a run that ended in order removed its file with its last process."""
     return INTERRUPTED if held.died else NOT_RECORDED
 
 
 def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[str], set[tuple[str, str]]]:
-    """What is left of a run; what could not be looked at, in words, and of which kinds and places it is.
+    """Return what is left of a run; in words, what could not be examined; and the kinds and places of that.
 
-    One pool or filesystem that does not answer stands in no other's way.
+    A pool or filesystem that does not answer does not hold up the others.
     """
     found: list[Leftover] = []
     problems: list[str] = []
@@ -299,7 +299,7 @@ def _by_kind(leftovers: Sequence[Leftover]) -> list[tuple[str, list[Leftover]]]:
 
 
 def _removed(module: Leftovers, leftovers: Sequence[Leftover]) -> list[Leftover]:
-    """Remove; returns what is left."""
+    """Remove the leftovers. Return what is left."""
     try:
         return module.remove(leftovers)
     except KopiatomicError as error:
@@ -309,7 +309,7 @@ def _removed(module: Leftovers, leftovers: Sequence[Leftover]) -> list[Leftover]
 
 
 def _with_problems(found: Sequence[Leftover], left: Sequence[Leftover]) -> list[Leftover]:
-    """What was found, each as it is now; what else turned out to be left is added."""
+    """Return what was found, each in its present state, and add what else turned out to be left."""
     problems = {(leftover.place, leftover.name): leftover for leftover in left}
     result = [problems.pop((o.place, o.name), o) for o in found]
     return result + list(problems.values())

@@ -1,4 +1,4 @@
-"""What a run takes: the plan, made anew without what turns out not to be takeable, and what is said of all that is missing."""
+"""What a run takes: the plan, made again without what turns out not to be takeable, and a report of everything missing."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from kopiatomic.text import few, first_few, printable
 
 
 class Listener(Protocol):
-    """Who is told of a run while it goes on."""
+    """Receives the progress of a run."""
 
     def hide(self, secrets: Secrets) -> None:
-        """Mask these in all that is said from here on."""
+        """Mask these in all later output."""
 
     def phase(self, text: str) -> None:
-        """A new part of the run begins."""
+        """Announce a new part of the run."""
 
     def warning(self, text: str) -> None:
-        """Something that the user should know and that does not end the run."""
+        """Report something that the user should know but that does not end the run."""
 
     def engine_line(self, text: str) -> None:
-        """A line of the engine's own output, safe to print."""
+        """Print a line of the engine's own output, which is safe to print."""
 
     def progress(self, progress: Progress) -> None:
-        """How far the engine is."""
+        """Show how far the engine is."""
 
 
 class Selecting:
@@ -73,13 +73,13 @@ class Selecting:
         return self.platform.directories(self.report.root, self.report.run_id)
 
     def warn(self, text: str) -> None:
-        """Tell the user, once, and the report."""
+        """Warn the user, once, and add the warning to the report."""
         if text not in self.report.warnings:
             self.report.warnings.append(text)
             self.listener.warning(text)
 
     def select(self) -> Plan:
-        """What is taken. Raises KopiatomicError."""
+        """Return the plan: what is taken. Raises KopiatomicError."""
         with self.report.phase("plan"):
             if self._facts is None:
                 self._facts = self._gather()
@@ -98,7 +98,7 @@ class Selecting:
         return selected
 
     def _without_folders(self, selected: Plan, facts: Facts) -> Plan:
-        """The same without the empty folders of nested subvolumes that are not taken, where one would end the backup."""
+        """Leave out the empty folders of nested subvolumes that are not taken, where such a folder would end the backup."""
         taken = {t.dataset.name for t in selected.taken}
         ids = {subvolume.path: (subvolume.filesystem, subvolume.id) for subvolume in facts.subvolumes}
         found: dict[tuple[str, int], list[str]] = {}
@@ -114,7 +114,7 @@ class Selecting:
         return replace(selected, taken=tuple(everything))
 
     def _require_complete(self) -> None:
-        """With --require-atomic nothing may be missing. Raises KopiatomicError."""
+        """Refuse to continue if anything is missing with --require-atomic. Raises KopiatomicError."""
         if self.report.incomplete:
             raise not_atomic(f"not everything can be taken: {self.report.incomplete[0]}")
 
@@ -125,7 +125,7 @@ class Selecting:
         return self.options.request(self.report.root, f"@{PREFIX}{self.report.run_id}")
 
     def check_places(self, selected: Plan) -> None:
-        """The part of it that needs no record. Raises KopiatomicError."""
+        """Make the checks that need no record. Raises KopiatomicError."""
         for directory in self.directories():
             roots.check(directory)
         for warning in self.platform.check(selected):
@@ -166,7 +166,7 @@ class Selecting:
         self._miss([f"{printable(m.dataset.name)}: {m.reason}, and is not among what was found then" for m in gone])
 
     def _miss(self, texts: Sequence[str]) -> None:
-        """Things that were asked for and are not in the view. Raises KopiatomicError with --require-atomic."""
+        """Record what was asked for and is not in the view. Raises KopiatomicError with --require-atomic."""
         for text in few(texts):
             self.report.incomplete.append(text)
             self.warn(text)
@@ -174,7 +174,7 @@ class Selecting:
             self._require_complete()
 
     def look_again(self) -> None:
-        """What ``-r`` or ``-a`` would take by now and did not when the listing was made."""
+        """Warn of what ``-r`` or ``-a`` would take now and did not take when the listing was made."""
         options, report = self.options, self.report
         implied = options.recursive or options.everything or options.by_property
         if not implied and not any(map(is_pattern, options.names)):
@@ -215,7 +215,7 @@ def not_atomic(why: str) -> KopiatomicError:
 
 
 def _require_one_pool(selected: Plan) -> None:
-    """Refuse, before anything is made, what can share no instant. Raises KopiatomicError."""
+    """Refuse, before anything is made, what cannot share one instant. Raises KopiatomicError."""
     places = {(t.dataset.filesystem, t.dataset.pool) for t in selected.taken}
     if len(places) > 1:
         where = ", ".join(f"{filesystem} {printable(pool)}" for filesystem, pool in sorted(places))

@@ -1,7 +1,7 @@
-"""``--skip-unchanged``: a source in which nothing has changed is not read again, its last snapshot stands for it.
+"""``--skip-unchanged``: a source in which nothing has changed is not read again; its last snapshot stands for it.
 
 The unit is a whole source: all that is seen in it must be frozen and proven unchanged (``Snapshot.before``), and the snapshot
-must be where it was saved, complete, and saved on the same terms. In doubt it is read.
+must still exist, be complete, and have been saved on the same terms. In doubt the source is read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kopiatomic.state.records import Standing
 
 
 def require(engine: Engine, layout: Layout) -> Remembering:
-    """The engine, if it can do that. Raises UsageError."""
+    """Return the engine if it supports that. Raises UsageError."""
     if layout is not Layout.IN_PLACE or not isinstance(engine, Remembering):
         raise UsageError(
             f"--skip-unchanged is for kopia and --layout in-place, and this is {engine.name}, {layout}",
@@ -29,7 +29,7 @@ def require(engine: Engine, layout: Layout) -> Remembering:
 
 
 def unchanged(job: Job, engine: Remembering, known: Mapping[str, Standing]) -> Mapping[str, str]:
-    """The sources that need not be read, and the snapshots that stand for them. Raises KopiatomicError."""
+    """Return the sources that need not be read, with the snapshots that stand for them. Raises KopiatomicError."""
     candidates = {
         source: known[source].snapshot_id
         for source, states in _states(job, lambda snapshot: snapshot.before).items()
@@ -39,7 +39,7 @@ def unchanged(job: Job, engine: Remembering, known: Mapping[str, Standing]) -> M
 
 
 def saved(job: Job, engine: Remembering, result: EngineResult) -> dict[str, Standing | None]:
-    """What stands from now on, for each source; None where nothing does."""
+    """Return what stands from now on, for each source; None if nothing does."""
     states = _states(job, lambda snapshot: snapshot.after)
     return {
         one.source: Standing(one.snapshot_id, engine.terms(one.source), states[one.source])
@@ -50,11 +50,11 @@ def saved(job: Job, engine: Remembering, result: EngineResult) -> dict[str, Stan
 
 
 def _states(job: Job, state_of: Callable[[Snapshot], str]) -> dict[str, dict[str, list[str]]]:
-    """Which part of which dataset is seen at each place in a source, in which state; only of sources where all is known."""
+    """Return dataset, part and state at each place in a source; only for sources where all of it is known."""
     plan, mounted = job.plan, set(job.mounted)
     snapshots = {(made.filesystem, s.dataset): s for made in job.sets.sets for s in made.snapshots}
     found: dict[str, dict[str, list[str]]] = {source: {} for source in plan.sources}
-    # What is seen and not frozen; the root is put together of more.
+    # What is seen but not frozen; the root is assembled from more than that.
     unknown = {
         *_sources_of([*plan.scaffolds, *plan.writable, *(u.point for u in plan.uncovered if u.live)], found),
         "/",
@@ -70,5 +70,5 @@ def _states(job: Job, state_of: Callable[[Snapshot], str]) -> dict[str, dict[str
 
 
 def _sources_of(places: Iterable[str], sources: Collection[str]) -> Iterator[str]:
-    """The sources that they lie in."""
+    """Return the sources that contain these places."""
     return (path for place in places for path in (place, *parents(place)) if path in sources)

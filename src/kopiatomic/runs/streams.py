@@ -1,4 +1,4 @@
-"""The standard streams of what runs in the view: pipes of ours for an engine, the caller's own for any other command."""
+"""The standard streams of the program in the view: our pipes for an engine, the caller's own streams for any other command."""
 
 from __future__ import annotations
 
@@ -19,36 +19,36 @@ _READ = 1 << 16
 
 
 class Streams(Protocol):
-    """What the supervisor needs of them. Descriptors are the main process's, unless it says otherwise."""
+    """What the supervisor needs. Descriptors belong to the main process, unless stated otherwise."""
 
     def open(self) -> launcher.Streams:
-        """Make them; returns the program's ends, which every process closes that does not need them any more."""
+        """Make the streams. Return the program's ends, which every process closes once it does not need them any more."""
 
     def attended(self) -> AbstractContextManager[None]:
-        """The program's life, from right before its start."""
+        """Surround the program's life, from right before its start."""
 
     @property
     def unfinished(self) -> bool:
-        """Whether there is more to come though the program may have ended."""
+        """Whether more may come although the program has ended."""
 
     def interests(self) -> Mapping[int, int]:
-        """The descriptors to watch, and poll(2)'s events for each."""
+        """Return the descriptors to watch, and poll(2)'s events for each."""
 
     def handle(self, fd: int, events: int, /) -> None:
-        """One of them is ready."""
+        """Handle a descriptor that is ready."""
 
     def after_signal(self, tell: Callable[[object], None], /) -> None:
-        """A signal came; ``tell`` tells the launcher something."""
+        """React to a signal; ``tell`` sends the launcher a message."""
 
     def told(self, message: object, tell: Callable[[object], None], /) -> None:
-        """The launcher has said something; ``tell`` answers."""
+        """Handle a message of the launcher; ``tell`` answers."""
 
     def close(self) -> None:
         """Close our ends, here or in a fork."""
 
 
 class Pipes:
-    """An engine's: nothing to read, and what it writes goes to ``take``, as does an empty piece at a stream's end."""
+    """An engine's streams: nothing to read; output goes to ``take``, as does an empty piece at a stream's end."""
 
     def __init__(self, take: Callable[[str, bytes], None]) -> None:
         self._take = take
@@ -56,37 +56,37 @@ class Pipes:
         self._ended: set[int] = set()
 
     def open(self) -> launcher.Streams:
-        """Two pipes, and /dev/null."""
+        """Make two pipes, and open /dev/null."""
         stdout, theirs_out = os.pipe2(os.O_CLOEXEC)
         stderr, theirs_err = os.pipe2(os.O_CLOEXEC)
         self._ends = {stdout: "stdout", stderr: "stderr"}
         return launcher.Streams(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), theirs_out, theirs_err)
 
     def attended(self) -> AbstractContextManager[None]:
-        """Nothing must be prepared."""
+        """Prepare nothing."""
         return nullcontext()
 
     @property
     def unfinished(self) -> bool:
-        """Both pipes are read to their ends."""
+        """Whether a pipe has not been read to its end."""
         return len(self._ended) < len(self._ends)
 
     def interests(self) -> Mapping[int, int]:
-        """Those that have not ended."""
+        """Return those that have not ended."""
         return {fd: select.POLLIN for fd in self._ends if fd not in self._ended}
 
     def handle(self, fd: int, _events: int, /) -> None:
-        """Take what is there."""
+        """Read what is available."""
         data = os.read(fd, _READ)
         self._take(self._ends[fd], data)
         if not data:
             self._ended.add(fd)
 
     def after_signal(self, _tell: Callable[[object], None], /) -> None:
-        """What ends a run is the supervisor's."""
+        """Do nothing: the supervisor handles what ends a run."""
 
     def told(self, _message: object, _tell: Callable[[object], None], /) -> None:
-        """An engine is neither stopped nor resumed by us."""
+        """Do nothing: an engine is neither stopped nor resumed."""
 
     def close(self) -> None:
         """Close the ends that we read from."""
@@ -96,15 +96,15 @@ class Pipes:
 
 
 class Callers:
-    """The caller's own: what the command reads and writes does not pass through us.
+    """The caller's own streams: what the command reads and writes does not pass through us.
 
-    Where stdin is a terminal, it and all that is the same terminal is one of the command's own (``system/terminal.py``),
-    so that it has a controlling one. Its keyboard is ours from the start, unless somebody else may want it: the rest of a
-    pipeline that we write to, or the shell that has us in the background. Then the command begins in the background of its
-    terminal, and the kernel stops it when it wants the keyboard.
+    Where stdin is a terminal, the command gets a terminal of its own in its place, and for every other descriptor of the same
+    terminal (``system/terminal.py``), so that it has a controlling one. We take the keyboard from the start, unless another
+    process may want it: the rest of a pipeline that we write to, or the shell that has us in the background. Then the command
+    starts in the background of its terminal, and the kernel stops it when it wants the keyboard.
 
-    ``owner`` is the other user that the command runs as, if there is one: that user must be able to open the terminal, and
-    gets no descriptor of a terminal of the caller's. ``say`` takes a line for the user; ``started`` hears of the command's start.
+    ``owner`` is the other user that the command runs as, if any: that user must be able to open the terminal, and gets no
+    descriptor of the caller's terminals. ``say`` takes a line for the user; ``started`` is called when the command has started.
     """
 
     def __init__(
@@ -116,13 +116,13 @@ class Callers:
         self._terminal: Terminal | None = None
         self._own: set[int] = set()
         self._screens: dict[int, Screen] = {}
-        """What stands for terminals of the caller's, by the descriptors that it replaces."""
+        """What stands for the caller's terminals, by the descriptors that it replaces."""
         self._signals: list[int] = []
         self.foreground = False
         """Whether the command has the keyboard."""
 
     def open(self) -> launcher.Streams:
-        """Copies of the caller's, or of the terminal that stands for it."""
+        """Return copies of the caller's streams, or of the terminal that stands for them."""
         if os.isatty(0):
             self._terminal = Terminal(0, owner=self._owner, shared=_is_pipe(1))
             self.foreground = self._terminal.in_foreground() and not _is_pipe(1)
@@ -150,9 +150,9 @@ class Callers:
 
     @contextmanager
     def attended(self) -> Iterator[None]:
-        """Let go of what is the command's alone, and relay its terminal."""
+        """Close what is the command's alone, and relay its terminal."""
         for fd in self._own - {2}:
-            # Who writes to, or reads from, the other end must hear when the command closes it.
+            # The process at the other end must notice when the command closes it.
             null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
             os.dup2(null, fd)
             os.close(null)
@@ -169,18 +169,18 @@ class Callers:
 
     @property
     def unfinished(self) -> bool:
-        """What is left on the terminal is shown when the command has ended."""
+        """Always False: what is left on the terminal is shown when the command has ended."""
         return False
 
     def interests(self) -> Mapping[int, int]:
-        """The terminal's, and those of what stands for others."""
+        """Return the events of the terminal, and of what stands for others."""
         found = dict(self._terminal.interests()) if self._terminal else {}
         for screen in self._all_screens:
             found |= screen.interests()
         return found
 
     def handle(self, fd: int, events: int, /) -> None:
-        """Relay."""
+        """Relay what is ready."""
         for screen in self._all_screens:
             if fd in screen.interests():
                 screen.handle(fd)
@@ -189,7 +189,7 @@ class Callers:
         self._terminal.handle(fd, events)
 
     def after_signal(self, tell: Callable[[object], None], /) -> None:
-        """Follow the terminal's size; stop and go on as our caller says."""
+        """Follow the terminal's size; stop and resume with the caller."""
         came = set(self._signals)
         self._signals.clear()
         if self._terminal is not None:
@@ -199,14 +199,14 @@ class Callers:
         if signal.SIGTSTP in came and self._terminal is not None:
             tell(launcher.Suspend(signal.SIGTSTP))
         elif signal.SIGTSTP in came:
-            # Nobody has told the command but us. Its stop is not waited for: who is in the middle of a vfork(2) cannot stop,
-            # where the child is stopped first.
+            # Only this process received it, not the command. Do not wait for the command to stop: a process in the middle of a
+            # vfork(2) cannot stop if its child is stopped first.
             tell(launcher.Suspend(signal.SIGSTOP))
             self._stop(signal.SIGTSTP)
             tell(launcher.Resume(foreground=False))
 
     def told(self, message: object, tell: Callable[[object], None], /) -> None:
-        """A command that was stopped either wants the keyboard, or we stop with it."""
+        """Give a stopped command the keyboard if it wants it, or else stop with it."""
         if isinstance(message, launcher.Started):
             self._started(message)
         terminal = self._terminal
@@ -226,7 +226,7 @@ class Callers:
         tell(launcher.Resume(foreground=self.foreground))
 
     def _stop(self, signum: int) -> None:
-        """Stop with all of our caller's job until it is resumed. Nobody could resume an orphan, which goes on at once."""
+        """Stop with the caller's whole job until it is resumed. An orphan, which no process could resume, continues at once."""
         handler = signal.signal(signum, signal.SIG_DFL)
         if self._terminal is None:
             os.kill(os.getpid(), signum)
@@ -235,11 +235,11 @@ class Callers:
         signal.signal(signum, handler)
 
     def aside(self) -> AbstractContextManager[None]:
-        """For as long as the block takes the terminal is as the caller had it, so that something can be said."""
+        """Restore the terminal to the caller's state for the length of the block, so that something can be printed."""
         return nullcontext() if self._terminal is None else self._terminal.aside()
 
     def close(self) -> None:
-        """Close what is ours of the terminal."""
+        """Close our ends of the terminal."""
         if self._terminal is not None:
             self._terminal.close()
         for screen in self._all_screens:

@@ -1,4 +1,4 @@
-"""The main process's side of keeper and launcher: starts them, speaks with them, and sees to it that all of it ends."""
+"""The main process's side of keeper and launcher: starts them, talks to them, and makes sure that all of them end."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import first_few, printable
 
 RELEASE_TIMEOUT = 180.0
-"""Seconds to wait for the keeper to have removed everything; it reports within 60 for each pool, unless one hangs."""
+"""Seconds to wait until the keeper has removed everything; it reports within 60 for each pool, unless one hangs."""
 
 _SHELL_TOLD_AGAIN = 1.0
 """Seconds between two requests to a shell to end."""
 
 _LAUNCHER_TIMEOUT = 10.0
 _KILLED_TIMEOUT = 30.0
-"""Seconds that an engine has to end after SIGKILL; only a call that nothing ends takes longer."""
+"""Seconds that an engine has to end after SIGKILL; only an uninterruptible call takes longer."""
 
 _HELD_UP_TIMEOUT = 2.0
-"""The same where a pool is suspended, which is why it may not end."""
+"""The same if a pool is suspended, which may be why it does not end."""
 
 
 class Supervisor:
-    """The processes of one run. A context manager: however the block is left, nothing of them stays.
+    """The processes of one run. A context manager: however the block is left, none of them stays.
 
-    ``left`` tells afterwards, in words, what could not be removed. ``unfinished`` says that a suspended pool holds the
-    keeper up: it lives on, removes everything when the pool resumes, and calls ``orphaned``.
+    Afterwards ``left`` names, in words, what could not be removed. ``unfinished`` says that a suspended pool holds the keeper up:
+    it lives on, removes everything when the pool resumes, and calls ``orphaned``.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Supervisor:
             orphaned=self._orphaned,
         )
         self._platform.adopt()
-        # What there is by now stays until the end: looked through no more, its pages stay shared with the children.
+        # What exists now stays until the end; without further collection its pages stay shared with the children.
         gc.freeze()
         gc.enable()
         self._keeper_pid = os.fork()
@@ -114,7 +114,7 @@ class Supervisor:
         self._streams.close()
 
     def freeze(self) -> Sets:
-        """Wait for the keeper to have made the sets. Raises KopiatomicError, Interrupted."""
+        """Wait until the keeper has made the sets. Raises KopiatomicError, Interrupted."""
         message = self._from_keeper()
         assert isinstance(message, Sets)
         self._sets = message
@@ -123,7 +123,7 @@ class Supervisor:
         return message
 
     def mount(self, plan: Plan) -> View:
-        """Have the view assembled that a plan of what was made has. Raises KopiatomicError, Interrupted."""
+        """Have the view assembled from a plan of what was made. Raises KopiatomicError, Interrupted."""
         self._plan = plan
         try:
             self._keeper.send(keeper.Mount(plan))
@@ -132,7 +132,7 @@ class Supervisor:
         message = self._from_keeper()
         assert isinstance(message, keeper.Launched)
         with suppress(ProcessLookupError):
-            # It may have failed and ended by now; why is in the channel.
+            # It may already have failed and ended; the reason is in the channel.
             self._launcher_watch = host.here().watch(message.pid)
             self._launcher_pid = message.pid
         view = self._from_launcher()
@@ -142,7 +142,7 @@ class Supervisor:
     def run(self, start: launcher.Start, stop_timeout: float) -> launcher.Checked:
         """Start a program in the view and wait for its end. Raises KopiatomicError.
 
-        A signal that asks the run to end stops it: politely once, SIGKILL after ``stop_timeout`` seconds or at the next
+        A signal that asks the run to end stops it: politely once, with SIGKILL after ``stop_timeout`` seconds or at the next
         signal.
         """
         streams = self._streams
@@ -160,7 +160,7 @@ class Supervisor:
                     elif fd != self._launcher.fileno():
                         streams.handle(fd, events)
                     else:
-                        # How it ended must be known also, and above all, where a signal has stopped it.
+                        # How it ended must be known even, and above all, if a signal has stopped it.
                         with signals.deferred():
                             message = self._from_launcher()
                         if isinstance(message, launcher.Checked):
@@ -168,12 +168,12 @@ class Supervisor:
                         else:
                             streams.told(message, self._tell_launcher)
         if signals.count():
-            # It may have heard the same signal (systemctl stop tells the whole group) before the launcher was told.
+            # It may have received the same signal (systemctl stop signals the whole group) before the launcher was told.
             return replace(result, end=replace(result.end, stopped=True))
         return result
 
     def _ready(self, streams: Streams, stopping: _Stopping, *, ended: bool) -> list[tuple[int, int]]:
-        """Wait until there is something to do; returns where, with poll(2)'s events."""
+        """Wait until there is something to do. Return the ready descriptors, with poll(2)'s events."""
         poll = select.poll()
         for fd, events in streams.interests().items():
             poll.register(fd, events)
@@ -191,7 +191,7 @@ class Supervisor:
             raise _died("launcher") from None
 
     def _look_at_pools(self, stopping: _Stopping) -> None:
-        """Give a suspended pool up when it has been waited for long enough. Raises SuspendedError."""
+        """Give up on a suspended pool after waiting for it long enough. Raises SuspendedError."""
         try:
             self._patience.look()
         except SuspendedError:
@@ -223,16 +223,16 @@ class Supervisor:
             try:
                 self._release()
             except Exception as error:
-                # Not known to be gone is left: its record stays.
+                # What is not known to be gone counts as left: its record stays.
                 self.left.append(
                     f"snapshots of this run may be left: {unforeseen(error).message} (kopiatomic recover removes them)"
                 )
 
     def _release(self) -> None:
-        """Launcher first, with everything below it; then our copy of the descriptor; then the keeper's."""
+        """End the launcher first, with everything below it; then close our copy of the descriptor; then the keeper's."""
         self._launcher.close()
         if self._launcher_watch is not None:
-            # What a suspended pool holds up is not waited for here: the keeper does that.
+            # Do not wait here for what a suspended pool holds up: the keeper does that.
             timeout = 0.0 if self._patience.suspended() else _LAUNCHER_TIMEOUT
             if not channel.watched_ended(self._launcher_watch, timeout):
                 with suppress(ProcessLookupError):
@@ -245,7 +245,7 @@ class Supervisor:
                 raise ClosedError
             self._release_keeper()
         except ClosedError:
-            # The keeper was killed, and the launcher with it; what does not end with them is ended and removed in its place.
+            # The keeper was killed, and the launcher with it. End and remove in its place what does not end with them.
             _reap(self._keeper_pid)
             self._platform.end_orphans()
             self._remove_in_its_place()
@@ -258,7 +258,7 @@ class Supervisor:
         self._cleanup_fd = None
 
     def _release_keeper(self) -> None:
-        """Raises ClosedError where it was killed."""
+        """Release the keeper. Raises ClosedError if it was killed."""
         self._close_descriptor()
         self._keeper.send(keeper.Release())
         deadline = time.monotonic() + RELEASE_TIMEOUT
@@ -273,9 +273,9 @@ class Supervisor:
         _reap(self._keeper_pid)
 
     def _remove_in_its_place(self) -> None:
-        """In another child: the last close of the descriptor may wait for a pool."""
+        """Remove everything in another child: the last close of the descriptor may wait for a pool."""
         makers = self._makers
-        # Before it had made the snapshots nothing was mounted.
+        # Until it had made the snapshots, nothing was mounted.
         steps = [] if self._sets is None else steps_of(self._plan, self._sets)
         view = self._platform.view(self._plan, steps, self._run_id, self._record)
 
@@ -286,7 +286,7 @@ class Supervisor:
             return left + keeper.remove_all(makers)
 
         def receive(end: Channel) -> object:
-            # Only now, when the child has its copy: ours must not be the last.
+            # Not before the child has its copy: ours must not be the last.
             self._close_descriptor()
             return self._patience.receive_at_the_end(end, RELEASE_TIMEOUT)
 
@@ -298,7 +298,7 @@ class Supervisor:
             self.left.append(f"snapshots of this run may be left: {error} (kopiatomic recover removes them)")
 
     def _leave_alone(self, pid: int) -> None:
-        """Say what waits for what. It goes on by itself when the kernel lets it."""
+        """Report which processes still wait, and for what. They continue by themselves when the kernel lets them."""
         self.unfinished = True
         waiting = ", ".join(f"{process_id} ({name})" for process_id, name in process.family(pid))
         names = [taken.dataset.name for taken in self._plan.taken]
@@ -329,16 +329,16 @@ def _reap(pid: int) -> None:
 
 
 def _milliseconds(*intervals: float | None) -> float | None:
-    """The shortest of some intervals in seconds, for poll(2)."""
+    """Return the shortest of some intervals in seconds, for poll(2)."""
     known = [interval for interval in intervals if interval is not None]
-    # No longer than an hour: poll(2) takes an int of milliseconds.
+    # At most an hour: poll(2) takes an int of milliseconds.
     return min(3600.0, *known) * 1000 + 1 if known else None
 
 
 class _Stopping:
-    """Stops the engine when a signal came: once politely, then by force.
+    """Stops the engine after a signal: once politely, then by force.
 
-    A shell is told every second: bash does not heed a SIGHUP that comes while it starts (seen on 5.2).
+    A shell is signalled every second: bash ignores a SIGHUP that arrives while it starts (seen on 5.2).
     """
 
     def __init__(self, to_launcher: Channel, timeout: float, patience: Patience, *, shell: bool) -> None:
@@ -351,7 +351,7 @@ class _Stopping:
         self._forced: float | None = None
 
     def consider(self) -> None:
-        """Do what is due now. Raises KopiatomicError where not even SIGKILL has ended the engine."""
+        """Do what is due now. Raises KopiatomicError if even SIGKILL has not ended the engine."""
         if self._deadline is None and signals.count():
             self._deadline = time.monotonic() + self._timeout
             self._tell()
@@ -384,7 +384,7 @@ class _Stopping:
         return signals.insisted() or (self._deadline is not None and time.monotonic() >= self._deadline)
 
     def interval(self) -> float | None:
-        """How long (seconds) may be waited before something is due."""
+        """Return how many seconds to wait at most before something is due."""
         if self._forced is not None:
             return _HELD_UP_TIMEOUT
         return None if self._deadline is None else max(0.0, min(self._deadline, self._again) - time.monotonic())
@@ -393,7 +393,7 @@ class _Stopping:
         try:
             self._channel.send(launcher.Stop(forcefully))
         except ClosedError:
-            # Its end is found by who reads from it.
+            # The reader of the channel notices the end.
             return
 
 

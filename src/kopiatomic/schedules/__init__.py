@@ -1,7 +1,7 @@
-"""Schedules: backups with a name that a timer starts. One module each for systemd and for cron, in :func:`here`.
+"""Schedules: named backups that a timer starts. One module each for systemd and for cron, chosen in :func:`here`.
 
-The words of the backup are in the file that starts it, once for the program that starts it and once as JSON for us; nothing
-else knows of a schedule.
+The words of the backup are in the file that starts it, once for the program that starts it and once as JSON for us; nothing else
+knows of a schedule.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from kopiatomic.system import host
 
 
 def here(root: str = "/") -> Scheduler:
-    """That of this platform. ``root`` is what its files are below."""
+    """Return this platform's scheduler. Its files are below ``root``."""
     return on(host.system(), root)
 
 
 def on(platform: str, root: str = "/") -> Scheduler:
-    """That of a platform, by its name in ``sys.platform``. Raises KopiatomicError where we know none."""
+    """Return a platform's scheduler, by its name in ``sys.platform``. Raises KopiatomicError for an unknown one."""
     if platform == "linux":
         from kopiatomic.schedules.systemd import Systemd  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
 """Schedules on FreeBSD: a file each in /usr/local/etc/cron.d, which cron(8) reads by itself (FreeBSD 11.0 and later).
 
-crontab(5) gives its line to a shell, so only the program and the schedule's name are in it: the words of the backup are in
-the comment above, and ``kopiatomic schedule run`` reads them there. Nothing of FreeBSD's has run this yet.
+crontab(5) passes its line to a shell, so it contains only the program and the schedule's name: the words of the backup are in the
+comment above, where ``kopiatomic schedule run`` reads them. This has not yet run on FreeBSD.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ _CHECK_TIMEOUT = 600.0
 
 
 class Cron:
-    """cron as the scheduler; ``root`` is what its files are below."""
+    """cron as the scheduler. Its files are below ``root``."""
 
     runs = True
-    """cron(8) looks for changes every minute; there is nothing to tell it."""
+    """cron(8) looks for changes every minute and needs no notification."""
 
     def __init__(self, root: str = "/") -> None:
         self._folder = os.path.join(root, _FOLDER)
 
     def calendar(self, name: str, wanted: str) -> Calendar:
-        """Refuse what cron cannot say. Where only a pace was asked for, the minute is drawn, so that hosts differ."""
+        """Refuse what cron cannot express. For a mere pace, derive the minute from the host, so that hosts differ."""
         drawn = int.from_bytes(hashlib.sha256(f"{ownership.host_id()} {name}".encode()).digest()[:4])
         text = {HOURLY: f"*:{drawn % 60:02}", DAILY: f"{drawn // 60 % 4:02}:{drawn % 60:02}"}.get(wanted, wanted)
         return Calendar(text, spec.parse(text).interval)
 
     def check(self, schedule: Schedule) -> None:
-        """The program's path must be one that no shell changes, and there are no credentials."""
+        """Refuse a program's path that a shell would change, and credentials, which cron does not have."""
         for word in schedule.program:
             if re.fullmatch(r"/[A-Za-z0-9/._+-]+", word) is None:
                 raise KopiatomicError(
@@ -59,11 +59,11 @@ class Cron:
             )
 
     def advice(self, variable: str) -> str:
-        """There is nothing that cron could hand over."""
+        """Return how to do without: cron cannot hand anything over."""
         return "Let kopia keep its password, or use RESTIC_PASSWORD_FILE or BORG_PASSCOMMAND."
 
     def files(self, schedule: Schedule) -> list[File]:
-        """One file."""
+        """Return the one file."""
         line = " ".join(command(schedule, "schedule", "run", schedule.name))
         fields = spec.parse(schedule.calendar).crontab
         return [File(self._path(schedule.name), files.marked(f"{described(schedule)}{fields} root {line}\n"))]
@@ -72,25 +72,25 @@ class Cron:
         return os.path.join(self._folder, _PREFIX + name)
 
     def file(self, name: str) -> str:
-        """The one that it has."""
+        """Return its one file."""
         return self._path(name)
 
     def leftovers(self, name: str) -> list[str]:
-        """That file."""
+        """Return that file."""
         return [self._path(name)]
 
     def names(self) -> list[str]:
-        """Those that have one."""
+        """Return those that have a file."""
         entries = presence.names(self._folder)
         return sorted(entry.removeprefix(_PREFIX) for entry in entries if entry.startswith(_PREFIX))
 
     def read(self, name: str) -> Schedule | None:
-        """What its file says."""
+        """Return what its file says."""
         text = files.text(self._path(name))
         return None if text is None else understood(text)
 
     def ask(self, schedule: Schedule) -> Mapping[str, Any] | None:
-        """In an environment that has what the schedule's has, and nothing else."""
+        """Ask in an environment equal to the schedule's."""
         words = command(schedule, "schedule", "check", "--", *schedule.words)
         try:
             finished = process.run(words, timeout=_CHECK_TIMEOUT, environment=schedule.environment)
@@ -102,7 +102,7 @@ class Cron:
         return answer
 
     def start(self, name: str) -> None:
-        """cron finds it by itself, but takes files that were written in the same second for one (``find_user``, database.c)."""
+        """Give the file its own second: cron finds it by itself, but confuses files of equal time (``find_user``, database.c)."""
         path = self._path(name)
         taken = {int(os.stat(self._path(other)).st_mtime) for other in self.names() if other != name}
         written = int(os.stat(path).st_mtime)
@@ -111,25 +111,25 @@ class Cron:
         os.utime(path, (written, written))
 
     def stop(self, name: str) -> None:
-        """Nothing must be told."""
+        """Do nothing: cron needs no notification."""
 
     def stopped(self, name: str) -> None:
-        """Nothing is kept elsewhere."""
+        """Do nothing: nothing is kept elsewhere."""
 
     def busy(self, name: str) -> bool:
-        """cron does not say."""
+        """Return False: cron does not say."""
         return False
 
     def waits(self, name: str) -> bool:
-        """Whenever its file is there."""
+        """Return True: it runs whenever its file exists."""
         return True
 
     def ending(self, name: str) -> str:
-        """There is no service that could be stopped."""
+        """Name the process: there is no service that could be stopped."""
         return f"SIGTERM for the process that 'pgrep -fl \"schedule run {name}\"' shows"
 
     def next(self, name: str) -> str | None:
-        """cron does not say."""
+        """Return None: cron does not say."""
         return None
 
 

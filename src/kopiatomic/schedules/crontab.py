@@ -1,4 +1,4 @@
-"""Calendar events as systemd.time(7) has them, of the kinds that crontab(5) can say as well."""
+"""Calendar events of systemd.time(7), as far as crontab(5) can express them as well."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ _DAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "satu
 
 _MINUTE = 60.0
 _YEARS = 8
-"""How far is looked ahead: as long as February may be without a 29th."""
+"""How far to look ahead: as long as February may be without a 29th."""
 
 
 @immutable
 class Times:
-    """When cron starts something; None where every value does."""
+    """When cron starts something; None for every value."""
 
     minutes: tuple[int, ...] | None
     hours: tuple[int, ...] | None
@@ -47,7 +47,7 @@ class Times:
 
     @property
     def interval(self) -> float:
-        """The longest time (seconds) between two starts, daylight saving time aside; infinite where there are no two."""
+        """The longest time (seconds) between two starts, daylight saving time aside; infinite if there are no two starts."""
         times = [60 * hour + minute for hour in self.hours or range(24) for minute in self.minutes or range(60)]
         days = self._dates()
         apart = [later - earlier for earlier, later in pairwise(times)]
@@ -67,7 +67,7 @@ class Times:
 
 
 def parse(text: str) -> Times:
-    """Understand a calendar event. Raises UsageError for one that cron cannot say, or that we do not know."""
+    """Parse a calendar event. Raises UsageError if cron cannot express it, or it is unknown."""
     weekdays, day, clock = _parts(text)
     found = Times(
         weekdays=_weekdays(weekdays, text),
@@ -82,7 +82,7 @@ def parse(text: str) -> Times:
 
 
 def _parts(text: str) -> tuple[str, str, str]:
-    """Weekdays, date and time, each with what it stands for where it is missing."""
+    """Return weekdays, date and time, each with its default."""
     weekdays, day, clock = "", "*-*-*", "00:00"
     for word in (_SHORT.get(text.strip().lower(), text)).split():
         if ":" in word:
@@ -116,7 +116,7 @@ def _weekday(name: str, whole: str) -> int:
 
 
 def _date(text: str, whole: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Months and days."""
+    """Return months and days."""
     parts = text.split("-")
     if len(parts) == 2:
         parts = ["*", *parts]
@@ -128,7 +128,7 @@ def _date(text: str, whole: str) -> tuple[tuple[int, ...] | None, tuple[int, ...
 
 
 def _clock(text: str, whole: str) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
-    """Hours and minutes."""
+    """Return hours and minutes."""
     parts = text.split(":")
     if len(parts) == 3 and re.fullmatch(r"0+", parts[2]):
         parts.pop()
@@ -138,7 +138,7 @@ def _clock(text: str, whole: str) -> tuple[tuple[int, ...] | None, tuple[int, ..
 
 
 def _values(text: str, known: range, whole: str) -> tuple[int, ...] | None:
-    """The values of a field; None where they are all that there are."""
+    """Return the values of a field; None if they are all possible ones."""
     if text == "*":
         return None
     found: set[int] = set()

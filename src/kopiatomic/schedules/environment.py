@@ -1,7 +1,7 @@
-"""The environment of a schedule: a service has next to none of its own, and what a backup needs of the caller's is no secret.
+"""The environment of a schedule: a service has almost none of its own, and what a backup needs of the caller's is not secret.
 
-It is whole and fixed when the schedule is installed, so that a run by the timer finds the same programs and the same repository
-as the check before it.
+It is complete and fixed when the schedule is installed, so that a run by the timer finds the same programs and the same
+repository as the check before it.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from kopiatomic.secrets.masking import is_secret
 from kopiatomic.text import printable
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-"""Where programs are looked for: where an administrator and the system's packages put them."""
+"""Where to look for programs: where an administrator and the system's packages put them."""
 
 _CLOUDS = ("AWS_", "AZURE_", "B2_", "GOOGLE_", "OS_", "RCLONE_", "ST_")
-"""What the storage of restic's repositories is told by (restic.readthedocs.io, "Preparing a new repository")."""
+"""Variables that configure the storage of restic's repositories (restic.readthedocs.io, "Preparing a new repository")."""
 
 _OWN = {KOPIA: ("KOPIA_",), RESTIC: ("RESTIC_", *_CLOUDS), BORG: ("BORG_",)}
 """How the variables of each engine begin."""
@@ -37,9 +37,9 @@ _SHARED = frozenset({"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "http_proxy", "https_p
 def of(
     options: Options, caller: Mapping[str, str], home: str, credentials: Collection[str], *, top: str = "/"
 ) -> Mapping[str, str]:
-    """The environment of a schedule of this backup. ``home`` is root's, ``credentials`` the variables that it has as such.
+    """Return the environment of a schedule of this backup. ``home`` is root's, ``credentials`` the variables passed that way.
 
-    Raises KopiatomicError where the engine's program is not there, or somebody else than root can change it; from ``top`` on.
+    Raises KopiatomicError if the engine's program is missing, or others than root can change it; from ``top`` on.
     """
     engine = None if options.command is not None else options.engine or KOPIA
     prefixes = _OWN[engine] if engine is not None else ()
@@ -64,12 +64,12 @@ def check_no_secrets(variables: Mapping[str, str], scheduler: Scheduler) -> None
 
 
 def _kopia_configuration(options: Options, environment: Mapping[str, str]) -> str:
-    """The configuration file that kopia will use: said, so that it depends on nothing any more."""
+    """Return the configuration file that kopia will use: stated explicitly, so that it depends on nothing else."""
     return Client(kopia_options.parse(words("-o", options.options)), environment, None).config.path
 
 
 def _program(options: Options, engine: str | None, caller: Mapping[str, str], top: str) -> dict[str, str]:
-    """Where the engine's program is, as a variable; of a command only that it will be found."""
+    """Return where the engine's program is, as a variable; for a command only check that it will be found."""
     if engine is None:
         name = words("-c", options.command or "")[0]
         hint = f"A schedule looks for programs in {PATH}; name the command by its path."

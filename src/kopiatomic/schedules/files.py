@@ -1,7 +1,7 @@
-"""Files of ours in folders that others write to as well: written at once, and never in the place of somebody else's.
+"""Our files in folders that others write to as well: written atomically, and never over another's file.
 
-Ours is a file that begins with our mark, and whose content has the digest that the mark says: one that was changed by hand
-is its changer's.
+A file is ours if it begins with our mark, and its content has the digest in the mark: a file that was changed by hand belongs to
+whoever changed it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _MARK = """\
 
 
 class State(Enum):
-    """What is in the place of a file of ours."""
+    """What is in the place of one of our files."""
 
     NEW = "new"
     SAME = "unchanged"
@@ -32,12 +32,12 @@ class State(Enum):
 
 
 def marked(content: str) -> str:
-    """A content with our mark."""
+    """Return a content with our mark."""
     return f"{_MARK}{_digest(content)}\n{content}"
 
 
 def is_ours(text: str) -> bool:
-    """Whether a text carries our mark, and is as we wrote it."""
+    """Whether a text has our mark, and is as we wrote it."""
     digest, newline, content = text.removeprefix(_MARK).partition("\n")
     return text.startswith(_MARK) and bool(newline) and digest == _digest(content)
 
@@ -47,7 +47,7 @@ def _digest(content: str) -> str:
 
 
 def read(path: str) -> str | None:
-    """The text of a file of ours; None where there is nothing. Raises KopiatomicError where it is not ours."""
+    """Return the text of one of our files; None if there is nothing. Raises KopiatomicError if it is not ours."""
     found = text(path)
     if found is not None and not is_ours(found):
         raise _foreign(path, "it was changed by hand" if found.startswith(_MARK) else "kopiatomic did not write it")
@@ -55,7 +55,7 @@ def read(path: str) -> str | None:
 
 
 def text(path: str) -> str | None:
-    """The text of a file, whosever it is; None where there is nothing. Raises KopiatomicError."""
+    """Return the text of any file; None if there is nothing. Raises KopiatomicError."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
     except (FileNotFoundError, NotADirectoryError):
@@ -72,7 +72,7 @@ def text(path: str) -> str | None:
 
 
 def state(file: File) -> State:
-    """What is in its place. Raises KopiatomicError where that is somebody else's."""
+    """Return what is in its place. Raises KopiatomicError if that is not ours."""
     found = read(file.path)
     if found is None:
         return State.NEW
@@ -80,9 +80,9 @@ def state(file: File) -> State:
 
 
 def write(file: File, *, top: str = "/") -> None:
-    """Put a file into its place at once, and onto the disk, unless it is there already. Raises KopiatomicError.
+    """Put a file into its place atomically, and onto the disk, unless it is already there. Raises KopiatomicError.
 
-    Its folder must be root's alone, from ``top`` on.
+    Only root may be able to write to its folder, from ``top`` on.
     """
     folder = os.path.dirname(file.path)
     try:
@@ -109,7 +109,7 @@ def write(file: File, *, top: str = "/") -> None:
 
 
 def remove(path: str) -> None:
-    """Remove a file if it is there and ours, and its folder if that is named after us and empty. Raises KopiatomicError."""
+    """Remove a file if it exists and is ours, and its folder if that has our name and is empty. Raises KopiatomicError."""
     if read(path) is None:
         return
     above = os.path.dirname(path)

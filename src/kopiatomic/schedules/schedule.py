@@ -1,4 +1,4 @@
-"""A schedule, its files, and what a scheduler is."""
+"""A schedule, its files, and the interface of a scheduler."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ _LINE = "# kopiatomic schedule: "
 
 @immutable
 class Schedule:
-    """One of them. Times in seconds."""
+    """One schedule. Times in seconds."""
 
     name: str
     calendar: str
-    """When it starts, as systemd.time(7) has it."""
+    """When it starts, in the form of systemd.time(7)."""
     interval: float
     """The longest time between two starts."""
     program: tuple[str, ...]
@@ -39,12 +39,12 @@ class Schedule:
     words: tuple[str, ...]
     """The words of the backup."""
     environment: Mapping[str, str]
-    """The whole environment of its processes, but for what the platform adds."""
+    """The whole environment of its processes, except what the platform adds."""
     credentials: Mapping[str, str]
     """The files that hold the engine's secrets, by the variable that each is for."""
     state_dir: str
     end_timeout: float
-    """How long a run may take to end, cleaning up included."""
+    """How long a run may take to end, clean-up included."""
 
 
 @immutable
@@ -64,66 +64,66 @@ class Calendar:
 
 
 class Scheduler(Protocol):
-    """What starts schedules on a platform."""
+    """Starts schedules on a platform."""
 
     @property
     def runs(self) -> bool:
-        """Whether it is there to start anything, and not only its files."""
+        """Whether it can start anything, and not only write its files."""
 
     def calendar(self, name: str, wanted: str) -> Calendar:
-        """Understand ``hourly``, ``daily`` or a calendar event of systemd.time(7). Raises UsageError, KopiatomicError."""
+        """Parse ``hourly``, ``daily`` or a calendar event of systemd.time(7). Raises UsageError, KopiatomicError."""
 
     def check(self, schedule: Schedule) -> None:
-        """Refuse what it cannot say. Raises KopiatomicError."""
+        """Refuse what it cannot express. Raises KopiatomicError."""
 
     def advice(self, variable: str) -> str:
-        """How a secret, such as the value of this variable, reaches the engine of a schedule."""
+        """Return how a secret, such as the value of this variable, can reach the engine of a schedule."""
 
     def files(self, schedule: Schedule) -> list[File]:
-        """The files that the schedule needs, less those that came with the program."""
+        """Return the files that the schedule needs, without those that came with the program."""
 
     def file(self, name: str) -> str:
-        """The file that starts a schedule."""
+        """Return the file that starts a schedule."""
 
     def leftovers(self, name: str) -> list[str]:
-        """The files that go with a schedule when it is removed, whether they are there or not."""
+        """Return the files to remove with a schedule, whether they exist or not."""
 
     def names(self) -> list[str]:
-        """What may be schedules: where :meth:`read` finds none, it is somebody else's file."""
+        """Return what may be schedules: if :meth:`read` finds nothing in one, the file is not ours."""
 
     def read(self, name: str) -> Schedule | None:
-        """What is installed by this name, changed by hand or not; None where nothing is. Raises KopiatomicError."""
+        """Return what is installed by this name, changed by hand or not; None if nothing is. Raises KopiatomicError."""
 
     def ask(self, schedule: Schedule) -> Mapping[str, Any] | None:
-        """Have ``kopiatomic schedule check`` answer as the schedule would run; None where that cannot be.
+        """Have ``kopiatomic schedule check`` answer as the schedule would run; None if that is impossible.
 
         Raises KopiatomicError.
         """
 
     def start(self, name: str) -> None:
-        """Have its times begin, now that its files are there. Raises KopiatomicError."""
+        """Start its timer, after its files are written. Raises KopiatomicError."""
 
     def stop(self, name: str) -> None:
-        """Have its times end, before its files go. Raises KopiatomicError."""
+        """Stop its timer, before its files are removed. Raises KopiatomicError."""
 
     def stopped(self, name: str) -> None:
-        """Forget it, now that its files are gone. Raises KopiatomicError."""
+        """Forget it, after its files are removed. Raises KopiatomicError."""
 
     def busy(self, name: str) -> bool:
-        """Whether what it has started still runs, as far as it knows. Raises KopiatomicError."""
+        """Whether a run that it has started is still active, as far as it knows. Raises KopiatomicError."""
 
     def waits(self, name: str) -> bool:
         """Whether it will start by itself, as far as that is known. Raises KopiatomicError."""
 
     def ending(self, name: str) -> str:
-        """What ends a run that it has started, in words."""
+        """Return how to end a run that it has started, in words."""
 
     def next(self, name: str) -> str | None:
-        """When it starts next, in words; None where that is not known."""
+        """Return when it starts next, in words; None if unknown."""
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that would have to be written otherwise in the name of a unit or a file. Raises UsageError."""
+    """Refuse a name that would need escapes in the name of a unit or a file. Raises UsageError."""
     if _NAME.fullmatch(name) is None:
         raise UsageError(
             f"a schedule cannot be named {printable(name)!r}",
@@ -133,12 +133,12 @@ def check_name(name: str) -> None:
 
 
 def described(schedule: Schedule) -> str:
-    """A schedule as the line in its file that :func:`understood` reads."""
+    """Return a schedule as the line in its file that :func:`understood` reads."""
     return _LINE + json.dumps(asdict(schedule), sort_keys=True) + "\n"
 
 
 def understood(text: str) -> Schedule | None:
-    """The schedule that a file has in such a line; None where there is none that we understand."""
+    """Return the schedule from such a line in a file; None if there is no line that we understand."""
     line = next((line for line in text.splitlines() if line.startswith(_LINE)), None)
     if line is None:
         return None
@@ -150,10 +150,10 @@ def understood(text: str) -> Schedule | None:
 
 
 def command(schedule: Schedule, *words: str) -> list[str]:
-    """The argv of one of our own commands as the schedule starts them."""
+    """Return the argv of one of our own commands as the schedule starts it."""
     return [*schedule.program, *words]
 
 
 def backup(schedule: Schedule) -> Sequence[str]:
-    """The words of the backup as one of this schedule."""
+    """Return the words of the backup as one of this schedule."""
     return ["--schedule", schedule.name, *schedule.words]

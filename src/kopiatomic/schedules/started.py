@@ -1,6 +1,6 @@
-"""What else a schedule has root start or read: what its shell lines, its command and its variables name.
+"""What else a schedule makes root start or read: what its shell lines, its command and its variables name.
 
-Whatever of that others can change is refused, since they would run commands as root. What cannot be judged is said.
+Refuse all of it that others can change, since they would run commands as root. Report what cannot be judged.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WRAPPERS = frozenset({"command", "env", "exec", "ionice", "nice", "nohup", "set
 _ELSEWHERE = frozenset(
     {"chroot", "docker", "doas", "jexec", "lxc", "machinectl", "podman", "runuser", "setpriv", "ssh", "su", "sudo"}
 )
-"""They start it as somebody else, or where paths mean something else."""
+"""They start it as another user, or where paths have another meaning."""
 
 _SHELLS = frozenset({"ash", "bash", "dash", "ksh", "sh", "zsh"})
 _INTERPRETERS = _SHELLS | {".", "source", "awk", "node", "perl", "php", "python", "python3", "ruby", "Rscript"}
@@ -42,14 +42,14 @@ _RUN = re.compile(r"(?:COMMAND|_RSH)$")
 """Variables that hold a command line: RESTIC_PASSWORD_COMMAND, BORG_PASSCOMMAND, BORG_RSH."""
 
 _READ = re.compile(r"(?:_FILE|_PATH|_CONFIG|XDG_CONFIG_HOME|BORG_(?:BASE|CONFIG|KEYS|SECURITY)_DIR)$")
-"""Variables that hold where a configuration, a key or a secret is. A configuration can name commands, or another repository."""
+"""Variables that name a configuration, a key or a secret. A configuration can name commands, or another repository."""
 
 _OPTION = re.compile(r"(?:--[\w-]*(?:command|rsh)|[\w-]+\.(?:command|program))")
 """Options of engines that hold a command line."""
 
 
 def check(options: Options, variables: Mapping[str, str], *, top: str = "/") -> list[str]:
-    """Refuse what others than root can change, from ``top`` on; returns what cannot be judged, in words.
+    """Refuse what others than root can change, from ``top`` on. Return what cannot be judged, in words.
 
     Raises KopiatomicError of kind ``not-roots-alone``, UsageError.
     """
@@ -76,7 +76,7 @@ class _Judge:
         self._unsure: dict[str, list[str]] = {}
 
     def said(self) -> list[str]:
-        """What could not be judged."""
+        """Return what could not be judged."""
         return [
             f"whether root alone can change all that {what} runs cannot be judged: {first_few(found)}"
             for what, found in self._unsure.items()
@@ -88,7 +88,7 @@ class _Judge:
             found.append(word)
 
     def line(self, what: str, line: str) -> None:
-        """A line for a shell."""
+        """Judge a line for a shell."""
         try:
             for found in _commands(line):
                 self.command(what, found)
@@ -96,14 +96,14 @@ class _Judge:
             self._cannot(what, line)
 
     def text(self, what: str, text: str) -> None:
-        """A command line that its reader takes apart as a shell does, and gives to none."""
+        """Judge a command line that its reader splits as a shell does, but passes to no shell."""
         try:
             self.command(what, shlex.split(text))
         except ValueError:
             self._cannot(what, text)
 
     def command(self, what: str, found: Sequence[str]) -> None:
-        """The words of one command."""
+        """Judge the words of one command."""
         found = list(_without_prefix(found))
         if not found or found[0] in _NO_COMMAND:
             return
@@ -124,7 +124,7 @@ class _Judge:
                 self._argument(what, word, runs=base in _INTERPRETERS and word is script)
 
     def _started(self, what: str, name: str) -> None:
-        """The word that names a program."""
+        """Judge the word that names a program."""
         if re.search(r"[$`*?~]", name) or ("/" in name and not name.startswith("/")):
             self._cannot(what, name)
             return
@@ -137,7 +137,7 @@ class _Judge:
         trust.check(found, f"{printable(name)} in {what}:", top=self._top)
 
     def _argument(self, what: str, word: str, *, runs: bool) -> None:
-        """A word that may name a file, which may be one that is run."""
+        """Judge a word that may name a file, perhaps one that is run."""
         if re.search(r"\$\(|`", word) or (runs and "$" in word):
             self._cannot(what, word)
             return
@@ -148,7 +148,7 @@ class _Judge:
         try:
             self.file(what, path)
         except KopiatomicError:
-            # What is only read may be anybody's, and nothing else is known of it.
+            # What is only read may belong to any user, and nothing else is known of it.
             if runs or status.st_mode & 0o111:
                 raise
             self._cannot(what, path)
@@ -161,7 +161,7 @@ class _Judge:
             return None
 
     def options(self, found: Sequence[str]) -> None:
-        """The words of ``-o`` for an engine."""
+        """Judge the words of ``-o`` for an engine."""
         rest = iter(found)
         for word in rest:
             name, equals, value = word.partition("=")
@@ -171,13 +171,13 @@ class _Judge:
                 self._argument("-o", word, runs=False)
 
     def file(self, what: str, path: str) -> None:
-        """A file, or a folder, that root reads; one that is not there yet is missed when the engine is checked."""
+        """Judge a file, or a folder, that root reads; one that does not exist yet fails the engine's check."""
         if self._status(what, path) is not None:
             trust.check(path, f"what {what} names:", top=self._top)
 
 
 def _commands(line: str) -> Iterator[list[str]]:
-    """The commands of a shell's line, each as its words. Raises ValueError where its quotes are not in pairs."""
+    """Yield the commands of a shell's line, each as its words. Raises ValueError if its quotes are not in pairs."""
     lexer = shlex.shlex(line, posix=True, punctuation_chars=_OPERATORS)
     lexer.whitespace = " \t\r"
     lexer.whitespace_split = True
@@ -201,7 +201,7 @@ def _commands(line: str) -> Iterator[list[str]]:
 
 
 def _without_prefix(found: Sequence[str]) -> Iterator[str]:
-    """The words of a command without what stands before its name: keywords, variables."""
+    """Yield the words of a command without what precedes its name: keywords, variables."""
     before = True
     for word in found:
         before = before and (word in _KEYWORDS or re.match(r"[A-Za-z_]\w*=", word) is not None)
@@ -210,7 +210,7 @@ def _without_prefix(found: Sequence[str]) -> Iterator[str]:
 
 
 def _behind_options(found: Sequence[str]) -> Iterator[str]:
-    """The command that a wrapper starts: what follows its options, their numbers, and variables."""
+    """Yield the command that a wrapper starts: what follows its options, their numbers, and variables."""
     before = True
     for word in found:
         before = before and re.match(r"-|\d|[A-Za-z_]\w*=", word) is not None

@@ -1,12 +1,12 @@
-"""Schedules on Linux: instances of ``kopiatomic@.service`` and ``kopiatomic@.timer``, each with drop-ins of its own.
+"""Schedules on Linux: instances of ``kopiatomic@.service`` and ``kopiatomic@.timer``, each with its own drop-ins.
 
-The templates come with the program. A distribution's package puts them where its units are; where none has, they are put
-into /etc/systemd/system beside the drop-ins, kept up to date by every ``schedule install``, and removed with the last
-schedule. So what is the same for all is in one place that one can read, and a schedule's own files hold its own matters.
+The templates come with the program. A distribution's package puts them with its units; otherwise they are put into
+/etc/systemd/system beside the drop-ins, updated by every ``schedule install``, and removed with the last schedule. So what all
+share is in one readable place, and a schedule's own files hold only what is specific to it.
 
-What a killed run left is removed twice over: by ``ExecStopPost=``, also while the machine shuts down, and by a unit of its
-own that is started when the service has failed. Where the whole control group was killed at once (``systemctl kill``), the
-kernel kills what systemd 254 and later put into that group afterwards as well (seen with systemd 257 on Linux 6.18).
+Two units remove what a killed run left: ``ExecStopPost=``, even while the machine shuts down, and a separate unit that is started
+when the service has failed. If the whole control group was killed at once (``systemctl kill``), the kernel also kills what
+systemd 254 and later put into that group afterwards (seen with systemd 257 on Linux 6.18).
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ _PACKAGED = ("usr/lib/systemd/system", "lib/systemd/system", "usr/local/lib/syst
 
 _TEMPLATES = ("kopiatomic@.service", "kopiatomic@.timer")
 _DROP_IN = "10-schedule.conf"
-"""Sorts before ``override.conf``, which ``systemctl edit`` writes: what an administrator says there comes later and counts."""
+"""Sorts before ``override.conf``, which ``systemctl edit`` writes: an administrator's settings come later and win."""
 
 _TIMEOUT = 90.0
 _CHECK_TIMEOUT = 600.0
-"""Seconds. The engine's own questions have limits of their own."""
+"""Seconds. The engine's own questions have separate limits."""
 
 _LOOK_AHEAD = 8 * 24 * 60
-"""How many starts are looked at for the longest time between two: each minute of more than a week."""
+"""How many starts to examine for the longest time between two: each minute of more than a week."""
 
 _ELAPSE = re.compile(r"(?:Next elapse|Iter\S* #\d+): \w{3} (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)(?:\.\d+)? UTC")
 _LONGEST_DELAY = 3600.0
 
 
 class Systemd:
-    """systemd as the scheduler; ``root`` is what its files are below."""
+    """systemd as the scheduler. Its files are below ``root``."""
 
     def __init__(self, root: str = "/") -> None:
         self._root = root
@@ -56,7 +56,7 @@ class Systemd:
 
     @property
     def runs(self) -> bool:
-        """As sd_booted(3) finds it out."""
+        """Whether systemd runs, by the test of sd_booted(3)."""
         return presence.is_directory(os.path.join(self._root, "run/systemd/system"))
 
     def calendar(self, name: str, wanted: str) -> Calendar:
@@ -77,7 +77,7 @@ class Systemd:
         return Calendar(wanted, interval)
 
     def check(self, schedule: Schedule) -> None:
-        """A unit must be UTF-8."""
+        """Refuse words that are not UTF-8, as a unit must be."""
         for word in (*schedule.program, *schedule.words, *schedule.environment.values()):
             try:
                 word.encode()
@@ -89,11 +89,11 @@ class Systemd:
                 ) from None
 
     def advice(self, variable: str) -> str:
-        """A credential."""
+        """Suggest a credential."""
         return f"Put it into a file that root alone can read, and hand that over: --credential {variable}=/root/FILE."
 
     def files(self, schedule: Schedule) -> list[File]:
-        """Both drop-ins, the unit that recovers, and the templates unless a package has brought them."""
+        """Return both drop-ins, the recovery unit, and the templates unless a package has them."""
         found = [
             File(self._path(f"kopiatomic@{schedule.name}.service.d/{_DROP_IN}"), files.marked(service(schedule))),
             File(self._path(f"kopiatomic@{schedule.name}.timer.d/{_DROP_IN}"), files.marked(timer(schedule))),
@@ -112,18 +112,18 @@ class Systemd:
         return os.path.join(self._units, name)
 
     def _is_ours(self, path: str) -> bool:
-        """Not so where an administrator has put a template over a package's."""
+        """Whether we wrote it: not if an administrator has put a template over a package's."""
         return not presence.is_link(path) and files.is_ours(files.text(path) or "")
 
     def _packaged(self, name: str) -> bool:
         return any(presence.exists(os.path.join(self._root, folder, name)) for folder in _PACKAGED)
 
     def file(self, name: str) -> str:
-        """The drop-in of its service."""
+        """Return the drop-in of its service."""
         return self._path(f"kopiatomic@{name}.service.d/{_DROP_IN}")
 
     def leftovers(self, name: str) -> list[str]:
-        """Its files, and with the last schedule the templates that we wrote."""
+        """Return its files, and with the last schedule the templates that we wrote."""
         found = [self._path(f"kopiatomic@{name}.{kind}.d/{_DROP_IN}") for kind in ("timer", "service")]
         found.append(self._path(_recovery_unit(name)))
         if set(self.names()) <= {name}:
@@ -131,7 +131,7 @@ class Systemd:
         return found
 
     def names(self) -> list[str]:
-        """Those that have a drop-in of ours."""
+        """Return those that have our drop-in."""
         return sorted(set(self._named()))
 
     def _named(self) -> Iterator[str]:
@@ -141,12 +141,12 @@ class Systemd:
                 yield found[1]
 
     def read(self, name: str) -> Schedule | None:
-        """What the drop-in of the service says."""
+        """Return what the drop-in of the service says."""
         text = files.text(self._path(f"kopiatomic@{name}.service.d/{_DROP_IN}"))
         return None if text is None else understood(text)
 
     def ask(self, schedule: Schedule) -> Mapping[str, Any] | None:
-        """In a unit that lives for the question, with the settings of the real one (systemd-run(1))."""
+        """Ask in a temporary unit, with the settings of the real one (systemd-run(1))."""
         if not self.runs:
             return None
         finished = _run(ask_argv(schedule), timeout=_CHECK_TIMEOUT)
@@ -161,7 +161,7 @@ class Systemd:
         return answer
 
     def start(self, name: str) -> None:
-        """Enable the timer and start it anew, so that new times count. Without systemd running it is enabled only."""
+        """Enable and restart the timer, so that new times take effect. Without systemd running, only enable it."""
         timer_ = f"kopiatomic@{name}.timer"
         if not self.runs:
             self._systemctl(f"--root={self._root}", "enable", timer_)
@@ -176,9 +176,9 @@ class Systemd:
         self._systemctl("disable", *where, f"kopiatomic@{name}.timer")
 
     def stopped(self, name: str) -> None:
-        """Have systemd forget units and failures, and the time of the last start that Persistent= goes by."""
+        """Have systemd forget units and failures, and the time of the last start that Persistent= uses."""
         stamp = os.path.join(self._root, f"var/lib/systemd/timers/stamp-kopiatomic@{name}.timer")
-        # There is none where it has never started, or where this is another systemd's place for it.
+        # It does not exist if the timer has never started, or if another systemd keeps it elsewhere.
         with suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(stamp)
         if self.runs:
@@ -187,22 +187,22 @@ class Systemd:
             _run(["systemctl", "reset-failed", *units])
 
     def busy(self, name: str) -> bool:
-        """Whether the service, or what recovers after it, is neither inactive nor failed."""
+        """Whether the service, or its recovery unit, is neither inactive nor failed."""
         if not self.runs:
             return False
         units = (f"kopiatomic@{name}.service", _recovery_unit(name))
         return not set(_shown("ActiveState", *units).split()) <= {"inactive", "failed"}
 
     def waits(self, name: str) -> bool:
-        """Whether its timer is active, which it also is while the service runs; where systemd does not run, that is not known."""
+        """Whether its timer is active, which it also is while the service runs; True if systemd does not run."""
         return not self.runs or _shown("ActiveState", f"kopiatomic@{name}.timer").strip() == "active"
 
     def ending(self, name: str) -> str:
-        """The service's own way, which sends SIGTERM to the run alone."""
+        """Return the service's own way, which sends SIGTERM to the run alone."""
         return f"systemctl stop kopiatomic@{name}.service"
 
     def next(self, name: str) -> str | None:
-        """Its next time, as systemd says it."""
+        """Return its next time, in systemd's words."""
         if not self.runs:
             return None
         return printable(_shown("NextElapseUSecRealtime", f"kopiatomic@{name}.timer").strip()) or None
@@ -221,12 +221,12 @@ class Systemd:
 
 
 def template(name: str) -> str:
-    """A unit that comes with the program."""
+    """Return a unit that comes with the program."""
     return resources.files("kopiatomic.schedules").joinpath("units", name).read_text(encoding="utf-8")
 
 
 def service(schedule: Schedule) -> str:
-    """The drop-in of the service: what to run, with what."""
+    """Return the drop-in of the service: what to run, with what."""
     lines = [
         described(schedule).rstrip("\n"),
         "[Unit]",
@@ -245,7 +245,7 @@ def service(schedule: Schedule) -> str:
 
 
 def recovery(schedule: Schedule) -> str:
-    """The unit that removes what a run left whose whole service was killed."""
+    """Return the unit that removes what a run left if its whole service was killed."""
     lines = [
         "[Unit]",
         f"Description=Removal of what a failed run of kopiatomic@{schedule.name}.service left",
@@ -268,7 +268,7 @@ def _environment(schedule: Schedule) -> Iterator[str]:
 
 
 def timer(schedule: Schedule) -> str:
-    """The drop-in of the timer: when."""
+    """Return the drop-in of the timer: when to run."""
     return (
         f"[Timer]\nOnCalendar={_specifiers(schedule.calendar)}\n"
         f"RandomizedDelaySec={min(schedule.interval / 20, _LONGEST_DELAY):.0f}\n"
@@ -276,12 +276,12 @@ def timer(schedule: Schedule) -> str:
 
 
 def _exec(key: str, argv: list[str]) -> str:
-    # ':' has systemd replace no variables in the words.
+    # With ':' systemd replaces no variables in the words.
     return f"{key}=:{' '.join(map(quoted, argv))}"
 
 
 def quoted(word: str) -> str:
-    """A word as systemd reads it back (systemd.syntax(7)): specifiers and escapes made harmless."""
+    """Return a word as systemd reads it back (systemd.syntax(7)), with specifiers and escapes made harmless."""
     if re.fullmatch(r"[A-Za-z0-9_./:=@,+-]+", word):
         return word
     return '"' + "".join(map(_escaped, word)) + '"'
@@ -299,16 +299,16 @@ def _specifiers(value: str) -> str:
     return value.replace("%", "%%")
 
 
-# What is asked of the unit before there is one
+# What is asked of the unit before it exists
 
 
 _NOT_FOR_A_QUESTION = re.compile(r"Type|Exec\w+|SuccessExitStatus|Timeout\w+")
 
 
 def ask_argv(schedule: Schedule) -> list[str]:
-    """The argv that has ``schedule check`` answer in the service's own environment.
+    """Return the argv that makes ``schedule check`` answer in the service's own environment.
 
-    Words are given to the service manager, which replaces variables in them: each ``$`` is doubled.
+    The service manager replaces variables in the words: each ``$`` is doubled.
     """
     argv = ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", "--service-type=exec"]
     for line in template("kopiatomic@.service").partition("[Service]\n")[2].splitlines():
@@ -345,7 +345,7 @@ def _run(
 
 
 def _shown(key: str, *units: str) -> str:
-    """A property of units, as systemd says it. Raises KopiatomicError where it does not."""
+    """Return a property of units from systemd. Raises KopiatomicError if that fails."""
     finished = _run(["systemctl", "show", f"--property={key}", "--value", *units])
     if finished.status != 0:
         raise KopiatomicError(

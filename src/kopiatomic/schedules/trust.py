@@ -1,4 +1,4 @@
-"""Whether a program that root's timer starts can be exchanged by anybody but root."""
+"""Whether others than root can exchange a program that root's timer starts."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from kopiatomic.text import printable
 
 _IMPORTS = "what its Python imports from"
 _IMPORTED = (".py", ".pyc", ".so", ".pth", ".zip", ".egg")
-"""How the files end that Python imports, or reads when it starts."""
+"""The endings of files that Python imports, or reads when it starts."""
 
 
 def installed(argv0: str, *, top: str = "/") -> tuple[str, str]:
-    """The Python and the program of this process, which a timer may start again. ``argv0`` is its ``sys.argv[0]``.
+    """Return the Python and the program of this process, which a timer may start again. ``argv0`` is its ``sys.argv[0]``.
 
-    Raises KopiatomicError where there is no program, or where somebody else than root can change it, its Python, or what
-    that imports. Only what is below ``top`` is looked at.
+    Raises KopiatomicError if there is no program, or if others than root can change it, its Python, or what that imports. Only
+    what is below ``top`` is examined.
     """
     program = os.path.abspath(argv0)
     if os.path.basename(program) in {"__main__.py", "-c", "-m"} or not presence.is_file(program):
@@ -39,7 +39,7 @@ def installed(argv0: str, *, top: str = "/") -> tuple[str, str]:
 
 
 def _check_inside(folder: str, top: str) -> None:
-    """Refuse a package or module, or a ``.pth`` file, that somebody else can change. Raises KopiatomicError."""
+    """Refuse a package or module, or a ``.pth`` file, that others can change. Raises KopiatomicError."""
     folders, known = [folder], {os.path.realpath(folder)}
     while folders:
         try:
@@ -60,7 +60,7 @@ def _check_inside(folder: str, top: str) -> None:
                     known.add(real)
                     folders.append(real)
         except NotADirectoryError:
-            # An archive of modules.
+            # It is an archive of modules.
             continue
         except OSError as error:
             raise _unseen(_IMPORTS, error.filename or folder, error) from None
@@ -71,7 +71,7 @@ def _is_package(folder: str) -> bool:
 
 
 def check(path: str, what: str, *, top: str = "/") -> None:
-    """Refuse a path which somebody else than root can write to, at its end or on the way to it. Raises KopiatomicError."""
+    """Refuse a path that others than root can write to, at its end or on the way to it. Raises KopiatomicError."""
     try:
         for step in safety.steps(path):
             _refuse(step, path, what, top)
@@ -80,14 +80,14 @@ def check(path: str, what: str, *, top: str = "/") -> None:
 
 
 def _refuse(step: str, path: str, what: str, top: str) -> None:
-    """Refuse one step of a path which somebody else can write to. Raises KopiatomicError, OSError."""
+    """Refuse one step of a path if others can write to it. Raises KopiatomicError, OSError."""
     who = safety.writers(step)
     if who and is_at_or_below(step, top):
         mend = f", or: chown root: {printable(step)}; chmod go-w {printable(step)}"
         raise KopiatomicError(
             f"{what} {printable(path)} is used by root, and {who} can change {printable(step)}",
             kind="not-roots-alone",
-            # A folder that everybody is meant to write to stays one.
+            # A folder that is meant to be writable for every user stays so.
             hint=f"Install it where root alone can write{'' if safety.is_sticky(os.lstat(step)) else mend}",
         )
 

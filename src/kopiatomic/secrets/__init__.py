@@ -1,1 +1,1 @@
-"""Secrets: what is one, where it stands, and how it is masked."""
+"""Secrets: what counts as one, where it stands, and how it is masked."""

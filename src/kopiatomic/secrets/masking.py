@@ -1,6 +1,6 @@
-"""Passwords and keys, and how they are kept out of what is recorded, shown and handed on.
+"""Passwords and keys, and how they are kept out of what is recorded, shown and passed on.
 
-``secrets/names.py`` knows which names are those of secrets, ``secrets/places.py`` where secrets stand.
+``secrets/names.py`` knows the names of secrets, ``secrets/places.py`` where secrets stand.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _OURS = "kopiatomic"
 _QUOTES = re.compile(r"['\"\\]")
 _WORD = re.compile(WORD, re.DOTALL)
 _SHORTEST = 4
-"""A shorter secret would hide half of every text that it is looked for in; it is masked in its place alone."""
+"""A shorter secret would hide half of every text that is searched for it; it is masked only in its place."""
 
 _TELLING = 8
-"""A secret of so many characters is a part of a variable's value for no other reason than that it is the secret."""
+"""With so many characters, a secret is not part of a variable's value by chance."""
 
 
 def is_secret(variable: str, value: str) -> bool:
-    """Whether an environment variable holds a secret: its name says so, or there is one in its value."""
+    """Whether an environment variable holds a secret: by its name, or by its value."""
     if names_secret(variable):
         return not is_setting(value) and not is_file_of(variable, value)
     return bool(credentials(value))
 
 
 def credentials(text: str) -> list[str]:
-    """The secrets that stand in a text: the password in a URL, for example."""
+    """Return the secrets in a text: the password in a URL, for example."""
     found: list[str] = []
     places.in_text(text, lambda secret: _noted(found, secret))
     return found
 
 
 def masked(text: str) -> str:
-    """A text with the secrets that stand in it masked."""
+    """Return a text with its secrets masked."""
     return places.in_text(text, _mask)
 
 
@@ -56,7 +56,7 @@ def _mask(_secret: str) -> str:
 
 
 class Secrets:
-    """The secrets that a run knows of: those among our own command line's words, those in an environment, and ``values``."""
+    """The secrets that a run knows of: those in the words of our own command line, those in an environment, and ``values``."""
 
     def __init__(self, words: Sequence[str], environment: Mapping[str, str], values: Iterable[str] = ()) -> None:
         found: list[str] = [
@@ -66,7 +66,7 @@ class Secrets:
             found += credentials(value)
         places.in_words(words, lambda secret: _noted(found, secret), _OURS)
         self.found = bool(found)
-        """Whether there was one in words or environment, be it too short to be looked for."""
+        """Whether words or environment had one, even if it is too short to search for."""
         self.values: list[str] = []
         self._hidden: dict[str, str] = {}
         self.add([*found, *values])
@@ -76,16 +76,16 @@ class Secrets:
         known = {
             spelling for value in [*self.values, *values] if not is_setting(value) for spelling in _spellings(value)
         }
-        # The longest first: one may be a part of another.
+        # The longest first: one may be part of another.
         self.values = sorted((value for value in known if len(value) >= _SHORTEST), key=len, reverse=True)
         self._hidden.clear()
 
     def hide(self, text: str) -> str:
-        """A text with every secret masked: those that stand in it, and those that are known."""
+        """Return a text with every secret masked: those recognised by their place, and those known."""
         return self._without_known(masked(text))
 
     def hide_words(self, words: Sequence[str]) -> list[str]:
-        """The words of a command line, likewise."""
+        """Return the words of a command line, likewise masked."""
         return [self._without_known(word) for word in places.in_words(words, _mask)]
 
     def _without_known(self, text: str) -> str:
@@ -97,7 +97,7 @@ class Secrets:
         return text
 
     def _hide_quoted(self, word: re.Match[str]) -> str:
-        """A shell's word without a secret that quotes in the middle of it would let through."""
+        """Mask a secret in a shell's word even if quotes in the middle of it hide it."""
         plain = unquoted(word[0])
         hidden = plain
         for value in self.values:
@@ -105,9 +105,9 @@ class Secrets:
         return word[0] if hidden == plain else hidden
 
     def hide_in(self, document: Any) -> Any:
-        """A JSON value with every secret in its texts masked."""
+        """Return a JSON value with every secret in its texts masked."""
         if isinstance(document, str):
-            # A run has its record written twice, and of a thousand datasets most texts are those of the others.
+            # A run writes its record twice, and most texts of a thousand datasets are equal.
             if document not in self._hidden:
                 self._hidden[document] = self.hide(document)
             return self._hidden[document]
@@ -118,11 +118,11 @@ class Secrets:
         return document
 
     def command_line(self, words: Sequence[str]) -> str:
-        """A command line to show: each word without its secrets, quoted as a shell wants it."""
+        """Return a command line to show: each word without its secrets, quoted for a shell."""
         return printable(shlex.join(self.hide_words(words)))
 
     def withheld_from(self, environment: Mapping[str, str]) -> dict[str, str]:
-        """An environment for those who are not to know a secret: without the variables that hold one."""
+        """Return an environment for programs that must not know a secret: without the variables that hold one."""
         return {
             name: value
             for name, value in environment.items()
@@ -131,12 +131,12 @@ class Secrets:
 
 
 def _holds(value: str, known: str) -> bool:
-    """Whether a known secret stands in a value, and is not by chance a part of it, as a password "root" is of "/root"."""
+    """Whether a value contains a known secret, not just by chance, as "/root" contains a password "root"."""
     return value == known or (len(known) >= _TELLING and known in value)
 
 
 def _spellings(value: str) -> Iterable[str]:
-    """A secret, and what it is once the escapes of a URL are taken away."""
+    """Yield a secret, and its form without the escapes of a URL."""
     yield value
     if "%" in value:
         from urllib.parse import unquote  # noqa: PLC0415 - few need it

@@ -1,4 +1,4 @@
-"""Names that say that what they stand for is a secret: of variables, flags and parameters, by one set of rules."""
+"""Names that denote secrets: of variables, flags and parameters, by one set of rules."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ _SECRET = (
     "SECRETKEY",
     "ACCESSKEY",
 )
-"""How words of secrets end."""
+"""Endings of words that denote secrets."""
 
 _SECRET_WHOLE = frozenset({"PASS", "PASSCODE", "PW", "SAS", "SSHPASS"})
 _ELSEWHERE = ("FILE", "FILES", "COMMAND", "CMD")
-"""How the last word ends where the name says where a secret is, and not what it is."""
+"""Endings of the last word of names that say where a secret is, and not what it is."""
 
 _ABOUT = frozenset(
     {"PATH", "DIR", "DIRECTORY", "FD", "HINT", "URL", "URI", "NAME", "TYPE", "CACHE", "POLICY", "SOCK", "SOCKET"}
     | {"LENGTH", "TIMEOUT", "TTL", "EXPIRY", "ALGORITHM", "FORMAT", "PROMPT", "KEYRING"}
 )
-"""Last words of names that say something about a secret."""
+"""Last words of names that describe something about a secret."""
 
 _SWITCH = frozenset({"NO", "ASK", "ASKPASS", "USE", "PERSIST", "EMBED"})
-"""Words of names that say what is to be done with a secret."""
+"""Words of names that say what to do with a secret."""
 
 _CONTENT = frozenset({"DATA", "PEM", "STRING", "VALUE"})
 _NO_KEY = frozenset({"PUBLIC", "SORT", "PRIMARY", "FOREIGN", "HOST", "GROUP", "CACHE", "PARTITION"})
-"""Words in front of KEY where that is no secret."""
+"""Words before KEY with which it is not a secret."""
 
 _SETTINGS = frozenset({"", "0", "1", "true", "false", "yes", "no", "on", "off", "none", "null"})
-"""Values that are those of switches."""
+"""Values of switches."""
 
 _PATH = re.compile(r"(?:~|/(?:etc|home|mnt|opt|root|run|srv|tmp|usr|var))/")
-"""How the path of a file begins that a key or credentials may be in. Base64, which keys are written in, has slashes too."""
+"""How the path of a file that may hold a key or credentials begins. Base64, used for keys, has slashes too."""
 
 
 @lru_cache(maxsize=1024)
 def names_secret(name: str) -> bool:
-    """Whether a name says that it stands for a secret. ``*_FILE`` and ``*_COMMAND`` stand for where it is."""
+    """Whether a name denotes a secret. ``*_FILE`` and ``*_COMMAND`` denote where it is."""
     words = [word.upper() for word in _WORDS.findall(name)]
     while len(words) > 1 and words[-1] in _CONTENT:
         words.pop()
@@ -63,7 +63,7 @@ def names_secret(name: str) -> bool:
 
 
 def _may_be_in_a_file(words: list[str]) -> bool:
-    """Whether it is a key, or credentials: tools take them as they are, or take the path of a file."""
+    """Whether it is a key, or credentials: tools accept them directly, or the path of a file."""
     pairs = list(pairwise(words))
     last = words[-1]
     return (
@@ -75,7 +75,7 @@ def _may_be_in_a_file(words: list[str]) -> bool:
 
 
 def is_setting(value: str) -> bool:
-    """Whether a value is that of a switch, and no secret whatever its name is."""
+    """Whether a value is that of a switch, and so not a secret whatever its name."""
     return value.lower() in _SETTINGS
 
 

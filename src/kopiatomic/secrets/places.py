@@ -1,4 +1,4 @@
-"""Where secrets stand in command lines and in other texts: behind flags, in assignments, in URLs, in headers."""
+"""Where secrets stand in command lines and in other texts: after flags, in assignments, in URLs, in headers."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from kopiatomic.secrets.names import is_file_of, names_secret
 MASK = "***"
 
 Take = Callable[[str], str]
-"""Takes a secret; returns what is shown in its place."""
+"""Takes a secret and returns what to show in its place."""
 
 _OURS = "kopiatomic"
 
 WORD = r"(?:'[^']*'|\"(?:\\.|[^\"\\])*\"|\\.|[^\s'\"\\]|['\"\\])+"
-"""A word as a shell reads it: quoted as a whole, in part, or not. A quote that has no other is a letter."""
+"""A word as a shell reads it: quoted as a whole, in part, or not. A quote without a partner counts as a letter."""
 
 _TOKEN = re.compile(rf"(?P<space>\s+)|{WORD}", re.DOTALL)
 _QUOTES = re.compile(r"['\"\\]")
@@ -42,8 +42,9 @@ _PROGRAMS: tuple[tuple[str, Mapping[str, str]], ...] = (
     ("sshpass", {"-p": ""}),
     ("ssh", {}),
 )
-"""Flags that carry a secret in programs that are known to use them so, and what stands before it in their value. A star: the
-value is always in the same word."""
+"""Flags that carry a secret in programs known to use them so, and what precedes it in their value. A star: the value is always in
+the same word.
+"""
 
 _FLAGS = {name: flags for names, flags in _PROGRAMS for name in names.split()}
 
@@ -65,25 +66,25 @@ _PARAMETERS = tuple(
 """Of URLs, connection strings (``AccountName=a;AccountKey=b``), and options of mount(8) and rclone."""
 
 _IN_URLS = re.compile(r"(?:.*-)?(?:sig|signature|key|pass)", re.IGNORECASE)
-"""Names of parameters that are secrets in URLs: what signs them (Azure's SAS, Amazon's), and keys of interfaces."""
+"""Names of URL parameters that are secrets: signatures (Azure's SAS, Amazon's), and API keys."""
 
 _PLAIN = re.compile(
     r"pass|passwd|pwd|pw\b|secret|token|key|sas\b|sig|credentials|authorization|cookie|://|"
     rf"\b(?:{'|'.join([_OURS, *_FLAGS])})\s",
     re.IGNORECASE,
 )
-"""What is in every text that has such a place: a record has tens of thousands that have none."""
+"""What every text with such a place contains: a record has tens of thousands of texts without one."""
 
 _LETTERS = (
     *("pass", "pwd", "pw", "secret", "token", "key", "sas", "sig", "credentials", "authorization", "cookie", "://"),
     _OURS,
     *_FLAGS,
 )
-"""The same without its borders, lower case: long texts are searched a hundred times as fast for these."""
+"""The same without word boundaries, in lower case: long texts are searched a hundred times as fast for these."""
 
 
 def in_text(text: str, take: Take, program: str = "") -> str:
-    """A text with what ``take`` gives for each secret in it. It may be a shell's line, or words of a program."""
+    """Return a text with ``take`` applied to each secret. It may be a shell's line, or words of a program."""
     if not program and not _has_a_place(text):
         return text
     command = _Command(take, program)
@@ -114,16 +115,16 @@ def _pieces(text: str, command: _Command) -> Iterator[str]:
 
 
 def in_words(words: Sequence[str], take: Take, program: str = "") -> list[str]:
-    """Words of a command line with what ``take`` gives for each secret in them."""
+    """Return words of a command line with ``take`` applied to each secret."""
     command = _Command(take, program)
     return [command.word(word) for word in words]
 
 
 def _embedded(text: str, take: Take) -> str:
-    """What is a secret wherever it stands."""
+    """Replace what is a secret wherever it stands."""
 
     def shown(found: re.Match[str]) -> str:
-        # What stood in a longer text, and is taken, stands in its words as well.
+        # A secret already replaced in a longer text also stands in its words.
         return found[0] if found["value"] == MASK else f"{found['head']}{take(found['value'])}"
 
     def shown_if_named(found: re.Match[str]) -> str:
@@ -139,24 +140,24 @@ def _embedded(text: str, take: Take) -> str:
 
 
 class _Command:
-    """The words of a command line, one after the other: which program takes them, and what the next one is."""
+    """Follows the words of a command line: which program receives them, and what the next one is."""
 
     def __init__(self, take: Take, program: str) -> None:
         self._take = take
         self._flags: Mapping[str, Take] = {}
-        """What shows the values of the program's own flags."""
+        """Functions that show the values of the program's own flags."""
         self._engine = "kopia"
-        """Whose words our own ``-o`` has."""
+        """The engine that receives the words of our own ``-o``."""
         self._next: Take | None = None
         self._begin(program)
 
     def end(self, word: str = "") -> None:
-        """Another command begins, perhaps with this word."""
+        """Begin another command, perhaps with this word."""
         self._flags, self._next = {}, None
         self._begin(word)
 
     def _begin(self, word: str) -> None:
-        """Go by the flags of a program from here on, if the word names one that has some."""
+        """Use the flags of a program from here on, if the word names one with known flags."""
         name = os.path.basename(_BETWEEN_COMMANDS.split(word)[-1])
         if name == _OURS:
             self._flags = self._our_flags()
@@ -170,7 +171,7 @@ class _Command:
         return {**lines, **options, **command, "--engine": self._named_engine}
 
     def word(self, word: str) -> str:
-        """The next word, as it may be shown."""
+        """Return the next word, as it may be shown."""
         follows, self._next = self._next, None
         if follows is not None and not re.match(r"--[A-Za-z]", word):
             return follows(word)
@@ -182,7 +183,7 @@ class _Command:
         return in_text(word, self._take) if re.search(r"\s", word) else _embedded(word, self._take)
 
     def _of_program(self, word: str) -> str | None:
-        """A word that is a flag of the program's; None where it is none."""
+        """Return a word that is one of the program's flags; None for any other."""
         for key, show in self._flags.items():
             flag = key.rstrip("*")
             if flag == key and (word == flag or _is_cluster(word, flag)):
@@ -194,7 +195,7 @@ class _Command:
         return None
 
     def _named(self, word: str) -> str | None:
-        """A word that is a flag or an assignment with the name of a secret; None where it is neither."""
+        """Return a word that is a flag or an assignment with the name of a secret; None if it is neither."""
         found = _VALUE.fullmatch(word)
         if found is not None and found["value"] and names_secret(found["name"]):
             return f"{found['name']}={self._named_value(found['name'], found['value'])}"
@@ -211,7 +212,7 @@ class _Command:
         return value if is_file_of(name, value) else self._take(value)
 
     def _behind(self, before: str, value: str) -> str:
-        """What stands behind the name of a user, or all of it."""
+        """Mask what follows the name of a user, or all of it."""
         name, separator, secret = value.partition(before) if before else ("", "", value)
         return f"{name}{separator}{self._take(secret)}" if secret else value
 
@@ -235,12 +236,12 @@ def _as_it_is(word: str) -> str:
 
 
 def _is_cluster(word: str, flag: str) -> bool:
-    """Whether a word is several short flags of which this is the last (``-sSu``)."""
+    """Whether a word is several short flags, the last of which is this one (``-sSu``)."""
     return len(flag) == 2 and re.fullmatch(r"-[A-Za-z]+", word) is not None and word.endswith(flag[1])
 
 
 def unquoted(word: str) -> str:
-    """What a shell's word means; where its quotes are not in pairs, the word without them."""
+    """Return the meaning of a shell's word; if its quotes are not in pairs, the word without them."""
     if not _QUOTES.search(word):
         return word
     try:

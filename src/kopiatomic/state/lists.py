@@ -1,7 +1,7 @@
-"""The datasets and sources of a run in files, each name ended by a zero byte: for what an environment has no room for.
+"""Files with a run's datasets and sources, each name ended by a zero byte: for lists too long for an environment.
 
-They are written before the hook ``-p`` and anew for the engine, go with the run's lock (``locks.Held``), and are for root, or for
-the user that a command runs as. Every view shows them at their path.
+They are written before the hook ``-p`` and again for the engine, are removed with the run's lock (``locks.Held``), and are
+readable by root only, or by the user that a command runs as. Every view shows them at their path.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from kopiatomic.model.plan import Plan
 from kopiatomic.state import locks
 
 _TRIES = 10
-"""How often the directory is made that another run, as the last, removes just now."""
+"""How often the directory is made again if another run, as the last, removes it at that moment."""
 
 
 def directory() -> str:
-    """Where all runs have their lists: root's; others may pass through and see no names."""
+    """Return the directory of all runs' lists: root's; others may pass through it but not list it."""
     return os.path.dirname(locks.list_of("", ""))
 
 
 def write(run_id: str, plan: Plan, owner: int = 0) -> None:
-    """Write both files, in place of earlier ones, for a user to read. Raises KopiatomicError."""
+    """Write both files, replacing earlier ones, for a user to read. Raises KopiatomicError."""
     try:
         for _ in range(_TRIES):
             _prepare()
@@ -43,7 +43,7 @@ def write(run_id: str, plan: Plan, owner: int = 0) -> None:
 
 
 def _prepare() -> None:
-    """Raises OSError, KopiatomicError."""
+    """Make the directory, and check that only root can write to it. Raises OSError, KopiatomicError."""
     with suppress(FileExistsError):
         os.mkdir(directory(), 0o711)
     status = os.lstat(directory())
@@ -56,7 +56,7 @@ def _prepare() -> None:
 
 
 def _write(path: str, names: Iterable[str], owner: int) -> None:
-    """Raises OSError. Whoever has the file open goes on reading the old one."""
+    """Write one list. A process that has the file open continues to read the old one. Raises OSError."""
     new = f"{path}.new"
     with suppress(FileNotFoundError):
         os.unlink(new)
@@ -68,5 +68,5 @@ def _write(path: str, names: Iterable[str], owner: int) -> None:
 
 
 def dataset_names(plan: Plan) -> list[str]:
-    """The names of the datasets that a plan takes."""
+    """Return the names of the datasets that a plan takes."""
     return [taken.dataset.name for taken in plan.taken]

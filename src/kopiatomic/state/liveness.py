@@ -1,7 +1,7 @@
-"""Whether a run is alive, as far as its mark lets this process tell.
+"""Whether a run is alive, as far as its mark lets this process decide.
 
-A lock tells only those that see the same lock directory. A container or a mount namespace with a /run of its own has another
-one, while pools, Btrfs filesystems and perhaps the records are the same.
+Only processes that see the same lock directory can see a lock. A container or a mount namespace with its own /run has another
+one, although pools, Btrfs filesystems and perhaps the records are the same.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from kopiatomic.system import host
 
 
 class Life(Enum):
-    """What can be told of a run."""
+    """What can be known of a run."""
 
     ALIVE = "alive"
     DEAD = "dead"
@@ -23,20 +23,20 @@ class Life(Enum):
 
 
 def mark(run_id: str) -> Mark:
-    """The mark of a run that begins here and now. Raises KopiatomicError."""
+    """Return the mark of a run that begins here and now. Raises KopiatomicError."""
     return Mark(run_id, ownership.host_id(), host.here().boot_id(), locks.identity())
 
 
 def is_local(mark: Mark) -> bool:
-    """Whether a run on this machine made it, in a container perhaps, and not one whose disk or stream came here."""
+    """Whether a run on this machine made it, perhaps in a container, and not one whose disk or stream arrived here."""
     return mark.host == ownership.host_id() or (mark.boot != "" and mark.boot == host.here().boot_id())
 
 
 def life(mark: Mark) -> Life:
-    """Whether the run of a mark is alive. Makes nothing. Raises KopiatomicError where that cannot be looked at.
+    """Whether the run of a mark is alive. Makes nothing. Raises KopiatomicError if that cannot be examined.
 
-    No process outlives its boot; within it the lock decides. An older version's mark says neither boot nor lock directory:
-    of such a run our own lock directory decides.
+    No process outlives its boot; within a boot the lock decides. An older version's mark names neither boot nor lock directory:
+    for such a run our own lock directory decides.
     """
     if locks.alive(mark.run_id):
         return Life.ALIVE
@@ -47,7 +47,7 @@ def life(mark: Mark) -> Life:
 
 
 def unknown_text(run_id: str) -> str:
-    """What is said of a run that cannot be judged."""
+    """Describe a run that cannot be judged."""
     return (
         f"run {run_id} began in this boot with another lock directory (in a container or mount namespace with a "
         f"{locks.DIRECTORY} of its own?), so that it cannot be told from here whether it is alive"
@@ -55,5 +55,5 @@ def unknown_text(run_id: str) -> str:
 
 
 def assume_hint(run_id: str) -> str:
-    """What to do about it."""
+    """Return what to do about it."""
     return f"run 'kopiatomic recover' where it ran; if it is dead: kopiatomic recover --assume-dead {run_id}"

@@ -1,7 +1,7 @@
-"""Kernel locks (flock) in one folder: one a run, one a view root, one for a moment's changes to the folder itself.
+"""Kernel locks (flock) in one folder: one for each run, one for each view root, and a short one for changes to the folder.
 
-A lock lives as long as a process of its run: keeper and launcher inherit it. So whether a run is alive is told by its lock,
-never by a process id or an age. The files of a run go with its last process, or with the next run's clean-up.
+A lock lives as long as a process of its run: keeper and launcher inherit it. So a run's lock, never a process id or an age, tells
+whether it is alive. A run's files are removed with its last process, or by the next run's clean-up.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from kopiatomic.system import channel, host, signals
 from kopiatomic.text import printable
 
 DIRECTORY = f"{host.run_directory()}/kopiatomic"
-"""Root's alone; not movable, so that two runs with different settings still see each other.
+"""Accessible to root only; not configurable, so that two runs with different settings still see each other.
 
-Without links: views are mounted in it, and the mount table has paths without links.
+Without symbolic links: views are mounted in it, and the mount table has paths without links.
 """
 
 LISTS = ("datasets", "sources")
-"""What a run says of itself in files: see ``state/lists.py``."""
+"""What a run lists in files: see ``state/lists.py``."""
 
 _MOMENT = 60.0
-"""Seconds after which the lock of a moment is not waited for any longer."""
+"""Seconds to wait for the short-lived lock."""
 
 _PAUSE = 0.01
 _CLAIMS = 5
-"""How often a dead run is tried to be claimed: somebody who only asks whether it lives stands in the way for a moment."""
+"""How often to try to claim a dead run: a process that only checks whether it lives blocks the lock for a moment."""
 
 _CLEARING = "clearing"
-"""What stands in the file of a dead run while its leftovers are removed."""
+"""The content of a dead run's file while its leftovers are removed."""
 
 _IDENTITY = "id"
 """The file with the directory's id."""
 
 _POLL = 0.5
-"""Seconds between two looks at a lock that is waited for: a blocking flock(2) would not hear signals."""
+"""Seconds between two tries to take a lock: a blocking flock(2) would not notice signals."""
 
 
 def prepare() -> None:
-    """Make the directory, and its id. Raises KopiatomicError where it cannot be or is not root's alone."""
+    """Make the directory, and its id. Raises KopiatomicError if that fails or others than root can enter it."""
     try:
         os.makedirs(DIRECTORY, 0o700, exist_ok=True)
         status = os.lstat(DIRECTORY)
@@ -68,7 +68,7 @@ def prepare() -> None:
 
 @cache
 def _make_identity(directory: str) -> str:
-    """The directory's id as this process first saw it, made where there is none. Children inherit it with the locks."""
+    """Return the directory's id as this process first saw it; make one if missing. Children inherit it with the locks."""
     fd = _open(f"{directory}/{_IDENTITY}", wait=True)
     assert fd is not None
     try:
@@ -90,17 +90,17 @@ def _read_identity(fd: int) -> str:
 
 
 def identity() -> str:
-    """The random id of the directory that this process has its locks in. Raises KopiatomicError.
+    """Return the random id of the directory with this process's locks. Raises KopiatomicError.
 
-    Whoever sees another id sees other locks: in a container or a mount namespace with a /run of its own, or because the
-    directory was removed meanwhile.
+    A process that sees another id sees other locks: it is in a container or a mount namespace with its own /run, or the directory
+    was removed meanwhile.
     """
     prepare()
     return _make_identity(DIRECTORY)
 
 
 def present_identity() -> str:
-    """The id of the directory that is there now; empty where there is none. Asking makes nothing. Raises KopiatomicError."""
+    """Return the id of the directory that exists now; empty without one. Makes nothing. Raises KopiatomicError."""
     try:
         fd = os.open(f"{DIRECTORY}/{_IDENTITY}", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
@@ -126,7 +126,7 @@ def _no_lock(error: OSError) -> KopiatomicError:
 
 
 def path_of(kind: str, root: str) -> str:
-    """The file in our directory that stands for something at a view root."""
+    """Return the file in our directory that stands for something at a view root."""
     return f"{DIRECTORY}/{kind}-{hashlib.sha256(os.fsencode(root)).hexdigest()[:32]}"
 
 
@@ -135,7 +135,7 @@ def _run_path(run_id: str) -> str:
 
 
 def _open(path: str, *, wait: bool) -> int | None:
-    """Lock a file, making it where missing; None where another process has it. The caller closes the descriptor."""
+    """Lock a file, making it if missing. Return None if another process has it. The caller closes the descriptor."""
     while True:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
@@ -146,7 +146,7 @@ def _open(path: str, *, wait: bool) -> int | None:
         except BlockingIOError:
             os.close(fd)
             return None
-        # The holder before us removes the file as it goes: then this is a lock on a file that nobody else will find.
+        # The previous holder removes the file as it ends: then this is a lock on a file that no other process will find.
         try:
             if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
                 return fd
@@ -156,25 +156,25 @@ def _open(path: str, *, wait: bool) -> int | None:
 
 
 class Held:
-    """The locks of one run, and its lists, which go with them."""
+    """The locks of one run, and its lists, which are removed with them."""
 
     def __init__(self, run_id: str) -> None:
         self._run_id = run_id
         self._files: dict[str, int] = {}
         self._kept = False
         self.died = False
-        """Of a run that was claimed: whether its file was there, which one that ended in order removes."""
+        """For a claimed run: whether its file existed, which a run that ended in order removes."""
 
     def add(self, path: str, fd: int) -> None:
-        """Take a locked file over."""
+        """Take over a locked file."""
         self._files[path] = fd
 
     def keep(self) -> None:
-        """A process of this run goes on alone: it is the one that removes the files."""
+        """Leave the files to a process of this run that continues alone and removes them."""
         self._kept = True
 
     def let_go(self) -> None:
-        """Remove the files while they are still locked, so that who comes now makes new ones; then unlock them."""
+        """Remove the files while they are still locked, so that a new process makes new ones; then unlock them."""
         if self._files and not self._kept:
             _remove_lists(self._run_id)
         for path, fd in reversed(self._files.items()):
@@ -185,7 +185,7 @@ class Held:
 
 
 def list_of(run_id: str, which: str) -> str:
-    """One of a run's :data:`LISTS`. Apart from the locks, which root alone may come near."""
+    """Return the path of one of a run's :data:`LISTS`. It lies apart from the locks, which only root may reach."""
     return f"{DIRECTORY}-lists/{run_id}.{which}"
 
 
@@ -200,18 +200,18 @@ def _remove_lists(run_id: str) -> None:
 
 
 def _remove(path: str, fd: int) -> None:
-    """Remove the file of a lock that we have, unless another one is in its place by now."""
+    """Remove the file of a lock that we hold, unless another one has taken its place."""
     try:
         if os.path.samestat(os.fstat(fd), os.stat(path, follow_symlinks=False)):
             os.unlink(path)
     except OSError:
-        # Gone, or /run became read-only: the lock itself goes with the descriptor.
+        # It is gone, or /run became read-only: the lock itself ends with the descriptor.
         return
 
 
 @contextmanager
 def run(run_id: str) -> Iterator[Held]:
-    """Be alive as this run, for all who ask. Raises KopiatomicError."""
+    """Hold this run's lock, which marks it alive to other processes. Raises KopiatomicError."""
     prepare()
     held = Held(run_id)
     fd = _open(_run_path(run_id), wait=True)
@@ -224,18 +224,18 @@ def run(run_id: str) -> Iterator[Held]:
 
 
 def take_root(held: Held, root: str, holder: Mapping[str, object], wait: float | None) -> None:
-    """Be the only run on a view root; wait for it at most ``wait`` seconds (None: not at all).
+    """Become the only run on a view root; wait for it at most ``wait`` seconds (None: not at all).
 
     Raises LockedError, which names the holder, KopiatomicError, and Interrupted.
     """
     path = path_of("root", root)
     deadline = time.monotonic() + (wait or 0.0)
     while True:
-        # Under the moment's lock, so that nobody who only asks whether the root is free stands in the way.
+        # Under the short-lived lock, so that a process that only checks whether the root is free does not interfere.
         with clean_up():
             fd = _open(path, wait=False)
             if fd is not None:
-                # Also under it, so that who is refused can say by whom.
+                # Also under it, so that a refused process can name the holder.
                 held.add(path, fd)
                 os.ftruncate(fd, 0)
                 os.pwrite(fd, json.dumps(dict(holder)).encode(), 0)
@@ -260,14 +260,14 @@ def is_free(root: str) -> bool:
 
 @contextmanager
 def clean_up() -> Iterator[None]:
-    """Be the only process that takes view roots, makes or removes them; held for moments.
+    """Be the only process that takes, makes or removes view roots; held for moments only.
 
-    Raises KopiatomicError where another process does not let go of it, and Interrupted.
+    Raises KopiatomicError if another process does not release it, and Interrupted.
     """
     prepare()
     path = f"{DIRECTORY}/clean-up"
     deadline = time.monotonic() + _MOMENT
-    # Not a blocking call: that would hear no signal.
+    # Not a blocking call: that would not notice signals.
     while (fd := _open(path, wait=False)) is None:
         if time.monotonic() >= deadline:
             raise KopiatomicError(
@@ -279,14 +279,14 @@ def clean_up() -> Iterator[None]:
     try:
         yield
     finally:
-        # The file goes while others wait for it, and they find that out by themselves.
+        # The file is removed while others wait for it; they notice that themselves.
         _remove(path, fd)
         os.close(fd)
 
 
 @contextmanager
 def claim(run_id: str) -> Iterator[Held | None]:
-    """Be the only process that clears what a dead run left; its file goes at the end. None where the run is alive."""
+    """Be the only process that clears what a dead run left; its file is removed at the end. Yield None if the run is alive."""
     prepare()
     path = _run_path(run_id)
     died = has_file(run_id)
@@ -310,13 +310,13 @@ def claim(run_id: str) -> Iterator[Held | None]:
 
 
 def alive(run_id: str) -> bool:
-    """Whether a process of this run lives. Asking makes nothing."""
+    """Whether a process of this run lives. Makes nothing."""
     try:
         fd = os.open(_run_path(run_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     except OSError:
-        # Too many open files: who cannot look does not know it to be dead.
+        # Too many open files: without looking, the run is not known to be dead.
         return True
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -328,7 +328,7 @@ def alive(run_id: str) -> bool:
 
 
 def has_file(run_id: str) -> bool:
-    """Whether a run has a file here: it lives, or was killed in this boot. Raises KopiatomicError where that cannot be told."""
+    """Whether a run has a file here: it lives, or was killed in this boot. Raises KopiatomicError if that cannot be known."""
     return _is_there(_run_path(run_id))
 
 
@@ -340,9 +340,9 @@ def _is_there(path: str) -> bool:
 
 
 def cleared_by(run_id: str) -> str | None:
-    """The process that removes what a dead run left, if one does; None where the run itself is alive.
+    """Return the process that removes what a dead run left, if any; None if the run itself is alive.
 
-    Raises KopiatomicError where that cannot be told.
+    Raises KopiatomicError if that cannot be known.
     """
     try:
         with open(_run_path(run_id), encoding="ascii", errors="replace") as file:
@@ -355,17 +355,17 @@ def cleared_by(run_id: str) -> str | None:
 
 
 def runs() -> list[str]:
-    """The ids of all runs that have a file here, alive or dead."""
+    """Return the ids of all runs that have a file here, alive or dead."""
     return sorted(run_id for run_id in _named("run-") if is_run_id(run_id))
 
 
 def roots() -> list[str]:
-    """The paths of the files that stand for view roots."""
+    """Return the paths of the files that stand for view roots."""
     return [f"{DIRECTORY}/root-{rest}" for rest in _named("root-")]
 
 
 def notes() -> list[str]:
-    """The paths of the files that say which directories a run made."""
+    """Return the paths of the files that say which directories a run made."""
     return [f"{DIRECTORY}/made-{rest}" for rest in _named("made-")]
 
 

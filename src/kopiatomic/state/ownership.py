@@ -1,4 +1,4 @@
-"""What tells a run's things from everybody else's: their name, and a mark that names run, host, boot and lock directory."""
+"""What distinguishes a run's objects from all others: their name, and a mark that names run, host, boot and lock directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from kopiatomic import presence
 from kopiatomic.immutable import immutable
 
 PREFIX = "kopiatomic_"
-"""Every snapshot of ours is named this plus the run's id."""
+"""The name of each of our snapshots is this plus the run's id."""
 
 PROPERTY = "kopiatomic:run"
 """ZFS: the user property that carries the mark; only source ``local`` counts."""
@@ -21,10 +21,10 @@ ATTRIBUTE = "trusted.kopiatomic.run"
 """Btrfs: the extended attribute of a run's directory that carries the mark; only root reads and writes ``trusted``."""
 
 TAG = "kopiatomic"
-"""The tag of our holds. Holds with any other tag are somebody else's."""
+"""The tag of our holds. Holds with any other tag are not ours."""
 
 _BOOKMARK = "kopiatomic_"
-"""ZFS: every bookmark of ours is named this plus the host's id. A bookmark has no properties, so that its name must say it."""
+"""ZFS: the name of each of our bookmarks is this plus the host's id. A bookmark has no properties, so its name must say it."""
 
 _RUN_ID = re.compile(r"[0-9]{8}T[0-9]{6}Z-[0-9a-f]{8}")
 _MARK = re.compile(r"([^@]+)@([0-9a-f]{16})(?:@([0-9a-f-]*)@([0-9a-f]*))?")
@@ -34,7 +34,7 @@ _MACHINE_IDS = (Path("/etc/machine-id"), Path("/etc/hostid"))
 
 @immutable
 class Mark:
-    """Who made a thing: a run, on a host, in a boot, with a lock directory. As text ``RUN@HOST@BOOT@LOCKS``.
+    """What made an object: a run, on a host, in a boot, with a lock directory. As text ``RUN@HOST@BOOT@LOCKS``.
 
     Earlier versions wrote ``RUN@HOST``: then ``boot`` and ``locks`` are empty.
     """
@@ -42,7 +42,7 @@ class Mark:
     run_id: str
     host: str
     boot: str = ""
-    """The kernel's name for the boot that the run began in; empty where that is not known."""
+    """The kernel's id of the boot that the run began in; empty if unknown."""
     locks: str = ""
     """The id of the lock directory that has the run's lock (:func:`kopiatomic.state.locks.identity`)."""
 
@@ -59,7 +59,7 @@ def parse(text: str) -> Mark | None:
 
 
 def recorded(run_id: str, text: str) -> Mark:
-    """The mark of a recorded run; earlier versions recorded none."""
+    """Return the mark of a recorded run; earlier versions recorded none."""
     return parse(text) or Mark(run_id, "")
 
 
@@ -69,22 +69,22 @@ def is_run_id(text: str) -> bool:
 
 
 def run_of(snapshot: str) -> str | None:
-    """The run that a snapshot's or directory's name (without its dataset) speaks of; None for foreign names."""
+    """Return the run named by a snapshot or directory (without its dataset); None for foreign names."""
     run_id = snapshot.removeprefix(PREFIX)
     return run_id if run_id != snapshot and is_run_id(run_id) else None
 
 
 def bookmark() -> str:
-    """What a bookmark of this host's is called, without its dataset."""
+    """Return the name of this host's bookmarks, without the dataset."""
     return _BOOKMARK + host_id()
 
 
 @cache
 def host_id() -> str:
-    """A name for this host that stays: a hash of its machine id, which shall not be shown, and its name.
+    """Return a permanent name for this host: a hash of its machine id, which must not be disclosed, and its name.
 
-    Where either changes, what an earlier run left is no longer taken for ours without its record: it is left alone. Raises
-    OSError where the machine id cannot be read: another name would be no name of this host.
+    If either changes, what an earlier run left no longer counts as ours unless it is recorded: it is left alone. Raises OSError
+    if the machine id cannot be read: any other name would not be this host's.
     """
     machine = b""
     for path in _MACHINE_IDS:

@@ -20,10 +20,10 @@ from kopiatomic.state.ownership import Mark
 from kopiatomic.state.state_file import StateFile, corrupt
 
 AHEAD = 300.0
-"""Seconds that a record may be ahead of the clock. One that is further was made while the clock was wrong."""
+"""Seconds that a record may be ahead of the clock. A record further ahead was made while the clock was wrong."""
 
 KEPT_ANYHOW = 10
-"""How many of the last runs stay in the history however old the clock says they are: clocks jump."""
+"""How many of the last runs stay in the history whatever age the clock gives them: clocks jump."""
 
 _SAVED = ("saved", "incomplete", "unclean")
 """The results of runs that saved something."""
@@ -32,7 +32,7 @@ INTERRUPTED = "interrupted"
 """The result of a run whose processes are known to have been killed."""
 
 NOT_RECORDED = "end not recorded"
-"""The result of a dead run of which no more is known: it could not write its end here, or the machine stopped."""
+"""The result of a dead run of which nothing more is known: it could not record its end here, or the machine stopped."""
 
 
 @immutable
@@ -49,21 +49,21 @@ class RunRecord:
     exit_code: int | None
     document: Mapping[str, Any] | None
     schedule: str = ""
-    """The schedule that it was one of; empty for a run by hand."""
+    """The schedule that started it; empty for a run by hand."""
     took: float | None = None
-    """Seconds by the monotonic clock, from its beginning to its end; None where its end is not recorded."""
+    """Seconds by the monotonic clock, from beginning to end; None if its end is not recorded."""
     mark_text: str = ""
     """Says where its lock is; empty in records of earlier versions."""
 
     @property
     def mark(self) -> Mark:
-        """The same, read."""
+        """The mark, parsed."""
         return ownership.recorded(self.id, self.mark_text)
 
 
 @immutable
 class Unfinished:
-    """A run that has intents or no result: alive, or dead and to be cleared."""
+    """A run that has intents or no result: it is alive, or dead and must be cleared."""
 
     mark: Mark
     has_ended: bool
@@ -72,11 +72,11 @@ class Unfinished:
 
 @immutable
 class Standing:
-    """A complete snapshot of a source, which stands for a new one as long as all of this is still so."""
+    """A complete snapshot of a source, which stands for a new one as long as all of this still holds."""
 
     snapshot_id: str
     terms: str
-    """Where and how it was saved: the engine's."""
+    """Where and how it was saved, as the engine describes it."""
     states: Mapping[str, Sequence[str]]
     """The places in the source: for each the dataset, the part, and the state that it was in."""
 
@@ -90,9 +90,9 @@ class Records(StateFile):
     # Runs
 
     def begin(self, run: RunRecord, *, keep: float) -> None:
-        """Record a run that begins now; drop those that ended more than ``keep`` seconds ago.
+        """Record a run that begins now; delete those that ended more than ``keep`` seconds ago.
 
-        The last of each schedule that was saved stays: it says since when there is none. One of the future says nothing.
+        The last saved run of each schedule stays: it shows since when none has succeeded. One from the future does not count.
         """
         values = (run.id, run.version, run.command, os.fsencode(run.root), run.started, run.schedule, run.mark_text)
         with self.transaction() as database:
@@ -100,7 +100,7 @@ class Records(StateFile):
                 "INSERT INTO run (id, version, command, root, started, schedule, mark) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
-            # One run by a clock that is ahead must not drop all the others.
+            # One run with a clock that is ahead must not delete all the others.
             now = min(row[0] for row in database.execute("SELECT started FROM run ORDER BY number DESC LIMIT 2"))
             database.execute(
                 "DELETE FROM run WHERE started < ? AND id NOT IN (SELECT run FROM intent) AND number NOT IN"
@@ -110,7 +110,7 @@ class Records(StateFile):
             )
 
     def end(self, run: RunRecord) -> bool:
-        """Say how a run ended. Returns whether its beginning was still recorded; if not it is put there as well."""
+        """Record how a run ended. Return whether its beginning was still recorded; if not, it is added as well."""
         assert run.document is not None
         ended = (time.time(), run.took, run.result, run.exit_code, _packed(run.document))
         with self.transaction() as database:
@@ -118,7 +118,8 @@ class Records(StateFile):
                 "UPDATE run SET ended = ?, took = ?, result = ?, exit_code = ?, document = ? WHERE id = ?",
                 (*ended, run.id),
             )
-            # Nothing is compared with what an earlier run selected, or one that saved nothing: of many datasets it is long.
+            # Later runs compare with the last run that saved something: other selections are dropped, as they are long for many
+            # datasets.
             database.execute(
                 "UPDATE run SET selection = '' WHERE root = ? AND (id = ?) != ?",
                 (os.fsencode(run.root), run.id, run.result in _SAVED),
@@ -142,31 +143,31 @@ class Records(StateFile):
             return False
 
     def end_dead(self, run_id: str, result: str) -> bool:
-        """Record of a run whose processes are gone what is known of its end. Returns whether that was news."""
+        """Record what is known of the end of a run whose processes are gone. Return whether that was news."""
         with self.transaction() as database:
-            # When it died is not known.
+            # The time of its death is unknown.
             changed = database.execute("UPDATE run SET result = ? WHERE id = ? AND result IS NULL", (result, run_id))
             return changed.rowcount > 0
 
     def history(self, limit: int) -> list[RunRecord]:
-        """The last runs, the newest first, in the order in which they began, whatever the clock said."""
+        """Return the last runs, newest first, in the order in which they began, whatever the clock said."""
         with self.transaction(create=False) as database:
             return [_run(row) for row in database.execute(f"{_SELECT} ORDER BY number DESC LIMIT ?", (limit,))]
 
     def run(self, run_id: str) -> list[RunRecord]:
-        """The runs whose id begins so."""
+        """Return the runs whose id begins with a text."""
         with self.transaction(create=False) as database:
             pattern = run_id.replace("*", "").replace("?", "").replace("[", "") + "*"
             return [_run(row) for row in database.execute(f"{_SELECT} WHERE id GLOB ? ORDER BY number", (pattern,))]
 
     def scheduled(self, schedule: str) -> list[RunRecord]:
-        """The runs of a schedule, the newest first; without their documents."""
+        """Return the runs of a schedule, newest first, without their documents."""
         with self.transaction(create=False) as database:
             rows = database.execute(f"{_SELECT} WHERE schedule = ? ORDER BY number DESC", (schedule,))
             return [_run((*row[:8], None, *row[9:])) for row in rows]
 
     def last_selection(self, root: str, before: str) -> tuple[str, str] | None:
-        """The last run under a root that saved something, and what it selected; not the run ``before``."""
+        """Return the last run under a root that saved something, except the run ``before``, and what it selected."""
         with self.transaction() as database:
             row = database.execute(
                 "SELECT id, selection FROM run WHERE root = ? AND selection != '' AND id != ? "
@@ -178,7 +179,7 @@ class Records(StateFile):
     # What was saved last
 
     def standing(self, series: str) -> dict[str, Standing]:
-        """The last complete snapshots of a series' sources."""
+        """Return the last complete snapshots of a series' sources."""
         with self.transaction() as database:
             rows = database.execute(
                 "SELECT source, snapshot, terms, states FROM standing WHERE series = ?", (os.fsencode(series),)
@@ -186,7 +187,7 @@ class Records(StateFile):
             return {os.fsdecode(row[0]): Standing(row[1], row[2], json.loads(row[3])) for row in rows}
 
     def stand(self, series: str, standing: Mapping[str, Standing | None]) -> None:
-        """Record what was saved last of these sources; None where nothing complete was."""
+        """Record what was saved last of these sources; None if nothing complete was."""
         key = os.fsencode(series)
         with self.transaction() as database:
             database.executemany(
@@ -202,14 +203,14 @@ class Records(StateFile):
             )
 
     def forget_standing(self) -> None:
-        """Take it off the record, of all series."""
+        """Delete the standing snapshots of all series."""
         with self.transaction() as database:
             database.execute("DELETE FROM standing")
 
     # Intents
 
     def intend(self, run_id: str, intents: Sequence[Intent], selection: str) -> None:
-        """Record what a run is about to make, in one transaction; what it intended before is replaced."""
+        """Record what a run is about to make, in one transaction; this replaces what it intended before."""
         rows = [_row(run_id, intent) for intent in intents]
         with self.transaction() as database:
             database.execute("DELETE FROM intent WHERE run = ?", (run_id,))
@@ -217,13 +218,13 @@ class Records(StateFile):
             database.execute("UPDATE run SET selection = ? WHERE id = ?", (selection, run_id))
 
     def intend_also(self, run_id: str, intents: Sequence[Intent]) -> None:
-        """Record what a run is about to make besides what is recorded of it already; the same may come again."""
+        """Record what else a run is about to make, in addition to what is recorded; the same may be recorded again."""
         rows = [_row(run_id, intent) for intent in intents]
         with self.transaction() as database:
             database.executemany(f"INSERT OR REPLACE {_INTENT}", rows)
 
     def made(self, run_id: str, sets: Sets, document: Mapping[str, Any]) -> None:
-        """Add identities and transactions to the intents of a run, and what is known of it by now."""
+        """Add identities and transactions to the intents of a run, and what is known of it so far."""
         rows = [
             (s.identity, s.transaction, run_id, made.filesystem, made.pool, os.fsencode(s.source))
             for made in sets.sets
@@ -236,7 +237,7 @@ class Records(StateFile):
             database.execute("UPDATE run SET document = ? WHERE id = ?", (_packed(document), run_id))
 
     def intents(self, run_id: str) -> list[Intent]:
-        """What is recorded as perhaps left by a run."""
+        """Return what a run may have left, by its records."""
         with self.transaction(create=False) as database:
             rows = database.execute(
                 "SELECT kind, place, name, origin, identity, txn, txn_first, txn_last FROM intent WHERE run = ?",
@@ -256,7 +257,7 @@ class Records(StateFile):
             ]
 
     def forget(self, run_id: str, intents: Sequence[Intent] | None = None) -> None:
-        """Take intents off the record, since what they speak of is gone: all of a run, or these."""
+        """Delete intents whose objects are gone: all of a run, or these."""
         with self.transaction() as database:
             if intents is None:
                 database.execute("DELETE FROM intent WHERE run = ?", (run_id,))
@@ -265,9 +266,9 @@ class Records(StateFile):
                 database.executemany("DELETE FROM intent WHERE run = ? AND kind = ? AND place = ? AND name = ?", rows)
 
     def unfinished(self, *, mend: bool = False) -> list[Unfinished]:
-        """The runs that are alive, or dead and to be cleared.
+        """Return the runs that are alive, or dead and must be cleared.
 
-        With ``mend`` a corrupt database is set aside, as by everything that writes.
+        With ``mend`` a corrupt database is set aside, as by every call that writes.
         """
         with self.transaction(create=False, mend=mend) as database:
             rows = database.execute(
@@ -285,7 +286,7 @@ _INTENT = "INTO intent (run, kind, place, name, origin, txn_first, txn_last) VAL
 
 
 def _run(row: tuple[Any, ...]) -> RunRecord:
-    """A row of ``_SELECT``. Raises sqlite3.DatabaseError where its document is damaged."""
+    """Convert a row of ``_SELECT``. Raises sqlite3.DatabaseError if its document is damaged."""
     try:
         document = None if row[8] is None else json.loads(zlib.decompress(row[8]))
     except (zlib.error, ValueError) as error:
@@ -297,7 +298,7 @@ def _run(row: tuple[Any, ...]) -> RunRecord:
 
 
 def _row(run_id: str, intent: Intent) -> tuple[str, str, str, bytes, str | bytes, int | None, int | None]:
-    # Text where it can be: so it is for whichever version of the program reads it. Only a path may be no UTF-8.
+    # Text where possible, as other versions of the program read it too. Only a path may not be UTF-8.
     origin = intent.origin if intent.origin.isascii() else os.fsencode(intent.origin)
     first, last = intent.between or (None, None)
     return run_id, intent.kind, intent.place, os.fsencode(intent.name), origin, first, last

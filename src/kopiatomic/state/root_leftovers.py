@@ -1,4 +1,4 @@
-"""Directories for views that a dead run left: which they are, what proves them ours, how they go."""
+"""View directories that a dead run left: how they are found, proven ours, and removed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KIND = "directory"
 
 
 def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
-    """Those of a dead run's directories that are left, deepest first. Raises KopiatomicError where that cannot be told."""
+    """Return those of a dead run's directories that are left, deepest first. Raises KopiatomicError if that cannot be known."""
     left = []
     for intent in sorted(intents, key=lambda i: i.name, reverse=True):
         try:
@@ -46,14 +46,14 @@ def _leftover(run_id: str, directory: str, proof: str) -> Leftover:
 
 
 def _proof(intent: Intent) -> str | None:
-    """What proves a recorded directory ours; None if it is not there, is in use, or may be somebody else's. Raises OSError."""
+    """Return what proves a recorded directory ours; None if it is missing, in use, or may belong to another. Raises OSError."""
     if roots.is_noted(intent.name):
         with locks.clean_up():
             return f"recorded, and noted in {locks.DIRECTORY}" if _unused(intent.name) else None
     status = presence.status(intent.name, follow_links=False)
     if status is None:
         return None
-    # In the boot that it was made in there would be a note. After it there is the record, and what it looks like.
+    # In the boot in which it was made there would be a note. Later only the record and its properties can prove it.
     plain = stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and stat.S_IMODE(status.st_mode) == 0o700
     if intent.origin == host.here().boot_id() or not plain or _is_mount_point(intent.name) or os.listdir(intent.name):
         return None
@@ -65,7 +65,7 @@ def _is_mount_point(directory: str) -> bool:
 
 
 def unrecorded(_names: Iterable[str] | None, _life: Callable[[Mark], Life], problems: list[str]) -> list[Leftover]:
-    """The directories that runs of this boot made and that no living run needs, recorded or not; deepest first."""
+    """Return the directories that runs of this boot made and no living run needs, recorded or not; deepest first."""
     left = []
     with locks.clean_up():
         for note in locks.notes():
@@ -79,7 +79,7 @@ def unrecorded(_names: Iterable[str] | None, _life: Callable[[Mark], Life], prob
 
 
 def _unused(directory: str) -> bool:
-    """Whether no living run has a view at or below a directory of ours. Raises OSError."""
+    """Whether no living run has a view at or below one of our directories. Raises OSError."""
     if not locks.is_free(directory):
         return False
     inside = [os.path.join(directory, name) for name in presence.names(directory)]
@@ -87,15 +87,15 @@ def _unused(directory: str) -> bool:
 
 
 def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
-    """Remove the directories; returns those that are left, with the problem. One that somebody uses is theirs from now on."""
+    """Remove the directories. Return those that are left, with the problem. One that others use belongs to them from now on."""
     left = []
     for leftover in sorted(leftovers, key=lambda o: o.name, reverse=True):
         directory = leftover.name
         with locks.clean_up():
             if not _unused(directory):
-                # A run has begun there meanwhile: it is that one's now.
+                # A run has begun there meanwhile and owns it now.
                 continue
-            # A mount on it may show anything; what is in the directory itself is seen when that is gone.
+            # A mount on it may show anything; the content of the directory itself is visible only without the mount.
             there = presence.is_directory(directory, follow_links=False)
             foreign = there and not _is_mount_point(directory) and not roots.only_ours(directory)
             if foreign and roots.is_noted(directory):

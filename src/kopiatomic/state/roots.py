@@ -1,8 +1,8 @@
-"""The mount root on the host: one empty directory, root's alone, there only while a run needs it.
+"""The mount root on the host: one empty directory that only root can enter; it exists only while a run needs it.
 
-It lies in directories that root alone can change, and is made and removed in the one that was opened. That we make one is
-noted in the lock directory before, and which it is right after, so that a later run may remove what an earlier one left, and
-nothing else. Never a recursive delete: ``rmdir`` of an empty directory is all that happens here.
+Its parent directories can be changed by root alone, and it is made and removed in the parent that was opened. The lock directory
+gets a note before we make one, and its identity right after, so that a later run may remove what an earlier one left, and nothing
+else. Nothing is ever deleted recursively: only ``rmdir`` of an empty directory is used here.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from kopiatomic.text import printable
 
 
 def of_run(run_id: str) -> str:
-    """Where on the host a view in place is mounted: a directory of its run's own, that nothing else looks for."""
+    """Return where on the host a view in place is mounted: a directory of the run's own, which nothing else looks for."""
     return f"{locks.DIRECTORY}/view-{run_id}"
 
 
 def resolve(root: str) -> str:
-    """The root as the kernel will see it: absolute, links above it followed.
+    """Return the root as the kernel will see it: absolute, with links above it followed.
 
-    Raises KopiatomicError if it is a link itself, or where others than root could put something else in its place; which is
-    found out in a child, for what others have put there may never answer.
+    Raises KopiatomicError if it is a link itself, or if others than root could put something else in its place. A child process
+    finds that out, because what others have put there may never answer.
     """
     path = os.path.normpath(root if os.path.isabs(root) else os.path.join(os.getcwd(), root))
     if path == "/":
@@ -58,18 +58,18 @@ def _resolve(path: str) -> str:
 
 @contextmanager
 def _looking_at(root: str) -> Iterator[None]:
-    """Refuse a root that cannot be looked at."""
+    """Refuse a root that cannot be examined."""
     try:
         yield
     except OSError as error:
-        # Where it is the system that lacks something (/proc), this raises that.
+        # If the system itself lacks something (/proc), this raises the fitting error.
         host.here().mounts()
         hint = advice_of(error) or "Choose another with --mount-root."
         raise _refused(root, error.strerror or str(error), hint) from None
 
 
 def _require_safe(root: str, step: str) -> None:
-    """Refuse a root where others than root could exchange a step on the way to it, or write to it. Raises KopiatomicError."""
+    """Refuse a root if others than root could exchange a step on its path, or write to it. Raises KopiatomicError."""
     with _looking_at(root):
         why = safety.unsafe(step)
         if not why and step == root and presence.exists(step, follow_links=False):
@@ -82,7 +82,7 @@ def _require_safe(root: str, step: str) -> None:
 
 
 def check(root: str) -> None:
-    """Refuse a root that is no directory, or that holds anything not ours, or that is not safe. Raises KopiatomicError."""
+    """Refuse a root that is not a directory, holds anything that is not ours, or is not safe. Raises KopiatomicError."""
     _require_safe(root, root)
     with _looking_at(root):
         status = presence.status(root, follow_links=False)
@@ -107,18 +107,18 @@ def check(root: str) -> None:
 
 
 def _opened(directory: str) -> AbstractContextManager[int]:
-    """A directory to which no link leads, open. Raises OSError."""
+    """Open a directory to which no link leads. Raises OSError."""
     return closing(host.here().open_directory(directory, to_list=True))
 
 
 def intents(root: str) -> list[Intent]:
-    """The directories that :func:`make` would make now. Raises OSError."""
+    """Return the directories that :func:`make` would make now. Raises OSError."""
     missing = [d for d in (root, *parents(root)) if not presence.exists(d, follow_links=False)]
     return [Intent("directory", "", directory, origin=host.here().boot_id()) for directory in missing]
 
 
 def make(root: str) -> None:
-    """Make the root and what is missing above it. Raises KopiatomicError."""
+    """Make the root and its missing parents. Raises KopiatomicError."""
     with locks.clean_up():
         check(root)
         made: list[str] = []
@@ -139,7 +139,7 @@ def make(root: str) -> None:
 
 
 def _make(directory: str) -> None:
-    """Make one directory, noted before it is there. Raises OSError; then there is neither."""
+    """Make one directory, noting it beforehand. Raises OSError; then neither exists."""
     note(directory)
     above, name = os.path.split(directory)
     try:
@@ -152,26 +152,26 @@ def _make(directory: str) -> None:
 
 
 def _identity(parent: int, directory: os.stat_result) -> tuple[int, ...]:
-    """What tells a directory, and the one that it is in, from all others of this boot."""
+    """Return what distinguishes a directory and its parent from all others of this boot."""
     above = os.fstat(parent)
     return above.st_dev, above.st_ino, directory.st_dev, directory.st_ino
 
 
 def note(directory: str, identity: tuple[int, ...] = ()) -> None:
-    """Say in the lock directory that a run makes this directory; with an ``identity`` that it has made that one."""
+    """Note in the lock directory that a run makes this directory; with an ``identity``, that it has made that one."""
     with open(note_of(directory), "wb") as mark:
         mark.write(b"\0".join([os.fsencode(directory), *(b"%d" % number for number in identity)]))
 
 
 def noted(mark: str) -> tuple[str, tuple[int, ...]]:
-    """The directory of a note, and its identity if it is known that it was made. Raises OSError."""
+    """Return the directory of a note, and its identity if it is known to have been made. Raises OSError."""
     with open(mark, "rb") as file:
         directory, *identity = os.fsdecode(file.read()).split("\0")
     return directory, tuple(int(number) for number in identity if number.isdecimal())
 
 
 def remove(root: str, *, own: bool = True) -> list[str]:
-    """Remove the root and what was made above it, unless another run needs it. Returns what is left, in words.
+    """Remove the root and what was made above it, unless another run needs it. Return what is left, in words.
 
     ``own`` says that the caller has the lock of this root itself.
     """
@@ -208,7 +208,7 @@ class _ReplacedError(Exception):
 
 
 def _remove_one(directory: str) -> None:
-    """Remove a directory that is noted, and the note; nothing but the note where it is not there, or another one is.
+    """Remove a noted directory, and the note; only the note if the directory is missing or another one is there.
 
     Raises OSError, _ReplacedError.
 
@@ -224,7 +224,7 @@ def _remove_one(directory: str) -> None:
             if identity and identity != _identity(parent, os.stat(name, dir_fd=parent, follow_symlinks=False)):
                 if directory in visible(host.here().mounts()):
                     raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-                # Ours is gone from there, and the note would speak of somebody else's for as long as the boot lasts.
+                # Ours is gone from there, and the note would refer to another's directory for the rest of the boot.
                 os.unlink(mark)
                 raise _ReplacedError("another one is at its path by now, which is left to whoever put it there")
             who = safety.movers(parent, name)
@@ -232,8 +232,8 @@ def _remove_one(directory: str) -> None:
                 raise _ReplacedError(f"{who} can change {printable(above)} by now (remove it with: rmdir)")
             os.rmdir(name, dir_fd=parent)
             with suppress(OSError):
-                # What was removed stays removed after a power cut: its record is deleted next. Not every filesystem can
-                # do that; what may come back is an empty directory.
+                # What was removed must stay removed after a power cut: its record is deleted next. Not every filesystem can do
+                # that; then an empty directory may come back.
                 os.fsync(parent)
     except OSError as error:
         if not presence.absent(error):
@@ -248,17 +248,17 @@ def _why(error: OSError) -> str:
 
 
 def only_ours(directory: str) -> bool:
-    """Whether a directory holds only other runs' roots: the last of them removes it. Raises OSError."""
+    """Whether a directory holds only other runs' roots: the last of those runs removes it. Raises OSError."""
     return all(is_noted(os.path.join(directory, name)) for name in os.listdir(directory))
 
 
 def is_noted(directory: str) -> bool:
-    """Whether a run made a directory, or says that it makes it. Raises OSError where that cannot be told."""
+    """Whether a run made a directory, or noted that it makes it. Raises OSError if that cannot be known."""
     return presence.exists(note_of(directory), follow_links=False)
 
 
 def note_of(directory: str) -> str:
-    """The file that says that a run made a directory."""
+    """Return the file that says that a run made a directory."""
     return locks.path_of("made", directory)
 
 

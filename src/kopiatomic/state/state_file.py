@@ -1,8 +1,8 @@
-"""The file of the state database: opened anew for each transaction, checked, brought to our schema, set aside if it is damaged.
+"""The state database file: opened for each transaction, checked, migrated to our schema, and set aside if it is damaged.
 
-SQLite in a directory that only root enters. Nothing of it passes through a fork. With a rollback journal and
-``synchronous=EXTRA`` a transaction is on the disk, the journal's directory entry included, when it has been left
-(sqlite.org/pragma.html#pragma_synchronous): an intent may be relied on before the thing itself is made, also after a power cut.
+SQLite in a directory that only root can enter. No connection passes through a fork. With a rollback journal and
+``synchronous=EXTRA`` a transaction is on the disk, including the journal's directory entry, when the block has ended
+(sqlite.org/pragma.html#pragma_synchronous): an intent can be relied on before the object itself is made, even after a power cut.
 """
 
 from __future__ import annotations
@@ -69,17 +69,17 @@ _STEPS = (
     "ALTER TABLE intent ADD COLUMN txn_first INTEGER",
     "ALTER TABLE intent ADD COLUMN txn_last INTEGER",
 )
-"""What makes a database of schema N one of schema N+1; a new one begins at 0."""
+"""Each turns a database of schema N into one of schema N+1; a new one begins at 0."""
 
 SCHEMA = len(_STEPS)
 
 
 class StateError(KopiatomicError):
-    """The state database cannot be used now: a run can do without it where the kernel ties what it makes."""
+    """The state database cannot be used now: a run can do without it if the kernel ties what it makes."""
 
 
 class NewerStateError(KopiatomicError):
-    """The state database was written by a newer version: what it says of leftovers cannot be understood."""
+    """A newer version wrote the state database: what it says of leftovers cannot be understood."""
 
 
 class StateFile:
@@ -96,9 +96,9 @@ class StateFile:
 
     @contextmanager
     def transaction(self, *, create: bool = True, mend: bool | None = None) -> Iterator[sqlite3.Connection]:
-        """One transaction; it is on the disk when the block has been left.
+        """Run one transaction; it is on the disk when the block has ended.
 
-        A corrupt database is set aside first by default, but not by what only reads: then it says that it cannot.
+        A corrupt database is set aside first by default, except by calls that only read: these report that they cannot.
         """
         try:
             connection = self._open(create=create, mend=create if mend is None else mend)
@@ -112,7 +112,7 @@ class StateFile:
                 raise self._unusable(error) from None
 
     def _open(self, *, create: bool, mend: bool) -> sqlite3.Connection:
-        """An open transaction on a database of our schema. Raises sqlite3.Error, OSError, StateError, NewerStateError."""
+        """Begin a transaction on a database of our schema. Raises sqlite3.Error, OSError, StateError, NewerStateError."""
         if not create:
             reading = self._connect_to_read()
             if reading is not None:
@@ -129,10 +129,9 @@ class StateFile:
         return self._connect()
 
     def _connect_to_read(self) -> sqlite3.Connection | None:
-        """A transaction that needs to write nothing, also on a full or read-only disk; None where that is not enough.
+        """Begin a transaction that need not write, even on a full or read-only disk; return None if that is not enough.
 
-        It is not where another process was killed while it wrote (then SQLite must roll that back), and for an older
-        schema.
+        It is not enough if another process was killed while it wrote (then SQLite must roll that back), and for an older schema.
         """
         if self._is_empty():
             empty = sqlite3.connect(":memory:", isolation_level=None)
@@ -147,21 +146,21 @@ class StateFile:
             if version == SCHEMA:
                 return connection
         except sqlite3.Error:
-            # What is wrong is said, or mended, by the other way.
+            # The other way reports, or mends, what is wrong.
             pass
         connection.close()
         return None
 
     def _is_empty(self) -> bool:
-        """Whether nothing was ever recorded here. Raises OSError, StateError where that cannot be told."""
+        """Whether nothing was ever recorded here. Raises OSError, StateError if that cannot be known."""
         if not presence.exists(self.directory, follow_links=False):
             return True
         self._check_directory()
         if not presence.exists(self.path, follow_links=False):
             return True
-        # Behind a link to nothing may be a disk that is not mounted: that is an error here.
+        # A link to nothing may mean a disk that is not mounted: that is an error here.
         status = os.stat(self.path)
-        # A first transaction that did not come to its end leaves it empty. With a journal it is SQLite's to say what was in it.
+        # An unfinished first transaction leaves the file empty. If there is a journal, SQLite decides what was in it.
         return stat.S_ISREG(status.st_mode) and status.st_size == 0 and not presence.exists(f"{self.path}-journal")
 
     def _connect(self) -> sqlite3.Connection:
@@ -171,7 +170,7 @@ class StateFile:
             connection.execute("PRAGMA synchronous = EXTRA")
             connection.execute("BEGIN IMMEDIATE")
             if not self._checked:
-                # Damage in what is read rarely must not wait for the day on which it is needed.
+                # Damage in rarely read parts must not stay hidden until they are needed.
                 (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
                 if verdict != "ok":
                     raise corrupt(verdict)
@@ -255,7 +254,7 @@ class StateFile:
 
 
 def corrupt(verdict: str) -> sqlite3.DatabaseError:
-    """What SQLite would raise where it finds such damage itself."""
+    """Return the error that SQLite would raise if it found such damage itself."""
     error = sqlite3.DatabaseError(verdict)
     error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
     return error

@@ -7,7 +7,7 @@ import pwd
 
 
 def user(uid: int) -> str:
-    """A user's name, or the number of one that has none."""
+    """Return a user's name, or the number if there is no name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except (KeyError, OverflowError):
@@ -15,7 +15,7 @@ def user(uid: int) -> str:
 
 
 def group(gid: int) -> str:
-    """A group's name, or the number of one that has none."""
+    """Return a group's name, or the number if there is no name."""
     try:
         return grp.getgrgid(gid).gr_name
     except (KeyError, OverflowError):

@@ -1,7 +1,7 @@
-"""Btrfs's ioctls: what a subvolume is, which lie in it, make a snapshot, delete one.
+"""Btrfs's ioctls: identify a subvolume, list those in it, make a snapshot, delete one.
 
-Layouts are those of the kernel's uapi/linux/btrfs.h. ctypes is used because ``fcntl.ioctl`` keeps the interpreter lock
-for buffers of this size, and snapshots are asked for from several threads at once.
+Layouts are those of the kernel's uapi/linux/btrfs.h. ctypes is used because ``fcntl.ioctl`` keeps the interpreter lock for
+buffers of this size, and several threads request snapshots at once.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ _LEFT_OUT_INODE = 2
 _READ_ONLY = 1 << 1
 _ROOT_READ_ONLY = 1 << 0
 NO_UUID = bytes(16)
-"""What stands for a UUID that there is not."""
+"""Stands for a missing UUID."""
 
 _WRITE, _READ = 1, 2
 
 _ROOT_TREE, _UUID_TREE = 1, 9
 _INODE_REF, _ROOT_BACKREF, _UUID_OF_SUBVOLUME = 12, 144, 251
 _INODE_REF_HEAD = struct.Struct("<QH")
-"""What stands before a name in an item of these kinds (uapi/linux/btrfs_tree.h): index, length of the name."""
+"""Precedes a name in an item of these kinds (uapi/linux/btrfs_tree.h): index, length of the name."""
 _ROOT_BACKREF_HEAD = struct.Struct("<QQH")
 """The directory's inode, its index in it, length of the name."""
 
 _STEPS = 1 << 17
-"""How many directories a subvolume may lie below; what somebody moves all the time must not be followed for ever."""
+"""How deep a subvolume may lie, in directories; a path that is moved all the time must not be followed for ever."""
 
 
 def _request(direction: int, number: int, size: int) -> int:
-    """An ioctl's number as asm-generic/ioctl.h builds it, with Btrfs's magic 0x94."""
+    """Return an ioctl's number as asm-generic/ioctl.h builds it, with Btrfs's magic 0x94."""
     return direction << 30 | size << 16 | 0x94 << 8 | number
 
 
@@ -123,7 +123,7 @@ class _Search(ctypes.Structure):
 
 
 _ITEM_HEAD = struct.Struct("=QQQII")
-"""What stands before an item that a search has found: transaction, object, offset, kind, length."""
+"""Precedes an item that a search has found: transaction, object, offset, kind, length."""
 
 
 class _FilesystemInfo(ctypes.Structure):
@@ -158,7 +158,7 @@ def _libc() -> ctypes.CDLL:
 
 
 def _ioctl(fd: int, request: int, argument: ctypes.Structure | ctypes.c_uint64) -> None:
-    # BTRFS_IOC_GET_SUBVOL_ROOTREF returns 1 where it has come to the end (seen on 6.18): only below 0 is a failure.
+    # BTRFS_IOC_GET_SUBVOL_ROOTREF returns 1 at the end (seen on 6.18): only a negative value is a failure.
     if _libc().ioctl(fd, ctypes.c_ulong(request), ctypes.byref(argument)) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -166,11 +166,10 @@ def _ioctl(fd: int, request: int, argument: ctypes.Structure | ctypes.c_uint64) 
 
 @immutable
 class Subvolume:
-    """What the kernel says of one subvolume, in numbers of transactions.
+    """What the kernel reports of one subvolume, in numbers of transactions.
 
-    ``born`` is the one it was made in (``otransid``), ``changed`` that of the last change to a file or directory
-    (``ctransid``; a snapshot has that of its source), ``generation`` that of the last change to its tree, of whatever kind, that
-    is on the disk.
+    ``born`` is the one it was made in (``otransid``), ``changed`` that of the last change to a file or directory (``ctransid``; a
+    snapshot has that of its source), ``generation`` that of the last change of any kind to its tree that is on the disk.
     """
 
     id: int
@@ -184,7 +183,7 @@ class Subvolume:
 
 
 def subvolume(fd: int) -> Subvolume:
-    """The subvolume that an open file or directory lies in. Raises OSError; ENOENT where it has been deleted."""
+    """Return the subvolume that an open file or directory lies in. Raises OSError; ENOENT if it has been deleted."""
     info = _Info()
     _ioctl(fd, _GET_SUBVOL_INFO, info)
     return Subvolume(
@@ -218,10 +217,10 @@ _HANDLE_TYPE = 0x4D
 
 
 def open_subvolume(anywhere: int, id_: int) -> int:
-    """Open the top directory of a subvolume by its id, wherever it is, also where its path is too long or covered.
+    """Open the top directory of a subvolume by its id, wherever it is, even if its path is too long or covered.
 
-    ``anywhere`` is open in its filesystem. Raises OSError; its number proves nothing (exportfs_decode_fh gives ESTALE for
-    nearly all that goes wrong).
+    ``anywhere`` is open in its filesystem. Raises OSError; its number proves nothing (exportfs_decode_fh returns ESTALE for
+    nearly every failure).
     """
     # Any generation will do (btrfs_get_dentry, fs/btrfs/export.c).
     handle = _Handle(_HANDLE_BYTES, _HANDLE_TYPE, SUBVOLUME_INODE, id_, 0)
@@ -239,12 +238,12 @@ def is_top(fd: int) -> bool:
 
 
 def is_left_out(fd: int) -> bool:
-    """Whether an open directory of a snapshot stands for a subvolume that was nested there, which is not in it."""
+    """Whether an open directory of a snapshot stands for a nested subvolume, which the snapshot does not contain."""
     return os.fstat(fd).st_ino == _LEFT_OUT_INODE
 
 
 def filesystem_uuid(fd: int) -> str:
-    """The UUID of the whole filesystem, in lower-case hexadecimal groups. Raises OSError."""
+    """Return the UUID of the whole filesystem, in lower-case hexadecimal groups. Raises OSError."""
     info = _FilesystemInfo()
     _ioctl(fd, _FS_INFO, info)
     digits = bytes(info.fsid).hex()
@@ -255,7 +254,7 @@ def filesystem_uuid(fd: int) -> str:
 class Nested:
     """A subvolume directly in another: its id, and its path relative to that one's top.
 
-    ``too_long``: the kernel has no room for the path, so that no program can open it.
+    ``too_long``: the kernel has no room for the path, so no program can open it.
     """
 
     id: int
@@ -264,7 +263,7 @@ class Nested:
 
 
 def children(fd: int) -> Iterator[Nested]:
-    """The subvolumes directly in the one whose top is open as ``fd``. Raises OSError."""
+    """Yield the subvolumes directly in the one whose top is open as ``fd``. Raises OSError."""
     references = _References()
     directories: dict[int, tuple[int, str]] = {}
     more = True
@@ -277,7 +276,7 @@ def children(fd: int) -> Iterator[Nested]:
 
 
 def child(fd: int, subvolume_id: int) -> Nested | None:
-    """Where one of :func:`children` is by now; None where it is not directly in that one any more. Raises OSError."""
+    """Return where one of :func:`children` is now; None if it is no longer directly in that one. Raises OSError."""
     references = _References(min_treeid=subvolume_id)
     _list(fd, references)
     if not references.count or references.items[0].treeid != subvolume_id:
@@ -286,7 +285,7 @@ def child(fd: int, subvolume_id: int) -> Nested | None:
 
 
 def _list(fd: int, references: _References) -> bool:
-    """Get the next references; returns whether there are more. Raises OSError."""
+    """Get the next references. Return whether there are more. Raises OSError."""
     try:
         _ioctl(fd, _GET_SUBVOL_ROOTREF, references)
     except OSError as error:
@@ -297,7 +296,7 @@ def _list(fd: int, references: _References) -> bool:
 
 
 def _nested(fd: int, reference: _Reference, directories: dict[int, tuple[int, str]]) -> Nested | None:
-    """What a reference leads to; None where that was deleted just now. Raises OSError."""
+    """Return what a reference leads to; None if that was just deleted. Raises OSError."""
     lookup = _Lookup(dirid=reference.dirid, treeid=reference.treeid)
     try:
         _ioctl(fd, _INO_LOOKUP_USER, lookup)
@@ -313,7 +312,7 @@ def _nested(fd: int, reference: _Reference, directories: dict[int, tuple[int, st
 
 
 def _long_path(fd: int, subvolume_id: int, directories: dict[int, tuple[int, str]]) -> str | None:
-    """The path that ``BTRFS_IOC_INO_LOOKUP_USER`` has no room for, name by name; None where it was deleted just now.
+    """Build a path too long for ``BTRFS_IOC_INO_LOOKUP_USER``, name by name; return None if it was just deleted.
 
     ``directories`` remembers, by inode, the directory above and the name. Raises OSError.
     """
@@ -335,7 +334,7 @@ def _long_path(fd: int, subvolume_id: int, directories: dict[int, tuple[int, str
 
 
 def _first_item(fd: int, tree: int, object_id: int, kind: int, *, offset: int = 0) -> tuple[int, bytes] | None:
-    """The first item of a kind that an object has in a tree (0: the one of ``fd``): the offset of its key, and its bytes.
+    """Return the first item of a kind that an object has in a tree (0: that of ``fd``): the offset of its key, and its bytes.
 
     The offset is ``offset`` or higher. Raises OSError; EPERM without CAP_SYS_ADMIN.
     """
@@ -360,7 +359,7 @@ def _first_item(fd: int, tree: int, object_id: int, kind: int, *, offset: int = 
 
 
 def is_deleted(anywhere: int, id_: int) -> bool:
-    """Whether a subvolume has been deleted, as its id proves: none is ever given twice. ``anywhere`` is open in its filesystem.
+    """Whether a subvolume has been deleted, as its id proves: ids are never reused. ``anywhere`` is open in its filesystem.
 
     Raises OSError; EPERM without CAP_SYS_ADMIN.
     """
@@ -368,10 +367,10 @@ def is_deleted(anywhere: int, id_: int) -> bool:
 
 
 def place_of(fd: int, uuid: bytes) -> str | None:
-    """Where the subvolume with a UUID is, below the top-level one; None where the filesystem has none such.
+    """Return where the subvolume with a UUID is, below the top-level one; None if the filesystem has no such subvolume.
 
-    ``fd`` is open anywhere in the filesystem. Raises OSError, also where that cannot be told: a filesystem that has no tree of
-    UUIDs was last written by a Linux before 3.12.
+    ``fd`` is open anywhere in the filesystem. Raises OSError, also if that cannot be known: a filesystem without a tree of UUIDs
+    was last written by a Linux before 3.12.
     """
     first, second = struct.unpack("<QQ", uuid)
     found = _first_item(fd, _UUID_TREE, first, _UUID_OF_SUBVOLUME, offset=second)
@@ -382,7 +381,7 @@ def place_of(fd: int, uuid: bytes) -> str | None:
     while subvolume_id != TOP_LEVEL:
         found = _first_item(fd, _ROOT_TREE, subvolume_id, _ROOT_BACKREF)
         if found is None:
-            # Deleted between the two calls.
+            # It was deleted between the two calls.
             return None
         subvolume_id, data = found
         directory, _, length = _ROOT_BACKREF_HEAD.unpack_from(data)
@@ -391,7 +390,7 @@ def place_of(fd: int, uuid: bytes) -> str | None:
 
 
 def _directory_in(fd: int, subvolume_id: int, inode: int) -> str:
-    """The path of a directory in a subvolume, with a slash at its end; empty for the top. Raises OSError."""
+    """Return the path of a directory in a subvolume, with a slash at its end; empty for the top. Raises OSError."""
     lookup = _InodeLookup(treeid=subvolume_id, objectid=inode)
     try:
         _ioctl(fd, _INO_LOOKUP, lookup)
@@ -419,9 +418,9 @@ def delete(directory: int, name: str) -> None:
 
 
 def commit(fd: int) -> None:
-    """Wait until all that was made and deleted in a filesystem so far is so after a power cut as well. Raises OSError.
+    """Wait until all that was made and deleted in a filesystem so far survives a power cut. Raises OSError.
 
-    A deletion alone is not: it is on the disk with the next transaction, up to 30 s later (``commit=``, btrfs(5)).
+    A deletion alone does not: it is on the disk with the next transaction, up to 30 s later (``commit=``, btrfs(5)).
     """
     transaction = ctypes.c_uint64()
     _ioctl(fd, _START_SYNC, transaction)

@@ -15,7 +15,7 @@ _LENGTH = struct.Struct("!Q")
 
 
 class ClosedError(Exception):
-    """The other process has ended or closed its side."""
+    """The other process has ended or closed its end."""
 
 
 class Channel:
@@ -25,7 +25,7 @@ class Channel:
         self._socket = end
 
     def fileno(self) -> int:
-        """The descriptor, for poll."""
+        """Return the descriptor, for poll."""
         return self._socket.fileno()
 
     def close(self) -> None:
@@ -63,14 +63,14 @@ class Channel:
 
 
 def pair() -> tuple[Channel, Channel]:
-    """Two connected ends; neither is inherited by programs that are started."""
+    """Return two connected ends; programs that are started inherit neither."""
     one, other = socket.socketpair()
     return Channel(one), Channel(other)
 
 
 def wait_readable(fd: int, timeout: float | None) -> None:
     """Wait until a descriptor (channel, watch of a process, pipe) is readable. Raises TimeoutError, Interrupted."""
-    # One that came while signals were deferred wakes no wait any more.
+    # A signal that came while signals were deferred no longer wakes a wait.
     signals.check()
     deadline = None if timeout is None else time.monotonic() + timeout
     poll = select.poll()
@@ -90,7 +90,7 @@ def wait_readable(fd: int, timeout: float | None) -> None:
 
 
 def watched_ended(fd: int, timeout: float | None) -> bool:
-    """Whether a process that is watched has wholly ended, waited for at most ``timeout`` seconds."""
+    """Whether a watched process has fully ended, after waiting at most ``timeout`` seconds."""
     try:
         wait_readable(fd, timeout)
     except TimeoutError:
@@ -99,7 +99,7 @@ def watched_ended(fd: int, timeout: float | None) -> bool:
 
 
 def close_quietly(fd: int | None) -> None:
-    """Close a descriptor that may be closed already."""
+    """Close a descriptor that may already be closed."""
     if fd is not None:
         try:
             os.close(fd)

@@ -1,4 +1,4 @@
-"""The wall clock: whether somebody has set it right since the machine was started."""
+"""The wall clock: whether it has been synchronised since the machine was started."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import ctypes
 from kopiatomic import presence
 
 _TIMESYNCD = "/run/systemd/timesync/synchronized"
-"""Made by systemd-timesyncd when it has set the clock (systemd-timesyncd.service(8)); /run is of this boot."""
+"""Made by systemd-timesyncd when it has set the clock (systemd-timesyncd.service(8)); /run does not survive a boot."""
 
 _ERROR = 5
 """TIME_ERROR: the clock is not synchronised (adjtimex(2), ntp_adjtime(2) of FreeBSD)."""
 
 _TIMEX_BYTES = 512
-"""More than any ``struct timex``. It begins with ``modes``, and with none nothing is changed."""
+"""More than any ``struct timex``. It begins with ``modes``; if that is zero, nothing is changed."""
 
 
 def synchronised() -> bool:
-    """Whether the clock was synchronised in this boot, by what the kernel and systemd say; False where they do not.
+    """Whether the clock was synchronised in this boot, according to the kernel and systemd; False if they do not say so.
 
     The kernel forgets it some hours after the last correction: then a program that keeps the clock has ended.
     """

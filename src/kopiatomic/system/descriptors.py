@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def closing(fd: int) -> Iterator[int]:
-    """A descriptor that is closed at the end of the block."""
+    """Yield a descriptor, and close it at the end of the block."""
     try:
         yield fd
     finally:

@@ -1,7 +1,7 @@
 """FreeBSD's kernel as a value: the few calls of its C library that Python does not offer, through ctypes.
 
-Everything made for FreeBSD is handed this value, so that the same code runs on Linux in the tests, against a shim. Each call
-with the page or source that it rests on: docs/freebsd.md.
+All FreeBSD code receives this value, so that the same code runs on Linux in the tests, against a shim. docs/freebsd.md names the
+page or source for each call.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROTOTYPES = {
 
 @immutable
 class Kernel:
-    """The calls. Each returns -1 where it failed, with the reason in ctypes' copy of errno."""
+    """The calls. Each returns -1 if it failed, with the reason in ctypes' copy of errno."""
 
     getfsstat: Callable[..., int]
     nmount: Callable[..., int]
@@ -42,20 +42,20 @@ class Kernel:
 
 @cache
 def kernel() -> Kernel:
-    """The one that this process runs on."""
+    """Return the kernel that this process runs on."""
     library = ctypes.CDLL(None, use_errno=True)
     return Kernel(**{name: prototype((name, library)) for name, prototype in PROTOTYPES.items()})
 
 
 def failed(*names: str) -> OSError:
-    """What the call before said, as an exception; ``names`` as for OSError: a file, or two."""
+    """Return the failure of the previous call as an exception; ``names`` as for OSError: a file, or two."""
     number = ctypes.get_errno()
     filenames = (names[0], None, names[1]) if len(names) > 1 else names
     return OSError(number, os.strerror(number), *filenames)
 
 
 def setting(kernel: Kernel, name: str, room: int) -> bytes | None:
-    """The bytes of a sysctl(3), at most ``room``; None where this kernel has none of that name. Raises OSError."""
+    """Return the bytes of a sysctl(3), at most ``room``; None if this kernel does not have it. Raises OSError."""
     value = (ctypes.c_ubyte * room)()
     size = c_size_t(room)
     if kernel.sysctlbyname(os.fsencode(name), value, ctypes.byref(size), None, 0) == 0:
@@ -67,7 +67,7 @@ def setting(kernel: Kernel, name: str, room: int) -> bytes | None:
 
 
 def number(kernel: Kernel, name: str) -> int | None:
-    """The value of one that is a number or a boolean; None where this kernel has none of that name. Raises OSError."""
-    # A boolean has one byte, an int four, a long eight: how many there are is told.
+    """Return the value of a sysctl that is a number or a boolean; None if this kernel does not have it. Raises OSError."""
+    # A boolean has one byte, an int four, a long eight: the call returns the size.
     value = setting(kernel, name, 8)
     return None if value is None else int.from_bytes(value, sys.byteorder, signed=True)

@@ -1,4 +1,4 @@
-"""What a FreeBSD says of itself: by getfsstat(2), sysctl(3), kqueue(2) and procctl(2)."""
+"""A FreeBSD host, asked by getfsstat(2), sysctl(3), kqueue(2) and procctl(2)."""
 
 from __future__ import annotations
 
@@ -22,58 +22,58 @@ class FreeBSDHost:
         self.kernel = kernel
 
     def mounts(self) -> list[Mount]:
-        """getfsstat(2)."""
+        """Call getfsstat(2)."""
         return freebsd_mounts.read(self.kernel)
 
     def room(self, _mounts: int) -> int | None:
-        """No limit but memory is known, and who may make datasets there is root's to say."""
+        """Return None: no limit but memory is known, and root decides who may make datasets there."""
         return None
 
     def in_jail(self) -> bool:
-        """security.jail.jailed."""
+        """Read security.jail.jailed."""
         return bool(freebsd.number(self.kernel, "security.jail.jailed"))
 
     def link_target(self, path: str) -> str | None:
-        """Component by component: there is no openat2(2)."""
+        """Open the path component by component, for lack of an openat2(2)."""
         return freebsd_paths.link_target(path)
 
     def identity(self, path: str) -> tuple[int, int, int]:
-        """Each mount has a device number of its own."""
+        """Use the device number, which each mount has for itself."""
         status = freebsd_paths.status(path)
         return 0, status.st_dev, status.st_ino
 
     def open_directory(self, path: str, *, to_list: bool) -> int:  # noqa: ARG002 - it has no O_NOATIME
-        """Component by component; each must be readable."""
+        """Open the path component by component; each must be readable."""
         return freebsd_paths.open_beneath("/", path.strip("/"))
 
     def make_directory(self, path: str, mode: int) -> int:
-        """Component by component as well."""
+        """Open the path component by component as well."""
         return freebsd_paths.make_beneath("/", path.strip("/"), mode)
 
     def listed_writers(self, at: int | str, gid: int) -> list[str] | None:  # noqa: ARG002 - docs/freebsd.md
-        """Not asked for: what the mode says must do."""
+        """Return None: access control lists are not read, the mode must do."""
         return None
 
     def boot_id(self) -> str:
-        """``kern.boot_id``: 16 random bytes (``sysctl_bootid``, sys/kern/kern_mib.c)."""
+        """Read ``kern.boot_id``: 16 random bytes (``sysctl_bootid``, sys/kern/kern_mib.c)."""
         try:
             return (freebsd.setting(self.kernel, "kern.boot_id", 16) or b"").hex()
         except OSError as error:
-            # As long as the kernel has not enough randomness.
+            # The kernel does not have enough randomness yet.
             if error.errno == errno.ENXIO:
                 return ""
             raise
 
     def has_zfs(self) -> bool:
-        """devfs shows the device as long as the module is there."""
+        """Look for the device, which devfs shows as long as the module is loaded."""
         return presence.exists(libzfs_core.DEVICE)
 
     def pools(self) -> list[str] | None:
-        """They would have to be looked for among all settings."""
+        """Return None: it would mean a search through all sysctls."""
         return None
 
     def pool_state(self, pool: str) -> str | None:
-        """A setting of each pool's (``spa_state_init``), whose dots are written so (``__kstat_create``, spl_kstat.c)."""
+        """Read the pool's sysctl (``spa_state_init``), in whose name dots are escaped (``__kstat_create``, spl_kstat.c)."""
         name = f"kstat.zfs.{pool.replace('.', '%25')}.misc.state"
         try:
             found = freebsd.setting(self.kernel, name, 256)
@@ -82,42 +82,42 @@ class FreeBSDHost:
         return None if found is None else found.rstrip(b"\0").decode("ascii", "replace").strip()
 
     def transaction_group(self, pool: str) -> int | None:  # noqa: ARG002 - nothing here says it
-        """Its history is a setting of no fixed size, which has not been tried."""
+        """Return None: its history is a sysctl of no fixed size, which has not been tried."""
         return None
 
     def users(self, sources: Sequence[str], fstype: str) -> Mapping[str, Sequence[User]]:  # noqa: ARG002 - fstat(1) tells
-        """It has no mount namespaces: what is mounted is in the mount table."""
+        """Return nothing: without mount namespaces, the mount table shows all that is mounted."""
         return {}
 
     def watch(self, pid: int) -> int:
-        """A kqueue(2)."""
+        """Return a kqueue(2)."""
         return freebsd_processes.watch(self.kernel, pid)
 
     def kill(self, pid: int, watch: int) -> None:
-        """By its id, which is free for another process only after the end that the queue tells of."""
+        """Use the id, which another process can get only after the end that the queue reports."""
         freebsd_processes.kill(pid, watch)
 
     def adopt_orphans(self, *, adopt: bool) -> None:
-        """PROC_REAP_ACQUIRE, PROC_REAP_RELEASE."""
+        """Use PROC_REAP_ACQUIRE and PROC_REAP_RELEASE."""
         if adopt:
             freebsd_processes.adopt_orphans(self.kernel)
         else:
             freebsd_processes.let_orphans_go(self.kernel)
 
     def descriptors(self) -> Iterable[int]:
-        """All that there can be: without a fdescfs(5) /dev/fd has the first three only."""
+        """Return all possible numbers: without a fdescfs(5), /dev/fd has the first three only."""
         return range(os.sysconf("SC_OPEN_MAX"))
 
     def become(self, uid: int, gid: int, groups: Sequence[int]) -> None:
-        """All that root may goes with its user id; by a set-user-id bit a program can gain it again."""
+        """Change the ids: root's privileges go with the user id. A set-user-id program can gain them again."""
         os.setgroups(groups)
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
 
     def open_again(self, fd: int, flags: int) -> int:
-        """By its name in /dev."""
+        """Open it by its name in /dev."""
         return os.open(os.ttyname(fd), flags)
 
     def children(self) -> list[int]:
-        """PROC_REAP_GETPIDS."""
+        """Use PROC_REAP_GETPIDS."""
         return freebsd_processes.children(self.kernel)

@@ -1,7 +1,7 @@
 """FreeBSD's mount table, from getfsstat(2): the same values as Linux's in ``mountinfo.py``, as far as this kernel has them.
 
-Names are those of the kernel, byte for byte; nothing is escaped and nothing parsed. ``MNT_NOWAIT`` asks no filesystem: a
-server that does not answer holds nothing up.
+Names are the kernel's, byte for byte, without escapes or parsing. ``MNT_NOWAIT`` asks no filesystem, so a server that does not
+answer holds nothing up.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _OPTIONS = {
 class Statfs(ctypes.Structure):
     """``struct statfs`` of sys/sys/mount.h, version 0x20140518: FreeBSD 12.0 and later.
 
-    Newer kernels have a count in the first of the spare fields; the others are where they were.
+    Newer kernels have a count in the first of the spare fields; the others are unchanged.
     """
 
     _fields_ = (
@@ -68,10 +68,10 @@ class Statfs(ctypes.Structure):
 
 
 def read(kernel: Kernel) -> list[Mount]:
-    """The mounts, in the order in which they were made. Raises KopiatomicError."""
+    """Return the mounts, in the order in which they were made. Raises KopiatomicError."""
     count = kernel.getfsstat(None, 0, _MNT_NOWAIT)
     while count >= 0:
-        # Room for more than there are: a table that fills it may have been cut off.
+        # Room for more than there are: a full table may have been cut off.
         room = count + 16
         table = (Statfs * room)()
         count = kernel.getfsstat(table, ctypes.sizeof(table), _MNT_NOWAIT)
@@ -85,14 +85,14 @@ def read(kernel: Kernel) -> list[Mount]:
 
 
 def _mounts(table: list[Statfs]) -> list[Mount]:
-    """The kernel appends to its list (``vfs_domount_first``), so what a mount stands on is what was seen there before it."""
+    """Convert the table. The kernel appends to its list (``vfs_domount_first``): a mount stands on what was seen before it."""
     mounts: list[Mount] = []
     seen: dict[str, Mount] = {}
     above: set[str] = set()
     for position, entry in enumerate(table):
         mount = _mount(entry, position, seen)
         if mount.point in above:
-            # A mount on a directory that has mounts in it takes them out of sight.
+            # A mount on a directory hides the mounts in it.
             for covered in [point for point in seen if below(point, mount.point)]:
                 del seen[covered]
         seen[mount.point] = mount
@@ -116,7 +116,7 @@ def _mount(entry: Statfs, position: int, seen: dict[str, Mount]) -> Mount:
     try:
         parent = holder(point, seen).id
     except KeyError:
-        # The first one, and in a jail whatever stands on a mount that is not shown.
+        # The first mount, or in a jail one that stands on a mount that is not shown.
         parent = own
     return Mount(
         id=own,
@@ -133,7 +133,7 @@ def _mount(entry: Statfs, position: int, seen: dict[str, Mount]) -> Mount:
 
 
 def fsid(mount: Mount) -> tuple[int, int] | None:
-    """Both halves of a mount's file system id, as the kernel has them; None in a jail, which is shown zeros."""
+    """Return both halves of a mount's file system id, as the kernel has them; None in a jail, which sees zeros."""
     if mount.id <= 0:
         return None
     major, minor = (c_int32(half).value for half in (mount.id >> 32, mount.id))
@@ -143,8 +143,7 @@ def fsid(mount: Mount) -> tuple[int, int] | None:
 def is_device_of(mount: Mount, device: int) -> bool:
     """Whether the ``st_dev`` of a file can be that of this mount, of one of the kinds that a view is made of.
 
-    There the lower half of it is the first half of the id: alone, with its sign extended (``null_stat``, ``tmpfs_getattr``),
-    or below the second (ZFS; ``vn_fsid``, sys/kern/vfs_vnops.c). UFS has its disk's number. In a jail there is nothing to
-    compare it with.
+    There its lower half is the first half of the id: alone, with its sign extended (``null_stat``, ``tmpfs_getattr``), or below
+    the second (ZFS; ``vn_fsid``, sys/kern/vfs_vnops.c). UFS has its disk's number. In a jail there is nothing to compare with.
     """
     return mount.device in {"", str(device & 0xFFFFFFFF)}

@@ -1,6 +1,6 @@
 """Paths without links on FreeBSD: opened component by component, each with O_NOFOLLOW. It has no openat2(2).
 
-O_RESOLVE_BENEATH would not do: it keeps a path beneath a directory, and follows the links in it (open(2)).
+O_RESOLVE_BENEATH would not do: it keeps a path beneath a directory, but follows the links in it (open(2)).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ _LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_beneath(top: str, path: str) -> int:
-    """Open a directory below another one, following no link. Raises OSError, whose filename is how far it got.
+    """Open a directory below another one, following no link. Raises OSError, whose filename shows how far it got.
 
-    The path itself is ELOOP where it is a link, ENOTDIR where it is anything else (open(2) has EMLINK for a link).
+    The path itself gives ELOOP if it is a link, ENOTDIR if it is anything else (open(2) has EMLINK for a link).
     """
     looking.at(os.path.join(top, path))
     fd = os.open(top, _LOOK)
@@ -61,7 +61,7 @@ def make_beneath(top: str, path: str, mode: int) -> int:
 
 
 def _directory_in(parent: int, name: str, mode: int) -> int:
-    """Open a directory in another, making it where it is missing. Raises OSError."""
+    """Open a directory in another, making it if missing. Raises OSError."""
     try:
         return os.open(name, _LOOK, dir_fd=parent)
     except FileNotFoundError:
@@ -75,7 +75,7 @@ def _no_directory(mode: int) -> OSError:
 
 
 def status(path: str) -> os.stat_result:
-    """The status of what is at an absolute path to which no link leads; of a link itself. Raises OSError."""
+    """Return the status of what is at an absolute path to which no link leads; of a link itself. Raises OSError."""
     above, _, name = path.rstrip("/").rpartition("/")
     directory = open_beneath("/", above.strip("/"))
     try:
@@ -85,7 +85,7 @@ def status(path: str) -> os.stat_result:
 
 
 def link_target(path: str) -> str | None:
-    """What the link at an absolute path holds, to which no other link leads; None for anything else. Raises OSError."""
+    """Return the target of a link at an absolute path to which no other link leads; None for anything else. Raises OSError."""
     above, _, name = path.rstrip("/").rpartition("/")
     if not name:
         return None
@@ -93,7 +93,7 @@ def link_target(path: str) -> str | None:
     try:
         return os.readlink(name, dir_fd=directory)
     except OSError as error:
-        # No link (readlink(2)); whether anything is there at all is told by stat(2).
+        # It is not a link (readlink(2)); stat(2) shows whether anything exists.
         if error.errno != errno.EINVAL:
             raise
         return None

@@ -1,4 +1,4 @@
-"""What ties processes together on FreeBSD: procctl(2), and kqueue(2) to hear of an end.
+"""What ties processes together on FreeBSD: procctl(2), and kqueue(2) to notice an end.
 
 It has no PID namespaces and no pidfds.
 """
@@ -17,7 +17,7 @@ from kopiatomic.system import freebsd
 from kopiatomic.system.freebsd import Kernel
 
 _P_PID = 0
-"""sys/sys/wait.h. Not ``os.P_PID``, which is this system's own: the same code runs on Linux in tests."""
+"""sys/sys/wait.h. Not ``os.P_PID``, which is the running system's: the same code runs on Linux in tests."""
 
 _PROC_REAP_ACQUIRE = 2
 _PROC_REAP_RELEASE = 3
@@ -34,7 +34,7 @@ _NOTE_EXIT = 0x80000000
 """sys/sys/event.h."""
 
 ENDING_TIMEOUT = 30.0
-"""Seconds that killed processes have to end; only a call that nothing ends takes longer."""
+"""Seconds that killed processes have to end; only an uninterruptible call takes longer."""
 
 _PAUSE = 0.005
 
@@ -79,9 +79,9 @@ class Kevent(ctypes.Structure):
 
 
 def die_with_parent(kernel: Kernel, signum: int) -> None:
-    """Have the kernel send this process a signal when its parent ends; its own children do not inherit that.
+    """Have the kernel signal this process when its parent ends; its own children do not inherit that.
 
-    A parent that had ended before is not told: who needs to know compares ``os.getppid()``. Raises OSError.
+    A parent that has already ended is not reported: callers that must know compare ``os.getppid()``. Raises OSError.
     """
     wanted = c_int(signum)
     if kernel.procctl(_P_PID, os.getpid(), _PROC_PDEATHSIG_CTL, ctypes.byref(wanted)) != 0:
@@ -89,22 +89,22 @@ def die_with_parent(kernel: Kernel, signum: int) -> None:
 
 
 def adopt_orphans(kernel: Kernel) -> None:
-    """Have what descendants leave behind become our children: of processes that are forked from now on. Raises OSError."""
+    """Adopt the orphans of all processes that are forked from now on. Raises OSError."""
     # This command takes no data: kern_procctl.c refuses a pointer.
     if kernel.procctl(_P_PID, os.getpid(), _PROC_REAP_ACQUIRE, None) != 0 and ctypes.get_errno() != errno.EBUSY:
-        # EBUSY: we have that status already.
+        # EBUSY: we already have that status.
         raise freebsd.failed()
 
 
 def let_orphans_go(kernel: Kernel) -> None:
-    """Undo :func:`adopt_orphans`; who was adopted and still lives is our own reaper's then. Raises OSError."""
+    """Undo :func:`adopt_orphans`; adopted processes that still live go to our own reaper. Raises OSError."""
     if kernel.procctl(_P_PID, os.getpid(), _PROC_REAP_RELEASE, None) != 0 and ctypes.get_errno() != errno.EINVAL:
-        # EINVAL: we have that status no more.
+        # EINVAL: we no longer have that status.
         raise freebsd.failed()
 
 
 def children(kernel: Kernel) -> list[int]:
-    """Our children, ended ones that wait to be reaped as well. After :func:`adopt_orphans`. Raises OSError."""
+    """Return our children, including ended ones that wait to be reaped. After :func:`adopt_orphans`. Raises OSError."""
     room = 64
     while True:
         table = (ReaperPidInfo * room)()
@@ -114,21 +114,21 @@ def children(kernel: Kernel) -> list[int]:
         found = [entry for entry in table if entry.pi_flags & _REAPER_PIDINFO_VALID]
         if len(found) < room:
             return [entry.pi_pid for entry in found if entry.pi_flags & _REAPER_PIDINFO_CHILD]
-        # A table that is full may have been cut off.
+        # A full table may have been cut off.
         room *= 2
 
 
 def end_descendants(kernel: Kernel, timeout: float = ENDING_TIMEOUT) -> int:
-    """Kill all descendants and reap them; returns how many had not ended by themselves. After :func:`adopt_orphans`.
+    """Kill all descendants and reap them. Return how many had not ended by themselves. After :func:`adopt_orphans`.
 
-    One call is not enough on every release: who forks meanwhile, or is a reaper itself, may be passed over. When there
-    is no child left there is no descendant: an orphan would be a child. What waits in the kernel is waited for ``timeout``
-    seconds; it is killed, and ends when the kernel lets it. Raises OSError.
+    One call is not enough on every release: a process that forks meanwhile, or is a reaper itself, may be missed. Without
+    children there are no descendants: an orphan would be a child. Wait ``timeout`` seconds for what waits in the kernel; it is
+    killed, and ends when the kernel lets it. Raises OSError.
     """
     count = 0
     try:
         while os.waitpid(-1, os.WNOHANG)[0]:
-            # It had ended before.
+            # It had already ended.
             continue
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
@@ -142,19 +142,19 @@ def end_descendants(kernel: Kernel, timeout: float = ENDING_TIMEOUT) -> int:
 
 
 def kill_descendants(kernel: Kernel) -> None:
-    """SIGKILL for all descendants that there are now. After :func:`adopt_orphans`. Raises OSError."""
+    """Send SIGKILL to all present descendants. After :func:`adopt_orphans`. Raises OSError."""
     request = ReaperKill(rk_sig=signal.SIGKILL)
     if kernel.procctl(_P_PID, os.getpid(), _PROC_REAP_KILL, ctypes.byref(request)) != 0:
         error = freebsd.failed()
-        # Nobody lives who could be told; some may wait to be reaped.
+        # No descendant lives; some may wait to be reaped.
         if not isinstance(error, ProcessLookupError):
             raise error
 
 
 def watch(kernel: Kernel, pid: int) -> int:
-    """A descriptor that poll(2) finds readable when a process has ended, also where it waits to be reaped.
+    """Return a descriptor that is readable for poll(2) once a process has ended, even if it waits to be reaped.
 
-    Raises ProcessLookupError where there is none of this number, OSError.
+    Raises ProcessLookupError if there is no process with this number, OSError.
     """
     queue = kernel.kqueue()
     if queue < 0:
@@ -164,13 +164,13 @@ def watch(kernel: Kernel, pid: int) -> int:
         error = freebsd.failed()
         os.close(queue)
         raise error
-    # A queue is inherited by no fork (kqueue(2)), but by the program that this process becomes.
+    # A fork does not inherit a queue (kqueue(2)), but a program that this process becomes does.
     os.set_inheritable(queue, False)
     return queue
 
 
 def kill(pid: int, queue: int) -> None:
-    """SIGKILL for the process of a :func:`watch`. Raises ProcessLookupError where it has ended."""
+    """Send SIGKILL to the process of a :func:`watch`. Raises ProcessLookupError if it has ended."""
     poll = select.poll()
     poll.register(queue, select.POLLIN)
     if poll.poll(0):

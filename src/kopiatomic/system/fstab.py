@@ -1,4 +1,4 @@
-"""What is mounted at boot, as fstab(5) has it on Linux and FreeBSD."""
+"""What is mounted at boot, according to fstab(5) on Linux and FreeBSD."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from kopiatomic.system.mountinfo import unescaped
 PATH = "/etc/fstab"
 
 _LATER = frozenset({"noauto", "x-systemd.automount", "comment=systemd.automount"})
-"""Options of what is mounted by hand, or when somebody looks into it (mount(8), systemd.mount(5))."""
+"""Options of what is mounted by hand, or on first access (mount(8), systemd.mount(5))."""
 
 
 def at_boot(fstype: str) -> dict[str, str]:
-    """The mount points of the filesystems of a type that are mounted at boot, by what is mounted there.
+    """Return the mount points of the filesystems of a type that are mounted at boot, by their source.
 
-    Without the file none is. Raises OSError where it cannot be read.
+    Empty without the file. Raises OSError if it cannot be read.
     """
     try:
         with open(PATH, "rb") as file:
@@ -28,7 +28,7 @@ def at_boot(fstype: str) -> dict[str, str]:
         raise
     found = {}
     for line in text.split("\n"):
-        # Only these two divide fields: a name may hold what else Python takes for a space.
+        # Only these two separate fields: a name may hold other characters that Python counts as space.
         fields = re.findall(r"[^ \t]+", line)
         if len(fields) < 3 or fields[0].startswith("#") or fields[2] != fstype:
             continue

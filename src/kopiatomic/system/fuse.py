@@ -1,4 +1,4 @@
-"""A read-only tree of regular files whose bytes this process gives: the kernel's FUSE protocol, only as far as that needs.
+"""A read-only tree of regular files whose content this process provides: the kernel's FUSE protocol, as far as needed for that.
 
 Structures and numbers are those of the kernel's ``include/uapi/linux/fuse.h``, version 7.23 and later.
 """
@@ -30,12 +30,12 @@ _READ_IN = struct.Struct("=QQI")
 _BUFFER = 1 << 17
 _WRITE = 4096
 _FOR_EVER = 86400
-"""How long (seconds) the kernel may remember names and attributes: nothing of it changes."""
+"""How long (seconds) the kernel may cache names and attributes: they never change."""
 
 
 @immutable
 class File:
-    """A file's size (bytes), and what reads ``length`` bytes from ``offset`` on; raises OSError."""
+    """A file's size (bytes), and a function that reads ``length`` bytes from ``offset`` on; raises OSError."""
 
     size: int
     read: Callable[[int, int], bytes]
@@ -87,7 +87,7 @@ class Server:
         node.entries[name] = self._new(file)
 
     def serve(self) -> None:
-        """Until it is unmounted. Raises OSError."""
+        """Serve requests until it is unmounted. Raises OSError."""
         while True:
             try:
                 request = os.read(self._fd, _BUFFER)
@@ -95,7 +95,7 @@ class Server:
                 if error.errno == errno.ENODEV:
                     return
                 if error.errno in {errno.EINTR, errno.ENOENT}:
-                    # The request was taken back meanwhile.
+                    # The request was cancelled meanwhile.
                     continue
                 raise
             _, kind, unique, number, *_ = _HEADER.unpack_from(request)
@@ -111,12 +111,12 @@ class Server:
         try:
             os.writev(self._fd, [_REPLY.pack(_REPLY.size + len(body), -number, unique), body])
         except OSError as error:
-            # Whoever asked is gone.
+            # The requester is gone.
             if error.errno != errno.ENOENT:
                 raise
 
     def _answer(self, kind: int, node: _Node, body: bytes) -> bytes:
-        """The body of a reply. Raises OSError for what there is not."""
+        """Return the body of a reply. Raises OSError for what does not exist."""
         if kind == _INIT:
             return self._begun(body)
         if kind == _LOOKUP:
@@ -139,7 +139,7 @@ class Server:
 
     def _begun(self, body: bytes) -> bytes:
         _, minor, readahead, _ = struct.unpack_from("=IIII", body)
-        # No flag: above all not that of reads out of order.
+        # No flags: above all not the one for reads out of order.
         return struct.pack("=IIIIHHIIHHII24x", _MAJOR, min(minor, _MINOR), readahead, 0, 0, 0, _WRITE, 1, 0, 0, 0, 0)
 
     def _attributes(self, node: _Node) -> bytes:
@@ -158,7 +158,7 @@ class Server:
 
 
 def _listed(node: _Node, offset: int, size: int) -> bytes:
-    """Entries of a directory from the one of this number on, as many as fit."""
+    """Return as many entries of a directory as fit, beginning with this number."""
     found = b""
     for position, (name, inside) in enumerate(list(node.entries.items())[offset:], offset + 1):
         kind = (stat.S_IFREG if inside.file else stat.S_IFDIR) >> 12

@@ -1,4 +1,4 @@
-"""What a process inherits from its caller: settled once for our own processes, and handed on to the programs that they start.
+"""What a process inherits from its caller: settled once for our own processes, and passed on to the programs that they start.
 
 A signal mask, a umask and limits belong to the process, so this is a module and not an object.
 """
@@ -16,12 +16,12 @@ from dataclasses import replace
 from kopiatomic.immutable import immutable
 
 UMASK = 0o022
-"""That of our own processes: what is to be narrower says so when it is made."""
+"""The umask of our own processes: what needs a narrower mode sets it when it is made."""
 
 
 @immutable
 class _Callers:
-    """What the caller had, and programs of the user's are to have. ``files`` is the soft limit of open files."""
+    """What the caller had, for the user's programs. ``files`` is the soft limit of open files."""
 
     umask: int
     files: int | None = None
@@ -31,25 +31,25 @@ _callers: _Callers | None = None
 
 
 def settle() -> None:
-    """Depend on nothing that the caller happened to have. The first thing that the program does.
+    """Become independent of the caller's settings. The first thing that the program does.
 
-    Ending signals that are ignored (nohup, background jobs) stay so: ``signals.handled`` respects that.
+    Ending signals that are ignored (nohup, background jobs) stay ignored: ``signals.handled`` respects that.
     """
     global _callers
-    # The kernel would not deliver what ends a run, nor its time limit.
+    # If blocked, neither the signals that end a run nor its time limit would arrive.
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    # Where it is ignored the kernel reaps our children before we hear how they ended.
+    # If it is ignored, the kernel reaps our children before we learn how they ended.
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     _callers = _Callers(os.umask(UMASK))
     _settle_descriptors()
-    # Only now: where the descriptors are not listed, the limit says which numbers they can have.
+    # Not earlier: if descriptors cannot be listed, the limit bounds their numbers.
     _callers = replace(_callers, files=_more_files())
     _settle_streams()
     _settle_path()
 
 
 def hand_on() -> None:
-    """In a forked child that becomes another program: the caller's umask and limits, and no signal ignored or blocked."""
+    """In a forked child before exec: restore the caller's umask and limits, with no signal ignored or blocked."""
     for signum in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         if signal.getsignal(signum) not in {signal.SIG_DFL, None}:
             signal.signal(signum, signal.SIG_DFL)
@@ -61,23 +61,23 @@ def hand_on() -> None:
 
 
 def temporary_directory() -> str:
-    """Where most programs put temporary files (environ(7)). Nothing is looked at: there may be none that can be used."""
+    """Return where most programs put temporary files (environ(7)). Does not check that it is usable."""
     return os.environ.get("TMPDIR") or "/tmp"  # noqa: S108 - it is only named
 
 
 def _more_files() -> int | None:
-    """Raise the soft limit of open files to the hard one; returns what it was, None where it stays."""
+    """Raise the soft limit of open files to the hard one. Return the old limit, None if it stays."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (OSError, ValueError):
-        # The hard one may lie above what the system allows by now (fs.nr_open).
+        # The hard limit may be above what the system now allows (fs.nr_open).
         return None
     return soft
 
 
 def _settle_descriptors() -> None:
-    """Make sure that 0, 1 and 2 are open, and that nothing else our caller left open reaches an engine."""
+    """Make sure that 0, 1 and 2 are open, and that no other descriptor of the caller's reaches an engine."""
     for fd in (0, 1, 2):
         try:
             os.fstat(fd)
@@ -93,7 +93,7 @@ def _settle_descriptors() -> None:
 
 
 def open_null() -> int:
-    """The lowest free descriptor, on /dev/null; in a chroot without that, on a little memory. Raises OSError."""
+    """Open /dev/null on the lowest free descriptor; in a chroot without it, a little memory. Raises OSError."""
     try:
         return os.open(os.devnull, os.O_RDWR)
     except FileNotFoundError:
@@ -101,19 +101,19 @@ def open_null() -> int:
 
 
 def _descriptors() -> Iterable[int]:
-    """The numbers that open descriptors can have.
+    """Return the numbers that open descriptors can have.
 
     Without a fdescfs(5), FreeBSD's /dev/fd has the first three only; in a chroot Linux may have no /proc.
     """
     try:
         return map(int, os.listdir("/proc/self/fd"))
     except OSError:
-        # The limit may be a thousand million; the kernel's own is this by default (fs.nr_open).
+        # The limit may be a thousand million; the kernel's own default is this (fs.nr_open).
         return range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 20))
 
 
 def _settle_streams() -> None:
-    """Make sure that stdout and stderr can be written to, whatever was closed and whatever their encoding lacks."""
+    """Make stdout and stderr writable, whatever was closed and whatever their encoding lacks."""
     if sys.stdout is None:
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open as long as we live
     if sys.stderr is None:
@@ -124,7 +124,7 @@ def _settle_streams() -> None:
 
 
 def _settle_path() -> None:
-    """Look for programs in sbin where bin is looked in: cron's PATH is /usr/bin:/bin, and zfs is in /usr/sbin."""
+    """Search sbin beside each bin in PATH: cron's PATH is /usr/bin:/bin, and zfs is in /usr/sbin."""
     path = os.environ.get("PATH", os.defpath).split(os.pathsep)
     beside = [f"{folder[:-4]}/sbin" for folder in path if folder.endswith("/bin")]
     os.environ["PATH"] = os.pathsep.join([*path, *(folder for folder in beside if folder not in path)])

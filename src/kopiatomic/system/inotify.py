@@ -1,4 +1,4 @@
-"""inotify(7), through ctypes: which of some directories are opened or listed, by whomever."""
+"""inotify(7), through ctypes: which of some directories are opened or listed by any process."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ _BUFFER = 1 << 16
 class Reading:
     """Which of some directories have not been looked into since this was made.
 
-    Only what happens to a directory itself counts: who opens a file in one, as a program that lies there is opened, has
-    not looked into it. Our own looks count as well.
+    Only events of the directory itself count: a process that opens a file in it, for example to execute it, has not looked into
+    it. Our own accesses count as well.
     """
 
     def __init__(self) -> None:
-        """Raises OSError, EMFILE where the user has as many as fs.inotify.max_user_instances allows."""
+        """Raises OSError, EMFILE if the user has as many as fs.inotify.max_user_instances allows."""
         self._fd = _checked(_libc().inotify_init1(_IN_NONBLOCK | _IN_CLOEXEC))
         self._waiting: dict[int, str] = {}
         """The names of those directories, by the numbers of their watches."""
 
     def add(self, name: str, directory: int) -> None:
-        """Watch an open directory (O_PATH is enough). Raises OSError, ENOSPC where there are too many watches."""
+        """Watch an open directory (O_PATH is enough). Raises OSError, ENOSPC if there are too many watches."""
         path = f"/proc/self/fd/{directory}".encode()
         self._waiting[_checked(_libc().inotify_add_watch(self._fd, path, _IN_OPEN | _IN_ACCESS))] = name
 
     def fileno(self) -> int:
-        """A descriptor that is readable when there is something to follow."""
+        """Return a descriptor that is readable when there are events."""
         return self._fd
 
     def follow(self) -> None:
-        """Take what has happened by now. One that was looked into is watched no longer, so that nothing piles up."""
+        """Read the events so far. A directory that was looked into is no longer watched, so that no events pile up."""
         with suppress(BlockingIOError):
             while True:
                 for watch, mask, has_name in _events(os.read(self._fd, _BUFFER)):
                     if mask & _IN_Q_OVERFLOW:
-                        # So much was read that the kernel has forgotten what.
+                        # Events were lost because there were too many.
                         self._waiting.clear()
                     elif not has_name and mask & (_IN_OPEN | _IN_ACCESS) and self._waiting.pop(watch, None) is not None:
                         _libc().inotify_rm_watch(self._fd, watch)
 
     def unread(self) -> tuple[str, ...]:
-        """The names of those that nobody has looked into; nothing is watched any more."""
+        """Return the names of those that no process has looked into; end all watching."""
         self.follow()
         os.close(self._fd)
         return tuple(self._waiting.values())
@@ -61,7 +61,7 @@ class Reading:
 
 @contextmanager
 def watching() -> Iterator[Reading]:
-    """One that stays, unless the block in which it is given its directories fails. Raises OSError."""
+    """Yield a watch that stays, unless the block that adds its directories fails. Raises OSError."""
     reading = Reading()
     try:
         yield reading
@@ -71,7 +71,7 @@ def watching() -> Iterator[Reading]:
 
 
 def _events(data: bytes) -> Iterator[tuple[int, int, bool]]:
-    """The watch of each event, what has happened, and whether that was with an entry of the directory."""
+    """Yield the watch of each event, what happened, and whether it concerned an entry of the directory."""
     position = 0
     while position < len(data):
         number, mask, _, length = _HEADER.unpack_from(data, position)

@@ -1,7 +1,7 @@
-"""The few calls of libzfs_core that kopiatomic makes, through ctypes: no package needed, no process started.
+"""The few calls of libzfs_core that kopiatomic makes, through ctypes: it needs no package and starts no process.
 
-Names and types are those of OpenZFS's libzfs_core.h and libnvpair.h; the nvlist argument of each call was seen in the
-experiments on 2.1.11 and 2.3.9 (docs/architecture.md, "ZFS").
+Names and types are those of OpenZFS's libzfs_core.h and libnvpair.h; the nvlist argument of each call was seen in experiments on
+2.1.11 and 2.3.9 (docs/architecture.md, "ZFS").
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LIBRARIES = (
     ("libnvpair.so.3", "libnvpair.so.2", "libnvpair.so.1", "libnvpair.so"),
     ("libzfs_core.so.3", "libzfs_core.so.2", "libzfs_core.so.1", "libzfs_core.so"),
 )
-"""Of OpenZFS by itself, of FreeBSD's base system, and older ones."""
+"""Of OpenZFS itself, of FreeBSD's base system, and older ones."""
 _FUNCTIONS = (
     "lzc_snapshot",
     "lzc_hold",
@@ -84,7 +84,7 @@ def _load(names: Iterable[str]) -> ctypes.CDLL:
 
 
 def device_error(error: OSError) -> KopiatomicError:
-    """Say in words why /dev/zfs could not be opened."""
+    """Explain why /dev/zfs could not be opened."""
     if isinstance(error, FileNotFoundError):
         return KopiatomicError(
             f"{DEVICE} does not exist: the ZFS kernel module is not loaded",
@@ -105,13 +105,13 @@ def device_error(error: OSError) -> KopiatomicError:
 
 
 def prepare() -> None:
-    """Load the libraries and open their connection to the kernel. Raises KopiatomicError where that is impossible."""
+    """Load the libraries and open their connection to the kernel. Raises KopiatomicError if that is impossible."""
     _nvpair()
     _core()
 
 
 def open_cleanup_descriptor() -> int:
-    """Open the descriptor that temporary holds hang on, inheritable: the kernel releases them at its last close."""
+    """Open the descriptor that temporary holds depend on, inheritable: the kernel releases them at its last close."""
     try:
         descriptor = os.open(DEVICE, os.O_RDWR | os.O_EXCL)
     except OSError as error:
@@ -204,7 +204,7 @@ def hold(names: Iterable[str], tag: str, cleanup_fd: int) -> None:
 
 
 def release(names: Iterable[str], tag: str) -> None:
-    """Take away the holds with this tag. Raises ZfsCallError; holds with other tags stay."""
+    """Remove the holds with this tag; holds with other tags stay. Raises ZfsCallError."""
     errors = ctypes.c_void_p()
     with _List() as holds, _List() as tags:
         tags.add_boolean(tag)
@@ -214,7 +214,7 @@ def release(names: Iterable[str], tag: str) -> None:
 
 
 def destroy(names: Iterable[str], *, deferred: bool) -> None:
-    """Destroy the snapshots now, or when their last hold goes. Those that do not exist are no error.
+    """Destroy the snapshots now, or when their last hold is released. Missing snapshots are no error.
 
     Raises ZfsCallError; up to 2.4 nothing is destroyed then, later versions may have destroyed some.
     """
@@ -227,17 +227,17 @@ def destroy(names: Iterable[str], *, deferred: bool) -> None:
 
 
 def may_exist(names: Iterable[str]) -> bool:
-    """Whether one of the snapshots exists, or that is not certain. One call for each, and no process."""
+    """Whether one of the snapshots exists, or may exist. One call for each, and no process."""
     for name in names:
         ctypes.set_errno(0)
-        # It answers no for every failure of the kernel's; which one, errno tells.
+        # It returns false for every failure of the kernel's; errno says which.
         if _core().lzc_exists(os.fsencode(name)) or ctypes.get_errno() != errno.ENOENT:
             return True
     return False
 
 
 def bookmark(snapshots: Mapping[str, str]) -> None:
-    """Make bookmarks, each of a snapshot; those of one pool, all or none. Raises ZfsCallError."""
+    """Make bookmarks of snapshots of one pool; all or none. Raises ZfsCallError."""
     errors = ctypes.c_void_p()
     with _List() as bookmarks:
         for name, snapshot_name in snapshots.items():
@@ -246,7 +246,7 @@ def bookmark(snapshots: Mapping[str, str]) -> None:
 
 
 def destroy_bookmarks(names: Iterable[str]) -> None:
-    """Destroy bookmarks of one pool. Those that do not exist are no error. Raises ZfsCallError."""
+    """Destroy bookmarks of one pool. Missing bookmarks are no error. Raises ZfsCallError."""
     errors = ctypes.c_void_p()
     with _List() as bookmarks:
         for name in names:
@@ -255,7 +255,7 @@ def destroy_bookmarks(names: Iterable[str]) -> None:
 
 
 def send_object(snapshot: str, fd: int, number: int, offset: int) -> None:
-    """Write the stream of a snapshot to a pipe, from this offset of this object on. Blocks; raises ZfsCallError."""
+    """Write the stream of a snapshot to a pipe, starting at this offset of this object. Blocks; raises ZfsCallError."""
     result = _core().lzc_send_resume(
         os.fsencode(snapshot), None, ctypes.c_int(fd), ctypes.c_int(0), ctypes.c_uint64(number), ctypes.c_uint64(offset)
     )

@@ -68,11 +68,11 @@ _MOUNT_ATTR_NOEXEC = 0x08
 
 @cache
 def boot_id() -> str:
-    """A name for this boot of the machine; empty where the kernel gives none. Raises OSError.
+    """Return an id of this boot of the machine; empty if the kernel has none. Raises OSError.
 
-    Read through a /proc of our own: systemd-nspawn covers the file with another one in each container
-    (``setup_boot_id`` in src/nspawn/nspawn.c), whose processes and snapshots are this machine's all the same. Where none can be
-    mounted, nothing else of ours can be mounted either.
+    Read through our own /proc: systemd-nspawn covers the file with another one in each container (``setup_boot_id`` in
+    src/nspawn/nspawn.c), although its processes and snapshots are this machine's. If no /proc can be mounted, we cannot mount
+    anything else either.
     """
     try:
         above, path = detached_mount("proc", "proc", {}), _BOOT_ID
@@ -104,10 +104,10 @@ def _failed(*names: str | bytes) -> OSError:
 
 
 def hide_argument(value: str) -> None:
-    """Overwrite a text in this process's command line, as ps(1) shows it; quietly nothing where that cannot be done."""
+    """Overwrite a text in this process's command line, as shown by ps(1); do nothing if that is impossible."""
     try:
         with open("/proc/self/stat", "rb") as file:
-            # proc_pid_stat(5): fields 48 and 49, counted from behind the name, which may hold anything.
+            # proc_pid_stat(5): fields 48 and 49, counted from after the name, which may hold anything.
             fields = file.read().rpartition(b")")[2].split()
         start, end = int(fields[45]), int(fields[46])
     except (OSError, ValueError, IndexError):
@@ -123,15 +123,15 @@ def hide_argument(value: str) -> None:
 
 
 def unshare(flags: int) -> None:
-    """unshare(2). Raises OSError."""
+    """Call unshare(2). Raises OSError."""
     if _libc().unshare(flags) != 0:
         raise _failed()
 
 
 def fork_into_pid_namespace() -> int:
-    """fork(2) whose child is the first process of a new PID namespace. Raises OSError.
+    """Call fork(2) so that the child is the first process of a new PID namespace. Raises OSError.
 
-    Later children of the caller are in its own namespace again: in one whose first process has ended, every fork fails
+    Later children of the caller are in its own namespace again: in a namespace whose first process has ended, every fork fails
     with ENOMEM (pid_namespaces(7)).
     """
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
@@ -147,7 +147,7 @@ def fork_into_pid_namespace() -> int:
 
 
 def mount(source: str, target: str, fstype: str | None, flags: int, data: str | None = None) -> None:
-    """mount(2); the error names source and target. Raises OSError."""
+    """Call mount(2); the error names source and target. Raises OSError."""
     result = _libc().mount(
         os.fsencode(source),
         os.fsencode(target),
@@ -161,7 +161,7 @@ def mount(source: str, target: str, fstype: str | None, flags: int, data: str | 
 
 
 def detach(target: str) -> None:
-    """Take a mount out of this namespace's tree at once; the kernel frees it when nothing uses it. Raises OSError."""
+    """Detach a mount from this namespace's tree at once; the kernel frees it when it is no longer used. Raises OSError."""
     if _libc().umount2(os.fsencode(target), MNT_DETACH) != 0:
         raise _failed(target)
 
@@ -173,13 +173,13 @@ def die_with_parent(signum: int) -> None:
 
 
 def no_new_privileges() -> None:
-    """No program that this process executes gains anything by a set-user-id bit or a capability of its file."""
+    """Prevent programs that this process executes from gaining privileges by a set-user-id bit or file capabilities."""
     if _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         raise _failed()
 
 
 def drop_bounding_capabilities() -> None:
-    """Leave no capability that a program which this process executes could get from its file. Raises OSError."""
+    """Drop every capability that a program executed by this process could get from its file. Raises OSError."""
     capability = 0
     while _libc().prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0) == 0:
         capability += 1
@@ -195,10 +195,10 @@ def drop_capabilities() -> None:
 
 
 def new_session_keyring() -> None:
-    """Leave the inherited session keyring behind: whoever has it can read its keys, whatever their owner.
+    """Leave the inherited session keyring: its possessor can read its keys, whoever owns them.
 
-    Raises OSError. Where the kernel has no keyrings, or a seccomp filter refuses the call to us and so to all that we start,
-    there is nothing to leave.
+    Raises OSError. If the kernel has no keyrings, or a seccomp filter refuses the call to us and so to all that we start, there
+    is nothing to leave.
     """
     number = _SYS_KEYCTL.get(os.uname().machine)
     if number is None:
@@ -210,7 +210,7 @@ def new_session_keyring() -> None:
 
 
 def adopt_orphans(*, adopt: bool) -> None:
-    """Whether orphaned descendants become our children instead of the first process's."""
+    """Choose whether orphaned descendants become our children instead of the first process's."""
     if _libc().prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0) != 0:
         raise _failed()
 
@@ -218,7 +218,7 @@ def adopt_orphans(*, adopt: bool) -> None:
 def open_beneath(directory: int, path: str, flags: int) -> int:
     """Open a path below a directory, following no link and never leaving it (openat2(2)). Raises OSError.
 
-    Mounts are crossed. The directory itself is ``.``.
+    It may cross mounts. The directory itself is ``.``.
     """
     how = _OpenHow(flags=flags | os.O_CLOEXEC, resolve=RESOLVE_BENEATH | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS)
     result = _libc().syscall(
@@ -227,7 +227,7 @@ def open_beneath(directory: int, path: str, flags: int) -> int:
     if result < 0:
         error = _failed(path)
         if error.errno in {errno.ENOSYS, errno.EPERM}:
-            # With the flags that we give it, it has no reason of its own for either.
+            # With our flags, the call itself has no reason for either error.
             raise FilteredError(error.errno, f"the system call openat2 is refused ({error.strerror})", path)
         raise error
     return int(result)
@@ -260,7 +260,7 @@ def make_beneath(directory: int, path: str, *, mode: int = 0o755, file: bool = F
 
 
 def _directory_in(parent: int, name: str, mode: int) -> int:
-    """Open a directory in another, making it where it is missing. Raises OSError."""
+    """Open a directory in another, making it if missing. Raises OSError."""
     kind = os.O_PATH | os.O_NOFOLLOW | os.O_DIRECTORY
     try:
         return open_beneath(parent, name, kind)
@@ -270,9 +270,9 @@ def _directory_in(parent: int, name: str, mode: int) -> int:
 
 
 def open_without_links(path: str, flags: int) -> int:
-    """Open an absolute path that no link may lead through (openat2(2)). Raises OSError; ELOOP where one does.
+    """Open an absolute path that no link may lead through (openat2(2)). Raises OSError; ELOOP if one does.
 
-    With O_PATH and O_NOFOLLOW the last component may be a link: then it is the link that is opened.
+    With O_PATH and O_NOFOLLOW the last component may be a link: then the link itself is opened.
     """
     looking.at(path)
     root = os.open("/", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -283,7 +283,10 @@ def open_without_links(path: str, flags: int) -> int:
 
 
 def device_of(fd: int) -> int:
-    """The device number (``st_dev``) of what is open, as the kernel has it: no filesystem is asked (statx(2)). Raises OSError."""
+    """Return an open file's device number (``st_dev``) from the kernel, without asking the filesystem (statx(2)).
+
+    Raises OSError.
+    """
     found = (ctypes.c_uint32 * 64)()
     if _libc().statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, found) != 0:
         raise _failed()

@@ -1,7 +1,7 @@
 """Access control lists on Linux, as getxattr(2) shows them: who besides owner and group may write.
 
-POSIX lists are the kernel's (include/uapi/linux/posix_acl_xattr.h), NFSv4 ones what a client (fs/nfs/nfs4proc.c) or a kernel
-with OpenZFS's own lists shows.
+POSIX lists are the kernel's (include/uapi/linux/posix_acl_xattr.h); NFSv4 lists are shown by a client (fs/nfs/nfs4proc.c) or by a
+kernel with OpenZFS's own lists.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from kopiatomic.system import accounts
 
 _NONE = frozenset([errno.ENODATA, errno.EOPNOTSUPP])
-"""How getxattr(2) fails where a file has no such list, or its filesystem knows none."""
+"""Errors of getxattr(2) if a file has no such list, or its filesystem does not know them."""
 
 _POSIX = "system.posix_acl_access"
 _VERSION = 2
@@ -32,11 +32,11 @@ _OWNER = "OWNER@"
 
 
 def writers(at: int | str, gid: int) -> list[str] | None:
-    """Who may write because of a list, in words; None where there is no list. ``gid`` is the file's group. Raises OSError.
+    """Return who may write because of a list, in words; None if there is no list. ``gid`` is the file's group. Raises OSError.
 
-    Of a POSIX list these are named users and groups, and the file's own group, whose bits in the mode are the list's mask.
+    In a POSIX list these are named users and groups, and the file's own group, whose bits in the mode are the list's mask.
     """
-    # What is open with O_PATH has no attributes by its descriptor.
+    # A descriptor opened with O_PATH gives no access to attributes.
     path = f"/proc/self/fd/{at}" if isinstance(at, int) else at
     follow = isinstance(at, int)
     for name, parse in ((_POSIX, _posix), (_NFS4, _nfs4), (_NFS4_NUMBERS, _nfs4_numbers)):
@@ -71,7 +71,7 @@ def _posix(data: bytes, gid: int) -> Iterator[str]:
 
 
 def _nfs4(data: bytes, _gid: int) -> Iterator[str]:
-    """The list as NFS has it on the wire: principals are texts."""
+    """Read the list as NFS has it on the wire: principals are texts."""
     (count,) = struct.unpack_from(">I", data)
     position = 4
     for _ in range(count):
@@ -83,7 +83,7 @@ def _nfs4(data: bytes, _gid: int) -> Iterator[str]:
 
 
 def _nfs4_numbers(data: bytes, _gid: int) -> Iterator[str]:
-    """The list as a kernel with OpenZFS's own shows it: principals are numbers."""
+    """Read the list as a kernel with OpenZFS's own shows it: principals are numbers."""
     _, count = struct.unpack_from(">2I", data)
     for position in range(8, 8 + 20 * count, 20):
         kind, flags, special, mask, who = struct.unpack_from(">5I", data, position)

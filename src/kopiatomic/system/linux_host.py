@@ -1,4 +1,4 @@
-"""What a Linux says of itself: in /proc and /sys, and by openat2(2), pidfd_open(2), prctl(2)."""
+"""A Linux host, asked through /proc and /sys, and by openat2(2), pidfd_open(2), prctl(2)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ KSTAT = Path("/proc/spl/kstat/zfs")
 """A folder for each imported pool, with its state in a file (OpenZFS: module/zfs/spa_stats.c, spa_state_init)."""
 
 _KEPT_FREE = 10
-"""One of so many mounts is not used."""
+"""One in so many mounts is kept free."""
 
 _MEMORY = 32 << 10
-"""Bytes for each dataset that is taken: 22 KiB in the kernel for a Btrfs snapshot and its mount, and the rest in our processes
-(seen on 6.18, x86-64, with 20,000)."""
+"""Bytes for each taken dataset: 22 KiB in the kernel for a Btrfs snapshot and its mount, the rest in our processes (seen on 6.18,
+x86-64, with 20,000).
+"""
 
 _SHARE = 4
-"""One of so many parts of the memory may be used so."""
+"""One part in so many of the memory may be used for that."""
 
 
 class LinuxHost:
@@ -33,7 +34,7 @@ class LinuxHost:
     zoned = "zoned"
 
     def mounts(self) -> list[Mount]:
-        """/proc/self/mountinfo."""
+        """Read /proc/self/mountinfo."""
         try:
             return mountinfo.read()
         except FileNotFoundError:
@@ -44,9 +45,9 @@ class LinuxHost:
             ) from None
 
     def room(self, mounts: int) -> int | None:
-        """What fs.mount-max leaves, but for a tenth, and what a part of the memory is enough for.
+        """Return what fs.mount-max leaves, minus a tenth, or what a share of the memory allows.
 
-        Where the view's namespace is full the host cannot mount anything any more: its mounts are passed on to it.
+        If the view's namespace is full, the host cannot mount anything either: its mounts propagate there.
         """
         most = _number("/proc/sys/fs/mount-max")
         rooms = [] if most is None else [max(0, most - most // _KEPT_FREE - mounts)]
@@ -54,11 +55,11 @@ class LinuxHost:
         return min(rooms, default=None)
 
     def in_jail(self) -> bool:
-        """It has none."""
+        """Return False: Linux has no jails."""
         return False
 
     def link_target(self, path: str) -> str | None:
-        """The link itself is opened, so that it is still the one that was looked at."""
+        """Open the link itself, so that the one examined is the one read."""
         fd = linux.open_without_links(path, os.O_PATH | os.O_NOFOLLOW)
         try:
             return os.readlink("", dir_fd=fd) if stat.S_ISLNK(os.fstat(fd).st_mode) else None
@@ -66,7 +67,7 @@ class LinuxHost:
             os.close(fd)
 
     def identity(self, path: str) -> tuple[int, int, int]:
-        """Of the mount that is seen there, its id."""
+        """Use the id of the mount that is visible there."""
         fd = linux.open_without_links(path, os.O_PATH | os.O_NOFOLLOW)
         try:
             status = os.fstat(fd)
@@ -75,11 +76,11 @@ class LinuxHost:
             os.close(fd)
 
     def open_directory(self, path: str, *, to_list: bool) -> int:
-        """With O_NOATIME, which is the owner's and root's; what is not listed need not be readable."""
+        """Open it with O_NOATIME, which the owner and root may use; what is not listed need not be readable."""
         return linux.open_without_links(path, (os.O_RDONLY | os.O_NOATIME if to_list else os.O_PATH) | os.O_DIRECTORY)
 
     def make_directory(self, path: str, mode: int) -> int:
-        """With O_PATH."""
+        """Open it with O_PATH."""
         top = os.open("/", os.O_PATH | os.O_CLOEXEC)
         try:
             return linux.make_beneath(top, path.strip("/") or ".", mode=mode)
@@ -87,11 +88,11 @@ class LinuxHost:
             os.close(top)
 
     def listed_writers(self, at: int | str, gid: int) -> list[str] | None:
-        """POSIX lists, and NFSv4 ones where the filesystem shows them."""
+        """Read POSIX lists, and NFSv4 lists if the filesystem shows them."""
         return linux_acl.writers(at, gid)
 
     def boot_id(self) -> str:
-        """random(4)."""
+        """Read the id of random(4)."""
         return linux.boot_id()
 
     def has_zfs(self) -> bool:
@@ -99,21 +100,21 @@ class LinuxHost:
         return presence.is_directory("/sys/module/zfs")
 
     def pools(self) -> list[str] | None:
-        """Those with a folder."""
+        """Return those with a folder."""
         return sorted(name for name in presence.names(str(KSTAT)) if presence.exists(str(KSTAT / name / "state")))
 
     def pool_state(self, pool: str) -> str | None:
-        """What stands in its file."""
+        """Read its file."""
         try:
             return (KSTAT / pool / "state").read_text().strip()
         except OSError as error:
-            # A pool whose state cannot be read may be imported all the same.
+            # A pool whose state cannot be read may still be imported.
             return None if presence.absent(error) and not presence.exists(str(KSTAT / pool)) else ""
 
     def transaction_group(self, pool: str) -> int | None:
-        """The one in state O of its history (``spa_txg_history_show``, module/zfs/spa_stats.c).
+        """Return the one in state O of its history (``spa_txg_history_show``, module/zfs/spa_stats.c).
 
-        There is no history where the module's ``zfs_txg_history`` is 0.
+        There is no history if the module's ``zfs_txg_history`` is 0.
         """
         try:
             rows = [line.split() for line in (KSTAT / pool / "txgs").read_text().splitlines()]
@@ -122,27 +123,27 @@ class LinuxHost:
         return next((int(row[0]) for row in rows if row[2:3] == ["O"]), None)
 
     def users(self, sources: Sequence[str], fstype: str) -> Mapping[str, Sequence[User]]:
-        """In /proc."""
+        """Search /proc."""
         return linux_users.find(sources, fstype)
 
     def watch(self, pid: int) -> int:
-        """A pidfd."""
+        """Return a pidfd."""
         return os.pidfd_open(pid)
 
     def kill(self, _pid: int, watch: int) -> None:
-        """By the pidfd: it never means another process."""
+        """Use the pidfd, which never means another process."""
         signal.pidfd_send_signal(watch, signal.SIGKILL)
 
     def adopt_orphans(self, *, adopt: bool) -> None:
-        """PR_SET_CHILD_SUBREAPER."""
+        """Use PR_SET_CHILD_SUBREAPER."""
         linux.adopt_orphans(adopt=adopt)
 
     def descriptors(self) -> Iterable[int]:
-        """/proc/self/fd."""
+        """List /proc/self/fd."""
         return map(int, os.listdir("/proc/self/fd"))
 
     def become(self, uid: int, gid: int, groups: Sequence[int]) -> None:
-        """Without any capability, and without root's keys."""
+        """Drop all capabilities, and root's keys."""
         linux.new_session_keyring()
         linux.drop_bounding_capabilities()
         os.setgroups(groups)
@@ -152,11 +153,11 @@ class LinuxHost:
         linux.no_new_privileges()
 
     def open_again(self, fd: int, flags: int) -> int:
-        """Also one that has no name here."""
+        """Open it through /proc, even if it has no name here."""
         return os.open(f"/proc/self/fd/{fd}", flags)
 
     def children(self) -> list[int]:
-        """None in a kernel built without CONFIG_PROC_CHILDREN."""
+        """Return nothing in a kernel built without CONFIG_PROC_CHILDREN."""
         try:
             with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
                 return [int(pid) for pid in file.read().split()]
@@ -165,7 +166,7 @@ class LinuxHost:
 
 
 def _number(path: str) -> int | None:
-    """The number in a file of the kernel's; None where there is no such file, or another text."""
+    """Return the number in a file of the kernel's; None if the file is missing, or holds other text."""
     try:
         return int(Path(path).read_text(encoding="ascii"))
     except (FileNotFoundError, ValueError):
@@ -173,7 +174,7 @@ def _number(path: str) -> int | None:
 
 
 def _memory() -> Iterator[int]:
-    """Bytes that may be used: of the whole memory, of what is available, of what each control group above us may have."""
+    """Yield the bytes that may be used: of all memory, of what is available, of the limit of each control group above us."""
     try:
         lines = [line.split() for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines()]
         group = next(line for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))

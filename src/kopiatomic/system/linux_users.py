@@ -1,7 +1,7 @@
-"""Which processes keep a filesystem busy that is mounted nowhere in sight: in a namespace of theirs, or by what they have open.
+"""Which processes keep a filesystem busy that is not visibly mounted: in their own namespace, or by open files.
 
-Nothing is asked that may wait for a filesystem: a descriptor's mount is read in /proc, and its device is asked for only where
-that mount is in no namespace any more, without synchronizing (statx(2)).
+Nothing is asked that may wait for a filesystem: a descriptor's mount is read in /proc, and its device is requested only if that
+mount is in no namespace any more, without synchronizing (statx(2)).
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from kopiatomic.system import linux, mountinfo
 from kopiatomic.system.descriptors import closing
 
 _UNREADABLE = (FileNotFoundError, NotADirectoryError, ProcessLookupError, PermissionError)
-"""It has ended, is a thread of the kernel's, or is one that not even root may look into."""
+"""It has ended, is a kernel thread, or not even root may inspect it."""
 
 
 def find(sources: Sequence[str], fstype: str) -> dict[str, list[User]]:
-    """Those that have these filesystems mounted, or open, or mapped. Best effort: a process may end, or hide it elsewhere."""
+    """Return those that have these filesystems mounted, or open, or mapped. Best effort: a process may end, or hide its use."""
     devices = {device: source for source in sources if (device := _device(source, fstype)) is not None}
     found: dict[str, list[User]] = {}
     namespaces: dict[str, tuple[set[int], set[str]]] = {}
@@ -39,7 +39,7 @@ def find(sources: Sequence[str], fstype: str) -> dict[str, list[User]]:
 
 
 def _device(source: str, fstype: str) -> int | None:
-    """The device number of the filesystem as it is now mounted; None where that cannot be found out."""
+    """Return the device number of the filesystem as it is now mounted; None if that cannot be found out."""
     try:
         mounted = linux.detached_mount(fstype, source, {}, read_only=True)
     except OSError:
@@ -51,13 +51,13 @@ def _device(source: str, fstype: str) -> int | None:
 
 
 def _mounts(pid: int, sources: Sequence[str]) -> tuple[set[int], set[str]]:
-    """The ids of all mounts in a process's namespace, and which of the sources are among them."""
+    """Return the ids of all mounts in a process's namespace, and which of the sources are among them."""
     mounts = mountinfo.read(f"/proc/{pid}/mountinfo")
     return {mount.id for mount in mounts}, {mount.source for mount in mounts}.intersection(sources)
 
 
 def _open_devices(pid: int, devices: Collection[int], known: Collection[int]) -> set[int]:
-    """Of which devices a process has something mapped, or open through a mount that is in no namespace any more."""
+    """Return the devices of which a process has something mapped, or open through a mount that is in no namespace any more."""
     wanted = {f"{os.major(device):02x}:{os.minor(device):02x}": device for device in devices}
     with open(f"/proc/{pid}/maps", encoding="ascii", errors="replace") as maps:
         mapped = {wanted[device] for line in maps if (device := line.split(None, 4)[3]) in wanted}
@@ -65,7 +65,7 @@ def _open_devices(pid: int, devices: Collection[int], known: Collection[int]) ->
 
 
 def _detached(pid: int, known: Collection[int]) -> Iterator[int]:
-    """What a process has open of mounts that its namespace does not have, opened here without reaching any filesystem."""
+    """Yield a process's open files on mounts that its namespace does not have, opened here without reaching any filesystem."""
     names = [f"/proc/{pid}/fd/{fd}" for fd in os.listdir(f"/proc/{pid}/fd")]
     for name in (*names, f"/proc/{pid}/cwd", f"/proc/{pid}/root"):
         try:
@@ -73,7 +73,7 @@ def _detached(pid: int, known: Collection[int]) -> Iterator[int]:
                 if mountinfo.id_of(fd) not in known:
                     yield fd
         except _UNREADABLE:
-            # Closed meanwhile.
+            # It was closed meanwhile.
             continue
 
 

@@ -1,8 +1,8 @@
-"""Looking at what users control, in a child process that can be left alone.
+"""Looks at what users control, in a child process that can be left alone.
 
-A user who may write to a directory may put a link or a mount there at any time, and a look at it then waits for a server or a
-daemon that never answers: in the kernel, where no signal ends it. So the main process never looks itself. It forks a child,
-which notes each path before it goes there (:func:`at`), and gives it up when it has stood at one of them for too long.
+A user who may write to a directory may put a link or a mount there at any time. Access to it may then wait for a server or a
+daemon that never answers: in the kernel, where no signal interrupts it. So the main process never looks itself. It forks a child,
+which notes each path before it accesses it (:func:`at`), and abandons the child if it stays at one of them for too long.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ LIMIT = 30.0
 """Seconds that one path may take to answer."""
 
 _ANOTHER = 5.0
-"""The same where another has not answered in this time."""
+"""The same if another path has not answered in this time."""
 
 _CHECK = 1.0
-"""Seconds between two looks at how far the child is."""
+"""Seconds between two checks of the child's progress."""
 
 _END_TIMEOUT = 6.0
-"""Seconds that a child has to end the program that it has started, which has 5 (process.run)."""
+"""Seconds that a child has to end a program that it has started, which has 5 (process.run)."""
 
 _KILLED_TIMEOUT = 0.5
 """Seconds that a killed child has to end; only one that waits in the kernel takes longer."""
@@ -53,9 +53,9 @@ class NoAnswerError(KopiatomicError):
 
 
 class _Steps:
-    """What the child tells without being asked: the number of its step, and the path that it is at; empty for none.
+    """What the child reports continuously: the number of its step, and the path that it is at; empty for none.
 
-    In memory that both have: a child that waits in the kernel sends nothing.
+    In shared memory: a child that waits in the kernel sends nothing.
     """
 
     _HEAD = struct.Struct("=QH")
@@ -79,26 +79,26 @@ class _Steps:
 
 
 _steps: _Steps | None = None
-"""In the child: where it notes them."""
+"""In the child: where it notes its steps."""
 
 
 def at(path: str) -> None:
-    """Note that a path is about to be looked at; empty: a program is, which has a time limit of its own.
+    """Note that a path is about to be accessed; empty: a program is, which has a time limit of its own.
 
-    Nothing in a process that is no such child.
+    Does nothing in a process that is no such child.
     """
     if _steps is not None:
         _steps.note(path)
 
 
 def call(look: Callable[[], T], first: str) -> T:
-    """Call a function in a child of our own, which has nothing of ours open; its result must go through pickle.
+    """Call a function in a child that has none of our descriptors open; its result must be picklable.
 
-    ``first`` is the path that it begins at. Raises what the function raises if that is a KopiatomicError or an OSError, else
-    its description as a KopiatomicError; NoAnswerError; Interrupted; OSError where no child can be had.
+    ``first`` is the path that it begins at. Raises what the function raises if that is a KopiatomicError or an OSError, else its
+    description as a KopiatomicError; NoAnswerError; Interrupted; OSError if no child can be forked.
     """
     if _steps is not None:
-        # This is such a child already.
+        # This is already such a child.
         return look()
     steps = _Steps()
     steps.note(first)
@@ -125,12 +125,12 @@ def call(look: Callable[[], T], first: str) -> T:
 
 @cache
 def real(path: str) -> str:
-    """A path with its links followed, found once: what it led to first is what it is taken for. Raises as :func:`call`."""
+    """Follow a path's links once: where it led first is what it means from then on. Raises as :func:`call`."""
     return call(lambda: os.path.realpath(path), path)
 
 
 def _receive(ours: Channel, steps: _Steps, pid: int) -> object:
-    """Wait for the answer for as long as the child gets on. Raises KopiatomicError, Interrupted."""
+    """Wait for the answer as long as the child makes progress. Raises KopiatomicError, Interrupted."""
     seen, since = steps.last(), time.monotonic()
     while True:
         try:
@@ -163,7 +163,7 @@ def _no_answer(path: str, pid: int) -> NoAnswerError:
 
 
 def _end(pid: int, steps: _Steps) -> None:
-    """End a child that is not needed any more, and the program that it waits for; leave it alone where it waits for a path."""
+    """End a child that is no longer needed, and the program that it waits for; leave it alone if it waits for a path."""
     _, path = steps.last()
     if path or not _stop(pid, signal.SIGTERM, _END_TIMEOUT):
         _stop(pid, signal.SIGKILL, _KILLED_TIMEOUT)
@@ -187,7 +187,7 @@ def _serve(look: Callable[[], object], theirs: Channel, steps: _Steps) -> NoRetu
         with signals.handled():
             theirs.send(_answer(look))
     except ClosedError:
-        # Nobody waits any more.
+        # No process waits any more.
         pass
     except OSError as error:
         theirs.send(error)
@@ -196,10 +196,10 @@ def _serve(look: Callable[[], object], theirs: Channel, steps: _Steps) -> NoRetu
 
 
 def _begin(end: int, steps: _Steps | None) -> None:
-    """In a child: keep nothing open but this one. What its parent has open that must be able to close for good."""
+    """In a child: close everything but this descriptor, since its parent must be able to close completely what it has open."""
     global _steps
     _steps = steps
-    # No collector may close the numbers again, which are free for others now.
+    # The garbage collector must not close these numbers again, which may be reused now.
     gc.disable()
     signals.forget()
     _close_all_but(end)
@@ -230,9 +230,9 @@ def _answer(look: Callable[[], object]) -> object:
 
 
 class Opener:
-    """Opens paths in a child, one after the other, for any thread of ours. A context manager.
+    """Opens paths in a child, one after the other, for any of our threads. A context manager.
 
-    ``how`` opens one there. A child that a path does not answer is left alone, and the next path has a new one.
+    ``how`` opens a path there. A child whose path does not answer is abandoned, and the next path gets a new one.
     """
 
     def __init__(self, how: Callable[[str], int]) -> None:
@@ -248,14 +248,14 @@ class Opener:
         self._end()
 
     def open(self, path: str) -> int:
-        """A descriptor. Raises OSError; TimeoutError where the path does not answer; KopiatomicError, Interrupted."""
+        """Return a descriptor. Raises OSError; TimeoutError if the path does not answer; KopiatomicError, Interrupted."""
         with self._lock:
             try:
                 number, fds = self._ask(os.fsencode(path))
             except TimeoutError:
                 self._end()
                 text = f"it did not answer within {self._limit:g} s"
-                # Whoever makes one path wait can do so with many; a disk that slept is awake by now.
+                # A user who makes one path wait can do so with many; a sleeping disk has woken up meanwhile.
                 self._limit = min(LIMIT, _ANOTHER)
                 raise TimeoutError(errno.ETIMEDOUT, text, path) from None
             except BaseException:
@@ -267,7 +267,7 @@ class Opener:
         return fds[0]
 
     def _ask(self, path: bytes) -> tuple[int, list[int]]:
-        """An error number, and if it is 0 a descriptor. Raises TimeoutError, KopiatomicError, Interrupted, OSError."""
+        """Return an error number, and if it is 0 a descriptor. Raises TimeoutError, KopiatomicError, Interrupted, OSError."""
         ours, _ = self._child = self._child or self._start()
         try:
             ours.sendall(_LENGTH.pack(len(path)) + path)
@@ -292,7 +292,7 @@ class Opener:
         return ours, pid
 
     def _serve(self, theirs: socket.socket) -> None:
-        """In the child, until its parent has closed the other end."""
+        """Answer in the child, until its parent has closed the other end."""
         with theirs.makefile("rb") as questions:
             while head := questions.read(_LENGTH.size):
                 path = os.fsdecode(questions.read(*_LENGTH.unpack(head)))

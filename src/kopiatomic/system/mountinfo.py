@@ -14,19 +14,19 @@ _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 def read(path: str = SELF) -> list[Mount]:
-    """The mounts of a process in the kernel's order (which is not tree order). Raises OSError."""
+    """Return the mounts of a process in the kernel's order (which is not tree order). Raises OSError."""
     with open(path, "rb") as table:
         return parse(table.read())
 
 
 def id_of(fd: int) -> int:
-    """The id of the mount that an open file is in, from proc_pid_fdinfo(5). Raises OSError."""
+    """Return the id of the mount that an open file is in, from proc_pid_fdinfo(5). Raises OSError."""
     with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as info:
         return next(int(line.partition(":")[2]) for line in info if line.startswith("mnt_id:"))
 
 
 def parse(data: bytes) -> list[Mount]:
-    """Read the text of a mountinfo file; a line that does not fit the format raises ValueError."""
+    """Parse the text of a mountinfo file. Raises ValueError for a line that does not fit the format."""
     return [_parse_line(line) for line in os.fsdecode(data).split("\n") if line]
 
 
@@ -47,14 +47,14 @@ def _parse_line(line: str) -> Mount:
     )
 
 
-# Of thousands of mounts most have the same.
+# Most of thousands of mounts have the same options.
 @lru_cache(maxsize=128)
 def _options(field: str) -> tuple[str, ...]:
     return tuple(map(unescaped, field.split(",")))
 
 
 def unescaped(field: str) -> str:
-    """A field without its octal escapes (space, tab, newline, backslash, ``#``)."""
+    """Return a field without its octal escapes (space, tab, newline, backslash, ``#``)."""
     if "\\" in field:
         return _ESCAPE.sub(lambda escape: os.fsdecode(bytes([int(escape[1], 8)])), field)
     return field

@@ -1,4 +1,4 @@
-"""What the kernel says of ZFS pools without being asked through a command or an ioctl, which a suspended pool may hold up."""
+"""What the kernel shows of ZFS pools without a command or an ioctl, which a suspended pool may hold up."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def imported(pool: str) -> bool:
 
 
 def answering() -> list[str] | None:
-    """The imported pools that are not suspended. None on systems whose kernel does not say it in this way."""
+    """Return the imported pools that are not suspended. None on systems whose kernel does not show it in this way."""
     found = host.here().pools()
     if found is None:
         return None
@@ -22,5 +22,5 @@ def answering() -> list[str] | None:
 
 
 def suspended(pools: Iterable[str]) -> list[str]:
-    """Those of the pools whose devices do not answer, so that calls into them wait."""
+    """Return those of the pools whose devices do not answer, so that calls into them wait."""
     return [pool for pool in pools if host.here().pool_state(pool) == "SUSPENDED"]

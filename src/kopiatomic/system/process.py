@@ -1,4 +1,4 @@
-"""Starting other programs: argv lists only, stdin from /dev/null, bounded in time, never left behind."""
+"""Starts other programs: argv lists only, stdin from /dev/null, bounded in time, never left behind."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from kopiatomic.system import channel, host, inherited, looking, signals
 from kopiatomic.text import ended, printable
 
 KEEP = 4 << 20
-"""How much of a program's output is kept (bytes) where the caller does not say."""
+"""How much of a program's output is kept by default (bytes)."""
 
 _KILLED_TIMEOUT = 5.0
 """Seconds that a killed program has to end."""
 
 _LOOK = 0.5
-"""Seconds between two looks at the signals that came while they were deferred."""
+"""Seconds between two checks for signals that came while they were deferred."""
 
 _PAUSE = 0.002
 
@@ -33,7 +33,7 @@ _POINTER_BYTES = 8
 
 @immutable
 class Finished:
-    """A program that has ended. ``status`` is negative where a signal ended it."""
+    """A program that has ended. ``status`` is negative if a signal ended it."""
 
     argv: Sequence[str]
     status: int
@@ -42,17 +42,17 @@ class Finished:
 
     @property
     def errors(self) -> str:
-        """stderr as text, safe to print."""
+        """Return stderr as text, safe to print."""
         return "\n".join(map(printable, self.stderr.decode("utf-8", "backslashreplace").strip().splitlines()))
 
     @property
     def why(self) -> str:
-        """Why it failed, in one line: the last of its stderr, or how it ended."""
+        """Return why it failed, in one line: the last line of its stderr, or how it ended."""
         return self.errors.rpartition("\n")[2] or ended(self.status)
 
 
 class TimeLimitError(KopiatomicError):
-    """A program took longer than it may."""
+    """A program exceeded its time limit."""
 
     argv: Sequence[str] = ()
 
@@ -62,11 +62,11 @@ class ImpatientError(Exception):
 
 
 def parts(words: Iterable[str]) -> list[list[str]]:
-    """The words, as many together as certainly fit into one argv; none where there are none.
+    """Split the words into groups that certainly fit into one argv; empty if there are no words.
 
     A quarter of what the kernel takes (sysconf(3): 2 MiB on Linux at the usual stack size, 256 or 512 KiB on FreeBSD), since the
-    environment counts as well, and so does a pointer to each; and no more than 1 MiB, since Linux takes 6 MiB where the stack has
-    no limit, whatever sysconf says then (execve(2)).
+    environment counts as well, and so does a pointer to each; and no more than 1 MiB, since Linux takes 6 MiB if the stack has no
+    limit, whatever sysconf says then (execve(2)).
     """
     limit = min(os.sysconf("SC_ARG_MAX") // 4, 1 << 20)
     found: list[list[str]] = []
@@ -92,10 +92,10 @@ def run(
 ) -> Finished:
     """Run a program to its end and return its output (at most ``keep`` bytes of each stream).
 
-    ``timeout`` is in seconds, and so is ``killed_timeout``: how long one that was killed has to end. ``take`` is called with
-    each piece of standard output, which then is not kept. The program has no terminal, so that it cannot ask for a password.
-    However this function is left, the program and its process group have ended. Raises FileNotFoundError, PermissionError,
-    OSError as ``subprocess`` does, TimeLimitError, and Interrupted.
+    ``timeout`` is in seconds, and so is ``killed_timeout``: how long a killed program has to end. ``take`` is called with each
+    piece of standard output, which is then not kept. The program has no terminal, so that it cannot ask for a password. However
+    this function is left, the program and its process group have ended. Raises FileNotFoundError, PermissionError, OSError as
+    ``subprocess`` does, TimeLimitError, and Interrupted.
     """
     (finished,) = run_together(
         [argv], timeout=timeout, environment=environment, keep=keep, take=take, killed_timeout=killed_timeout
@@ -112,8 +112,8 @@ def run_together(
     take: Callable[[bytes], None] | None = None,
     killed_timeout: float = _KILLED_TIMEOUT,
 ) -> list[Finished]:
-    """Run programs side by side, each as :func:`run` does, until the last has ended."""
-    # One that came while signals were deferred wakes no wait any more.
+    """Run programs in parallel, each as :func:`run` does, until the last has ended."""
+    # A signal that came while signals were deferred no longer wakes a wait.
     signals.check()
     looking.at("")
     deadline = time.monotonic() + timeout
@@ -134,9 +134,8 @@ def run_together(
 def run_with_family(argv: Sequence[str], *, timeout: float, environment: Mapping[str, str]) -> int | None:
     """Run a program to its end and end all that it has started; its output goes to our stderr, its input is empty.
 
-    ``timeout`` is in seconds. Where signals are deferred, the second that comes ends it. Returns its status, None where it
-    waits in the kernel and not even SIGKILL ends it. Raises TimeLimitError, ImpatientError, Interrupted, and OSError as
-    ``subprocess`` does.
+    ``timeout`` is in seconds. If signals are deferred, the second signal ends it. Return its status, None if it waits in the
+    kernel and not even SIGKILL ends it. Raises TimeLimitError, ImpatientError, Interrupted, and OSError as ``subprocess`` does.
     """
     with _children_ended():
         process = subprocess.Popen(
@@ -178,7 +177,7 @@ def _wait(watch: int, timeout: float) -> None:
 
 @contextmanager
 def _children_ended() -> Iterator[None]:
-    """End and reap what the block leaves running, also what left its process group: orphans come to us."""
+    """End and reap what the block leaves running, even outside its process group: orphans become our children."""
     system = host.here()
     system.adopt_orphans(adopt=True)
     before = set(system.children())
@@ -186,13 +185,13 @@ def _children_ended() -> Iterator[None]:
         yield
     finally:
         with signals.deferred():
-            # Where the kernel does not say which they are, the process group alone is ended.
+            # If the kernel does not name them, only the process group is ended.
             _end_all(lambda: set(system.children()) - before)
             system.adopt_orphans(adopt=False)
 
 
 def _end_all(strays: Callable[[], set[int]]) -> None:
-    """Kill and reap, with a time limit: what waits in the kernel ends when that lets it, and is nobody's child of ours then."""
+    """Kill and reap, with a time limit: what waits in the kernel ends when the kernel lets it, and is then not our child."""
     deadline = time.monotonic() + _KILLED_TIMEOUT
     while (left := strays()) and time.monotonic() < deadline:
         for pid in left:
@@ -213,7 +212,7 @@ class _Running:
 
 
 def _popen(argv: Sequence[str], environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
-    # Looked for here, not by trying to execute it in one folder of PATH after the other. What is not found is Popen's to say.
+    # Search PATH here instead of trying to execute it in one folder after the other. Popen reports what is not found.
     found = shutil.which(argv[0], path=(os.environ if environment is None else environment).get("PATH"))
     return subprocess.Popen(
         argv,
@@ -272,7 +271,7 @@ def _too_long(argv: Sequence[str], what: str, timeout: float) -> TimeLimitError:
 
 
 def _ended(pid: int, deadline: float) -> bool:
-    """Wait for a child's end without reaping it: until then its process group's number is nobody else's."""
+    """Wait for a child's end without reaping it: until then its process group's number cannot be reused."""
     pause = 0.0005
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
         signals.check()
@@ -284,7 +283,7 @@ def _ended(pid: int, deadline: float) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes], killed_timeout: float) -> None:
-    """Kill what is left of the program's process group, also where the program itself has ended, and reap it."""
+    """Kill what is left of the program's process group, even if the program itself has ended, and reap it."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -292,7 +291,7 @@ def _end(process: subprocess.Popen[bytes], killed_timeout: float) -> None:
     try:
         process.wait(killed_timeout)
     except subprocess.TimeoutExpired:
-        # In a call that not even SIGKILL ends, such as one into a suspended pool: the kernel ends it when it can.
+        # It is in a call that not even SIGKILL ends, such as one into a suspended pool: the kernel ends it when it can.
         pass
     for stream in (process.stdout, process.stderr):
         if stream is not None:
@@ -300,7 +299,7 @@ def _end(process: subprocess.Popen[bytes], killed_timeout: float) -> None:
 
 
 def family(pid: int) -> list[tuple[int, str]]:
-    """A process and all below it that still live: their ids and names. Linux's /proc; else the process alone."""
+    """Return the ids and names of a process and all below it that still live. From Linux's /proc; else the process alone."""
     found: list[tuple[int, str]] = []
     waiting = [pid]
     while waiting:

@@ -1,8 +1,7 @@
-"""Who besides root can change a file or directory, or put something else in a path's place: the one judge of that.
+"""Who besides root can change a file or directory, or put something else in a path's place. Only this module judges that.
 
-A directory is *safe* if it belongs to root and nobody else can write to it; or if it is root's and sticky, and the next
-component of the path is root's, which nobody else can move then (``/tmp``, ``/var/tmp``). Groups count as others, 0 too: wheel
-has members.
+A directory is *safe* if it belongs to root and only root can write to it; or if it is root's and sticky, and the next component
+of the path is root's, which then only root can move (``/tmp``, ``/var/tmp``). Groups count as others, even 0: wheel has members.
 """
 
 from __future__ import annotations
@@ -22,15 +21,15 @@ LINKS = 40
 
 
 def writers(at: int | str) -> str:
-    """Who besides root can write to a file or directory, in words; empty if nobody can.
+    """Return who besides root can write to a file or directory, in words; empty if only root can.
 
-    ``at`` is an open descriptor, or a path whose last component is not followed. The owner counts, who can always allow
-    it, and so do access control lists wherever the kernel shows any. Raises OSError.
+    ``at`` is an open descriptor, or a path whose last component is not followed. The owner counts, since an owner can always
+    grant it, and so do access control lists if the kernel shows any. Raises OSError.
     """
     status = os.fstat(at) if isinstance(at, int) else os.lstat(at)
     found = [f"user {accounts.user(status.st_uid)}"] if status.st_uid != 0 else []
     if not stat.S_ISLNK(status.st_mode):
-        # Where there is a POSIX list, the group's bits are its mask, and the group itself is one of its entries.
+        # With a POSIX list, the group's bits are its mask, and the group itself is one of its entries.
         listed = host.here().listed_writers(at, status.st_gid)
         if listed is not None:
             found += listed
@@ -42,9 +41,9 @@ def writers(at: int | str) -> str:
 
 
 def movers(directory: int, name: str) -> str:
-    """Who besides root can put something else in the place of an entry of an open directory, in words; empty if nobody.
+    """Return who besides root can replace an entry of an open directory, in words; empty if only root can.
 
-    An entry that is not there yet counts as root's. Raises OSError.
+    An entry that does not exist yet counts as root's. Raises OSError.
     """
     found = writers(directory)
     if not found or not is_sticky(os.fstat(directory)):
@@ -57,15 +56,15 @@ def movers(directory: int, name: str) -> str:
 
 
 def is_sticky(status: os.stat_result) -> bool:
-    """Whether what is in a directory of root's can be moved by its owners and root alone."""
+    """Whether only root and the owners of the entries can move what is in one of root's directories."""
     return bool(status.st_mode & stat.S_ISVTX) and status.st_uid == 0
 
 
 def steps(path: str, *, links: bool = False) -> Iterator[str]:
-    """Everything that is passed on the way along an absolute path, ``/`` and the end included, links followed.
+    """Yield every step along an absolute path, including ``/`` and the end, with links followed.
 
-    Nobody can write to the links themselves, which are left out without ``links``. What is not there is passed as it is.
-    Raises OSError.
+    The links themselves, to which nothing can be written, are left out without ``links``. What does not exist is yielded as it
+    is. Raises OSError.
     """
     left = path.split("/")[::-1]
     here, followed = "/", 0
@@ -92,9 +91,9 @@ def steps(path: str, *, links: bool = False) -> Iterator[str]:
 
 
 def unsafe(path: str, until: Collection[str] = ()) -> str:
-    """Why somebody else than root can put something else in an absolute path's place, in words; empty if nobody can.
+    """Return why others than root can replace what is at an absolute path, in words; empty if only root can.
 
-    What is not there yet counts as root's; nothing can be moved from a directory of ``until`` on upwards. Raises OSError.
+    What does not exist yet counts as root's; nothing can be moved from a directory of ``until`` on upwards. Raises OSError.
     """
     entry = path
     for directory in parents(path):
@@ -115,10 +114,10 @@ def unsafe(path: str, until: Collection[str] = ()) -> str:
 
 
 def look(paths: Iterable[str], silent: Callable[[str], str]) -> dict[str, str]:
-    """Who besides root can put something else in the place of some absolute paths, or of what lies above them.
+    """Return who besides root can replace what is at some absolute paths, or above them.
 
-    By path, in words; empty if nobody can. Below the first path for which somebody can nothing is looked at. ``silent``
-    says of a directory why it must not be looked into, which then counts as somebody; empty if it may.
+    By path, in words; empty if only root can. Below the first path that others can replace, nothing is examined. ``silent`` names
+    who could keep a directory from answering: it is not opened, and that name is the result; empty if it may be opened.
     """
     found: dict[str, str] = {}
     known: dict[str, str | None] = {}
@@ -132,7 +131,7 @@ def look(paths: Iterable[str], silent: Callable[[str], str]) -> dict[str, str]:
 
 
 def _mover(entry: str, silent: Callable[[str], str], known: dict[str, str | None]) -> str:
-    """As :func:`look` for one path; nobody can move what lies above it. ``known`` has directories, None for sticky ones."""
+    """Return the same for one path; only root can move what lies above it. ``known`` has directories, None for sticky ones."""
     above, name = os.path.split(entry)
     try:
         if known.get(above) is None:
@@ -152,5 +151,5 @@ def _mover(entry: str, silent: Callable[[str], str], known: dict[str, str | None
                 os.close(directory)
         return known[above] or ""
     except OSError as error:
-        # Who it is cannot be told, and that is no proof of nobody.
+        # An unknown answer is no proof that only root can.
         return f"somebody ({error.strerror})"

@@ -1,7 +1,7 @@
 """What asks a run to end (signals, its time limit): noted by a handler, raised only where a wait is safe to leave.
 
-Signal handling belongs to the process, so this is a module and not an object. Every wait of the main process watches
-:func:`fd` and calls :func:`check`; clean-up runs inside :func:`deferred`, where signals are noted and not raised.
+Signal handling belongs to the process, so this is a module and not an object. Every wait of the main process watches :func:`fd`
+and calls :func:`check`; clean-up runs inside :func:`deferred`, where signals are noted and not raised.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def _note(signum: int, _frame: FrameType | None) -> None:
 def handled(*, limit: float | None = None, on_stop: str | None = None) -> Iterator[None]:
     """Handle the ending signals; those ignored at the start (nohup, background jobs) stay ignored.
 
-    ``limit`` is the time limit of the whole block in seconds; the kernel's timer does not follow a clock that jumps.
-    Where ``on_stop`` is given, Ctrl-Z writes that line to stderr and stops nothing.
+    ``limit`` is the time limit of the whole block in seconds; the kernel's timer does not follow a clock that jumps. If
+    ``on_stop`` is given, Ctrl-Z writes that line to stderr and stops nothing.
     """
     global _read_end, _write_end, _limit
     _read_end, _write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -65,9 +65,9 @@ def handled(*, limit: float | None = None, on_stop: str | None = None) -> Iterat
 
 @contextmanager
 def noted(*signums: signal.Signals) -> Iterator[list[int]]:
-    """Note other signals as they come, in the order of their coming; those that were ignored stay ignored.
+    """Note other signals in the order in which they arrive; ignored ones stay ignored.
 
-    Where the ending ones are handled, each of these wakes a wait as well.
+    If the ending signals are handled, each of these wakes a wait as well.
     """
     came: list[int] = []
     previous = {signum: signal.getsignal(signum) for signum in signums}
@@ -82,7 +82,7 @@ def noted(*signums: signal.Signals) -> Iterator[list[int]]:
 
 
 def _say(line: str) -> None:
-    """Write a line from within a handler, where a stream may be in the middle of another."""
+    """Write a line from within a handler, where a stream may be in the middle of another line."""
     try:
         os.write(2, f"\n{line}\n".encode())
     except OSError:
@@ -90,27 +90,27 @@ def _say(line: str) -> None:
 
 
 def fd() -> int | None:
-    """Readable when a signal came; None where signals are not handled (tests, keeper, launcher)."""
+    """Return a descriptor that is readable after a signal; None if signals are not handled (tests, keeper, launcher)."""
     return _read_end if _read_end >= 0 else None
 
 
 def count() -> int:
-    """How many times the run was asked to end so far."""
+    """Return how many times the run has been asked to end."""
     return len(_pending)
 
 
 def alarms() -> int:
-    """How many of them were the time limit and no person's."""
+    """Return how many of these requests came from the time limit and not from a person."""
     return _pending.count(signal.SIGALRM)
 
 
 def insisted() -> bool:
-    """Whether somebody asked again after the first time; a time limit that falls into an orderly stop does not."""
+    """Whether the request was repeated; a time limit that falls into an orderly stop does not count."""
     return any(signum != signal.SIGALRM for signum in _pending[1:])
 
 
 def reason() -> Interrupted | None:
-    """Why the run was first asked to end."""
+    """Return why the run was first asked to end."""
     if not _pending:
         return None
     return TimedOut(_limit) if _pending[0] == signal.SIGALRM else Interrupted(_pending[0])
@@ -138,7 +138,7 @@ def sleep(seconds: float) -> None:
     """Wait. Raises Interrupted."""
     deadline = time.monotonic() + seconds
     check()
-    # No select(2): with many descriptors open, the number of this one may be too high for that.
+    # Not select(2): with many descriptors open, this one's number may be too high for it.
     poll = select.poll()
     if _read_end >= 0:
         poll.register(_read_end, select.POLLIN)
@@ -149,7 +149,7 @@ def sleep(seconds: float) -> None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Clean-up: a signal is noted, and nothing is raised before the end of the block."""
+    """Defer signals for clean-up: they are noted, and nothing is raised before the end of the block."""
     global _deferred
     _deferred += 1
     try:
@@ -159,7 +159,7 @@ def deferred() -> Iterator[None]:
 
 
 def forget() -> None:
-    """In a forked child: back to the default actions, without the parent's descriptors."""
+    """In a forked child: restore the default actions, without the parent's descriptors."""
     global _read_end, _write_end
     signal.set_wakeup_fd(-1)
     for signum in (*ENDING, signal.SIGALRM):

@@ -1,4 +1,4 @@
-"""Starting a program with a root, a working directory and a user of its own: what posix_spawn(3) cannot set."""
+"""Starts a program with its own root, working directory and user, which posix_spawn(3) cannot set."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kopiatomic.system import host, inherited
 
 @immutable
 class User:
-    """Who a program runs as: numbers, and all groups. It has no capabilities, and no descriptor but 0, 1 and 2."""
+    """The user that a program runs as: numbers, and all groups. It has no capabilities, and no descriptors but 0, 1 and 2."""
 
     uid: int
     gid: int
@@ -24,9 +24,9 @@ class User:
 
 @immutable
 class Setting:
-    """How a program starts. Descriptors are those of this process; other ones it gets only if they are inheritable.
+    """How a program starts. Descriptors are those of this process; it inherits others only if they are inheritable.
 
-    It leads a process group of its own, and a session of its own unless it belongs to our terminal.
+    It leads its own process group, and its own session unless it belongs to our terminal.
     """
 
     stdin: int
@@ -38,7 +38,7 @@ class Setting:
     """A directory that becomes its root."""
     user: User | None = None
     terminal: int | None = None
-    """The controlling terminal of this process, which is to be that of the program too."""
+    """The controlling terminal of this process, which the program shares."""
     foreground: bool = False
     """Whether the program is in that terminal's foreground."""
     first: Callable[[], None] | None = None
@@ -50,7 +50,7 @@ class DirectoryError(OSError):
 
 
 def start(argv: Sequence[str], environment: Mapping[str, str], setting: Setting) -> int:
-    """Start a program; returns its process id. Raises DirectoryError, and OSError where it cannot be executed."""
+    """Start a program. Return its process id. Raises DirectoryError, and OSError if it cannot be executed."""
     told, tells = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -72,7 +72,7 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
     try:
         if setting.first is not None:
             setting.first()
-        # Before anything wakes our parent by it.
+        # Before a signal could wake our parent through it.
         signal.set_wakeup_fd(-1)
         _lead_a_group(setting)
         _move_streams((setting.stdin, setting.stdout, setting.stderr))
@@ -80,7 +80,7 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
             _inherit_nothing_else()
         if setting.root is not None:
             os.fchdir(setting.root)
-            # Who is in a chroot or a jail already may on FreeBSD have no directory open (chroot(2)).
+            # On FreeBSD a process already in a chroot or a jail may have no directory open (chroot(2)).
             os.close(setting.root)
             os.chroot(".")
         if setting.user is not None:
@@ -89,7 +89,7 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
         at_directory = True
         os.chdir(setting.cwd)
         at_directory = False
-        # Only now: the caller's limit of open files may lie below the descriptors that were moved.
+        # Not earlier: the caller's limit of open files may be below the descriptors that were moved.
         inherited.hand_on()
         os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - that is what this is for
     except OSError as error:
@@ -104,7 +104,7 @@ def _lead_a_group(setting: Setting) -> None:
         return
     os.setpgid(0, 0)
     if setting.foreground:
-        # Who is not in the foreground yet is stopped for that otherwise.
+        # Otherwise a process that is not yet in the foreground is stopped for that.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         os.tcsetpgrp(setting.terminal, os.getpid())
         signal.signal(signal.SIGTTOU, signal.SIG_DFL)
@@ -116,7 +116,7 @@ def _inherit_nothing_else() -> None:
             try:
                 os.set_inheritable(fd, False)
             except OSError:
-                # Not open, or not any more.
+                # It is not open, or no longer.
                 continue
 
 

@@ -1,7 +1,7 @@
-"""A terminal for a program that is started far from its caller's: a pty(7), and the relay between the two.
+"""A terminal for a program that runs apart from its caller's terminal: a pty(7), and the relay between the two.
 
-While the caller's terminal is attached it is in raw mode: every key goes to the program's terminal, whose own line
-discipline echoes, edits, and makes signals of Ctrl-C and Ctrl-Z.
+While the caller's terminal is attached it is in raw mode: every key goes to the program's terminal, whose own line discipline
+echoes, edits, and turns Ctrl-C and Ctrl-Z into signals.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kopiatomic.system import host
 
 _PIECE = 1 << 14
 _PATIENCE = 2.0
-"""Seconds that a terminal which takes nothing may keep us when the program has ended, or something has to be said."""
+"""Seconds to wait for a terminal that accepts nothing, when the program has ended or something must be printed."""
 
 _FAILED = (OSError, termios.error)
 
@@ -29,14 +29,14 @@ def is_same(one: int, other: int) -> bool:
 
 
 class Terminal:
-    """The pty, in the likeness of the caller's terminal.
+    """The pty, configured like the caller's terminal.
 
-    ``owner`` is a user who must be able to open it. Where the caller's is ``shared`` with other programs, what they write
+    ``owner`` is a user who must be able to open it. If the caller's terminal is ``shared`` with other programs, what they write
     keeps its line ends.
     """
 
     def __init__(self, fd: int, *, owner: int | None, shared: bool) -> None:
-        # Opened anew: what is set for this descriptor is not set for the caller's.
+        # Opened a second time, so that settings of this descriptor do not affect the caller's.
         flags = os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC
         self._callers = host.here().open_again(fd, flags)
         self._before = termios.tcgetattr(self._callers)
@@ -53,7 +53,7 @@ class Terminal:
         self.fit()
 
     def in_foreground(self) -> bool:
-        """Whether the caller's terminal may be changed and read from by us now."""
+        """Whether we may now change and read from the caller's terminal."""
         try:
             return os.tcgetpgrp(self._callers) == os.getpgrp()
         except OSError:
@@ -61,12 +61,12 @@ class Terminal:
             return True
 
     def resemble(self) -> None:
-        """Take on what the caller's terminal has become since, such as one in which a shell reads no commands any more."""
+        """Take over later settings of the caller's terminal, for example once its shell no longer reads commands."""
         with suppress(*_FAILED):
             termios.tcsetattr(self.theirs, termios.TCSANOW, termios.tcgetattr(self._callers))
 
     def attach(self, *, keyboard: bool) -> None:
-        """Give the program the keyboard, if it is to have it and we have it; also where that may have been undone."""
+        """Give the program the keyboard, if it should have it and we have it; repeat it where that may have been undone."""
         self.fit()
         if not keyboard or not self.in_foreground():
             self._raw = False
@@ -78,7 +78,7 @@ class Terminal:
             self._raw = True
 
     def detach(self) -> None:
-        """Leave the caller's terminal as it was."""
+        """Restore the caller's terminal."""
         if self._raw and self.in_foreground():
             with suppress(*_FAILED):
                 termios.tcsetattr(self._callers, termios.TCSANOW, self._before)
@@ -86,7 +86,7 @@ class Terminal:
 
     @contextmanager
     def restored(self) -> Iterator[None]:
-        """However the block is left, the caller's terminal is as it was then."""
+        """Restore the caller's terminal, however the block is left."""
         try:
             yield
         finally:
@@ -94,7 +94,7 @@ class Terminal:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """For as long as the block takes, the caller's terminal is as it was."""
+        """Restore the caller's terminal for the length of the block."""
         attached = self._raw
         if attached:
             self._flush()
@@ -108,13 +108,13 @@ class Terminal:
                 self.attach(keyboard=True)
 
     def fit(self) -> None:
-        """Give the program's terminal the size of the caller's; the kernel tells the program."""
+        """Give the program's terminal the size of the caller's; the kernel notifies the program."""
         with suppress(OSError):
             size = fcntl.ioctl(self._callers, termios.TIOCGWINSZ, b"\0" * 8)
             fcntl.ioctl(self._ours, termios.TIOCSWINSZ, size)
 
     def interests(self) -> Mapping[int, int]:
-        """What to watch: nothing is taken from one side that the other has no room for."""
+        """Return what to watch: nothing is read from one side while the other has no room for it."""
         if self._gone:
             return {}
         ours = (0 if self._to_caller else select.POLLIN) | (select.POLLOUT if self._to_program else 0)
@@ -123,7 +123,7 @@ class Terminal:
         return {fd: events for fd, events in ((self._ours, ours), (self._callers, callers)) if events}
 
     def handle(self, fd: int, events: int) -> None:
-        """Pass on what there is."""
+        """Relay what is available."""
         try:
             if fd == self._ours:
                 if events & select.POLLOUT:
@@ -143,7 +143,7 @@ class Terminal:
             self._hang_up()
 
     def _hang_up(self) -> None:
-        """The caller's terminal is gone, so the program's goes too: the kernel tells the program (SIGHUP)."""
+        """Close the program's terminal since the caller's is gone: the kernel tells the program (SIGHUP)."""
         if not self._gone:
             self._gone = True
             self._raw = False
@@ -151,7 +151,7 @@ class Terminal:
             self._to_caller = self._to_program = b""
 
     def drain(self) -> None:
-        """Show what the program, which has ended or stopped, has written by now."""
+        """Show all that the program, which has ended or stopped, has written."""
         while not self._gone and self._flush():
             try:
                 self._to_caller = os.read(self._ours, _PIECE)
@@ -159,7 +159,7 @@ class Terminal:
                 return
 
     def _flush(self) -> bool:
-        """Show what is waiting for that; returns whether it could be."""
+        """Show pending output. Return whether all of it was accepted."""
         self._to_caller = _show(self._callers, self._to_caller)
         return not self._to_caller
 
@@ -171,7 +171,7 @@ class Terminal:
 
 
 class Screen:
-    """A terminal of the caller's that a program may write to, and do nothing else with: the program gets a pipe.
+    """One of the caller's terminals that a program may only write to: the program gets a pipe.
 
     With a descriptor of the terminal itself it could read what is typed and, on many kernels, type (TIOCSTI). ``owner`` is the
     user that must be able to open the pipe by its name.
@@ -186,13 +186,13 @@ class Screen:
         self._gone = False
 
     def interests(self) -> Mapping[int, int]:
-        """What to watch: nothing is taken that the terminal has no room for."""
+        """Return what to watch: nothing is read while the terminal has no room for it."""
         if self._gone:
             return {}
         return {self._screen: select.POLLOUT} if self._data else {self._written: select.POLLIN}
 
     def handle(self, fd: int) -> None:
-        """Pass on what there is."""
+        """Relay what is available."""
         try:
             if fd == self._screen:
                 self._data = self._data[os.write(fd, self._data) :]
@@ -202,13 +202,13 @@ class Screen:
         except BlockingIOError:
             return
         except OSError:
-            # The terminal is gone: whoever writes on is told by SIGPIPE.
+            # The terminal is gone: a program that continues to write gets SIGPIPE.
             self._gone = True
             os.close(self._written)
             self._written = -1
 
     def drain(self) -> None:
-        """Show what the program, which has ended, has written by now."""
+        """Show all that the program, which has ended, has written."""
         while not self._gone:
             self._data = _show(self._screen, self._data)
             if self._data:
@@ -225,7 +225,7 @@ class Screen:
 
 
 def _show(fd: int, data: bytes) -> bytes:
-    """Write to a terminal, with some patience; returns what it did not take."""
+    """Write to a terminal, with some patience. Return what it did not accept."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     while data and poll.poll(_PATIENCE * 1000):
@@ -239,7 +239,7 @@ def _show(fd: int, data: bytes) -> bytes:
 
 
 def _raw(mode: list[Any], *, output: bool) -> list[Any]:
-    """A mode in which every byte passes as it is (cfmakeraw(3)), on the way out only if ``output``."""
+    """Return a mode in which every byte passes unchanged (cfmakeraw(3)), for output only if ``output``."""
     iflag, oflag, cflag, lflag, ispeed, ospeed, characters = mode
     iflag &= ~(termios.IGNBRK | termios.BRKINT | termios.PARMRK | termios.ISTRIP)
     iflag &= ~(termios.INLCR | termios.IGNCR | termios.ICRNL | termios.IXON)

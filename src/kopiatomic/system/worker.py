@@ -1,4 +1,4 @@
-"""Calls that the kernel may hold up for ever (a suspended pool) are made in a child process, which can be left alone."""
+"""Makes calls that the kernel may hold up for ever (a suspended pool) in a child process, which can be left alone."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class StuckError(KopiatomicError):
-    """A child process waits in the kernel. It goes on by itself when the kernel lets it."""
+    """A child process waits in the kernel. It continues by itself when the kernel lets it."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(f"process {pid} waits in the kernel", kind="stuck", hint="See 'zpool status' and 'dmesg'.")
@@ -23,10 +23,10 @@ class StuckError(KopiatomicError):
 
 
 def call(function: Callable[[], T], receive: Callable[[Channel], object]) -> T:
-    """Call a function in a child that no terminal's signal reaches; its result must go through pickle.
+    """Call a function in a child that no terminal's signal reaches; its result must be picklable.
 
     ``receive`` waits for the result on a channel, and raises TimeoutError when it has waited long enough. Raises what the
-    function raises if that is a KopiatomicError, else its description as one; StuckError; OSError where no child can be had.
+    function raises if that is a KopiatomicError, else its description as one; StuckError; OSError if no child can be forked.
     """
     ours, theirs = channel.pair()
     pid = os.fork()
@@ -61,12 +61,12 @@ def _serve(function: Callable[[], object], ours: Channel, theirs: Channel) -> No
     try:
         theirs.send(result)
     except ClosedError:
-        # Nobody waits any more; what was to be done is done.
+        # No process waits any more; the work is done.
         return
 
 
 def detach() -> None:
-    """In a forked child: a session of its own, in which no signal that asks a run to end arrives.
+    """In a forked child: start a session of its own, which no signal that asks a run to end reaches.
 
     It may outlive the main process, and then must not keep its caller waiting for the end of a pipe.
     """
@@ -76,7 +76,7 @@ def detach() -> None:
         os.dup2(null, fd)
     os.close(null)
     signals.forget()
-    # A closed pipe to a main process that died is told by the channel, not by a signal.
+    # The channel, not a signal, reports a main process that died.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     for signum in (*signals.ENDING, signal.SIGTSTP):
         signal.signal(signum, signal.SIG_IGN)

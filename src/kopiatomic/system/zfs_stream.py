@@ -1,9 +1,9 @@
 """The bytes of a ZFS volume's snapshot, read through ``zfs send``: no device node, no clone, no property that others see.
 
-A snapshot's own device exists only where the property ``snapdev`` is set, and setting it makes the devices of all of the
-volume's snapshots appear to everybody. A stream needs none of that. It can begin at any offset (as a resumed one does), has
-the volume's blocks in order, and leaves holes out. Its records are those of OpenZFS's ``zfs_ioctl.h``
-(``dmu_replay_record``), in the byte order of this machine.
+A snapshot's own device exists only if the property ``snapdev`` is set, and setting it makes the devices of all of the volume's
+snapshots visible to every user. A stream needs none of that. It can begin at any offset (as a resumed one does), has the volume's
+blocks in order, and leaves holes out. Its records are those of OpenZFS's ``zfs_ioctl.h`` (``dmu_replay_record``), in the byte
+order of this machine.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _MAGIC = 0x2F5BACBAC
 _BEGIN, _OBJECT, _FREE_OBJECTS, _WRITE, _FREE, _END = range(6)
 
 _SKIP = 8 << 20
-"""How far ahead (bytes) a stream is read on rather than begun anew."""
+"""How far (bytes) to read ahead in a stream instead of starting a new one."""
 
 _STREAMS = 4
-"""How many places of a volume may be read in turn, each in order, without beginning anew."""
+"""How many places of a volume can be read in turn, each in order, without starting new streams."""
 
 _PIPE = 1 << 20
 
@@ -38,10 +38,10 @@ class VolumeReader:
     def __init__(self, snapshot: str) -> None:
         self._snapshot = snapshot
         self._streams: list[_Stream] = []
-        """The one that was used last is last."""
+        """The most recently used one is last."""
 
     def read(self, offset: int, length: int) -> bytes:
-        """So many bytes from there on; zeros where the volume has none. Raises OSError."""
+        """Return ``length`` bytes from ``offset`` on; zeros where the volume has holes. Raises OSError."""
         near = [s for s in self._streams if s.position <= offset <= s.position + _SKIP]
         if near:
             stream = max(near, key=lambda s: s.position)
@@ -82,11 +82,11 @@ class _Stream:
             os.close(writing)
 
     def close(self) -> None:
-        """Let go of it; the kernel ends the call when it next writes."""
+        """Abandon the stream; the kernel ends the call at its next write."""
         self._pipe.close()
 
     def read(self, offset: int, length: int) -> bytes:
-        """Raises OSError."""
+        """Return the bytes at or after the position of the previous call. Raises OSError."""
         found = bytearray(length)
         end = offset + length
         while not self._ended and self._start < end:
@@ -126,7 +126,7 @@ class _Stream:
                 break
             elif kind not in {_FREE, _FREE_OBJECTS}:
                 raise self._broken(f"it has a record of the unknown kind {kind}")
-        # Objects come in order: behind the data nothing of it follows.
+        # Objects come in order: no more data follows after the volume's.
         self._ended = True
         self._block = b""
         self.close()

@@ -1,8 +1,8 @@
 """The in-place view on FreeBSD: a tree like the live one, with the frozen datasets at their true paths, for a chroot(2).
 
-A nullfs shows one mount and none that is in it. So the live ``/`` has one, unless it is frozen itself, each further live mount
-has its own, and what is frozen comes over that. What is hidden is just not there. No mount point lies outside of the run's
-own directory, in which ``root`` is the engine's root.
+A nullfs shows one mount without the mounts in it. So the live ``/`` has one, unless it is frozen itself, each further live mount
+has its own, and what is frozen is mounted over that. What is hidden is simply missing. All mount points lie in the run's own
+directory, in which ``root`` is the engine's root.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from kopiatomic.system.freebsd_mounting import Options
 from kopiatomic.text import printable
 
 _FRESH = frozenset(["devfs", "fdescfs", "linprocfs", "linsysfs", "procfs"])
-"""What the kernel makes is mounted anew: it shows the same as the live one (devfs(5), fdescfs(5), procfs(5))."""
+"""What the kernel generates is mounted afresh: it shows the same as the live one (devfs(5), fdescfs(5), procfs(5))."""
 
 _NEVER = frozenset(["autofs"])
-"""What would be mounted by a look into it: not shown."""
+"""What access would mount: not shown."""
 
 _FEW_DEVICES = "4"
 """The ruleset for jails of /etc/defaults/devfs.rules, which rc.d/devfs loads: null, random, terminals and the like."""
 
 _KEPT = ("ro", "noexec", "nosuid", "nosymfollow")
-"""The flags that count at the mount that a path leads through: a nullfs has none of those below it (``nullfs_mount``)."""
+"""The flags that matter at the mount that a path leads through: a nullfs inherits none of those below it (``nullfs_mount``)."""
 
 _IGNORE = ".kopiaignore"
 
 
 class InPlaceView(FreeBSDView):
-    """``base`` is the run's own directory. Which live mounts there are is the plan's to say."""
+    """``base`` is the run's own directory. The plan says which live mounts there are."""
 
     def __init__(
         self,
@@ -51,18 +51,18 @@ class InPlaceView(FreeBSDView):
     ) -> None:
         self._plan = plan
         self._aside = f"{base}/own"
-        """The directory of ours that an engine may write to; it is seen at its path in the view."""
+        """Our directory that an engine may write to; it is seen at its path in the view."""
         root = f"{base}/root"
         super().__init__(root, base, _planned(root, base, self._aside, plan, steps), kernel, record)
         self._options: dict[str, tuple[str, ...]] = {}
-        """Of the live mounts, by point."""
+        """Those of the live mounts, by point."""
 
     def engine_root(self) -> int | None:
-        """The tree that was put together."""
+        """Open the assembled tree."""
         return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def require(self) -> None:
-        """Look at what must stay writable, and at what is mounted now."""
+        """Check what must stay writable, and read what is mounted now."""
         for path in self._plan.writable:
             why = unsafe(path)
             if why is not None:
@@ -74,7 +74,7 @@ class InPlaceView(FreeBSDView):
         self._options = {m.point: m.options for m in visible(freebsd_mounts.read(self._kernel)).values()}
 
     def prepare(self) -> None:
-        """The place for temporary files, in a directory that kopia does not read where that is in a source."""
+        """Make the place for temporary files, in a directory that kopia does not read if it lies in a source."""
         own = next(p for p in self._planned if p.whole == self._aside)
         inside = os.path.relpath(f"{self._base}/{SCRATCH}", own.step.place)
         os.makedirs(f"{self._aside}/{inside}", 0o700)
@@ -84,18 +84,18 @@ class InPlaceView(FreeBSDView):
                 file.write("*\n")
 
     def options(self, planned: Planned) -> Options:
-        """What is live is as it is there; in a jail a devfs has the jail's own ruleset, and no other."""
+        """Keep a live mount's flags; in a jail a devfs has the jail's own ruleset, and no other."""
         if planned.fstype == "devfs" and freebsd.number(self._kernel, "security.jail.jailed"):
             return ()
         if planned.step.fstype == LIVE and planned.fstype == "nullfs":
-            # In a jail whose root is no mount that one is not in the table.
+            # In a jail whose root is no mount, the root is not in the table.
             above = (planned.source, *parents(planned.source))
             flags = next((self._options[place] for place in above if place in self._options), ())
             return tuple((flag, "") for flag in _KEPT if flag in flags)
         return planned.options
 
     def obstacle(self, planned: Planned) -> str | None:
-        """As for all views; and a live mount must be there still, where nobody else can move it."""
+        """Return the obstacle of any view, or that a live mount is gone or that others than root can move it."""
         step = planned.step
         if step.fstype == LIVE and planned.fstype == "nullfs":
             if step.source and step.place not in self._options:
@@ -107,9 +107,9 @@ class InPlaceView(FreeBSDView):
 
 
 def refuse(plan: Plan) -> list[str]:
-    """Refuse, before anything is made, what has no safe place in the view; returns what the user should know.
+    """Refuse, before anything is made, what has no safe place in the view. Return what the user should know.
 
-    Mounting goes by paths: in a live tree somebody could move a directory and put a link in its place. Raises KopiatomicError.
+    Mounting uses paths: in a live tree others could move a directory and put a link in its place. Raises KopiatomicError.
     """
     places = {place for taken in plan.taken for place, _ in taken.shown} | {h.directory for h in plan.hidden}
     live = {u.point for u in plan.uncovered if u.live}
@@ -134,7 +134,7 @@ def refuse(plan: Plan) -> list[str]:
 
 
 def filesystems(plan: Plan) -> set[str]:
-    """What is mounted anew for a plan."""
+    """Return what is mounted afresh for a plan."""
     return {step.source for step in _live(plan) if step.source in _FRESH}
 
 
@@ -155,7 +155,7 @@ def _planned(root: str, base: str, aside: str, plan: Plan, steps: Sequence[Step]
             options = (("ruleset", _FEW_DEVICES),) if few else ()
             planned.append(Planned(step, step.source, point, fstype=step.source, options=options))
         elif step.source or _kind_above(step.place, kinds) != LIVE:
-            # A directory that is seen already cannot be mounted on itself (EDEADLK, nullfs_mount).
+            # A directory that is already visible cannot be mounted on itself (EDEADLK, nullfs_mount).
             planned.append(Planned(step, step.place, point, options=()))
         kinds[step.place] = step.fstype
     return planned
@@ -166,25 +166,25 @@ def _kind_above(place: str, kinds: Mapping[str, str]) -> str | None:
 
 
 def _own(base: str, plan: Plan) -> Iterator[Step]:
-    """The directory of ours that an engine may write to, first, and that of the runs' where that is needed."""
+    """Yield our directory that an engine may write to first, then that of all runs if needed."""
     runs = os.path.dirname(base)
     in_source = any(is_at_or_below(base, source) for source in plan.sources)
     covers = in_source and not plan.live_system
     yield Step("the directory for temporary files", runs if covers else base, SCAFFOLD, named=True)
     if in_source and plan.live_system:
-        # In the snapshot it has no place; and a kopiatomic that is started in the view finds the locks of all runs.
+        # It has no place in the snapshot; and a kopiatomic started in the view finds the locks of all runs.
         yield Step("the directory of locks", runs, LIVE, named=True)
 
 
 def _holders(base: str, plan: Plan) -> Iterator[Step]:
-    """Directories of ours for hidden mounts in which something has a place that is seen all the same."""
+    """Yield our directories that stand for hidden mounts which contain a visible place."""
     needed = (base, *plan.writable)
     hidden = {u.point for u in plan.uncovered if not u.live and any(is_at_or_below(path, u.point) for path in needed)}
     yield from (Step("", point, SCAFFOLD) for point in hidden - {*plan.scaffolds})
 
 
 def _live(plan: Plan) -> Iterator[Step]:
-    """What is seen live, as steps whose source is the kind of a mount, and nothing for a directory."""
+    """Yield what is seen live, as steps whose source is the mount's type, or empty for a directory."""
     if not _is_root_frozen(plan):
         yield Step("", "/", LIVE)
     elif not plan.live_system:
@@ -200,7 +200,7 @@ def _live(plan: Plan) -> Iterator[Step]:
 
 
 def _is_shown(mount: Uncovered) -> bool:
-    """Neither a mount that a look makes (also ``.zfs/snapshot``), nor one of any run's: a nullfs would keep it busy."""
+    """Whether it is neither mounted on access (such as ``.zfs/snapshot``) nor any run's: a nullfs would keep it busy."""
     by_a_look = mount.fstype in _NEVER or (mount.fstype == "zfs" and "@" in mount.source)
     return not (by_a_look or below(mount.source, locks.DIRECTORY) or below(mount.point, locks.DIRECTORY))
 

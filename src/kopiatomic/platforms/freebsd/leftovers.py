@@ -1,8 +1,8 @@
-"""Mounts that a run made on FreeBSD, where they outlive it: which of those recorded are there, and how they go.
+"""Mounts on FreeBSD, which outlive their run: which of the recorded ones are still there, and how they are removed.
 
-Taken for ours is a mount whose type, point and source are recorded together: each names the run, by the snapshot's name or
-by the run's own directory, which only root enters. It is unmounted by its id, never by force, and never with what is mounted
-in it by somebody else.
+A mount counts as ours if its type, point and source are recorded together: each names the run, by the snapshot's name or by the
+run's own directory, which only root can enter. It is unmounted by its id, never by force, and never together with another's mount
+in it.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from kopiatomic.system.freebsd import Kernel
 from kopiatomic.text import printable
 
 BUSY_TIMEOUT = 5.0
-"""Seconds to wait for what uses a mount: programs that were killed just now."""
+"""Seconds to wait for what uses a mount: programs that were just killed."""
 
 _OVER_IT = "something is mounted over it"
 
 
 class MountLeftovers:
-    """Satisfies :class:`kopiatomic.filesystems.Leftovers`. ``kernel`` gives the kernel to ask."""
+    """Satisfies :class:`kopiatomic.filesystems.Leftovers`. ``kernel`` returns the kernel to ask."""
 
     KIND = "mount"
 
@@ -39,7 +39,7 @@ class MountLeftovers:
         self._timeout = timeout
 
     def recorded(self, run_id: str, intents: Sequence[Intent], /) -> list[Leftover]:
-        """Those of a dead run's mounts that are there, the last one first. Raises KopiatomicError."""
+        """Return those of a dead run's mounts that are still there, the last one first. Raises KopiatomicError."""
         wanted = {(i.place, i.name, i.origin) for i in intents}
         found = [mount for mount in freebsd_mounts.read(self._kernel()) if _key(mount) in wanted]
         return [
@@ -49,18 +49,18 @@ class MountLeftovers:
     def unrecorded(
         self, _names: Iterable[str] | None, life: Callable[[Mark], Life], _problems: list[str], /
     ) -> list[Leftover]:
-        """The mounts in, or of, a directory that is a dead run's own, the last one first. Raises KopiatomicError."""
+        """Return the mounts in, or of, a dead run's own directory, the last one first. Raises KopiatomicError."""
         left = []
         for mount in reversed(freebsd_mounts.read(self._kernel())):
             run_id = _run_of(mount.point) or _run_of(mount.source)
-            # The directory that it lies in is ours, and so is its run's lock.
+            # It lies in our directory, so its run's lock is ours too.
             if run_id is not None and life(liveness.mark(run_id)) is Life.DEAD:
                 proof = f"of {roots.of_run(run_id)}, that run's own, which only root enters"
                 left.append(_leftover(run_id, mount, mount.source, proof))
         return left
 
     def remove(self, leftovers: Sequence[Leftover], /) -> list[Leftover]:
-        """Unmount them; returns those that are left, with the problem. Raises KopiatomicError."""
+        """Unmount them. Return those that are left, with the problem. Raises KopiatomicError."""
         problems = clear(self._kernel(), ((o.place, o.name, o.origin) for o in leftovers), self._timeout)
         by_leftover = [(o, problems.get((o.place, o.name, o.origin))) for o in leftovers]
         return [replace(o, problem=problem) for o, problem in by_leftover if problem is not None]
@@ -71,9 +71,9 @@ _Key = tuple[str, str, str]
 
 
 def clear(kernel: Kernel, mounts: Iterable[_Key], timeout: float = BUSY_TIMEOUT) -> dict[_Key, str]:
-    """Unmount those of these mounts that are there, the last one first.
+    """Unmount those of these mounts that are still there, the last one first.
 
-    Returns why those are left that are. ``timeout`` in seconds. Raises KopiatomicError.
+    Return why the remaining ones are left. ``timeout`` in seconds. Raises KopiatomicError.
     """
     wanted = set(mounts)
     deadline = time.monotonic() + timeout
@@ -95,7 +95,7 @@ def _clear_once(kernel: Kernel, wanted: AbstractSet[_Key]) -> dict[_Key, str]:
         try:
             top = next(other for other in reversed(table) if other.point == mount.point)
             if freebsd_mounts.fsid(mount) is None and top is not mount:
-                # By its path it would be the other one that goes.
+                # By its path the other mount would be unmounted.
                 tried[_key(mount)] = _OVER_IT
             else:
                 freebsd_mounting.unmount(kernel, mount)
@@ -117,7 +117,7 @@ def _leftover(run_id: str, mount: Mount, origin: str, proof: str) -> Leftover:
 
 
 def _run_of(path: str) -> str | None:
-    """The run whose own directory a path is, or lies in; None for any other."""
+    """Return the run whose own directory a path is, or lies in; None for any other path."""
     beginning = roots.of_run("")
     if not path.startswith(beginning):
         return None

@@ -20,7 +20,7 @@ from kopiatomic.system.freebsd_paths import open_beneath
 from kopiatomic.text import printable
 
 _TOP = Step("", "/", SCAFFOLD, named=True)
-"""Where no snapshot is the top of the view, a directory of ours is."""
+"""One of our directories is the top of the view if no snapshot is."""
 
 
 class MergedView(FreeBSDView):
@@ -38,7 +38,7 @@ class MergedView(FreeBSDView):
         super().__init__(root, base, planned, kernel, record)
 
     def require(self) -> None:
-        """Refuse what is not built."""
+        """Refuse what is not supported."""
         for step in (p.step for p in self._planned):
             if step.fstype not in {SCAFFOLD, "zfs"} or step.open_top or step.file:
                 what = printable(step.dataset or step.place)
@@ -63,12 +63,12 @@ class MergedView(FreeBSDView):
             if status is not None and presence.is_directory(path):
                 os.chown(path, status.st_uid, status.st_gid)
                 os.chmod(path, stat.S_IMODE(status.st_mode))
-                # Nothing is made in it after this.
+                # Nothing is made in it afterwards.
                 os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _status(directory: str, seen: dict[str, Mount]) -> os.stat_result | None:
-    """The attributes of a directory of the live system; None where it is gone or a server might not answer."""
+    """Return the attributes of a directory of the live system; None if it is gone or a server might not answer."""
     try:
         if may_hang(holder(directory, seen).fstype):
             return None

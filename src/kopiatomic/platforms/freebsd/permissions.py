@@ -15,18 +15,18 @@ _FILESYSTEMS = ("nullfs", "tmpfs", "zfs")
 def require(kernel: Kernel, filesystems: Collection[str] = ()) -> None:
     """Refuse a jail that may not mount what is needed, naming all of it. Raises KopiatomicError, OSError.
 
-    ``filesystems`` are needed besides those of every view. A jail sees its own permissions as settings, which jail.conf(5)
-    has other names for (``prison_add_allow``, sys/kern/kern_jail.c; vfs_register, sys/kern/vfs_init.c).
+    ``filesystems`` are needed in addition to those of every view. A jail sees its own permissions as sysctls, which have other
+    names in jail.conf(5) (``prison_add_allow``, sys/kern/kern_jail.c; vfs_register, sys/kern/vfs_init.c).
     """
     if not freebsd.number(kernel, "security.jail.jailed"):
         return
-    # A filesystem whose module is not loaded has no setting, and a jail cannot load it.
+    # A filesystem whose module is not loaded has no sysctl, and a jail cannot load it.
     kinds = [*_FILESYSTEMS, *sorted({*filesystems} - {*_FILESYSTEMS})]
     words = {"security.jail.mount_allowed": "allow.mount"}
     words |= {f"security.jail.mount_{kind}_allowed": f"allow.mount.{kind}" for kind in kinds}
     lacking = [word for name, word in words.items() if not freebsd.number(kernel, name)]
     if (freebsd.number(kernel, "security.jail.enforce_statfs") or 0) > 1:
-        # It would see no mount but its root, not even those that it made.
+        # It would see no mount but its root, not even its own mounts.
         lacking.append("enforce_statfs = 1")
     if lacking:
         raise KopiatomicError(
@@ -38,7 +38,7 @@ def require(kernel: Kernel, filesystems: Collection[str] = ()) -> None:
 
 
 def warnings(kernel: Kernel) -> list[str]:
-    """What the user should know of this host, in words. Raises OSError."""
+    """Return what the user should know of this host, in words. Raises OSError."""
     if not freebsd.number(kernel, "vfs.recursive_forced_unmount"):
         return []
     return [

@@ -1,8 +1,8 @@
-"""FreeBSD: no namespaces. Each process takes away what the one before it made, and kills what that one left.
+"""FreeBSD: no namespaces. Each process removes what the one before it made, and kills what that one left.
 
-Main process, keeper and launcher adopt the orphans below them (procctl(2)), so none of what the engine started escapes;
-launcher and engine are killed when their parent ends. The mounts are the whole system's: the launcher takes them away
-at its end, else the keeper does, else the main process, else the next run or ``recover`` by the record.
+Main process, keeper and launcher adopt the orphans below them (procctl(2)), so nothing that the engine started escapes; launcher
+and engine are killed when their parent ends. The mounts are visible to the whole system: the launcher removes them at its end,
+else the keeper, else the main process, else the next run or ``recover`` by the record.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class FreeBSDPlatform:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         self._parent = 0
-        """The process that has forked the launcher."""
+        """The process that forked the launcher."""
 
     def leftovers(self) -> Mapping[str, Leftovers]:
-        """Mounts are recorded."""
+        """Return what finds mounts: they are recorded."""
         return {"mount": MountLeftovers(lambda: self._kernel)}
 
     def check(self, plan: Plan) -> list[str]:
-        """What is not built, what a jail may lack, and what has no safe place."""
+        """Refuse what is not supported, what a jail may lack, and what has no safe place."""
         volume = next((taken.dataset.name for taken in plan.taken if taken.dataset.volume), None)
         if volume is not None:
             raise _not_built(f"{printable(volume)}, a volume,", "Leave --volumes out.")
@@ -56,46 +56,46 @@ class FreeBSDPlatform:
         return permissions.warnings(self._kernel) + (freebsd_in_place.refuse(plan) if in_place else [])
 
     def directories(self, root: str, run_id: str) -> Sequence[str]:
-        """The mount root, and the directory that the snapshots are mounted in."""
+        """Return the mount root, and the directory where the snapshots are mounted."""
         return tuple(dict.fromkeys((root, roots.of_run(run_id))))
 
     def view(self, plan: Plan, steps: Sequence[Step], run_id: str, record: Record) -> FreeBSDView:
-        """In either layout."""
+        """Return the view in either layout."""
         if plan.layout is Layout.IN_PLACE:
             return InPlaceView(plan.root, plan, steps, self._kernel, record)
         return MergedView(plan.root, roots.of_run(run_id), steps, self._kernel, record)
 
     def adopt(self) -> None:
-        """PROC_REAP_ACQUIRE."""
+        """Use PROC_REAP_ACQUIRE."""
         freebsd_processes.adopt_orphans(self._kernel)
 
     def fork(self) -> int:
-        """As any other child."""
+        """Fork as for any other child."""
         self._parent = os.getpid()
         return os.fork()
 
     def enter(self) -> None:
-        """Nowhere: the view is the whole system's."""
+        """Stay: the view is visible to the whole system."""
         freebsd_processes.die_with_parent(self._kernel, signal.SIGKILL)
         if os.getppid() != self._parent:
-            # It had ended before the kernel was asked to tell us of that.
+            # It had ended before the kernel was asked to signal that.
             os.kill(os.getpid(), signal.SIGKILL)
         freebsd_processes.adopt_orphans(self._kernel)
 
     def tie(self) -> None:
-        """PROC_PDEATHSIG_CTL, which a program keeps that gains nothing by being executed (procctl(2))."""
+        """Use PROC_PDEATHSIG_CTL, which a program keeps unless it gains privileges when executed (procctl(2))."""
         freebsd_processes.die_with_parent(self._kernel, signal.SIGKILL)
 
     def kill_others(self) -> None:
-        """PROC_REAP_KILL. Never kill(2) of -1, which here means every process of the system."""
+        """Use PROC_REAP_KILL. Never kill(2) of -1, which here means every process of the system."""
         freebsd_processes.kill_descendants(self._kernel)
 
     def end_others(self) -> int:
-        """The same, until none is left."""
+        """Kill them until none is left."""
         return freebsd_processes.end_descendants(self._kernel)
 
     def end_orphans(self) -> None:
-        """Likewise: whoever is left of the three has no other children by then."""
+        """Do the same: whichever of the three is left has no other children then."""
         freebsd_processes.end_descendants(self._kernel)
 
 

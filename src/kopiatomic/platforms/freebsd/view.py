@@ -1,11 +1,10 @@
 """Views on FreeBSD: the snapshots, mounted below a directory of the run, and a read-only nullfs of each in its place.
 
-All mounts are the whole system's and outlive this process, so each is recorded before it is made, and :meth:`remove`
-takes them away. A directly mounted snapshot can be pulled away by who destroys it; the nullfs over it stops that
-(docs/freebsd.md).
+All mounts are visible to the whole system and outlive this process, so each is recorded before it is made, and :meth:`remove`
+removes them. Destroying a directly mounted snapshot can unmount it; the nullfs over it prevents that (docs/freebsd.md).
 
-Mounting follows links, and a frozen tree belongs to its users; but it does not change any more, so it is enough to look
-once that no link leads to a mount point. In a live tree it must be a directory that only root can move.
+Mounting follows links, and a frozen tree belongs to its users; but it does not change any more, so it is enough to check once
+that no link leads to a mount point. In a live tree the mount point must be a directory that only root can move.
 """
 
 from __future__ import annotations
@@ -43,15 +42,17 @@ from kopiatomic.system.freebsd_paths import open_beneath
 from kopiatomic.text import printable
 
 _SECOND_LOOK = 0.3
-"""Seconds until a mount that was not seen is looked for again: MNT_NOWAIT leaves out what somebody tries to unmount, also
-where that fails (getfsstat(2))."""
+"""Seconds until a second look for a missing mount.
+
+MNT_NOWAIT leaves out what is being unmounted, even if that fails (getfsstat(2)).
+"""
 
 
 @immutable
 class Planned:
-    """A step, and how it is mounted: what (``source``) of which type, and where.
+    """A step, and how it is mounted: what (``source``), of which type, and where.
 
-    ``whole`` is the directory of the run's own that shows all of a snapshot, or is the one of ours; empty for what is live.
+    ``whole`` is the run's own directory that shows all of a snapshot, or is our directory itself; empty for what is live.
     """
 
     step: Step
@@ -64,9 +65,9 @@ class Planned:
 
 @immutable
 class _Print:
-    """What tells one mount from any other: compared before and after the engine.
+    """What distinguishes one mount from all others: compared before and after the engine.
 
-    In a jail the id is 0. What is live may change, and may not answer: only that the mount is the same is looked at.
+    In a jail the id is 0. What is live may change, and may not answer: only the mount itself is compared.
     """
 
     id: int
@@ -77,10 +78,10 @@ class _Print:
 
 
 class FreeBSDView:
-    """Mounts what a layout has planned, checks it after the engine, and takes it away again.
+    """Mounts what a layout has planned, checks it after the engine, and unmounts it.
 
-    ``root`` is the view's top and ``base`` a directory that is the run's own (``roots.of_run``), which exists and is empty.
-    ``record`` records intents; what it raises is passed on, and nothing is mounted then.
+    ``root`` is the view's top and ``base`` the run's own directory (``roots.of_run``), which exists and is empty. ``record``
+    records intents; its exceptions are passed on, and then nothing is mounted.
     """
 
     def __init__(
@@ -100,27 +101,27 @@ class FreeBSDView:
         self._mounted: dict[str, Planned] = {}
         """By place."""
         self._refused: dict[str, str] = {}
-        """Why a snapshot could not be mounted aside, by the place there."""
+        """Why a snapshot could not be mounted in its own directory, by that directory."""
         self._prints: dict[str, _Print] = {}
         """By mount point."""
         self._lacking: list[Missing] = []
-        """What is not in the view as it was at the instant, besides what has no place."""
+        """What is not in the view as it was at the instant, apart from what has no place."""
         self._live: set[str] = set()
         """The points at which something live is seen."""
 
     def top(self) -> str:
-        """The path of the view's top directory."""
+        """Return the path of the view's top directory."""
         return self._root
 
     def engine_root(self) -> int | None:
-        """None: the engine's root stays."""
+        """Return None: the engine's root stays."""
         return None
 
     def look(self) -> None:
-        """Nothing: attributes of the live system are looked at while the view is assembled."""
+        """Do nothing: attributes of the live system are read while the view is assembled."""
 
     def assemble(self) -> View:
-        """Mount everything. Raises KopiatomicError, OSError; what is mounted then is for :meth:`remove`."""
+        """Mount everything. Raises KopiatomicError, OSError; then :meth:`remove` unmounts what was mounted."""
         self.require()
         permissions.require(self._kernel, {p.fstype for p in self._planned})
         require_safe(self._root)
@@ -134,7 +135,7 @@ class FreeBSDView:
         return View(
             mounted=tuple(p.step.place for p in shown),
             filled=tuple(p.step.place for p in shown if holds_something(p.point)),
-            # What has no dataset and no place is told by what should have been mounted in it.
+            # What has no dataset and no place is reported through what should have been mounted in it.
             missing=(*(m for m in missing if m.dataset), *self._lacking),
         )
 
@@ -143,13 +144,13 @@ class FreeBSDView:
         raise NotImplementedError
 
     def prepare(self) -> None:
-        """Fill the directories of ours, which there are by now. Raises OSError."""
+        """Fill our directories, which exist now. Raises OSError."""
 
     def finish(self) -> None:
-        """What is left to do when all is mounted. Raises OSError, KopiatomicError."""
+        """Do what is left to do when all is mounted. Raises OSError, KopiatomicError."""
 
     def _require_free(self) -> None:
-        """Refuse a mount root that has mounts: the view would cover them, or they would be in it."""
+        """Refuse a mount root that has mounts: the view would cover them, or contain them."""
         foreign = [m.point for m in freebsd_mounts.read(self._kernel) if is_at_or_below(m.point, self._root)]
         if foreign:
             raise KopiatomicError(
@@ -178,7 +179,7 @@ class FreeBSDView:
                 self._refused[whole] = failure.message
 
     def _mount(self, planned: Planned) -> Missing | None:
-        """Mount one step in its place; returns what has none, if so. Raises KopiatomicError where the user named that."""
+        """Mount one step in its place. Return what has no place, if so. Raises KopiatomicError if the user named that."""
         step = planned.step
         if step.fstype == SCAFFOLD and not step.named and self._is_needless(step):
             return None
@@ -214,11 +215,11 @@ class FreeBSDView:
         return False
 
     def options(self, planned: Planned) -> Options:
-        """How it is mounted."""
+        """Return the mount options of a step."""
         return planned.options
 
     def obstacle(self, planned: Planned) -> str | None:
-        """Why a step's place, or the part that is to be shown, does not exist, if so; a place of ours is made."""
+        """Return why a step's place, or the part to show, does not exist, if so; make it if the place is ours."""
         step = planned.step
         above = self.holder(parents(step.place))
         if above is not None and above.step.fstype == SCAFFOLD:
@@ -240,14 +241,14 @@ class FreeBSDView:
         return None
 
     def holder(self, directories: Sequence[str]) -> Planned | None:
-        """What is mounted at the first of some places that has anything; None for the top itself."""
+        """Return what is mounted at the first of some places that has a mount; None for the top itself."""
         return next((self._mounted[place] for place in directories if place in self._mounted), None)
 
     def watch(self, _sources: Sequence[str]) -> None:
-        """None: it has not been seen that kqueue(2) tells of a directory that is opened through a nullfs."""
+        """Return None: kqueue(2) has not been seen to report a directory that is opened through a nullfs."""
 
     def check(self) -> list[str]:
-        """Compare every mount with the one that was made. Returns what is wrong, in words."""
+        """Compare every mount with the one that was made. Return what is wrong, in words."""
         problems: list[str] = []
         for pause in (0.0, _SECOND_LOOK):
             time.sleep(pause)
@@ -270,7 +271,7 @@ class FreeBSDView:
         ]
 
     def _points(self) -> dict[str, str]:
-        """The mount points, and what is mounted there in words: in the view, and aside."""
+        """Return the mount points, and what is mounted there in words: in the view, and in the run's own directory."""
         snapshots = _snapshots(self._planned).items()
         points = {whole: _what(step) for whole, step in snapshots if whole not in self._refused}
         return points | {p.point: _what(p.step) for p in self._mounted.values()}
@@ -293,10 +294,10 @@ class FreeBSDView:
         return _print_of_live(point, seen) if point in self._live else _print(point, seen)
 
     def remove(self, timeout: float = leftovers.BUSY_TIMEOUT) -> list[str]:
-        """Take all mounts away; wait so long (seconds) for who uses them. Returns what is left, in words.
+        """Unmount everything; wait so long (seconds) for processes that use it. Return what is left, in words.
 
-        Another process than the one that made them may call it, with a view of the same plan and directories.
-        Raises KopiatomicError where that cannot be told.
+        Another process than the one that made the mounts may call it, with a view of the same plan and directories. Raises
+        KopiatomicError if that cannot be known.
         """
         mounts = [(i.place, i.name, i.origin) for i in self._intents]
         return [
@@ -306,7 +307,7 @@ class FreeBSDView:
 
 
 def directories(base: str, steps: Sequence[Step]) -> list[str]:
-    """For each step the directory of the run's own that shows it whole; empty for what is live.
+    """Return for each step the run's own directory that shows it whole; empty for what is live.
 
     A snapshot has one, however many parts of it are shown.
     """
@@ -323,17 +324,17 @@ def directories(base: str, steps: Sequence[Step]) -> list[str]:
 
 
 def frozen(step: Step, whole: str, point: str) -> Planned:
-    """A nullfs, read-only, of a snapshot, of a part of one, or of a directory of ours."""
+    """Return a read-only nullfs of a snapshot, of a part of one, or of one of our directories."""
     return Planned(step, f"{whole}/{step.part}" if step.part else whole, point, whole)
 
 
 def joined(root: str, place: str) -> str:
-    """The path of a place of the view."""
+    """Return the path of a place of the view."""
     return root if place == "/" else root.rstrip("/") + place
 
 
 def require_safe(root: str) -> None:
-    """Refuse a mount root that somebody else could move or replace by a link: mounting goes by its path."""
+    """Refuse a mount root that others could move or replace by a link: mounting uses its path."""
     why = unsafe(root)
     if why is not None:
         raise KopiatomicError(
@@ -344,7 +345,7 @@ def require_safe(root: str) -> None:
 
 
 def unsafe(path: str, frozen: Collection[str] = ()) -> str | None:
-    """Why a path may lead elsewhere by the time that something is mounted there; None where only root could do that.
+    """Return why a path may lead elsewhere by the time of the mount; None if only root could do that.
 
     From a directory that is ``frozen`` on upwards nothing can be moved.
     """
@@ -355,7 +356,7 @@ def unsafe(path: str, frozen: Collection[str] = ()) -> str | None:
 
 
 def _snapshots(planned: Sequence[Planned]) -> dict[str, Step]:
-    """The directories that snapshots are mounted on."""
+    """Return the directories on which snapshots are mounted."""
     return {p.whole: p.step for p in planned if p.step.fstype not in OURS}
 
 
@@ -385,7 +386,7 @@ def _is_directory(top: str, path: str) -> bool:
 
 
 def _reason(error: OSError, place: str) -> str:
-    """Why a directory below a place of the view cannot be opened."""
+    """Say why a directory below a place of the view cannot be opened."""
     shown = printable(f"{place.rstrip('/')}/{error.filename}")
     if error.errno == errno.ENOENT:
         return f"{shown} does not exist"
@@ -395,7 +396,7 @@ def _reason(error: OSError, place: str) -> str:
 
 
 def _print(point: str, seen: dict[str, Mount]) -> _Print | None:
-    """The mount that is seen at a point and that its path leads to; None where there is none, or where they differ."""
+    """Return the mount that is seen at a point and that its path leads to; None without one, or if they differ."""
     mount = seen.get(point)
     try:
         status = os.stat(point, follow_symlinks=False)
@@ -420,7 +421,7 @@ def _what(step: Step) -> str:
 
 
 def _nowhere(missing: Missing) -> KopiatomicError:
-    """What is nobody's dataset, and without which the view is none."""
+    """Describe a missing place of no dataset, without which there is no view."""
     return KopiatomicError(
         missing_text(missing),
         kind="place-missing",

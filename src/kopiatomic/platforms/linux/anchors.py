@@ -1,9 +1,9 @@
-"""Live directories that places lie below, held in the view's namespace so that no later mount of the host's comes over them.
+"""Holds live directories above places in the view's namespace, so that no later mount of the host's covers them.
 
-A new mount of the host's arrives in each of our mounts that follows the one it is made on. So each directory between ``/`` and a
-place is bound onto itself, and in the end that mount follows the host's no more. What is mounted below it shall still
-go when the host unmounts it: an unmount is passed on to what follows the mount that it stood on. So below each of these mounts
-there is one more, of nothing but its mount point, which still follows the host's.
+A new mount of the host's propagates to each of our mounts that follows the one it is made on. So each directory between ``/`` and
+a place is bound onto itself, and finally made independent of the host's. A mount below it should still disappear when the host
+unmounts it: an unmount propagates to what follows the mount that it stood on. So below each of these mounts there is one more, of
+nothing but its mount point, which still follows the host's.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 
 _MOVED_AT_MOST = 500
-"""How many mounts below one directory are moved, for which each needs a descriptor; the launcher finds out when the others go."""
+"""How many mounts below one directory are moved, each of which needs a descriptor; the launcher finds out when the others go."""
 
 _ANY = os.O_PATH | os.O_NOFOLLOW
 _DIRECTORY = _ANY | os.O_DIRECTORY
 
 
 class Anchors:
-    """The directories that are held. ``places`` are the paths of all that is going to be mounted over."""
+    """The directories that are held. ``places`` are the paths of all that will be mounted over."""
 
     def __init__(self, places: Collection[str]) -> None:
         self._places = places
         self._held: dict[str, int] = {}
         shown = [p for p in visible(mountinfo.read()) if p not in places]
         self._above_mounts = {directory for point in shown for directory in parents(point)}
-        """Where something is mounted below that stays as it is."""
+        """Directories with mounts below them that stay as they are."""
         self._entries: dict[str, set[str]] = {}
         for place in places:
             for entry in (place, *parents(place)[:-1]):
@@ -43,7 +43,7 @@ class Anchors:
                 self._entries.setdefault(above or "/", set()).add(name)
 
     def hold(self, directories: Iterable[str]) -> None:
-        """Hold directories. Raises OSError, KopiatomicError where others than root could move a place in one of them."""
+        """Hold directories. Raises OSError, KopiatomicError if others than root could move a place in one of them."""
         # The deepest first, so that what is mounted in several of them is moved with the innermost.
         for directory in sorted({*directories} - {"/", *self._held}, key=lambda path: path.count("/"), reverse=True):
             self._hold(directory)
@@ -58,7 +58,7 @@ class Anchors:
                 if f"{directory}/{name}" in self._places:
                     covered.append(name)
                 elif may_hang(mount.fstype) or len(kept) == _MOVED_AT_MOST:
-                    # What may not answer cannot be moved, since it would be opened: a copy of it must do.
+                    # What may not answer cannot be moved, since moving would open it: a copy of it must do.
                     copied = True
                 else:
                     with suppress(OSError):
@@ -73,13 +73,13 @@ class Anchors:
                     os.close(_uncovered(held, name))
             owners = {}
             for name, mounted in kept.items():
-                # What a user has moved meanwhile has no place any more.
+                # What a user has moved meanwhile no longer has a place.
                 with suppress(OSError):
                     owners[name] = _hang(held, name, mounted)
             self._require_safe(directory, held, owners)
 
     def _require_safe(self, directory: str, held: int, owners: Mapping[str, int]) -> None:
-        """The plan said so; only root could change that since. ``owners`` are those of mount points.
+        """Check what the plan found; only root could have changed it since. ``owners`` are those of mount points.
 
         Raises OSError, KopiatomicError.
         """
@@ -95,7 +95,7 @@ class Anchors:
                 )
 
     def settle(self) -> None:
-        """Let no mount of the host's arrive in what is held any more. Raises OSError."""
+        """Stop the propagation of the host's mounts into what is held. Raises OSError."""
         for fd in self._held.values():
             linux.mount("none", f"/proc/self/fd/{fd}", None, linux.MS_PRIVATE)
             os.close(fd)
@@ -103,7 +103,7 @@ class Anchors:
 
 
 def _mounted_in(directory: str, fd: int) -> Iterator[tuple[str, Mount]]:
-    """What is seen mounted on the mount of an open directory, below that: its path there, and the mount."""
+    """Yield what is visibly mounted on the mount of an open directory, below that: its path there, and the mount."""
     holder = mountinfo.id_of(fd)
     table = {mount.id: mount for mount in mountinfo.read()}
     for point, mount in visible(table.values()).items():
@@ -116,7 +116,7 @@ def _mounted_in(directory: str, fd: int) -> Iterator[tuple[str, Mount]]:
 
 
 def _uncovered(held: int, name: str) -> int:
-    """The directory or file below a held directory that our copies of mounts cover, which go. Raises OSError."""
+    """Open what our copies of mounts cover below a held directory, detaching these. Raises OSError."""
     own = mountinfo.id_of(held)
     while True:
         fd = linux.open_beneath(held, name, _ANY)
@@ -131,7 +131,7 @@ def _uncovered(held: int, name: str) -> int:
 
 
 def _hang(held: int, name: str, mounted: int) -> int:
-    """Put a mount that was below a directory there again, on a mount of its mount point, whose owner is returned.
+    """Put a mount that was below a directory there again, on a mount of its mount point. Return that point's owner.
 
     Raises OSError.
     """

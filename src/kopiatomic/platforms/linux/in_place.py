@@ -1,6 +1,6 @@
 """The in-place layout: each snapshot over its dataset's real mount point, all else as it is.
 
-Where the dataset at ``/`` is frozen as well, the whole tree is put together aside, and the engine's root is that.
+If the dataset at ``/`` is frozen as well, the whole tree is assembled in a directory of its own, which becomes the engine's root.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _IGNORE = ".kopiaignore"
 
 
 class InPlaceView(LinuxView):
-    """The frozen trees at their true paths. ``live_system``: /proc, /sys, /dev and /run as they are as well."""
+    """The frozen trees at their true paths. ``live_system``: also /proc, /sys, /dev and /run as they are."""
 
     def __init__(self, base: str, steps: Sequence[Step], *, live_system: bool) -> None:
         super().__init__(base, steps)
@@ -54,22 +54,22 @@ class InPlaceView(LinuxView):
         """Whether the engine must be given another root, which is :meth:`top`."""
 
     def top(self) -> str:
-        """The root of the system, or of the one that was put together."""
+        """Return the root of the system, or the assembled one."""
         return f"{self._base}/root" if self.new_root else "/"
 
     def engine_root(self) -> int | None:
-        """The root that was put together."""
+        """Open the assembled root, if there is one."""
         return os.open(self.top(), LOOK | os.O_CLOEXEC) if self.new_root else None
 
     def place_of(self, source: str) -> str:
-        """Its true path."""
+        """Return its true path."""
         return source
 
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
         missing = []
         with ExitStack() as stack:
-            # What is to stay in sight is opened before it is covered.
+            # What must stay visible is opened before it is covered.
             table = {mount.id: mount for mount in mountinfo.read()}
             for step in self._steps:
                 if step.fstype == LIVE:
@@ -95,22 +95,22 @@ class InPlaceView(LinuxView):
                     if step.place == "/" and not self._live_system:
                         self._furnish()
             if self.new_root and self._live_system:
-                # Now that the live /run is there. Where it is no mount it is frozen, and has no place for that.
+                # Now the live /run is there. If it is not a mount it is frozen, and has no place for this.
                 with suppress(OSError), self.open_top() as top:
                     self._show_scratch(top)
         return self.finished(self._steps, missing)
 
     def covering(self) -> Sequence[str]:
-        """All places but those in frozen trees."""
+        """Return all places except those in frozen trees."""
         return [joined(self.top(), step.place) for step in self._steps if step.fstype != LIVE]
 
     def live_above(self) -> Collection[str]:
-        """The ones in no mount of ours; those in a live mount in a frozen tree come later."""
+        """Return those in none of our mounts; those in a live mount in a frozen tree come later."""
         directories = {directory for step in self._steps for directory in paths.parents(step.place)}
         return {directory for directory in directories if self._is_outside(directory)}
 
     def _hold_above(self, place: str) -> None:
-        """Have nothing of the host's come over a live mount in a frozen tree, in which a place is. Raises KopiatomicError."""
+        """Keep the host's mounts from covering a live mount, in a frozen tree, that contains a place. Raises KopiatomicError."""
         live = [joined(self.top(), d) for d in paths.parents(place) if self._is_live(d) and not self._is_outside(d)]
         if live:
             try:
@@ -122,7 +122,7 @@ class InPlaceView(LinuxView):
         return directory not in self._by_place and self.above(directory) is None
 
     def place(self, top: int, step: Step) -> int:
-        """Open what a step is mounted on; only in a directory of ours it is made, like the hidden one. Raises OSError."""
+        """Open the mount point of a step; make it, like the hidden one, only in our own directories. Raises OSError."""
         holder = self.above(step.place)
         if holder is None or holder.fstype != SCAFFOLD:
             return super().place(top, step)
@@ -133,7 +133,7 @@ class InPlaceView(LinuxView):
         return linux.make_beneath(top, relative(step.place))
 
     def mount_on(self, step: Step, target: str, tops: Tops) -> str | None:
-        """Raises OSError, KopiatomicError; returns why what is to be shown does not exist, if so."""
+        """Mount a step. Return why what must be shown does not exist, if so. Raises OSError, KopiatomicError."""
         if step.fstype == LIVE:
             linux.mount(f"/proc/self/fd/{self._live[step.place]}", target, None, linux.MS_BIND)
             return None
@@ -155,7 +155,7 @@ class InPlaceView(LinuxView):
             os.close(fd)
 
     def _furnish(self) -> None:
-        """Give the new root what is of the running system and no part of its frozen tree. Raises KopiatomicError."""
+        """Add to the new root what belongs to the running system and not to its frozen tree. Raises KopiatomicError."""
         with self.open_top() as top:
             try:
                 _furnish_dev(top)
@@ -174,31 +174,31 @@ class InPlaceView(LinuxView):
 
 
 def _make_like(top: int, place: str, hidden: int, inside: str) -> None:
-    """Make a directory in one of ours like the one that it stands for; nothing if there is one. Raises OSError."""
+    """Make a directory in one of ours like the one that it stands for, unless it exists. Raises OSError."""
     with closing(linux.open_beneath(top, relative(os.path.dirname(place)), PATH)) as above:
         try:
             os.mkdir(os.path.basename(place), 0o700, dir_fd=above)
         except FileExistsError:
             return
-    # Where the real one was moved meanwhile ours stays root's alone.
+    # If the real one was moved meanwhile, ours stays accessible to root only.
     with suppress(OSError), closing(linux.open_beneath(hidden, inside, PATH)) as real, opened(top, place) as ours:
         _dress(ours, os.fstat(real))
 
 
 def _dress(ours: int, real: os.stat_result) -> None:
-    """Give a directory of ours owner and mode of the one that it stands for. Raises OSError."""
+    """Give one of our directories owner and mode of the one that it stands for. Raises OSError."""
     os.fchown(ours, real.st_uid, real.st_gid)
     os.fchmod(ours, stat.S_IMODE(real.st_mode))
 
 
 @contextmanager
 def _live(step: Step, table: Mapping[int, Mount]) -> Iterator[int | None]:
-    """What is to be seen as it is, open; None for a mount that is not there any more. Raises KopiatomicError for a directory."""
+    """Open what is seen as it is; yield None for a mount that is gone. Raises KopiatomicError for a directory."""
     try:
         fd = linux.open_without_links(step.place, ANY if step.source else PATH)
     except OSError as error:
         if step.source:
-            # It was unmounted, or somebody moved a directory above it.
+            # It was unmounted, or a directory above it was moved.
             yield None
             return
         raise KopiatomicError(
@@ -211,7 +211,7 @@ def _live(step: Step, table: Mapping[int, Mount]) -> Iterator[int | None]:
 
 
 def _furnish_dev(top: int) -> None:
-    """A /dev of the few devices that every program may use. Raises OSError."""
+    """Make a /dev of the few devices that every program may use. Raises OSError."""
     with opened(top, "dev") as dev:
         linux.mount(SCAFFOLD_SOURCE, f"/proc/self/fd/{dev}", "tmpfs", linux.MS_NOSUID | linux.MS_NOEXEC, "mode=0755")
     with opened(top, "dev") as dev:
@@ -223,7 +223,7 @@ def _furnish_dev(top: int) -> None:
 
 
 def _furnish_run(top: int) -> None:
-    """A /run of nothing but what the resolution of names needs, and the lists of runs. Raises OSError."""
+    """Make a /run with only what name resolution needs, and the lists of runs. Raises OSError."""
     with opened(top, "run") as run:
         linux.mount(SCAFFOLD_SOURCE, f"/proc/self/fd/{run}", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755")
     with opened(top, "run") as run:
@@ -238,7 +238,7 @@ def _furnish_run(top: int) -> None:
 
 
 def _ignore_all(directory: int) -> None:
-    """kopia has no exclusions of its own; this it heeds."""
+    """Exclude everything here from kopia, which respects this file but has no exclusions of its own."""
     fd = os.open(_IGNORE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=directory)
     with closing(fd):
         os.write(fd, b"*\n")

@@ -30,23 +30,23 @@ class MergedView(LinuxView):
     def __init__(self, base: str, steps: Sequence[Step]) -> None:
         super().__init__(base, steps)
         self.scaffolding: dict[str, os.stat_result] = {}
-        """The real directories for which ours stand, as they are."""
+        """The attributes of the real directories for which ours stand."""
 
     def look(self) -> None:
-        """Look at the real directories in a child of the keeper's.
+        """Examine the real directories in a child of the keeper's.
 
-        One of the launcher's that waited in the kernel would hold up the end of its PID namespace.
+        A child of the launcher's that waited in the kernel would hold up the end of its PID namespace.
         """
-        # Of what does not answer no attributes are needed.
+        # Attributes of what does not answer are not needed.
         with suppress(looking.NoAnswerError):
             self.scaffolding = looking.call(lambda: _scaffolding(self._steps), mountinfo.SELF)
 
     def top(self) -> str:
-        """Our tmpfs, or what is mounted on it: the snapshot of the dataset at ``/``."""
+        """Return our tmpfs, or what is mounted on it: the snapshot of the dataset at ``/``."""
         return self._base
 
     def place_of(self, source: str) -> str:
-        """Its path below the top: the only source is that itself."""
+        """Return its path below the top: the only source is the top itself."""
         return f"/{below(source, self._base)}"
 
     def assemble(self) -> View:
@@ -57,7 +57,7 @@ class MergedView(LinuxView):
                 steps = [piece for step in self._steps for piece in _pieces(step, tops)]
                 missing = [found for step in steps if (found := self.mount(step, tops))]
                 status = next((_dress(base, step, tops) for step in self._steps if step.open_top), None)
-                # Where a part of a snapshot is shown, the directories above it are in that snapshot: those are frozen.
+                # If a part of a snapshot is shown, the directories above it are in that snapshot, frozen.
                 for step in self._steps:
                     self.scaffolding |= _above_part(step, tops)
             if status is not None:
@@ -67,34 +67,34 @@ class MergedView(LinuxView):
         return self.finished(steps, missing)
 
     def place(self, top: int, step: Step) -> int:
-        """Open what a step is mounted on, making it where it lies on our own tmpfs. Raises OSError."""
+        """Open the mount point of a step, making it if it lies on our own tmpfs. Raises OSError."""
         # In a frozen tree this fails with EROFS: only our scaffolding can be written.
         return linux.make_beneath(top, relative(step.place), file=step.file)
 
 
 def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
-    """The directories that only hold mount points, with the attributes of the real ones; the top from ``/``."""
+    """Return the directories that only hold mount points, with the attributes of the real ones; the top's are those of ``/``."""
     places = {s.place for s in steps if s.fstype != SCAFFOLD}
     seen = visible(mountinfo.read())
     found: dict[str, os.stat_result] = {}
     for place in places:
         for directory in paths.parents(place):
-            # A server that does not answer is not waited for, and keeps the attributes that its directory is made with.
+            # Do not wait for a server that does not answer: its directory keeps the attributes that it is made with.
             if directory in found or directory in places or may_hang(holder(directory, seen).fstype):
                 continue
             try:
                 with closing(linux.open_without_links(directory, PATH)) as fd:
                     found[directory] = os.fstat(fd)
             except OSError:
-                # Gone or unreadable: likewise.
+                # It is gone or unreadable: likewise.
                 continue
     return found
 
 
 def _above_part(step: Step, tops: Tops) -> dict[str, os.stat_result]:
-    """The directories between the top of a step's snapshot and the part that it shows, as they are frozen.
+    """Return the directories between the top of a step's snapshot and the part that it shows, as they are frozen.
 
-    None where the part is shown at a path of another form, or is not there. Raises KopiatomicError.
+    Empty if the part is shown at a path of another form, or does not exist. Raises KopiatomicError.
     """
     if not step.part or not step.place.endswith(f"/{step.part}"):
         return {}
@@ -113,19 +113,19 @@ def _above_part(step: Step, tops: Tops) -> dict[str, os.stat_result]:
 
 
 def _copy_attributes(root: int, scaffolding: dict[str, os.stat_result]) -> None:
-    """Give our directories the mode, owner and times of the real ones; times last, for making entries changes them."""
+    """Give our directories the mode, owner and times of the real ones; times last, since making entries changes them."""
     ours = {m.device for m in mountinfo.read() if (m.fstype, m.source) == ("tmpfs", SCAFFOLD_SOURCE)}
     for times_too in (False, True):
         for directory, status in scaffolding.items():
             try:
                 fd = linux.open_beneath(root, relative(directory), LOOK)
             except OSError:
-                # Below a dataset that was left out.
+                # It is below a dataset that was left out.
                 continue
             try:
                 device = os.fstat(fd).st_dev
                 if f"{os.major(device)}:{os.minor(device)}" not in ours:
-                    # Inside a frozen tree, which has its own attributes.
+                    # It is inside a frozen tree, which has its own attributes.
                     continue
                 if times_too:
                     os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -140,9 +140,9 @@ def _copy_attributes(root: int, scaffolding: dict[str, os.stat_result]) -> None:
 
 
 def _pieces(step: Step, tops: Tops) -> Iterator[Step]:
-    """A step as it is; for one whose top must be opened each entry of its top directory for itself.
+    """Yield a step as it is; for one whose top must be opened, yield each entry of its top directory separately.
 
-    Links are no mounts: :func:`_dress` makes them. Raises KopiatomicError.
+    Links are not mounts: :func:`_dress` makes them. Raises KopiatomicError.
     """
     if not step.open_top:
         yield step
@@ -158,7 +158,7 @@ def _pieces(step: Step, tops: Tops) -> Iterator[Step]:
 
 
 def _dress(root: int, step: Step, tops: Tops) -> os.stat_result:
-    """Give our top directory the links and extended attributes of the frozen one, whose status is returned.
+    """Give our top directory the links and extended attributes of the frozen one. Return the frozen one's status.
 
     Raises KopiatomicError.
     """
@@ -181,7 +181,7 @@ def _dress(root: int, step: Step, tops: Tops) -> os.stat_result:
 
 
 def _copy_status(directory: int, name: str, status: os.stat_result) -> None:
-    """Owner, mode and times; a link has no mode."""
+    """Copy owner, mode and times; a link has no mode."""
     os.chown(name, status.st_uid, status.st_gid, dir_fd=directory, follow_symlinks=False)
     if not stat.S_ISLNK(status.st_mode):
         os.chmod(name, stat.S_IMODE(status.st_mode), dir_fd=directory)

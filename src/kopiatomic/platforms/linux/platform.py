@@ -24,53 +24,53 @@ class LinuxPlatform:
     outlives = False
 
     def leftovers(self) -> Mapping[str, Leftovers]:
-        """None: mounts end with their namespace."""
+        """Return nothing: mounts end with their namespace."""
         return {}
 
     def check(self, _plan: Plan) -> list[str]:
-        """What it cannot do is told by the kernel, when it is asked to."""
+        """Return nothing: the kernel reports what it cannot do when asked for it."""
         return []
 
     def directories(self, root: str, _run_id: str) -> Sequence[str]:
-        """All is mounted on the mount root, or on what is mounted there."""
+        """Return the mount root: all is mounted on it, or on what is mounted there."""
         return (root,)
 
     def view(self, plan: Plan, steps: Sequence[Step], _run_id: str, _record: Record) -> linux_view.LinuxView:
-        """In either layout."""
+        """Return the view in either layout."""
         if plan.layout is Layout.IN_PLACE:
             return InPlaceView(plan.root, steps, live_system=plan.live_system)
         return MergedView(plan.root, steps)
 
     def adopt(self) -> None:
-        """Orphans are the launcher's, with which they end."""
+        """Do nothing: orphans belong to the launcher, with which they end."""
 
     def fork(self) -> int:
-        """The child is the first process of a new PID namespace."""
+        """Fork a child that is the first process of a new PID namespace."""
         try:
             return linux.fork_into_pid_namespace()
         except OSError as error:
             raise linux_view.refused("a PID namespace cannot be made", error) from None
 
     def enter(self) -> HostMounts:
-        """Into a mount namespace of our own."""
+        """Enter a mount namespace of our own."""
         linux.die_with_parent(signal.SIGKILL)
         outside = HostMounts()
         linux_view.enter()
         return outside
 
     def tie(self) -> None:
-        """It ends with its PID namespace."""
+        """Do nothing: it ends with its PID namespace."""
 
     def kill_others(self) -> None:
-        """All in the PID namespace, of which we are the first."""
+        """Kill all in the PID namespace, whose first process we are."""
         os.kill(-1, signal.SIGKILL)
 
     def end_others(self) -> int:
-        """So that nothing can change or use the view any more."""
+        """End them, so that nothing can change or use the view any more."""
         strays = 0
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
-                # It had ended before.
+                # It had already ended.
                 continue
             self.kill_others()
             while True:
@@ -80,13 +80,13 @@ class LinuxPlatform:
             return strays
 
     def end_orphans(self) -> None:
-        """The kernel has ended them with the launcher."""
+        """Do nothing: the kernel has ended them with the launcher."""
 
 
 class HostMounts:
-    """Follows the host's unmounts where its propagation is private, so that our copies of its mounts pin nothing.
+    """Follows the host's unmounts if its propagation is private, so that our copies of its mounts do not keep them busy.
 
-    A mountinfo file stays with the namespace that it was opened in, and poll(2) tells when that table changes.
+    A mountinfo file stays with the namespace in which it was opened, and poll(2) reports changes of that table.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class HostMounts:
         self._before = self._read()
 
     def fileno(self) -> int:
-        """The descriptor of that file."""
+        """Return the descriptor of that file."""
         return self._fd
 
     def _read(self) -> list[Mount]:
@@ -118,7 +118,7 @@ class HostMounts:
                 try:
                     linux.detach(point)
                 except OSError:
-                    # Propagation has taken it away already.
+                    # Propagation has already unmounted it.
                     continue
 
 

@@ -1,7 +1,7 @@
 """Views on Linux: a private mount namespace in which snapshots are mounted with mount(2), read-only.
 
-Everything here runs in the launcher, alone in its namespaces. Mount points inside frozen trees are opened beneath the
-view's top without following links: a frozen tree belongs to its users.
+Everything here runs in the launcher, alone in its namespaces. Mount points inside frozen trees are opened beneath the view's top
+without following links: a frozen tree belongs to its users.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from kopiatomic.text import printable
 
 FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
 _KEPT = {"noexec": linux.MS_NOEXEC, "nosymfollow": linux.MS_NOSYMFOLLOW}
-"""What each place keeps of the mount that is there on the host."""
+"""What each place keeps of the host's mount there."""
 
 ANY = os.O_PATH | os.O_NOFOLLOW
 PATH = ANY | os.O_DIRECTORY
 LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 _DESCRIPTORS = 512
-"""More than a launcher has open otherwise."""
+"""More than a launcher otherwise has open."""
 
 
 def enter() -> None:
-    """Go into a mount namespace of our own, in which the host's later changes arrive and from which none leave."""
+    """Enter our own mount namespace, to which the host's later changes propagate and from which none do."""
     _have_descriptors(len(mountinfo.read()))
     try:
         linux.unshare(linux.CLONE_NEWNS)
@@ -63,20 +63,20 @@ def enter() -> None:
 
 
 def _have_descriptors(mounts: int) -> None:
-    """Raise our limit where there are very many mounts: one that stays in sight, or lies above a place, is held open."""
+    """Raise our limit if there are very many mounts: each that stays visible, or lies above a place, is held open."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = mounts + _DESCRIPTORS
     if needed > soft:
-        # Root may; where that is refused, opening them says so.
+        # Root may; if that is refused, opening them reports it.
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, max(needed, hard)))
 
 
 def _stand_on_a_mount() -> None:
-    """In a chroot whose ``/`` is a mere folder: go to a copy of it that is a mount.
+    """In a chroot whose ``/`` is a plain folder: change to a copy of it that is a mount.
 
-    Propagation belongs to a mount, and the one that such a ``/`` lies in is out of reach. The copy is put where no mount
-    is passed on from, on ``/proc``, and is the root from then on: all paths stay as they were. Raises OSError.
+    Propagation belongs to a mount, and the one that contains such a ``/`` is out of reach. The copy is put where no mount
+    propagates from, on ``/proc``, and becomes the root: all paths stay the same. Raises OSError.
     """
     here = os.getcwd()
     linux.mount("none", "/proc", None, linux.MS_SLAVE)
@@ -87,7 +87,7 @@ def _stand_on_a_mount() -> None:
 
 
 def refused(what: str, error: OSError) -> KopiatomicError:
-    """The message for a namespace or mount that the kernel refuses."""
+    """Return the message for a namespace or mount that the kernel refuses."""
     if error.errno == errno.ENOSPC:
         return KopiatomicError(
             f"{what}: a limit of mounts or namespaces is reached",
@@ -110,7 +110,7 @@ def refused(what: str, error: OSError) -> KopiatomicError:
 
 @immutable
 class _Print:
-    """What tells one mount from any other: compared before and after the engine."""
+    """What distinguishes one mount from all others: compared before and after the engine."""
 
     step: Step
     mount_id: int
@@ -125,12 +125,12 @@ class LinuxView:
 
     def __init__(self, base: str, steps: Sequence[Step]) -> None:
         self._base = base
-        """The directory on the host that a tmpfs of ours is mounted on."""
+        """The directory on the host on which our tmpfs is mounted."""
         self._steps = list(steps)
         self._by_place = {step.place: step for step in steps}
         self._prints: list[_Print] = []
         self._lacking: list[Missing] = []
-        """What is not in the view as it was at the instant, besides what has no place."""
+        """What is not in the view as it was at the instant, apart from what has no place."""
         self._needless: set[str] = set()
         """The places of scaffolds that were not needed."""
         self._volumes = Volumes()
@@ -139,23 +139,23 @@ class LinuxView:
         """What is mounted on the host, by point."""
 
     def look(self) -> None:
-        """Nothing, unless a layout needs something of the live system that may not answer."""
+        """Do nothing, unless a layout needs something of the live system that may not answer."""
 
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
         raise NotImplementedError
 
     def top(self) -> str:
-        """The path of the view's top directory."""
+        """Return the path of the view's top directory."""
         raise NotImplementedError
 
     def engine_root(self) -> int | None:
-        """A descriptor of the directory that the engine's root must be; None where it stays."""
+        """Return a descriptor of the directory that must become the engine's root; None if the root stays."""
         return None
 
     def watch(self, sources: Sequence[str]) -> inotify.Reading:
-        """See which of the sources are looked into from now on. Raises OSError."""
-        # The top is opened before it may be watched itself: what we look into would count.
+        """Observe which of the sources are looked into from now on. Raises OSError."""
+        # Open the top before it may be watched itself: our own accesses would count.
         with self.open_top() as top, inotify.watching() as reading:
             for source in sources:
                 with closing(linux.open_beneath(top, relative(self.place_of(source)), PATH)) as directory:
@@ -163,7 +163,7 @@ class LinuxView:
         return reading
 
     def place_of(self, source: str) -> str:
-        """The place in the view of a source, whose path is the program's."""
+        """Return the place in the view of a source, given by the program's path."""
         raise NotImplementedError
 
     def mount_base(self) -> None:
@@ -177,18 +177,18 @@ class LinuxView:
             raise refused(f"nothing can be mounted on {printable(self._base)}", error) from None
 
     def covering(self) -> Sequence[str]:
-        """The paths outside of our tmpfs that something is going to be mounted over."""
+        """Return the paths outside our tmpfs that will be mounted over."""
         return ()
 
     def live_above(self) -> Collection[str]:
-        """The directories outside of our tmpfs above what :meth:`covering` names that are seen as they are."""
+        """Return the directories outside our tmpfs, above the paths of :meth:`covering`, that are seen as they are."""
         return ()
 
     def finished(self, steps: Sequence[Step], missing: Sequence[Missing]) -> View:
-        """Note what was mounted, so that it can be checked; the view as it is. Raises OSError."""
+        """Note what was mounted, so that it can be checked. Return the view as it is. Raises OSError."""
         self.anchors.settle()
         gone = {m.place for m in missing}
-        # Of several at one place the last is the one that is seen. What is live may change.
+        # Of several at one place the last is the visible one. What is live may change.
         last = {s.place: s for s in steps if s.place not in gone | self._needless}
         self._prints = self._take_prints([s for s in last.values() if s.fstype != LIVE])
         shown = [s for s in self._steps if s.place not in gone and s.fstype not in OURS]
@@ -196,12 +196,12 @@ class LinuxView:
         with self.open_top() as top:
             filled = tuple(place for place in mounted if _is_filled(top, place))
         files = [file.place for s in shown for file in s.files]
-        # What has no dataset and no place is told by what should have been mounted in it.
+        # What has no dataset and no place is reported through what should have been mounted in it.
         told = tuple(m for m in missing if m.dataset)
         return View(mounted=(*mounted, *files), filled=filled, missing=(*told, *self._lacking))
 
     def check(self) -> list[str]:
-        """Compare every mount with the one that was made. Returns what is wrong, in words."""
+        """Compare every mount with the one that was made. Return what is wrong, in words."""
         try:
             now = {p.step.place: p for p in self._take_prints([p.step for p in self._prints])}
         except KopiatomicError as error:
@@ -213,15 +213,15 @@ class LinuxView:
         return [*replaced, *self._volumes.problems]
 
     def remove(self) -> list[str]:
-        """Nothing: all of it ends with the namespace."""
+        """Do nothing: all of it ends with the namespace."""
         return []
 
     def open_top(self) -> AbstractContextManager[int]:
-        """The top of the view as it is seen now."""
+        """Open the top of the view as it is seen now."""
         return closing(os.open(self.top(), LOOK | os.O_CLOEXEC))
 
     def mount(self, step: Step, tops: Tops) -> Missing | None:
-        """Mount one step; returns what has no place, if so. Raises KopiatomicError where the user named that."""
+        """Mount one step. Return what has no place, if so. Raises KopiatomicError if the user named that."""
         if step.fstype == SCAFFOLD and self._is_needless(step):
             self._needless.add(step.place)
             del self._by_place[step.place]
@@ -247,7 +247,7 @@ class LinuxView:
         return False
 
     def _obstacle_to(self, step: Step, tops: Tops) -> str | None:
-        """Mount one step; returns why its place does not exist, if so."""
+        """Mount one step. Return why its place does not exist, if so."""
         with self.open_top() as root:
             try:
                 target = self.place(root, step)
@@ -272,20 +272,20 @@ class LinuxView:
             os.close(target)
 
     def above(self, place: str) -> Step | None:
-        """The step whose mount holds a place of the view; None where only our scaffolding does."""
+        """Return the step whose mount holds a place of the view; None if only our scaffolding does."""
         return next((self._by_place[p] for p in paths.parents(place) if p in self._by_place), None)
 
     def _inside(self, place: str) -> str:
-        """Whose frozen tree holds a place, in words; empty where ours does."""
+        """Return whose frozen tree holds a place, in words; empty if ours does."""
         holder = self.above(place)
         return "" if holder is None or holder.fstype in OURS else f" in the snapshot of {printable(holder.dataset)}"
 
     def place(self, top: int, step: Step) -> int:
-        """Open what a step is mounted on. Raises OSError."""
+        """Open the mount point of a step. Raises OSError."""
         return linux.open_beneath(top, relative(step.place), ANY if step.file else PATH)
 
     def mount_on(self, step: Step, target: str, tops: Tops) -> str | None:
-        """Raises OSError, KopiatomicError; returns why the part that is to be shown does not exist, if so."""
+        """Mount a step. Return why the part to show does not exist, if so. Raises OSError, KopiatomicError."""
         if step.fstype == SCAFFOLD:
             mount_scaffold(target)
         elif step.fstype == FILES:
@@ -299,7 +299,7 @@ class LinuxView:
         return None
 
     def _restrict(self, step: Step) -> None:
-        """Have a place keep what no snapshot has of itself. Raises OSError."""
+        """Apply to a place the flags of the host's mount, which no snapshot has by itself. Raises OSError."""
         options = holder(step.place, self._host).options
         kept = sum(flag for name, flag in _KEPT.items() if name in options)
         if kept:
@@ -317,7 +317,7 @@ class LinuxView:
         with closing(source):
             if step.fstype == "btrfs" and btrfs.is_left_out(source):
                 return f"{printable(step.place)} is a subvolume of its own in its snapshot"
-            # A bind of a read-only mount is read-only itself.
+            # A bind of a read-only mount is itself read-only.
             linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
         return None
 
@@ -348,12 +348,12 @@ class LinuxView:
 
 
 def opened(root: int, place: str) -> AbstractContextManager[int]:
-    """A directory of the view, to look into. Raises OSError."""
+    """Open a directory of the view for reading. Raises OSError."""
     return closing(linux.open_beneath(root, relative(place), LOOK))
 
 
 def mount_scaffold(point: str) -> None:
-    """A small filesystem in memory for directories that hold mount points. Raises OSError."""
+    """Mount a small filesystem in memory for directories that hold mount points. Raises OSError."""
     linux.mount(SCAFFOLD_SOURCE, point, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0700")
 
 
@@ -366,17 +366,17 @@ def _what(step: Step) -> str:
 
 
 def relative(place: str) -> str:
-    """A place as a path below the view's top, as it is opened."""
+    """Return a place as a path below the view's top, as it is opened."""
     return place.strip("/") or "."
 
 
 def joined(root: str, place: str) -> str:
-    """The path of a place of the view."""
+    """Return the path of a place of the view."""
     return root if place == "/" else root.rstrip("/") + place
 
 
 class Tops:
-    """The tops of snapshots, in mounts on directories of our own, which go with the block.
+    """The tops of snapshots, in mounts on our own directories, which are removed with the block.
 
     A bind of a part outlives them.
     """
@@ -403,7 +403,7 @@ class Tops:
 
     @contextmanager
     def of(self, step: Step) -> Iterator[int]:
-        """The top directory of a step's snapshot, open. Raises OSError, KopiatomicError."""
+        """Yield the top directory of a step's snapshot, open. Raises OSError, KopiatomicError."""
         if step.fstype == "zfs":
             yield self._mounted(step.source, "zfs", None)
             return
@@ -415,7 +415,7 @@ class Tops:
             yield top
 
     def _mounted(self, source: str, fstype: str, data: str | None) -> int:
-        """A detached mount cannot be the source of a bind: it stays attached until the end, or until others are needed."""
+        """Keep it attached until the end, or until others are needed: a detached mount cannot be the source of a bind."""
         if source not in self._mounts:
             if len(self._mounts) == _MOST_ASIDE:
                 self._let_go(next(iter(self._mounts)))
@@ -437,7 +437,7 @@ SCAFFOLD_SOURCE = "kopiatomic"
 
 
 def _obstacle(top: int, path: str, place: str, error: OSError) -> str:
-    """Why a path below an open directory cannot be opened: its first component that is not there, or no directory.
+    """Say why a path below an open directory cannot be opened: its first component that is missing, or not a directory.
 
     ``place`` is that directory's in the view.
     """
@@ -473,9 +473,9 @@ def _is_filled(top: int, place: str) -> bool:
 
 
 def _strayed(step: Step, top: int) -> Iterator[Missing]:
-    """What is nested in a snapshot's dataset and was, at the instant, not where the plan found it outside of the part.
+    """Yield what is nested in a snapshot's dataset and was, at the instant, not where the plan found it outside the part.
 
-    Somebody moved it, or a directory above it, in between: it may have been in the part.
+    It, or a directory above it, was moved in between: it may have been in the part.
     """
     for path in step.outside:
         try:
@@ -493,7 +493,7 @@ def _strayed(step: Step, top: int) -> Iterator[Missing]:
 
 
 def _is_locked(step: Step, error: OSError) -> bool:
-    """Whether it is that a dataset's key is not loaded."""
+    """Whether the reason is that a dataset's key is not loaded."""
     return error.errno == errno.EACCES and step.fstype == "zfs"
 
 

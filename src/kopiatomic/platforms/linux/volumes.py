@@ -1,4 +1,4 @@
-"""Volumes in the view: each a read-only file of its exact size, whose bytes come from the volume's snapshot.
+"""Volumes in the view: each a read-only file of its exact size, whose content comes from the volume's snapshot.
 
 Served by a thread of the launcher: it ends with the view, and nothing in the engine's reach can end it before.
 """
@@ -21,7 +21,7 @@ class Volumes:
 
     def __init__(self) -> None:
         self.problems: list[str] = []
-        """What an engine has not read as it is, in words."""
+        """What an engine could not read correctly, in words."""
 
     def show(self, target: str, step: Step) -> None:
         """Mount the directory that holds the files, and serve it from now on. Raises OSError, KopiatomicError."""
@@ -57,5 +57,5 @@ class Volumes:
         except Exception as error:
             self.problems.append(f"the volumes are not served any more: {error}")
         finally:
-            # Whoever still waits for an answer gets an error.
+            # A process that still waits for an answer gets an error.
             os.close(fd)
