@@ -1,7 +1,7 @@
 """Schedules on FreeBSD: a file each in /usr/local/etc/cron.d, which cron(8) reads by itself (FreeBSD 11.0 and later).
 
 crontab(5) passes its line to a shell, so it contains only the program and the schedule's name: the words of the backup are in the
-comment above, where ``kopiatomic schedule run`` reads them. This has not yet run on FreeBSD.
+comment above, where ``kopiatomic schedule run`` reads them. Seen on FreeBSD 15.1 (docs/freebsd.md).
 """
 
 from __future__ import annotations
