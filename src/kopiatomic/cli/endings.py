@@ -48,11 +48,11 @@ def finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
     raise SystemExit(console.exit_code(report.exit_code))
 
 
-def refuse(message: str, called: Invocation) -> NoReturn:
+def refuse(message: str, command: str, called: Invocation) -> NoReturn:
     """End because the command line is invalid."""
     from kopiatomic.errors import UsageError
 
-    end(UsageError(message, kind="usage", hint="'kopiatomic -h' shows the options."), called)
+    end(UsageError(message, kind="usage", hint=f"'{command.removesuffix(' backup')} -h' shows the options."), called)
 
 
 def lack(error: ImportError, called: Invocation) -> NoReturn:

@@ -60,7 +60,8 @@ def main() -> None:
     try:
         cli.main(list(called.words), prog_name="kopiatomic", standalone_mode=False, obj=called)
     except click.ClickException as error:
-        refuse(error.format_message(), called)
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        refuse(error.format_message(), context.command_path if context is not None else "kopiatomic", called)
     except ImportError as error:
         lack(error, called)
     except OSError as error:

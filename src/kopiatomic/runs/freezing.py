@@ -163,7 +163,10 @@ class Session:
         try:
             with self._frozen(streams, again) as (supervisor, sets):
                 if self._options.require_atomic and not sets.atomic:
-                    raise not_atomic("Btrfs put the snapshots of the subvolumes into different transactions")
+                    raise not_atomic(
+                        "Btrfs put the snapshots of the subvolumes into different transactions",
+                        "Hold the programs that write to them still, or take fewer subvolumes at once.",
+                    )
                 # Only now, so that no snapshot shows it.
                 for directory in self._selecting.directories():
                     roots.make(directory)

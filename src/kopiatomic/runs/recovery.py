@@ -21,6 +21,7 @@ from kopiatomic.state.liveness import Life
 from kopiatomic.state.locks import Held
 from kopiatomic.state.ownership import Mark
 from kopiatomic.state.records import INTERRUPTED, NOT_RECORDED, Records, Unfinished
+from kopiatomic.state.state_file import StateError
 from kopiatomic.system import libzfs_core, signals, worker
 from kopiatomic.system.channel import Channel
 
@@ -255,12 +256,18 @@ class Recovery:
         self.cleared.leftovers = [*kept, *after]
 
     def remove_stale_files(self) -> None:
-        """Remove the lock files of killed runs."""
+        """Remove the lock files of killed runs that are recorded here.
+
+        The file of any other tells those that have its record that it was killed, and stays as long as the boot.
+        """
         locks.remove_stale_roots()
-        for run_id in locks.runs():
-            if run_id != self._own:
-                with locks.claim(run_id):
-                    pass
+        try:
+            recorded = {run_id for run_id in locks.runs() if run_id != self._own and self._records.run(run_id)}
+        except StateError:
+            return
+        for run_id in recorded:
+            with locks.claim(run_id):
+                pass
 
 
 def _end_of(held: Held) -> str:

@@ -116,7 +116,10 @@ class Selecting:
     def _require_complete(self) -> None:
         """Refuse to continue if anything is missing with --require-atomic. Raises KopiatomicError."""
         if self.report.incomplete:
-            raise not_atomic(f"not everything can be taken: {self.report.incomplete[0]}")
+            raise not_atomic(
+                f"not everything can be taken: {self.report.incomplete[0]}",
+                "Take it as well, or say that it is not wanted: --exclude, and on Btrfs --no-nested.",
+            )
 
     def _gather(self) -> Facts:
         return gather(self._request()) if self.options.facts is None else self.options.facts
@@ -206,12 +209,9 @@ class Selecting:
         self._miss([missing_text(missing) for missing in view.missing if not missing.live])
 
 
-def not_atomic(why: str) -> KopiatomicError:
-    return KopiatomicError(
-        f"--require-atomic: {why}",
-        kind="not-atomic",
-        hint="Back them up with one command for each pool, or hold the programs that write to them still.",
-    )
+def not_atomic(why: str, hint: str) -> KopiatomicError:
+    """Return the error of a run that must be one proven instant, and cannot be."""
+    return KopiatomicError(f"--require-atomic: {why}", kind="not-atomic", hint=hint)
 
 
 def _require_one_pool(selected: Plan) -> None:
@@ -219,4 +219,7 @@ def _require_one_pool(selected: Plan) -> None:
     places = {(t.dataset.filesystem, t.dataset.pool) for t in selected.taken}
     if len(places) > 1:
         where = ", ".join(f"{filesystem} {printable(pool)}" for filesystem, pool in sorted(places))
-        raise not_atomic(f"the datasets lie in {len(places)} pools or filesystems ({where}), which share no instant")
+        raise not_atomic(
+            f"the datasets lie in {len(places)} pools or filesystems ({where}), which share no instant",
+            "Back them up with one command for each pool or filesystem.",
+        )

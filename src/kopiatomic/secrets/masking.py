@@ -55,6 +55,10 @@ def _mask(_secret: str) -> str:
     return MASK
 
 
+_OUR_WORDS = frozenset(["filesystem", "format", "kind", "layout", "result", "run_id", "verdict"])
+"""The keys of JSON values whose texts are our own words: programs compare them, and a password may be equal to one."""
+
+
 class Secrets:
     """The secrets that a run knows of: those in the words of our own command line, those in an environment, and ``values``."""
 
@@ -114,7 +118,7 @@ class Secrets:
         if isinstance(document, list):
             return [self.hide_in(item) for item in document]
         if isinstance(document, dict):
-            return {key: self.hide_in(value) for key, value in document.items()}
+            return {key: value if key in _OUR_WORDS else self.hide_in(value) for key, value in document.items()}
         return document
 
     def command_line(self, words: Sequence[str]) -> str:

@@ -18,6 +18,7 @@ from contextlib import closing, contextmanager
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.state import locks
+from kopiatomic.system import looking, safety
 from kopiatomic.text import printable
 
 FILE = "state.db"
@@ -93,6 +94,8 @@ class StateFile:
         self.path = os.path.join(self.directory, FILE)
         self.warnings: list[str] = []
         self._checked = False
+        self._safe = False
+        """Whether it is known that only root can change where the directory's path leads."""
 
     @contextmanager
     def transaction(self, *, create: bool = True, mend: bool | None = None) -> Iterator[sqlite3.Connection]:
@@ -153,6 +156,7 @@ class StateFile:
 
     def _is_empty(self) -> bool:
         """Whether nothing was ever recorded here. Raises OSError, StateError if that cannot be known."""
+        self._check_way()
         if not presence.exists(self.directory, follow_links=False):
             return True
         self._check_directory()
@@ -196,17 +200,36 @@ class StateFile:
             connection.execute(f"PRAGMA user_version = {SCHEMA}")
 
     def _prepare_directory(self) -> None:
+        self._check_way()
         try:
             os.makedirs(self.directory, 0o700, exist_ok=True)
         except OSError as error:
             raise self._unusable(error) from None
         self._check_directory()
 
+    def _check_way(self) -> None:
+        """Refuse a directory that others can exchange for one of their choice. Looks once, in a child. Raises StateError."""
+        if self._safe or os.geteuid() != 0:
+            return
+        try:
+            why = looking.call(lambda: safety.unsafe_way(self.directory), self.directory)
+        except OSError as error:
+            raise self._unusable(error) from None
+        if why:
+            raise StateError(
+                f"the state directory {printable(self.directory)} cannot be used: {why}",
+                kind="state-directory",
+                hint="Choose one with --state-dir, in directories that root alone can write to, such as /var/lib.",
+            )
+        self._safe = True
+
     def _check_directory(self) -> None:
         try:
             status = os.stat(self.directory)
         except OSError as error:
             raise self._unusable(error) from None
+        if os.geteuid() != 0 and status.st_uid == 0:
+            raise StateError("the records of runs are root's", kind="not-root", hint="sudo kopiatomic ...")
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise StateError(
                 f"the state directory {printable(self.directory)} is not one that only root can write to",

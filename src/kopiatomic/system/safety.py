@@ -90,6 +90,18 @@ def steps(path: str, *, links: bool = False) -> Iterator[str]:
         left += target.split("/")[::-1]
 
 
+def unsafe_way(path: str) -> str:
+    """Return why others than root can change where an absolute path leads, in words; empty if only root can.
+
+    Its last component is not followed. Raises OSError.
+    """
+    above = "/"
+    for above in steps(os.path.dirname(path), links=True):
+        if presence.is_link(above) and (why := unsafe(above)):
+            return why
+    return unsafe(os.path.join(above, os.path.basename(path)))
+
+
 def unsafe(path: str, until: Collection[str] = ()) -> str:
     """Return why others than root can replace what is at an absolute path, in words; empty if only root can.
 

@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from kopiatomic.secrets.masking import Secrets, credentials, is_secret, masked
+from kopiatomic.secrets.masking import MASK, Secrets, credentials, is_secret, masked
 
 
 @pytest.mark.parametrize(
@@ -178,3 +178,13 @@ def test_an_environment_loses_its_secrets_alone() -> None:
 def test_a_password_that_is_a_common_word_takes_no_other_variable_away() -> None:
     secrets = Secrets([], {"KOPIA_PASSWORD": "root"})
     assert secrets.withheld_from({"HOME": "/root", "USER": "root", "NOTE": "x"}) == {"HOME": "/root", "NOTE": "x"}
+
+
+def test_words_of_ours_in_a_document_are_never_masked() -> None:
+    """Programs compare them, and a password may be equal to a part of one."""
+    secrets = Secrets([], {"KOPIA_PASSWORD": "kopia"})
+    document = {"format": "kopiatomic-run-1", "error": {"kind": "kopia-password", "message": "kopia: kopia"}}
+    assert secrets.hide_in(document) == {
+        "format": "kopiatomic-run-1",
+        "error": {"kind": "kopia-password", "message": f"{MASK}: {MASK}"},
+    }

@@ -330,6 +330,21 @@ def test_a_directory_that_others_can_write_to_is_refused(state: Records) -> None
     assert caught.value.kind == "state-directory"
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="root's records alone can be bent by others")
+@pytest.mark.parametrize("exists", [True, False])
+def test_a_directory_that_others_can_exchange_is_refused(tmp_path: Path, exists: bool) -> None:
+    """Else a link in its place has root write its records where a user wants them."""
+    theirs = tmp_path / "theirs"
+    (theirs / "state").mkdir(parents=True, mode=0o700) if exists else theirs.mkdir()
+    os.chown(theirs, 1234, 1234)
+    state = Records(str(theirs / "state"))
+    for call in (lambda: state.begin(run_record(), keep=YEAR), lambda: state.history(1)):
+        with pytest.raises(StateError, match=r"can (change|move)") as caught:
+            call()
+        assert caught.value.kind == "state-directory"
+    assert [path.name for path in theirs.iterdir()] == (["state"] if exists else [])
+
+
 def test_a_directory_that_cannot_be_made_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StateError, match="cannot be used: Not a directory"):

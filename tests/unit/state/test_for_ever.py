@@ -1,0 +1,32 @@
+"""Names that outlive a process: other versions of the program look for them, so they never change."""
+
+from __future__ import annotations
+
+from kopiatomic.commands import history, recover, schedule
+from kopiatomic.engines.engine import KOPIA
+from kopiatomic.model import facts, plan, user_property
+from kopiatomic.output import document
+from kopiatomic.state import locks, ownership, state_file
+
+
+def test_what_marks_things_as_ours() -> None:
+    assert ownership.ATTRIBUTE == "trusted.kopiatomic.run"
+    assert ownership.PROPERTY == "kopiatomic:run"
+    assert (ownership.PREFIX, ownership.TAG) == ("kopiatomic_", "kopiatomic")
+    assert ownership.bookmark() == f"kopiatomic_{ownership.host_id()}"
+    assert user_property.PROPERTY == "kopiatomic:backup"
+    mark = ownership.Mark("20260101T000000Z-00000000", "0" * 16, "boot", "locks")
+    assert str(mark) == "20260101T000000Z-00000000@0000000000000000@boot@locks"
+
+
+def test_files_and_places() -> None:
+    assert state_file.FILE == "state.db"
+    assert locks.DIRECTORY == "/run/kopiatomic"
+    assert (plan.UNMOUNTED, plan.VOLUMES) == ("/.unmounted", "/.volumes")
+    assert KOPIA == "kopia"
+
+
+def test_formats_of_documents() -> None:
+    formats = (document.FORMAT, facts.FORMAT, recover.RECOVER_FORMAT, history.HISTORY_FORMAT, schedule.FORMAT)
+    kinds = ("run", "facts", "recover", "history", "schedules")
+    assert formats == tuple(f"kopiatomic-{kind}-1" for kind in kinds)
