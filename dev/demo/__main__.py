@@ -113,6 +113,7 @@ def environment(folder: Path) -> Mapping[str, str]:
         "KOPIA_CONFIG_PATH": f"{folder}/repository.config",
         "KOPIA_LOG_DIR": f"{folder}/logs",
         "KOPIA_PASSWORD": "for this demonstration only",
+        "KOPIATOMIC_STATE_DIR": f"{folder}/state",
     }
 
 

@@ -21,6 +21,7 @@ from kopiatomic.model.mounts import Mount
 from kopiatomic.model.request import Request
 from kopiatomic.planning import gather, resolving
 from kopiatomic.planning.plan import select
+from tests.btrfs.conftest import Gate
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopiatomic, command
 from tests.support.schema import valid
@@ -164,3 +165,28 @@ def judged(case: Case, home: Home, document: Any, files: dict[str, str], owners:
     told = document["error"]["message"] if document["error"] else " ".join(document["incomplete"])
     assert re.search(rf"{home.path}/(dir|link)\b", told), document
     return f"refused: {document['error']['kind']}" if document["exit_code"] == 1 else document["result"]
+
+
+def test_who_owns_the_top_has_root_make_folders_nowhere_else(
+    btrfs: Btrfs, kopiatomic: Kopiatomic, gate: Gate, tmp_path: Path
+) -> None:
+    """Their link takes our directory's place, again and again: what was opened is what is used, and it is found again."""
+    data = btrfs.subvolume("data")
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o700)
+    (btrfs.mountpoint / "link").symlink_to(victim)
+    os.chown(btrfs.mountpoint, USER, USER)
+    view = tmp_path / "view"
+    with kopiatomic.started("--mount-root", view, "-c", gate.command, data) as process:
+        gate.wait()
+        with swapping(btrfs.mountpoint, ".kopiatomic", "link", SEED):
+            for number in range(4 * RUNS):
+                ended = kopiatomic("--mount-root", tmp_path / f"view{number}", "-c", "true", data)
+                assert ended.returncode in {0, 1, 4}, ended
+                assert "Traceback" not in ended.stderr
+        gate.let_go()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert list(victim.iterdir()) == []
+    recovered = kopiatomic("recover")
+    assert (recovered.returncode, btrfs.snapshots()) == (0, []), recovered

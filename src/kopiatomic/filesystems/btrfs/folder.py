@@ -20,6 +20,7 @@ from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Dataset, Refusal, Verdict
 from kopiatomic.state import liveness, ownership
 from kopiatomic.system import btrfs, linux, mountinfo
+from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 
 DIRECTORY = ".kopiatomic"
@@ -78,42 +79,65 @@ def device_of(filesystem: str, known: str) -> str:
 def make(top_fd: int, run_id: str, where: str) -> int:
     """Make a run's folder, for root only, locked and marked. Returns the descriptor with the lock. Raises KopiatomicError.
 
-    The descriptor keeps the filesystem busy, but not the host's mounts.
+    The descriptor keeps the filesystem busy, but not the host's mounts. The owner of the top-level subvolume can exchange our
+    directory in it at any time: so that is opened once, and everything is made in what was opened.
     """
-    path = name_of(run_id)
+    name = _own_name(run_id)
     for _ in range(100):
         try:
             with kept_times(top_fd), suppress(FileExistsError):
                 os.mkdir(DIRECTORY, 0o700, dir_fd=top_fd)
-            status = os.stat(DIRECTORY, dir_fd=top_fd, follow_symlinks=False)
-            if not _is_roots_alone(status):
-                raise KopiatomicError(
-                    f"{DIRECTORY} in the top-level subvolume of {where} is not ours: "
-                    "it is not a directory that only root can enter",
-                    kind="btrfs-directory",
-                    hint=f"Look at it (mount {where} with subvolid=5) and rename it.",
-                )
-            os.mkdir(path, 0o700, dir_fd=top_fd)
-            directory = os.open(path, OPEN_DIRECTORY, dir_fd=top_fd)
-            # A recovery that finds it empty locks it briefly and removes it.
-            fcntl.flock(directory, fcntl.LOCK_EX)
-            if not _is_at(directory, path, top_fd):
-                os.close(directory)
-                continue
+            with _shared(top_fd) as shared:
+                os.mkdir(name, 0o700, dir_fd=shared)
+                directory = os.open(name, OPEN_DIRECTORY, dir_fd=shared)
+                # A recovery that finds it empty locks it briefly and removes it.
+                fcntl.flock(directory, fcntl.LOCK_EX)
+                if not _is_at(directory, name, shared):
+                    os.close(directory)
+                    continue
             os.setxattr(directory, ownership.ATTRIBUTE, str(liveness.mark(run_id)).encode())
         except FileNotFoundError:
             # Another run ended and removed the directory between two of these calls.
             continue
+        except NotADirectoryError:
+            raise KopiatomicError(
+                f"{DIRECTORY} in the top-level subvolume of {where} is not ours: "
+                "it is not a directory that only root can enter",
+                kind="btrfs-directory",
+                hint=f"Look at it (mount {where} with subvolid=5) and rename it.",
+            ) from None
         except OSError as error:
             raise failed(f"no directory for the snapshots of {where} can be made", error) from None
         return directory
     raise failed(f"no directory for the snapshots of {where} can be made", OSError(errno.EBUSY, "busy"))
 
 
-def _is_at(directory: int, path: str, top_fd: int) -> bool:
-    """Whether an open directory is still the one at a path."""
+def _own_name(run_id: str) -> str:
+    """Return the folder of a run, in the directory that all runs share."""
+    return f"{ownership.PREFIX}{run_id}"
+
+
+@contextmanager
+def _shared(top_fd: int) -> Iterator[int]:
+    """Open the directory that all runs share, without following a link.
+
+    Raises OSError: NotADirectoryError where it is anything but a directory that only root can enter.
+    """
+    with closing(os.open(DIRECTORY, OPEN_DIRECTORY, dir_fd=top_fd)) as shared:
+        _require_roots_alone(shared, DIRECTORY)
+        yield shared
+
+
+def _require_roots_alone(directory: int, name: str) -> None:
+    status = os.fstat(directory)
+    if not _is_roots_alone(status):
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a directory that only root can enter", name)
+
+
+def _is_at(directory: int, name: str, above: int) -> bool:
+    """Whether an open directory is still the one of this name in another."""
     try:
-        return os.path.samestat(os.fstat(directory), os.stat(path, dir_fd=top_fd, follow_symlinks=False))
+        return os.path.samestat(os.fstat(directory), os.stat(name, dir_fd=above, follow_symlinks=False))
     except FileNotFoundError:
         return False
 
@@ -159,10 +183,12 @@ def entries(top_fd: int, run_id: str) -> list[Entry] | None:
         directory = _open_own(top_fd, run_id)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    try:
-        return [_entry(directory, run_id, name) for name in sorted(os.listdir(directory))]
-    finally:
-        os.close(directory)
+    with closing(directory):
+        return _entries(directory, run_id)
+
+
+def _entries(directory: int, run_id: str) -> list[Entry]:
+    return [_entry(directory, run_id, name) for name in sorted(os.listdir(directory))]
 
 
 def mark_of(top_fd: int, run_id: str) -> ownership.Mark | None:
@@ -193,29 +219,33 @@ def runs(top_fd: int) -> list[str]:
 def is_deserted(top_fd: int) -> bool:
     """Whether the directory that all runs share exists, is accessible to root only, and is empty. Raises OSError."""
     try:
-        if not _is_roots_alone(os.stat(DIRECTORY, dir_fd=top_fd, follow_symlinks=False)):
-            return False
-        fd = os.open(DIRECTORY, OPEN_DIRECTORY, dir_fd=top_fd)
-    except FileNotFoundError:
+        with _shared(top_fd) as shared:
+            return not os.listdir(shared)
+    except (FileNotFoundError, NotADirectoryError):
         return False
-    try:
-        return not os.listdir(fd)
-    finally:
-        os.close(fd)
 
 
 def _is_roots_alone(status: os.stat_result) -> bool:
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == 0 and not status.st_mode & 0o077
+    """Whether it is a directory that only root can enter, and no subvolume, which we never make here."""
+    return (
+        stat.S_ISDIR(status.st_mode)
+        and status.st_uid == 0
+        and not status.st_mode & 0o077
+        and status.st_ino != btrfs.SUBVOLUME_INODE
+    )
 
 
 def _open_own(top_fd: int, run_id: str) -> int:
     """Open a run's folder if both directories above its snapshots are accessible to root only. Raises OSError."""
-    path = name_of(run_id)
-    for directory in (DIRECTORY, path):
-        status = os.stat(directory, dir_fd=top_fd, follow_symlinks=False)
-        if not _is_roots_alone(status):
-            raise NotADirectoryError(errno.ENOTDIR, "it is not a directory that only root can enter", directory)
-    return os.open(path, OPEN_DIRECTORY, dir_fd=top_fd)
+    name = _own_name(run_id)
+    with _shared(top_fd) as shared:
+        directory = os.open(name, OPEN_DIRECTORY, dir_fd=shared)
+    try:
+        _require_roots_alone(directory, name)
+    except OSError:
+        os.close(directory)
+        raise
+    return directory
 
 
 def _entry(directory: int, run_id: str, name: str) -> Entry:
@@ -259,44 +289,54 @@ def moved(path: str, name: str) -> str:
     return f"it was moved to {printable(path)}"
 
 
-def remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool], *, locked: bool = False) -> dict[str, str]:
+def remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool], *, held: int | None = None) -> dict[str, str]:
     """Delete our snapshots, then what is empty. Returns what is left: path and reason. Raises OSError.
 
-    ``locked`` means that the caller holds the lock on the folder.
+    ``held`` is the descriptor of the folder, with its lock, if the caller has it: then the folder is found wherever it is.
 
     What is gone then stays gone: its record is deleted next, and after a power failure nobody would know about it.
     """
-    left = _remove(top_fd, run_id, is_ours, locked=locked)
+    left = _remove(top_fd, run_id, is_ours, held)
     btrfs.commit(top_fd)
     return left
 
 
-def _remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool], *, locked: bool) -> dict[str, str]:
-    found = entries(top_fd, run_id)
-    if found is None:
+def _remove(top_fd: int, run_id: str, is_ours: Callable[[Entry], bool], held: int | None) -> dict[str, str]:
+    try:
+        # Opened again: a listing has nothing that was made after the opening (fs/btrfs/inode.c, btrfs_opendir; seen on 6.18).
+        directory = _open_own(top_fd, run_id) if held is None else os.open(".", OPEN_DIRECTORY, dir_fd=held)
+    except (FileNotFoundError, NotADirectoryError):
         # The run was killed between making the two directories, or between removing them.
-        if is_deserted(top_fd):
-            _remove_shared(top_fd)
+        _remove_shared(top_fd)
         return dict.fromkeys(astray(top_fd, run_id), "it is not in a folder that only root can enter")
     left: dict[str, str] = {}
-    directory = _open_own(top_fd, run_id)
-    try:
-        if not locked and not _locks(directory, fcntl.LOCK_EX):
-            return {entry.path: LOCKED for entry in found} or {name_of(run_id): LOCKED}
-        for entry in found:
-            try:
-                _remove_entry(directory, entry, is_ours)
-            except OSError as error:
-                left[entry.path] = error.strerror or str(error)
-        if not left:
-            os.rmdir(name_of(run_id), dir_fd=top_fd)
-    except OSError as error:
-        return {name_of(run_id): error.strerror or str(error)}
-    finally:
-        os.close(directory)
+    with closing(directory):
+        try:
+            found = _entries(directory, run_id)
+            if held is None and not _locks(directory, fcntl.LOCK_EX):
+                return {entry.path: LOCKED for entry in found} or {name_of(run_id): LOCKED}
+            for entry in found:
+                try:
+                    _remove_entry(directory, entry, is_ours)
+                except OSError as error:
+                    left[entry.path] = error.strerror or str(error)
+            if not left:
+                _remove_own(directory, run_id)
+        except OSError as error:
+            return {name_of(run_id): error.strerror or str(error)}
     if not left:
         _remove_shared(top_fd)
     return left
+
+
+def _remove_own(directory: int, run_id: str) -> None:
+    """Remove a run's empty folder from the directory that it is really in. Raises OSError."""
+    name = _own_name(run_id)
+    with closing(os.open("..", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)) as above:
+        if _is_at(directory, name, above):
+            os.rmdir(name, dir_fd=above)
+        elif os.fstat(directory).st_nlink:
+            raise OSError(errno.ENOENT, "its empty folder was renamed")
 
 
 LOCKED = "its run is alive, perhaps in another container, or it is being removed: a process has locked the run's folder"
@@ -396,9 +436,9 @@ def kept_times(directory: int) -> Iterator[None]:
 
 
 def _remove_shared(top_fd: int) -> None:
-    """Remove the directory that all runs share, unless another run is in it. Raises OSError."""
+    """Remove the directory that all runs share, unless another run is in it, or it is not ours. Raises OSError."""
     try:
-        with kept_times(top_fd):
+        with _shared(top_fd), kept_times(top_fd):
             os.rmdir(DIRECTORY, dir_fd=top_fd)
     except OSError as error:
         # Another run is in it, or has removed it.

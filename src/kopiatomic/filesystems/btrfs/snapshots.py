@@ -258,25 +258,22 @@ class BtrfsMaker:
     def read_back(self, instant: Instant) -> SnapshotSet:
         """Return the set with the ``otransid`` of each snapshot, read from the snapshots as they are now."""
         snapshots = []
-        with folder.top(self._device) as top:
-            for position, source in list(self._sources.items()):
-                path = folder.path_of(self.run_id, position)
-                try:
-                    place = os.open(os.path.dirname(path), folder.OPEN_DIRECTORY, dir_fd=top)
-                    try:
-                        found = folder.look(place)
-                    finally:
-                        os.close(place)
-                except OSError as error:
-                    what = "its snapshot disappeared right after it was made"
-                    if concerns_all(error.errno):
-                        raise failed(f"{printable(self.taken[position].dataset.name)}: {what}", error) from None
-                    self._leave_out(position, Refusal(self.taken[position].dataset, what))
-                    continue
-                self._made[path] = found.uuid
-                name = self.taken[position].dataset.name
-                states = _state(source, source.generation, found), _state(source, found.born, found)
-                snapshots.append(Snapshot(name, path, found.born, found.uuid.hex(), None, *states))
+        assert self._lock is not None
+        for position, source in list(self._sources.items()):
+            path = folder.path_of(self.run_id, position)
+            try:
+                with _place(self._lock, position) as place:
+                    found = folder.look(place)
+            except OSError as error:
+                what = "its snapshot disappeared right after it was made"
+                if concerns_all(error.errno):
+                    raise failed(f"{printable(self.taken[position].dataset.name)}: {what}", error) from None
+                self._leave_out(position, Refusal(self.taken[position].dataset, what))
+                continue
+            self._made[path] = found.uuid
+            name = self.taken[position].dataset.name
+            states = _state(source, source.generation, found), _state(source, found.born, found)
+            snapshots.append(Snapshot(name, path, found.born, found.uuid.hex(), None, *states))
         return SnapshotSet("btrfs", self.pool, tuple(snapshots), instant)
 
     def recall(self, sets: Sets) -> None:
@@ -291,7 +288,7 @@ class BtrfsMaker:
                     top,
                     self.run_id,
                     lambda entry: entry.subvolume is not None and entry.subvolume.parent_uuid in self._origins,
-                    locked=self._lock is not None,
+                    held=self._lock,
                 )
                 left |= self._moved(top)
         finally:
