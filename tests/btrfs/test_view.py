@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import struct
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,9 @@ from tests.btrfs.conftest import Family, Gate
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
+
+NO_ID = 0xFFFFFFFF
+"""In entries of an access control list that name no user or group."""
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
@@ -207,6 +211,41 @@ def test_directories_above_a_part_are_those_of_the_frozen_tree(data: Path, kopia
     shown = (ended.stdout + ended.stderr).splitlines()
     assert f"{root}{data}:3751" in shown
     assert f"{root}{data}/above:2700" in shown
+
+
+@pytest.fixture
+def open_to_all(data: Path, btrfs: Btrfs, tmp_path: Path) -> Iterator[Path]:
+    """The filesystem once more, where every user may go; what is above a test's own folder is root's alone."""
+    point = Path("/mnt") / f"kopiatomic-{tmp_path.name}"
+    point.mkdir()
+    command("mount", btrfs.device, point)
+    try:
+        yield point / data.name
+    finally:
+        command("umount", point)
+        point.rmdir()
+
+
+def test_a_list_keeps_a_user_out_of_directories_of_ours_as_well(open_to_all: Path, kopiatomic: Kopiatomic) -> None:
+    """An access control list above a part: mode and mask alone would let the user in."""
+    part = open_to_all / "closed" / "part"
+    part.mkdir(parents=True)
+    (part / "file").write_text("secret")
+    view = Path(f"{open_to_all.parent}-view")
+
+    def read(user: str) -> Completed:
+        words = ("--layout", "merged", "--mount-root", view, "--user", user, part)
+        return kopiatomic("exec", *words, "--", "cat", f"{view}{part}/file")
+
+    assert read("nobody").stdout == "secret"
+    # u::rwx, u:65534:---, g::r-x, m::rwx, o::r-x (include/uapi/linux/posix_acl_xattr.h).
+    entries = [(1, 7, NO_ID), (2, 0, 65534), (4, 5, NO_ID), (16, 7, NO_ID), (32, 5, NO_ID)]
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    os.setxattr(part.parent, "system.posix_acl_access", acl)
+    ended = read("nobody")
+    assert (ended.returncode, ended.stdout) == (1, ""), ended
+    assert "Permission denied" in ended.stderr
+    assert read("root").stdout == "secret"
 
 
 def test_the_engine_does_not_turn_round_while_nothing_happens(

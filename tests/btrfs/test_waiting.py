@@ -161,7 +161,7 @@ def test_attributes_of_a_directory_that_does_not_answer_are_done_without(
     with hung(data / "hung"):
         # The mount table says that it may hang.
         view.look()
-        assert stat.S_IMODE(view.scaffolding[f"{data}/dir"].st_mode) == 0o710
+        assert stat.S_IMODE(view.scaffolding[f"{data}/dir"].status.st_mode) == 0o710
         assert f"{data}/hung" not in view.scaffolding
         monkeypatch.setattr("kopiatomic.platforms.linux.merged.may_hang", lambda _: False)
         view.look()

@@ -15,6 +15,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.mounts import Mount
 from kopiatomic.model.plan import SCRATCH
 from kopiatomic.paths import below
+from kopiatomic.platforms.linux.attributes import attributes_of, give
 from kopiatomic.platforms.linux.view import (
     ANY,
     LOOK,
@@ -141,7 +142,7 @@ class InPlaceView(LinuxView):
             self._hidden[step.place] = real = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             mount_scaffold(target)
             with self.open_top() as top, opened(top, step.place) as ours:
-                _dress(ours, os.fstat(real))
+                give(ours, attributes_of(real))
             return None
         return super().mount_on(step, target, tops)
 
@@ -182,13 +183,7 @@ def _make_like(top: int, place: str, hidden: int, inside: str) -> None:
             return
     # If the real one was moved meanwhile, ours stays accessible to root only.
     with suppress(OSError), closing(linux.open_beneath(hidden, inside, PATH)) as real, opened(top, place) as ours:
-        _dress(ours, os.fstat(real))
-
-
-def _dress(ours: int, real: os.stat_result) -> None:
-    """Give one of our directories owner and mode of the one that it stands for. Raises OSError."""
-    os.fchown(ours, real.st_uid, real.st_gid)
-    os.fchmod(ours, stat.S_IMODE(real.st_mode))
+        give(ours, attributes_of(real))
 
 
 @contextmanager

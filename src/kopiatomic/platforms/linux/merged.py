@@ -17,6 +17,7 @@ from kopiatomic.model.fstypes import may_hang
 from kopiatomic.model.mounts import holder, visible
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES
 from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.platforms.linux.attributes import Attributes, attributes_of, give
 from kopiatomic.platforms.linux.view import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, opened, refused, relative
 from kopiatomic.platforms.steps import SCAFFOLD, Step, View
 from kopiatomic.system import linux, looking, mountinfo
@@ -29,7 +30,7 @@ class MergedView(LinuxView):
 
     def __init__(self, base: str, steps: Sequence[Step]) -> None:
         super().__init__(base, steps)
-        self.scaffolding: dict[str, os.stat_result] = {}
+        self.scaffolding: dict[str, Attributes] = {}
         """The attributes of the real directories for which ours stand."""
 
     def look(self) -> None:
@@ -72,11 +73,11 @@ class MergedView(LinuxView):
         return linux.make_beneath(top, relative(step.place), file=step.file)
 
 
-def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
+def _scaffolding(steps: Sequence[Step]) -> dict[str, Attributes]:
     """Return the directories that only hold mount points, with the attributes of the real ones; the top's are those of ``/``."""
     places = {s.place for s in steps if s.fstype != SCAFFOLD}
     seen = visible(mountinfo.read())
-    found: dict[str, os.stat_result] = {}
+    found: dict[str, Attributes] = {}
     for place in places:
         for directory in paths.parents(place):
             # Do not wait for a server that does not answer: its directory keeps the attributes that it is made with.
@@ -84,14 +85,14 @@ def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
                 continue
             try:
                 with closing(linux.open_without_links(directory, PATH)) as fd:
-                    found[directory] = os.fstat(fd)
+                    found[directory] = attributes_of(fd)
             except OSError:
                 # It is gone or unreadable: likewise.
                 continue
     return found
 
 
-def _above_part(step: Step, tops: Tops) -> dict[str, os.stat_result]:
+def _above_part(step: Step, tops: Tops) -> dict[str, Attributes]:
     """Return the directories between the top of a step's snapshot and the part that it shows, as they are frozen.
 
     Empty if the part is shown at a path of another form, or does not exist. Raises KopiatomicError.
@@ -105,18 +106,18 @@ def _above_part(step: Step, tops: Tops) -> dict[str, os.stat_result]:
         with tops.of(step) as top:
             for place in above:
                 with closing(linux.open_beneath(top, below(place, mountpoint) or ".", PATH)) as fd:
-                    found[place] = os.fstat(fd)
+                    found[place] = attributes_of(fd)
     except OSError as error:
         if not presence.absent(error):
             raise refused(f"the directories above {printable(step.place)} cannot be looked at", error) from None
     return found
 
 
-def _copy_attributes(root: int, scaffolding: dict[str, os.stat_result]) -> None:
+def _copy_attributes(root: int, scaffolding: dict[str, Attributes]) -> None:
     """Give our directories the mode, owner and times of the real ones; times last, since making entries changes them."""
     ours = {m.device for m in mountinfo.read() if (m.fstype, m.source) == ("tmpfs", SCAFFOLD_SOURCE)}
     for times_too in (False, True):
-        for directory, status in scaffolding.items():
+        for directory, attributes in scaffolding.items():
             try:
                 fd = linux.open_beneath(root, relative(directory), LOOK)
             except OSError:
@@ -128,10 +129,9 @@ def _copy_attributes(root: int, scaffolding: dict[str, os.stat_result]) -> None:
                     # It is inside a frozen tree, which has its own attributes.
                     continue
                 if times_too:
-                    os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
+                    os.utime(fd, ns=(attributes.status.st_atime_ns, attributes.status.st_mtime_ns))
                 else:
-                    os.fchown(fd, status.st_uid, status.st_gid)
-                    os.fchmod(fd, status.st_mode & 0o7777)
+                    give(fd, attributes)
             finally:
                 os.close(fd)
 
