@@ -248,6 +248,47 @@ def test_a_list_keeps_a_user_out_of_directories_of_ours_as_well(open_to_all: Pat
     assert read("root").stdout == "secret"
 
 
+MAPPED = """
+import ctypes, os, subprocess, sys
+libc = ctypes.CDLL(None, use_errno=True)
+def call(number, *words):
+    result = libc.syscall(number, *words)
+    assert result >= 0, os.strerror(ctypes.get_errno())
+    return result
+source, target = (os.fsencode(word) for word in sys.argv[1:])
+with subprocess.Popen(["unshare", "--user", "sleep", "60"]) as process:
+    while os.readlink(f"/proc/{process.pid}/ns/user") == os.readlink("/proc/self/ns/user"):
+        pass
+    for kind in ("uid", "gid"):
+        with open(f"/proc/{process.pid}/{kind}_map", "w") as file:
+            file.write("65534 0 1")
+    users = os.open(f"/proc/{process.pid}/ns/user", os.O_RDONLY)
+    tree = call(428, -100, source, 1 | os.O_CLOEXEC)
+    attributes = (ctypes.c_uint64 * 4)(0x100000, 0, 0, users)
+    call(442, tree, b"", 0x1000, ctypes.byref(attributes), 32)
+    call(429, tree, b"", -100, target, 4)
+    process.kill()
+"""
+"""Mounts a directory once more, so that its files of user 65534 look like root's there: open_tree(2), mount_setattr(2)."""
+
+
+def test_a_mount_that_maps_user_ids_is_told_and_refused_for_other_users(
+    data: Path, kopiatomic: Kopiatomic, tmp_path: Path
+) -> None:
+    mapped = tmp_path / "mapped"
+    mapped.mkdir()
+    command(sys.executable, "-c", MAPPED, data, mapped)
+    try:
+        ended = kopiatomic("exec", "--user", "nobody", mapped, "--", "true")
+        assert ended.returncode == 1
+        assert f"{mapped}: the mount maps user ids, so --user would read by other rights" in ended.stderr
+        ended = kopiatomic("exec", "--layout", "merged", "--mount-root", tmp_path / "view", mapped, "--", "true")
+        assert ended.returncode == 0, ended
+        assert f"{mapped}: the mount maps user ids" in ended.stderr
+    finally:
+        command("umount", mapped)
+
+
 def test_the_engine_does_not_turn_round_while_nothing_happens(
     data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic
 ) -> None:

@@ -27,7 +27,7 @@ from kopiatomic.output.summary import shielded
 from kopiatomic.planning import plan
 from kopiatomic.runs.freezing import Frozen, failures_in, new_run_id, recorded
 from kopiatomic.runs.launcher import Checked, Manner, Start, Started
-from kopiatomic.runs.selecting import Listener, Selecting
+from kopiatomic.runs.selecting import Listener, Selecting, idmapped
 from kopiatomic.runs.streams import Callers
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import lists, roots
@@ -152,11 +152,22 @@ class _Inside:
             report.plan = self._selecting.select()
             with report.phase("check"):
                 session.check(report.plan)
+                self._require_own_ids(report.plan)
             report.engine = EngineReport(printable(self._argv[0]), None, self._secrets.hide_words(self._argv))
             self._write_lists(report.plan)
             with session.view(self._streams, self._selecting.select) as frozen:
                 checked = self._started(frozen)
             self._conclude(checked)
+
+    def _require_own_ids(self, selected: Plan) -> None:
+        """Refuse another user where the frozen files have other owners than the live ones. Raises KopiatomicError."""
+        mapped = idmapped(selected) if self._user is not None else []
+        if mapped:
+            raise KopiatomicError(
+                f"{first_few(mapped)}: the mount maps user ids, so --user would read by other rights than on the live system",
+                kind="idmapped",
+                hint="Do without --user, or name the place where the same is mounted without such a map.",
+            )
 
     def _place(self) -> str:
         """Return where on the host the view is mounted. Raises KopiatomicError."""

@@ -11,6 +11,7 @@ from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Progress
 from kopiatomic.model.facts import Facts
+from kopiatomic.model.mounts import visible
 from kopiatomic.model.plan import Plan, Refusal, Verdict
 from kopiatomic.model.report import Report
 from kopiatomic.model.request import Request, is_pattern
@@ -21,6 +22,7 @@ from kopiatomic.platforms.steps import View, missing_text
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import roots
 from kopiatomic.state.ownership import PREFIX
+from kopiatomic.system import host
 from kopiatomic.text import few, first_few, printable
 
 
@@ -133,6 +135,11 @@ class Selecting:
             roots.check(directory)
         for warning in self.platform.check(selected):
             self.warn(warning)
+        mapped = idmapped(selected)
+        if mapped:
+            self.warn(
+                f"{first_few(mapped)}: the mount maps user ids (mount_setattr(2)); the frozen view shows owners as stored"
+            )
         for maker in filesystems.makers(selected, self.report.run_id):
             maker.check()
 
@@ -207,6 +214,13 @@ class Selecting:
             if missing.live:
                 self.warn(missing_text(missing))
         self._miss([missing_text(missing) for missing in view.missing if not missing.live])
+
+
+def idmapped(selected: Plan) -> list[str]:
+    """Return the mount points of what is taken that map user ids: there, files have other owners than in the view."""
+    seen = visible(host.here().mounts())
+    points = (t.dataset.mountpoint.text for t in selected.taken if not t.dataset.volume)
+    return [point for point in points if point in seen and "idmapped" in seen[point].options]
 
 
 def not_atomic(why: str, hint: str) -> KopiatomicError:
