@@ -23,7 +23,11 @@ _SECRET = (
 )
 """Endings of words that denote secrets."""
 
-_SECRET_WHOLE = frozenset({"PASS", "PASSCODE", "PW", "SAS", "SSHPASS"})
+_SECRET_WHOLE = frozenset({"PASSCODE", "SAS"})
+_SHORT = ("PASS", "PW")
+"""Endings likewise (``DBPASS``, ``BINDPW``), with which ordinary words end as well."""
+
+_ORDINARY = frozenset({"BYPASS", "COMPASS", "OVERPASS", "TRESPASS", "UNDERPASS"})
 _ELSEWHERE = ("FILE", "FILES", "COMMAND", "CMD")
 """Endings of the last word of names that say where a secret is, and not what it is."""
 
@@ -59,7 +63,11 @@ def names_secret(name: str) -> bool:
         return True
     if words[-1] in _ABOUT or words[-1].endswith(_ELSEWHERE):
         return False
-    return any(word.endswith(_SECRET) or word in _SECRET_WHOLE for word in words) or _may_be_in_a_file(words)
+    return any(map(_is_secret, words)) or _may_be_in_a_file(words)
+
+
+def _is_secret(word: str) -> bool:
+    return word.endswith(_SECRET) or word in _SECRET_WHOLE or (word.endswith(_SHORT) and word not in _ORDINARY)
 
 
 def _may_be_in_a_file(words: list[str]) -> bool:
@@ -69,8 +77,8 @@ def _may_be_in_a_file(words: list[str]) -> bool:
     return (
         ("ACCESS", "KEY") in pairs
         or (last == "KEY" and len(words) > 1 and words[-2] not in _NO_KEY)
-        or (last == "PWD" and len(words) > 1)
-        or last == "CREDENTIALS"
+        or (last in {"PWD", "PAT", "AUTH"} and len(words) > 1)
+        or last in {"CREDENTIALS", "CREDS"}
     )
 
 

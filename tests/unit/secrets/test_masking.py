@@ -142,6 +142,11 @@ SECRET = {
     "AZURE_ACCOUNT_SAS": "?sig=x",
     "RCLONE_CONFIG_PASS": "x",
     "SSHPASS": "x",
+    "DBPASS": "x",
+    "LDAP_BINDPW": "x",
+    "DB_CREDS": "u:x",
+    "GITHUB_PAT": "x",
+    "REDISCLI_AUTH": "x",
     "MYSQL_PWD": "x",
     "GITHUB_TOKEN": "x",
     "clientSecret": "x",
@@ -161,6 +166,7 @@ NONE = {
     "GOOGLE_APPLICATION_CREDENTIALS": "/root/google.json",
     "KOPIA_USE_PASSWORD_CACHE": "true",
     "XAUTHORITY": "/root/.Xauthority",
+    "PROXY_BYPASS": "localhost",
     "DBUS_SESSION_BUS_ADDRESS": "unix:path=/run/user/0/bus",
 }
 
