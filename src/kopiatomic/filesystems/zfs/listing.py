@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -11,7 +12,9 @@ from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.filesystems.zfs import program
 from kopiatomic.model.facts import NO_DATASET, Setting, ZfsDataset, ZfsPool
-from kopiatomic.system import host, libzfs_core, process
+from kopiatomic.model.mounts import Mount, holder
+from kopiatomic.model.request import Request, is_path, is_pattern
+from kopiatomic.system import fstab, host, libzfs_core, process
 from kopiatomic.text import printable
 
 LIST_TIMEOUT = 120.0
@@ -193,6 +196,57 @@ def pools(names: set[str] | None) -> dict[str, ZfsPool]:
         name, health, read_only = line.split("\t")
         found[name] = ZfsPool(name, health, read_only == "on")
     return found
+
+
+def look(
+    request: Request,
+    names: Iterable[str],
+    resolved: Mapping[str, str],
+    mounts: Iterable[Mount],
+    seen: dict[str, Mount],
+) -> tuple[dict[str, ZfsDataset], dict[str, Setting], dict[str, ZfsPool]]:
+    """Return what a request can reach: datasets by name, the user property that selects, and the pools. Raises KopiatomicError.
+
+    ``resolved`` are the named paths with links followed, ``seen`` the visible mounts by point.
+    """
+    wanted = {name for name in names if not is_path(name)}
+    for path in resolved.values():
+        mount = holder(path, seen)
+        if mount.fstype == "zfs" and "@" not in mount.source:
+            wanted.add(mount.source)
+    patterns = [name for name in request.names if is_pattern(name) and name not in resolved]
+    everything = request.everything or bool(patterns) or (request.by_property and not request.names)
+    needed = any(not is_path(pattern) for pattern in patterns) or request.by_property
+    present = needed or any(m.fstype == "zfs" and "@" not in m.source for m in mounts) or _present()
+    if not wanted and not (everything and present):
+        return {}, {}, {}
+    depth = None if request.recursive or request.by_property else 1
+    found, valued = datasets(sorted(wanted), request.property, everything=everything, depth=depth)
+    if everything:
+        require(wanted, found)
+    mounted = {m.source for m in mounts if m.fstype == "zfs"}
+    found |= with_mountpoints(d for d in found.values() if d.name not in mounted)
+    properties = settings(valued, request.property) if valued else {}
+    # zfs leaves out what lies in a suspended pool without a word: each pool is looked at.
+    of_pools = None if everything else {name.partition("/")[0] for name in found}
+    return found, properties, pools(of_pools)
+
+
+def at_boot(known: Iterable[ZfsDataset], mounts: Iterable[Mount]) -> tuple[dict[str, str], str]:
+    """Return where /etc/fstab has those mounted at boot that are not; or why that cannot be told of those that may be there."""
+    mounted = {m.source for m in mounts if m.fstype == "zfs"}
+    waiting = [d for d in known if d.kind == "filesystem" and d.name not in mounted]
+    if not waiting:
+        return {}, ""
+    try:
+        table = fstab.at_boot("zfs")
+    except OSError as error:
+        return {}, (error.strerror or str(error)) if any(d.mountpoint == "legacy" for d in waiting) else ""
+    return {d.name: table[d.name] for d in waiting if d.name in table}, ""
+
+
+def _present() -> bool:
+    return shutil.which("zfs") is not None and presence.exists("/dev/zfs")
 
 
 def _missing(name: str, result: process.Finished) -> KopiatomicError:
