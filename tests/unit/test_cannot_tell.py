@@ -44,7 +44,7 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "cli.completion.schedules": (1, SHOWN),
     "engines.flags._is_path": (1, AS_IT_MAY_BE),
     "filesystems.btrfs.listing._Walk._holds": (1, AS_IT_MAY_BE),
-    "filesystems.zfs.listing.at_boot": (1, SAID),
+    "filesystems.zfs.listing._at_boot": (1, SAID),
     "planning.gather._loop_files": (1, SHOWN),
     "planning.gather._sizes": (1, SHOWN),
     "commands.inside._as_a_shell_says": (

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.filesystems.btrfs import listing as btrfs_listing
-from kopiatomic.filesystems.zfs import listing as zfs_listing
+from kopiatomic.filesystems import KINDS, backends, kind_of
+from kopiatomic.filesystems.backends import Backend, Ground
 from kopiatomic.model.facts import BtrfsSubvolume, Facts, ZfsDataset
 from kopiatomic.model.fstypes import LOCAL, may_hang
 from kopiatomic.model.mounts import Mount, holder, visible
@@ -30,38 +31,32 @@ _LOOP = re.compile(r"/dev/(loop\d+)")
 
 def gather(request: Request) -> Facts:
     """Look at what a request can reach, in a child. Raises KopiatomicError, Interrupted."""
+    # Imported here, once, and not in a child that may be one of several.
+    known = [backends.of(kind) for kind in KINDS.values()]
     try:
-        return looking.call(lambda: _gather(request), mountinfo.SELF)
+        return looking.call(lambda: _gather(request, known), mountinfo.SELF)
     except looking.NoAnswerError:
         # By now the mount table shows what does not answer, and it is not touched.
-        return looking.call(lambda: _gather(request), mountinfo.SELF)
+        return looking.call(lambda: _gather(request, known), mountinfo.SELF)
 
 
-def _gather(request: Request) -> Facts:
+def _gather(request: Request, known: Sequence[Backend]) -> Facts:
     mounts = spelling.own_table(host.here().mounts())
     seen = visible(mounts)
     resolved = dict(_resolved(request.names, seen))
     names = [name for name in request.names if name in resolved or not is_pattern(name)]
-    datasets, properties, found_pools = zfs_listing.look(request, names, resolved, mounts, seen)
-    at_boot, fstab_problem = zfs_listing.at_boot(datasets.values(), mounts)
+    facts = Facts(mounts=mounts, datasets={}, pools={}, subvolumes=(), resolved=resolved)
+    ground = Ground(request, names, resolved, mounts, seen)
+    for backend in known:
+        facts = replace(facts, **backend.listing(ground))
     patterns = any(is_path(n) and is_pattern(n) for n in request.names if n not in resolved)
-    subvolumes = tuple(
-        btrfs_listing.subvolumes(seen, resolved.values(), request, everything=request.everything or patterns)
-    )
-    return Facts(
-        mounts=mounts,
-        datasets=datasets,
-        pools=found_pools,
-        subvolumes=subvolumes,
-        resolved=resolved,
-        properties=properties,
-        directories=_directories(seen, resolved.values(), datasets.values(), unmounted=request.include_unmounted),
+    return replace(
+        facts,
+        directories=_directories(seen, resolved.values(), facts.datasets.values(), unmounted=request.include_unmounted),
         sizes=_sizes(seen),
         loop_files=_loop_files(seen),
         spelled=_spelled(request.exclude, seen),
-        at_boot=at_boot,
-        fstab_problem=fstab_problem,
-        movers=_movers(seen, resolved.values(), subvolumes, nested=patterns or bool(request.exclude)),
+        movers=_movers(seen, resolved.values(), facts.subvolumes, nested=patterns or bool(request.exclude)),
         jailed=host.here().in_jail(),
         room=host.here().room(len(mounts)),
     )
@@ -130,11 +125,16 @@ def _answers(path: str, seen: dict[str, Mount]) -> bool:
     )
 
 
+def _is_dataset(mount: Mount) -> bool:
+    kind = kind_of(mount)
+    return kind is not None and not kind.is_snapshot(mount)
+
+
 def _movers(
     seen: dict[str, Mount], named: Iterable[str], subvolumes: Iterable[BtrfsSubvolume], *, nested: bool
 ) -> dict[str, str]:
     """Who besides root can move each place that a dataset or a part may have, or what lies above it."""
-    paths = [*named, *(m.point for m in seen.values() if m.fstype in {"zfs", "btrfs"} and "@" not in m.source)]
+    paths = [*named, *(m.point for m in seen.values() if _is_dataset(m))]
     # What is nested has its place in a frozen tree, unless a pattern chose it alone or left out what it is nested in.
     paths += [subvolume.path for subvolume in subvolumes if nested or subvolume.above is None]
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from kopiatomic import filesystems, platforms
+from kopiatomic import platforms
 from kopiatomic.errors import EndError, Interrupted, KopiatomicError
-from kopiatomic.filesystems import Leftovers
+from kopiatomic.filesystems import KINDS, backends, watched
+from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Claim, Cleared, Intent, Leftover
 from kopiatomic.runs.patience import Patience
@@ -21,7 +22,7 @@ from kopiatomic.state.liveness import Life
 from kopiatomic.state.locks import Held
 from kopiatomic.state.ownership import Mark
 from kopiatomic.state.records import INTERRUPTED, NOT_RECORDED, Records, Unfinished
-from kopiatomic.system import libzfs_core, signals, worker
+from kopiatomic.system import signals, worker
 from kopiatomic.system.channel import Channel
 
 _TIMEOUT = 180.0
@@ -34,7 +35,7 @@ def kinds() -> dict[str, Leftovers]:
     Mounts first: what they show cannot go before. Directories last: the snapshots' clean-up does not need them.
     """
     platform = platforms.here()
-    made = {name: filesystems.LEFTOVERS[name] for name in platform.filesystems}
+    made = {name: backends.of(KINDS[name]).leftovers for name in platform.filesystems}
     return {**platform.leftovers(), **made, "directory": root_leftovers}
 
 
@@ -143,7 +144,7 @@ class Recovery:
 
     def _clear(self, run_id: str, held: Held) -> _Result:
         """Have a child clear what a run left: the lock that we hold for it is the child's as well."""
-        pools = {intent.place for intent in self._records.intents(run_id) if intent.kind == "zfs"}
+        pools = watched((intent.kind, intent.place) for intent in self._records.intents(run_id))
 
         def clear() -> _Result:
             try:
@@ -234,7 +235,7 @@ class Recovery:
         result: list[Leftover] = []
         for kind, mine in _by_kind(leftovers):
             module = kinds()[kind]
-            pools = {leftover.place for leftover in mine if leftover.kind == "zfs-snapshot"}
+            pools = watched((kind, leftover.place) for leftover in mine)
 
             def remove(module: Leftovers = module, mine: Sequence[Leftover] = mine) -> _Result:
                 return _Result(_with_problems(mine, _removed(module, mine)), [])
@@ -279,8 +280,6 @@ def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[
     for kind, module in kinds().items():
         for place in sorted({intent.place for intent in intents if intent.kind == kind}):
             try:
-                if kind == "zfs":
-                    libzfs_core.prepare()
                 found += module.recorded(run_id, [i for i in intents if (i.kind, i.place) == (kind, place)])
             except KopiatomicError as error:
                 unknown.add((kind, place))

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from kopiatomic import filesystems, platforms
+from kopiatomic import platforms
 from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import backends
 from kopiatomic.model.engine import Progress
 from kopiatomic.model.facts import Facts
 from kopiatomic.model.plan import Plan, Refusal, Verdict
@@ -130,7 +131,7 @@ class Selecting:
             roots.check(directory)
         for warning in self.platform.check(selected):
             self.warn(warning)
-        for maker in filesystems.makers(selected, self.report.run_id):
+        for maker in backends.makers(selected, self.report.run_id):
             maker.check()
 
     def leave_out(self, refused: Sequence[Refusal], *, again: Callable[[], Plan], last: bool) -> bool:

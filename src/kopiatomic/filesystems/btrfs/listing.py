@@ -7,14 +7,16 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems.backends import Ground
 from kopiatomic.filesystems.btrfs.folder import DIRECTORY as RUNS_DIRECTORY
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import BtrfsSubvolume
 from kopiatomic.model.mounts import Mount, borders, holder
-from kopiatomic.model.request import Request
+from kopiatomic.model.request import Request, is_path, is_pattern
 from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
 
@@ -31,7 +33,15 @@ _SHOWN = _LONGEST + 256
 """How many bytes are kept of the beginning of one that is longer: so it is no path that anything else can have."""
 
 
-def subvolumes(
+def look(ground: Ground) -> dict[str, Any]:
+    """Return the subvolumes that a request can reach, as a field of Facts. Raises KopiatomicError."""
+    request = ground.request
+    patterns = any(is_path(n) and is_pattern(n) for n in request.names if n not in ground.resolved)
+    named = ground.resolved.values()
+    return {"subvolumes": tuple(_subvolumes(ground.seen, named, request, everything=request.everything or patterns))}
+
+
+def _subvolumes(
     seen: dict[str, Mount], named: Iterable[str], request: Request, *, everything: bool
 ) -> Iterator[BtrfsSubvolume]:
     """Return the subvolumes that hold the named paths, and all at mount points if asked; then all that are nested in them.

@@ -7,13 +7,15 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, pool_suspended
+from kopiatomic.filesystems.backends import Ground
 from kopiatomic.filesystems.zfs import program
 from kopiatomic.model.facts import NO_DATASET, Setting, ZfsDataset, ZfsPool
 from kopiatomic.model.mounts import Mount, holder
-from kopiatomic.model.request import Request, is_path, is_pattern
+from kopiatomic.model.request import is_path, is_pattern
 from kopiatomic.system import fstab, host, libzfs_core, process
 from kopiatomic.text import printable
 
@@ -198,20 +200,27 @@ def pools(names: set[str] | None) -> dict[str, ZfsPool]:
     return found
 
 
-def look(
-    request: Request,
-    names: Iterable[str],
-    resolved: Mapping[str, str],
-    mounts: Iterable[Mount],
-    seen: dict[str, Mount],
-) -> tuple[dict[str, ZfsDataset], dict[str, Setting], dict[str, ZfsPool]]:
-    """Return what a request can reach: datasets by name, the user property that selects, and the pools. Raises KopiatomicError.
+def look(ground: Ground) -> dict[str, Any]:
+    """Return what a request can reach as fields of Facts: datasets, the property that selects, pools, and what fstab says.
 
-    ``resolved`` are the named paths with links followed, ``seen`` the visible mounts by point.
+    Raises KopiatomicError.
     """
+    found, properties, of_pools = _reached(ground)
+    from_fstab, problem = _at_boot(found.values(), ground.mounts)
+    return {
+        "datasets": found,
+        "properties": properties,
+        "pools": of_pools,
+        "at_boot": from_fstab,
+        "fstab_problem": problem,
+    }
+
+
+def _reached(ground: Ground) -> tuple[dict[str, ZfsDataset], dict[str, Setting], dict[str, ZfsPool]]:
+    request, names, resolved, mounts = ground.request, ground.names, ground.resolved, ground.mounts
     wanted = {name for name in names if not is_path(name)}
     for path in resolved.values():
-        mount = holder(path, seen)
+        mount = holder(path, ground.seen)
         if mount.fstype == "zfs" and "@" not in mount.source:
             wanted.add(mount.source)
     patterns = [name for name in request.names if is_pattern(name) and name not in resolved]
@@ -232,7 +241,7 @@ def look(
     return found, properties, pools(of_pools)
 
 
-def at_boot(known: Iterable[ZfsDataset], mounts: Iterable[Mount]) -> tuple[dict[str, str], str]:
+def _at_boot(known: Iterable[ZfsDataset], mounts: Iterable[Mount]) -> tuple[dict[str, str], str]:
     """Return where /etc/fstab has those mounted at boot that are not; or why that cannot be told of those that may be there."""
     mounted = {m.source for m in mounts if m.fstype == "zfs"}
     waiting = [d for d in known if d.kind == "filesystem" and d.name not in mounted]

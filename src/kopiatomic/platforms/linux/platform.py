@@ -6,7 +6,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 
-from kopiatomic.filesystems import Leftovers
+from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.model.mounts import Mount, visible
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.platforms.linux import view as linux_view
