@@ -40,7 +40,7 @@ class Mounting:
 
     source: str
     fstype: str | None
-    """None: ``source`` is a directory, of which a bind is made."""
+    """None: ``source`` is a directory in a read-only mount, and is bound."""
     data: str | None = None
     inside: str = ""
     """The path of the snapshot's top below what is mounted; empty if it is that itself."""

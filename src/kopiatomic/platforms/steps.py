@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import KINDS
+from kopiatomic.filesystems.kind import Kind
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES, Plan
 from kopiatomic.model.snapshots import Sets
@@ -37,9 +39,10 @@ class VolumeFile:
 
 @immutable
 class Step:
-    """One mount of the view: ``source`` (of a filesystem ``fstype``) at ``place`` below the view's root.
+    """One mount of the view: ``source`` at ``place`` below the view's root. ``fstype`` is the name of a kind of filesystem, or
+    one of SCAFFOLD, FILES and LIVE.
 
-    For Btrfs ``source`` is a path below the top-level subvolume of ``device``. What is live has the mount's source, and none
+    How ``source`` and ``device`` of a snapshot are mounted its :attr:`kind` says. What is live has the mount's source, and none
     where it is a directory. ``part`` is the path below the snapshot's top
     that is shown; empty for the whole.
     """
@@ -60,6 +63,11 @@ class Step:
     files: tuple[VolumeFile, ...] = ()
     instant: int = 0
     """Nanoseconds since the epoch: the time of ``files``."""
+
+    @property
+    def kind(self) -> Kind | None:
+        """The kind of filesystem that the snapshot is of; None for what shows no one snapshot."""
+        return KINDS.get(self.fstype)
 
 
 @immutable

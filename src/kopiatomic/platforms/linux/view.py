@@ -12,10 +12,14 @@ import resource
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from typing import Self
 
 from kopiatomic import paths, presence
 from kopiatomic.errors import KopiatomicError, advice_of, concerns_all
+from kopiatomic.filesystems import backends
+from kopiatomic.filesystems.backends import Backend
+from kopiatomic.filesystems.kind import Kind, Mounting
 from kopiatomic.immutable import immutable
 from kopiatomic.model.mounts import Mount, holder, visible
 from kopiatomic.platforms.linux.anchors import Anchors
@@ -33,7 +37,7 @@ from kopiatomic.platforms.steps import (
     holds_something,
     named_and_missing,
 )
-from kopiatomic.system import btrfs, inotify, linux, mountinfo
+from kopiatomic.system import inotify, linux, mountinfo
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 
@@ -117,7 +121,7 @@ class _Print:
     device: str
     root: str
     inode: int
-    subvolume: bytes
+    identity: bytes
 
 
 class LinuxView:
@@ -265,7 +269,7 @@ class LinuxView:
             return obstacle
         except OSError as error:
             failure = _mount_failed(step, error)
-            if step.named or step.fstype in OURS or (concerns_all(error.errno) and not _is_locked(step, error)):
+            if step.named or step.fstype in OURS or (concerns_all(error.errno) and not _known_failure(step, error)):
                 raise failure from None
             return failure.message
         finally:
@@ -290,9 +294,11 @@ class LinuxView:
             mount_scaffold(target)
         elif step.fstype == FILES:
             self._volumes.show(target, step)
-        elif step.fstype == "zfs" and not step.part:
-            linux.mount(step.source, target, "zfs", FLAGS)
         else:
+            mounting = _mounting(step)
+            if not step.part and not mounting.inside:
+                _mount_snapshot(mounting, target)
+                return None
             with tops.of(step) as top:
                 self._lacking += _strayed(step, top)
                 return self._bind(step, top, target)
@@ -315,7 +321,7 @@ class LinuxView:
         except OSError as error:
             return _obstacle(top, step.part, step.place.removesuffix(step.part), error) + " in its snapshot"
         with closing(source):
-            if step.fstype == "btrfs" and btrfs.is_left_out(source):
+            if _backend(step).is_left_out(source):
                 return f"{printable(step.place)} is a subvolume of its own in its snapshot"
             # A bind of a read-only mount is read-only itself.
             linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
@@ -331,8 +337,7 @@ class LinuxView:
                     with closing(linux.open_beneath(root, relative(step.place), kind)) as fd:
                         mount = table.get(mountinfo.id_of(fd))
                         inode = os.fstat(fd).st_ino
-                        is_btrfs = step.fstype == "btrfs" and not step.file
-                        subvolume = btrfs.subvolume(fd).uuid if is_btrfs else b""
+                        identity = b"" if step.file or step.kind is None else _backend(step).identity(fd)
                 except OSError as error:
                     raise KopiatomicError(
                         f"{_what(step)} is gone from the view: {error.strerror}",
@@ -343,7 +348,7 @@ class LinuxView:
                         f"{_what(step)} is not mounted in the view any more",
                         kind="view-changed",
                     )
-                prints.append(_Print(step, mount.id, mount.device, mount.root, inode, subvolume))
+                prints.append(_Print(step, mount.id, mount.device, mount.root, inode, identity))
         return prints
 
 
@@ -383,52 +388,72 @@ class Tops:
 
     def __init__(self, base: int) -> None:
         self._base = base
-        self._mounts: dict[str, int] = {}
+        self._mounts: dict[Mounting, int] = {}
         """The last few, by what is mounted: there may be more than descriptors."""
-        self._names: dict[str, str] = {}
+        self._names: dict[Mounting, str] = {}
         self._count = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for source in [*self._mounts]:
-            self._let_go(source)
+        for whole in [*self._mounts]:
+            self._let_go(whole)
 
-    def _let_go(self, source: str) -> None:
-        fd = self._mounts.pop(source)
+    def _let_go(self, whole: Mounting) -> None:
+        fd = self._mounts.pop(whole)
         linux.detach(f"/proc/self/fd/{fd}")
         os.close(fd)
-        os.rmdir(self._names.pop(source), dir_fd=self._base)
+        os.rmdir(self._names.pop(whole), dir_fd=self._base)
 
     @contextmanager
     def of(self, step: Step) -> Iterator[int]:
         """The top directory of a step's snapshot, open. Raises OSError, KopiatomicError."""
-        if step.fstype == "zfs":
-            yield self._mounted(step.source, "zfs", None)
+        kind, mounting = _kind(step), _mounting(step)
+        if not mounting.inside:
+            yield self._mounted(mounting)
             return
         try:
-            mounted = self._mounted(step.device, "btrfs", f"subvolid={btrfs.TOP_LEVEL}")
+            mounted = self._mounted(replace(mounting, inside=""))
         except OSError as error:
-            raise refused(f"the Btrfs filesystem {printable(step.device)} cannot be mounted", error) from None
-        with closing(linux.open_beneath(mounted, step.source, PATH)) as top:
+            raise refused(f"the {kind.set_word} {printable(mounting.source)} cannot be mounted", error) from None
+        with closing(linux.open_beneath(mounted, mounting.inside, PATH)) as top:
             yield top
 
-    def _mounted(self, source: str, fstype: str, data: str | None) -> int:
+    def _mounted(self, whole: Mounting) -> int:
         """A detached mount cannot be the source of a bind: it stays attached until the end, or until others are needed."""
-        if source not in self._mounts:
+        if whole not in self._mounts:
             if len(self._mounts) == _MOST_ASIDE:
                 self._let_go(next(iter(self._mounts)))
-            name = self._names[source] = _ASIDE.format(self._count)
+            name = self._names[whole] = _ASIDE.format(self._count)
             self._count += 1
             os.mkdir(name, 0o700, dir_fd=self._base)
             point = os.open(name, PATH | os.O_CLOEXEC, dir_fd=self._base)
             try:
-                linux.mount(source, f"/proc/self/fd/{point}", fstype, FLAGS, data)
-                self._mounts[source] = linux.open_beneath(self._base, name, PATH)
+                _mount_snapshot(whole, f"/proc/self/fd/{point}")
+                self._mounts[whole] = linux.open_beneath(self._base, name, PATH)
             finally:
                 os.close(point)
-        return self._mounts[source]
+        return self._mounts[whole]
+
+
+def _kind(step: Step) -> Kind:
+    assert step.kind is not None
+    return step.kind
+
+
+def _backend(step: Step) -> Backend:
+    return backends.of(_kind(step))
+
+
+def _mounting(step: Step) -> Mounting:
+    return _kind(step).mounting(step.source, step.device)
+
+
+def _mount_snapshot(mounting: Mounting, target: str) -> None:
+    """Raises OSError."""
+    flags = linux.MS_BIND if mounting.fstype is None else FLAGS
+    linux.mount(mounting.source, target, mounting.fstype, flags, mounting.data)
 
 
 _ASIDE = ".aside-{}"
@@ -477,10 +502,11 @@ def _strayed(step: Step, top: int) -> Iterator[Missing]:
 
     Somebody moved it, or a directory above it, in between: it may have been in the part.
     """
+    backend = _backend(step)
     for path in step.outside:
         try:
             with closing(linux.open_beneath(top, path, PATH)) as fd:
-                if btrfs.is_left_out(fd):
+                if backend.is_left_out(fd):
                     continue
         except OSError:
             pass
@@ -492,17 +518,11 @@ def _strayed(step: Step, top: int) -> Iterator[Missing]:
         )
 
 
-def _is_locked(step: Step, error: OSError) -> bool:
-    """Whether it is that a dataset's key is not loaded."""
-    return error.errno == errno.EACCES and step.fstype == "zfs"
+def _known_failure(step: Step, error: OSError) -> KopiatomicError | None:
+    """What the kind of filesystem knows of an error, which then concerns this one dataset."""
+    return step.kind.why_not_mounted(step.dataset, error) if step.kind else None
 
 
 def _mount_failed(step: Step, error: OSError) -> KopiatomicError:
-    what = f"the snapshot of {printable(step.dataset)} cannot be mounted"
-    if _is_locked(step, error):
-        return KopiatomicError(
-            f"{what}: its encryption key is not loaded",
-            kind="key-not-loaded",
-            hint=f"zfs load-key {step.dataset}",
-        )
-    return refused(what, error)
+    known = _known_failure(step, error)
+    return known or refused(f"the snapshot of {printable(step.dataset)} cannot be mounted", error)
