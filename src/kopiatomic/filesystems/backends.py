@@ -114,10 +114,6 @@ def _never(_fd: int) -> bool:
     return False
 
 
-def _unknown(_fd: int) -> tuple[str, int]:
-    return "", 0
-
-
 @immutable
 class Backend:
     """What a kind does. Its folder has a module ``backend`` with one of these, called ``BACKEND``."""
@@ -131,8 +127,8 @@ class Backend:
     """Returns what tells the snapshot that a directory is open in from any other; empty if its mount does. Raises OSError."""
     is_left_out: Callable[[int], bool] = _never
     """Whether an open directory of a snapshot stands for a dataset that was nested there and is not in it. Raises OSError."""
-    holder: Callable[[int], tuple[str, int]] = _unknown
-    """Returns the pool and the id (``Dataset.subvolume``) of the dataset that a directory is open in; 0 if its mount tells
+    dataset_in: Callable[[int], tuple[str, int]] | None = None
+    """Returns the pool and the id (``Dataset.subvolume``) of the dataset that a directory is open in; None if the mount tells
     which it is. Raises OSError."""
 
 

@@ -18,12 +18,13 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import KINDS, backends, kind_of
 from kopiatomic.filesystems.backends import Backend, Ground
 from kopiatomic.model.facts import BtrfsSubvolume, Facts, ZfsDataset
-from kopiatomic.model.fstypes import LOCAL, may_hang
+from kopiatomic.model.fstypes import LOCAL
 from kopiatomic.model.mounts import Mount, holder, visible
 from kopiatomic.model.request import Request, is_path, is_pattern
 from kopiatomic.planning import spelling
+from kopiatomic.planning.answering import may_wait
 from kopiatomic.planning.resolving import resolve
-from kopiatomic.system import host, looking, mountinfo, pools, safety
+from kopiatomic.system import host, looking, mountinfo, safety
 from kopiatomic.text import printable
 
 _LOOP = re.compile(r"/dev/(loop\d+)")
@@ -119,10 +120,7 @@ def _is_directory(path: str, *, empty: bool = False) -> bool:
 
 
 def _answers(path: str, seen: dict[str, Mount]) -> bool:
-    mount = holder(path, seen)
-    return not may_hang(mount.fstype) and not (
-        mount.fstype == "zfs" and pools.suspended([mount.source.partition("/")[0].partition("@")[0]])
-    )
+    return not may_wait(holder(path, seen))
 
 
 def _is_dataset(mount: Mount) -> bool:

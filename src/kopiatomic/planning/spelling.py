@@ -17,12 +17,13 @@ from functools import cache
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import kind_of
 from kopiatomic.filesystems.zfs import listing as zfs_listing
 from kopiatomic.immutable import immutable
-from kopiatomic.model.fstypes import may_hang
 from kopiatomic.model.mounts import Mount, holder
 from kopiatomic.paths import parents
-from kopiatomic.system import host, pools
+from kopiatomic.planning.answering import may_wait
+from kopiatomic.system import host
 from kopiatomic.text import printable
 
 
@@ -54,7 +55,7 @@ class Spellings:
             mount = holder(above, self._seen)
         except KeyError:
             return path
-        if path in self._seen or mount.fstype != "zfs" or not self._changes(mount, name):
+        if path in self._seen or not _respells(mount) or not self._changes(mount, name):
             return path
         directory = host.here().open_directory(above, to_list=True)
         try:
@@ -106,6 +107,11 @@ class Spellings:
         return "/".join([path, *rest]) if path or rest else "/"
 
 
+def _respells(mount: Mount) -> bool:
+    kind = kind_of(mount)
+    return kind is not None and kind.respells
+
+
 @cache
 def _manner(dataset: str) -> _Manner:
     """That of a dataset, which was given to it when it was made; one that does not say it is taken for one that does both.
@@ -138,8 +144,7 @@ def _may_wait(path: str, seen: Mapping[str, Mount]) -> bool:
     mount = seen.get(path)
     if mount is None:
         return False
-    pool = mount.source.partition("/")[0].partition("@")[0]
-    return may_hang(mount.fstype) or (mount.fstype == "zfs" and bool(pools.suspended([pool])))
+    return may_wait(mount)
 
 
 def _is(path: str, opened: tuple[int, int, int]) -> bool:

@@ -8,7 +8,7 @@ from kopiatomic.filesystems.btrfs.snapshots import BtrfsMaker
 from kopiatomic.system import btrfs
 
 
-def _holder(fd: int) -> tuple[str, int]:
+def _dataset_in(fd: int) -> tuple[str, int]:
     return btrfs.filesystem_uuid(fd), btrfs.subvolume(fd).id
 
 
@@ -18,5 +18,5 @@ BACKEND = Backend(
     listing=listing.look,
     identity=lambda fd: btrfs.subvolume(fd).uuid,
     is_left_out=btrfs.is_left_out,
-    holder=_holder,
+    dataset_in=_dataset_in,
 )

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 
+from kopiatomic.filesystems import KINDS
 from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.model.mounts import Mount, visible
 from kopiatomic.model.plan import Layout, Plan
@@ -20,8 +21,12 @@ from kopiatomic.system import linux, mountinfo
 class LinuxPlatform:
     """Satisfies :class:`kopiatomic.platforms.Platform`."""
 
-    filesystems = ("zfs", "btrfs")
     outlives = False
+
+    @property
+    def filesystems(self) -> Sequence[str]:
+        """All kinds: how each is mounted it says itself."""
+        return tuple(KINDS)
 
     def leftovers(self) -> Mapping[str, Leftovers]:
         """None: mounts end with their namespace."""
