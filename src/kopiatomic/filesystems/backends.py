@@ -89,6 +89,16 @@ class Leftovers(Protocol):
         """Remove them and return what is left, with the problem. May wait for the kernel. Raises KopiatomicError."""
 
 
+class Bookmarks(Protocol):
+    """What is kept on datasets after a run, to know what has changed at the next. Implemented by a module of functions."""
+
+    def kept(self) -> list[Leftover]:
+        """Return all that this host keeps. Raises KopiatomicError if they cannot be listed."""
+
+    def remove(self, bookmarks: Sequence[Leftover], /) -> list[Leftover]:
+        """Destroy bookmarks; return all, with the problem where there is one. Raises KopiatomicError."""
+
+
 @immutable
 class Ground:
     """What a listing starts from. ``names`` are the request's that exist or are no pattern; ``resolved`` the named paths, with
@@ -114,6 +124,10 @@ def _never(_fd: int) -> bool:
     return False
 
 
+def _never_respelled(_mount: Mount, _name: str) -> bool:
+    return False
+
+
 @immutable
 class Backend:
     """What a kind does. Its folder has a module ``backend`` with one of these, called ``BACKEND``."""
@@ -127,6 +141,10 @@ class Backend:
     """Returns what tells the snapshot that a directory is open in from any other; empty if its mount does. Raises OSError."""
     is_left_out: Callable[[int], bool] = _never
     """Whether an open directory of a snapshot stands for a dataset that was nested there and is not in it. Raises OSError."""
+    respells: Callable[[Mount, str], bool] = _never_respelled
+    """Whether a name in a mounted dataset may have other spellings there. Raises KopiatomicError."""
+    bookmarks: Bookmarks | None = None
+    """None: nothing is kept on a dataset."""
     dataset_in: Callable[[int], tuple[str, int]] | None = None
     """Returns the pool and the id (``Dataset.subvolume``) of the dataset that a directory is open in; None if the mount tells
     which it is. Raises OSError."""

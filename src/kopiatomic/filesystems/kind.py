@@ -89,8 +89,6 @@ class Kind:
     """Whether a bookmark can be kept that tells the next run what has changed."""
     has_jails: bool = False
     """Whether a jail may have datasets of its own."""
-    respells: bool = False
-    """Whether a dataset may take several spellings for one name."""
     caution: str = ""
     """What the proof of one instant does not say, in words."""
     blocked: str = ""

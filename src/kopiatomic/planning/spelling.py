@@ -13,30 +13,15 @@ import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cache
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.filesystems import kind_of
-from kopiatomic.filesystems.zfs import listing as zfs_listing
-from kopiatomic.immutable import immutable
+from kopiatomic.filesystems import backends, kind_of
 from kopiatomic.model.mounts import Mount, holder
 from kopiatomic.paths import parents
 from kopiatomic.planning.answering import may_wait
 from kopiatomic.system import host
 from kopiatomic.text import printable
-
-
-@immutable
-class _Manner:
-    """What a dataset takes for the same."""
-
-    ignores_case: bool
-    normalizes: bool
-
-    def changes(self, name: str) -> bool:
-        """Whether a name may have other spellings."""
-        return (self.ignores_case and name.upper() != name.lower()) or (self.normalizes and not name.isascii())
 
 
 class Spellings:
@@ -55,7 +40,7 @@ class Spellings:
             mount = holder(above, self._seen)
         except KeyError:
             return path
-        if path in self._seen or not _respells(mount) or not self._changes(mount, name):
+        if path in self._seen or not _may_have_others(mount, name):
             return path
         directory = host.here().open_directory(above, to_list=True)
         try:
@@ -81,11 +66,6 @@ class Spellings:
             hint=f"Write it as 'ls {printable(above)}' does; if it does so already, somebody renames it just now: run again.",
         )
 
-    def _changes(self, mount: Mount, name: str) -> bool:
-        if name.isascii() and ("casesensitive" in mount.super_options or name.upper() == name.lower()):
-            return False
-        return _manner(mount.source.partition("@")[0]).changes(name)
-
     def of_pattern(self, pattern: str) -> str:
         """An absolute pattern, or path, with the components before the first star spelled as their directories do.
 
@@ -107,21 +87,9 @@ class Spellings:
         return "/".join([path, *rest]) if path or rest else "/"
 
 
-def _respells(mount: Mount) -> bool:
+def _may_have_others(mount: Mount, name: str) -> bool:
     kind = kind_of(mount)
-    return kind is not None and kind.respells
-
-
-@cache
-def _manner(dataset: str) -> _Manner:
-    """That of a dataset, which was given to it when it was made; one that does not say it is taken for one that does both.
-
-    Raises KopiatomicError.
-    """
-    result = zfs_listing.run(["zfs", "get", "-H", "-o", "value", "casesensitivity,normalization", dataset])
-    values = result.stdout.decode("utf-8", "replace").split()
-    known = result.status == 0 and len(values) == 2
-    return _Manner(ignores_case=not known or values[0] == "insensitive", normalizes=not known or values[1] != "none")
+    return kind is not None and backends.of(kind).respells(mount, name)
 
 
 def own_table(mounts: Iterable[Mount]) -> tuple[Mount, ...]:

@@ -100,12 +100,13 @@ class Selecting:
 
     def _without_folders(self, selected: Plan, facts: Facts) -> Plan:
         """The same without the empty folders of nested subvolumes that are not taken, where one would end the backup."""
-        taken = {t.dataset.name for t in selected.taken}
+        taken = {(t.dataset.pool, t.dataset.name) for t in selected.taken}
         ids = {subvolume.path: (subvolume.filesystem, subvolume.id) for subvolume in facts.subvolumes}
         found: dict[tuple[str, int], list[str]] = {}
         for subvolume in facts.subvolumes:
             path, above = subvolume.path, subvolume.above
-            if above is not None and path not in taken and self._breaks_at(path.rpartition("/")[2]):
+            is_taken = (subvolume.filesystem, path) in taken
+            if above is not None and not is_taken and self._breaks_at(path.rpartition("/")[2]):
                 found.setdefault(ids[above], []).append(below(path, above))
         if not found:
             return selected

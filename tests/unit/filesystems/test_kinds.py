@@ -23,11 +23,8 @@ OWN = ("filesystems/", "platforms/freebsd/")
 COMPARING: set[str] = set()
 """The modules besides that compare a name with that of a kind. No other may be added."""
 
-KNOWING = {
-    "commands.recover: filesystems.zfs.bookmarks",
-    "planning.spelling: filesystems.zfs.listing",
-}
-"""The modules besides that import something of one kind. Remove what is no longer true; no other may be added."""
+KNOWING: set[str] = set()
+"""The modules besides that import something of one kind. No other may be added."""
 
 
 def _is_a_kind(node: ast.AST) -> bool:

@@ -40,7 +40,6 @@ ZFS = Kind(
     pool_of=lambda mount: mount.source.partition("/")[0].partition("@")[0],
     has_bookmarks=True,
     has_jails=True,
-    respells=True,
     blocked=", and 'zpool export' and 'zfs rollback' are refused",
     why_not_mounted=_why_not_mounted,
 )
