@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import KINDS
-from kopiatomic.filesystems.kind import Kind
+from kopiatomic.filesystems.kind import Kind, Mounting
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES, Plan
 from kopiatomic.model.snapshots import Sets
@@ -39,19 +39,19 @@ class VolumeFile:
 
 @immutable
 class Step:
-    """One mount of the view: ``source`` at ``place`` below the view's root. ``fstype`` is the name of a kind of filesystem, or
-    one of SCAFFOLD, FILES and LIVE.
+    """One mount of the view, at ``place`` below the view's root. What it ``shows`` is SCAFFOLD, FILES or LIVE; for a snapshot
+    the name of its kind of filesystem.
 
-    How ``source`` and ``device`` of a snapshot are mounted its :attr:`kind` says. What is live has the mount's source, and none
-    where it is a directory. ``part`` is the path below the snapshot's top
-    that is shown; empty for the whole.
+    ``source`` is that of the snapshot (``Snapshot.source``). What is live has the mount's source, and none where it is a
+    directory. ``part`` is the path below the snapshot's top that is shown; empty for the whole.
     """
 
     dataset: str
     place: str
-    fstype: str
+    shows: str
     source: str = ""
-    device: str = ""
+    mounting: Mounting | None = None
+    """How the snapshot is mounted where there are mount namespaces (Linux), by its kind."""
     named: bool = False
     part: str = ""
     open_top: bool = False
@@ -67,7 +67,7 @@ class Step:
     @property
     def kind(self) -> Kind | None:
         """The kind of filesystem that the snapshot is of; None for what shows no one snapshot."""
-        return KINDS.get(self.fstype)
+        return KINDS.get(self.shows)
 
 
 @immutable
@@ -107,13 +107,14 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
             assert snapshot.size is not None
             files.append(VolumeFile(taken.dataset.name, taken.place, snapshot.source, snapshot.size))
             continue
+        kind = KINDS[taken.dataset.filesystem]
         steps += [
             Step(
                 dataset=taken.dataset.name,
                 place=place,
-                fstype=taken.dataset.filesystem,
+                shows=taken.dataset.filesystem,
                 source=snapshot.source,
-                device=taken.dataset.device,
+                mounting=kind.mounting(snapshot.source, taken.dataset.device),
                 named=taken.named and place in taken.places,
                 part=part,
                 open_top=ours and place == "/",

@@ -87,7 +87,7 @@ class InPlaceView(FreeBSDView):
         """What is live is as it is there; in a jail a devfs has the jail's own ruleset, and no other."""
         if planned.fstype == "devfs" and freebsd.number(self._kernel, "security.jail.jailed"):
             return ()
-        if planned.step.fstype == LIVE and planned.fstype == "nullfs":
+        if planned.step.shows == LIVE and planned.fstype == "nullfs":
             # In a jail whose root is no mount that one is not in the table.
             above = (planned.source, *parents(planned.source))
             flags = next((self._options[place] for place in above if place in self._options), ())
@@ -97,7 +97,7 @@ class InPlaceView(FreeBSDView):
     def obstacle(self, planned: Planned) -> str | None:
         """As for all views; and a live mount must be there still, where nobody else can move it."""
         step = planned.step
-        if step.fstype == LIVE and planned.fstype == "nullfs":
+        if step.shows == LIVE and planned.fstype == "nullfs":
             if step.source and step.place not in self._options:
                 return "it is not mounted any more"
             why = unsafe(step.place)
@@ -140,7 +140,7 @@ def filesystems(plan: Plan) -> set[str]:
 
 def _planned(root: str, base: str, aside: str, plan: Plan, steps: Sequence[Step]) -> list[Planned]:
     own = [*_own(base, plan)]
-    several = [*_live(plan), *own, *_holders(base, plan), *(step for step in steps if step.fstype != LIVE)]
+    several = [*_live(plan), *own, *_holders(base, plan), *(step for step in steps if step.shows != LIVE)]
     ordered = sorted(several, key=lambda step: tree_order(step.place))
     planned: list[Planned] = []
     kinds: dict[str, str] = {}
@@ -148,7 +148,7 @@ def _planned(root: str, base: str, aside: str, plan: Plan, steps: Sequence[Step]
         point = joined(root, step.place)
         if step is own[0]:
             planned.append(Planned(step, aside, point, aside, options=(("nosuid", ""),)))
-        elif step.fstype != LIVE:
+        elif step.shows != LIVE:
             planned.append(frozen(step, whole, point))
         elif step.source in _FRESH:
             few = step.source == "devfs" and _is_root_frozen(plan) and not plan.live_system
@@ -157,7 +157,7 @@ def _planned(root: str, base: str, aside: str, plan: Plan, steps: Sequence[Step]
         elif step.source or _kind_above(step.place, kinds) != LIVE:
             # A directory that is seen already cannot be mounted on itself (EDEADLK, nullfs_mount).
             planned.append(Planned(step, step.place, point, options=()))
-        kinds[step.place] = step.fstype
+        kinds[step.place] = step.shows
     return planned
 
 

@@ -72,13 +72,13 @@ class InPlaceView(LinuxView):
             # What is to stay in sight is opened before it is covered.
             table = {mount.id: mount for mount in mountinfo.read()}
             for step in self._steps:
-                if step.fstype == LIVE:
+                if step.shows == LIVE:
                     live = stack.enter_context(_live(step, table))
                     if live is not None:
                         self._live[step.place] = live
                     elif step.dataset:
                         missing.append(Missing(step.dataset, step.place, "it is not mounted there any more", live=True))
-            self._steps = [s for s in self._steps if s.fstype != LIVE or s.place in self._live]
+            self._steps = [s for s in self._steps if s.shows != LIVE or s.place in self._live]
             self._by_place = {step.place: step for step in self._steps}
             self.mount_base()
             stack.callback(self._let_go)
@@ -102,7 +102,7 @@ class InPlaceView(LinuxView):
 
     def covering(self) -> Sequence[str]:
         """All places but those in frozen trees."""
-        return [joined(self.top(), step.place) for step in self._steps if step.fstype != LIVE]
+        return [joined(self.top(), step.place) for step in self._steps if step.shows != LIVE]
 
     def live_above(self) -> Collection[str]:
         """The ones in no mount of ours; those in a live mount in a frozen tree come later."""
@@ -124,7 +124,7 @@ class InPlaceView(LinuxView):
     def place(self, top: int, step: Step) -> int:
         """Open what a step is mounted on; only in a directory of ours it is made, like the hidden one. Raises OSError."""
         holder = self.above(step.place)
-        if holder is None or holder.fstype != SCAFFOLD:
+        if holder is None or holder.shows != SCAFFOLD:
             return super().place(top, step)
         hidden = self._hidden.get(holder.place)
         for directory in reversed(paths.parents(step.place)):
@@ -134,10 +134,10 @@ class InPlaceView(LinuxView):
 
     def mount_on(self, step: Step, target: str, tops: Tops) -> str | None:
         """Raises OSError, KopiatomicError; returns why what is to be shown does not exist, if so."""
-        if step.fstype == LIVE:
+        if step.shows == LIVE:
             linux.mount(f"/proc/self/fd/{self._live[step.place]}", target, None, linux.MS_BIND)
             return None
-        if step.fstype == SCAFFOLD and self._is_live(os.path.dirname(step.place)):
+        if step.shows == SCAFFOLD and self._is_live(os.path.dirname(step.place)):
             self._hidden[step.place] = real = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             mount_scaffold(target)
             with self.open_top() as top, opened(top, step.place) as ours:
@@ -148,7 +148,7 @@ class InPlaceView(LinuxView):
     def _is_live(self, directory: str) -> bool:
         """Whether a directory is seen as it is."""
         holder = self._by_place.get(directory) or self.above(directory)
-        return holder is None or holder.fstype == LIVE
+        return holder is None or holder.shows == LIVE
 
     def _let_go(self) -> None:
         for fd in self._hidden.values():

@@ -74,7 +74,7 @@ class MergedView(LinuxView):
 
 def _scaffolding(steps: Sequence[Step]) -> dict[str, os.stat_result]:
     """The directories that only hold mount points, with the attributes of the real ones; the top from ``/``."""
-    places = {s.place for s in steps if s.fstype != SCAFFOLD}
+    places = {s.place for s in steps if s.shows != SCAFFOLD}
     seen = visible(mountinfo.read())
     found: dict[str, os.stat_result] = {}
     for place in places:

@@ -194,9 +194,9 @@ class LinuxView:
         gone = {m.place for m in missing}
         # Of several at one place the last is the one that is seen. What is live may change.
         last = {s.place: s for s in steps if s.place not in gone | self._needless}
-        self._prints = self._take_prints([s for s in last.values() if s.fstype != LIVE])
-        shown = [s for s in self._steps if s.place not in gone and s.fstype not in OURS]
-        mounted = [s.place for s in shown if s.fstype != FILES]
+        self._prints = self._take_prints([s for s in last.values() if s.shows != LIVE])
+        shown = [s for s in self._steps if s.place not in gone and s.shows not in OURS]
+        mounted = [s.place for s in shown if s.shows != FILES]
         with self.open_top() as top:
             filled = tuple(place for place in mounted if _is_filled(top, place))
         files = [file.place for s in shown for file in s.files]
@@ -226,7 +226,7 @@ class LinuxView:
 
     def mount(self, step: Step, tops: Tops) -> Missing | None:
         """Mount one step; returns what has no place, if so. Raises KopiatomicError where the user named that."""
-        if step.fstype == SCAFFOLD and self._is_needless(step):
+        if step.shows == SCAFFOLD and self._is_needless(step):
             self._needless.add(step.place)
             del self._by_place[step.place]
             return None
@@ -241,7 +241,7 @@ class LinuxView:
     def _is_needless(self, scaffold: Step) -> bool:
         """Whether the frozen tree itself has the directories that a scaffold is for; otherwise note what it hides."""
         holder = self.above(scaffold.place)
-        if holder is None or holder.fstype in OURS:
+        if holder is None or holder.shows in OURS:
             return False
         with self.open_top() as top:
             if all(_is_directory(top, place) for place in held_by(scaffold, self._steps)):
@@ -264,12 +264,12 @@ class LinuxView:
                 ) from None
         try:
             obstacle = self.mount_on(step, f"/proc/self/fd/{target}", tops)
-            if obstacle is None and step.fstype not in {LIVE, SCAFFOLD, FILES}:
+            if obstacle is None and step.shows not in {LIVE, SCAFFOLD, FILES}:
                 self._restrict(step)
             return obstacle
         except OSError as error:
             failure = _mount_failed(step, error)
-            if step.named or step.fstype in OURS or (concerns_all(error.errno) and not _known_failure(step, error)):
+            if step.named or step.shows in OURS or (concerns_all(error.errno) and not _known_failure(step, error)):
                 raise failure from None
             return failure.message
         finally:
@@ -282,7 +282,7 @@ class LinuxView:
     def _inside(self, place: str) -> str:
         """Whose frozen tree holds a place, in words; empty where ours does."""
         holder = self.above(place)
-        return "" if holder is None or holder.fstype in OURS else f" in the snapshot of {printable(holder.dataset)}"
+        return "" if holder is None or holder.shows in OURS else f" in the snapshot of {printable(holder.dataset)}"
 
     def place(self, top: int, step: Step) -> int:
         """Open what a step is mounted on. Raises OSError."""
@@ -290,9 +290,9 @@ class LinuxView:
 
     def mount_on(self, step: Step, target: str, tops: Tops) -> str | None:
         """Raises OSError, KopiatomicError; returns why the part that is to be shown does not exist, if so."""
-        if step.fstype == SCAFFOLD:
+        if step.shows == SCAFFOLD:
             mount_scaffold(target)
-        elif step.fstype == FILES:
+        elif step.shows == FILES:
             self._volumes.show(target, step)
         else:
             mounting = _mounting(step)
@@ -363,9 +363,9 @@ def mount_scaffold(point: str) -> None:
 
 
 def _what(step: Step) -> str:
-    if step.fstype == SCAFFOLD:
+    if step.shows == SCAFFOLD:
         return f"the directory at {printable(step.place)} that holds mount points"
-    if step.fstype == FILES:
+    if step.shows == FILES:
         return f"the directory at {printable(step.place)} that holds volumes"
     return f"the snapshot of {printable(step.dataset)}"
 
@@ -447,7 +447,8 @@ def _backend(step: Step) -> Backend:
 
 
 def _mounting(step: Step) -> Mounting:
-    return _kind(step).mounting(step.source, step.device)
+    assert step.mounting is not None
+    return step.mounting
 
 
 def _mount_snapshot(mounting: Mounting, target: str) -> None:
