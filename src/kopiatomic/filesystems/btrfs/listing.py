@@ -21,16 +21,16 @@ from kopiatomic.system import btrfs, linux, mountinfo
 from kopiatomic.text import printable
 
 _TRIES = 20
-"""How often a subvolume is looked for that somebody moves just now."""
+"""How often a subvolume is looked for while somebody moves it."""
 
 _MOVED_S = 30.0
-"""Seconds after which none is looked for again: somebody may move thousands of them all the time."""
+"""Seconds after which no subvolume is looked for again: somebody may keep moving thousands of them."""
 
 _LONGEST = 4095
-"""How many bytes a path may have that a program opens (PATH_MAX without its end, linux/limits.h)."""
+"""The maximum length in bytes of a path that a program can open (PATH_MAX without its end, linux/limits.h)."""
 
 _SHOWN = _LONGEST + 256
-"""How many bytes are kept of the beginning of one that is longer: so it is no path that anything else can have."""
+"""How many bytes of a longer path are kept, from its beginning: more than any path that something else can have."""
 
 
 def look(ground: Ground) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _subvolumes(
 
 
 def _top_of(path: str, seen: dict[str, Mount]) -> str:
-    """The top directory of the subvolume that holds a path; where there is none, the mount point up to which it is looked for.
+    """Return the top directory of the subvolume that holds a path; if there is none, the mount point where the search ends.
 
     Raises KopiatomicError.
     """
@@ -85,7 +85,7 @@ def _top_of(path: str, seen: dict[str, Mount]) -> str:
 
 @immutable
 class _Wanted:
-    """A subvolume to look at: the path it should be seen at; of a nested one its id, and where that stands."""
+    """A subvolume to look at: the path where it should be; of a nested one its id, and the path of the one it is nested in."""
 
     path: str
     id: int = 0
@@ -94,11 +94,11 @@ class _Wanted:
 
 
 class _MovedError(Exception):
-    """A path does not lead to the subvolume: it, or a directory above it, was moved or deleted just now."""
+    """A path does not lead to the subvolume: it or a directory above it was moved or deleted meanwhile."""
 
 
 class _Walk:
-    """A look at the subvolume at a path, if one is there, and at those nested in it."""
+    """Looks at the subvolume at a path, if one is there, and at those nested in it."""
 
     def __init__(self, device: str, seen: dict[str, Mount], *, look_inside: bool) -> None:
         self._device = device
@@ -110,7 +110,7 @@ class _Walk:
         self._until = time.monotonic() + _MOVED_S
 
     def of(self, top: str) -> Iterator[BtrfsSubvolume]:
-        """All of them, each after the one that it is nested in. Raises KopiatomicError."""
+        """Return all of them, each after the one that it is nested in. Raises KopiatomicError."""
         self._waiting = [_Wanted(top)]
         while self._waiting:
             found = self._search(self._waiting.pop())
@@ -118,7 +118,7 @@ class _Walk:
                 yield found
 
     def _search(self, wanted: _Wanted) -> BtrfsSubvolume | None:
-        """Look at a subvolume where it is by now; None where there is none. Raises KopiatomicError."""
+        """Look at a subvolume where it is by now; None if there is none. Raises KopiatomicError."""
         for _ in range(_TRIES):
             if wanted.too_long:
                 return self._unseen(wanted, too_long=True)
@@ -152,7 +152,7 @@ class _Walk:
         )
 
     def _holds(self, wanted: _Wanted) -> bool | None:
-        """Whether anything is in a subvolume that its path does not lead to; None where that cannot be told."""
+        """Whether anything is in a subvolume that its path does not lead to; None if that cannot be told."""
         if wanted.above is None or not self._look_inside:
             return None
         try:
@@ -166,7 +166,7 @@ class _Walk:
             os.close(fd)
 
     def _look(self, wanted: _Wanted, mount: Mount) -> BtrfsSubvolume | None:
-        """Look at a subvolume; None where none is mounted or was named. Raises _MovedError, KopiatomicError."""
+        """Look at a subvolume; None if none is mounted or was named. Raises _MovedError, KopiatomicError."""
         try:
             with _opened(wanted.path, mount) as fd:
                 top = btrfs.is_top(fd)
@@ -202,7 +202,7 @@ class _Walk:
         )
 
     def _place_of(self, wanted: _Wanted, above: str) -> _Wanted | None:
-        """A nested subvolume as it is to be looked for by now; None where it is deleted. Raises KopiatomicError."""
+        """Return a nested subvolume as it must be looked for now; None if it is deleted. Raises KopiatomicError."""
         try:
             with _opened(above, holder(above, self._seen)) as fd:
                 place = btrfs.child(fd, wanted.id)
@@ -225,7 +225,7 @@ def _has_entries(directory: int) -> bool:
 
 @contextmanager
 def _opened(path: str, mount: Mount, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """A directory in a mount, open. Raises OSError; ELOOP also where by now the path leads into another mount."""
+    """Open a directory in a mount. Raises OSError; ELOOP also if the path by now leads into another mount."""
     fd = linux.open_without_links(path, flags | os.O_DIRECTORY)
     try:
         if mountinfo.id_of(fd) != mount.id:
@@ -236,7 +236,7 @@ def _opened(path: str, mount: Mount, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 
 def _children(fd: int, info: btrfs.Subvolume, top: str) -> Iterator[_Wanted]:
-    """The subvolumes directly in an open one, but for the snapshots of runs that go on at this moment."""
+    """Return the subvolumes directly in an open one, except the snapshots of runs that are going on."""
     for nested in btrfs.children(fd):
         if info.id != btrfs.TOP_LEVEL or not nested.path.startswith(f"{RUNS_DIRECTORY}/"):
             yield _wanted(nested, top)

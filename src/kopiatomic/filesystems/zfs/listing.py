@@ -242,7 +242,9 @@ def _reached(ground: Ground) -> tuple[dict[str, ZfsDataset], dict[str, Setting],
 
 
 def _at_boot(known: Iterable[ZfsDataset], mounts: Iterable[Mount]) -> tuple[dict[str, str], str]:
-    """Return where /etc/fstab has those mounted at boot that are not; or why that cannot be told of those that may be there."""
+    """Return where /etc/fstab has those mounted at boot that are not; or why that cannot be told of
+    those that may be there.
+    """
     mounted = {m.source for m in mounts if m.fstype == "zfs"}
     waiting = [d for d in known if d.kind == "filesystem" and d.name not in mounted]
     if not waiting:

@@ -11,7 +11,7 @@ from kopiatomic.model.mounts import Mount
 
 @immutable
 class _Manner:
-    """What a dataset takes for the same."""
+    """Which spellings of a name a dataset takes for the same."""
 
     ignores_case: bool
     normalizes: bool
