@@ -14,7 +14,7 @@ import pytest
 
 from kopiatomic import platforms
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.filesystems import makers
+from kopiatomic.filesystems.backends import makers
 from kopiatomic.model.engine import Command
 from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.runs.launcher import Start

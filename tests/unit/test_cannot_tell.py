@@ -43,8 +43,8 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "cli.completion.datasets": (1, SHOWN),
     "cli.completion.schedules": (1, SHOWN),
     "engines.flags._is_path": (1, AS_IT_MAY_BE),
-    "planning.gather._Walk._holds": (1, AS_IT_MAY_BE),
-    "planning.gather._at_boot": (1, SAID),
+    "filesystems.btrfs.listing._Walk._holds": (1, AS_IT_MAY_BE),
+    "filesystems.zfs.listing._at_boot": (1, SAID),
     "planning.gather._loop_files": (1, SHOWN),
     "planning.gather._sizes": (1, SHOWN),
     "commands.inside._as_a_shell_says": (

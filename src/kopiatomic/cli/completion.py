@@ -11,6 +11,7 @@ from click import shell_completion
 from click.shell_completion import CompletionItem, split_arg_string
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import kind_of
 from kopiatomic.schedules import here
 from kopiatomic.system import host, pools, process
 
@@ -27,8 +28,8 @@ def datasets() -> set[str]:
         table = host.here().mounts()
     except (OSError, KopiatomicError):
         table = []
-    mounted = {mount.source for mount in table if mount.fstype == "zfs" and "@" not in mount.source}
-    found = mounted | {mount.point for mount in table if mount.fstype == "btrfs"} | set(_listed())
+    kinds = ((kind_of(mount), mount) for mount in table)
+    found = {kind.name_of(mount) for kind, mount in kinds if kind and not kind.is_snapshot(mount)} | set(_listed())
     # A shell would take a newline for the end of a name, and a terminal an escape for a command.
     return {name for name in found if name.isprintable()}
 

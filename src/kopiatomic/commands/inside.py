@@ -16,6 +16,7 @@ from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
 from kopiatomic.engines.written import in_place
 from kopiatomic.errors import KopiatomicError, StartError
+from kopiatomic.filesystems import KINDS
 from kopiatomic.hooks import shell
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, Progress
@@ -288,8 +289,8 @@ def _welcome(plan: Plan, sets: Sets) -> list[str]:
         lines.append(f"live in these trees: {first_few(live)}")
     lines += shielded(plan)[:_FEW]
     blocked = "it keeps the space of what is deleted meanwhile"
-    if any(made.filesystem == "zfs" for made in sets.sets):
-        blocked += ", and 'zpool export' and 'zfs rollback' are refused"
+    made = {one.filesystem for one in sets.sets}
+    blocked += "".join(kind.blocked for kind in KINDS.values() if kind.name in made)
     return [*lines, f"as long as this shell is open {blocked}"]
 
 

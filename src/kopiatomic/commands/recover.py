@@ -8,7 +8,8 @@ from kopiatomic import errors
 from kopiatomic.commands.failures import ended, require_root
 from kopiatomic.commands.history import one_of
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.filesystems.zfs import bookmarks as zfs_bookmarks
+from kopiatomic.filesystems import KINDS, backends
+from kopiatomic.filesystems.backends import Bookmarks
 from kopiatomic.model.leftovers import Cleared
 from kopiatomic.output.console import Console
 from kopiatomic.output.summary import ends_of_dead
@@ -85,18 +86,23 @@ def _forget(records: Records, run_id: str, console: Console, allowed: Allowed) -
 
 def _forget_unchanged(records: Records, cleared: Cleared, *, dry_run: bool) -> None:
     try:
-        kept = zfs_bookmarks.kept()
+        kept = [(bookmarks, bookmarks.kept()) for bookmarks in _bookmarks()]
         if not dry_run:
             records.forget_standing()
-            kept = zfs_bookmarks.remove(kept) if kept else []
-        cleared.leftovers += kept
+            kept = [(bookmarks, bookmarks.remove(theirs) if theirs else []) for bookmarks, theirs in kept]
+        cleared.leftovers += [leftover for _, theirs in kept for leftover in theirs]
     except KopiatomicError as error:
         cleared.problems.append(f"{error.message} ({error.hint})")
 
 
+def _bookmarks() -> list[Bookmarks]:
+    found = [backends.of(kind).bookmarks for kind in KINDS.values() if kind.has_bookmarks]
+    return [bookmarks for bookmarks in found if bookmarks is not None]
+
+
 def _count_bookmarks(cleared: Cleared) -> int:
     try:
-        return len(zfs_bookmarks.kept())
+        return sum(len(bookmarks.kept()) for bookmarks in _bookmarks())
     except KopiatomicError as error:
         cleared.problems.append(f"{error.message} ({error.hint})")
         return 0

@@ -59,9 +59,13 @@ class Job:
     @property
     def volumes(self) -> Mapping[str, int]:
         """The places of volumes, which are files, and their sizes (bytes)."""
-        sizes = {snapshot.dataset: snapshot.size for made in self.sets.sets for snapshot in made.snapshots}
+        sizes = {
+            (made.filesystem, snapshot.dataset): snapshot.size for made in self.sets.sets for snapshot in made.snapshots
+        }
         return {
-            t.place: size for t in self.plan.taken if t.dataset.volume and (size := sizes[t.dataset.name]) is not None
+            t.place: size
+            for t in self.plan.taken
+            if t.dataset.volume and (size := sizes[t.dataset.filesystem, t.dataset.name]) is not None
         }
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import backends, kind_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model import mounts
 from kopiatomic.model.plan import Plan, Taken
 from kopiatomic.paths import is_at_or_below
-from kopiatomic.system import btrfs, host, looking
+from kopiatomic.system import host, looking
 from kopiatomic.text import printable
 
 
@@ -47,7 +48,9 @@ def notes(engine: str, folders: Iterable[tuple[str, str]], plan: Plan, *, left_o
 
 @immutable
 class Place:
-    """Where a path leads, links followed, and the dataset that holds it; ``subvolume`` and ``pool`` (a UUID) are for Btrfs."""
+    """Where a path leads, links followed, and the dataset that holds it; ``subvolume`` and ``pool`` (a UUID) are set
+    where the mount does not tell it (Btrfs).
+    """
 
     path: str
     filesystem: str
@@ -81,14 +84,15 @@ def look(path: str) -> Place:
     while (status := presence.status(real)) is None:
         real = os.path.dirname(real)
     mount = mounts.holder(real, mounts.visible(host.here().mounts()))
-    if mount.fstype != "btrfs":
-        return Place(os.path.realpath(path), mount.fstype, mount.source)
+    kind = kind_of(mount)
+    dataset_in = backends.of(kind).dataset_in if kind else None
+    if kind is None or dataset_in is None:
+        return Place(os.path.realpath(path), kind.name if kind else mount.fstype, mount.source)
     directory = real if stat.S_ISDIR(status.st_mode) else os.path.dirname(real)
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        return Place(
-            os.path.realpath(path), mount.fstype, mount.source, btrfs.subvolume(fd).id, btrfs.filesystem_uuid(fd)
-        )
+        pool, subvolume = dataset_in(fd)
+        return Place(os.path.realpath(path), kind.name, mount.source, subvolume, pool)
     finally:
         os.close(fd)
 
@@ -96,8 +100,7 @@ def look(path: str) -> Place:
 def _holds(taken: Taken, place: Place) -> bool:
     """Whether the parts taken of a dataset contain the path."""
     dataset = taken.dataset
-    if dataset.filesystem == "btrfs":
-        same = (dataset.pool, dataset.subvolume) == (place.pool, place.subvolume)
-    else:
-        same = (dataset.filesystem, dataset.name) == (place.filesystem, place.source)
+    by_id = (dataset.pool, dataset.subvolume) == (place.pool, place.subvolume)
+    same = by_id if place.subvolume else dataset.name == place.source
+    same = same and dataset.filesystem == place.filesystem
     return same and (taken.parts == ("",) or any(is_at_or_below(place.path, one) for one in taken.places))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from kopiatomic.filesystems import KINDS
 from kopiatomic.model.plan import MIGHT_HANG, Plan, Uncovered
 from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.model.snapshots import Sets
@@ -86,9 +87,9 @@ def proof(sets: Sets) -> list[str]:
     lines = []
     for made in sets.sets:
         count = len(made.snapshots)
-        kind = "pool" if made.filesystem == "zfs" else "Btrfs filesystem"
-        transaction = "transaction group" if made.filesystem == "zfs" else "transaction"
-        where = f"{kind} {printable(made.pool)}"
+        kind = KINDS[made.filesystem]
+        transaction = kind.transaction_word
+        where = f"{kind.set_word} {printable(made.pool)}"
         if count == 1:
             lines.append(f"{where}: one snapshot, {transaction} {made.snapshots[0].transaction}")
         elif made.one_instant:
@@ -98,8 +99,8 @@ def proof(sets: Sets) -> list[str]:
             lines.append(
                 f"{where}: {count} snapshots in {len(set(numbers))} transactions ({min(numbers)} to {max(numbers)})"
             )
-    if any(made.filesystem == "btrfs" for made in sets.sets):
-        lines.append("Btrfs: as after a power cut, writes that no program had synced yet may be missing")
+    known = {made.filesystem for made in sets.sets}
+    lines += [kind.caution for kind in KINDS.values() if kind.name in known and kind.caution]
     if not sets.atomic:
         lines.append(f"the sets are up to {sets.skew_ns / 1e9:.3f} s apart (an upper bound)")
     return [("Proof:    " if not i else "          ") + line for i, line in enumerate(lines)]

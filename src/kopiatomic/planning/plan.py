@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, UsageError, place_needed
-from kopiatomic.filesystems.btrfs.selection import BtrfsSelection
+from kopiatomic.filesystems import KINDS, kind_of
+from kopiatomic.filesystems.kind import Chooser
 from kopiatomic.filesystems.selection import Selection, not_a_dataset
-from kopiatomic.filesystems.zfs.selection import ZfsSelection
 from kopiatomic.model.facts import NO_DATASET, Facts
 from kopiatomic.model.fstypes import PSEUDO, SYSTEM, may_hang
 from kopiatomic.model.mounts import Mount, holder, place_in
@@ -41,15 +41,15 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
     """
     require_names(request)
     shared = Selection(facts, request, refused)
-    zfs, btrfs = ZfsSelection(shared), BtrfsSelection(shared)
+    choosers = {name: kind.selection(shared) for name, kind in KINDS.items()}
     for name in request.names:
-        _ask_for(name, shared, zfs, btrfs)
-    if request.everything:
-        zfs.ask_for_everything()
-        btrfs.ask_for_everything()
-    if request.by_property:
-        zfs.ask_by_property()
-    judged = [*zfs.judge(), *btrfs.judge()]
+        _ask_for(name, shared, choosers)
+    for chooser in choosers.values():
+        if request.everything:
+            chooser.ask_for_everything()
+        if request.by_property:
+            chooser.ask_by_property()
+    judged = [one for chooser in choosers.values() for one in chooser.judge()]
     shared.say_deleted()
     _check_excluding(shared)
     if not shared.taken:
@@ -68,17 +68,18 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
     if request.layout is Layout.IN_PLACE:
         hidden = shielding.hidden(taken, facts.movers, scaffolds, live)
         uncovered, beside = _behind(taken, hidden, uncovered), _behind(taken, hidden, beside)
-    bookmark = request.bookmark if any(t.dataset.filesystem == "zfs" for t in taken) else ""
+    bookmark = request.bookmark if any(KINDS[t.dataset.filesystem].has_bookmarks for t in taken) else ""
     if bookmark:
         shared.note(
             f"each ZFS dataset keeps one bookmark for --skip-unchanged, DATASET#{bookmark}: 'zfs rollback' to an older "
             "snapshot is refused without -r, which destroys it ('kopiatomic recover --forget' removes them all)"
         )
+    order = list(KINDS)
     return Plan(
         root=request.root,
         taken=tuple(taken),
         scaffolds=tuple(scaffolds),
-        judged=tuple(sorted(fold(judged), key=lambda j: (j.filesystem != "zfs", tree_order(j.name)))),
+        judged=tuple(sorted(fold(judged), key=lambda j: (order.index(j.filesystem), tree_order(j.name)))),
         uncovered=tuple(uncovered),
         beside=tuple(beside),
         hidden=tuple(hidden),
@@ -114,13 +115,12 @@ def require_names(request: Request) -> None:
         )
 
 
-def _ask_for(name: str, shared: Selection, zfs: ZfsSelection, btrfs: BtrfsSelection) -> None:
+def _ask_for(name: str, shared: Selection, choosers: Mapping[str, Chooser]) -> None:
     """Find out which dataset a name, a path or a pattern means."""
     facts = shared.facts
     path = facts.resolved.get(name)
     if path is None and is_pattern(name):
-        count = zfs.ask_by_pattern(name) + (btrfs.ask_by_pattern(name) if is_path(name) else 0)
-        if not count:
+        if not sum(chooser.ask_by_pattern(name) for chooser in choosers.values()):
             raise KopiatomicError(
                 f"the pattern {printable(name)} matches no dataset",
                 kind="no-match",
@@ -128,18 +128,15 @@ def _ask_for(name: str, shared: Selection, zfs: ZfsSelection, btrfs: BtrfsSelect
             )
         return
     if path is None:
-        zfs.ask_for(name, "it was named")
+        any(chooser.ask_by_name(name) for chooser in choosers.values())
         return
     if path != (name.rstrip("/") or "/") and is_path(name) and name.startswith("/"):
         shared.note(f"{printable(name)} leads to {printable(path)}")
     mount = holder(path, shared.seen)
-    if mount.fstype == "zfs" and "@" not in mount.source and mount.root == "/":
-        if path != mount.point and path not in facts.directories:
-            raise not_a_dataset(name, path, mount, partial=False)
-        zfs.ask_for_path(path, mount)
-    elif mount.fstype != "btrfs" or not btrfs.ask_for(name, path):
-        subvolume = btrfs.holder(path) if mount.fstype == "btrfs" else None
-        raise not_a_dataset(name, path, mount, partial=mount.root != "/" and subvolume is None, subvolume=subvolume)
+    kind = kind_of(mount)
+    if kind is None:
+        raise not_a_dataset(name, path, mount, partial=mount.root != "/")
+    choosers[kind.name].ask_by_path(name, path, mount)
 
 
 def _nothing(request: Request, facts: Facts, judged: Sequence[Judged]) -> KopiatomicError:
@@ -152,7 +149,7 @@ def _nothing(request: Request, facts: Facts, judged: Sequence[Judged]) -> Kopiat
     incomplete = [j for j in judged if j.incomplete]
     missed = incomplete or judged
     hint = "'kopiatomic plan' with the same words shows why each was left out."
-    if facts.jailed and all(j.verdict is Verdict.NOT_THE_JAILS for j in judged if j.filesystem == "zfs"):
+    if facts.jailed and all(j.verdict is Verdict.NOT_THE_JAILS for j in judged if KINDS[j.filesystem].has_jails):
         hint = NO_DATASET
     elif len(incomplete) == 1 and incomplete[0].hint:
         hint = incomplete[0].hint

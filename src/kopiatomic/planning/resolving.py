@@ -15,8 +15,9 @@ from kopiatomic.errors import KopiatomicError, advice_of, pool_suspended, unfore
 from kopiatomic.model.fstypes import may_hang
 from kopiatomic.model.mounts import Mount, holder
 from kopiatomic.planning import spelling
+from kopiatomic.planning.answering import suspended_pool
 from kopiatomic.presence import Meaning
-from kopiatomic.system import host, pools, safety
+from kopiatomic.system import host, safety
 from kopiatomic.text import printable
 
 
@@ -135,5 +136,6 @@ def _require_answer(name: str, path: str, seen: Mapping[str, Mount], waiting: Se
             kind="unsupported-filesystem",
             hint="Only ZFS datasets and Btrfs subvolumes can be frozen; back this up with kopia directly.",
         )
-    if mount.fstype == "zfs" and pools.suspended([mount.source.partition("/")[0].partition("@")[0]]):
-        raise pool_suspended(mount.source.partition("/")[0])
+    pool = suspended_pool(mount)
+    if pool:
+        raise pool_suspended(pool)

@@ -13,29 +13,15 @@ import os
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import cache
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.filesystems.zfs import listing as zfs_listing
-from kopiatomic.immutable import immutable
-from kopiatomic.model.fstypes import may_hang
+from kopiatomic.filesystems import backends, kind_of
 from kopiatomic.model.mounts import Mount, holder
 from kopiatomic.paths import parents
-from kopiatomic.system import host, pools
+from kopiatomic.planning.answering import may_wait
+from kopiatomic.system import host
 from kopiatomic.text import printable
-
-
-@immutable
-class _Manner:
-    """Which spellings a dataset treats as the same."""
-
-    ignores_case: bool
-    normalizes: bool
-
-    def changes(self, name: str) -> bool:
-        """Whether a name may have other spellings."""
-        return (self.ignores_case and name.upper() != name.lower()) or (self.normalizes and not name.isascii())
 
 
 class Spellings:
@@ -54,7 +40,7 @@ class Spellings:
             mount = holder(above, self._seen)
         except KeyError:
             return path
-        if path in self._seen or mount.fstype != "zfs" or not self._changes(mount, name):
+        if path in self._seen or not _may_have_others(mount, name):
             return path
         directory = host.here().open_directory(above, to_list=True)
         try:
@@ -80,11 +66,6 @@ class Spellings:
             hint=f"Write it as 'ls {printable(above)}' does; if it does so already, somebody renames it just now: run again.",
         )
 
-    def _changes(self, mount: Mount, name: str) -> bool:
-        if name.isascii() and ("casesensitive" in mount.super_options or name.upper() == name.lower()):
-            return False
-        return _manner(mount.source.partition("@")[0]).changes(name)
-
     def of_pattern(self, pattern: str) -> str:
         """Return an absolute pattern, or path, with the components before the first star spelled as in their directories.
 
@@ -106,16 +87,9 @@ class Spellings:
         return "/".join([path, *rest]) if path or rest else "/"
 
 
-@cache
-def _manner(dataset: str) -> _Manner:
-    """Return a dataset's manner, which is fixed when it is made; if unknown, assume that it does both.
-
-    Raises KopiatomicError.
-    """
-    result = zfs_listing.run(["zfs", "get", "-H", "-o", "value", "casesensitivity,normalization", dataset])
-    values = result.stdout.decode("utf-8", "replace").split()
-    known = result.status == 0 and len(values) == 2
-    return _Manner(ignores_case=not known or values[0] == "insensitive", normalizes=not known or values[1] != "none")
+def _may_have_others(mount: Mount, name: str) -> bool:
+    kind = kind_of(mount)
+    return kind is not None and backends.of(kind).respells(mount, name)
 
 
 def own_table(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
@@ -127,7 +101,7 @@ def own_table(mounts: Iterable[Mount]) -> tuple[Mount, ...]:
     points: dict[str, str] = {}
     spellings = Spellings(known)
     for mount in sorted(table, key=lambda m: len(parents(m.point))):
-        # What lies above has already been spelled.
+        # What lies above has been spelled before.
         if mount.point not in points:
             points[mount.point] = mount.point if mount.point.isascii() else spellings.of_pattern(mount.point)
         known[points[mount.point]] = mount
@@ -138,8 +112,7 @@ def _may_wait(path: str, seen: Mapping[str, Mount]) -> bool:
     mount = seen.get(path)
     if mount is None:
         return False
-    pool = mount.source.partition("/")[0].partition("@")[0]
-    return may_hang(mount.fstype) or (mount.fstype == "zfs" and bool(pools.suspended([pool])))
+    return may_wait(mount)
 
 
 def _is(path: str, opened: tuple[int, int, int]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from kopiatomic.filesystems import Leftovers
+from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.plan import Plan
 from kopiatomic.platforms.steps import Step, View

@@ -6,6 +6,8 @@ import os
 from collections.abc import Sequence
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import KINDS
+from kopiatomic.filesystems.kind import Kind, Mounting
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES, Plan
 from kopiatomic.model.snapshots import Sets
@@ -13,13 +15,13 @@ from kopiatomic.paths import below, topmost, tree_order
 from kopiatomic.text import first_few, printable
 
 SCAFFOLD = "scaffold"
-"""The kind of a step that is not a snapshot: our empty directory that holds mount points inside a frozen tree."""
+"""The kind of a step that is no snapshot: an empty directory of ours that holds mount points inside a frozen tree."""
 
 FILES = "files"
 """The kind of a step that shows volumes as files."""
 
 LIVE = "live"
-"""The kind of a step that shows the host's own mount or directory, not frozen."""
+"""The kind of a step that shows what the host has there, and is not frozen."""
 
 OURS = frozenset([SCAFFOLD, LIVE])
 """The kinds of steps that show nothing frozen."""
@@ -37,28 +39,35 @@ class VolumeFile:
 
 @immutable
 class Step:
-    """One mount of the view: ``source`` (of a filesystem ``fstype``) at ``place`` below the view's root.
+    """One mount of the view, at ``place`` below the view's root. What it ``shows`` is SCAFFOLD, FILES or LIVE; for a snapshot
+    the name of its kind of filesystem.
 
-    For Btrfs ``source`` is a path below the top-level subvolume of ``device``. For what is live it is the mount's source, or
-    empty for a directory. ``part`` is the path below the snapshot's top that is shown; empty for the whole.
+    ``source`` is that of the snapshot (``Snapshot.source``). What is live has the mount's source, and none where it is a
+    directory. ``part`` is the path below the snapshot's top that is shown; empty for the whole.
     """
 
     dataset: str
     place: str
-    fstype: str
+    shows: str
     source: str = ""
-    device: str = ""
+    mounting: Mounting | None = None
+    """How the snapshot is mounted where there are mount namespaces (Linux), by its kind."""
     named: bool = False
     part: str = ""
     open_top: bool = False
-    """Whether our own entries must stand beside those of the snapshot's top directory."""
+    """Whether entries of ours must stand beside those of the snapshot's top directory."""
     file: bool = False
-    """Whether the part is not a directory."""
+    """Whether the part is no directory."""
     outside: tuple[str, ...] = ()
     """Where, below the snapshot's top, nested subvolumes must have been that the plan does not show in the part."""
     files: tuple[VolumeFile, ...] = ()
     instant: int = 0
     """Nanoseconds since the epoch: the time of ``files``."""
+
+    @property
+    def kind(self) -> Kind | None:
+        """The kind of filesystem that the snapshot is of; None for what shows no one snapshot."""
+        return KINDS.get(self.shows)
 
 
 @immutable
@@ -69,7 +78,7 @@ class Missing:
     place: str
     reason: str
     live: bool = False
-    """Whether it is not a dataset but a mount that would have been seen as it is."""
+    """Whether it is no dataset but a mount that would have been seen as it is."""
 
 
 @immutable
@@ -98,13 +107,14 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
             assert snapshot.size is not None
             files.append(VolumeFile(taken.dataset.name, taken.place, snapshot.source, snapshot.size))
             continue
+        kind = KINDS[taken.dataset.filesystem]
         steps += [
             Step(
                 dataset=taken.dataset.name,
                 place=place,
-                fstype=taken.dataset.filesystem,
+                shows=taken.dataset.filesystem,
                 source=snapshot.source,
-                device=taken.dataset.device,
+                mounting=kind.mounting(snapshot.source, taken.dataset.device),
                 named=taken.named and place in taken.places,
                 part=part,
                 open_top=ours and place == "/",

@@ -14,7 +14,8 @@ from typing import TypeVar
 
 from kopiatomic import filesystems
 from kopiatomic.errors import end_of
-from kopiatomic.filesystems import Maker
+from kopiatomic.filesystems import backends
+from kopiatomic.filesystems.backends import Maker
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.plan import Plan, Refusal
@@ -236,7 +237,7 @@ class Session:
         """
         report = self._report
         assert report.plan is not None
-        makers = filesystems.makers(report.plan, report.run_id)
+        makers = backends.makers(report.plan, report.run_id)
         intents = [intent for maker in makers for intent in maker.intents()]
         if leave_out([r for maker in makers for r in maker.refused]):
             return None
@@ -253,7 +254,7 @@ class Session:
         """Run the processes of one try; what they could not remove goes into the report."""
         report = self._report
         assert report.plan is not None
-        pools = {t.dataset.pool for t in report.plan.taken if t.dataset.filesystem == "zfs"}
+        pools = filesystems.watched((t.dataset.filesystem, t.dataset.pool) for t in report.plan.taken)
         supervisor = Supervisor(
             report.run_id,
             report.plan,

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, unforeseen
-from kopiatomic.filesystems import Maker
+from kopiatomic.filesystems.backends import Maker
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets

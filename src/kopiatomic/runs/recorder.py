@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from kopiatomic import __version__, platforms
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import KINDS
 from kopiatomic.model import changes
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.plan import Plan
@@ -61,7 +62,7 @@ class Recorder:
 
     def require(self, plan: Plan) -> None:
         """Refuse a plan that is not safe without a record. Raises StateError."""
-        untied = platforms.here().outlives or any(taken.dataset.filesystem == "btrfs" for taken in plan.taken)
+        untied = platforms.here().outlives or any(not KINDS[taken.dataset.filesystem].is_tied for taken in plan.taken)
         if self.problem is not None and untied:
             raise self.problem
 

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from kopiatomic import filesystems, platforms
+from kopiatomic import platforms
 from kopiatomic.errors import EndError, Interrupted, KopiatomicError
-from kopiatomic.filesystems import Leftovers
+from kopiatomic.filesystems import KINDS, backends, watched
+from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Claim, Cleared, Intent, Leftover
 from kopiatomic.runs.patience import Patience
@@ -22,11 +23,11 @@ from kopiatomic.state.locks import Held
 from kopiatomic.state.ownership import Mark
 from kopiatomic.state.records import INTERRUPTED, NOT_RECORDED, Records, Unfinished
 from kopiatomic.state.state_file import StateError
-from kopiatomic.system import libzfs_core, signals, worker
+from kopiatomic.system import signals, worker
 from kopiatomic.system.channel import Channel
 
 _TIMEOUT = 180.0
-"""Seconds for clearing what one run left."""
+"""Seconds for the leftovers of one run."""
 
 
 def kinds() -> dict[str, Leftovers]:
@@ -35,7 +36,7 @@ def kinds() -> dict[str, Leftovers]:
     Mounts first: what they show cannot be removed before. Directories last: the snapshots' clean-up does not need them.
     """
     platform = platforms.here()
-    made = {name: filesystems.LEFTOVERS[name] for name in platform.filesystems}
+    made = {name: backends.of(KINDS[name]).leftovers for name in platform.filesystems}
     return {**platform.leftovers(), **made, "directory": root_leftovers}
 
 
@@ -44,9 +45,9 @@ class Allowed:
     """What may be removed besides what is proven ours, because an administrator has looked at it."""
 
     unrecorded: bool = False
-    """What has this host's mark but is not recorded."""
+    """What has this host's mark and is not recorded."""
     received: bool = False
-    """What another host's run made, or what arrived with a stream."""
+    """What another host's run made, or what came with a stream."""
     assumed_dead: frozenset[str] = frozenset()
     """What these runs made, which cannot be judged from here."""
 
@@ -71,7 +72,7 @@ class _Result:
     leftovers: list[Leftover]
     problems: list[str]
     news: str = ""
-    """What was just recorded as the run's end; empty if an end was already recorded."""
+    """What was recorded as the run's end just now; empty where there was one."""
 
 
 class Recovery:
@@ -144,7 +145,7 @@ class Recovery:
 
     def _clear(self, run_id: str, held: Held) -> _Result:
         """Have a child clear what a run left; the child shares the lock that we hold for it."""
-        pools = {intent.place for intent in self._records.intents(run_id) if intent.kind == "zfs"}
+        pools = watched((intent.kind, intent.place) for intent in self._records.intents(run_id))
 
         def clear() -> _Result:
             try:
@@ -218,11 +219,11 @@ class Recovery:
 
     def remove(self, leftovers: Sequence[Leftover]) -> None:
         """Remove what :meth:`unrecorded` found. Raises Interrupted."""
-        # Directories last: on FreeBSD a run's mounts are on them.
+        # Directories last: on FreeBSD a run's mounts stand on them.
         for run_id in sorted({leftover.run_id for leftover in leftovers}, key=lambda run_id: (not run_id, run_id)):
             mine = [leftover for leftover in leftovers if leftover.run_id == run_id]
             if not run_id:
-                # Their owner is unknown, and does not matter where no run has a view there.
+                # Whose they are is not known, and does not matter where no run has a view there.
                 self._replace(mine, self._remove(mine, None))
                 continue
             with locks.claim(run_id) as held:
@@ -235,7 +236,7 @@ class Recovery:
         result: list[Leftover] = []
         for kind, mine in _by_kind(leftovers):
             module = kinds()[kind]
-            pools = {leftover.place for leftover in mine if leftover.kind == "zfs-snapshot"}
+            pools = watched((kind, leftover.place) for leftover in mine)
 
             def remove(module: Leftovers = module, mine: Sequence[Leftover] = mine) -> _Result:
                 return _Result(_with_problems(mine, _removed(module, mine)), [])
@@ -286,8 +287,6 @@ def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[
     for kind, module in kinds().items():
         for place in sorted({intent.place for intent in intents if intent.kind == kind}):
             try:
-                if kind == "zfs":
-                    libzfs_core.prepare()
                 found += module.recorded(run_id, [i for i in intents if (i.kind, i.place) == (kind, place)])
             except KopiatomicError as error:
                 unknown.add((kind, place))

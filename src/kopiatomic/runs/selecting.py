@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from kopiatomic import filesystems, platforms
+from kopiatomic import platforms
 from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import backends
 from kopiatomic.model.engine import Progress
 from kopiatomic.model.facts import Facts
 from kopiatomic.model.mounts import visible
@@ -101,12 +102,13 @@ class Selecting:
 
     def _without_folders(self, selected: Plan, facts: Facts) -> Plan:
         """Leave out the empty folders of nested subvolumes that are not taken, where such a folder would end the backup."""
-        taken = {t.dataset.name for t in selected.taken}
+        taken = {(t.dataset.pool, t.dataset.name) for t in selected.taken}
         ids = {subvolume.path: (subvolume.filesystem, subvolume.id) for subvolume in facts.subvolumes}
         found: dict[tuple[str, int], list[str]] = {}
         for subvolume in facts.subvolumes:
             path, above = subvolume.path, subvolume.above
-            if above is not None and path not in taken and self._breaks_at(path.rpartition("/")[2]):
+            is_taken = (subvolume.filesystem, path) in taken
+            if above is not None and not is_taken and self._breaks_at(path.rpartition("/")[2]):
                 found.setdefault(ids[above], []).append(below(path, above))
         if not found:
             return selected
@@ -140,7 +142,7 @@ class Selecting:
             self.warn(
                 f"{first_few(mapped)}: the mount maps user ids (mount_setattr(2)); the frozen view shows owners as stored"
             )
-        for maker in filesystems.makers(selected, self.report.run_id):
+        for maker in backends.makers(selected, self.report.run_id):
             maker.check()
 
     def leave_out(self, refused: Sequence[Refusal], *, again: Callable[[], Plan], last: bool) -> bool:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self
 
 from kopiatomic.errors import KopiatomicError, unforeseen
-from kopiatomic.filesystems import Maker
+from kopiatomic.filesystems.backends import Maker
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets
 from kopiatomic.platforms.platform import Platform, Record

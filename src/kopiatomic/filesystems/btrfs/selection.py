@@ -8,10 +8,11 @@ from collections.abc import Set as AbstractSet
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import patterns
 from kopiatomic.filesystems.btrfs.copies import is_received, snapshots_of_taken
-from kopiatomic.filesystems.selection import Ask, Selection
+from kopiatomic.filesystems.selection import Ask, Selection, not_a_dataset
 from kopiatomic.model.facts import BtrfsSubvolume
-from kopiatomic.model.mounts import holder
+from kopiatomic.model.mounts import Mount, holder
 from kopiatomic.model.plan import Dataset, Judged, PlannedPath, Taken, Verdict
+from kopiatomic.model.request import is_path
 from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.text import first_few, printable
 
@@ -46,7 +47,20 @@ class BtrfsSelection:
 
     # What is asked for
 
-    def ask_for(self, name: str, path: str) -> bool:
+    def ask_by_name(self, _name: str) -> bool:
+        """Return False: a subvolume is named by a path."""
+        return False
+
+    def ask_by_property(self) -> None:
+        """Ask for nothing: a subvolume has no user property."""
+
+    def ask_by_path(self, name: str, path: str, mount: Mount) -> None:
+        """Ask for the subvolume that holds a path, or the part of it. Raises KopiatomicError if none does."""
+        if not self._ask_for(name, path):
+            top = self.holder(path)
+            raise not_a_dataset(name, path, mount, partial=mount.root != "/" and top is None, subvolume=top)
+
+    def _ask_for(self, name: str, path: str) -> bool:
         """Ask for the subvolume that holds a path, or the part of it; return whether there is one."""
         top = self.holder(path)
         if top is None:
@@ -79,6 +93,8 @@ class BtrfsSelection:
 
     def ask_by_pattern(self, pattern: str) -> int:
         """Ask for the subvolumes whose path matches a pattern, with ``-r`` also those nested in them. Returns how many match."""
+        if not is_path(pattern):
+            return 0
         fitting = [path for path in self._subvolumes if patterns.matches(pattern, path)]
         for path in fitting:
             self._imply(path, f"the pattern {printable(pattern)}")

@@ -25,6 +25,7 @@ def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
 
     Raises KopiatomicError if that cannot be determined.
     """
+    libzfs_core.prepare()
     left = []
     for pool in sorted({intent.place for intent in intents}):
         _require_answer(pool)

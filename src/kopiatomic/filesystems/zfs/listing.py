@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
+import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, pool_suspended
+from kopiatomic.filesystems.backends import Ground
 from kopiatomic.filesystems.zfs import program
 from kopiatomic.model.facts import NO_DATASET, Setting, ZfsDataset, ZfsPool
-from kopiatomic.system import host, libzfs_core, process
+from kopiatomic.model.mounts import Mount, holder
+from kopiatomic.model.request import is_path, is_pattern
+from kopiatomic.system import fstab, host, libzfs_core, process
 from kopiatomic.text import printable
 
 LIST_TIMEOUT = 120.0
@@ -193,6 +198,66 @@ def pools(names: set[str] | None) -> dict[str, ZfsPool]:
         name, health, read_only = line.split("\t")
         found[name] = ZfsPool(name, health, read_only == "on")
     return found
+
+
+def look(ground: Ground) -> dict[str, Any]:
+    """Return what a request can reach as fields of Facts: datasets, the property that selects, pools, and what fstab says.
+
+    Raises KopiatomicError.
+    """
+    found, properties, of_pools = _reached(ground)
+    from_fstab, problem = _at_boot(found.values(), ground.mounts)
+    return {
+        "datasets": found,
+        "properties": properties,
+        "pools": of_pools,
+        "at_boot": from_fstab,
+        "fstab_problem": problem,
+    }
+
+
+def _reached(ground: Ground) -> tuple[dict[str, ZfsDataset], dict[str, Setting], dict[str, ZfsPool]]:
+    request, names, resolved, mounts = ground.request, ground.names, ground.resolved, ground.mounts
+    wanted = {name for name in names if not is_path(name)}
+    for path in resolved.values():
+        mount = holder(path, ground.seen)
+        if mount.fstype == "zfs" and "@" not in mount.source:
+            wanted.add(mount.source)
+    patterns = [name for name in request.names if is_pattern(name) and name not in resolved]
+    everything = request.everything or bool(patterns) or (request.by_property and not request.names)
+    needed = any(not is_path(pattern) for pattern in patterns) or request.by_property
+    present = needed or any(m.fstype == "zfs" and "@" not in m.source for m in mounts) or _present()
+    if not wanted and not (everything and present):
+        return {}, {}, {}
+    depth = None if request.recursive or request.by_property else 1
+    found, valued = datasets(sorted(wanted), request.property, everything=everything, depth=depth)
+    if everything:
+        require(wanted, found)
+    mounted = {m.source for m in mounts if m.fstype == "zfs"}
+    found |= with_mountpoints(d for d in found.values() if d.name not in mounted)
+    properties = settings(valued, request.property) if valued else {}
+    # zfs leaves out what lies in a suspended pool without a word: each pool is looked at.
+    of_pools = None if everything else {name.partition("/")[0] for name in found}
+    return found, properties, pools(of_pools)
+
+
+def _at_boot(known: Iterable[ZfsDataset], mounts: Iterable[Mount]) -> tuple[dict[str, str], str]:
+    """Return where /etc/fstab has those mounted at boot that are not; or why that cannot be told of
+    those that may be there.
+    """
+    mounted = {m.source for m in mounts if m.fstype == "zfs"}
+    waiting = [d for d in known if d.kind == "filesystem" and d.name not in mounted]
+    if not waiting:
+        return {}, ""
+    try:
+        table = fstab.at_boot("zfs")
+    except OSError as error:
+        return {}, (error.strerror or str(error)) if any(d.mountpoint == "legacy" for d in waiting) else ""
+    return {d.name: table[d.name] for d in waiting if d.name in table}, ""
+
+
+def _present() -> bool:
+    return shutil.which("zfs") is not None and presence.exists("/dev/zfs")
 
 
 def _missing(name: str, result: process.Finished) -> KopiatomicError:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.filesystems import patterns
-from kopiatomic.filesystems.selection import Ask, Selection, described
+from kopiatomic.filesystems.selection import Ask, Selection, described, not_a_dataset
 from kopiatomic.model.facts import JAIL_NEEDS, ZfsDataset
 from kopiatomic.model.mounts import Mount, holder
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES, Dataset, Judged, PlannedPath, Taken, Verdict
@@ -57,7 +57,20 @@ class ZfsSelection:
 
     # What is asked for
 
-    def ask_for(self, name: str, why: str) -> None:
+    def ask_by_name(self, name: str) -> bool:
+        """Ask for a dataset by its name, and return True: any word that is no path may be one."""
+        self._ask_for(name, "it was named")
+        return True
+
+    def ask_by_path(self, name: str, path: str, mount: Mount) -> None:
+        """Ask for the dataset or the part at a path. Raises KopiatomicError if a snapshot or only a part is mounted there."""
+        if "@" in mount.source or mount.root != "/":
+            raise not_a_dataset(name, path, mount, partial=mount.root != "/")
+        if path != mount.point and path not in self._facts.directories:
+            raise not_a_dataset(name, path, mount, partial=False)
+        self._ask_for_path(path, mount)
+
+    def _ask_for(self, name: str, why: str) -> None:
         """Ask for a dataset that the user named; with ``-r`` also for what is below it."""
         if self._request.by_property:
             # Names only say where to look for the property.
@@ -66,14 +79,14 @@ class ZfsSelection:
         if self._request.recursive:
             self._ask_below(name)
 
-    def ask_for_path(self, path: str, mount: Mount) -> None:
+    def _ask_for_path(self, path: str, mount: Mount) -> None:
         """Ask for a path in a mount of a whole dataset: the dataset or a part; with ``-r`` also for what belongs below the
         path.
         """
         name, part = mount.source, below(path, mount.point)
         self._chosen.setdefault(name, mount)
         if not part or self._request.by_property:
-            self.ask_for(name, "it was named by a path")
+            self._ask_for(name, "it was named by a path")
             return
         self._asked.setdefault(name, Ask()).add(part, "it was named by a path", named=True)
         if self._request.recursive:

@@ -27,13 +27,13 @@ _FRESH = frozenset(["devfs", "fdescfs", "linprocfs", "linsysfs", "procfs"])
 """What the kernel generates is mounted afresh: it shows the same as the live one (devfs(5), fdescfs(5), procfs(5))."""
 
 _NEVER = frozenset(["autofs"])
-"""What access would mount: not shown."""
+"""What would be mounted by a look into it: not shown."""
 
 _FEW_DEVICES = "4"
 """The ruleset for jails of /etc/defaults/devfs.rules, which rc.d/devfs loads: null, random, terminals and the like."""
 
 _KEPT = ("ro", "noexec", "nosuid", "nosymfollow")
-"""The flags that matter at the mount that a path leads through: a nullfs inherits none of those below it (``nullfs_mount``)."""
+"""The flags that count at the mount that a path leads through: a nullfs has none of those below it (``nullfs_mount``)."""
 
 _IGNORE = ".kopiaignore"
 
@@ -51,11 +51,11 @@ class InPlaceView(FreeBSDView):
     ) -> None:
         self._plan = plan
         self._aside = f"{base}/own"
-        """Our directory that an engine may write to; it is seen at its path in the view."""
+        """The directory of ours that an engine may write to; it is seen at its path in the view."""
         root = f"{base}/root"
         super().__init__(root, base, _planned(root, base, self._aside, plan, steps), kernel, record)
         self._options: dict[str, tuple[str, ...]] = {}
-        """Those of the live mounts, by point."""
+        """Of the live mounts, by point."""
 
     def engine_root(self) -> int | None:
         """Open the assembled tree."""
@@ -87,8 +87,8 @@ class InPlaceView(FreeBSDView):
         """Keep a live mount's flags; in a jail a devfs has the jail's own ruleset, and no other."""
         if planned.fstype == "devfs" and freebsd.number(self._kernel, "security.jail.jailed"):
             return ()
-        if planned.step.fstype == LIVE and planned.fstype == "nullfs":
-            # In a jail whose root is no mount, the root is not in the table.
+        if planned.step.shows == LIVE and planned.fstype == "nullfs":
+            # In a jail whose root is no mount that one is not in the table.
             above = (planned.source, *parents(planned.source))
             flags = next((self._options[place] for place in above if place in self._options), ())
             return tuple((flag, "") for flag in _KEPT if flag in flags)
@@ -97,7 +97,7 @@ class InPlaceView(FreeBSDView):
     def obstacle(self, planned: Planned) -> str | None:
         """Return the obstacle of any view, or that a live mount is gone or that others than root can move it."""
         step = planned.step
-        if step.fstype == LIVE and planned.fstype == "nullfs":
+        if step.shows == LIVE and planned.fstype == "nullfs":
             if step.source and step.place not in self._options:
                 return "it is not mounted any more"
             why = unsafe(step.place)
@@ -140,7 +140,7 @@ def filesystems(plan: Plan) -> set[str]:
 
 def _planned(root: str, base: str, aside: str, plan: Plan, steps: Sequence[Step]) -> list[Planned]:
     own = [*_own(base, plan)]
-    several = [*_live(plan), *own, *_holders(base, plan), *(step for step in steps if step.fstype != LIVE)]
+    several = [*_live(plan), *own, *_holders(base, plan), *(step for step in steps if step.shows != LIVE)]
     ordered = sorted(several, key=lambda step: tree_order(step.place))
     planned: list[Planned] = []
     kinds: dict[str, str] = {}
@@ -148,16 +148,16 @@ def _planned(root: str, base: str, aside: str, plan: Plan, steps: Sequence[Step]
         point = joined(root, step.place)
         if step is own[0]:
             planned.append(Planned(step, aside, point, aside, options=(("nosuid", ""),)))
-        elif step.fstype != LIVE:
+        elif step.shows != LIVE:
             planned.append(frozen(step, whole, point))
         elif step.source in _FRESH:
             few = step.source == "devfs" and _is_root_frozen(plan) and not plan.live_system
             options = (("ruleset", _FEW_DEVICES),) if few else ()
             planned.append(Planned(step, step.source, point, fstype=step.source, options=options))
         elif step.source or _kind_above(step.place, kinds) != LIVE:
-            # A directory that is already visible cannot be mounted on itself (EDEADLK, nullfs_mount).
+            # A directory that is seen already cannot be mounted on itself (EDEADLK, nullfs_mount).
             planned.append(Planned(step, step.place, point, options=()))
-        kinds[step.place] = step.fstype
+        kinds[step.place] = step.shows
     return planned
 
 
@@ -172,7 +172,7 @@ def _own(base: str, plan: Plan) -> Iterator[Step]:
     covers = in_source and not plan.live_system
     yield Step("the directory for temporary files", runs if covers else base, SCAFFOLD, named=True)
     if in_source and plan.live_system:
-        # It has no place in the snapshot; and a kopiatomic started in the view finds the locks of all runs.
+        # In the snapshot it has no place; and a kopiatomic that is started in the view finds the locks of all runs.
         yield Step("the directory of locks", runs, LIVE, named=True)
 
 

@@ -40,7 +40,7 @@ class MergedView(FreeBSDView):
     def require(self) -> None:
         """Refuse what is not supported."""
         for step in (p.step for p in self._planned):
-            if step.fstype not in {SCAFFOLD, "zfs"} or step.open_top or step.file:
+            if step.shows not in {SCAFFOLD, "zfs"} or step.open_top or step.file:
                 what = printable(step.dataset or step.place)
                 raise KopiatomicError(
                     f"{what} cannot be shown on FreeBSD: neither volumes, nor a dataset at / together with what has no "
@@ -51,11 +51,11 @@ class MergedView(FreeBSDView):
 
     def finish(self) -> None:
         """Give the directories that only hold mount points the mode, owner and times of the real ones."""
-        shown = {p.step.place for p in self._planned if p.step.fstype != SCAFFOLD}
+        shown = {p.step.place for p in self._planned if p.step.shows != SCAFFOLD}
         seen = visible(freebsd_mounts.read(self._kernel))
         for directory in {above for place in shown for above in parents(place)} - shown:
             ours = self.holder([directory, *parents(directory)])
-            if ours is None or ours.step.fstype != SCAFFOLD:
+            if ours is None or ours.step.shows != SCAFFOLD:
                 # Inside a frozen tree, which has its own attributes.
                 continue
             path = f"{ours.whole}/{below(directory, ours.step.place)}".rstrip("/")

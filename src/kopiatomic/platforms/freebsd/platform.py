@@ -12,7 +12,7 @@ import signal
 from collections.abc import Mapping, Sequence
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.filesystems import Leftovers
+from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.model.plan import UNMOUNTED, Layout, Plan
 from kopiatomic.platforms.freebsd import in_place as freebsd_in_place
 from kopiatomic.platforms.freebsd import permissions

@@ -42,10 +42,8 @@ from kopiatomic.system.freebsd_paths import open_beneath
 from kopiatomic.text import printable
 
 _SECOND_LOOK = 0.3
-"""Seconds until a second look for a missing mount.
-
-MNT_NOWAIT leaves out what is being unmounted, even if that fails (getfsstat(2)).
-"""
+"""Seconds until a mount that was not seen is looked for again: MNT_NOWAIT leaves out what somebody tries to unmount, also
+where that fails (getfsstat(2))."""
 
 
 @immutable
@@ -101,11 +99,11 @@ class FreeBSDView:
         self._mounted: dict[str, Planned] = {}
         """By place."""
         self._refused: dict[str, str] = {}
-        """Why a snapshot could not be mounted in its own directory, by that directory."""
+        """Why a snapshot could not be mounted aside, by the place there."""
         self._prints: dict[str, _Print] = {}
         """By mount point."""
         self._lacking: list[Missing] = []
-        """What is not in the view as it was at the instant, apart from what has no place."""
+        """What is not in the view as it was at the instant, besides what has no place."""
         self._live: set[str] = set()
         """The points at which something live is seen."""
 
@@ -131,7 +129,7 @@ class FreeBSDView:
         missing = [found for planned in self._planned if (found := self._mount(planned))]
         self.finish()
         self._prints = self._take_prints()
-        shown = [p for p in self._mounted.values() if p.step.fstype not in OURS]
+        shown = [p for p in self._mounted.values() if p.step.shows not in OURS]
         return View(
             mounted=tuple(p.step.place for p in shown),
             filled=tuple(p.step.place for p in shown if holds_something(p.point)),
@@ -181,7 +179,7 @@ class FreeBSDView:
     def _mount(self, planned: Planned) -> Missing | None:
         """Mount one step in its place. Return what has no place, if so. Raises KopiatomicError if the user named that."""
         step = planned.step
-        if step.fstype == SCAFFOLD and not step.named and self._is_needless(step):
+        if step.shows == SCAFFOLD and not step.named and self._is_needless(step):
             return None
         reason = _too_long(planned) or self.obstacle(planned)
         if reason is None:
@@ -192,17 +190,17 @@ class FreeBSDView:
             except OSError as error:
                 raise _mount_failed(f"{_what(step)} cannot be shown at {printable(planned.point)}", error) from None
             self._mounted[step.place] = planned
-            (self._live.add if step.fstype == LIVE else self._live.discard)(planned.point)
+            (self._live.add if step.shows == LIVE else self._live.discard)(planned.point)
             return None
         missing = Missing(step.dataset, step.place, reason)
         if step.named:
-            raise _nowhere(missing) if step.fstype in OURS else named_and_missing(missing)
+            raise _nowhere(missing) if step.shows in OURS else named_and_missing(missing)
         return missing
 
     def _is_needless(self, scaffold: Step) -> bool:
         """Whether the frozen tree itself has the directories that a scaffold is for; otherwise note what it hides."""
         above = self.holder(parents(scaffold.place))
-        if above is None or above.step.fstype in OURS:
+        if above is None or above.step.shows in OURS:
             return False
         steps = [p.step for p in self._planned]
         inside = [below(place, above.step.place) for place in held_by(scaffold, steps)]
@@ -222,15 +220,15 @@ class FreeBSDView:
         """Return why a step's place, or the part to show, does not exist, if so; make it if the place is ours."""
         step = planned.step
         above = self.holder(parents(step.place))
-        if above is not None and above.step.fstype == SCAFFOLD:
+        if above is not None and above.step.shows == SCAFFOLD:
             os.makedirs(f"{above.whole}/{below(step.place, above.step.place)}", 0o755, exist_ok=True)
         elif above is not None:
             try:
                 os.close(open_beneath(above.point, below(step.place, above.step.place)))
             except OSError as error:
-                where = "" if above.step.fstype == LIVE else f" in the snapshot of {printable(above.step.dataset)}"
+                where = "" if above.step.shows == LIVE else f" in the snapshot of {printable(above.step.dataset)}"
                 return _reason(error, above.step.place) + where
-        if step.fstype in OURS:
+        if step.shows in OURS:
             return None
         if planned.whole in self._refused:
             return self._refused[planned.whole]
@@ -314,9 +312,9 @@ def directories(base: str, steps: Sequence[Step]) -> list[str]:
     snapshots: dict[str, str] = {}
     found = []
     for position, step in enumerate(steps):
-        if step.fstype == LIVE:
+        if step.shows == LIVE:
             found.append("")
-        elif step.fstype == SCAFFOLD:
+        elif step.shows == SCAFFOLD:
             found.append(f"{base}/d{position}")
         else:
             found.append(snapshots.setdefault(step.source, f"{base}/s{len(snapshots)}"))
@@ -357,7 +355,7 @@ def unsafe(path: str, frozen: Collection[str] = ()) -> str | None:
 
 def _snapshots(planned: Sequence[Planned]) -> dict[str, Step]:
     """Return the directories on which snapshots are mounted."""
-    return {p.whole: p.step for p in planned if p.step.fstype not in OURS}
+    return {p.whole: p.step for p in planned if p.step.shows not in OURS}
 
 
 def _intents(base: str, planned: Sequence[Planned]) -> list[Intent]:
@@ -413,9 +411,9 @@ def _print_of_live(point: str, seen: dict[str, Mount]) -> _Print | None:
 
 
 def _what(step: Step) -> str:
-    if step.fstype == SCAFFOLD:
+    if step.shows == SCAFFOLD:
         return f"the directory at {printable(step.place)} that holds mount points"
-    if step.fstype == LIVE:
+    if step.shows == LIVE:
         return f"the live {printable(step.place)}"
     return f"the snapshot of {printable(step.dataset)}"
 

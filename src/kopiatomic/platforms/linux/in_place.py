@@ -70,16 +70,16 @@ class InPlaceView(LinuxView):
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
         missing = []
         with ExitStack() as stack:
-            # What must stay visible is opened before it is covered.
+            # What is to stay in sight is opened before it is covered.
             table = {mount.id: mount for mount in mountinfo.read()}
             for step in self._steps:
-                if step.fstype == LIVE:
+                if step.shows == LIVE:
                     live = stack.enter_context(_live(step, table))
                     if live is not None:
                         self._live[step.place] = live
                     elif step.dataset:
                         missing.append(Missing(step.dataset, step.place, "it is not mounted there any more", live=True))
-            self._steps = [s for s in self._steps if s.fstype != LIVE or s.place in self._live]
+            self._steps = [s for s in self._steps if s.shows != LIVE or s.place in self._live]
             self._by_place = {step.place: step for step in self._steps}
             self.mount_base()
             stack.callback(self._let_go)
@@ -96,14 +96,14 @@ class InPlaceView(LinuxView):
                     if step.place == "/" and not self._live_system:
                         self._furnish()
             if self.new_root and self._live_system:
-                # Now the live /run is there. If it is not a mount it is frozen, and has no place for this.
+                # Now that the live /run is there. Where it is no mount it is frozen, and has no place for that.
                 with suppress(OSError), self.open_top() as top:
                     self._show_scratch(top)
         return self.finished(self._steps, missing)
 
     def covering(self) -> Sequence[str]:
         """Return all places except those in frozen trees."""
-        return [joined(self.top(), step.place) for step in self._steps if step.fstype != LIVE]
+        return [joined(self.top(), step.place) for step in self._steps if step.shows != LIVE]
 
     def live_above(self) -> Collection[str]:
         """Return those in none of our mounts; those in a live mount in a frozen tree come later."""
@@ -125,7 +125,7 @@ class InPlaceView(LinuxView):
     def place(self, top: int, step: Step) -> int:
         """Open the mount point of a step; make it, like the hidden one, only in our own directories. Raises OSError."""
         holder = self.above(step.place)
-        if holder is None or holder.fstype != SCAFFOLD:
+        if holder is None or holder.shows != SCAFFOLD:
             return super().place(top, step)
         hidden = self._hidden.get(holder.place)
         for directory in reversed(paths.parents(step.place)):
@@ -135,10 +135,10 @@ class InPlaceView(LinuxView):
 
     def mount_on(self, step: Step, target: str, tops: Tops) -> str | None:
         """Mount a step. Return why what must be shown does not exist, if so. Raises OSError, KopiatomicError."""
-        if step.fstype == LIVE:
+        if step.shows == LIVE:
             linux.mount(f"/proc/self/fd/{self._live[step.place]}", target, None, linux.MS_BIND)
             return None
-        if step.fstype == SCAFFOLD and self._is_live(os.path.dirname(step.place)):
+        if step.shows == SCAFFOLD and self._is_live(os.path.dirname(step.place)):
             self._hidden[step.place] = real = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             mount_scaffold(target)
             with self.open_top() as top, opened(top, step.place) as ours:
@@ -149,7 +149,7 @@ class InPlaceView(LinuxView):
     def _is_live(self, directory: str) -> bool:
         """Whether a directory is seen as it is."""
         holder = self._by_place.get(directory) or self.above(directory)
-        return holder is None or holder.fstype == LIVE
+        return holder is None or holder.shows == LIVE
 
     def _let_go(self) -> None:
         for fd in self._hidden.values():
@@ -181,7 +181,7 @@ def _make_like(top: int, place: str, hidden: int, inside: str) -> None:
             os.mkdir(os.path.basename(place), 0o700, dir_fd=above)
         except FileExistsError:
             return
-    # If the real one was moved meanwhile, ours stays accessible to root only.
+    # Where the real one was moved meanwhile ours stays root's alone.
     with suppress(OSError), closing(linux.open_beneath(hidden, inside, PATH)) as real, opened(top, place) as ours:
         give(ours, attributes_of(real))
 
@@ -193,7 +193,7 @@ def _live(step: Step, table: Mapping[int, Mount]) -> Iterator[int | None]:
         fd = linux.open_without_links(step.place, ANY if step.source else PATH)
     except OSError as error:
         if step.source:
-            # It was unmounted, or a directory above it was moved.
+            # It was unmounted, or somebody moved a directory above it.
             yield None
             return
         raise KopiatomicError(

@@ -31,14 +31,14 @@ class MergedView(LinuxView):
     def __init__(self, base: str, steps: Sequence[Step]) -> None:
         super().__init__(base, steps)
         self.scaffolding: dict[str, Attributes] = {}
-        """The attributes of the real directories for which ours stand."""
+        """The real directories for which ours stand, as they are."""
 
     def look(self) -> None:
         """Examine the real directories in a child of the keeper's.
 
         A child of the launcher's that waited in the kernel would hold up the end of its PID namespace.
         """
-        # Attributes of what does not answer are not needed.
+        # Of what does not answer no attributes are needed.
         with suppress(looking.NoAnswerError):
             self.scaffolding = looking.call(lambda: _scaffolding(self._steps), mountinfo.SELF)
 
@@ -58,7 +58,7 @@ class MergedView(LinuxView):
                 steps = [piece for step in self._steps for piece in _pieces(step, tops)]
                 missing = [found for step in steps if (found := self.mount(step, tops))]
                 status = next((_dress(base, step, tops) for step in self._steps if step.open_top), None)
-                # If a part of a snapshot is shown, the directories above it are in that snapshot, frozen.
+                # Where a part of a snapshot is shown, the directories above it are in that snapshot: those are frozen.
                 for step in self._steps:
                     self.scaffolding |= _above_part(step, tops)
             if status is not None:
@@ -75,19 +75,19 @@ class MergedView(LinuxView):
 
 def _scaffolding(steps: Sequence[Step]) -> dict[str, Attributes]:
     """Return the directories that only hold mount points, with the attributes of the real ones; the top's are those of ``/``."""
-    places = {s.place for s in steps if s.fstype != SCAFFOLD}
+    places = {s.place for s in steps if s.shows != SCAFFOLD}
     seen = visible(mountinfo.read())
     found: dict[str, Attributes] = {}
     for place in places:
         for directory in paths.parents(place):
-            # Do not wait for a server that does not answer: its directory keeps the attributes that it is made with.
+            # A server that does not answer is not waited for, and keeps the attributes that its directory is made with.
             if directory in found or directory in places or may_hang(holder(directory, seen).fstype):
                 continue
             try:
                 with closing(linux.open_without_links(directory, PATH)) as fd:
                     found[directory] = attributes_of(fd)
             except OSError:
-                # It is gone or unreadable: likewise.
+                # Gone or unreadable: likewise.
                 continue
     return found
 
@@ -121,12 +121,12 @@ def _copy_attributes(root: int, scaffolding: dict[str, Attributes]) -> None:
             try:
                 fd = linux.open_beneath(root, relative(directory), LOOK)
             except OSError:
-                # It is below a dataset that was left out.
+                # Below a dataset that was left out.
                 continue
             try:
                 device = os.fstat(fd).st_dev
                 if f"{os.major(device)}:{os.minor(device)}" not in ours:
-                    # It is inside a frozen tree, which has its own attributes.
+                    # Inside a frozen tree, which has its own attributes.
                     continue
                 if times_too:
                     os.utime(fd, ns=(attributes.status.st_atime_ns, attributes.status.st_mtime_ns))

@@ -6,7 +6,8 @@ import os
 import signal
 from collections.abc import Mapping, Sequence
 
-from kopiatomic.filesystems import Leftovers
+from kopiatomic.filesystems import KINDS
+from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.model.mounts import Mount, visible
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.platforms.linux import view as linux_view
@@ -20,8 +21,12 @@ from kopiatomic.system import linux, mountinfo
 class LinuxPlatform:
     """Satisfies :class:`kopiatomic.platforms.Platform`."""
 
-    filesystems = ("zfs", "btrfs")
     outlives = False
+
+    @property
+    def filesystems(self) -> Sequence[str]:
+        """All kinds: how each is mounted it says itself."""
+        return tuple(KINDS)
 
     def leftovers(self) -> Mapping[str, Leftovers]:
         """Return nothing: mounts end with their namespace."""

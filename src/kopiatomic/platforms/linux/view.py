@@ -12,10 +12,14 @@ import resource
 import stat
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import replace
 from typing import Self
 
 from kopiatomic import paths, presence
 from kopiatomic.errors import KopiatomicError, advice_of, concerns_all
+from kopiatomic.filesystems import backends
+from kopiatomic.filesystems.backends import Backend
+from kopiatomic.filesystems.kind import Kind, Mounting
 from kopiatomic.immutable import immutable
 from kopiatomic.model.mounts import Mount, holder, visible
 from kopiatomic.platforms.linux.anchors import Anchors
@@ -33,20 +37,20 @@ from kopiatomic.platforms.steps import (
     holds_something,
     named_and_missing,
 )
-from kopiatomic.system import btrfs, inotify, linux, mountinfo
+from kopiatomic.system import inotify, linux, mountinfo
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 
 FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
 _KEPT = {"noexec": linux.MS_NOEXEC, "nosymfollow": linux.MS_NOSYMFOLLOW}
-"""What each place keeps of the host's mount there."""
+"""What each place keeps of the mount that is there on the host."""
 
 ANY = os.O_PATH | os.O_NOFOLLOW
 PATH = ANY | os.O_DIRECTORY
 LOOK = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
 _DESCRIPTORS = 512
-"""More than a launcher otherwise has open."""
+"""More than a launcher has open otherwise."""
 
 
 def enter() -> None:
@@ -67,7 +71,7 @@ def _have_descriptors(mounts: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = mounts + _DESCRIPTORS
     if needed > soft:
-        # Root may; if that is refused, opening them reports it.
+        # Root may; where that is refused, opening them says so.
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (needed, max(needed, hard)))
 
@@ -117,7 +121,7 @@ class _Print:
     device: str
     root: str
     inode: int
-    subvolume: bytes
+    identity: bytes
 
 
 class LinuxView:
@@ -125,12 +129,12 @@ class LinuxView:
 
     def __init__(self, base: str, steps: Sequence[Step]) -> None:
         self._base = base
-        """The directory on the host on which our tmpfs is mounted."""
+        """The directory on the host that a tmpfs of ours is mounted on."""
         self._steps = list(steps)
         self._by_place = {step.place: step for step in steps}
         self._prints: list[_Print] = []
         self._lacking: list[Missing] = []
-        """What is not in the view as it was at the instant, apart from what has no place."""
+        """What is not in the view as it was at the instant, besides what has no place."""
         self._needless: set[str] = set()
         """The places of scaffolds that were not needed."""
         self._volumes = Volumes()
@@ -155,7 +159,7 @@ class LinuxView:
 
     def watch(self, sources: Sequence[str]) -> inotify.Reading:
         """Observe which of the sources are looked into from now on. Raises OSError."""
-        # Open the top before it may be watched itself: our own accesses would count.
+        # The top is opened before it may be watched itself: what we look into would count.
         with self.open_top() as top, inotify.watching() as reading:
             for source in sources:
                 with closing(linux.open_beneath(top, relative(self.place_of(source)), PATH)) as directory:
@@ -188,11 +192,11 @@ class LinuxView:
         """Note what was mounted, so that it can be checked. Return the view as it is. Raises OSError."""
         self.anchors.settle()
         gone = {m.place for m in missing}
-        # Of several at one place the last is the visible one. What is live may change.
+        # Of several at one place the last is the one that is seen. What is live may change.
         last = {s.place: s for s in steps if s.place not in gone | self._needless}
-        self._prints = self._take_prints([s for s in last.values() if s.fstype != LIVE])
-        shown = [s for s in self._steps if s.place not in gone and s.fstype not in OURS]
-        mounted = [s.place for s in shown if s.fstype != FILES]
+        self._prints = self._take_prints([s for s in last.values() if s.shows != LIVE])
+        shown = [s for s in self._steps if s.place not in gone and s.shows not in OURS]
+        mounted = [s.place for s in shown if s.shows != FILES]
         with self.open_top() as top:
             filled = tuple(place for place in mounted if _is_filled(top, place))
         files = [file.place for s in shown for file in s.files]
@@ -222,7 +226,7 @@ class LinuxView:
 
     def mount(self, step: Step, tops: Tops) -> Missing | None:
         """Mount one step. Return what has no place, if so. Raises KopiatomicError if the user named that."""
-        if step.fstype == SCAFFOLD and self._is_needless(step):
+        if step.shows == SCAFFOLD and self._is_needless(step):
             self._needless.add(step.place)
             del self._by_place[step.place]
             return None
@@ -237,7 +241,7 @@ class LinuxView:
     def _is_needless(self, scaffold: Step) -> bool:
         """Whether the frozen tree itself has the directories that a scaffold is for; otherwise note what it hides."""
         holder = self.above(scaffold.place)
-        if holder is None or holder.fstype in OURS:
+        if holder is None or holder.shows in OURS:
             return False
         with self.open_top() as top:
             if all(_is_directory(top, place) for place in held_by(scaffold, self._steps)):
@@ -260,12 +264,12 @@ class LinuxView:
                 ) from None
         try:
             obstacle = self.mount_on(step, f"/proc/self/fd/{target}", tops)
-            if obstacle is None and step.fstype not in {LIVE, SCAFFOLD, FILES}:
+            if obstacle is None and step.shows not in {LIVE, SCAFFOLD, FILES}:
                 self._restrict(step)
             return obstacle
         except OSError as error:
             failure = _mount_failed(step, error)
-            if step.named or step.fstype in OURS or (concerns_all(error.errno) and not _is_locked(step, error)):
+            if step.named or step.shows in OURS or (concerns_all(error.errno) and not _known_failure(step, error)):
                 raise failure from None
             return failure.message
         finally:
@@ -278,7 +282,7 @@ class LinuxView:
     def _inside(self, place: str) -> str:
         """Return whose frozen tree holds a place, in words; empty if ours does."""
         holder = self.above(place)
-        return "" if holder is None or holder.fstype in OURS else f" in the snapshot of {printable(holder.dataset)}"
+        return "" if holder is None or holder.shows in OURS else f" in the snapshot of {printable(holder.dataset)}"
 
     def place(self, top: int, step: Step) -> int:
         """Open the mount point of a step. Raises OSError."""
@@ -286,13 +290,15 @@ class LinuxView:
 
     def mount_on(self, step: Step, target: str, tops: Tops) -> str | None:
         """Mount a step. Return why the part to show does not exist, if so. Raises OSError, KopiatomicError."""
-        if step.fstype == SCAFFOLD:
+        if step.shows == SCAFFOLD:
             mount_scaffold(target)
-        elif step.fstype == FILES:
+        elif step.shows == FILES:
             self._volumes.show(target, step)
-        elif step.fstype == "zfs" and not step.part:
-            linux.mount(step.source, target, "zfs", FLAGS)
         else:
+            mounting = _mounting(step)
+            if not step.part and not mounting.inside:
+                _mount_snapshot(mounting, target)
+                return None
             with tops.of(step) as top:
                 self._lacking += _strayed(step, top)
                 return self._bind(step, top, target)
@@ -315,9 +321,9 @@ class LinuxView:
         except OSError as error:
             return _obstacle(top, step.part, step.place.removesuffix(step.part), error) + " in its snapshot"
         with closing(source):
-            if step.fstype == "btrfs" and btrfs.is_left_out(source):
+            if _backend(step).is_left_out(source):
                 return f"{printable(step.place)} is a subvolume of its own in its snapshot"
-            # A bind of a read-only mount is itself read-only.
+            # A bind of a read-only mount is read-only itself.
             linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
         return None
 
@@ -331,8 +337,7 @@ class LinuxView:
                     with closing(linux.open_beneath(root, relative(step.place), kind)) as fd:
                         mount = table.get(mountinfo.id_of(fd))
                         inode = os.fstat(fd).st_ino
-                        is_btrfs = step.fstype == "btrfs" and not step.file
-                        subvolume = btrfs.subvolume(fd).uuid if is_btrfs else b""
+                        identity = b"" if step.file or step.kind is None else _backend(step).identity(fd)
                 except OSError as error:
                     raise KopiatomicError(
                         f"{_what(step)} is gone from the view: {error.strerror}",
@@ -343,7 +348,7 @@ class LinuxView:
                         f"{_what(step)} is not mounted in the view any more",
                         kind="view-changed",
                     )
-                prints.append(_Print(step, mount.id, mount.device, mount.root, inode, subvolume))
+                prints.append(_Print(step, mount.id, mount.device, mount.root, inode, identity))
         return prints
 
 
@@ -358,9 +363,9 @@ def mount_scaffold(point: str) -> None:
 
 
 def _what(step: Step) -> str:
-    if step.fstype == SCAFFOLD:
+    if step.shows == SCAFFOLD:
         return f"the directory at {printable(step.place)} that holds mount points"
-    if step.fstype == FILES:
+    if step.shows == FILES:
         return f"the directory at {printable(step.place)} that holds volumes"
     return f"the snapshot of {printable(step.dataset)}"
 
@@ -383,52 +388,73 @@ class Tops:
 
     def __init__(self, base: int) -> None:
         self._base = base
-        self._mounts: dict[str, int] = {}
+        self._mounts: dict[Mounting, int] = {}
         """The last few, by what is mounted: there may be more than descriptors."""
-        self._names: dict[str, str] = {}
+        self._names: dict[Mounting, str] = {}
         self._count = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for source in [*self._mounts]:
-            self._let_go(source)
+        for whole in [*self._mounts]:
+            self._let_go(whole)
 
-    def _let_go(self, source: str) -> None:
-        fd = self._mounts.pop(source)
+    def _let_go(self, whole: Mounting) -> None:
+        fd = self._mounts.pop(whole)
         linux.detach(f"/proc/self/fd/{fd}")
         os.close(fd)
-        os.rmdir(self._names.pop(source), dir_fd=self._base)
+        os.rmdir(self._names.pop(whole), dir_fd=self._base)
 
     @contextmanager
     def of(self, step: Step) -> Iterator[int]:
         """Yield the top directory of a step's snapshot, open. Raises OSError, KopiatomicError."""
-        if step.fstype == "zfs":
-            yield self._mounted(step.source, "zfs", None)
+        kind, mounting = _kind(step), _mounting(step)
+        if not mounting.inside:
+            yield self._mounted(mounting)
             return
         try:
-            mounted = self._mounted(step.device, "btrfs", f"subvolid={btrfs.TOP_LEVEL}")
+            mounted = self._mounted(replace(mounting, inside=""))
         except OSError as error:
-            raise refused(f"the Btrfs filesystem {printable(step.device)} cannot be mounted", error) from None
-        with closing(linux.open_beneath(mounted, step.source, PATH)) as top:
+            raise refused(f"the {kind.set_word} {printable(mounting.source)} cannot be mounted", error) from None
+        with closing(linux.open_beneath(mounted, mounting.inside, PATH)) as top:
             yield top
 
-    def _mounted(self, source: str, fstype: str, data: str | None) -> int:
+    def _mounted(self, whole: Mounting) -> int:
         """Keep it attached until the end, or until others are needed: a detached mount cannot be the source of a bind."""
-        if source not in self._mounts:
+        if whole not in self._mounts:
             if len(self._mounts) == _MOST_ASIDE:
                 self._let_go(next(iter(self._mounts)))
-            name = self._names[source] = _ASIDE.format(self._count)
+            name = self._names[whole] = _ASIDE.format(self._count)
             self._count += 1
             os.mkdir(name, 0o700, dir_fd=self._base)
             point = os.open(name, PATH | os.O_CLOEXEC, dir_fd=self._base)
             try:
-                linux.mount(source, f"/proc/self/fd/{point}", fstype, FLAGS, data)
-                self._mounts[source] = linux.open_beneath(self._base, name, PATH)
+                _mount_snapshot(whole, f"/proc/self/fd/{point}")
+                self._mounts[whole] = linux.open_beneath(self._base, name, PATH)
             finally:
                 os.close(point)
-        return self._mounts[source]
+        return self._mounts[whole]
+
+
+def _kind(step: Step) -> Kind:
+    assert step.kind is not None
+    return step.kind
+
+
+def _backend(step: Step) -> Backend:
+    return backends.of(_kind(step))
+
+
+def _mounting(step: Step) -> Mounting:
+    assert step.mounting is not None
+    return step.mounting
+
+
+def _mount_snapshot(mounting: Mounting, target: str) -> None:
+    """Raises OSError."""
+    flags = linux.MS_BIND if mounting.fstype is None else FLAGS
+    linux.mount(mounting.source, target, mounting.fstype, flags, mounting.data)
 
 
 _ASIDE = ".aside-{}"
@@ -477,10 +503,11 @@ def _strayed(step: Step, top: int) -> Iterator[Missing]:
 
     It, or a directory above it, was moved in between: it may have been in the part.
     """
+    backend = _backend(step)
     for path in step.outside:
         try:
             with closing(linux.open_beneath(top, path, PATH)) as fd:
-                if btrfs.is_left_out(fd):
+                if backend.is_left_out(fd):
                     continue
         except OSError:
             pass
@@ -492,17 +519,11 @@ def _strayed(step: Step, top: int) -> Iterator[Missing]:
         )
 
 
-def _is_locked(step: Step, error: OSError) -> bool:
-    """Whether the reason is that a dataset's key is not loaded."""
-    return error.errno == errno.EACCES and step.fstype == "zfs"
+def _known_failure(step: Step, error: OSError) -> KopiatomicError | None:
+    """What the kind of filesystem knows of an error, which then concerns this one dataset."""
+    return step.kind.why_not_mounted(step.dataset, error) if step.kind else None
 
 
 def _mount_failed(step: Step, error: OSError) -> KopiatomicError:
-    what = f"the snapshot of {printable(step.dataset)} cannot be mounted"
-    if _is_locked(step, error):
-        return KopiatomicError(
-            f"{what}: its encryption key is not loaded",
-            kind="key-not-loaded",
-            hint=f"zfs load-key {step.dataset}",
-        )
-    return refused(what, error)
+    known = _known_failure(step, error)
+    return known or refused(f"the snapshot of {printable(step.dataset)} cannot be mounted", error)

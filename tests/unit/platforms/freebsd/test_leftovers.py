@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.filesystems import Leftovers
+from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.model.leftovers import Cleared, Intent, Leftover
 from kopiatomic.platforms.freebsd import leftovers as mount_leftovers
 from kopiatomic.platforms.freebsd.leftovers import MountLeftovers

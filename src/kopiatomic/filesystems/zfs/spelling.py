@@ -1,0 +1,40 @@
+"""Which spellings a dataset takes for the same name (``casesensitivity``, ``normalization``); see planning/spelling.py."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from kopiatomic.filesystems.zfs import listing
+from kopiatomic.immutable import immutable
+from kopiatomic.model.mounts import Mount
+
+
+@immutable
+class _Manner:
+    """Which spellings of a name a dataset takes for the same."""
+
+    ignores_case: bool
+    normalizes: bool
+
+    def changes(self, name: str) -> bool:
+        """Whether a name may have other spellings."""
+        return (self.ignores_case and name.upper() != name.lower()) or (self.normalizes and not name.isascii())
+
+
+def respells(mount: Mount, name: str) -> bool:
+    """Whether a name in a mounted dataset may have other spellings. Raises KopiatomicError."""
+    if name.isascii() and ("casesensitive" in mount.super_options or name.upper() == name.lower()):
+        return False
+    return _manner(mount.source.partition("@")[0]).changes(name)
+
+
+@cache
+def _manner(dataset: str) -> _Manner:
+    """Return that of a dataset, which it was made with; one that does not say it is taken for one that does both.
+
+    Raises KopiatomicError.
+    """
+    result = listing.run(["zfs", "get", "-H", "-o", "value", "casesensitivity,normalization", dataset])
+    values = result.stdout.decode("utf-8", "replace").split()
+    known = result.status == 0 and len(values) == 2
+    return _Manner(ignores_case=not known or values[0] == "insensitive", normalizes=not known or values[1] != "none")
