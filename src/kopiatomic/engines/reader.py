@@ -197,13 +197,13 @@ def nanoseconds(text: str) -> int:
     return (since.days * 86400 + since.seconds) * 10**9 + int((fraction or "").ljust(9, "0"))
 
 
-def prepare(target: str) -> str:
-    """Make the directory that a snapshot is restored into; return its absolute path.
+def prepare(target: str, folder: str = "") -> str:
+    """Make the directory that a snapshot is restored into, and ``folder`` (an absolute path) below it; return its absolute path.
 
     Raises KopiatomicError of kind target-not-empty if something is in its place, and OSError.
     """
     path = os.path.abspath(target)
-    if not looking.call(lambda: _made(path), path):
+    if not looking.call(lambda: _made(path, folder), path):
         raise KopiatomicError(
             f"{printable(path)} is not an empty directory, and nothing may be overwritten",
             kind="target-not-empty",
@@ -212,12 +212,16 @@ def prepare(target: str) -> str:
     return path
 
 
-def _made(path: str) -> bool:
-    """In a child: make the directory if it does not exist; return whether an empty directory is there."""
+def _made(path: str, folder: str) -> bool:
+    """In a child: make the directory, and the folder below it; return False if something else than an empty one is there."""
     looking.at(path)
     found = presence.status(path, follow_links=False)
     if found is None:
         os.makedirs(path, 0o700)
     elif not presence.is_directory(path, follow_links=False):
         return False
-    return not os.listdir(path)
+    if os.listdir(path):
+        return False
+    if folder:
+        os.makedirs(path + folder, 0o700, exist_ok=True)
+    return True

@@ -2,7 +2,11 @@
 
 ``restore`` of a path by itself silently loses owners, modes and times (kopia#5564); of ID/PATH it keeps them. Traps, seen with
 0.22.3: ``list`` writes one line for each entry, and a name may have line ends in it; ``show`` takes the root object alone; by
-default a restore ignores errors of permissions. Names that are not text have been changed when they were saved.
+default a restore ignores errors of permissions; an id that is no snapshot's any more is taken for an object's. Names that are not
+text have been changed when they were saved.
+
+Its archives go to a file that it opens itself to read and write, so ``/dev/stdout``: then it is a reader of that pipe too, and
+gets no SIGPIPE. A kopia whose reader was killed waits at the full pipe until somebody kills it.
 """
 
 from __future__ import annotations
@@ -16,7 +20,7 @@ from typing import Any
 from kopiatomic.engines import reader
 from kopiatomic.engines.kopia import options as kopia_options
 from kopiatomic.engines.kopia.client import Client
-from kopiatomic.engines.kopia.listing import STAND_IN
+from kopiatomic.engines.kopia.listing import HEAD, STAND_IN
 from kopiatomic.engines.kopia.output import Manifest, parse_manifest
 from kopiatomic.engines.numbers import number
 from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
@@ -117,7 +121,9 @@ class KopiaReader:
         top = self._relative(snapshot, below)
         if top:
             self._entry(snapshot, below, top)
-        place = reader.prepare(target) + snapshot.sources[0].rstrip("/") + (f"/{top}" if top else "")
+        inside = snapshot.sources[0].rstrip("/") + (f"/{top}" if top else "")
+        # kopia makes the directories above a directory, but not those above a file.
+        place = reader.prepare(target, os.path.dirname(inside)) + inside
         words = ["--mode=local", "--no-progress", "--no-ignore-errors", "--no-ignore-permission-errors"]
         words += ["--no-overwrite-files", "--no-overwrite-symlinks", _object(snapshot, top), place]
         self._run("restore", *words, snapshot=snapshot, below=below)
@@ -139,6 +145,9 @@ class KopiaReader:
             if any(text in finished.errors for text in _ABSENT):
                 raise reader.no_path("kopia", snapshot, path)
             raise self._client.failure(finished)
+        if not finished.stdout.startswith(HEAD):
+            # What it shows is the content of a file.
+            raise reader.no_path("kopia", snapshot, path)
         try:
             entries = json.loads(finished.stdout)["entries"] or ()
             found = next((dict(entry) for entry in entries if entry["name"] == name), None)
@@ -155,7 +164,7 @@ class KopiaReader:
         finished = self._client.run(*words, *self._client.shared, timeout=reader.TIME_LIMIT, take=take)
         if finished.status == 0:
             return
-        if any(text in finished.errors for text in _NO_SNAPSHOT):
+        if any(text in finished.errors for text in (*_NO_SNAPSHOT, f"content {snapshot.id} not found")):
             raise reader.no_snapshot("kopia", snapshot.id)
         if any(text in finished.errors for text in _ABSENT):
             raise reader.no_path("kopia", snapshot, below)
