@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from kopiatomic.engines.engine import BORG, KOPIA, RESTIC, Engine
-from kopiatomic.engines.reader import Reader
 from kopiatomic.errors import UsageError
+
+if TYPE_CHECKING:
+    from kopiatomic.engines.reader import Reader
 
 
 def create(
