@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from kopiatomic.engines.engine import BORG, RESTIC, Engine
+from kopiatomic.engines.engine import BORG, KOPIA, RESTIC, Engine
 from kopiatomic.errors import UsageError
+
+if TYPE_CHECKING:
+    from kopiatomic.engines.reader import Reader
 
 
 def create(
@@ -42,6 +46,30 @@ def create(
     from kopiatomic.engines.kopia.backup import Kopia  # noqa: PLC0415
 
     return Kopia(options, given, invoking_user or given.get("SUDO_USER"), maintenance=maintenance)
+
+
+def open_reader(
+    engine: str = KOPIA,
+    options: Sequence[str] = (),
+    *,
+    repository: str | None = None,
+    environment: Mapping[str, str] | None = None,
+    invoking_user: str | None = None,
+) -> Reader:
+    """Create a reader of an engine's repository; the arguments are those of :func:`create`. Raises UsageError."""
+    given = os.environ if environment is None else environment
+    _check_words(False, engine, repository, None)
+    if engine == RESTIC:
+        from kopiatomic.engines.restic.reader import ResticReader  # noqa: PLC0415
+
+        return ResticReader(options, given, repository)
+    if engine == BORG:
+        from kopiatomic.engines.borg.reader import BorgReader  # noqa: PLC0415
+
+        return BorgReader(options, given, repository)
+    from kopiatomic.engines.kopia.reader import KopiaReader  # noqa: PLC0415
+
+    return KopiaReader(options, given, invoking_user or given.get("SUDO_USER"))
 
 
 def _check_words(command: bool, engine: str | None, repository: str | None, archive: str | None) -> None:

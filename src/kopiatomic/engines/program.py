@@ -18,6 +18,10 @@ TIME_LIMIT = 120.0
 KEEP = 64 << 20
 """How much of an answer is read (bytes)."""
 
+_WITHIN = ("/bin/sh", "-c", 'cd -- "$1" && shift && exec "$@"', "sh")
+"""Starts a program in a directory. The shell goes there, not a child of ours before it has become the program: where the
+directory does not answer, the shell is what waits, and is ended when its time is over."""
+
 
 class Program:
     """An engine's program. Its environment is the caller's, with missing variables filled in.
@@ -60,12 +64,14 @@ class Program:
         timeout: float | None = None,
         keep: int = KEEP,
         take: Callable[[bytes], None] | None = None,
+        within: str | None = None,
     ) -> process.Finished:
         """Run one command to its end, within TIME_LIMIT or ``timeout`` seconds; ``take`` gets its output piece by piece.
 
-        Raises KopiatomicError if it cannot be started (NAME-not-executable) or takes too long (NAME-unreachable).
+        ``within`` is the absolute path of the directory that it works in; by default it is that of this process. Raises
+        KopiatomicError if it cannot be started (NAME-not-executable) or takes too long (NAME-unreachable).
         """
-        (finished,) = self.run_together([words], timeout=timeout, keep=keep, take=take)
+        (finished,) = self.run_together([words], timeout=timeout, keep=keep, take=take, within=within)
         return finished
 
     def run_together(
@@ -75,16 +81,18 @@ class Program:
         timeout: float | None = None,
         keep: int = KEEP,
         take: Callable[[bytes], None] | None = None,
+        within: str | None = None,
     ) -> list[process.Finished]:
         """Run commands in parallel, each as :meth:`run` does: opening the repository is what takes long."""
         if take is None and all(tuple(words) in self._ahead for words in commands):
             return [self._ahead.pop(tuple(words)) for words in commands]
         timeout = TIME_LIMIT if timeout is None else timeout
-        argvs = [[self.path, *words] for words in commands]
+        before = [] if within is None else [*_WITHIN, within]
+        argvs = [[*before, self.path, *words] for words in commands]
         try:
             return process.run_together(argvs, timeout=timeout, environment=self.environment, keep=keep, take=take)
         except process.TimeLimitError as error:
-            words = error.argv[1:]
+            words = error.argv[len(before) + 1 :]
             what = next((word for word in words if not word.startswith("-")), words[0])
             raise KopiatomicError(
                 f"{self.name} {what} gave no answer within {timeout:g} s",

@@ -8,10 +8,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import ClassVar
 
-from kopiatomic.engines import flags, hidden_mounts, self_backup
+from kopiatomic.engines import hidden_mounts, self_backup
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.flags import Given
-from kopiatomic.engines.program import Program, user
+from kopiatomic.engines.repository_client import RepositoryClient
 from kopiatomic.engines.written import Own, is_covered, source_of
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress, Saved, Target
@@ -56,27 +56,12 @@ class RepositoryEngine(ABC):
     """An engine that saves to a repository given as text, with all sources of a run in one snapshot."""
 
     engine: ClassVar[str]
-    shared: ClassVar[frozenset[str]]
-    """Flags that every command of a run gets: which repository, how to reach it."""
     version_words: ClassVar[tuple[str, ...]]
 
-    def __init__(
-        self,
-        options: Sequence[str],
-        environment: Mapping[str, str],
-        syntax: flags.Syntax,
-        *,
-        install: str,
-        attempt: str,
-    ) -> None:
-        self._given = flags.parse(self.engine, options, syntax)
-        self._install = install
+    def __init__(self, client: RepositoryClient, environment: Mapping[str, str]) -> None:
+        self._program = client
+        self._given = client.given
         self._environment = environment
-        self._program = Program(self.engine, environment, install=install, attempt=lambda: attempt)
-        # Times that are passed in, and that are written, are in the process's time zone.
-        self._program.additions["TZ"] = "UTC"
-        if not environment.get("HOME"):
-            self._program.additions["HOME"] = user()[1]
 
     @property
     def name(self) -> str:
@@ -129,10 +114,6 @@ class RepositoryEngine(ABC):
         """Return the last value of a flag; None if it was not given."""
         return next((g.value for g in reversed(self._given) if g.flag == flag), None)
 
-    @property
-    def _shared_words(self) -> list[str]:
-        return [word for g in self._given if g.flag in self.shared for word in g.words]
-
     def _check_version(self, supported: Callable[[tuple[int, ...]], bool]) -> list[str]:
         """Query the version; return warnings. Raises KopiatomicError of kind ENGINE-unsupported."""
         path = printable(self._program.path)
@@ -145,7 +126,7 @@ class RepositoryEngine(ABC):
             raise KopiatomicError(
                 f"{path} is {self.engine} {found[1]}, which is not supported",
                 kind=f"{self.engine}-unsupported",
-                hint=self._install,
+                hint=self._program.install,
             )
         return []
 

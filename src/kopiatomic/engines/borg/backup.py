@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import socket
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import flags, known_options, repository, results
-from kopiatomic.engines.borg.output import Output, archive_in, messages
-from kopiatomic.engines.causes import cause
+from kopiatomic.engines import flags, repository, results
+from kopiatomic.engines.borg.client import WARNINGS, Client
+from kopiatomic.engines.borg.output import Output, archive_in
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
@@ -25,7 +23,6 @@ from kopiatomic.engines.numbers import number
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Plan, Refusal
-from kopiatomic.system import process
 from kopiatomic.text import ended, first_few, printable
 
 OLDEST = (1, 2, 0)
@@ -38,82 +35,6 @@ ARCHIVE = "{hostname}-{instant}"
 _TIME = "%Y-%m-%dT%H:%M:%S"
 """The format in which Borg writes and takes a time."""
 
-_INSTALL = "Install Borg 1.2 or 1.4 (https://borgbackup.readthedocs.io), or set KOPIATOMIC_BORG to where it is."
-
-_PASSPHRASES = ("BORG_PASSPHRASE", "BORG_PASSCOMMAND", "BORG_PASSPHRASE_FD")
-
-_WARNINGS = frozenset({1, *range(100, 128)})
-"""Exit statuses for warnings: the classic one, and those of BORG_EXIT_CODES=modern (1.4)."""
-
-_SHARED = frozenset({"--rsh", "--remote-path", "--lock-wait", "--umask"})
-"""Flags that every command of a run gets."""
-
-_SYNTAX = flags.Syntax(
-    known_options.BORG,
-    refused=MappingProxyType(
-        {
-            "--dry-run": "nothing is saved",
-            "--content-from-command": "it backs up a command's output in place of the view",
-            "--paths-from-stdin": "it backs up other files than the view",
-            "--paths-from-command": "it backs up other files than the view",
-            "--paths-from-shell-command": "it backs up other files than the view",
-        }
-    ),
-    abbreviations=True,
-)
-
-_KINDS: tuple[tuple[str, str, str, str], ...] = (
-    (
-        r"LockTimeout|LockError\w*|LockFailed",
-        "borg-locked",
-        "Borg's repository, or its cache, is locked",
-        "Wait until the other Borg has ended; if none works on it any more, because it was killed: borg break-lock",
-    ),
-    (
-        r"PassphraseWrong",
-        "borg-wrong-password",
-        "Borg's repository refuses the passphrase",
-        "Check BORG_PASSPHRASE, BORG_PASSCOMMAND or BORG_PASSPHRASE_FD.",
-    ),
-    (
-        r"NoPassphraseFailure|PasscommandFailure",
-        "borg-password-missing",
-        "Borg does not know the passphrase of its repository",
-        "Set BORG_PASSCOMMAND or BORG_PASSPHRASE: nobody can be asked for it.",
-    ),
-    (
-        r"Repository\.(DoesNotExist|ParentPathDoesNotExist|InvalidRepository|PathAlreadyExists)",
-        "borg-no-repository",
-        "there is no repository of Borg's",
-        "Check its name, or make it first: borg init",
-    ),
-    (
-        r"Cache\.(RepositoryAccessAborted|CacheInitAbortedError|EncryptionMethodMismatch|RepositoryReplay)|.*Tam\w*Error",
-        "borg-unconfirmed",
-        "Borg wants to be told that this repository is the right one",
-        "Say so once yourself, as the same user: borg info",
-    ),
-    (
-        r"MandatoryFeatureUnsupported",
-        "borg-newer-format",
-        "Borg's repository has a format that this Borg does not know",
-        "Use a newer Borg.",
-    ),
-    (
-        r"Connection\w+|UnexpectedRPCDataFormatFromServer",
-        "borg-unreachable",
-        "Borg cannot reach its repository",
-        "Is its server there, and does ssh reach it without asking for anything?",
-    ),
-    (
-        r"KeyfileNotFoundError|RepoKeyNotFoundError",
-        "borg-key-missing",
-        "Borg has no key for its repository",
-        "Is it in ~/.config/borg/keys of the user that this runs as (BORG_KEYS_DIR)?",
-    ),
-)
-"""What failures mean, by Borg's own codes for them (``msgid``)."""
-
 
 class Borg(repository.RepositoryEngine):
     """One backup with Borg. Create a new one for each run.
@@ -123,13 +44,13 @@ class Borg(repository.RepositoryEngine):
     """
 
     engine = "borg"
-    shared = _SHARED
     version_words = ("--version",)
 
     def __init__(
         self, options: Sequence[str], environment: Mapping[str, str], named: str | None, archive: str | None
     ) -> None:
-        super().__init__(options, environment, _SYNTAX, install=_INSTALL, attempt="borg info")
+        self._client = Client(options, environment, named)
+        super().__init__(self._client, environment)
         for given in self._given:
             _require_no_root(given)
         self._name = archive or ARCHIVE
@@ -139,14 +60,7 @@ class Borg(repository.RepositoryEngine):
                 kind="usage",
                 hint="For example: --archive 'home-{instant}'",
             )
-        self._repository = named or environment.get("BORG_REPO")
-        additions = self._program.additions
-        if named:
-            additions["BORG_REPO"] = named
-        self._without_passphrase = not any(name in environment for name in _PASSPHRASES)
-        if self._without_passphrase:
-            # If the repository needs no passphrase, this changes nothing; otherwise Borg fails at once and prompts nobody.
-            additions["BORG_PASSPHRASE"] = ""
+        self._repository = self._client.repository
         self._output = Output()
 
     @property
@@ -161,7 +75,7 @@ class Borg(repository.RepositoryEngine):
     @property
     def _caches(self) -> dict[str, str]:
         """Where Borg keeps its cache, and its data about known repositories (helpers/fs.py). It only reads keys."""
-        environment = self._program.environment
+        environment = self._client.environment
         base = environment.get("BORG_BASE_DIR")
         home = base or environment["HOME"]
 
@@ -201,18 +115,15 @@ class Borg(repository.RepositoryEngine):
                 hint="Name it: --repository, or BORG_REPO in the environment.",
             )
         # Opens repository, key and cache, and takes and releases their locks.
-        finished = self._ask("info", "--json")
-        if finished.status not in {0, *_WARNINGS}:
-            raise self._failure(finished)
+        finished = self._client.ask("info", "--json")
+        if finished.status not in {0, *WARNINGS}:
+            raise self._client.failure(finished)
         when = self._value("--timestamp")
         if when is not None:
             warnings.append(
                 f"-o sets the time of Borg's archive to {printable(when)}: not the instant of the snapshots"
             )
         return warnings + self._check_place(plan)
-
-    def _ask(self, command: str, *words: str, take: Callable[[bytes], None] | None = None) -> process.Finished:
-        return self._program.run(command, "--log-json", *self._shared_words, *words, take=take)
 
     def _held(self, points: Mapping[str, str]) -> set[str]:
         """Return the paths in which this host's last archive of such a name has entries. Borg reads all its metadata for that."""
@@ -227,10 +138,10 @@ class Borg(repository.RepositoryEngine):
                     inside.take(str(found.get("path", "")))
 
         words = ["--json-lines", "--format={path}", f"::{names[-1]}", *(f"pp:{point.strip('/')}" for point in points)]
-        finished = self._ask("list", *words, take=take)
+        finished = self._client.ask("list", *words, take=take)
         take(b"")
-        if finished.status not in {0, *_WARNINGS}:
-            raise self._failure(finished)
+        if finished.status not in {0, *WARNINGS}:
+            raise self._client.failure(finished)
         return inside.found
 
     @property
@@ -243,36 +154,11 @@ class Borg(repository.RepositoryEngine):
 
     def _archives(self, *words: str, glob: str) -> list[str]:
         """Return the names of archives, oldest first. Raises KopiatomicError."""
-        finished = self._ask("list", "--json", *words, f"--glob-archives={glob}")
+        finished = self._client.ask("list", "--json", *words, f"--glob-archives={glob}")
         try:
             return [str(archive["name"]) for archive in json.loads(finished.stdout)["archives"]]
         except (ValueError, KeyError, TypeError):
-            raise self._failure(finished) from None
-
-    def _failure(self, finished: process.Finished) -> KopiatomicError:
-        """Return what a failed command means."""
-        found = cause(finished.errors)
-        if found is not None and found.kind != "unreachable":
-            # In these cases Borg reports that it cannot lock its repository.
-            return found.error("borg", "Borg")
-        errors = [m for m in messages(finished.stderr) if m.get("levelname") in {"ERROR", "CRITICAL"}]
-        said = str(errors[-1].get("message", "")) if errors else finished.errors.strip().rpartition("\n")[2]
-        message_id = str(errors[-1].get("msgid") or "") if errors else ""
-        return self._meaning(message_id, printable(said.strip().partition("\n")[0]), finished.status)
-
-    def _meaning(self, message_id: str, said: str, status: int) -> KopiatomicError:
-        if message_id == "PassphraseWrong" and self._without_passphrase:
-            message_id = "NoPassphraseFailure"
-            said = f"it wants one, and none of {', '.join(_PASSPHRASES)} is set"
-        if message_id == "Repository.InvalidRepositoryConfig" and "not supported" in said:
-            message_id = "MandatoryFeatureUnsupported"
-        for pattern_, kind, what, hint in _KINDS:
-            if re.fullmatch(pattern_, message_id):
-                return KopiatomicError(f"{what}: {said}", kind=kind, hint=hint)
-        try_it = shlex.join(["borg", "info", *self._shared_words])
-        return KopiatomicError(
-            f"borg failed ({ended(status)}): {said or 'it gave no reason'}", kind="borg-failed", hint=f"Try: {try_it}"
-        )
+            raise self._client.failure(finished) from None
 
     def command(self, job: Job) -> Command:
         """Return the command; the archive's time is the instant to the second, and its name has it to the millisecond.
@@ -284,12 +170,12 @@ class Borg(repository.RepositoryEngine):
         """
         self._output.listing = Listing("borg", job, "?")
         start, milliseconds = job.started(_TIME), job.sets.started_ns % 10**9 // 10**6
-        argv = self._argv(self._program.path, job.plan, start, f"{start}.{milliseconds:03d}")
-        return Command(argv=argv, environment={**self._program.additions, "BORG_HOST_ID": f"kopiatomic-{job.run_id}"})
+        argv = self._argv(self._client.path, job.plan, start, f"{start}.{milliseconds:03d}")
+        return Command(argv=argv, environment={**self._client.additions, "BORG_HOST_ID": f"kopiatomic-{job.run_id}"})
 
     def describe(self, plan: Plan) -> Sequence[str]:
         """Return the argv in words; needs neither Borg nor a repository."""
-        return self._argv(self._program.named, plan, "TIME-OF-THE-SNAPSHOTS", "INSTANT")
+        return self._argv(self._client.named, plan, "TIME-OF-THE-SNAPSHOTS", "INSTANT")
 
     def _argv(self, program: str, plan: Plan, time: str, instant: str) -> list[str]:
         argv = [program, "create"]
@@ -310,14 +196,14 @@ class Borg(repository.RepositoryEngine):
     def _judge(self, job: Job, end: EngineEnd) -> EngineResult:
         output = self._output
         archive = output.archive
-        if end.status not in {0, *_WARNINGS} or end.stopped:
+        if end.status not in {0, *WARNINGS} or end.stopped:
             found = None if end.stopped else output.cause
             if found is not None:
                 why = f"borg failed ({ended(end.status)}): {found}"
             elif end.stopped or end.status < 0:
                 why = f"borg failed ({ended(end.status)}{', stopped by this run' if end.stopped else ''}): {output.said(1)}"
             else:
-                why = self._meaning(output.message_id, output.said(1), end.status).message
+                why = self._client.meaning(output.message_id, output.said(1), end.status).message
             return self._with_checkpoint(job, EngineResult(saved=False, complete=False, message=why))
         if archive is None:
             why = f"borg ended without an error and without an archive: {output.said() or 'it gave no reason'}"
@@ -346,11 +232,11 @@ class Borg(repository.RepositoryEngine):
         """Return why the repository does not show an archive that Borg reported; None if it does."""
         name = printable(archive["name"])
         try:
-            finished = self._ask("info", "--json", f"::{archive['name']}")
+            finished = self._client.ask("info", "--json", f"::{archive['name']}")
             shown = archive_in(finished.stdout)
             if shown is not None and (shown["id"], shown["start"]) == (archive["id"], archive["start"]):
                 return None
-            why = "it shows another one" if shown is not None else self._failure(finished).message
+            why = "it shows another one" if shown is not None else self._client.failure(finished).message
         except KopiatomicError as error:
             why = error.message
         return f"borg told of the archive {name}, which its repository did not show: {why}"

@@ -19,7 +19,7 @@ from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import process
 from kopiatomic.text import first_few, printable
 
-_HEAD = b'{"stream":"kopia:directory","entries":'
+HEAD = b'{"stream":"kopia:directory","entries":'
 """How a directory's object begins; ``null`` or a list follows (snapshot/manifest.go, DirManifest)."""
 
 _BEGINNING = 4096
@@ -99,7 +99,7 @@ def _folder(manifest: Manifest, parent: str) -> str:
 def holds(client: Client, root_object: str, path: str) -> bool:
     """Whether a snapshot has something in a directory. Raises KopiatomicError if that cannot be determined."""
     finished = client.show(root_object + path, keep=_BEGINNING)
-    return not _is_absent(finished) and finished.stdout.startswith(_HEAD + b"[")
+    return not _is_absent(finished) and finished.stdout.startswith(HEAD + b"[")
 
 
 def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: Mapping[str, str]) -> Iterator[str]:
@@ -124,9 +124,9 @@ def _below(client: Client, manifest: Manifest, job: Job, parent: str, places: Ma
 def _one_by_one(client: Client, manifest: Manifest, job: Job, places: Mapping[str, str]) -> Iterator[str]:
     for path, place in places.items():
         finished = client.show(manifest.root_object + path, keep=_BEGINNING)
-        if _is_absent(finished) or not finished.stdout.startswith(_HEAD):
+        if _is_absent(finished) or not finished.stdout.startswith(HEAD):
             yield _absent(job, place)
-        elif place in job.filled and not finished.stdout.startswith(b"[", len(_HEAD)):
+        elif place in job.filled and not finished.stdout.startswith(b"[", len(HEAD)):
             yield _empty(job, place)
 
 

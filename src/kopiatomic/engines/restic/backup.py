@@ -9,123 +9,28 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import socket
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from types import MappingProxyType
 from typing import Any
 
 from kopiatomic import presence
-from kopiatomic.engines import flags, known_options, repository, results
-from kopiatomic.engines.causes import cause
+from kopiatomic.engines import repository, results
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside, Listing, left_out, pattern
 from kopiatomic.engines.numbers import number
+from kopiatomic.engines.restic.client import Client
 from kopiatomic.engines.restic.output import Output
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Plan, Refusal
-from kopiatomic.system import process
 from kopiatomic.text import ended, first_few, printable
 
 OLDEST = (0, 14, 0)
 """The oldest restic that this engine's tests were run with (August 2022)."""
 
 _INCOMPLETE = 3
-_INSTALL = "Install restic (https://restic.net), or set KOPIATOMIC_RESTIC to where it is."
-
-_SHARED = frozenset(
-    [
-        "--repo",
-        "--repository-file",
-        "--password-file",
-        "--password-command",
-        "--key-hint",
-        "--cacert",
-        "--tls-client-cert",
-        "--insecure-tls",
-        "--insecure-no-password",
-        "--option",
-        "--cache-dir",
-        "--no-cache",
-        "--retry-lock",
-        "--limit-upload",
-        "--limit-download",
-        "--http-user-agent",
-        "--stuck-request-timeout",
-    ]
-)
-"""Flags that every command of a run gets: which repository, how to reach it."""
-
-_SYNTAX = flags.Syntax(
-    known_options.RESTIC,
-    refused=MappingProxyType(
-        {
-            "--dry-run": "nothing is saved",
-            "--stdin": "it backs up an input stream in place of the view",
-            "--stdin-from-command": "it backs up a command's output in place of the view",
-            "--files-from": "it backs up other files than the view",
-            "--files-from-verbatim": "it backs up other files than the view",
-            "--files-from-raw": "it backs up other files than the view",
-            "--skip-if-unchanged": "each run is proven by a snapshot of its own",
-        }
-    ),
-)
-
-_KINDS: tuple[tuple[int, str, str, str, str], ...] = (
-    (
-        12,
-        r"wrong password or no key",
-        "restic-wrong-password",
-        "restic's repository refuses the password",
-        "Check RESTIC_PASSWORD, RESTIC_PASSWORD_FILE or RESTIC_PASSWORD_COMMAND.",
-    ),
-    (
-        -1,
-        r"empty password|Resolving password failed|unable to read password",
-        "restic-password-missing",
-        "restic does not know the password of its repository",
-        "Set RESTIC_PASSWORD_FILE, RESTIC_PASSWORD_COMMAND or RESTIC_PASSWORD: nobody can be asked for it.",
-    ),
-    (
-        11,
-        r"already locked|unable to create lock",
-        "restic-locked",
-        "restic's repository is locked",
-        "Wait until the other restic has ended; if none works on it any more: restic unlock",
-    ),
-    (
-        -1,
-        r"[Pp]lease specify repository location",
-        "restic-no-repository",
-        "restic was not told its repository",
-        "Name it: --repository, or RESTIC_REPOSITORY in the environment.",
-    ),
-    (
-        -1,
-        r"unsupported repository version",
-        "restic-newer-format",
-        "restic's repository has a format that this restic does not know",
-        "Use a newer restic.",
-    ),
-    (
-        -1,
-        r"connection refused|no such host|i/o timeout|sftp session|network is unreachable|no route to host",
-        "restic-unreachable",
-        "restic cannot reach its repository",
-        "Is its storage there (mounted, switched on, server running)?",
-    ),
-    (
-        10,
-        r"unable to open config file|repository does not exist",
-        "restic-no-repository",
-        "there is no repository of restic's",
-        "Check its name, or make it first: restic init",
-    ),
-)
-"""What failures mean: exit status (0.17.0 and later), text (all versions, seen with 0.14.0 and 0.18.0), kind, words, hint."""
 
 
 class Restic(repository.RepositoryEngine):
@@ -136,17 +41,13 @@ class Restic(repository.RepositoryEngine):
     """
 
     engine = "restic"
-    shared = _SHARED - {"--repo"}
     version_words = ("version",)
 
     def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
-        super().__init__(options, environment, _SYNTAX, install=_INSTALL, attempt="restic snapshots")
-        self._repository = next((g.value for g in self._given if g.flag == "--repo"), named)
-        additions = self._program.additions
-        additions.setdefault("RESTIC_PROGRESS_FPS", environment.get("RESTIC_PROGRESS_FPS") or "2")
-        if self._repository is not None:
-            # Not in its argv, which every user can read: it may contain a password.
-            additions |= {"RESTIC_REPOSITORY": self._repository, "RESTIC_REPOSITORY_FILE": ""}
+        self._client = Client(options, environment, named)
+        super().__init__(self._client, environment)
+        self._repository = self._client.repository
+        self._client.additions.setdefault("RESTIC_PROGRESS_FPS", environment.get("RESTIC_PROGRESS_FPS") or "2")
         self._output = Output()
 
     @property
@@ -174,7 +75,7 @@ class Restic(repository.RepositoryEngine):
         """Where restic keeps its cache (internal/cache/dir.go)."""
         if any(g.flag == "--no-cache" for g in self._given):
             return {}
-        environment = self._program.environment
+        environment = self._client.environment
         found = self._value("--cache-dir") or environment.get("RESTIC_CACHE_DIR")
         if not found:
             base = environment.get("XDG_CACHE_HOME") or os.path.join(environment["HOME"], ".cache")
@@ -199,9 +100,9 @@ class Restic(repository.RepositoryEngine):
         warnings = self._check_version(lambda version: version >= OLDEST)
         repository.check_mounts("restic", self._given, plan)
         # Takes and releases a lock, as the backup will.
-        finished = self._program.run("cat", "config", *self._shared_words)
+        finished = self._client.run("cat", "config", *self._client.shared)
         if finished.status != 0:
-            raise self._failure(finished)
+            raise self._client.failure(finished)
         when = self._value("--time")
         if when is not None:
             warnings.append(
@@ -212,9 +113,9 @@ class Restic(repository.RepositoryEngine):
     def _held(self, points: Mapping[str, str]) -> set[str]:
         """Return the paths that have entries in restic's parent snapshot: this host's last one of these sources."""
         words = [f"--host={self._identity}", *(f"--path={source}" for source in sorted(set(points.values())))]
-        finished = self._program.run("snapshots", "--json", "--no-lock", "--latest=1", *self._shared_words, *words)
+        finished = self._client.run("snapshots", "--json", "--no-lock", "--latest=1", *self._client.shared, *words)
         if finished.status != 0:
-            raise self._failure(finished)
+            raise self._client.failure(finished)
         try:
             snapshots = sorted((str(found["time"]), str(found["id"])) for found in json.loads(finished.stdout) or ())
         except (ValueError, KeyError, TypeError):
@@ -225,31 +126,14 @@ class Restic(repository.RepositoryEngine):
         self._list(snapshots[-1][1], list(points), lambda entry: inside.take(str(entry.get("path", ""))))
         return inside.found
 
-    def _failure(self, finished: process.Finished) -> KopiatomicError:
-        """Return what a failed command means."""
-        said = [line for line in finished.errors.splitlines() if line.strip()]
-        last = next(
-            (line for line in said if "Fatal: " in line or "failed: " in line), (said or ["it gave no reason"])[-1]
-        )
-        last = last.removeprefix("Fatal: ")
-        try_it = f"Try: {shlex.join(['restic', 'snapshots', *self._shared_words])}"
-        found = cause(finished.errors)
-        if found is not None and found.kind != "unreachable":
-            # In these cases restic reports that it cannot lock its repository.
-            return found.error("restic", "restic")
-        for status, text, kind, what, hint in _KINDS:
-            if finished.status == status or re.search(text, finished.errors):
-                return KopiatomicError(f"{what}: {last}", kind=kind, hint=hint)
-        return KopiatomicError(f"restic failed ({ended(finished.status)}): {last}", kind="restic-failed", hint=try_it)
-
     def command(self, job: Job) -> Command:
         """Return the command; the snapshot's time is the instant, to the second."""
-        argv = self._argv(self._program.path, job.plan, job.started("%Y-%m-%d %H:%M:%S"))
-        return Command(argv=argv, environment=self._program.additions)
+        argv = self._argv(self._client.path, job.plan, job.started("%Y-%m-%d %H:%M:%S"))
+        return Command(argv=argv, environment=self._client.additions)
 
     def describe(self, plan: Plan) -> Sequence[str]:
         """Return the argv in words; needs neither restic nor a repository."""
-        return self._argv(self._program.named, plan, "TIME-OF-THE-SNAPSHOTS")
+        return self._argv(self._client.named, plan, "TIME-OF-THE-SNAPSHOTS")
 
     def _argv(self, program: str, plan: Plan, time: str) -> list[str]:
         argv = [program, "backup", "--json"]
@@ -331,11 +215,11 @@ class Restic(repository.RepositoryEngine):
                 elif "paths" in found:
                     head.update(found)
 
-        words = ["--json", "--no-lock", *self._shared_words, "--", snapshot, *directories]
-        finished = self._program.run("ls", *words, take=read)
+        words = ["--json", "--no-lock", *self._client.shared, "--", snapshot, *directories]
+        finished = self._client.run("ls", *words, take=read)
         read(b"")
         if finished.status != 0:
-            raise self._failure(finished)
+            raise self._client.failure(finished)
         return head
 
     def _differences(self, shown: Mapping[str, Any], job: Job, listing: Listing) -> list[str]:

@@ -1,0 +1,139 @@
+"""Running Borg: which repository, which options every command gets, and what its failures mean for a person."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+
+from kopiatomic.engines import flags, known_options
+from kopiatomic.engines.borg.output import messages
+from kopiatomic.engines.causes import cause
+from kopiatomic.engines.repository_client import RepositoryClient
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.system import process
+from kopiatomic.text import ended, printable
+
+_INSTALL = "Install Borg 1.2 or 1.4 (https://borgbackup.readthedocs.io), or set KOPIATOMIC_BORG to where it is."
+
+_PASSPHRASES = ("BORG_PASSPHRASE", "BORG_PASSCOMMAND", "BORG_PASSPHRASE_FD")
+
+WARNINGS = frozenset({1, *range(100, 128)})
+"""Exit statuses for warnings: the classic one, and those of BORG_EXIT_CODES=modern (1.4)."""
+
+_SHARED = frozenset({"--rsh", "--remote-path", "--lock-wait", "--umask"})
+"""Flags that every command of a run gets."""
+
+_SYNTAX = flags.Syntax(
+    known_options.BORG,
+    refused=MappingProxyType(
+        {
+            "--dry-run": "nothing is saved",
+            "--content-from-command": "it backs up a command's output in place of the view",
+            "--paths-from-stdin": "it backs up other files than the view",
+            "--paths-from-command": "it backs up other files than the view",
+            "--paths-from-shell-command": "it backs up other files than the view",
+        }
+    ),
+    abbreviations=True,
+)
+
+_KINDS: tuple[tuple[str, str, str, str], ...] = (
+    (
+        r"LockTimeout|LockError\w*|LockFailed",
+        "borg-locked",
+        "Borg's repository, or its cache, is locked",
+        "Wait until the other Borg has ended; if none works on it any more, because it was killed: borg break-lock",
+    ),
+    (
+        r"PassphraseWrong",
+        "borg-wrong-password",
+        "Borg's repository refuses the passphrase",
+        "Check BORG_PASSPHRASE, BORG_PASSCOMMAND or BORG_PASSPHRASE_FD.",
+    ),
+    (
+        r"NoPassphraseFailure|PasscommandFailure",
+        "borg-password-missing",
+        "Borg does not know the passphrase of its repository",
+        "Set BORG_PASSCOMMAND or BORG_PASSPHRASE: nobody can be asked for it.",
+    ),
+    (
+        r"Repository\.(DoesNotExist|ParentPathDoesNotExist|InvalidRepository|PathAlreadyExists)",
+        "borg-no-repository",
+        "there is no repository of Borg's",
+        "Check its name, or make it first: borg init",
+    ),
+    (
+        r"Cache\.(RepositoryAccessAborted|CacheInitAbortedError|EncryptionMethodMismatch|RepositoryReplay)|.*Tam\w*Error",
+        "borg-unconfirmed",
+        "Borg wants to be told that this repository is the right one",
+        "Say so once yourself, as the same user: borg info",
+    ),
+    (
+        r"MandatoryFeatureUnsupported",
+        "borg-newer-format",
+        "Borg's repository has a format that this Borg does not know",
+        "Use a newer Borg.",
+    ),
+    (
+        r"Connection\w+|UnexpectedRPCDataFormatFromServer",
+        "borg-unreachable",
+        "Borg cannot reach its repository",
+        "Is its server there, and does ssh reach it without asking for anything?",
+    ),
+    (
+        r"KeyfileNotFoundError|RepoKeyNotFoundError",
+        "borg-key-missing",
+        "Borg has no key for its repository",
+        "Is it in ~/.config/borg/keys of the user that this runs as (BORG_KEYS_DIR)?",
+    ),
+)
+"""What failures mean, by Borg's own codes for them (``msgid``)."""
+
+
+class Client(RepositoryClient):
+    """Borg as a program that answers queries. ``named`` is the repository (``--repository``).
+
+    Raises UsageError for options that do not go with a backup of the view.
+    """
+
+    def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
+        super().__init__("borg", options, environment, _SYNTAX, _SHARED, install=_INSTALL, attempt="borg info")
+        self.repository = named or environment.get("BORG_REPO")
+        if named:
+            self.additions["BORG_REPO"] = named
+        self._without_passphrase = not any(name in environment for name in _PASSPHRASES)
+        if self._without_passphrase:
+            # If the repository needs no passphrase, this changes nothing; otherwise Borg fails at once and prompts nobody.
+            self.additions["BORG_PASSPHRASE"] = ""
+
+    def ask(self, command: str, *words: str, take: Callable[[bytes], None] | None = None) -> process.Finished:
+        """Run a command, with its messages as JSON lines on standard error."""
+        return self.run(command, "--log-json", *self.shared, *words, take=take)
+
+    def failure(self, finished: process.Finished) -> KopiatomicError:
+        """Return what a failed command means."""
+        found = cause(finished.errors)
+        if found is not None and found.kind != "unreachable":
+            # In these cases Borg reports that it cannot lock its repository.
+            return found.error("borg", "Borg")
+        errors = [m for m in messages(finished.stderr) if m.get("levelname") in {"ERROR", "CRITICAL"}]
+        said = str(errors[-1].get("message", "")) if errors else finished.errors.strip().rpartition("\n")[2]
+        message_id = str(errors[-1].get("msgid") or "") if errors else ""
+        return self.meaning(message_id, printable(said.strip().partition("\n")[0]), finished.status)
+
+    def meaning(self, message_id: str, said: str, status: int) -> KopiatomicError:
+        """Return what an error means, by Borg's own code for it."""
+        if message_id == "PassphraseWrong" and self._without_passphrase:
+            message_id = "NoPassphraseFailure"
+            said = f"it wants one, and none of {', '.join(_PASSPHRASES)} is set"
+        if message_id == "Repository.InvalidRepositoryConfig" and "not supported" in said:
+            message_id = "MandatoryFeatureUnsupported"
+        for pattern_, kind, what, hint in _KINDS:
+            if re.fullmatch(pattern_, message_id):
+                return KopiatomicError(f"{what}: {said}", kind=kind, hint=hint)
+        try_it = shlex.join(["borg", "info", *self.shared])
+        return KopiatomicError(
+            f"borg failed ({ended(status)}): {said or 'it gave no reason'}", kind="borg-failed", hint=f"Try: {try_it}"
+        )

@@ -1,0 +1,140 @@
+"""What Borg's repository holds. An archive is addressed by its name, as Borg does.
+
+Traps, seen with 1.2.4: ``list`` of a path that is not in the archive ends with 0, and ``{bpath}`` has a question mark for each
+byte that is not text, as JSON has; archives of ``export-tar`` and what is extracted have the bytes. Times are rounded to
+microseconds, and those before 1970 are not kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kopiatomic.engines import reader
+from kopiatomic.engines.borg.client import Client
+from kopiatomic.engines.borg.output import messages
+from kopiatomic.engines.lines import JsonLines
+from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
+from kopiatomic.engines.tar import TarError, TarStream
+from kopiatomic.paths import below as lies_in
+from kopiatomic.text import printable
+
+_KINDS = {
+    "-": Kind.FILE,
+    "d": Kind.DIRECTORY,
+    "l": Kind.LINK,
+    "p": Kind.FIFO,
+    "s": Kind.SOCKET,
+    "c": Kind.DEVICE,
+    "b": Kind.DEVICE,
+}
+
+
+class BorgReader:
+    """A reader of Borg's repository."""
+
+    name = "borg"
+    form = Form(stand_in="?", step_ns=1000, first_ns=0)
+
+    def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
+        self._client = Client(options, environment, named)
+
+    def snapshots(self) -> list[StoredSnapshot]:
+        """Return all archives, the oldest first; one process, and no checkpoints. Raises KopiatomicError."""
+        finished = self._client.ask("list", "--json", "--format={hostname}{username}{end}")
+        if finished.status != 0:
+            raise self._client.failure(finished)
+        try:
+            found = [_snapshot(document) for document in json.loads(finished.stdout)["archives"]]
+        except (ValueError, RecursionError, KeyError, TypeError):
+            raise reader.cut_short("borg", "its list of archives cannot be read") from None
+        return sorted(found, key=lambda snapshot: snapshot.started_ns)
+
+    def entries(self, snapshot: StoredSnapshot, take: Callable[[Entry], None], *, below: str = "") -> None:
+        """Hand on each entry below a path; one process. Raises KopiatomicError."""
+        lines = JsonLines()
+        top = self.form.path(below.rstrip("/"))
+        seen = not top
+
+        def read(data: bytes) -> None:
+            nonlocal seen
+            for found in lines.feed(data):
+                if isinstance(found, str):
+                    raise reader.cut_short("borg", f"{printable(found[:80])!r} is no entry")
+                entry = _entry(found)
+                seen = True
+                if lies_in(entry.path, top):
+                    take(entry)
+
+        # Without a format, Borg's JSON has more than is asked for, but never a checksum, which would read all contents.
+        self._run("list", "--json-lines", *_where(snapshot, below), snapshot=snapshot, below=below, take=read)
+        read(b"")
+        if not seen:
+            raise reader.no_path("borg", snapshot, below)
+
+    def read(self, snapshot: StoredSnapshot, receiver: Receiver, *, below: str = "") -> None:
+        """Hand on the content of each file; one process. Raises KopiatomicError."""
+        archive = TarStream(receiver, lambda name: f"/{name.lstrip('/')}")
+        name, *patterns = _where(snapshot, below)
+        try:
+            self._run("export-tar", name, "-", *patterns, snapshot=snapshot, below=below, take=archive.feed)
+            archive.finish()
+        except TarError as error:
+            raise reader.cut_short("borg", printable(str(error))) from None
+
+    def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
+        """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
+        place = reader.prepare(target)
+        self._run("extract", *_where(snapshot, below), snapshot=snapshot, below=below, within=place)
+
+    def _run(
+        self,
+        command: str,
+        *words: str,
+        snapshot: StoredSnapshot,
+        below: str,
+        take: Callable[[bytes], None] | None = None,
+        within: str | None = None,
+    ) -> None:
+        """Run a command to its end; a warning is a failure, for something has not been read. Raises KopiatomicError."""
+        all_words = [command, "--log-json", *self._client.shared, *words]
+        finished = self._client.run(*all_words, timeout=reader.TIME_LIMIT, take=take, within=within)
+        if finished.status == 0:
+            return
+        told = messages(finished.stderr)
+        if any(message.get("msgid") == "Archive.DoesNotExist" for message in told):
+            raise reader.no_snapshot("borg", snapshot.id)
+        if any(str(message.get("message", "")).endswith("never matched.") for message in told):
+            raise reader.no_path("borg", snapshot, below)
+        raise self._client.failure(finished)
+
+
+def _where(snapshot: StoredSnapshot, below: str) -> list[str]:
+    """Return the words that name an archive, and a path in it exactly as it is."""
+    return [f"::{snapshot.id}", *([f"pp:{below.strip('/')}"] if below.strip("/") else [])]
+
+
+def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
+    return StoredSnapshot(
+        id=str(document["name"]),
+        root=str(document["id"]),
+        started_ns=reader.nanoseconds(document["start"]),
+        ended_ns=reader.nanoseconds(document["end"]),
+        host=str(document["hostname"]),
+        user=str(document["username"]),
+        sources=(),
+        complete=True,
+    )
+
+
+def _entry(document: Mapping[str, Any]) -> Entry:
+    """Return an entry of ``borg list --json-lines``. Raises KopiatomicError."""
+    try:
+        kind = _KINDS.get(document["type"], Kind.OTHER)
+        mtime_ns = reader.nanoseconds(document["mtime"])
+        same_as = f"/{document['source']}" if str(document["mode"]).startswith("h") else None
+        size = int(document["size"]) if kind is Kind.FILE and same_as is None else None
+        return Entry(f"/{document['path']}", kind, size, mtime_ns, same_as)
+    except (KeyError, TypeError, ValueError):
+        raise reader.cut_short("borg", "an entry cannot be read") from None

@@ -1,0 +1,227 @@
+"""The interface to what a repository holds: its snapshots, their entries, the contents of their files, and restoring.
+
+Everything streams: a snapshot of a million files is never held. What an engine writes is never taken for the whole of it unless
+its exit status and the form of its output say so.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime
+from enum import Enum
+from typing import Protocol
+
+from kopiatomic import presence
+from kopiatomic.engines.names import spelled
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
+from kopiatomic.system import looking
+from kopiatomic.text import printable
+
+TIME_LIMIT = 14 * 86400.0
+"""How long (seconds) an engine may take to list, read or restore a snapshot. What limits a run is a signal (``--timeout``).
+
+A wait of 2^31 ms, some 24 days, or more is refused (epoll_wait(2), as Python calls it).
+"""
+
+_TIME = re.compile(r"(\d{4,}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z| UTC|[+-]\d\d:\d\d)?")
+
+
+class Kind(Enum):
+    """What an entry is."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    LINK = "link"
+    FIFO = "fifo"
+    SOCKET = "socket"
+    DEVICE = "device"
+    OTHER = "other"
+
+
+@immutable
+class StoredSnapshot:
+    """One snapshot in a repository (Borg: an archive). Paths may have bytes that are not text, as ``os.fsdecode`` has them."""
+
+    id: str
+    """What the engine is given: kopia's and restic's id, the name of a Borg archive."""
+    root: str
+    """The id of what is in it: kopia's root object, restic's tree, Borg's id of the archive."""
+    started_ns: int
+    """Its time, of a backup by kopiatomic the instant that it shows (ns since the epoch; restic and Borg keep seconds)."""
+    ended_ns: int | None
+    """When the engine had ended, if it keeps that."""
+    host: str
+    user: str
+    sources: tuple[str, ...]
+    """What it is of. Empty for Borg, which does not keep it."""
+    complete: bool
+    """False if the engine says that it is only a part, or lacks files; restic and Borg do not say that of what they list."""
+    run: str | None = None
+    """The run of kopiatomic that made it; None if that cannot be told: only kopia's snapshots are marked."""
+    count: int | None = None
+    """How many entries are below its source, if the engine keeps that."""
+
+
+@immutable
+class Entry:
+    """An entry of a snapshot."""
+
+    path: str
+    """Absolute, as it was when it was saved. Bytes that are not text are written as the engine does (:attr:`Form.stand_in`)."""
+    kind: Kind
+    size: int | None
+    """Of a file, in bytes; None for another name of a file that has been listed (``same_as``), and for everything else."""
+    mtime_ns: int
+    """In the engine's precision (:meth:`Form.agrees`)."""
+    same_as: str | None = None
+    """The path of the file that it is another name of (a hard link), if the engine keeps that."""
+
+
+@immutable
+class Form:
+    """How exact an engine's list of entries is."""
+
+    stand_in: str
+    """What it writes for each byte of a name that is not text."""
+    step_ns: int
+    """The unit of its modification times (ns)."""
+    first_ns: int | None = None
+    """The earliest modification time that it keeps, if there is one."""
+
+    def path(self, path: str) -> str:
+        """Return a path as it is in the list of entries."""
+        return spelled(path, self.stand_in)
+
+    def agrees(self, listed_ns: int, mtime_ns: int) -> bool:
+        """Whether a listed modification time can be that of a file: some engines cut off, and some round by way of a float."""
+        kept = mtime_ns if self.first_ns is None else max(mtime_ns, self.first_ns)
+        return abs(listed_ns - kept) < self.step_ns
+
+
+class Receiver(Protocol):
+    """Takes files one after the other, each in pieces. What it raises ends the engine's process and the reading."""
+
+    def begin(self, path: str, size: int) -> bool:
+        """Take the beginning of a file of ``size`` bytes; return whether its content is wanted."""
+
+    def piece(self, data: bytes) -> None:
+        """Take the next piece of the file's content."""
+
+    def end(self) -> None:
+        """Take the end of a file of which every byte has come."""
+
+    def same(self, path: str, other: str) -> None:
+        """Take another name of a file that has come before (a hard link)."""
+
+
+class Reader(Protocol):
+    """What can be asked of a repository. Nothing of it changes the repository.
+
+    ``below`` is a path in the snapshot, exact to the byte and absolute as in :class:`Entry`; empty for all of it. Errors are
+    KopiatomicError: those of an engine's queries, and the kinds ENGINE-no-snapshot, ENGINE-no-path, ENGINE-cut-short.
+    """
+
+    @property
+    def name(self) -> str:
+        """The engine's name in messages and kinds."""
+
+    @property
+    def form(self) -> Form:
+        """How exact its list of entries is."""
+
+    def snapshots(self) -> list[StoredSnapshot]:
+        """Return all snapshots in the repository, of all hosts, the oldest first."""
+
+    def entries(self, snapshot: StoredSnapshot, take: Callable[[Entry], None], *, below: str = "") -> None:
+        """Hand on each entry below a path, and not that path itself; a directory comes before what is in it."""
+
+    def read(self, snapshot: StoredSnapshot, receiver: Receiver, *, below: str = "") -> None:
+        """Hand on the content of each file at or below a path. All of a snapshot takes one process of the engine.
+
+        The paths that the receiver gets are exact as far as the engine keeps names: kopia alone does not.
+        """
+
+    def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
+        """Restore what is at and below a path into a directory, each entry at its absolute path below that.
+
+        The directory must be empty or not exist; it is then made, for its owner alone. Raises also the kind target-not-empty.
+        """
+
+
+def find(reader: Reader, snapshot_id: str) -> StoredSnapshot:
+    """Return the snapshot with an id. Raises KopiatomicError of kind ENGINE-no-snapshot."""
+    for snapshot in reader.snapshots():
+        if snapshot.id == snapshot_id:
+            return snapshot
+    raise no_snapshot(reader.name, snapshot_id)
+
+
+def no_snapshot(engine: str, snapshot_id: str) -> KopiatomicError:
+    """Return the error for a snapshot that is not in the repository."""
+    return KopiatomicError(
+        f"{engine}'s repository has no snapshot {printable(snapshot_id)}",
+        kind=f"{engine}-no-snapshot",
+        hint="Has it been deleted, or is this another repository?",
+    )
+
+
+def no_path(engine: str, snapshot: StoredSnapshot, path: str) -> KopiatomicError:
+    """Return the error for a path that is not in a snapshot."""
+    return KopiatomicError(
+        f"{printable(path)} is not in {engine}'s snapshot {printable(snapshot.id)}",
+        kind=f"{engine}-no-path",
+        hint="Paths are absolute, as they were when the snapshot was made.",
+    )
+
+
+def cut_short(engine: str, what: str) -> KopiatomicError:
+    """Return the error for output that is not whole, although the engine reported no error."""
+    return KopiatomicError(
+        f"{engine}'s output is not whole: {what}",
+        kind=f"{engine}-cut-short",
+        hint=f"Nothing is concluded from it. Try again; if it stays so, check the repository with {engine}'s own means.",
+    )
+
+
+def nanoseconds(text: str) -> int:
+    """Return a time as the engines write it (no zone: UTC) in ns since the epoch. Raises ValueError."""
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise ValueError(f"not a time: {text!r}")
+    day, clock, fraction, zone = found.groups()
+    moment = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if zone in {None, 'Z', ' UTC'} else zone}")
+    since = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (since.days * 86400 + since.seconds) * 10**9 + int((fraction or "").ljust(9, "0"))
+
+
+def prepare(target: str, folder: str = "") -> str:
+    """Make the directory that a snapshot is restored into, and ``folder`` (an absolute path) below it; return its absolute path.
+
+    Raises KopiatomicError of kind target-not-empty if something is in its place, and OSError.
+    """
+    path = os.path.abspath(target)
+    if not looking.call(lambda: _made(path, folder), path):
+        raise KopiatomicError(
+            f"{printable(path)} is not an empty directory, and nothing may be overwritten",
+            kind="target-not-empty",
+            hint="Name a directory that does not exist yet.",
+        )
+    return path
+
+
+def _made(path: str, folder: str) -> bool:
+    """In a child: make the directory, and the folder below it; return False if something else than an empty one is there."""
+    looking.at(path)
+    found = presence.status(path, follow_links=False)
+    if found is None:
+        os.makedirs(path, 0o700)
+    elif not presence.is_directory(path, follow_links=False):
+        return False
+    if os.listdir(path):
+        return False
+    if folder:
+        os.makedirs(path + folder, 0o700, exist_ok=True)
+    return True

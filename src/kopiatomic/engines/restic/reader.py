@@ -1,0 +1,165 @@
+"""What restic's repository holds. Nothing is locked: nothing is written, and data that a prune removes meanwhile is an error.
+
+Traps, seen with 0.14.0: ``ls`` of a snapshot that does not exist, and of a path that is not in it, ends with 0;
+``restore --include`` of such a path restores nothing and ends with 0. JSON has U+FFFD for bytes that are not text; the
+archives of ``dump`` and what is restored have the bytes, but not the target of a symbolic link. Hard links are dumped as copies.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kopiatomic.engines import reader
+from kopiatomic.engines.lines import JsonLines
+from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
+from kopiatomic.engines.restic.client import Client
+from kopiatomic.engines.single import SingleFile
+from kopiatomic.engines.tar import TarError, TarStream
+from kopiatomic.paths import below as lies_in
+from kopiatomic.system import process
+from kopiatomic.text import printable
+
+_KINDS = {
+    "file": Kind.FILE,
+    "dir": Kind.DIRECTORY,
+    "symlink": Kind.LINK,
+    "fifo": Kind.FIFO,
+    "socket": Kind.SOCKET,
+    "dev": Kind.DEVICE,
+    "chardev": Kind.DEVICE,
+}
+
+
+class ResticReader:
+    """A reader of restic's repository."""
+
+    name = "restic"
+    form = Form(stand_in="\ufffd", step_ns=1)
+
+    def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
+        self._client = Client(options, environment, named)
+
+    def snapshots(self) -> list[StoredSnapshot]:
+        """Return all snapshots, the oldest first; one process. Raises KopiatomicError."""
+        finished = self._client.run("snapshots", "--json", "--no-lock", *self._client.shared)
+        if finished.status != 0:
+            raise self._client.failure(finished)
+        try:
+            found = [_snapshot(document) for document in json.loads(finished.stdout) or ()]
+        except (ValueError, RecursionError, KeyError, TypeError):
+            raise reader.cut_short("restic", "its list of snapshots cannot be read") from None
+        return sorted(found, key=lambda snapshot: snapshot.started_ns)
+
+    def entries(self, snapshot: StoredSnapshot, take: Callable[[Entry], None], *, below: str = "") -> None:
+        """Hand on each entry below a path; one process. Raises KopiatomicError."""
+        top = self.form.path(below.rstrip("/"))
+        found = not top
+
+        def read(entry: Entry) -> None:
+            nonlocal found
+            if entry.path == top:
+                found = True
+            elif lies_in(entry.path, top):
+                take(entry)
+
+        self._list(snapshot, read, below, "--recursive")
+        if not found:
+            raise reader.no_path("restic", snapshot, below)
+
+    def read(self, snapshot: StoredSnapshot, receiver: Receiver, *, below: str = "") -> None:
+        """Hand on the content of each file; one process, two for a part of the snapshot. Raises KopiatomicError."""
+        entry = self._entry(snapshot, below) if below.strip("/") else None
+        words = ["--no-lock", *self._client.shared, "--", snapshot.id, below.rstrip("/") or "/"]
+        if entry is not None and entry.kind is Kind.FILE:
+            assert entry.size is not None
+            single = SingleFile(receiver, below.rstrip("/"), entry.size)
+            self._run("dump", *words, snapshot=snapshot, take=single.feed)
+            if not single.finish():
+                raise reader.cut_short("restic", f"{printable(below)} has another size than it is listed with")
+        elif entry is None or entry.kind is Kind.DIRECTORY:
+            archive = TarStream(receiver, lambda name: f"/{name.lstrip('/')}")
+            try:
+                self._run("dump", "--archive=tar", *words, snapshot=snapshot, take=archive.feed)
+                archive.finish()
+            except TarError as error:
+                raise reader.cut_short("restic", printable(str(error))) from None
+
+    def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
+        """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
+        words = ["--no-lock", *self._client.shared]
+        if below.strip("/"):
+            self._entry(snapshot, below)
+            words += ["--include", re.sub(r"[\\*?\[]", r"\\\g<0>", below.rstrip("/"))]
+        place = reader.prepare(target)
+        self._run("restore", *words, "--target", place, "--", snapshot.id, snapshot=snapshot)
+
+    def _entry(self, snapshot: StoredSnapshot, path: str) -> Entry:
+        """Return the entry of a path. Raises KopiatomicError of kind restic-no-path."""
+        wanted = self.form.path(path.rstrip("/"))
+        found: list[Entry] = []
+
+        def read(entry: Entry) -> None:
+            if entry.path == wanted:
+                found[:] = [entry]
+
+        self._list(snapshot, read, path)
+        if not found:
+            raise reader.no_path("restic", snapshot, path)
+        return found[0]
+
+    def _list(self, snapshot: StoredSnapshot, take: Callable[[Entry], None], below: str, *words: str) -> None:
+        """Have restic list entries at and below a path: all, or without ``--recursive`` those of one level."""
+        lines = JsonLines()
+        shown = ""
+
+        def read(data: bytes) -> None:
+            nonlocal shown
+            for found in lines.feed(data):
+                if isinstance(found, str):
+                    raise reader.cut_short("restic", f"{printable(found[:80])!r} is no entry")
+                if "path" in found and "type" in found:
+                    take(_entry(found))
+                elif "paths" in found:
+                    shown = str(found.get("id"))
+
+        paths = [below.rstrip("/")] if below.strip("/") else []
+        all_words = ["--json", "--no-lock", *(words if paths else ()), *self._client.shared, "--", snapshot.id, *paths]
+        self._run("ls", *all_words, snapshot=snapshot, take=read)
+        read(b"")
+        if shown != snapshot.id:
+            raise reader.no_snapshot("restic", snapshot.id)
+
+    def _run(self, *words: str, snapshot: StoredSnapshot, take: Callable[[bytes], None] | None = None) -> None:
+        """Run a command to its end. Raises KopiatomicError."""
+        finished: process.Finished = self._client.run(*words, timeout=reader.TIME_LIMIT, take=take)
+        if "no matching ID found" in finished.errors:
+            raise reader.no_snapshot("restic", snapshot.id)
+        if finished.status != 0:
+            raise self._client.failure(finished)
+
+
+def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
+    summary = document.get("summary") or {}
+    return StoredSnapshot(
+        id=str(document["id"]),
+        root=str(document["tree"]),
+        started_ns=reader.nanoseconds(document["time"]),
+        ended_ns=reader.nanoseconds(summary["backup_end"]) if "backup_end" in summary else None,
+        host=str(document.get("hostname", "")),
+        user=str(document.get("username", "")),
+        sources=tuple(map(str, document["paths"])),
+        complete=True,
+    )
+
+
+def _entry(document: Mapping[str, Any]) -> Entry:
+    """Return an entry of ``restic ls --json``, which leaves out the size of an empty file. Raises KopiatomicError."""
+    try:
+        kind = _KINDS.get(document["type"], Kind.OTHER)
+        size = int(document.get("size", 0)) if kind is Kind.FILE else None
+        return Entry(str(document["path"]), kind, size, reader.nanoseconds(document["mtime"]))
+    except (KeyError, TypeError, ValueError):
+        raise reader.cut_short("restic", "an entry cannot be read") from None
