@@ -309,3 +309,33 @@ def test_other_users_see_nothing_of_it(
         gate.let_go()
         assert running.wait(30) == 0
     assert leftovers(root) == []
+
+
+def test_a_copy_that_is_mounted_beside_its_original_is_never_taken_for_it(
+    btrfs: Btrfs, kopiatomic: Kopiatomic, tmp_path: Path
+) -> None:
+    """An LVM snapshot, or a copied image: the kernel lets both be mounted since 6.7, and then mixes their UUIDs up."""
+    (btrfs.subvolume("data") / "file").write_text("original")
+    command("sync", "-f", btrfs.mountpoint)
+    image, point = tmp_path / "copy", tmp_path / "copied"
+    command("cp", btrfs.image, image)
+    point.mkdir()
+    if command("mount", "-o", "loop", image, point, check=False).returncode != 0:
+        pytest.skip("this kernel mounts no copy beside its original")
+    try:
+        (point / "data" / "file").write_text("copy")
+        device = command("findmnt", "-no", "SOURCE", point).stdout.strip()
+        again = tmp_path / "again"
+        again.mkdir()
+        for _ in range(2):
+            ended = kopiatomic("exec", point / "data", "--", "true")
+            assert (ended.returncode, "is a copy of another mounted filesystem" in ended.stderr) == (1, True), ended
+            # A second mount of the copy is what confuses the kernel for good.
+            command("mount", "-o", "subvol=data", device, again)
+            command("umount", again)
+        original = kopiatomic("exec", btrfs.mountpoint / "data", "--", "cat", btrfs.mountpoint / "data" / "file")
+        assert (original.returncode, original.stdout) == (0, "original"), original
+        both = kopiatomic("plan", btrfs.mountpoint / "data", point / "data")
+        assert both.returncode == 1
+    finally:
+        command("umount", point)

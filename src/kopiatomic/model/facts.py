@@ -87,6 +87,8 @@ class BtrfsSubvolume:
     """Whether a nested subvolume contains anything; None if nobody looked, or it cannot be determined."""
     no_device: bool = False
     """Whether the device that it is mounted from no longer exists, so that nothing can be mounted from it."""
+    clone: bool = False
+    """Whether its filesystem is the copy of another one that is mounted as well, and has its UUID."""
     covered: bool = False
     """Whether its path leads elsewhere: something is mounted over it, or somebody keeps moving it."""
     too_long: bool = False

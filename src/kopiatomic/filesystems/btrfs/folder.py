@@ -76,6 +76,31 @@ def device_of(filesystem: str, known: str) -> str:
     return f"/dev/{names[0]}" if names and os.path.basename(os.path.realpath(known)) not in names else known
 
 
+def is_clone(filesystem: str, device: str) -> bool:
+    """Whether a device holds the copy of another mounted filesystem (an LVM snapshot, a copied image), whose UUID it has.
+
+    Since Linux 6.7 both can be mounted: the copy has a temporary UUID, until a second mount of it gives it the original's for
+    good (fs/btrfs, temp_fsid; seen on 6.18). Then snapshots and records of one would be taken for the other's. Older kernels
+    refuse to mount a copy. Raises OSError.
+    """
+    folder = f"/sys/fs/btrfs/{filesystem}"
+    try:
+        with open(f"{folder}/temp_fsid", encoding="ascii") as file:
+            if file.read().strip() == "1":
+                return True
+        status = os.stat(device)
+        numbers = set()
+        for name in presence.names(f"{folder}/devices"):
+            with open(f"{folder}/devices/{name}/dev", encoding="ascii") as file:
+                numbers.add(file.read().strip())
+    except OSError as error:
+        if not presence.absent(error):
+            raise
+        return False
+    number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
+    return stat.S_ISBLK(status.st_mode) and number not in numbers
+
+
 def make(top_fd: int, run_id: str, where: str) -> int:
     """Make a run's folder, for root only, locked and marked. Returns the descriptor with the lock. Raises KopiatomicError.
 

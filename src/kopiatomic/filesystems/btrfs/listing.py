@@ -13,6 +13,7 @@ from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems.backends import Ground
 from kopiatomic.filesystems.btrfs.folder import DIRECTORY as RUNS_DIRECTORY
+from kopiatomic.filesystems.btrfs.folder import is_clone
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import BtrfsSubvolume
 from kopiatomic.model.mounts import Mount, borders, holder
@@ -106,6 +107,7 @@ class _Walk:
         self._seen = seen
         self._look_inside = look_inside
         self._uuid = ""
+        self._clone = False
         self._waiting: list[_Wanted] = []
         self._until = time.monotonic() + _MOVED_S
 
@@ -149,6 +151,7 @@ class _Walk:
             covered=covered,
             too_long=too_long,
             no_device=self._no_device,
+            clone=self._clone,
         )
 
     def _holds(self, wanted: _Wanted) -> bool | None:
@@ -176,6 +179,7 @@ class _Walk:
                 if not top or wanted.id not in {0, info.id}:
                     raise _MovedError
                 self._uuid = btrfs.filesystem_uuid(fd)
+                self._clone = is_clone(self._uuid, self._device)
                 owner = os.fstat(fd).st_uid
                 holds = _has_entries(fd) if self._look_inside and wanted.above is not None else None
                 nested = list(_children(fd, info, wanted.path))
@@ -198,6 +202,7 @@ class _Walk:
             read_only=info.read_only,
             holds=holds,
             no_device=self._no_device,
+            clone=self._clone,
             owner=owner,
         )
 

@@ -207,8 +207,8 @@ class BtrfsSelection:
             return _verdict(subvolume, Verdict.RECEIVED, reason, incomplete=True, line=self._missed[path])
         if subvolume.too_long:
             return _verdict(subvolume, Verdict.NAME_TOO_LONG, _TOO_LONG, incomplete=True)
-        if subvolume.covered or subvolume.no_device:
-            reason, hint = self._why_covered(subvolume) if subvolume.covered else _without_device(subvolume)
+        if subvolume.covered or subvolume.no_device or subvolume.clone:
+            reason, hint = self._why_covered(subvolume) if subvolume.covered else _no_such_filesystem(subvolume)
             if ask.named:
                 raise KopiatomicError(f"{printable(path)} cannot be backed up: {reason}", kind="cannot-take", hint=hint)
             verdict = Verdict.COVERED if subvolume.covered else Verdict.REFUSED
@@ -263,9 +263,14 @@ def _shown(subvolume: BtrfsSubvolume) -> str:
     return f"{subvolume.path[:_SHOWN].rpartition('/')[0]}/.../{subvolume.path.rpartition('/')[2]}"
 
 
-def _without_device(subvolume: BtrfsSubvolume) -> tuple[str, str]:
-    """Return why nothing can be mounted from a device that has no node, and what to do."""
+def _no_such_filesystem(subvolume: BtrfsSubvolume) -> tuple[str, str]:
+    """Return why nothing can be mounted from a device that has no node or that is a copy of another, and what to do."""
     device = printable(subvolume.device)
+    if subvolume.clone:
+        return (
+            f"{device} is a copy of another mounted filesystem and has its UUID, so the kernel takes one for the other",
+            f"Unmount the other one first, or give the copy a UUID of its own ('btrfstune -m {device}', unmounted).",
+        )
     return (
         f"the device that it is mounted from, {device}, is not there any more",
         f"If the device itself is still there, make {device} again ('udevadm trigger'); else unmount the filesystem.",
