@@ -79,9 +79,9 @@ def device_of(filesystem: str, known: str) -> str:
 def is_clone(filesystem: str, device: str) -> bool:
     """Whether a device holds the copy of another mounted filesystem (an LVM snapshot, a copied image), whose UUID it has.
 
-    Since Linux 6.7 both can be mounted: the copy has a temporary UUID, until a second mount of it gives it the original's for
-    good (fs/btrfs, temp_fsid; seen on 6.18). Then snapshots and records of one would be taken for the other's. Older kernels
-    refuse to mount a copy. Raises OSError.
+    Since Linux 6.7 both can be mounted: the copy has a temporary UUID until a second mount of it permanently gives it the
+    original's (fs/btrfs, temp_fsid; seen on 6.18). Then snapshots and records of one would be taken for the other's. Older
+    kernels refuse to mount a copy. Raises OSError.
     """
     folder = f"/sys/fs/btrfs/{filesystem}"
     try:
