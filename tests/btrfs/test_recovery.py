@@ -102,18 +102,6 @@ def result(kopiatomic: Kopiatomic, run_id: str) -> tuple[str, int | None]:
     return run["result"], run["exit_code"]
 
 
-def test_a_killed_run_is_told_as_killed_after_a_run_with_other_records(
-    killed: Callable[[], str], kopiatomic: Kopiatomic, data: Path, root: Path, tmp_path: Path
-) -> None:
-    run_id = killed()
-    other = kopiatomic("--state-dir", tmp_path / "other", "--mount-root", f"{root}2", "-c", "true", data)
-    assert other.returncode == 0, other
-    recovered = kopiatomic("recover")
-    assert recovered.returncode == 0, recovered
-    assert "its processes were killed" in recovered.stdout
-    assert result(kopiatomic, run_id) == ("interrupted", None)
-
-
 def test_recover_says_first_and_then_removes(
     killed: Callable[[], str], recover: Any, btrfs: Btrfs, kopiatomic: Kopiatomic, root: Path, leftovers: Leftovers
 ) -> None:

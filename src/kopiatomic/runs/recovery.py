@@ -257,18 +257,12 @@ class Recovery:
         self.cleared.leftovers = [*kept, *after]
 
     def remove_stale_files(self) -> None:
-        """Remove the lock files of killed runs that are recorded here.
-
-        The file of any other tells those that have its record that it was killed, and stays as long as the boot.
-        """
+        """Remove the lock files of killed runs."""
         locks.remove_stale_roots()
-        try:
-            recorded = {run_id for run_id in locks.runs() if run_id != self._own and self._records.run(run_id)}
-        except StateError:
-            return
-        for run_id in recorded:
-            with locks.claim(run_id):
-                pass
+        for run_id in locks.runs():
+            if run_id != self._own:
+                with locks.claim(run_id):
+                    pass
 
 
 def _end_of(held: Held) -> str:
