@@ -22,7 +22,6 @@ from kopiatomic.state.liveness import Life
 from kopiatomic.state.locks import Held
 from kopiatomic.state.ownership import Mark
 from kopiatomic.state.records import INTERRUPTED, NOT_RECORDED, Records, Unfinished
-from kopiatomic.state.state_file import StateError
 from kopiatomic.system import signals, worker
 from kopiatomic.system.channel import Channel
 
