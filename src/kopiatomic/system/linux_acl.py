@@ -16,7 +16,7 @@ from kopiatomic.system import accounts
 _NONE = frozenset([errno.ENODATA, errno.EOPNOTSUPP])
 """Errors of getxattr(2) if a file has no such list, or its filesystem does not know them."""
 
-_POSIX = "system.posix_acl_access"
+POSIX = "system.posix_acl_access"
 _VERSION = 2
 _USER, _GROUP_OBJECT, _GROUP, _MASK = 0x02, 0x04, 0x08, 0x10
 _WRITE = 2
@@ -36,21 +36,27 @@ def writers(at: int | str, gid: int) -> list[str] | None:
 
     In a POSIX list these are named users and groups, and the file's own group, whose bits in the mode are the list's mask.
     """
-    # A descriptor opened with O_PATH gives no access to attributes.
-    path = f"/proc/self/fd/{at}" if isinstance(at, int) else at
-    follow = isinstance(at, int)
-    for name, parse in ((_POSIX, _posix), (_NFS4, _nfs4), (_NFS4_NUMBERS, _nfs4_numbers)):
-        try:
-            data = os.getxattr(path, name, follow_symlinks=follow)
-        except OSError as error:
-            if error.errno not in _NONE:
-                raise
+    for name, parse in ((POSIX, _posix), (_NFS4, _nfs4), (_NFS4_NUMBERS, _nfs4_numbers)):
+        data = read(at, name)
+        if data is None:
             continue
         try:
             return list(parse(data, gid))
         except (struct.error, ValueError):
             return ["whoever an access control list names that cannot be read"]
     return None
+
+
+def read(at: int | str, name: str = POSIX) -> bytes | None:
+    """Return a list as the kernel has it; None if there is none. ``at`` as in :func:`writers`. Raises OSError."""
+    # A descriptor opened with O_PATH gives no access to attributes.
+    path, follow = (f"/proc/self/fd/{at}", True) if isinstance(at, int) else (at, False)
+    try:
+        return os.getxattr(path, name, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno not in _NONE:
+            raise
+        return None
 
 
 def _posix(data: bytes, gid: int) -> Iterator[str]:

@@ -7,14 +7,15 @@ import os
 import stat
 
 from kopiatomic.immutable import immutable
-
-_LIST = "system.posix_acl_access"
-"""acl(5). Where a list exists, the group's bits of the mode are its mask: without the list they would grant too much."""
+from kopiatomic.system import linux_acl
 
 
 @immutable
 class Attributes:
-    """The status of a directory, and its access control list as the kernel has it; None if it has none."""
+    """The status of a directory, and its access control list as the kernel has it; None if it has none.
+
+    Where a list exists, the group's bits of the mode are its mask (acl(5)): without the list they would grant too much.
+    """
 
     status: os.stat_result
     acl: bytes | None = None
@@ -22,13 +23,7 @@ class Attributes:
 
 def attributes_of(directory: int) -> Attributes:
     """Return the attributes of an open directory; a descriptor for a path alone (O_PATH) is enough. Raises OSError."""
-    status = os.fstat(directory)
-    try:
-        return Attributes(status, os.getxattr(f"/proc/self/fd/{directory}", _LIST))
-    except OSError as error:
-        if error.errno not in {errno.ENODATA, errno.EOPNOTSUPP}:
-            raise
-        return Attributes(status)
+    return Attributes(os.fstat(directory), linux_acl.read(directory))
 
 
 def give(ours: int, attributes: Attributes) -> None:
@@ -36,17 +31,15 @@ def give(ours: int, attributes: Attributes) -> None:
 
     Root alone may enter it where the list cannot be set.
     """
-    os.fchown(ours, attributes.status.st_uid, attributes.status.st_gid)
-    if attributes.acl is None:
-        os.fchmod(ours, stat.S_IMODE(attributes.status.st_mode))
-        return
-    os.fchmod(ours, 0o700)
-    try:
-        os.setxattr(ours, _LIST, attributes.acl)
-    except OSError as error:
-        if error.errno != errno.EOPNOTSUPP:
-            raise
-        os.fchown(ours, 0, 0)
-        return
-    special = stat.S_IMODE(attributes.status.st_mode) & ~0o777
-    os.fchmod(ours, stat.S_IMODE(os.fstat(ours).st_mode) | special)
+    status = attributes.status
+    os.fchown(ours, status.st_uid, status.st_gid)
+    if attributes.acl is not None:
+        os.fchmod(ours, 0o700)
+        try:
+            os.setxattr(ours, linux_acl.POSIX, attributes.acl)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            os.fchown(ours, 0, 0)
+            return
+    os.fchmod(ours, stat.S_IMODE(status.st_mode))
