@@ -178,8 +178,9 @@ class _Walk:
                 info = btrfs.subvolume(fd)
                 if not top or wanted.id not in {0, info.id}:
                     raise _MovedError
-                self._uuid = btrfs.filesystem_uuid(fd)
-                self._clone = is_clone(self._uuid, self._device)
+                uuid = btrfs.filesystem_uuid(fd)
+                if uuid != self._uuid:
+                    self._uuid, self._clone = uuid, is_clone(uuid, self._device)
                 owner = os.fstat(fd).st_uid
                 holds = _has_entries(fd) if self._look_inside and wanted.above is not None else None
                 nested = list(_children(fd, info, wanted.path))
