@@ -43,16 +43,15 @@ def resolve(root: str) -> str:
 
 def _resolve(path: str) -> str:
     with _looking_at(path):
-        above = "/"
-        for above in safety.steps(os.path.dirname(path), links=True):
-            if presence.is_link(above):
-                _require_safe(path, above)
-        path = os.path.join(above, os.path.basename(path))
+        followed, why = safety.follow(path)
+        if why:
+            raise _unsafe(path, why)
+        path = followed
         if presence.is_link(path):
             raise _refused(
                 path, "it is a symbolic link", "Name the directory itself, or choose another with --mount-root."
             )
-    _require_safe(path, path)
+    _require_safe(path)
     return path
 
 
@@ -68,22 +67,26 @@ def _looking_at(root: str) -> Iterator[None]:
         raise _refused(root, error.strerror or str(error), hint) from None
 
 
-def _require_safe(root: str, step: str) -> None:
-    """Refuse a root if others than root could exchange a step on its path, or write to it. Raises KopiatomicError."""
+def _require_safe(root: str) -> None:
+    """Refuse a root if others than root could exchange it, or write to it. Raises KopiatomicError."""
     with _looking_at(root):
-        why = safety.unsafe(step)
-        if not why and step == root and presence.exists(step, follow_links=False):
-            who = safety.writers(step)
-            why = f"{who} can change it, and it is {accounts.user(os.lstat(step).st_uid)}'s" if who else ""
+        why = safety.unsafe(root)
+        if not why and presence.exists(root, follow_links=False):
+            who = safety.writers(root)
+            why = f"{who} can change it, and it is {accounts.user(os.lstat(root).st_uid)}'s" if who else ""
     if why:
-        raise _refused(
-            root, why, "Choose another with --mount-root, in directories that root alone can write to, such as /kopia."
-        )
+        raise _unsafe(root, why)
+
+
+def _unsafe(root: str, why: str) -> KopiatomicError:
+    return _refused(
+        root, why, "Choose another with --mount-root, in directories that root alone can write to, such as /kopia."
+    )
 
 
 def check(root: str) -> None:
     """Refuse a root that is not a directory, holds anything that is not ours, or is not safe. Raises KopiatomicError."""
-    _require_safe(root, root)
+    _require_safe(root)
     with _looking_at(root):
         status = presence.status(root, follow_links=False)
         if status is None:

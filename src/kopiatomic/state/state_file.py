@@ -212,7 +212,7 @@ class StateFile:
         if self._safe or os.geteuid() != 0:
             return
         try:
-            why = looking.call(lambda: safety.unsafe_way(self.directory), self.directory)
+            why = looking.call(self._unsafe, self.directory)
         except OSError as error:
             raise self._unusable(error) from None
         if why:
@@ -222,6 +222,11 @@ class StateFile:
                 hint="Choose one with --state-dir, in directories that root alone can write to, such as /var/lib.",
             )
         self._safe = True
+
+    def _unsafe(self) -> str:
+        """Return why others than root can change where the directory's path leads; empty if only root can. Raises OSError."""
+        path, why = safety.follow(self.directory)
+        return why or safety.unsafe(path)
 
     def _check_directory(self) -> None:
         try:

@@ -90,16 +90,15 @@ def steps(path: str, *, links: bool = False) -> Iterator[str]:
         left += target.split("/")[::-1]
 
 
-def unsafe_way(path: str) -> str:
-    """Return why others than root can change where an absolute path leads, in words; empty if only root can.
-
-    Its last component is not followed. Raises OSError.
+def follow(path: str) -> tuple[str, str]:
+    """Return an absolute path with the links above its last component followed, and why others than root can exchange one of
+    these links, in words; empty if only root can. Raises OSError.
     """
-    above = "/"
+    above, why = "/", ""
     for above in steps(os.path.dirname(path), links=True):
         if presence.is_link(above) and (why := unsafe(above)):
-            return why
-    return unsafe(os.path.join(above, os.path.basename(path)))
+            break
+    return os.path.join(above, os.path.basename(path)), why
 
 
 def unsafe(path: str, until: Collection[str] = ()) -> str:
