@@ -7,7 +7,7 @@ import shlex
 from dataclasses import replace
 
 from kopiatomic import engines
-from kopiatomic.commands.failures import require_root
+from kopiatomic.commands.failures import require_root_to_freeze
 from kopiatomic.config import credentials
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options, check_name, words
@@ -88,10 +88,7 @@ class _Run:
         self._shown = self._secrets.command_line(["kopiatomic", *called.words])
         """The command line as it may be shown."""
         if not options.dry_run:
-            require_root(
-                "making and mounting snapshots needs root",
-                hint=f"sudo {printable(self._shown)}   (-n shows without root what would be done)",
-            )
+            require_root_to_freeze(self._shown, "   (-n shows without root what would be done)")
         report.root, report.series = self._place()
         self._selecting = Selecting(options, report, listener, refuses=engine.refuses, breaks_at=engine.breaks_at)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
-from kopiatomic.commands.failures import require_root
+from kopiatomic.commands.failures import require_root_to_freeze
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
 from kopiatomic.engines.written import in_place
@@ -28,7 +28,7 @@ from kopiatomic.output.summary import shielded
 from kopiatomic.planning import plan
 from kopiatomic.runs.freezing import Frozen, failures_in, new_run_id, recorded
 from kopiatomic.runs.launcher import Checked, Manner, Start, Started
-from kopiatomic.runs.selecting import Listener, Selecting, idmapped
+from kopiatomic.runs.selecting import Listener, Selecting
 from kopiatomic.runs.streams import Callers
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import lists, roots
@@ -143,7 +143,7 @@ class _Inside:
                 hint="kopiatomic exec ... -- sh -c '...' does without; so does 'ssh -t' to get one from afar.",
             )
         shown = self._secrets.command_line(["kopiatomic", *self._called.words])
-        require_root("making and mounting snapshots needs root", hint=f"sudo {printable(shown)}")
+        require_root_to_freeze(shown)
         report.root = self._place()
         # Not in the series of any backup: an open shell blocks nobody.
         report.series = printable(f"{report.kind}: {shlex.join(options.selection_words())}")
@@ -162,7 +162,7 @@ class _Inside:
 
     def _require_own_ids(self, selected: Plan) -> None:
         """Refuse another user where the frozen files have other owners than the live ones. Raises KopiatomicError."""
-        mapped = idmapped(selected) if self._user is not None else []
+        mapped = self._selecting.idmapped(selected) if self._user is not None else []
         if mapped:
             raise KopiatomicError(
                 f"{first_few(mapped)}: the mount maps user ids, so --user would read by other rights than on the live system",

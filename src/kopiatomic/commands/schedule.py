@@ -94,7 +94,7 @@ def _schedule(wanted: Wanted, place: Place) -> tuple[Schedule, list[str]]:
     check_schedule_name(wanted.name)
     _check_words(wanted, place.scheduler)
     options = wanted.options
-    require_root("schedules are root's", hint="sudo kopiatomic schedule ...")
+    _require_root()
     calendar = place.scheduler.calendar(wanted.name, wanted.calendar)
     for name, path in wanted.credentials.items():
         environment.check_credential(name, path, top=place.top)
@@ -226,7 +226,7 @@ def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) ->
     """Show what is installed and how its runs ended; return the exit code."""
 
     def run() -> int:
-        require_root("schedules are root's", hint="sudo kopiatomic schedule ...")
+        _require_root()
         found, failures = [], []
         for one in [_installed(scheduler, name)] if name else _all(scheduler):
             try:
@@ -332,7 +332,7 @@ def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> i
     """Remove a schedule; return the exit code. Its runs stay recorded."""
 
     def run() -> int:
-        require_root("schedules are root's", hint="sudo kopiatomic schedule ...")
+        _require_root()
         schedule = _installed(scheduler, name)
         _require_idle(scheduler, schedule)
         paths = list(_of_ours(scheduler.leftovers(name), console))
@@ -425,3 +425,7 @@ def start(
         return report.exit_code
 
     return ended(run, console)
+
+
+def _require_root() -> None:
+    require_root("schedules are root's", hint="sudo kopiatomic schedule ...")

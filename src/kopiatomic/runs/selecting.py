@@ -23,7 +23,6 @@ from kopiatomic.platforms.steps import View, missing_text
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import roots
 from kopiatomic.state.ownership import PREFIX
-from kopiatomic.system import host
 from kopiatomic.text import few, first_few, printable
 
 
@@ -137,13 +136,20 @@ class Selecting:
             roots.check(directory)
         for warning in self.platform.check(selected):
             self.warn(warning)
-        mapped = idmapped(selected)
+        mapped = self.idmapped(selected)
         if mapped:
             self.warn(
                 f"{first_few(mapped)}: the mount maps user ids (mount_setattr(2)); the frozen view shows owners as stored"
             )
         for maker in backends.makers(selected, self.report.run_id):
             maker.check()
+
+    def idmapped(self, selected: Plan) -> list[str]:
+        """Return the mount points of what is taken that map user ids: there, files have other owners than in the view."""
+        assert self._facts is not None
+        seen = visible(self._facts.mounts)
+        points = (t.dataset.mountpoint.text for t in selected.taken if not t.dataset.volume)
+        return [point for point in points if point in seen and "idmapped" in seen[point].options]
 
     def leave_out(self, refused: Sequence[Refusal], *, again: Callable[[], Plan], last: bool) -> bool:
         """Plan again without what cannot be taken; returns whether everything was listed again, and is to be tried again.
@@ -216,13 +222,6 @@ class Selecting:
             if missing.live:
                 self.warn(missing_text(missing))
         self._miss([missing_text(missing) for missing in view.missing if not missing.live])
-
-
-def idmapped(selected: Plan) -> list[str]:
-    """Return the mount points of what is taken that map user ids: there, files have other owners than in the view."""
-    seen = visible(host.here().mounts())
-    points = (t.dataset.mountpoint.text for t in selected.taken if not t.dataset.volume)
-    return [point for point in points if point in seen and "idmapped" in seen[point].options]
 
 
 def not_atomic(why: str, hint: str) -> KopiatomicError:
