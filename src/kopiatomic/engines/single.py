@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from kopiatomic.engines import reader
 from kopiatomic.engines.reader import Receiver
+from kopiatomic.text import printable
 
 
 class SingleFile:
     """Takes the content of a file piece by piece."""
 
-    def __init__(self, receiver: Receiver, path: str, size: int) -> None:
+    def __init__(self, engine: str, receiver: Receiver, path: str, size: int) -> None:
+        self._engine = engine
         self._receiver = receiver
         self._left = size
         self._is_wanted = receiver.begin(path, size)
@@ -19,8 +22,12 @@ class SingleFile:
         if self._is_wanted and self._left >= 0:
             self._receiver.piece(data)
 
-    def finish(self) -> bool:
-        """Take the end of the output; return whether it had the size that it must have."""
-        if self._left == 0 and self._is_wanted:
+    def finish(self, asked: str) -> None:
+        """Take the end of the output; ``asked`` is the path that was asked for.
+
+        Raises KopiatomicError of kind ENGINE-cut-short if the file did not have the size that it must have.
+        """
+        if self._left != 0:
+            raise reader.cut_short(self._engine, f"{printable(asked)} has another size than it is listed with")
+        if self._is_wanted:
             self._receiver.end()
-        return self._left == 0

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+from kopiatomic.engines import reader
 from kopiatomic.engines.reader import Receiver
+from kopiatomic.text import printable
 
 _BLOCK = tarfile.BLOCKSIZE
 _LONGEST_EXTENSION = 1 << 20
@@ -29,6 +32,20 @@ _WITHOUT_DATA = (
 
 class TarError(Exception):
     """The stream is no archive that can be read; the message says why, in words."""
+
+
+@contextmanager
+def archive(engine: str, receiver: Receiver, path: Callable[[str], str]) -> Iterator[Callable[[bytes], None]]:
+    """Yield what takes an engine's archive piece by piece, and take its end behind the block.
+
+    Raises KopiatomicError of kind ENGINE-cut-short if it is not whole.
+    """
+    stream = TarStream(receiver, path)
+    try:
+        yield stream.feed
+        stream.finish()
+    except TarError as error:
+        raise reader.cut_short(engine, printable(str(error))) from None
 
 
 class TarStream:

@@ -16,7 +16,7 @@ from kopiatomic.engines.borg.client import Client
 from kopiatomic.engines.borg.output import messages
 from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
-from kopiatomic.engines.tar import TarError, TarStream
+from kopiatomic.engines.tar import archive
 from kopiatomic.paths import below as lies_in
 from kopiatomic.text import printable
 
@@ -75,13 +75,9 @@ class BorgReader:
 
     def read(self, snapshot: StoredSnapshot, receiver: Receiver, *, below: str = "") -> None:
         """Hand on the content of each file; one process. Raises KopiatomicError."""
-        archive = TarStream(receiver, lambda name: f"/{name.lstrip('/')}")
         name, *patterns = _where(snapshot, below)
-        try:
-            self._run("export-tar", name, "-", *patterns, snapshot=snapshot, below=below, take=archive.feed)
-            archive.finish()
-        except TarError as error:
-            raise reader.cut_short("borg", printable(str(error))) from None
+        with archive("borg", receiver, lambda name: f"/{name.lstrip('/')}") as take:
+            self._run("export-tar", name, "-", *patterns, snapshot=snapshot, below=below, take=take)
 
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""

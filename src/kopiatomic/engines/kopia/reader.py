@@ -25,7 +25,7 @@ from kopiatomic.engines.kopia.output import Manifest, parse_manifest
 from kopiatomic.engines.numbers import number
 from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
 from kopiatomic.engines.single import SingleFile
-from kopiatomic.engines.tar import TarError, TarStream
+from kopiatomic.engines.tar import archive
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.paths import below as lies_in
 from kopiatomic.paths import is_at_or_below
@@ -102,19 +102,14 @@ class KopiaReader:
         found = self._entry(snapshot, below, top) if top else {"type": "d"}
         base = snapshot.sources[0].rstrip("/")
         if found.get("type") == "f":
-            single = SingleFile(receiver, f"{base}/{top}", number(found, "size"))
+            single = SingleFile("kopia", receiver, f"{base}/{top}", number(found, "size"))
             self._run("show", f"{snapshot.root}/{top}", snapshot=snapshot, below=below, take=single.feed)
-            if not single.finish():
-                raise reader.cut_short("kopia", f"{printable(below)} has another size than it is listed with")
+            single.finish(below)
         elif found.get("type") == "d":
             base = f"{base}/{top}" if top else base
-            archive = TarStream(receiver, lambda name: f"{base}/{name}")
             words = ("--mode=tar", "--no-progress", "--no-ignore-errors", _object(snapshot, top), "/dev/stdout")
-            try:
-                self._run("restore", *words, snapshot=snapshot, below=below, take=archive.feed)
-                archive.finish()
-            except TarError as error:
-                raise reader.cut_short("kopia", printable(str(error))) from None
+            with archive("kopia", receiver, lambda name: f"{base}/{name}") as take:
+                self._run("restore", *words, snapshot=snapshot, below=below, take=take)
 
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""

@@ -17,7 +17,7 @@ from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
 from kopiatomic.engines.restic.client import Client
 from kopiatomic.engines.single import SingleFile
-from kopiatomic.engines.tar import TarError, TarStream
+from kopiatomic.engines.tar import archive
 from kopiatomic.paths import below as lies_in
 from kopiatomic.system import process
 from kopiatomic.text import printable
@@ -75,17 +75,12 @@ class ResticReader:
         words = ["--no-lock", *self._client.shared, "--", snapshot.id, below.rstrip("/") or "/"]
         if entry is not None and entry.kind is Kind.FILE:
             assert entry.size is not None
-            single = SingleFile(receiver, below.rstrip("/"), entry.size)
+            single = SingleFile("restic", receiver, below.rstrip("/"), entry.size)
             self._run("dump", *words, snapshot=snapshot, take=single.feed)
-            if not single.finish():
-                raise reader.cut_short("restic", f"{printable(below)} has another size than it is listed with")
+            single.finish(below)
         elif entry is None or entry.kind is Kind.DIRECTORY:
-            archive = TarStream(receiver, lambda name: f"/{name.lstrip('/')}")
-            try:
-                self._run("dump", "--archive=tar", *words, snapshot=snapshot, take=archive.feed)
-                archive.finish()
-            except TarError as error:
-                raise reader.cut_short("restic", printable(str(error))) from None
+            with archive("restic", receiver, lambda name: f"/{name.lstrip('/')}") as take:
+                self._run("dump", "--archive=tar", *words, snapshot=snapshot, take=take)
 
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
