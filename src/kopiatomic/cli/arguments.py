@@ -6,10 +6,21 @@ from typing import Any
 
 import click
 
+from kopiatomic.config.settings import COMMANDS, Form
+
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 NO_WORD_YET = "kopiatomic.no-word-yet"
 COMMAND = "kopiatomic.command"
+
+
+_ALONE = {
+    flag: setting.alone
+    for setting in COMMANDS["backup"]
+    if setting.form is Form.DURATION and setting.alone is not None
+    for flag in setting.flags
+}
+"""Durations that may be given without a value, and what they then are."""
 
 
 class Command(click.Command):
@@ -19,17 +30,17 @@ class Command(click.Command):
         return super().parse_args(ctx, self.spelled_out(args))
 
     def spelled_out(self, args: list[str]) -> list[str]:
-        """Give a bare ``--wait`` its implied value: click would take the next word for it."""
+        """Give a duration without a value (``--wait``) its implied one: click would take the next word for it."""
         with_value = {
             name
             for parameter in self.params
             if isinstance(parameter, click.Option) and not parameter.is_flag
             for name in parameter.opts
-        } - {"--wait"}
+        } - _ALONE.keys()
         words = iter(args)
         result = []
         for word in words:
-            result.append(f"--wait={_FOR_EVER}" if word == "--wait" else word)
+            result.append(f"{word}={_ALONE[word]}" if word in _ALONE else word)
             if word == "--":
                 break
             is_cluster = len(word) > 1 and word[0] == "-" and word[1] != "-"
@@ -50,7 +61,6 @@ def _value_begins(cluster: str, with_value: set[str]) -> bool:
 
 
 _LONGEST = 3650 * 86400.0
-_FOR_EVER = "3650d"
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
