@@ -106,8 +106,8 @@ def running(kind: str, folder: Path) -> Iterator[Runner]:
 
 
 def until_nobody_lives(run: Runner) -> None:
-    """Wait for the end of all processes of all runs."""
+    """Wait for the end of all processes of all runs, and with it for their locks."""
     deadline = time.monotonic() + 10 * SLOWNESS
-    while run.group.pids():
+    while run.group.populated():
         assert time.monotonic() < deadline
         time.sleep(0.05)

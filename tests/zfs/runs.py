@@ -43,9 +43,13 @@ class Cgroup:
             found.append(f"{pid} {words[:80]}")
         return found
 
+    def populated(self) -> bool:
+        """Whether a process of it has not ended yet. One that is about to is in no list of processes, and has its files still."""
+        return "populated 1" in (self.folder / "cgroup.events").read_text()
+
     def kill(self) -> None:
         deadline = time.monotonic() + 30
-        while self.pids() and time.monotonic() < deadline:
+        while self.populated() and time.monotonic() < deadline:
             (self.folder / "cgroup.kill").write_text("1")
             time.sleep(0.02)
 
