@@ -290,6 +290,11 @@ CASES = [
         *(1, "engine-start", "garbage cannot be started: Exec format error", "executable"),
     ),
     Case(
+        "-c without its interpreter",
+        lambda bench: bench.run("-c", str(bench.file("script", "#!/no/such/shell\n")), bench.data),
+        *(1, "engine-interpreter", "script cannot be started: what it names as its interpreter is missing", "#!"),
+    ),
+    Case(
         "-c fails", plain("-c", "sh -c 'exit 7'", "DATA"), 1, "engine-failed", "sh failed: exit status 7", "Nothing was"
     ),
     Case("-c killed by a signal", killed_engine, 1, "engine-failed", r"sh failed: killed by SIGSEGV \(11\)", "Nothing"),

@@ -141,6 +141,25 @@ def test_what_cannot_be_started_is_said_as_a_shell_does(argv: list[str], code: i
     assert f"{argv[0]} cannot be started" in ended.stderr
 
 
+def test_a_script_without_its_interpreter_is_not_said_to_be_missing(execute: Exec, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/shell\n")
+    script.chmod(0o755)
+    ended = execute(script)
+    assert ended.returncode == 127
+    assert f"{script} cannot be started: what it names as its interpreter is missing" in ended.stderr
+    assert "#!" in ended.stderr.partition("\n")[2]
+
+
+def test_without_the_capability_the_user_is_what_cannot_be(kopiatomic: Kopiatomic, data: Path) -> None:
+    words = kopiatomic.argv("exec", "--user", "nobody", data, "--", "true")
+    bounded = ("setpriv", "--bounding-set", "-setuid", "--inh-caps", "-setuid")
+    ended = command(*bounded, *words, env=kopiatomic.environment, check=False)
+    assert ended.returncode == 1
+    assert "true cannot be started as another user: Operation not permitted" in ended.stderr
+    assert "CAP_SETUID" in ended.stderr
+
+
 def test_jobs_in_the_background_end_with_it_and_that_is_said(execute: Exec) -> None:
     ended = execute("sh", "-c", "sleep 100 & setsid sleep 100 & exit 5")
     assert ended.returncode == 5

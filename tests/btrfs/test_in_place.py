@@ -421,6 +421,16 @@ def test_a_writable_directory_that_kopia_would_read_is_refused(data: Path, kopia
     assert ended.returncode == 0, str(ended)
 
 
+def test_a_writable_directory_that_makes_no_sense_is_refused(data: Path, in_place: InPlace, tmp_path: Path) -> None:
+    """A mistyped one would be found out only by what the engine could not write."""
+    ended, document = in_place("--writable", tmp_path / "mistyped", "-c", "true", data)
+    assert (ended.returncode, document["error"]["kind"]) == (1, "no-writable")
+    assert f"--writable {tmp_path}/mistyped: there is no such directory" in ended.stderr
+    ended, document = in_place("--writable", data, "-c", "true", data)
+    assert (ended.returncode, document["error"]["kind"]) == (1, "own-in-source")
+    assert f"--writable {data} is what is backed up, which is read-only" in ended.stderr
+
+
 def test_an_engine_has_a_place_for_its_temporary_files(data: Path, in_place: InPlace, script: Script) -> None:
     temporary = data / "tmp"
     temporary.mkdir()

@@ -95,7 +95,7 @@ def test_a_dataset_that_appears_meanwhile_is_named(pool: Pool, run: Runner) -> N
 def test_a_plan_needs_neither_root_nor_a_repository(pool: Pool, run: Runner) -> None:
     # As udev's rules, which this VM does not have, set it.
     Path("/dev/zfs").chmod(0o666)
-    ended = run("-n", f"{pool.name}/home", before=obstacles.nobody, env={"COLUMNS": "200"})
+    ended = run("-n", f"{pool.name}/home", before=obstacles.nobody)
     assert ended.returncode == 0, ended
     assert f"/kopia{pool.path('home')}" in ended.stdout
     assert "kopia snapshot create /kopia" in ended.stdout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from kopiatomic.cli.arguments import HELP, Command
 from kopiatomic.cli.endings import called, finish
 from kopiatomic.cli.options import options
 from kopiatomic.cli.selection import SELECTION
+
+if TYPE_CHECKING:
+    from kopiatomic.errors import EndError
 
 _EPILOG = """\
 Exit codes: 0 saved; 1 failed, nothing saved; 2 usage; 3 saved but not
@@ -24,6 +27,9 @@ the frozen instant, 'kopiatomic history' shows what runs did, 'kopiatomic
 recover' removes what killed runs left, 'kopiatomic schedule' puts a backup
 on a timer. 'kopiatomic backup NAME...' reaches a pool of any name.
 """
+
+_NO_DATASET = frozenset(["no-such-dataset", "no-pools", "zfs-missing", "zfs-module", "zfs-permission"])
+"""Kinds of errors of a word that may be no dataset at all."""
 
 
 class _VersionOption(click.Option):
@@ -79,4 +85,18 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
     from kopiatomic.output.console import Console
 
     console = Console(called(), verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
-    finish(run(Options(maintenance=not no_maintenance, **options), console, called()), console, as_json=as_json)
+    report = run(Options(maintenance=not no_maintenance, **options), console, called())
+    if report.error is not None and report.error.kind in _NO_DATASET:
+        _suggest_command(report.error, called().words)
+    finish(report, console, as_json=as_json)
+
+
+def _suggest_command(error: EndError, words: Sequence[str]) -> None:
+    """Have an error say that its word may be a mistyped command: what is no command is a dataset."""
+    import difflib
+
+    commands = click.get_current_context().find_root().command
+    assert isinstance(commands, click.Group)
+    near = difflib.get_close_matches(words[0], commands.commands, n=1, cutoff=0.7)
+    if near and words[0] not in commands.commands:
+        error.hint = f"If a command was meant: kopiatomic {near[0]}. {error.hint or ''}".rstrip()

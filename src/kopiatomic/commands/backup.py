@@ -156,7 +156,7 @@ class _Run:
     def _written(self, selected: Plan) -> list[Own]:
         """Return the directories that are written to while the engine reads."""
         paths = map(os.path.abspath, self._options.writable)
-        asked = [Own("--writable", path, self._engine.skips(path), _NOT_SKIPPED) for path in paths]
+        asked = [Own("--writable", path, self._engine.skips(path), _NOT_SKIPPED, asked=True) for path in paths]
         return [*self._engine.own(selected), *asked]
 
     def _finish(self) -> None:

@@ -74,7 +74,8 @@ class _StartError(KopiatomicError):
     """The command could not be started; the exit code is the one that a shell uses for that."""
 
     def __init__(self, cause: StartError, exit_code: int) -> None:
-        super().__init__(cause.message, kind="command-start", hint="Is it there at that instant, and executable?")
+        hint = cause.hint if cause.kind == "engine-interpreter" else "Is it there at that instant, and executable?"
+        super().__init__(cause.message, kind="command-start", hint=hint)
         self._exit_code = exit_code
 
     @property
@@ -259,7 +260,7 @@ class _Inside:
 def _account(name: str) -> pwd.struct_passwd:
     """Return the account with a name or a number. Raises KopiatomicError."""
     try:
-        return pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
+        return pwd.getpwuid(int(name)) if name.isascii() and name.isdecimal() else pwd.getpwnam(name)
     except (KeyError, OverflowError):
         raise KopiatomicError(
             f"--user {printable(name)}: there is no such user", kind="no-such-user", hint="'getent passwd' lists them."

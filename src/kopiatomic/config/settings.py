@@ -238,7 +238,7 @@ _STOP_TIMEOUT = _duration(
     "stop_timeout",
     "--stop-timeout",
     Group.RUN,
-    "How long the engine or command has to end after a signal, and a suspended pool to resume.",
+    "How long the engine or command has to end after a signal, and a suspended pool or frozen filesystem to go on.",
     default="30s",
     shows_default=True,
 )

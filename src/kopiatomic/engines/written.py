@@ -25,6 +25,8 @@ class Own:
     skipped: bool
     why: str = ""
     """If it is not skipped: what would have to be different."""
+    asked: bool = False
+    """Whether a person named it."""
     cache: bool = False
     """Whether it is skipped because it is marked as a cache; if it is not marked yet, it is marked."""
 
@@ -90,7 +92,15 @@ def _made(path: str, *, mark: bool) -> bool:
 def require_skipped(found: Sequence[Own], plan: Plan) -> None:
     """Raise KopiatomicError for a directory that is in a source and would be read as data."""
     for own in found:
-        source = source_of(looking.real(own.path), plan)
+        path = looking.real(own.path)
+        # It would be live, and nothing of it frozen, also for an engine that leaves it out.
+        if any(is_at_or_below(source, path) for source in plan.sources):
+            raise KopiatomicError(
+                f"{own.what} {printable(own.path)} is what is backed up, which is read-only",
+                kind="own-in-source",
+                hint="Name a directory below it that is marked as a cache (CACHEDIR.TAG), or one elsewhere.",
+            )
+        source = source_of(path, plan)
         if source is not None and not own.skipped:
             raise KopiatomicError(
                 f"{own.what} {printable(own.path)} lies in {printable(source)}, which is backed up in place: it is written "
@@ -111,6 +121,12 @@ def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> P
     for own in found:
         path = looking.real(own.path)
         if not is_covered(path, plan):
+            if own.asked and not looking.call(partial(presence.exists, path), path):
+                raise KopiatomicError(
+                    f"{own.what} {printable(own.path)}: there is no such directory",
+                    kind="no-writable",
+                    hint="Make it first, or look at how it is written: nothing else of it would be noticed.",
+                )
             continue
         try:
             mark = own.cache and source_of(path, plan) is not None

@@ -5,6 +5,8 @@ Rich's own tables take 0.2 ms per row; a plan may have ten thousand.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TextIO
 
@@ -80,9 +82,12 @@ def _cells(text: str) -> int:
 def look(stream: TextIO) -> tuple[int, Paint]:
     """Return how many cells a line of a stream has, and how text is styled there.
 
-    If it is not a terminal, the width is COLUMNS, or 80, and there are no styles; rich handles NO_COLOR and TERM=dumb.
+    If it is not a terminal, the width is COLUMNS, or without end, so that grep(1) finds a name whole; and there are no styles.
+    Rich handles NO_COLOR and TERM=dumb.
     """
     console = Console(file=stream, highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        return sys.maxsize, lambda _, text: text
     if not console.is_terminal or console.color_system is None:
         return console.width, lambda _, text: text
 

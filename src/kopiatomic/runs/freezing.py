@@ -98,7 +98,7 @@ class Session:
         self._held = held
         self._recorder = recorder
         self._unfinished = False
-        """Whether the keeper lives on, since a suspended pool holds it up."""
+        """Whether the keeper lives on, since the kernel holds it up."""
 
     def attempt(self, call: Callable[[Records], T]) -> T | None:
         """Query the records, or record something. Return None if they cannot be used, which the user is told once."""
@@ -254,13 +254,15 @@ class Session:
         """Run the processes of one try; what they could not remove goes into the report."""
         report = self._report
         assert report.plan is not None
-        pools = filesystems.watched((t.dataset.filesystem, t.dataset.pool) for t in report.plan.taken)
+        datasets = [taken.dataset for taken in report.plan.taken]
+        pools = filesystems.watched((dataset.filesystem, dataset.pool) for dataset in datasets)
+        others = {dataset.pool: dataset.name for dataset in reversed(datasets) if dataset.pool not in pools}
         supervisor = Supervisor(
             report.run_id,
             report.plan,
             makers,
             self._orphaned,
-            Patience(pools, self._options.stop_timeout, self._selecting.warn),
+            Patience(pools, self._options.stop_timeout, self._selecting.warn, others=others.values()),
             platform=self._platform,
             record=self._recorder.intend_also,
             streams=streams,

@@ -266,6 +266,19 @@ class _Program:
                     raise _no_directory(self._cwd, error) from None
                 setting = replace(setting, cwd="/")
                 pid = spawn.start(argv, {**environment, "PWD": "/"}, setting)
+        except spawn.UserError as error:
+            raise KopiatomicError(
+                f"{printable(argv[0])} cannot be started as another user: {error.strerror}",
+                kind="engine-user",
+                hint="Root lacks CAP_SETUID or CAP_SETGID here: look at CapabilityBoundingSet= of a unit, or at the container.",
+            ) from None
+        except spawn.InterpreterError as error:
+            raise StartError(
+                f"{printable(argv[0])} cannot be started: what it names as its interpreter is missing",
+                kind="engine-interpreter",
+                hint="A script names it in its first line (#!); a compiled program for another system lacks its loader.",
+                number=error.errno or 0,
+            ) from None
         except OSError as error:
             raise StartError(
                 f"{printable(argv[0])} cannot be started: {error.strerror}",

@@ -155,7 +155,7 @@ class Recorder:
             self.problem = error
             self._warn(
                 f"{error.message}; this run has no record: if all its processes are killed while the snapshots are made, "
-                "only 'kopiatomic recover' finds what they left, by its property"
+                "only 'kopiatomic recover' finds what they left, by what marks it as ours"
             )
             result = None
         self._pass_on()

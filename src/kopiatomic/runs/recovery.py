@@ -128,7 +128,7 @@ class Recovery:
             elif has_ended:
                 self.cleared.problems.append(
                     f"run {run_id} has ended and a process of it still waits for the kernel to let it remove its snapshots "
-                    "(is a pool suspended? see 'zpool status')"
+                    "(is a pool suspended, or a filesystem frozen? See 'zpool status' and 'dmesg')"
                 )
             else:
                 self.cleared.alive.append(run_id)
@@ -144,7 +144,7 @@ class Recovery:
 
     def _clear(self, run_id: str, held: Held) -> _Result:
         """Have a child clear what a run left; the child shares the lock that we hold for it."""
-        pools = watched((intent.kind, intent.place) for intent in self._records.intents(run_id))
+        places = {(intent.kind, intent.place) for intent in self._records.intents(run_id)}
 
         def clear() -> _Result:
             try:
@@ -153,20 +153,27 @@ class Recovery:
                 held.let_go()
 
         try:
-            return self._in_child(clear, pools)
+            return self._in_child(clear, places)
         except EndError as error:
             held.keep()
             if isinstance(error, Interrupted):
                 raise
             return _Result([], [f"what run {run_id} left: {error.message}"])
 
-    def _in_child(self, function: Callable[[], _Result], pools: set[str]) -> _Result:
-        patience = Patience(pools, 0.0, self._warn)
+    def _in_child(self, function: Callable[[], _Result], places: set[tuple[str, str]]) -> _Result:
+        pools = watched(places)
+        others = {place for kind, place in places if kind in KINDS} - pools
+        patience = Patience(pools, 0.0, self._warn, others=others)
 
         def receive(channel: Channel) -> object:
             return patience.receive_at_the_end(channel, _TIMEOUT)
 
-        return worker.call(function, receive)
+        try:
+            return worker.call(function, receive)
+        except worker.StuckError as stuck:
+            if patience.given_up is None:
+                raise
+            raise patience.given_up.stops(stuck.pid) from None
 
     def _clear_here(self, run_id: str, end: str) -> _Result:
         intents = self._records.intents(run_id)
@@ -235,13 +242,13 @@ class Recovery:
         result: list[Leftover] = []
         for kind, mine in _by_kind(leftovers):
             module = kinds()[kind]
-            pools = watched((kind, leftover.place) for leftover in mine)
+            places = {(kind, leftover.place) for leftover in mine}
 
             def remove(module: Leftovers = module, mine: Sequence[Leftover] = mine) -> _Result:
                 return _Result(_with_problems(mine, _removed(module, mine)), [])
 
             try:
-                result += self._in_child(remove, pools).leftovers
+                result += self._in_child(remove, places).leftovers
             except Interrupted:
                 if held is not None:
                     held.keep()

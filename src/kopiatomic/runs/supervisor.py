@@ -20,12 +20,12 @@ from kopiatomic.model.snapshots import Sets
 from kopiatomic.platforms.platform import Platform, Record
 from kopiatomic.platforms.steps import View, steps_of
 from kopiatomic.runs import keeper, launcher
-from kopiatomic.runs.patience import Patience, SuspendedError
+from kopiatomic.runs.patience import HeldUpError, Patience
 from kopiatomic.runs.streams import Streams
 from kopiatomic.state.ownership import PREFIX
 from kopiatomic.system import channel, host, libzfs_core, process, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
-from kopiatomic.text import first_few, printable
+from kopiatomic.text import first_few
 
 RELEASE_TIMEOUT = 180.0
 """Seconds to wait until the keeper has removed everything; it reports within 60 for each pool, unless one hangs."""
@@ -38,14 +38,14 @@ _KILLED_TIMEOUT = 30.0
 """Seconds that an engine has to end after SIGKILL; only an uninterruptible call takes longer."""
 
 _HELD_UP_TIMEOUT = 2.0
-"""The same if a pool is suspended, which may be why it does not end."""
+"""The same where something holds the kernel up, which may be why it does not end."""
 
 
 class Supervisor:
     """The processes of one run. A context manager: however the block is left, none of them stays.
 
-    Afterwards ``left`` names, in words, what could not be removed. ``unfinished`` says that a suspended pool holds the keeper up:
-    it lives on, removes everything when the pool resumes, and calls ``orphaned``.
+    Afterwards ``left`` names, in words, what could not be removed. ``unfinished`` says that the kernel holds the keeper up:
+    it lives on, removes everything when it can, and calls ``orphaned``.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Supervisor:
             result: launcher.Checked | None = None
             while result is None or streams.unfinished:
                 stopping.consider()
-                self._look_at_pools(stopping)
+                self._look_for_an_obstacle(stopping)
                 for fd, events in self._ready(streams, stopping, ended=result is not None):
                     if fd == signals.fd():
                         signals.drain()
@@ -190,11 +190,11 @@ class Supervisor:
         except ClosedError:
             raise _died("launcher") from None
 
-    def _look_at_pools(self, stopping: _Stopping) -> None:
-        """Give up on a suspended pool after waiting for it long enough. Raises SuspendedError."""
+    def _look_for_an_obstacle(self, stopping: _Stopping) -> None:
+        """Give up on what holds the kernel up after waiting for it long enough. Raises HeldUpError."""
         try:
             self._patience.look()
-        except SuspendedError:
+        except HeldUpError:
             stopping.kill()
             raise
 
@@ -232,8 +232,8 @@ class Supervisor:
         """End the launcher first, with everything below it; then close our copy of the descriptor; then the keeper's."""
         self._launcher.close()
         if self._launcher_watch is not None:
-            # Do not wait here for what a suspended pool holds up: the keeper does that.
-            timeout = 0.0 if self._patience.suspended() else _LAUNCHER_TIMEOUT
+            # Do not wait here for what holds the kernel up: the keeper does that.
+            timeout = 0.0 if self._patience.obstacle() else _LAUNCHER_TIMEOUT
             if not channel.watched_ended(self._launcher_watch, timeout):
                 with suppress(ProcessLookupError):
                     host.here().kill(self._launcher_pid, self._launcher_watch)
@@ -304,11 +304,8 @@ class Supervisor:
         names = [taken.dataset.name for taken in self._plan.taken]
         what = f"{len(names)} snapshot(s) named {PREFIX}{self._run_id} of {first_few(names)}"
         given_up = self._patience.given_up
-        if given_up:
-            pools = ", ".join(map(printable, given_up))
-            why = f"the pool {pools} is suspended (when its devices are back: zpool clear {pools})"
-        else:
-            why = "the kernel is not done yet (see 'zpool status', 'dmesg')"
+        unknown = "the kernel is not done yet (see 'zpool status', 'dmesg')"
+        why = f"{given_up.what} ({given_up.remedy})" if given_up else unknown
         self.left.append(
             f"{what}, for which these processes still wait: {waiting}; {why}. They remove all of it then; if they were "
             "killed: kopiatomic recover"
@@ -368,7 +365,7 @@ class _Stopping:
             )
 
     def _killed_timeout(self) -> float:
-        return _HELD_UP_TIMEOUT if self._patience.suspended() else _KILLED_TIMEOUT
+        return _HELD_UP_TIMEOUT if self._patience.obstacle() else _KILLED_TIMEOUT
 
     def _tell(self) -> None:
         self._again = time.monotonic() + self._pause

@@ -274,6 +274,14 @@ class StateFile:
 
     def _unusable(self, error: sqlite3.Error | OSError) -> StateError:
         reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            return StateError(
+                f"the state database {printable(self.path)} is locked by another process, and was not free within "
+                f"{_BUSY_TIMEOUT:g} s",
+                kind="state-locked",
+                hint="kopiatomic holds it for milliseconds; 'fuser -v' with its path names what does: a copy that is being "
+                "made, or sqlite3?",
+            )
         return StateError(
             f"the state database {printable(self.path)} cannot be used: {reason}",
             kind="state-unusable",

@@ -21,6 +21,8 @@ KEEP = 4 << 20
 """How much of a program's output is kept by default (bytes)."""
 
 _KILLED_TIMEOUT = 5.0
+_CHANGES = ("mnt_want_write", "start_transaction", "sb_start_write", "sb_start_intwrite")
+"""Functions of Linux that wait for a thaw, as they are seen in a stack."""
 """Seconds that a killed program has to end."""
 
 _LOOK = 0.5
@@ -312,3 +314,28 @@ def family(pid: int) -> list[tuple[int, str]]:
         except OSError:
             found = found or [(pid, "?")]
     return found
+
+
+def child_waits_for_a_thaw() -> bool:
+    """Whether a child of this process is in a call that changes a frozen filesystem (fsfreeze(8)), which waits for the thaw.
+
+    From Linux's /proc, where root may read in which function of the kernel a process waits; elsewhere it is never seen.
+    """
+    pid = os.getpid()
+    try:
+        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
+            children = file.read().split()
+    except OSError:
+        return False
+    return any(map(_waits_for_a_thaw, children))
+
+
+def _waits_for_a_thaw(pid: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/stack", encoding="ascii", errors="replace") as file:
+            stack = file.read()
+    except OSError:
+        # Ended meanwhile; or this kernel does not tell.
+        return False
+    # Who changes a filesystem takes this lock for reading, at one of these places; who freezes it holds it.
+    return "percpu_rwsem_wait" in stack and any(name in stack for name in _CHANGES)

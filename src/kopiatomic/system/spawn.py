@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import shutil
 import signal
 import struct
 from collections.abc import Callable, Mapping, Sequence
@@ -49,8 +51,23 @@ class DirectoryError(OSError):
     """The working directory does not exist there."""
 
 
+class UserError(OSError):
+    """The process may not become that user."""
+
+
+class InterpreterError(OSError):
+    """The program is there, and what it names as its interpreter or loader is not."""
+
+
+_KINDS = (OSError, UserError, DirectoryError, InterpreterError)
+_ELSE, _AT_USER, _AT_DIRECTORY, _AT_INTERPRETER = range(4)
+
+
 def start(argv: Sequence[str], environment: Mapping[str, str], setting: Setting) -> int:
-    """Start a program. Return its process id. Raises DirectoryError, and OSError if it cannot be executed."""
+    """Start a program. Return its process id.
+
+    Raises DirectoryError, UserError, InterpreterError, and OSError if it cannot be executed for another reason.
+    """
     told, tells = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
@@ -62,13 +79,13 @@ def start(argv: Sequence[str], environment: Mapping[str, str], setting: Setting)
         os.close(told)
     if said:
         os.waitpid(pid, 0)
-        number, at_directory = struct.unpack("=i?", said)
-        raise (DirectoryError if at_directory else OSError)(number, os.strerror(number))
+        number, at = struct.unpack("=ii", said)
+        raise _KINDS[at](number, os.strerror(number))
     return pid
 
 
 def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Setting, tells: int) -> NoReturn:
-    at_directory = False
+    at = _ELSE
     try:
         if setting.first is not None:
             setting.first()
@@ -85,15 +102,18 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
             os.chroot(".")
         if setting.user is not None:
             user = setting.user
+            at = _AT_USER
             host.here().become(user.uid, user.gid, user.groups)
-        at_directory = True
+        at = _AT_DIRECTORY
         os.chdir(setting.cwd)
-        at_directory = False
+        at = _ELSE
         # Not earlier: the caller's limit of open files may be below the descriptors that were moved.
         inherited.hand_on()
         os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - that is what this is for
     except OSError as error:
-        os.write(tells, struct.pack("=i?", error.errno or 0, at_directory))
+        if at == _ELSE and error.errno == errno.ENOENT and shutil.which(argv[0], path=environment.get("PATH")):
+            at = _AT_INTERPRETER
+        os.write(tells, struct.pack("=ii", error.errno or 0, at))
     finally:
         os._exit(127)
 

@@ -46,6 +46,20 @@ def parse(monkeypatch: pytest.MonkeyPatch) -> Parse:
     return options
 
 
+@pytest.mark.parametrize(("word", "meant"), [("histroy", "history"), ("recovr", "recover"), ("schedul", "schedule")])
+def test_a_mistyped_command_is_suggested(word: str, meant: str, kopiatomic: Kopiatomic) -> None:
+    """It is taken for a dataset, which here is none, with ZFS or without."""
+    ended = kopiatomic(word)
+    assert ended.returncode == 1, ended
+    assert f"If a command was meant: kopiatomic {meant}. " in ended.stderr
+
+
+def test_a_dataset_is_no_mistyped_command(kopiatomic: Kopiatomic) -> None:
+    ended = kopiatomic("no-such-pool")
+    assert ended.returncode == 1, ended
+    assert "a command was meant" not in ended.stderr
+
+
 LONG = [
     ("-a", "--all", "everything"),
     ("-n", "--dry-run", "dry_run"),

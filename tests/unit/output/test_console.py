@@ -157,14 +157,24 @@ def test_a_plan_says_of_each_dataset_where_it_appears_or_why_not(capsys: pytest.
         "Would save 1 dataset below /kopia, but not 1 that would be missed; nothing was changed",
         "   DATASET      VERDICT         WHERE IT APPEARS, OR WHY NOT",
         "+  tank/home    taken           /kopia/usr/home",
-        "-  tank/secret  key not loaded  its encryption key is not loaded (a run ends",
-        "                                with exit code 3 for it)",
+        "-  tank/secret  key not loaded  its encryption key is not loaded (a run ends with exit code 3 for it)",
         "Left out: 1 (key not loaded 1)",
         "Command:  kopia snapshot create /kopia",
         f"Against the last run under /kopia ({RUN_ID}):",
         "  not any more: tank/src",
     ]
     assert err == "kopiatomic: not complete: tank/secret: its encryption key is not loaded\n"
+
+
+def test_a_plan_in_a_pipe_is_folded_where_one_asks_for_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    out, _ = plain(planned(), capsys)
+    assert out.splitlines()[3:5] == [
+        "-  tank/secret  key not loaded  its encryption key is not loaded (a run ends",
+        "                                with exit code 3 for it)",
+    ]
 
 
 # On a terminal
