@@ -514,7 +514,7 @@ def test_a_database_that_stays_locked_is_said(state: Records, monkeypatch: pytes
     blocker = sqlite3.connect(state.path, isolation_level=None)
     blocker.execute("BEGIN EXCLUSIVE")
     try:
-        with pytest.raises(StateError, match="is locked by another process, and was not free within 0.2 s") as caught:
+        with pytest.raises(StateError, match=r"is locked by another process, and was not free within 0\.2 s") as caught:
             state.end(ended_record("saved", 0))
     finally:
         blocker.close()
