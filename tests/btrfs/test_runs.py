@@ -317,7 +317,7 @@ def test_runs_at_once_do_not_see_each_other(
     command("bash", "-c", script, "bash", *argv, env={**kopiatomic.environment, "OUT": str(tmp_path / "out")})
     for number in range(1, 9):
         output = (tmp_path / f"out{number}").read_text()
-        assert "\n1000000000\nnested\nkopiatomic: removing the snapshots ...\nSaved 2 datasets" in output
+        assert "\n1000000000\nnested\nkopiatomic: removing the snapshots ...\nSaved 2 datasets" in output, output
         assert "kopiatomic_" not in output
     assert stamp(top) == before
     assert leftovers(root) == []

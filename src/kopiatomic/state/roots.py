@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from kopiatomic import presence
@@ -22,6 +22,9 @@ from kopiatomic.state import locks
 from kopiatomic.system import accounts, host, looking, safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
+
+_LOOKS = 5
+"""How often to look at a root before something that is missing there is an error."""
 
 
 def of_run(run_id: str) -> str:
@@ -51,7 +54,7 @@ def _resolve(path: str) -> str:
             raise _refused(
                 path, "it is a symbolic link", "Name the directory itself, or choose another with --mount-root."
             )
-    _require_safe(path)
+        _settled(lambda: _require_safe(path))
     return path
 
 
@@ -68,12 +71,11 @@ def _looking_at(root: str) -> Iterator[None]:
 
 
 def _require_safe(root: str) -> None:
-    """Refuse a root if others than root could exchange it, or write to it. Raises KopiatomicError."""
-    with _looking_at(root):
-        why = safety.unsafe(root)
-        if not why and presence.exists(root, follow_links=False):
-            who = safety.writers(root)
-            why = f"{who} can change it, and it is {accounts.user(os.lstat(root).st_uid)}'s" if who else ""
+    """Refuse a root if others than root could exchange it, or write to it. Raises KopiatomicError, OSError."""
+    why = safety.unsafe(root)
+    if not why and presence.exists(root, follow_links=False):
+        who = safety.writers(root)
+        why = f"{who} can change it, and it is {accounts.user(os.lstat(root).st_uid)}'s" if who else ""
     if why:
         raise _unsafe(root, why)
 
@@ -86,27 +88,47 @@ def _unsafe(root: str, why: str) -> KopiatomicError:
 
 def check(root: str) -> None:
     """Refuse a root that is not a directory, holds anything that is not ours, or is not safe. Raises KopiatomicError."""
-    _require_safe(root)
     with _looking_at(root):
-        status = presence.status(root, follow_links=False)
-        if status is None:
-            above = next(directory for directory in parents(root) if presence.exists(directory))
-            if os.statvfs(above).f_flag & os.ST_RDONLY:
-                reason = f"{printable(root)} cannot be made: {os.strerror(errno.EROFS)}"
-                raise _refused(root, reason, "Choose another with --mount-root.")
-            if not presence.is_directory(above):
-                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        _settled(lambda: _check(root))
+
+
+def _settled(look: Callable[[], None]) -> None:
+    """Look again where another run, which shares a directory above, has just removed what it made. Raises OSError."""
+    for _ in range(_LOOKS - 1):
+        try:
+            look()
             return
-        if not stat.S_ISDIR(status.st_mode):
-            raise _refused(root, "it is not a directory", "Choose another with --mount-root.")
-        with _opened(root) as directory:
-            foreign = [name for name in os.listdir(directory) if not is_noted(os.path.join(root, name))]
+        except FileNotFoundError:
+            continue
+    look()
+
+
+def _check(root: str) -> None:
+    _require_safe(root)
+    status = presence.status(root, follow_links=False)
+    if status is None:
+        above = next(directory for directory in parents(root) if presence.exists(directory))
+        if os.statvfs(above).f_flag & os.ST_RDONLY:
+            reason = f"{printable(root)} cannot be made: {os.strerror(errno.EROFS)}"
+            raise _refused(root, reason, "Choose another with --mount-root.")
+        if not presence.is_directory(above):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        raise _refused(root, "it is not a directory", "Choose another with --mount-root.")
+    with _opened(root) as directory:
+        foreign = [name for name in os.listdir(directory) if _is_foreign(os.path.join(root, name))]
     if foreign:
         raise _refused(
             root,
             f"it is not empty ({printable(foreign[0])})",
             "The view would hide what is in it. Choose an empty or new directory with --mount-root.",
         )
+
+
+def _is_foreign(directory: str) -> bool:
+    """Whether what is at a path is of no run of ours. A run that ends meanwhile removes its directory first, then the note."""
+    return not is_noted(directory) and presence.exists(directory, follow_links=False) and not is_noted(directory)
 
 
 def _opened(directory: str) -> AbstractContextManager[int]:

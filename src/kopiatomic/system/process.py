@@ -322,20 +322,15 @@ def child_waits_for_a_thaw() -> bool:
     From Linux's /proc, where root may read in which function of the kernel a process waits; elsewhere it is never seen.
     """
     pid = os.getpid()
-    try:
-        with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            children = file.read().split()
-    except OSError:
-        return False
-    return any(map(_waits_for_a_thaw, children))
-
-
-def _waits_for_a_thaw(pid: str) -> bool:
-    try:
-        with open(f"/proc/{pid}/stack", encoding="ascii", errors="replace") as file:
-            stack = file.read()
-    except OSError:
-        # Ended meanwhile; or this kernel does not tell.
-        return False
+    stacks = (_shown_by_linux(f"{child}/stack") for child in _shown_by_linux(f"{pid}/task/{pid}/children").split())
     # Who changes a filesystem takes this lock for reading, at one of these places; who freezes it holds it.
-    return "percpu_rwsem_wait" in stack and any(name in stack for name in _CHANGES)
+    return any("percpu_rwsem_wait" in stack and any(name in stack for name in _CHANGES) for stack in stacks)
+
+
+def _shown_by_linux(name: str) -> str:
+    """Return a text of /proc; empty if it cannot be had: the process has ended, or this kernel does not tell."""
+    try:
+        with open(f"/proc/{name}", encoding="ascii", errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""

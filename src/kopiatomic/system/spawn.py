@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import shutil
@@ -11,6 +10,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
+from kopiatomic import presence
 from kopiatomic.immutable import immutable
 from kopiatomic.system import host, inherited
 
@@ -111,7 +111,7 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
         inherited.hand_on()
         os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - that is what this is for
     except OSError as error:
-        if at == _ELSE and error.errno == errno.ENOENT and shutil.which(argv[0], path=environment.get("PATH")):
+        if at == _ELSE and presence.absent(error) and shutil.which(argv[0], path=environment.get("PATH")):
             at = _AT_INTERPRETER
         os.write(tells, struct.pack("=ii", error.errno or 0, at))
     finally:
