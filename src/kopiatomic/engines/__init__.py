@@ -7,10 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kopiatomic.engines.engine import BORG, KOPIA, RESTIC, Engine
+from kopiatomic.engines.kopia import ignore_file
 from kopiatomic.errors import UsageError
 
 if TYPE_CHECKING:
     from kopiatomic.engines.reader import Reader
+
+
+IGNORE_FILES = ((ignore_file.NAME, ignore_file.EVERYTHING),)
+"""Names and contents of files that have an engine leave out the directory that they are in."""
 
 
 def create(

@@ -20,6 +20,7 @@ class CommandEngine:
     """A command given by the user. Its words come from ``-c`` and ``-o``; none of them is passed to a shell."""
 
     remembers = False
+    variables = ()
 
     def __init__(self, words: Sequence[str], options: Sequence[str], environment: Mapping[str, str]) -> None:
         if not words:
@@ -39,6 +40,10 @@ class CommandEngine:
     def secrets(self) -> Sequence[str]:
         """Empty: it is unknown what an arbitrary program takes for a password."""
         return ()
+
+    def pinned(self, _environment: Mapping[str, str]) -> Mapping[str, str]:
+        """Return nothing: nothing is known about the program."""
+        return {}
 
     def refuses(self, _plan: Plan) -> list[Refusal]:
         """Return no refusals: nothing is known about the program."""

@@ -82,6 +82,13 @@ class Engine(Protocol):
         """Passwords among its options: none of them may be shown or recorded."""
 
     @property
+    def variables(self) -> tuple[str, ...]:
+        """How the variables begin that configure it, and where it saves."""
+
+    def pinned(self, environment: Mapping[str, str]) -> Mapping[str, str]:
+        """Return variables that say explicitly what it would find by an environment, so that it depends on nothing else."""
+
+    @property
     def remembers(self) -> bool:
         """Whether its repositories are :class:`Remembering`."""
 

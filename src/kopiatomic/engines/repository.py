@@ -71,6 +71,10 @@ class RepositoryEngine(ABC):
         """The password in the repository's name (``rest:https://user:password@host/``)."""
         return credentials(self._program.where or "")
 
+    def pinned(self, _environment: Mapping[str, str]) -> Mapping[str, str]:
+        """Return nothing: where it saves is among its variables."""
+        return {}
+
     def refuses(self, _plan: Plan) -> list[Refusal]:
         """Return no refusals: names are kept as bytes."""
         return []

@@ -26,6 +26,8 @@ class Borg(repository.RepositoryEngine):
     ``archive`` the name of the archive. Raises UsageError for options that do not go with a backup of the view.
     """
 
+    variables = ("BORG_",)
+
     def __init__(
         self, options: Sequence[str], environment: Mapping[str, str], named: str | None, archive: str | None
     ) -> None:

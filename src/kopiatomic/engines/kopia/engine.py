@@ -34,6 +34,7 @@ class Kopia:
     """
 
     name = "kopia"
+    variables = ("KOPIA_",)
     remembers = True
 
     def __init__(
@@ -52,6 +53,10 @@ class Kopia:
     def secrets(self) -> Sequence[str]:
         """The passwords in ``-o``: kopia gets them through its environment."""
         return tuple(self._options.secrets.values())
+
+    def pinned(self, environment: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the configuration file that kopia will use."""
+        return {"KOPIA_CONFIG_PATH": Client(self._options, environment, None).config.path}
 
     def refuses(self, plan: Plan) -> list[Refusal]:
         """Return what has a name that kopia cannot store."""

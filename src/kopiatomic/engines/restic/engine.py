@@ -17,6 +17,9 @@ from kopiatomic.text import printable
 OLDEST = (0, 14, 0)
 """The oldest restic that this engine's tests were run with (August 2022)."""
 
+_CLOUDS = ("AWS_", "AZURE_", "B2_", "GOOGLE_", "OS_", "RCLONE_", "ST_")
+"""Variables that configure the storage of restic's repositories (restic.readthedocs.io, "Preparing a new repository")."""
+
 
 class Restic(repository.RepositoryEngine):
     """restic with the user's options.
@@ -24,6 +27,8 @@ class Restic(repository.RepositoryEngine):
     ``options`` are the words of ``-o``, ``environment`` is what restic inherits, ``named`` the repository (``--repository``).
     Raises UsageError for options that do not go with a backup of the view.
     """
+
+    variables = ("RESTIC_", *_CLOUDS)
 
     def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
         self._client = Client(options, environment, named)
