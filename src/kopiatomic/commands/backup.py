@@ -11,12 +11,12 @@ from kopiatomic.commands.failures import require_root_to_freeze
 from kopiatomic.config import credentials
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options, check_name, words
-from kopiatomic.engines.engine import Job
+from kopiatomic.engines.engine import Backup, Job, Remembering, Repository
 from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.written import Own, in_place, prepared, require_skipped
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.hooks import shell
-from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
+from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.planning import plan
@@ -82,7 +82,8 @@ class _Run:
             maintenance=options.maintenance,
             environment={**os.environ, **self._handed},
         )
-        self._remembering = skipping.require(engine, options.layout) if options.skip_unchanged else None
+        if options.skip_unchanged:
+            skipping.require(engine, options.layout)
         self._secrets = Secrets(called.words, os.environ, [*engine.secrets, *self._handed.values()])
         listener.hide(self._secrets)
         self._shown = self._secrets.command_line(["kopiatomic", *called.words])
@@ -93,14 +94,13 @@ class _Run:
         self._selecting = Selecting(options, report, listener, refuses=engine.refuses, breaks_at=engine.breaks_at)
 
     def check(self) -> None:
-        engine = self._engine
         selected = self._report.plan = self._selecting.select()
         self._selecting.check_places(selected)
-        self._ask(selected)
+        repository = self._checked(selected)
         if selected.layout is Layout.IN_PLACE:
-            require_skipped(self._written(selected), selected)
+            require_skipped(self._written(repository, selected), selected)
         assert self._report.engine is not None
-        self._report.engine.target = engine.target
+        self._report.engine.target = repository.target
 
     def run(self) -> None:
         options, report, engine = self._options, self._report, self._engine
@@ -115,8 +115,8 @@ class _Run:
                 session.take_root(report.root, self._shown, None)
             session.clear_leftovers()
             report.plan = self._selecting.select()
-            self._prepare(session, report.plan)
-            self._between_hooks(session)
+            repository = self._prepare(session, report.plan)
+            self._between_hooks(session, repository)
 
     def _place(self) -> tuple[str, str]:
         """Return where on the host the view is mounted, and the series that this run belongs to. Raises KopiatomicError."""
@@ -128,43 +128,45 @@ class _Run:
         asked = [self._engine.name, *options.selection_words()]
         return roots.of_run(self._report.run_id), f"in place: {printable(shlex.join(asked))}"
 
-    def _prepare(self, session: Session, selected: Plan) -> None:
-        """Check everything that can be known before anything is made."""
+    def _prepare(self, session: Session, selected: Plan) -> Repository:
+        """Check everything that can be known before anything is made; return the repository that is saved to."""
         report = self._report
         with report.phase("check"):
             session.check(selected)
-            self._ask(selected)
-            report.plan = self._with_writable(selected)
+            repository = self._checked(selected)
+            report.plan = self._with_writable(repository, selected)
+        return repository
 
-    def _ask(self, selected: Plan) -> None:
-        """Have the engine check whether it can back this up. Raises KopiatomicError."""
+    def _checked(self, selected: Plan) -> Repository:
+        """Have the engine check whether it can back this up; return the repository that it found. Raises KopiatomicError."""
         engine = self._engine
         asked = self._report.engine = EngineReport(engine.name, None)
         self._listener.phase(f"checking {engine.name}")
         with understood(engine.name):
-            warnings = engine.check(selected)
-        for warning in warnings:
+            repository = engine.check(selected)
+        for warning in repository.warnings:
             self._selecting.warn(warning)
-        asked.version = engine.version
+        asked.version = repository.version
+        return repository
 
-    def _with_writable(self, selected: Plan) -> Plan:
+    def _with_writable(self, repository: Repository, selected: Plan) -> Plan:
         """Return the plan with what must stay live in the frozen trees. Raises KopiatomicError if that would be read as data."""
         if selected.layout is not Layout.IN_PLACE:
             return selected
-        return prepared(self._written(selected), selected, self._selecting.warn)
+        return prepared(self._written(repository, selected), selected, self._selecting.warn)
 
-    def _written(self, selected: Plan) -> list[Own]:
+    def _written(self, repository: Repository, selected: Plan) -> list[Own]:
         """Return the directories that are written to while the engine reads."""
         paths = map(os.path.abspath, self._options.writable)
-        asked = [Own("--writable", path, self._engine.skips(path), _NOT_SKIPPED, asked=True) for path in paths]
-        return [*self._engine.own(selected), *asked]
+        asked = [Own("--writable", path, repository.skips(path), _NOT_SKIPPED, asked=True) for path in paths]
+        return [*repository.own(selected), *asked]
 
-    def _finish(self) -> None:
+    def _finish(self, backup: Backup) -> None:
         """Do what the engine postponed; the backup is saved, so nothing that goes wrong here makes it a failure."""
         engine = self._engine
         try:
             with understood(engine.name):
-                warnings = engine.finish()
+                warnings = backup.finish()
             for warning in warnings:
                 self._selecting.warn(warning)
         except KopiatomicError as error:
@@ -172,7 +174,7 @@ class _Run:
         except OSError as error:
             self._selecting.warn(f"{engine.name}'s maintenance: {error.strerror}")
 
-    def _between_hooks(self, session: Session) -> None:
+    def _between_hooks(self, session: Session, repository: Repository) -> None:
         """Run ``-p`` before anything is made, and ``-q`` once and last in every run that gets this far."""
         options, report = self._options, self._report
         assert report.plan is not None
@@ -183,9 +185,9 @@ class _Run:
                 with report.phase("pre-hook"):
                     told = shell.variables(report.run_id, report.plan)
                     shell.run(options.pre_hook, "-p", told, options.hook_timeout, self._secrets)
-            self._backup(session)
+            made = self._backup(session, repository)
             with report.phase("maintenance"):
-                self._finish()
+                self._finish(made)
         reached = options.pre_hook is not None or "snapshot" in report.durations
         if options.post_hook is not None and reached:
             self._post_hook(options.post_hook)
@@ -207,52 +209,50 @@ class _Run:
             except KopiatomicError as error:
                 report.hook_error = error
 
-    def _backup(self, session: Session) -> None:
-        """Freeze, mount, back up, check, and remove everything again; then examine what was saved."""
+    def _backup(self, session: Session, repository: Repository) -> Backup:
+        """Freeze, mount, back up, check, and remove everything again; then examine what was saved. Returns what was done."""
         report, engine = self._report, self._engine
         assert report.plan is not None
         assert report.engine is not None
-        with session.view(lambda: Pipes(self._take), lambda: self._with_writable(self._selecting.select())) as frozen:
+        remembering = skipping.remembering(repository) if self._options.skip_unchanged else None
+        output = _Output(self._listener)
+
+        def select() -> Plan:
+            return self._with_writable(repository, self._selecting.select())
+
+        with session.view(lambda: Pipes(output.take), select) as frozen:
             # The plan may have changed meanwhile: a dataset has vanished.
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
-            job = self._without_unchanged(session, job)
-            checked = self._run_engine(frozen, job) if job.sources else _NOTHING_READ
+            if remembering is not None:
+                job = self._without_unchanged(session, job, remembering)
+            made = output.backup = repository.backup(job)
+            checked = self._run_engine(frozen, job, made.command()) if job.sources else _NOTHING_READ
         report.engine.end = checked.end if job.sources else None
         with report.phase("verify"), signals.deferred(), understood(engine.name):
-            report.engine.result = engine.judge(replace(job, equal=checked.equal), checked.end)
-        self._conclude(checked)
-        if self._remembering is not None:
-            saved = skipping.saved(job, self._remembering, report.engine.result)
+            report.engine.result = made.judge(checked.end, checked.equal)
+        self._conclude(checked, report.engine.result)
+        if remembering is not None:
+            saved = skipping.saved(job, remembering, report.engine.result)
             session.attempt(lambda records: records.stand(report.series, saved))
+        return made
 
-    def _without_unchanged(self, session: Session, job: Job) -> Job:
+    def _without_unchanged(self, session: Session, job: Job, repository: Remembering) -> Job:
         """Return the job without the sources in which nothing has changed (``--skip-unchanged``)."""
-        engine, series = self._remembering, self._report.series
-        if engine is None:
-            return job
+        series = self._report.series
         with self._report.phase("compare"):
             known = session.attempt(lambda records: records.standing(series)) or {}
             try:
                 with understood("the engine"):
-                    job = replace(job, unchanged=skipping.unchanged(job, engine, known))
+                    job = replace(job, unchanged=skipping.unchanged(job, repository, known))
             except KopiatomicError as error:
                 self._selecting.warn(f"all is read, whether it has changed or not: {error.message}")
             # What is read now may come to nothing.
             session.attempt(lambda records: records.stand(series, dict.fromkeys(job.sources)))
         return job
 
-    def _take(self, stream: str, data: bytes) -> None:
-        """Take the engine's output."""
-        for found in self._engine.feed(stream, data):
-            if isinstance(found, Progress):
-                self._listener.progress(found)
-            else:
-                self._listener.engine_line(found)
-
-    def _run_engine(self, frozen: Frozen, job: Job) -> Checked:
+    def _run_engine(self, frozen: Frozen, job: Job, command: Command) -> Checked:
         report, engine = self._report, self._engine
         assert report.engine is not None
-        command = engine.command(job)
         report.engine.argv = self._secrets.hide_words(command.argv)
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
         # What is taken may have changed meanwhile.
@@ -263,14 +263,12 @@ class _Run:
         with report.phase("engine"):
             return frozen.supervisor.run(Start(command, environment, sources=job.sources), self._options.stop_timeout)
 
-    def _conclude(self, checked: Checked) -> None:
+    def _conclude(self, checked: Checked, result: EngineResult) -> None:
         """Combine the engine's end, its own output and the check of the mounts into the run's outcome."""
         report = self._report
         assert report.engine is not None
-        result = report.engine.result
-        assert result is not None
         if checked.problems:
-            result.saved = False
+            report.engine.result = replace(result, saved=False)
             raise KopiatomicError(
                 f"what {report.engine.name} saved is not the frozen view: {'; '.join(checked.problems)}",
                 kind="view-changed",
@@ -280,7 +278,7 @@ class _Run:
             )
         reason = signals.reason()
         if checked.end.stopped and reason is not None:
-            result.saved = result.complete = False
+            report.engine.result = replace(result, saved=False, complete=False)
             raise reason
         if not result.saved:
             raise _engine_failed(report.engine.name, result.message, checked.end)
@@ -307,10 +305,11 @@ class _Run:
         unread = [one for one in result.sources if one.saved and one.source in checked.unread]
         if not unread:
             return
-        result.saved = result.complete = False
-        for one in unread:
-            one.saved = one.complete = False
-            one.message = "nobody has looked into it in the frozen view"
+        why = "nobody has looked into it in the frozen view"
+        sources = [
+            replace(one, saved=False, complete=False, message=why) if one in unread else one for one in result.sources
+        ]
+        self._report.engine.result = replace(result, saved=False, complete=False, sources=sources)
         kept = first_few([one.snapshot_id for one in unread if one.snapshot_id])
         raise KopiatomicError(
             f"{name} reported success, and nobody has looked into {first_few([one.source for one in unread])} in the frozen "
@@ -320,6 +319,26 @@ class _Run:
             f"service)? Use a {name} that runs by itself"
             + (f", and delete what was saved of live files ({kept})." if kept else "."),
         )
+
+
+class _Output:
+    """Hands the engine's output to its backup, and what that finds in it to the listener.
+
+    The pipes must exist before the launcher, and the backup is of what that has mounted: it is set when the engine starts.
+    """
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.backup: Backup | None = None
+
+    def take(self, stream: str, data: bytes) -> None:
+        """Take a piece of a stream; empty: it has ended."""
+        assert self.backup is not None
+        for found in self.backup.feed(stream, data):
+            if isinstance(found, Progress):
+                self._listener.progress(found)
+            else:
+                self._listener.engine_line(found)
 
 
 def _engine_failed(name: str, message: str, end: EngineEnd) -> KopiatomicError:

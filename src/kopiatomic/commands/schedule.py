@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
-from kopiatomic import engines, errors, presence
+from kopiatomic import errors, presence
 from kopiatomic.commands.failures import ended, require_root
 from kopiatomic.commands.history import result_of
 from kopiatomic.config.invocation import Invocation
-from kopiatomic.config.options import Options, check_name, words
+from kopiatomic.config.options import Options, check_name
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
@@ -127,14 +127,7 @@ def _check_words(wanted: Wanted, scheduler: Scheduler) -> None:
     if options.dry_run or options.schedule is not None:
         flag = "-n" if options.dry_run else "--schedule"
         raise UsageError(f"{flag} is nothing for a schedule", kind="usage", hint=f"Leave {flag} out.")
-    engine = engines.create(
-        None if options.command is None else words("-c", options.command),
-        words("-o", options.options),
-        engine=options.engine,
-        repository=options.repository,
-        archive=options.archive,
-        environment={},
-    )
+    engine = environment.created(options, {})
     if engine.secrets or Secrets(wanted.words, {}).found:
         raise UsageError(
             "a password stands among the words of the backup, and every user can read a schedule's",

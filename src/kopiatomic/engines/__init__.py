@@ -7,10 +7,15 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from kopiatomic.engines.engine import BORG, KOPIA, RESTIC, Engine
+from kopiatomic.engines.kopia import ignore_file
 from kopiatomic.errors import UsageError
 
 if TYPE_CHECKING:
     from kopiatomic.engines.reader import Reader
+
+
+IGNORE_FILES = ((ignore_file.NAME, ignore_file.EVERYTHING),)
+"""Names and contents of files that have an engine leave out the directory that they are in."""
 
 
 def create(
@@ -36,14 +41,14 @@ def create(
 
         return CommandEngine(command, options, given)
     if engine == RESTIC:
-        from kopiatomic.engines.restic.backup import Restic  # noqa: PLC0415
+        from kopiatomic.engines.restic.engine import Restic  # noqa: PLC0415
 
         return Restic(options, given, repository)
     if engine == BORG:
-        from kopiatomic.engines.borg.backup import Borg  # noqa: PLC0415
+        from kopiatomic.engines.borg.engine import Borg  # noqa: PLC0415
 
         return Borg(options, given, repository, archive)
-    from kopiatomic.engines.kopia.backup import Kopia  # noqa: PLC0415
+    from kopiatomic.engines.kopia.engine import Kopia  # noqa: PLC0415
 
     return Kopia(options, given, invoking_user or given.get("SUDO_USER"), maintenance=maintenance)
 

@@ -7,15 +7,20 @@ from collections.abc import Mapping, Sequence
 from kopiatomic.engines import program
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.lines import Lines
+from kopiatomic.engines.names import Equal
 from kopiatomic.engines.written import Own
 from kopiatomic.errors import UsageError
+from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress, Target
 from kopiatomic.model.plan import Plan, Refusal
 from kopiatomic.text import ended, printable
 
 
 class CommandEngine:
-    """Runs a command given by the user. Its words come from ``-c`` and ``-o``; none of them is passed to a shell."""
+    """A command given by the user. Its words come from ``-c`` and ``-o``; none of them is passed to a shell."""
+
+    remembers = False
+    variables = ()
 
     def __init__(self, words: Sequence[str], options: Sequence[str], environment: Mapping[str, str]) -> None:
         if not words:
@@ -25,8 +30,6 @@ class CommandEngine:
         self._words = tuple(words)
         self._options = tuple(options)
         self._environment = dict(environment)
-        self._program: str | None = None
-        self._lines = {"stdout": Lines(), "stderr": Lines()}
 
     @property
     def name(self) -> str:
@@ -34,14 +37,13 @@ class CommandEngine:
         return printable(self._words[0])
 
     @property
-    def version(self) -> str | None:
-        """None: the version is not queried, because it may be any program."""
-        return None
-
-    @property
     def secrets(self) -> Sequence[str]:
         """Empty: it is unknown what an arbitrary program takes for a password."""
         return ()
+
+    def pinned(self, _environment: Mapping[str, str]) -> Mapping[str, str]:
+        """Return nothing: nothing is known about the program."""
+        return {}
 
     def refuses(self, _plan: Plan) -> list[Refusal]:
         """Return no refusals: nothing is known about the program."""
@@ -51,20 +53,33 @@ class CommandEngine:
         """Return False: nothing is known about the program."""
         return False
 
-    def check(self, plan: Plan) -> list[str]:
+    def describe(self, plan: Plan) -> Sequence[str]:
+        """Return the argv that would be started, whether or not the program exists."""
+        return (*self._words, *self._options, *plan.sources)
+
+    def check(self, plan: Plan) -> UnknownRepository:
         """Find the program. Raises KopiatomicError of kind ``command-missing`` or ``command-not-executable``."""
-        self._program = program.find(
+        path = program.find(
             self._words[0],
             self._environment,
             kind="command",
             hint="-c takes a program and its arguments, split as a shell splits words but not run by one.",
         )
-        return []
+        return UnknownRepository(self.name, (path, *self._words[1:], *self._options))
 
-    @property
-    def target(self) -> Target:
-        """Unknown: it may be any program."""
-        return Target()
+
+@immutable
+class UnknownRepository:
+    """Where a user's command saves: nothing is known of it."""
+
+    name: str
+    """The program as the user named it."""
+    words: tuple[str, ...]
+    """The command, without what it is to read."""
+    version: str | None = None
+    """Not queried, because it may be any program."""
+    warnings: tuple[str, ...] = ()
+    target: Target = Target()
 
     def own(self, plan: Plan) -> list[Own]:
         """Return nothing: the user has to say it (``--writable``)."""
@@ -74,25 +89,33 @@ class CommandEngine:
         """Return True: the user's command is trusted in this, because nobody else can know."""
         return True
 
-    def command(self, job: Job) -> Command:
-        """Return the command with the root as its last argument; its environment is the caller's."""
-        argv = (self._program or self._words[0], *self._words[1:], *self._options, *job.plan.sources)
-        return Command(argv=argv, environment={})
+    def backup(self, job: Job) -> CommandBackup:
+        """Return the backup of a view that is mounted."""
+        return CommandBackup(self.name, (*self.words, *job.plan.sources))
 
-    def describe(self, plan: Plan) -> Sequence[str]:
-        """Return the argv that would be started, whether or not the program exists."""
-        return (*self._words, *self._options, *plan.sources)
+
+class CommandBackup:
+    """One backup with a user's command, which is judged by its exit status."""
+
+    def __init__(self, name: str, argv: Sequence[str]) -> None:
+        self._name = name
+        self._argv = argv
+        self._lines = {"stdout": Lines(), "stderr": Lines()}
+
+    def command(self) -> Command:
+        """Return the command with the root as its last argument; its environment is the caller's."""
+        return Command(argv=self._argv, environment={})
 
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
         """Pass everything through, line by line; empty ``data`` means that the stream has ended."""
         return list(self._lines[stream].feed(data))
 
-    def judge(self, job: Job, end: EngineEnd) -> EngineResult:
+    def judge(self, end: EngineEnd, _equal: Equal) -> EngineResult:
         """Judge by the exit status: 0 is success, anything else is not. Nothing more is known about a user's program."""
         if end.status == 0:
             return EngineResult(saved=True, complete=True, message="")
         stopped = ", stopped by this run" if end.stopped else ""
-        message = f"{self.name} failed: {ended(end.status)}{stopped}"
+        message = f"{self._name} failed: {ended(end.status)}{stopped}"
         return EngineResult(saved=False, complete=False, message=message)
 
     def finish(self) -> list[str]:

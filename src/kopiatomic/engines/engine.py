@@ -28,10 +28,8 @@ class Job:
     """The places (absolute, below the root) that are actually mounted in the view."""
     filled: Collection[str]
     """Those of them whose top directory contains files, directories or links."""
-    equal: Equal = Equal()
-    """Names in the view that become the same for an engine that does not keep bytes that are not text; known at the end."""
-    unchanged: Mapping[str, str] = field(default_factory=dict)
-    """The sources that need not be read, and the snapshots that are used instead (``--skip-unchanged``)."""
+    unchanged: Mapping[str, EngineResult] = field(default_factory=dict)
+    """The sources that need not be read, and the results of the snapshots used instead (``--skip-unchanged``)."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -70,10 +68,9 @@ class Job:
 
 
 class Engine(Protocol):
-    """What a run needs from a backup program.
+    """A backup program with the user's words for it. Nothing has been asked yet, and none of it changes.
 
-    Order of the calls: ``refuses``, ``check``, ``command``, ``feed`` for each piece of output, ``judge`` when it has ended,
-    ``finish`` when the snapshots are gone. None of them changes anything except through the program itself.
+    What follows from it: :meth:`check` gives the :class:`Repository`, that gives one :class:`Backup` for a job.
     """
 
     @property
@@ -81,12 +78,19 @@ class Engine(Protocol):
         """The engine's name in messages and JSON."""
 
     @property
-    def version(self) -> str | None:
-        """Its version, known after ``check``; None if it was not queried."""
-
-    @property
     def secrets(self) -> Sequence[str]:
         """Passwords among its options: none of them may be shown or recorded."""
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """How the variables begin that configure it, and where it saves."""
+
+    def pinned(self, environment: Mapping[str, str]) -> Mapping[str, str]:
+        """Return variables that say explicitly what it would find by an environment, so that it depends on nothing else."""
+
+    @property
+    def remembers(self) -> bool:
+        """Whether its repositories are :class:`Remembering`."""
 
     def refuses(self, plan: Plan) -> list[Refusal]:
         """Return what it cannot save, as far as the plan alone shows; the plan is then made again without that."""
@@ -94,44 +98,70 @@ class Engine(Protocol):
     def breaks_at(self, folder: str) -> bool:
         """Whether a directory of this name, even an empty one, ends its backup."""
 
-    def check(self, plan: Plan) -> list[str]:
-        """Make sure that it can work, before anything is made. Returns warnings; raises KopiatomicError."""
+    def describe(self, plan: Plan) -> Sequence[str]:
+        """Return the argv that a run of this plan would start, for ``-n``: no secrets, unknown parts in words."""
+
+    def check(self, plan: Plan) -> Repository:
+        """Make sure that it can back up a plan, before anything is made. Raises KopiatomicError."""
+
+
+class Repository(Protocol):
+    """The repository that an engine found when it was checked, and the program that answered for it."""
+
+    @property
+    def version(self) -> str | None:
+        """The program's version; None if it is not known."""
+
+    @property
+    def warnings(self) -> Sequence[str]:
+        """What the check warns of."""
 
     @property
     def target(self) -> Target:
-        """The repository that it found, and the identity of its snapshots there. Known after ``check``."""
+        """Where it is, and the identity of its snapshots there."""
 
     def own(self, plan: Plan) -> list[Own]:
-        """Return the directories that it writes to. Called after ``check``; matters in place."""
+        """Return the directories that the engine writes to; matters in place. The plan may hold less than the one checked."""
 
     def skips(self, path: str) -> bool:
-        """Whether it is certain never to read one of the user's directories as data (``--writable``)."""
+        """Whether the engine is certain never to read one of the user's directories as data (``--writable``)."""
 
-    def command(self, job: Job) -> Command:
+    def backup(self, job: Job) -> Backup:
+        """Return the backup of a view that is mounted."""
+
+
+class Backup(Protocol):
+    """One backup, with what the engine has written so far.
+
+    Order of the calls: ``command`` (unless every source is unchanged), ``feed`` for each piece of output, ``judge`` when it has
+    ended, ``finish`` when the snapshots are gone. None of them changes anything except through the program itself.
+    """
+
+    def command(self) -> Command:
         """Return the command that backs up the view."""
-
-    def describe(self, plan: Plan) -> Sequence[str]:
-        """Return the argv that a run of this plan would start, for ``-n``: no secrets, unknown parts in words."""
 
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
         """Process output (``stream`` is "stdout" or "stderr"); return lines to pass through and any progress found."""
 
-    def judge(self, job: Job, end: EngineEnd) -> EngineResult:
-        """Return the outcome, from the engine's own output."""
+    def judge(self, end: EngineEnd, equal: Equal) -> EngineResult:
+        """Return the outcome, from the engine's own output.
+
+        ``equal``: names in the view that become the same for an engine that does not keep bytes that are not text.
+        """
 
     def finish(self) -> list[str]:
         """Do what was postponed until the snapshots are gone (maintenance). Returns warnings."""
 
 
 @runtime_checkable
-class Remembering(Protocol):
-    """An engine that can tell whether an earlier snapshot can be used instead of a new one. Called after ``check``."""
+class Remembering(Repository, Protocol):
+    """A repository that can tell whether an earlier snapshot can be used instead of a new one."""
 
     def terms(self, source: str) -> str:
         """Return a digest of all that a snapshot depends on except the files: repository, policies, options, versions."""
 
-    def standing(self, snapshots: Mapping[str, str]) -> Mapping[str, str]:
-        """Return the snapshots (by source) that are complete in the repository. Raises KopiatomicError."""
+    def standing(self, snapshots: Mapping[str, str]) -> Mapping[str, EngineResult]:
+        """Return the results of those snapshots (ids by source) that are complete in the repository. Raises KopiatomicError."""
 
 
 KOPIA, RESTIC, BORG = "kopia", "restic", "borg"

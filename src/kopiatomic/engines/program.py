@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import stat
 from collections.abc import Callable, Mapping, Sequence
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, advice_of, unforeseen
+from kopiatomic.immutable import immutable
 from kopiatomic.system import process
 from kopiatomic.text import printable
 
@@ -21,6 +23,17 @@ KEEP = 64 << 20
 _WITHIN = ("/bin/sh", "-c", 'cd -- "$1" && shift && exec "$@"', "sh")
 """Starts a program in a directory. The shell goes there, not a child of ours before it has become the program: where the
 directory does not answer, the shell is what waits, and is ended when its time is over."""
+
+
+@immutable
+class Version:
+    """A program's version, from its own answer."""
+
+    text: str | None
+    """As it is shown; None if it is not known."""
+    numbers: tuple[int, ...] = ()
+    """Major, minor and patch number; empty if they are not known."""
+    warnings: tuple[str, ...] = ()
 
 
 class Program:
@@ -36,7 +49,6 @@ class Program:
         self._install = install
         self._attempt = attempt
         self._path: str | None = None
-        self.version: str | None = None
         self.additions: dict[str, str] = {}
         self._ahead: dict[tuple[str, ...], process.Finished] = {}
         """Answers to queries that were made ahead of time."""
@@ -107,6 +119,14 @@ class Program:
                 kind=f"{self.name}-not-executable",
                 hint=self._install,
             ) from None
+
+    def version_in(self, said: str, form: str) -> Version:
+        """Return the version in a program's answer. ``form`` is a pattern with the groups text, major, minor and patch."""
+        found = re.match(form, said)
+        if found is None:
+            unknown = f"the version of {printable(self.path)} is not known ({printable(said[:80])!r}); going on with it"
+            return Version(None, (), (unknown,))
+        return Version(found["text"], tuple(int(found[part]) for part in ("major", "minor", "patch")))
 
     def ask_ahead(self, commands: Sequence[Sequence[str]]) -> None:
         """Run the first of these commands in parallel, one per processor, so that their answers are available immediately later.

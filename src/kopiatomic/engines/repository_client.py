@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from kopiatomic.engines import flags
-from kopiatomic.engines.program import Program, user
+from kopiatomic.engines.program import Program, Version, user
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import process
+from kopiatomic.text import printable
 
 
 class RepositoryClient(Program):
@@ -33,6 +34,37 @@ class RepositoryClient(Program):
         self.additions["TZ"] = "UTC"
         if not environment.get("HOME"):
             self.additions["HOME"] = user()[1]
+
+    @property
+    @abstractmethod
+    def where(self) -> str | None:
+        """The repository, as the program will find it; None if it is not named."""
+
+    @property
+    @abstractmethod
+    def identity(self) -> str:
+        """What identifies the program's snapshots of this host."""
+
+    @property
+    @abstractmethod
+    def caches(self) -> Mapping[str, str]:
+        """The directories that the program writes to, apart from the repository: what, and where."""
+
+    def value(self, flag: str) -> str | None:
+        """Return the last value of a flag; None if it was not given."""
+        return next((g.value for g in reversed(self.given) if g.flag == flag), None)
+
+    def check_version(self, word: str, supported: Callable[[tuple[int, ...]], bool]) -> Version:
+        """Ask for the version with a word of the command line. Raises KopiatomicError of kind NAME-unsupported."""
+        said = self.run(word).stdout.decode("utf-8", "backslashreplace").strip()
+        version = self.version_in(said, rf"{self.name}\S* (?P<text>(?P<major>\d+)\.(?P<minor>\d+)\.(?P<patch>\d+)\S*)")
+        if version.numbers and not supported(version.numbers):
+            raise KopiatomicError(
+                f"{printable(self.path)} is {self.name} {version.text}, which is not supported",
+                kind=f"{self.name}-unsupported",
+                hint=self.install,
+            )
+        return version
 
     @abstractmethod
     def failure(self, finished: process.Finished) -> KopiatomicError:

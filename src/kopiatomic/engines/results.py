@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from kopiatomic.model.engine import EngineResult, FileProblem, Saved
 from kopiatomic.text import printable
@@ -23,10 +24,9 @@ def not_saved(count: int, problems: Sequence[FileProblem]) -> str:
 
 def combined(found: Sequence[tuple[str, EngineResult]]) -> EngineResult:
     """Combine the results of several sources: saved if any is, complete only if all are."""
-    sources = [Saved(path, r.snapshot_id, r.saved, r.complete, r.message, r.unchanged) for path, r in found]
+    sources = tuple(Saved(path, r.snapshot_id, r.saved, r.complete, r.message, r.unchanged) for path, r in found)
     if len(found) == 1:
-        found[0][1].sources = sources
-        return found[0][1]
+        return replace(found[0][1], sources=sources)
     statistics: Counter[str] = Counter()
     for _, result in found:
         statistics.update(result.statistics)
@@ -36,7 +36,7 @@ def combined(found: Sequence[tuple[str, EngineResult]]) -> EngineResult:
         message="; ".join(f"{printable(one.source)}: {one.message}" for one in sources if one.message),
         snapshot_id=next((one.snapshot_id for one in sources if one.snapshot_id), None),
         statistics=dict(statistics),
-        problems=[problem for _, result in found for problem in result.problems][:PROBLEMS],
+        problems=tuple(problem for _, result in found for problem in result.problems)[:PROBLEMS],
         problem_count=sum(result.problem_count for _, result in found),
         sources=sources,
     )

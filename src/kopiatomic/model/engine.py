@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from kopiatomic.immutable import immutable
 
@@ -37,7 +37,7 @@ class FileProblem:
     message: str
 
 
-@dataclass(slots=True)
+@immutable
 class Saved:
     """The outcome for one source: a snapshot or archive in the engine's repository."""
 
@@ -51,7 +51,7 @@ class Saved:
     """Whether nothing was read, because nothing has changed since this earlier snapshot."""
 
 
-@dataclass(slots=True)
+@immutable
 class EngineResult:
     """The outcome of the backup, read from what the engine wrote and not from its exit status alone.
 
@@ -64,11 +64,11 @@ class EngineResult:
     """Why it is not saved or not complete; otherwise empty."""
     snapshot_id: str | None = None
     root_object: str | None = None
-    statistics: dict[str, int] = field(default_factory=dict)
-    problems: list[FileProblem] = field(default_factory=list)
+    statistics: Mapping[str, int] = field(default_factory=dict)
+    problems: Sequence[FileProblem] = ()
     """The first 20."""
     problem_count: int = 0
-    sources: list[Saved] = field(default_factory=list)
+    sources: Sequence[Saved] = ()
     """One per source; empty if the engine does not keep separate sources."""
     unchanged: bool = False
     """Whether nothing was read and an earlier snapshot is used instead."""

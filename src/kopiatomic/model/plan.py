@@ -234,6 +234,8 @@ class Plan:
     """In place: whether the kernel's filesystems (/proc, /sys, /dev) and /run stay live. Not for backups."""
     writable: tuple[str, ...] = ()
     """In place: what an engine must write to, so that it is live even within a frozen tree."""
+    ignore_files: tuple[tuple[str, str], ...] = ()
+    """In place: names and contents of files that have an engine leave out a directory of ours that is in a source."""
     bookmark: str = ""
     """ZFS: the bookmark that is kept on each dataset, so that the next run knows what has changed. Empty: no bookmark."""
 

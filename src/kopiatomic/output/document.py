@@ -191,7 +191,7 @@ def _engine(engine: EngineReport) -> dict[str, Any]:
         "snapshot_id": result.snapshot_id if result else None,
         "root_object": result.root_object if result else None,
         "sources": [asdict(source) for source in result.sources] if result else [],
-        "statistics": result.statistics if result else {},
+        "statistics": dict(result.statistics) if result else {},
         "problems": [{"path": p.path, "message": p.message} for p in result.problems] if result else [],
         "problem_count": result.problem_count if result else 0,
     }

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from kopiatomic import platforms
+from kopiatomic import engines, platforms
 from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import backends
@@ -89,7 +89,7 @@ class Selecting:
             while refused := self._refuses(selected):
                 self._refused |= {refusal.dataset.key: refusal for refusal in refused}
                 selected = plan.select(self._facts, self._request(), self._refused.values())
-            selected = self._without_folders(selected, self._facts)
+            selected = replace(self._without_folders(selected, self._facts), ignore_files=engines.IGNORE_FILES)
         missed = [o for o in selected.left_out if o.incomplete]
         self.report.incomplete = few(list(dict.fromkeys(o.line or f"{printable(o.name)}: {o.reason}" for o in missed)))
         for note in selected.notes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-from kopiatomic.engines.engine import Engine, Job, Remembering
+from kopiatomic.engines.engine import Engine, Job, Remembering, Repository
 from kopiatomic.errors import UsageError
 from kopiatomic.model.engine import EngineResult
 from kopiatomic.model.plan import Layout
@@ -17,32 +17,37 @@ from kopiatomic.paths import parents
 from kopiatomic.state.records import Standing
 
 
-def require(engine: Engine, layout: Layout) -> Remembering:
-    """Return the engine if it supports that. Raises UsageError."""
-    if layout is not Layout.IN_PLACE or not isinstance(engine, Remembering):
+def require(engine: Engine, layout: Layout) -> None:
+    """Make sure that the engine supports that. Raises UsageError."""
+    if layout is not Layout.IN_PLACE or not engine.remembers:
         raise UsageError(
             f"--skip-unchanged is for kopia and --layout in-place, and this is {engine.name}, {layout}",
             kind="usage",
             hint="Leave it out: what has not changed is read again, and hardly anything of it is saved again.",
         )
-    return engine
 
 
-def unchanged(job: Job, engine: Remembering, known: Mapping[str, Standing]) -> Mapping[str, str]:
-    """Return the sources that need not be read, with the snapshots that stand for them. Raises KopiatomicError."""
+def remembering(repository: Repository) -> Remembering:
+    """Return the repository of an engine that supports that (:func:`require`)."""
+    assert isinstance(repository, Remembering)
+    return repository
+
+
+def unchanged(job: Job, repository: Remembering, known: Mapping[str, Standing]) -> Mapping[str, EngineResult]:
+    """Return the sources that need not be read, with the results of the snapshots used instead. Raises KopiatomicError."""
     candidates = {
         source: known[source].snapshot_id
         for source, states in _states(job, lambda snapshot: snapshot.before).items()
-        if source in known and states == known[source].states and engine.terms(source) == known[source].terms
+        if source in known and states == known[source].states and repository.terms(source) == known[source].terms
     }
-    return engine.standing(candidates) if candidates else {}
+    return repository.standing(candidates) if candidates else {}
 
 
-def saved(job: Job, engine: Remembering, result: EngineResult) -> dict[str, Standing | None]:
+def saved(job: Job, repository: Remembering, result: EngineResult) -> dict[str, Standing | None]:
     """Return what stands from now on, for each source; None if nothing does."""
     states = _states(job, lambda snapshot: snapshot.after)
     return {
-        one.source: Standing(one.snapshot_id, engine.terms(one.source), states[one.source])
+        one.source: Standing(one.snapshot_id, repository.terms(one.source), states[one.source])
         if one.saved and one.complete and one.snapshot_id and one.source in states
         else None
         for one in result.sources

@@ -10,12 +10,11 @@ import os
 import stat
 from collections.abc import Collection, Mapping
 
+from kopiatomic import engines
 from kopiatomic.config.credentials import is_variable
 from kopiatomic.config.options import Options, words
 from kopiatomic.engines import program
-from kopiatomic.engines.engine import BORG, KOPIA, RESTIC
-from kopiatomic.engines.kopia import options as kopia_options
-from kopiatomic.engines.kopia.client import Client
+from kopiatomic.engines.engine import Engine
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.schedules import trust
 from kopiatomic.schedules.schedule import Scheduler
@@ -24,12 +23,6 @@ from kopiatomic.text import printable
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 """Where to look for programs: where an administrator and the system's packages put them."""
-
-_CLOUDS = ("AWS_", "AZURE_", "B2_", "GOOGLE_", "OS_", "RCLONE_", "ST_")
-"""Variables that configure the storage of restic's repositories (restic.readthedocs.io, "Preparing a new repository")."""
-
-_OWN = {KOPIA: ("KOPIA_",), RESTIC: ("RESTIC_", *_CLOUDS), BORG: ("BORG_",)}
-"""How the variables of each engine begin."""
 
 _SHARED = frozenset({"XDG_CACHE_HOME", "XDG_CONFIG_HOME", "http_proxy", "https_proxy", "no_proxy"})
 
@@ -41,14 +34,25 @@ def of(
 
     Raises KopiatomicError if the engine's program is missing, or others than root can change it; from ``top`` on.
     """
-    engine = None if options.command is not None else options.engine or KOPIA
-    prefixes = _OWN[engine] if engine is not None else ()
+    engine = created(options, caller)
+    prefixes = engine.variables
     taken = {name for name in caller if (name in _SHARED or name.startswith(prefixes)) and name not in credentials}
     found = {name: caller[name] for name in taken} | {"HOME": home, "PATH": PATH}
-    if engine == KOPIA:
-        found["KOPIA_CONFIG_PATH"] = _kopia_configuration(options, found)
-    found |= _program(options, engine, caller, top)
+    found |= engine.pinned(found)
+    found |= _program(options, None if options.command is not None else engine.name, caller, top)
     return found
+
+
+def created(options: Options, environment: Mapping[str, str]) -> Engine:
+    """Return the engine of a backup. Raises UsageError."""
+    return engines.create(
+        None if options.command is None else words("-c", options.command),
+        words("-o", options.options),
+        engine=options.engine,
+        repository=options.repository,
+        archive=options.archive,
+        environment=environment,
+    )
 
 
 def check_no_secrets(variables: Mapping[str, str], scheduler: Scheduler) -> None:
@@ -61,11 +65,6 @@ def check_no_secrets(variables: Mapping[str, str], scheduler: Scheduler) -> None
             kind="secret-in-environment",
             hint=f"{scheduler.advice(secret[0])} If the schedule does not need it: env -u {secret[0]} kopiatomic schedule ...",
         )
-
-
-def _kopia_configuration(options: Options, environment: Mapping[str, str]) -> str:
-    """Return the configuration file that kopia will use: stated explicitly, so that it depends on nothing else."""
-    return Client(kopia_options.parse(words("-o", options.options)), environment, None).config.path
 
 
 def _program(options: Options, engine: str | None, caller: Mapping[str, str], top: str) -> dict[str, str]:

@@ -64,9 +64,8 @@ def test_the_archives_name(borg_bench: EngineBench) -> None:
 
     name = json.loads(host)["archive"]["name"]
     assert borg_bench.back_up().result.snapshot_id == f"{name}-2023-11-14T22:13:20.123"
-    engine = borg_bench.engine(archive="all-{instant}-{user}")
-    engine.check(borg_bench.plan)
-    result = Driven(engine, make_job(borg_bench.plan), borg_bench).result
+    found = borg_bench.engine(archive="all-{instant}-{user}").check(borg_bench.plan)
+    result = Driven(found.backup(make_job(borg_bench.plan)), borg_bench).result
     assert result.snapshot_id == "all-2023-11-14T22:13:20.123-root"
     again = borg_bench.back_up().result
     assert not again.saved
@@ -144,10 +143,9 @@ def test_other_paths_than_the_sources_are_told(restic_bench: EngineBench) -> Non
 def test_a_source_that_is_gone_is_missed(bench: EngineBench) -> None:
     """restic says so and exits 0, Borg warns."""
     plan = bench.plan
-    engine = bench.engine()
-    engine.check(plan)
+    found = bench.engine().check(plan)
     shutil.rmtree(bench.other)
-    result = Driven(engine, make_job(plan), bench).result
+    result = Driven(found.backup(make_job(plan)), bench).result
     assert not result.complete
     assert str(bench.other) in result.message
 
@@ -236,11 +234,10 @@ def test_no_lock_of_another_borg_is_taken_for_a_dead_ones(borg_bench: EngineBenc
     """In the engine's PID namespace every process of the host's looks dead."""
     lock = borg_bench.repository.path / "lock.exclusive"
     name = borg_bench.repository("with-lock", borg_bench.repository.path, "ls", lock).stdout.strip()
-    engine = borg_bench.engine()
-    engine.check(borg_bench.plan)
+    found = borg_bench.engine().check(borg_bench.plan)
     lock.mkdir()
     (lock / name).touch()
-    result = Driven(engine, make_job(borg_bench.plan), borg_bench).result
+    result = Driven(found.backup(make_job(borg_bench.plan)), borg_bench).result
     assert not result.saved
     assert "locked" in result.message
     # The control: one that goes by its own processes removes it.
@@ -319,10 +316,8 @@ def test_a_count_of_another_kind_is_not_taken_for_none(bench: EngineBench) -> No
 def test_endless_output_takes_no_memory(bench: EngineBench) -> None:
     import tracemalloc
 
-    engine = bench.engine()
     plan = bench.plan
-    engine.check(plan)
-    engine.command(make_job(plan))
+    backup = bench.engine().check(plan).backup(make_job(plan))
     lines = {
         "restic": b'{"message_type":"error","error":{"message":"no"},"during":"x","item":"/a"}\n',
         "borg": b'{"type":"log_message","levelname":"WARNING","message":"/a: no"}\n'
@@ -330,9 +325,9 @@ def test_endless_output_takes_no_memory(bench: EngineBench) -> None:
     }[bench.repository.engine]
     tracemalloc.start()
     for _ in range(300):
-        engine.feed("stderr", lines * 50)
-        engine.feed("stderr", b"x" * 70_000)
-        engine.feed("stdout", b"y" * 70_000)
+        backup.feed("stderr", lines * 50)
+        backup.feed("stderr", b"x" * 70_000)
+        backup.feed("stdout", b"y" * 70_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 24 << 20

@@ -15,7 +15,10 @@ import pytest
 
 from kopiatomic import engines
 from kopiatomic.engines import flags
+from kopiatomic.engines.engine import Remembering
 from kopiatomic.engines.known_options import Known
+from kopiatomic.engines.restic.client import Client
+from kopiatomic.engines.restic.engine import ResticRepository
 from kopiatomic.engines.written import source_of
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.plan import Plan
@@ -27,21 +30,19 @@ from tests.unit.support.kopia_fixtures import holding
 
 
 def test_all_is_well(bench: EngineBench) -> None:
-    engine = bench.engine()
-    assert engine.check(bench.plan) == []
-    assert engine.version is not None
-    assert engine.version[0].isdigit()
-    assert engine.target.repository == bench.environment[bench.repository.variable]
+    found = bench.engine().check(bench.plan)
+    assert found.warnings == ()
+    assert found.version is not None
+    assert found.version[0].isdigit()
+    assert found.target.repository == bench.environment[bench.repository.variable]
     host = socket.gethostname()
     wanted = {"restic": host, "borg": f"{host.partition('.')[0]}-{{instant}}"}
-    assert engine.target.identity == wanted[bench.repository.engine]
+    assert found.target.identity == wanted[bench.repository.engine]
 
 
 def test_no_password_is_in_the_name_of_a_repository() -> None:
-    engine = engines.create(
-        None, [], engine="restic", repository="rest:https://me:hush@host/", environment={"HOME": "/"}
-    )
-    assert engine.target.repository == "rest:https://me:***@host/"
+    client = Client([], {"HOME": "/"}, "rest:https://me:hush@host/")
+    assert ResticRepository(client, None, ()).target.repository == "rest:https://me:***@host/"
 
 
 @pytest.mark.in_part(1)
@@ -182,8 +183,12 @@ def test_a_version_that_is_not_supported(version: str, bench: EngineBench) -> No
 
 def test_a_version_that_nobody_knows(bench: EngineBench) -> None:
     bench.fake('case "$*" in *version*) echo dev;; *) exec $REAL "$@";; esac')
-    (warning,) = bench.engine().check(bench.plan)
+    (warning,) = bench.engine().check(bench.plan).warnings
     assert "is not known ('dev')" in warning
+
+
+def test_it_does_not_claim_to_remember(bench: EngineBench) -> None:
+    assert bench.engine().remembers == isinstance(bench.unasked(), Remembering)
 
 
 # Options
@@ -261,7 +266,7 @@ def test_mounts_that_would_be_left_out_are_refused(bench: EngineBench) -> None:
 
 def test_a_time_of_the_users_is_warned_of(bench: EngineBench) -> None:
     words = {"restic": "--time=2020-01-01 00:00:00", "borg": "--timestamp=2020-01-01T00:00:00"}
-    (warning,) = bench.engine(words[bench.repository.engine]).check(bench.plan)
+    (warning,) = bench.engine(words[bench.repository.engine]).check(bench.plan).warnings
     assert "not the instant" in warning
 
 
@@ -294,7 +299,7 @@ def test_a_password_in_a_url_is_masked() -> None:
 
 
 def owned(bench: EngineBench, *options: str) -> dict[str, tuple[str, bool]]:
-    return {o.what: (o.path, o.skipped) for o in bench.engine(*options).own(bench.plan)}
+    return {o.what: (o.path, o.skipped) for o in bench.unasked(*options).own(bench.plan)}
 
 
 def test_restics_own_folders(restic_bench: EngineBench) -> None:
@@ -354,6 +359,6 @@ def test_a_repository_in_the_selection_merged(repository: Restic | Borg, tmp_pat
     bench = EngineBench(repository, tmp_path)
     implied, named = (Plan("/view", (holding(tmp_path, "/a", named=named),)) for named in (False, True))
     assert bench.refused(plan=implied).kind == "repository-in-selection"
-    warnings = bench.engine().check(named)
+    warnings = bench.engine().check(named).warnings
     assert any("grows with every run" in warning for warning in warnings)
     assert any("its cache" in warning for warning in warnings)

@@ -9,7 +9,12 @@ from pathlib import Path
 import pytest
 
 from kopiatomic import engines
+from kopiatomic.engines.borg.client import Client as BorgClient
+from kopiatomic.engines.borg.engine import BorgRepository
 from kopiatomic.engines.engine import Engine
+from kopiatomic.engines.repository import NamedRepository
+from kopiatomic.engines.restic.client import Client as ResticClient
+from kopiatomic.engines.restic.engine import ResticRepository
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Dataset, Layout, Plan, PlannedPath, Taken
 from tests.support.repositories import Borg, Restic
@@ -52,6 +57,12 @@ class EngineBench:
             environment=self.environment,
         )
 
+    def unasked(self, *options: str, repository: str | None = None) -> NamedRepository:
+        """A repository as a check finds it, whether or not the program would."""
+        if self.repository.engine == "restic":
+            return ResticRepository(ResticClient(options, self.environment, repository), None, ())
+        return BorgRepository(BorgClient(options, self.environment, repository), None, ())
+
     def back_up(
         self,
         *options: str,
@@ -60,9 +71,8 @@ class EngineBench:
         during: Callable[[int], bool] | None = None,
     ) -> Driven:
         """Check, run and judge one backup as a run does."""
-        engine = self.engine(*options)
-        engine.check(plan or self.plan)
-        return Driven(engine, make_job(plan or self.plan, started_ns=started_ns), self, during)
+        repository = self.engine(*options).check(plan or self.plan)
+        return Driven(repository.backup(make_job(plan or self.plan, started_ns=started_ns)), self, during)
 
     def refused(self, *options: str, plan: Plan | None = None) -> KopiatomicError:
         """Why a check says no."""

@@ -17,7 +17,8 @@ import pytest
 
 from kopiatomic import engines
 from kopiatomic.engines import self_backup
-from kopiatomic.engines.engine import Engine, Job
+from kopiatomic.engines.engine import Backup, Engine, Job
+from kopiatomic.engines.names import Equal
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet
@@ -167,11 +168,9 @@ class Environment(Protocol):
 class Driven:
     """What came of one backup."""
 
-    def __init__(
-        self, engine: Engine, job: Job, bench: Environment, during: Callable[[int], bool] | None = None
-    ) -> None:
-        self.engine = engine
-        command = engine.command(job)
+    def __init__(self, backup: Backup, bench: Environment, during: Callable[[int], bool] | None = None) -> None:
+        self.backup = backup
+        command = backup.command()
         self.argv = command.argv
         self.environment = command.environment
         process = subprocess.Popen(
@@ -187,12 +186,12 @@ class Driven:
         for stream, data in (("stdout", stdout), ("stderr", stderr)):
             # In small pieces, as pipes give them.
             for start in range(0, min(len(data), 1 << 16), 7):
-                self.found += engine.feed(stream, data[start : min(start + 7, 1 << 16)])
+                self.found += backup.feed(stream, data[start : min(start + 7, 1 << 16)])
             for start in range(1 << 16, len(data), 1 << 16):
-                self.found += engine.feed(stream, data[start : start + (1 << 16)])
-            self.found += engine.feed(stream, b"")
+                self.found += backup.feed(stream, data[start : start + (1 << 16)])
+            self.found += backup.feed(stream, b"")
         self.end = EngineEnd(process.returncode, stopped)
-        self.result: EngineResult = engine.judge(job, self.end)
+        self.result: EngineResult = backup.judge(self.end, Equal())
 
     @property
     def lines(self) -> list[str]:
@@ -213,6 +212,5 @@ def back_up(
     during: Callable[[int], bool] | None = None,
 ) -> Driven:
     """Check, run and judge one backup as a run does."""
-    engine = bench.engine(*options)
-    engine.check(plan)
-    return Driven(engine, make_job(plan, filled=filled), bench, during)
+    repository = bench.engine(*options).check(plan)
+    return Driven(repository.backup(make_job(plan, filled=filled)), bench, during)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from dataclasses import replace
 
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.model.changes import Changes, Moved
@@ -61,8 +62,8 @@ def several() -> Report:
     report.hook_error = KopiatomicError("the hook -q failed (exit status 1): false", kind="hook-failed")
     assert report.engine is not None
     assert report.engine.result is not None
-    report.engine.result.problems = [FileProblem("/kopia/a\x1b", "unreadable")]
-    report.engine.result.problem_count = 25
+    problems = (FileProblem("/kopia/a\x1b", "unreadable"),)
+    report.engine.result = replace(report.engine.result, problems=problems, problem_count=25)
     return report
 
 

@@ -190,12 +190,12 @@ IN_A_CHILD = {
     "engines/written.py": {"_is_tagged", "_made"},
 }
 ROOTS_OWN = {
-    "engines/borg/backup.py": {"_require_no_root"},  # a file of patterns that an option names
+    "engines/borg/engine.py": {"_require_no_root"},  # a file of patterns that an option names
     "engines/flags.py": {"_is_path"},  # a word of the command line
     "engines/kopia/client.py": {"_find_config", "check_connected", "_invoking_users_config"},
     "engines/kopia/location.py": {"cache"},  # kopia's configuration
     "engines/program.py": {"_why_not"},  # where programs are looked for
-    "engines/restic/backup.py": {"_where"},  # a file with the repository's name
+    "engines/restic/client.py": {"where"},  # a file with the repository's name
     "output/console.py": {"discard"},  # /dev/null
 }
 """What is no user's to replace. This list may only shrink."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
@@ -92,21 +95,73 @@ _KINDS: tuple[tuple[str, str, str, str], ...] = (
 """What failures mean, by Borg's own codes for them (``msgid``)."""
 
 
+ARCHIVE = "{hostname}-{instant}"
+"""The default name of an archive: ``{instant}`` is ours, everything else in braces is Borg's."""
+
+
 class Client(RepositoryClient):
-    """Borg as a program that answers queries. ``named`` is the repository (``--repository``).
+    """Borg as a program that answers queries. ``named`` is the repository (``--repository``), ``archive`` the archives' name.
 
     Raises UsageError for options that do not go with a backup of the view.
     """
 
-    def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
+    def __init__(
+        self, options: Sequence[str], environment: Mapping[str, str], named: str | None, archive: str | None = None
+    ) -> None:
         super().__init__("borg", options, environment, _SYNTAX, _SHARED, install=_INSTALL, attempt="borg info")
         self.repository = named or environment.get("BORG_REPO")
+        self.archive = archive or ARCHIVE
         if named:
             self.additions["BORG_REPO"] = named
         self._without_passphrase = not any(name in environment for name in _PASSPHRASES)
         if self._without_passphrase:
             # If the repository needs no passphrase, this changes nothing; otherwise Borg fails at once and prompts nobody.
             self.additions["BORG_PASSPHRASE"] = ""
+
+    @property
+    def where(self) -> str | None:
+        """The repository, as Borg will find it."""
+        return self.repository
+
+    @property
+    def identity(self) -> str:
+        """The archives' name, without what differs from one to the next."""
+        return self.archive.replace("{hostname}", socket.gethostname().partition(".")[0])
+
+    @property
+    def caches(self) -> dict[str, str]:
+        """Where Borg keeps its cache, and its data about known repositories (helpers/fs.py). It only reads keys."""
+        environment = self.environment
+        base = environment.get("BORG_BASE_DIR")
+        home = base or environment["HOME"]
+
+        def below(variable: str, ours: str, general: str, folder: str) -> str:
+            general = environment.get(general, "") if not base else ""
+            return environment.get(variable) or os.path.join(general or os.path.join(home, folder), ours)
+
+        config = below("BORG_CONFIG_DIR", "borg", "XDG_CONFIG_HOME", ".config")
+        return {
+            "cache": os.path.abspath(below("BORG_CACHE_DIR", "borg", "XDG_CACHE_HOME", ".cache")),
+            "security folder": os.path.abspath(
+                environment.get("BORG_SECURITY_DIR") or os.path.join(config, "security")
+            ),
+        }
+
+    @property
+    def glob(self) -> str:
+        """The Borg pattern for the archives' names: ``{instant}`` is not filled in yet.
+
+        ``{hostname}`` is the short one (borg/platform/base.py).
+        """
+        return re.sub(r"\{(?!instant\})[^}]*\}", "*", self.identity)
+
+    def archives(self, *words: str, glob: str) -> list[str]:
+        """Return the names of archives, oldest first. Raises KopiatomicError."""
+        finished = self.ask("list", "--json", *words, f"--glob-archives={glob}")
+        try:
+            return [str(archive["name"]) for archive in json.loads(finished.stdout)["archives"]]
+        except (ValueError, KeyError, TypeError):
+            raise self.failure(finished) from None
 
     def ask(self, command: str, *words: str, take: Callable[[bytes], None] | None = None) -> process.Finished:
         """Run a command, with its messages as JSON lines on standard error."""

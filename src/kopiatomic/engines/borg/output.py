@@ -38,11 +38,11 @@ def messages(data: bytes) -> list[Mapping[str, Any]]:
 class Output:
     """Takes Borg's output as it arrives, in limited memory; what it lists goes into ``listing``."""
 
-    def __init__(self) -> None:
+    def __init__(self, listing: Listing | None = None) -> None:
         self._result = bytearray()
         self._lines = JsonLines()
         self._last: deque[str] = deque(maxlen=KEEP_MESSAGES)
-        self.listing: Listing | None = None
+        self._listing = listing
         self.statuses: Counter[str] = Counter()
         """How many entries had each of Borg's letters."""
         self.problems: list[FileProblem] = []
@@ -78,8 +78,8 @@ class Output:
 
     def _list(self, status: str, path: str) -> None:
         self.statuses[status] += 1
-        if self.listing is not None and status not in _NOT_SAVED:
-            self.listing.take(path, _KINDS.get(status, "?"))
+        if self._listing is not None and status not in _NOT_SAVED:
+            self._listing.take(path, _KINDS.get(status, "?"))
 
     def _message(self, level: str, message: str, message_id: str) -> str:
         text = printable(_first_line(message))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from kopiatomic.engines import hidden_mounts
-from kopiatomic.engines.kopia import listing, location
+from kopiatomic.engines.kopia import ignore_file, listing, location
 from kopiatomic.engines.kopia.client import Client
 from kopiatomic.engines.kopia.options import Options
 from kopiatomic.engines.kopia.output import parse_manifest
@@ -223,10 +223,10 @@ def check_in_place(
 def _check_ignore_files(source: str, place: str, policies: Policies, client: Client) -> None:
     """Check that kopia heeds the files which exclude the system's own directories, as it does unless a policy says otherwise."""
     setting = policies.at(place, "files", "ignoreDotFiles")
-    if setting.value is not None and ".kopiaignore" not in setting.value:
-        mend = client.hint_command("policy", "set", str(setting.target), "--add-dot-ignore=.kopiaignore")
+    if setting.value is not None and ignore_file.NAME not in setting.value:
+        mend = client.hint_command("policy", "set", str(setting.target), f"--add-dot-ignore={ignore_file.NAME}")
         raise KopiatomicError(
-            f"kopia's policy {_target(setting.target)} does not heed .kopiaignore in {place}, which would be in the backup "
+            f"kopia's policy {_target(setting.target)} does not heed {ignore_file.NAME} in {place}, which would be in the backup "
             f"of {printable(source)}",
             kind="ignore-rules",
             hint=f"Add it: {mend}",

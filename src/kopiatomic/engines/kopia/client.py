@@ -8,12 +8,13 @@ import pwd
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.engines.causes import cause
 from kopiatomic.engines.kopia.options import Options
-from kopiatomic.engines.program import KEEP, Program, user
+from kopiatomic.engines.program import KEEP, Program, Version, user
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.system import process
@@ -120,29 +121,27 @@ class Client(Program):
         """Whether a manifest (for example a snapshot's) is in the repository."""
         return self.run("manifest", "show", manifest_id, *self.shared).status == 0
 
-    def check_version(self) -> list[str]:
-        """Query kopia's version. Raises KopiatomicError of kind kopia-too-old; returns warnings."""
+    def check_version(self) -> Version:
+        """Query kopia's version. Raises KopiatomicError of kind kopia-too-old."""
         finished = self.run("--version")
         said = (finished.stdout + finished.stderr).decode("utf-8", "backslashreplace").strip()
-        found = re.match(r"v?(\d+)\.(\d+)\.(\d+)\S*", said)
         if finished.status != 0:
             raise KopiatomicError(
                 f"{printable(self.path)} --version failed ({ended(finished.status)}): {last_error(finished)}",
                 kind="kopia-failed",
                 hint=_INSTALL,
             )
-        if found is None:
-            self.version = printable(said[:40]) or None
-            return [f"the version of {printable(self.path)} is not known ({printable(said[:80])!r}); going on with it"]
-        self.version = found.group().removeprefix("v")
-        if tuple(int(part) for part in found.groups()) < OLDEST:
+        version = self.version_in(said, r"v?(?P<text>(?P<major>\d+)\.(?P<minor>\d+)\.(?P<patch>\d+)\S*)")
+        if version.text is None:
+            return replace(version, text=printable(said[:40]) or None)
+        if version.numbers < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             raise KopiatomicError(
-                f"{printable(self.path)} is kopia {self.version}: too old, {oldest} is the oldest supported",
+                f"{printable(self.path)} is kopia {version.text}: too old, {oldest} is the oldest supported",
                 kind="kopia-too-old",
                 hint=_INSTALL,
             )
-        return []
+        return version
 
     def check_connected(self) -> None:
         """Make sure that the configuration file exists. Raises KopiatomicError of kind kopia-not-connected, and OSError."""

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+import socket
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
+from kopiatomic import presence
 from kopiatomic.engines import flags, known_options
 from kopiatomic.engines.causes import cause
+from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.repository_client import RepositoryClient
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import process
@@ -122,6 +127,65 @@ class Client(RepositoryClient):
         if self.repository is not None:
             # Not in its argv, which every user can read: it may contain a password.
             self.additions |= {"RESTIC_REPOSITORY": self.repository, "RESTIC_REPOSITORY_FILE": ""}
+
+    @property
+    def where(self) -> str | None:
+        """The repository as restic will find it. Raises OSError if a file that names it cannot be read."""
+        if self.repository is not None:
+            return self.repository
+        file = self.value("--repository-file") or self._given.get("RESTIC_REPOSITORY_FILE")
+        if not file:
+            return self._given.get("RESTIC_REPOSITORY")
+        try:
+            with open(file, encoding="utf-8", errors="surrogateescape") as opened:
+                return opened.read().strip()
+        except OSError as error:
+            if presence.absent(error):
+                return None
+            raise
+
+    @property
+    def identity(self) -> str:
+        """The host name that its snapshots are kept under."""
+        return self.value("--host") or self._given.get("RESTIC_HOST") or socket.gethostname()
+
+    @property
+    def caches(self) -> dict[str, str]:
+        """Where restic keeps its cache (internal/cache/dir.go)."""
+        if any(g.flag == "--no-cache" for g in self.given):
+            return {}
+        environment = self.environment
+        found = self.value("--cache-dir") or environment.get("RESTIC_CACHE_DIR")
+        if not found:
+            base = environment.get("XDG_CACHE_HOME") or os.path.join(environment["HOME"], ".cache")
+            found = os.path.join(base, "restic")
+        return {"cache": os.path.abspath(found)}
+
+    def show(
+        self, snapshot: str, directories: Sequence[str], take: Callable[[Mapping[str, Any]], None]
+    ) -> Mapping[str, Any]:
+        """Have restic list directories of a snapshot; ``take`` gets each entry. Returns the snapshot's own data.
+
+        With directories, ``restic ls`` reads only the trees on the way to them, and of these the first level. Raises
+        KopiatomicError.
+        """
+        lines = JsonLines()
+        head: dict[str, Any] = {}
+
+        def read(data: bytes) -> None:
+            for found in lines.feed(data):
+                if isinstance(found, str):
+                    continue
+                if "path" in found and "type" in found:
+                    take(found)
+                elif "paths" in found:
+                    head.update(found)
+
+        finished = self.run("ls", "--json", "--no-lock", *self.shared, "--", snapshot, *directories, take=read)
+        read(b"")
+        if finished.status != 0:
+            raise self.failure(finished)
+        return head
 
     def failure(self, finished: process.Finished) -> KopiatomicError:
         """Return what a failed command means."""

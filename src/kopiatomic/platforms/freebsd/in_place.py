@@ -35,8 +35,6 @@ _FEW_DEVICES = "4"
 _KEPT = ("ro", "noexec", "nosuid", "nosymfollow")
 """The flags that count at the mount that a path leads through: a nullfs has none of those below it (``nullfs_mount``)."""
 
-_IGNORE = ".kopiaignore"
-
 
 class InPlaceView(FreeBSDView):
     """``base`` is the run's own directory. The plan says which live mounts there are."""
@@ -74,14 +72,15 @@ class InPlaceView(FreeBSDView):
         self._options = {m.point: m.options for m in visible(freebsd_mounts.read(self._kernel)).values()}
 
     def prepare(self) -> None:
-        """Make the place for temporary files, in a directory that kopia does not read if it lies in a source."""
+        """Make the place for temporary files, in a directory that engines leave out if it lies in a source."""
         own = next(p for p in self._planned if p.whole == self._aside)
         inside = os.path.relpath(f"{self._base}/{SCRATCH}", own.step.place)
         os.makedirs(f"{self._aside}/{inside}", 0o700)
         os.makedirs(self._root)
         if own.step.place != self._base:
-            with open(f"{self._aside}/{_IGNORE}", "x", encoding="ascii") as file:
-                file.write("*\n")
+            for name, content in self._plan.ignore_files:
+                with open(f"{self._aside}/{name}", "x", encoding="ascii") as file:
+                    file.write(content)
 
     def options(self, planned: Planned) -> Options:
         """Keep a live mount's flags; in a jail a devfs has the jail's own ruleset, and no other."""

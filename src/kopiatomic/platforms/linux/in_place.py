@@ -39,14 +39,17 @@ _NODES = ("null", "zero", "full", "random", "urandom", "tty")
 _RESOLVER = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager", "/run/nscd", "/run/connman")
 """Where /etc/resolv.conf may lead to, and what the C library asks for names."""
 
-_IGNORE = ".kopiaignore"
-
 
 class InPlaceView(LinuxView):
-    """The frozen trees at their true paths. ``live_system``: also /proc, /sys, /dev and /run as they are."""
+    """The frozen trees at their true paths. ``live_system``: also /proc, /sys, /dev and /run as they are; without it,
+    ``ignore_files`` are in those of ours (``Plan.ignore_files``).
+    """
 
-    def __init__(self, base: str, steps: Sequence[Step], *, live_system: bool) -> None:
+    def __init__(
+        self, base: str, steps: Sequence[Step], *, live_system: bool, ignore_files: Sequence[tuple[str, str]] = ()
+    ) -> None:
         super().__init__(base, steps)
+        self._ignore_files = ignore_files
         self._live_system = live_system
         self._live: dict[str, int] = {}
         self._hidden: dict[str, int] = {}
@@ -159,8 +162,8 @@ class InPlaceView(LinuxView):
         """Add to the new root what belongs to the running system and not to its frozen tree. Raises KopiatomicError."""
         with self.open_top() as top:
             try:
-                _furnish_dev(top)
-                _furnish_run(top)
+                _furnish_dev(top, self._ignore_files)
+                _furnish_run(top, self._ignore_files)
                 self._show_scratch(top)
             except OSError as error:
                 raise KopiatomicError(
@@ -205,7 +208,7 @@ def _live(step: Step, table: Mapping[int, Mount]) -> Iterator[int | None]:
         yield fd if there else None
 
 
-def _furnish_dev(top: int) -> None:
+def _furnish_dev(top: int, ignore_files: Sequence[tuple[str, str]]) -> None:
     """Make a /dev of the few devices that every program may use. Raises OSError."""
     with opened(top, "dev") as dev:
         linux.mount(SCAFFOLD_SOURCE, f"/proc/self/fd/{dev}", "tmpfs", linux.MS_NOSUID | linux.MS_NOEXEC, "mode=0755")
@@ -214,15 +217,15 @@ def _furnish_dev(top: int) -> None:
             status = os.stat(f"/dev/{name}")
             os.mknod(name, stat.S_IFCHR | 0o666, status.st_rdev, dir_fd=dev)
             os.chmod(name, 0o666, dir_fd=dev)
-        _ignore_all(dev)
+        _write(ignore_files, dev)
 
 
-def _furnish_run(top: int) -> None:
+def _furnish_run(top: int, ignore_files: Sequence[tuple[str, str]]) -> None:
     """Make a /run with only what name resolution needs, and the lists of runs. Raises OSError."""
     with opened(top, "run") as run:
         linux.mount(SCAFFOLD_SOURCE, f"/proc/self/fd/{run}", "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0755")
     with opened(top, "run") as run:
-        _ignore_all(run)
+        _write(ignore_files, run)
     for path in (*_RESOLVER, lists.directory()):
         if presence.is_directory(path):
             with closing(linux.make_beneath(top, relative(path))) as target:
@@ -232,8 +235,9 @@ def _furnish_run(top: int) -> None:
                 linux.mount("none", f"/proc/self/fd/{bound}", None, flags)
 
 
-def _ignore_all(directory: int) -> None:
-    """Exclude everything here from kopia, which respects this file but has no exclusions of its own."""
-    fd = os.open(_IGNORE, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=directory)
-    with closing(fd):
-        os.write(fd, b"*\n")
+def _write(files: Sequence[tuple[str, str]], directory: int) -> None:
+    """Make files with a content in a directory of ours. Raises OSError."""
+    for name, content in files:
+        fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=directory)
+        with closing(fd):
+            os.write(fd, content.encode())

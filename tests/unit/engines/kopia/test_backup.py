@@ -13,8 +13,9 @@ import pytest
 
 from kopiatomic.engines import program
 from kopiatomic.engines.kopia import listing
+from kopiatomic.engines.names import Equal
 from kopiatomic.model.engine import EngineEnd
-from tests.unit.support.kopia_fixtures import PASSWORD, Bench, Driven, back_up, make_job, taken
+from tests.unit.support.kopia_fixtures import PASSWORD, Bench, back_up, make_job, taken
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_a_whole_backup(bench: Bench) -> None:
     done = back_up(bench, bench.plan("/usr/home", "/usr/src"))
     result = done.result
     assert (result.saved, result.complete, result.message) == (True, True, "")
-    assert (result.problems, result.problem_count) == ([], 0)
+    assert (result.problems, result.problem_count) == ((), 0)
     (snapshot,) = bench.ask("snapshot", "list", str(bench.view))
     assert snapshot["id"] == result.snapshot_id
     assert snapshot["rootEntry"]["obj"] == result.root_object
@@ -57,9 +58,8 @@ def test_a_second_run_reads_no_file_again(bench: Bench) -> None:
 
 
 def test_two_pools_are_tagged_as_not_atomic(bench: Bench) -> None:
-    engine = bench.engine()
-    engine.check(bench.plan("/a"))
-    argv = list(engine.command(make_job(bench.plan("/a"), pools=("one", "two"))).argv)
+    repository = bench.engine().check(bench.plan("/a"))
+    argv = list(repository.backup(make_job(bench.plan("/a"), pools=("one", "two"))).command().argv)
     assert "kopiatomic-atomic:no" in argv
 
 
@@ -115,7 +115,7 @@ def test_levels_that_hold_nothing_but_a_folder_take_no_worker_away(
     done = back_up(bench, bench.plan(*places), *options)
     assert done.result.complete
     assert [word for word in done.argv if word.startswith("--parallel")] == expected
-    described = done.engine.describe(bench.plan(*places))
+    described = bench.engine(*options).describe(bench.plan(*places))
     assert ("--parallel=WORKERS" in described) == (bool(expected) and not options)
 
 
@@ -390,7 +390,7 @@ def test_listings_cost_one_process_for_each_parent(
     calls = (bench.home / "calls").read_text().splitlines()
     assert len([c for c in calls if c.startswith("show ")]) == 2
     assert len(calls) == 3 + 1 + 2 + (processors > 1)
-    assert done.engine.finish() == []
+    assert done.backup.finish() == []
     assert len((bench.home / "calls").read_text().splitlines()) == 3 + 1 + 2 + 1
 
 
@@ -417,14 +417,11 @@ def test_a_listing_that_cannot_be_had_is_no_whole_backup(bench: Bench) -> None:
 
 def test_a_result_is_judged_where_the_run_stopped_kopia_too_late(bench: Bench) -> None:
     bench.tree("home/f")
-    engine = bench.engine()
-    plan = bench.plan("/home")
-    engine.check(plan)
-    done = Driven(engine, make_job(plan), bench, lambda _: False)
+    done = back_up(bench, bench.plan("/home"), during=lambda _: False)
     assert done.result.complete
-    again = engine.judge(make_job(plan), EngineEnd(0, stopped=True))
+    again = done.backup.judge(EngineEnd(0, stopped=True), Equal())
     assert (again.saved, again.complete) == (True, True)
-    assert engine.finish() == []
+    assert done.backup.finish() == []
 
 
 def test_the_result_is_plain_data(bench: Bench) -> None:

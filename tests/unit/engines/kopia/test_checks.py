@@ -15,6 +15,7 @@ import pytest
 
 from kopiatomic import engines
 from kopiatomic.engines import program
+from kopiatomic.engines.engine import Remembering
 from kopiatomic.engines.kopia import location
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Layout, Plan
@@ -47,18 +48,18 @@ def error_of(
 
 def test_a_good_kopia_has_nothing_to_warn_of_and_a_version(bench: Bench) -> None:
     engine = bench.engine()
-    assert (engine.name, engine.version) == ("kopia", None)
-    assert engine.check(bench.plan("/a", "/b/c")) == []
-    version = str(engine.version)
-    assert version[0].isdigit()
+    assert engine.name == "kopia"
+    found = engine.check(bench.plan("/a", "/b/c"))
+    assert found.warnings == ()
+    assert engine.remembers == isinstance(found, Remembering)
+    assert str(found.version)[0].isdigit()
 
 
 def test_repository_and_identity_are_known_after_the_check(bench: Bench) -> None:
-    engine = bench.engine()
-    engine.check(bench.plan("/a"))
-    assert engine.target.identity == f"{getpass.getuser()}@{socket.gethostname().lower()}"
+    found = bench.engine().check(bench.plan("/a"))
+    assert found.target.identity == f"{getpass.getuser()}@{socket.gethostname().lower()}"
     assert re.fullmatch(
-        rf"filesystem {re.escape(str(bench.repository))} \(id [0-9a-f]{{12}}\)", engine.target.repository
+        rf"filesystem {re.escape(str(bench.repository))} \(id [0-9a-f]{{12}}\)", found.target.repository
     )
 
 
@@ -83,7 +84,7 @@ def test_kopia_is_found_on_path(bench: Bench) -> None:
     (bench.base / "bin").mkdir()
     (bench.base / "bin" / "kopia").symlink_to(bench.program)
     bench.environment["PATH"] = f"{bench.base}/bin"
-    assert bench.engine().check(bench.plan("/a")) == []
+    assert bench.engine().check(bench.plan("/a")).warnings == ()
 
 
 def test_the_kopia_that_was_named_is_missing(bench: Bench) -> None:
@@ -121,15 +122,15 @@ def test_kopia_too_old(bench: Bench) -> None:
 def test_versions_that_are_new_enough(bench: Bench, version: str) -> None:
     """A fake that answers the question for its version and is the real kopia else."""
     bench.fake(f'[ "$1" = --version ] && {{ echo "{version} build: x from: y"; exit; }}; exec "$KOPIA" "$@"')
-    engine = bench.engine()
-    assert engine.check(bench.plan("/a")) == []
-    assert engine.version == version.removeprefix("v")
+    found = bench.engine().check(bench.plan("/a"))
+    assert found.warnings == ()
+    assert found.version == version.removeprefix("v")
 
 
 def test_a_version_that_says_nothing_is_a_warning(bench: Bench) -> None:
     """A fake: kopia built as a Go module said this up to 0.21."""
     bench.fake('[ "$1" = --version ] && { echo "v0-unofficial build: unknown from: "; exit; }; exec "$KOPIA" "$@"')
-    (warning,) = bench.engine().check(bench.plan("/a"))
+    (warning,) = bench.engine().check(bench.plan("/a")).warnings
     assert "v0-unofficial" in warning
 
 
@@ -163,7 +164,7 @@ def test_the_configuration_is_looked_for_where_kopia_does(
     for suffix in ("", ".kopia-password"):
         shutil.copy(f"{bench.config}{suffix}", f"{target}{suffix}")
     bench.config.unlink()
-    assert bench.engine(*words).check(bench.plan("/a")) == []
+    assert bench.engine(*words).check(bench.plan("/a")).warnings == ()
 
 
 def test_without_home_the_users_home_directory_is_taken(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,7 +175,7 @@ def test_without_home_the_users_home_directory_is_taken(bench: Bench, monkeypatc
     monkeypatch.setattr(pwd, "getpwuid", lambda _: changed)
     monkeypatch.chdir(bench.base)
     engine = bench.engine()
-    assert engine.check(bench.plan("/a")) == []
+    assert engine.check(bench.plan("/a")).warnings == ()
     assert not (bench.base / ".cache").exists()
     bench.config.unlink()
     error = error_of(bench)
@@ -197,7 +198,7 @@ def test_the_configuration_of_the_user_who_called_sudo_is_pointed_at(
     assert f"KOPIA_CONFIG_PATH='{path}'" in hint
     assert "alice" not in str(error_of(bench, invoking_user=None).hint)
     # The hint, typed as -o's value, is understood.
-    assert bench.engine(f"--config-file={path}").check(bench.plan("/a")) == []
+    assert bench.engine(f"--config-file={path}").check(bench.plan("/a")).warnings == ()
 
 
 def test_an_unknown_invoking_user_does_no_harm(bench: Bench) -> None:
@@ -234,7 +235,7 @@ def test_password_missing(bench: Bench) -> None:
     error = error_of(bench)
     assert error.kind == "kopia-password-missing"
     assert "KOPIA_PASSWORD" in str(error.hint)
-    (warning,) = bench.engine("-p", PASSWORD).check(bench.plan("/a"))
+    (warning,) = bench.engine("-p", PASSWORD).check(bench.plan("/a")).warnings
     assert "password" in warning
 
 
@@ -312,13 +313,13 @@ def test_what_has_a_name_that_kopia_cannot_store_is_refused_and_nothing_else(
 def test_odd_names_that_kopia_can_store_are_accepted(bench: Bench) -> None:
     plan = bench.plan("/a b", "/a b/-x\n\ty\\", "/ä/%41", "/kopia-entry")
     assert bench.engine().refuses(plan) == []
-    assert bench.engine().check(plan) == []
+    assert bench.engine().check(plan).warnings == ()
 
 
 def test_a_repository_in_the_selection_that_the_user_named_is_a_warning(bench: Bench) -> None:
     (bench.base / "link").symlink_to(bench.repository)
     bench.config.write_text(bench.config.read_text().replace(str(bench.repository), f"{bench.base}/link"))
-    warnings = bench.engine().check(bench.plan("/b", holding(bench.base, "/a")))
+    warnings = bench.engine().check(bench.plan("/b", holding(bench.base, "/a"))).warnings
     (warning,) = [w for w in warnings if w.startswith("kopia's repository")]
     assert f"lies on {holding(bench.base, '/a').dataset.name}, which" in warning
     assert f"{bench.base}/link" in warning
@@ -333,7 +334,7 @@ def test_a_repository_in_the_selection_that_a_or_r_brought_in_is_an_error(bench:
 
 def test_a_repository_on_another_filesystem_is_no_concern(bench: Bench) -> None:
     plan = bench.plan(taken("/proc", mountpoint="/proc", named=False), taken("/sys", mountpoint="/sys", named=False))
-    assert bench.engine().check(plan) == []
+    assert bench.engine().check(plan).warnings == ()
 
 
 def test_where_the_views_lie_in_a_source_a_policy_has_to_heed_what_keeps_them_out(
@@ -341,18 +342,18 @@ def test_where_the_views_lie_in_a_source_a_policy_has_to_heed_what_keeps_them_ou
 ) -> None:
     plan = Plan("/srv/run/kopiatomic/view-x", (taken("/srv"),), layout=Layout.IN_PLACE)
     bench.kopia("policy", "set", "/srv/run", "--add-dot-ignore=.other")
-    assert bench.engine().check(plan) == []
+    assert bench.engine().check(plan).warnings == ()
     monkeypatch.setattr(locks, "DIRECTORY", "/srv/run/kopiatomic")
     error = error_of(bench, plan=plan)
     assert error.kind == "ignore-rules"
     assert "in /srv/run/kopiatomic, which would be in the backup of /srv" in error.message
     bench.kopia("policy", "set", "/srv/run", "--add-dot-ignore=.kopiaignore")
-    assert bench.engine().check(plan) == []
+    assert bench.engine().check(plan).warnings == ()
 
 
 def test_kopias_cache_and_logs_in_the_selection_are_said_once(bench: Bench) -> None:
     plan = bench.plan(holding(bench.home, "/a"))
-    warnings = bench.engine().check(plan)
+    warnings = bench.engine().check(plan).warnings
     (warning,) = [w for w in warnings if w.startswith("kopia keeps")]
     assert f"{bench.home}/.cache/kopia" in warning
     assert warning.count(f" on {holding(bench.home, '/a').dataset.name}") == 2
@@ -387,7 +388,7 @@ def test_policies_of_the_true_paths_that_do_not_apply_are_named_in_one_line(
     usual = [taken(place, mountpoint=place) for place in ("/home", "/srv/a")]
     plan = bench.plan(*usual, taken("/elsewhere", mountpoint="/data"))
     # The machine's own /home and /srv hold the test's repository, which is another warning.
-    found = [warning for warning in bench.engine().check(plan) if warning.startswith("kopia's policies")]
+    found = [warning for warning in bench.engine().check(plan).warnings if warning.startswith("kopia's policies")]
     if not named:
         assert found == []
         return

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from kopiatomic.engines.kopia.maintenance import due
-from tests.unit.support.kopia_fixtures import Bench, Driven, make_job
+from tests.unit.support.kopia_fixtures import Bench, Driven, back_up, make_job
 
 NOW = datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC)
 NEVER = "0001-01-01T00:00:00Z"
@@ -59,14 +59,13 @@ def runs(bench: Bench) -> set[str]:
 
 
 def after_backup(bench: Bench, *options: str, maintenance: bool = True) -> list[str]:
-    engine = bench.engine(*options, maintenance=maintenance)
     plan = bench.plan("/home")
-    engine.check(plan)
+    repository = bench.engine(*options, maintenance=maintenance).check(plan)
     before = runs(bench)
-    done = Driven(engine, make_job(plan), bench)
+    done = Driven(repository.backup(make_job(plan)), bench)
     assert done.result.complete
     assert runs(bench) == before, "maintenance ran while the snapshots were held"
-    return engine.finish()
+    return done.backup.finish()
 
 
 @pytest.mark.parametrize("options", [[], ["--auto-maintenance"]], ids=str)
@@ -108,10 +107,8 @@ def test_another_owners_maintenance_is_left_to_them(bench: Bench) -> None:
 def test_a_failed_backup_is_not_followed_by_maintenance(bench: Bench) -> None:
     """A fake that fails to back up."""
     bench.fake('[ "$1 $2" = "snapshot create" ] && exit 1; exec "$KOPIA" "$@"')
-    engine = bench.engine()
-    engine.check(bench.plan("/home"))
-    Driven(engine, make_job(bench.plan("/home")), bench)
-    assert engine.finish() == []
+    done = back_up(bench, bench.plan("/home"))
+    assert done.backup.finish() == []
     assert runs(bench) == set()
 
 
@@ -128,10 +125,8 @@ def test_failing_maintenance_is_a_warning(bench: Bench) -> None:
 def test_maintenance_that_cannot_be_asked_for_is_a_warning(bench: Bench) -> None:
     """A fake whose ``maintenance info`` fails after the backup."""
     bench.fake('[ "$1 $2" = "maintenance info" ] && { echo "ERROR gone" >&2; exit 1; }; exec "$KOPIA" "$@"')
-    engine = bench.engine()
-    engine.check(bench.plan("/home"))
-    Driven(engine, make_job(bench.plan("/home")), bench)
-    (warning,) = engine.finish()
+    done = back_up(bench, bench.plan("/home"))
+    (warning,) = done.backup.finish()
     assert "gone" in warning
 
 
@@ -143,8 +138,6 @@ def test_a_schedule_that_cannot_be_read_is_at_most_a_warning(bench: Bench, answe
     own = bench.ask("repository", "status")["clientOptions"]
     answer = answer.replace("OWNER", f"{own['username']}@{own['hostname']}")
     bench.fake(f'[ "$1 $2" = "maintenance info" ] && {{ echo \'{answer}\'; exit; }}; exec "$KOPIA" "$@"')
-    engine = bench.engine()
-    engine.check(bench.plan("/home"))
-    Driven(engine, make_job(bench.plan("/home")), bench)
-    assert len(engine.finish()) <= 1
+    done = back_up(bench, bench.plan("/home"))
+    assert len(done.backup.finish()) <= 1
     assert runs(bench) == set()

@@ -159,8 +159,8 @@ def test_the_policies_of_an_overridden_source_count(bench: Bench) -> None:
 
 def test_an_action_that_may_redirect_kopia_is_refused_unless_the_user_insists(bench: Bench) -> None:
     bench.kopia("policy", "set", str(bench.view), "--before-snapshot-root-action=/bin/true")
-    assert bench.engine().check(bench.plan("/usr")) == []
-    (warning,) = bench.engine("--force-enable-actions").check(bench.plan("/usr"))
+    assert bench.engine().check(bench.plan("/usr")).warnings == ()
+    (warning,) = bench.engine("--force-enable-actions").check(bench.plan("/usr")).warnings
     assert "KOPIA_SNAPSHOT_PATH" in warning
     bench.kopia(
         "repository",
@@ -174,7 +174,7 @@ def test_an_action_that_may_redirect_kopia_is_refused_unless_the_user_insists(be
         bench.engine().check(bench.plan("/usr"))
     assert caught.value.kind == "action"
     assert str(bench.view) in caught.value.message
-    assert bench.engine("--force-disable-actions").check(bench.plan("/usr")) == []
+    assert bench.engine("--force-disable-actions").check(bench.plan("/usr")).warnings == ()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kopiatomic.engines import IGNORE_FILES
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.mounts import visible
@@ -45,7 +46,7 @@ class Place(Ground):
         (self.live / "data").mkdir(parents=True, exist_ok=True)
         (self.live / "file").write_text("live")
         (self.live / "data" / "file").write_text("live data")
-        self.plan = Plan(str(self.base), (), layout=Layout.IN_PLACE)
+        self.plan = Plan(str(self.base), (), layout=Layout.IN_PLACE, ignore_files=IGNORE_FILES)
         self.steps: list[Step] = []
 
     @property
