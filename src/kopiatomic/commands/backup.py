@@ -212,7 +212,7 @@ class _Run:
         report, engine = self._report, self._engine
         assert report.plan is not None
         assert report.engine is not None
-        with session.view(lambda: Pipes(self._take), lambda: self._with_writable(self._selecting.select())) as frozen:
+        with session.view(lambda: self._with_writable(self._selecting.select())) as frozen:
             # The plan may have changed meanwhile: a dataset has vanished.
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
             job = self._without_unchanged(session, job)
@@ -261,7 +261,8 @@ class _Run:
         if in_place(job.plan, inherited.temporary_directory()):
             environment["TMPDIR"] = job.plan.scratch
         with report.phase("engine"):
-            return frozen.supervisor.run(Start(command, environment, sources=job.sources), self._options.stop_timeout)
+            start = Start(command, environment, sources=job.sources)
+            return frozen.supervisor.run(start, Pipes(self._take), self._options.stop_timeout)
 
     def _conclude(self, checked: Checked) -> None:
         """Combine the engine's end, its own output and the check of the mounts into the run's outcome."""
