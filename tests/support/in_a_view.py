@@ -2,6 +2,8 @@
 
 ``python in_a_view.py LAYOUT ROOT DATASET STEP...``: each STEP is JSON with ``argv``, a program that is run in the view. What
 became of it is printed as a line of JSON. Before it is started, the file ``until`` is waited for.
+
+``python in_a_view.py hold ROOT DATASET PID SECONDS``: the view is held for a process, and a line of JSON says where it is.
 """
 
 from __future__ import annotations
@@ -9,17 +11,19 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Command
 from kopiatomic.model.plan import Layout
-from kopiatomic.model.report import CommandReport, EngineReport
+from kopiatomic.model.report import CommandReport, EngineReport, HoldReport, Report
 from kopiatomic.output.console import Console
-from kopiatomic.runs.freezing import Frozen, failures_in, new_run_id, recorded
+from kopiatomic.runs import holding
+from kopiatomic.runs.freezing import Frozen, Session, failures_in, new_run_id, recorded
 from kopiatomic.runs.launcher import Checked, Start
 from kopiatomic.runs.selecting import Selecting
 from kopiatomic.runs.streams import Pipes
@@ -27,17 +31,18 @@ from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import roots
 from kopiatomic.system import signals
 
+R = TypeVar("R", bound=Report)
 SHOWN = "a command of the tests"
 
 
 def freeze(
-    layout: Layout, root: str, names: Sequence[str], then: Callable[[Frozen, CommandReport], None], limit: float | None
-) -> CommandReport:
+    layout: Layout, report: R, names: Sequence[str], then: Callable[[Session, Frozen, R], None], limit: float | None
+) -> R:
     """Do something in the frozen view of datasets. How it went is in the report, and on stderr."""
+    root = report.root
     options = Options(
         tuple(names), layout=layout, mount_root=root, stop_timeout=5, state_dir=os.environ["KOPIATOMIC_STATE_DIR"]
     )
-    report = CommandReport(new_run_id(), root)
     console = Console()
     with signals.handled(limit=limit), failures_in(report):
         secrets = Secrets([], {})
@@ -51,7 +56,7 @@ def freeze(
             session.check(report.plan)
             report.engine = EngineReport("test", None)
             with session.view(selecting.select) as frozen:
-                then(frozen, report)
+                then(session, frozen, report)
     if report.error is not None:
         console.error(report.error)
     return report
@@ -61,7 +66,7 @@ class _Steps:
     def __init__(self, steps: Sequence[Mapping[str, Any]]) -> None:
         self._steps = steps
 
-    def run(self, frozen: Frozen, report: CommandReport) -> None:
+    def run(self, _session: Session, frozen: Frozen, report: CommandReport) -> None:
         assert report.engine is not None
         for step in self._steps:
             while step.get("until") and not Path(step["until"]).exists():
@@ -99,10 +104,31 @@ class _Steps:
         return frozen.supervisor.run(start, Pipes(take), 1.0)
 
 
+def hold(root: str, names: Sequence[str], process: int, seconds: float, tell: Callable[[object], None]) -> int:
+    """Hold a merged view of datasets for a process."""
+
+    def held(starter: holding.Starter) -> int:
+        def then(session: Session, frozen: Frozen, report: HoldReport) -> None:
+            until = holding.Until(watch, time.monotonic() + seconds)
+            seen = frozen.supervisor.seen_from_outside()
+            starter.let_go({"run": report.run_id, "main": os.getpid(), "path": f"{seen}{report.root}"})
+            holding.hold(session, frozen, report, until)
+
+        with holding.watching(process) as watch:
+            return freeze(Layout.MERGED, HoldReport(new_run_id(), root), names, then, None).exit_code
+
+    return holding.start(held, tell)
+
+
 def main() -> None:
+    if sys.argv[1] == "hold":
+        root, dataset, process, seconds = sys.argv[2:]
+        told = lambda found: print(json.dumps(found), flush=True)  # noqa: E731
+        raise SystemExit(hold(root, [dataset], int(process), float(seconds), told))
     layout, root, dataset, *steps = sys.argv[1:]
     limit = float(os.environ["LIMIT"]) if "LIMIT" in os.environ else None
-    report = freeze(Layout(layout), root, [dataset], _Steps(list(map(json.loads, steps))).run, limit)
+    made = CommandReport(new_run_id(), root)
+    report = freeze(Layout(layout), made, [dataset], _Steps(list(map(json.loads, steps))).run, limit)
     raise SystemExit(report.exit_code)
 
 

@@ -103,6 +103,10 @@ class Session:
         """Query the records, or record something. Return None if they cannot be used, which the user is told once."""
         return self._recorder.attempt(lambda: call(self._recorder.records))
 
+    def asked_to_end(self) -> bool:
+        """Whether another process has asked this run to end. Raises OSError."""
+        return self._held.asked_to_end()
+
     def take_root(self, root: str, shown: str, wait: float | None) -> None:
         """Lock a view root, or a series, for this run. Raises LockedError after ``wait`` seconds."""
         locks.take_root(self._held, root, self._holder(shown), wait)

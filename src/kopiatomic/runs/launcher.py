@@ -52,6 +52,18 @@ class Start:
 
 
 @immutable
+class Check:
+    """To the launcher: check the mounts while no program runs."""
+
+
+@immutable
+class Problems:
+    """From the launcher: what is wrong with the mounts, in words."""
+
+    found: tuple[str, ...]
+
+
+@immutable
 class Started:
     """From the launcher: the program runs; ``elsewhere`` says that it runs in ``/`` because its directory does not exist."""
 
@@ -176,7 +188,9 @@ def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: 
         _wait(channel, outside)
         message = channel.receive()
         # What concerned the last program may come after its end.
-        if isinstance(message, Start):
+        if isinstance(message, Check):
+            channel.send(Problems(tuple(view.check())))
+        elif isinstance(message, Start):
             streams = Streams.of(channel.receive_descriptors(_MOST_STREAMS))
             try:
                 channel.send(_run(message, around, view, streams))

@@ -33,6 +33,9 @@ RELEASE_TIMEOUT = 180.0
 _SHELL_TOLD_AGAIN = 1.0
 """Seconds between two requests to a shell to end."""
 
+_ASKED_AGAIN = 0.5
+"""Seconds between two looks whether a held view is still wanted."""
+
 _LAUNCHER_TIMEOUT = 10.0
 _KILLED_TIMEOUT = 30.0
 """Seconds that an engine has to end after SIGKILL; only an uninterruptible call takes longer."""
@@ -172,6 +175,46 @@ class Supervisor:
             # It may have received the same signal (systemctl stop signals the whole group) before the launcher was told.
             return replace(result, end=replace(result.end, stopped=True))
         return result
+
+    def hold(self, watch: int, deadline: float, asked: Callable[[], bool]) -> bool:
+        """Keep the view until a watched process has ended, or until ``asked`` says so, which is called twice a second.
+
+        Return False if the deadline (CLOCK_MONOTONIC, seconds) came first. Raises KopiatomicError, Interrupted.
+        """
+        while not asked():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._patience.look()
+            poll = select.poll()
+            ends = (self._launcher.fileno(), self._keeper.fileno())
+            for fd in (watch, *ends, signals.fd()):
+                if fd is not None:
+                    poll.register(fd, select.POLLIN)
+            ready = {fd for fd, _ in poll.poll(_milliseconds(left, _ASKED_AGAIN))}
+            signals.check()
+            # Nothing is sent meanwhile: one that says something has failed, or ended.
+            if ends[0] in ready:
+                self._from_launcher()
+            if ends[1] in ready:
+                self._from_keeper()
+            if watch in ready:
+                return True
+        return True
+
+    def check(self) -> Sequence[str]:
+        """Return what is wrong with the mounts, in words, while no program runs. Raises KopiatomicError, Interrupted."""
+        self._tell_launcher(launcher.Check())
+        message = self._from_launcher()
+        assert isinstance(message, launcher.Problems)
+        return message.found
+
+    def seen_from_outside(self) -> str:
+        """Return the path of what a program in the view has as its root, as processes outside see it."""
+        assert self._sets is not None
+        steps = steps_of(self._plan, self._sets)
+        view = self._platform.view(self._plan, steps, self._run_id, self._record)
+        return view.seen_from_outside(self._launcher_pid)
 
     def _start(self, start: launcher.Start, theirs: launcher.Streams) -> None:
         """Send the launcher a program and its streams, which no process of ours but the launcher has from then on."""
