@@ -312,7 +312,6 @@ def test_a_death_between_two_steps_is_told_as_what_it_is(victim: str, data: Path
         Patience([], 0.0, print),
         platform=platforms.here(),
         record=lambda _: None,
-        streams=Pipes(lambda *_: None),
     )
     # The VM of the ZFS tests may be a child of this process as well.
     before = children(os.getpid())
@@ -329,7 +328,7 @@ def test_a_death_between_two_steps_is_told_as_what_it_is(victim: str, data: Path
             os.kill(only_child(keeper), signal.SIGKILL)
             wait_for(lambda: not Path(f"/proc/{keeper}/task/{keeper}/children").read_text(), "the launcher's end")
             with pytest.raises(KopiatomicError) as caught:
-                supervisor.run(Start(Command(["true"], {}), {}), 1.0)
+                supervisor.run(Start(Command(["true"], {}), {}), Pipes(lambda *_: None), 1.0)
     assert caught.value.kind == f"{victim}-killed"
     assert supervisor.left == []
     assert not (data.parent / ".kopiatomic").exists()

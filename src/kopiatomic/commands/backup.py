@@ -16,7 +16,7 @@ from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.written import Own, in_place, prepared, require_skipped
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.hooks import shell
-from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress
+from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.planning import plan
@@ -215,18 +215,13 @@ class _Run:
         assert report.plan is not None
         assert report.engine is not None
         remembering = skipping.remembering(repository) if self._options.skip_unchanged else None
-        output = _Output(self._listener)
-
-        def select() -> Plan:
-            return self._with_writable(repository, self._selecting.select())
-
-        with session.view(lambda: Pipes(output.take), select) as frozen:
+        with session.view(lambda: self._with_writable(repository, self._selecting.select())) as frozen:
             # The plan may have changed meanwhile: a dataset has vanished.
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
             if remembering is not None:
                 job = self._without_unchanged(session, job, remembering)
-            made = output.backup = repository.backup(job)
-            checked = self._run_engine(frozen, job, made.command()) if job.sources else _NOTHING_READ
+            made = repository.backup(job)
+            checked = self._run_engine(frozen, job, made) if job.sources else _NOTHING_READ
         report.engine.end = checked.end if job.sources else None
         with report.phase("verify"), signals.deferred(), understood(engine.name):
             report.engine.result = made.judge(checked.end, checked.equal)
@@ -250,9 +245,10 @@ class _Run:
             session.attempt(lambda records: records.stand(series, dict.fromkeys(job.sources)))
         return job
 
-    def _run_engine(self, frozen: Frozen, job: Job, command: Command) -> Checked:
+    def _run_engine(self, frozen: Frozen, job: Job, made: Backup) -> Checked:
         report, engine = self._report, self._engine
         assert report.engine is not None
+        command = made.command()
         report.engine.argv = self._secrets.hide_words(command.argv)
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
         # What is taken may have changed meanwhile.
@@ -260,8 +256,17 @@ class _Run:
         environment = shell.environment({**os.environ, **self._handed}, shell.variables(job.run_id, job.plan))
         if in_place(job.plan, inherited.temporary_directory()):
             environment["TMPDIR"] = job.plan.scratch
+
+        def take(stream: str, data: bytes) -> None:
+            for found in made.feed(stream, data):
+                if isinstance(found, Progress):
+                    self._listener.progress(found)
+                else:
+                    self._listener.engine_line(found)
+
         with report.phase("engine"):
-            return frozen.supervisor.run(Start(command, environment, sources=job.sources), self._options.stop_timeout)
+            start = Start(command, environment, sources=job.sources)
+            return frozen.supervisor.run(start, Pipes(take), self._options.stop_timeout)
 
     def _conclude(self, checked: Checked, result: EngineResult) -> None:
         """Combine the engine's end, its own output and the check of the mounts into the run's outcome."""
@@ -319,26 +324,6 @@ class _Run:
             f"service)? Use a {name} that runs by itself"
             + (f", and delete what was saved of live files ({kept})." if kept else "."),
         )
-
-
-class _Output:
-    """Hands the engine's output to its backup, and what that finds in it to the listener.
-
-    The pipes must exist before the launcher, and the backup is of what that has mounted: it is set when the engine starts.
-    """
-
-    def __init__(self, listener: Listener) -> None:
-        self._listener = listener
-        self.backup: Backup | None = None
-
-    def take(self, stream: str, data: bytes) -> None:
-        """Take a piece of a stream; empty: it has ended."""
-        assert self.backup is not None
-        for found in self.backup.feed(stream, data):
-            if isinstance(found, Progress):
-                self._listener.progress(found)
-            else:
-                self._listener.engine_line(found)
 
 
 def _engine_failed(name: str, message: str, end: EngineEnd) -> KopiatomicError:

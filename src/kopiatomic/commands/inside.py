@@ -157,7 +157,7 @@ class _Inside:
                 self._require_own_ids(report.plan)
             report.engine = EngineReport(printable(self._argv[0]), None, self._secrets.hide_words(self._argv))
             self._write_lists(report.plan)
-            with session.view(self._streams, self._selecting.select) as frozen:
+            with session.view(self._selecting.select) as frozen:
                 checked = self._started(frozen)
             self._conclude(checked)
 
@@ -183,7 +183,6 @@ class _Inside:
         return os.environ.get("SHELL") or _SHELL
 
     def _streams(self) -> Callers:
-        self._listener.streams = None
         owner = None if self._user is None else self._user.uid
         self._listener.streams = streams = Callers(owner=owner, say=self._listener.notice, started=self._tell_where)
         return streams
@@ -193,8 +192,6 @@ class _Inside:
         report = self._report
         assert report.plan is not None
         assert report.engine is not None
-        streams = self._listener.streams
-        assert streams is not None
         self._listener.phase(f"running {report.engine.name}")
         if self._is_shell:
             for line in _welcome(report.plan, frozen.sets):
@@ -204,7 +201,6 @@ class _Inside:
         manner = Manner(
             user=self._user,
             anywhere=self._is_shell,
-            foreground=streams.foreground,
             stop=signal.SIGHUP if self._is_shell else signal.SIGTERM,
         )
         # What is taken may have changed.
@@ -212,7 +208,7 @@ class _Inside:
         start = Start(Command(self._argv, {}), self._environment(report.plan, frozen.sets), manner)
         with report.phase("command"):
             try:
-                checked = frozen.supervisor.run(start, self._options.stop_timeout)
+                checked = frozen.supervisor.run(start, self._streams(), self._options.stop_timeout)
             except StartError as error:
                 raise _as_a_shell_says(error) from None
         report.engine.end = checked.end

@@ -34,6 +34,8 @@ class Report:
     """The report of a backup, filled in as the run goes on and complete at its end, however it ends."""
 
     kind: ClassVar[str] = "backup"
+    success: ClassVar[str] = "saved"
+    """The word for its outcome if it did what was asked for."""
     run_id: str
     root: str
     """The directory on the host that the view is mounted on."""
@@ -89,7 +91,7 @@ class Report:
         if isinstance(self.error, Interrupted):
             return "interrupted"
         return {
-            errors.SAVED: "planned" if self.dry_run else "saved",
+            errors.SAVED: "planned" if self.dry_run else self.success,
             errors.INCOMPLETE: "incomplete",
             errors.UNCLEAN: "unclean",
         }.get(self.exit_code, "failed")
@@ -139,3 +141,17 @@ class ShellReport(CommandReport):
     """The report of a shell."""
 
     kind: ClassVar[str] = "shell"
+
+
+@dataclass(slots=True)
+class HoldReport(Report):
+    """The report of a view that was held for another program: it succeeds if the view was there, and frozen, to the end."""
+
+    kind: ClassVar[str] = "hold"
+    success: ClassVar[str] = "ran"
+    held: bool = False
+
+    @property
+    def saved(self) -> bool:
+        """Whether the view was held to the end."""
+        return self.held

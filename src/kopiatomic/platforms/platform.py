@@ -26,6 +26,12 @@ class Built(Protocol):
     def engine_root(self) -> int | None:
         """Return a descriptor of the directory that must become the engine's root; None if the root stays."""
 
+    def seen_from_outside(self, launcher: int) -> str:
+        """Return the path of what a program in the view has as its root, as processes outside see it; ``launcher`` lives.
+
+        Empty if they see the same. Only root can follow it.
+        """
+
     def watch(self, sources: Sequence[str]) -> Reading | None:
         """Observe from now on which of the sources, given by the program's paths, are looked into; None if impossible here.
 

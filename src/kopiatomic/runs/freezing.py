@@ -27,7 +27,6 @@ from kopiatomic.runs.patience import Patience
 from kopiatomic.runs.recorder import Recorder
 from kopiatomic.runs.recovery import Recovery
 from kopiatomic.runs.selecting import Selecting, not_atomic
-from kopiatomic.runs.streams import Streams
 from kopiatomic.runs.supervisor import Supervisor
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import liveness, locks, root_leftovers, roots
@@ -104,6 +103,10 @@ class Session:
         """Query the records, or record something. Return None if they cannot be used, which the user is told once."""
         return self._recorder.attempt(lambda: call(self._recorder.records))
 
+    def asked_to_end(self) -> bool:
+        """Whether another process has asked this run to end. Raises OSError."""
+        return self._held.asked_to_end()
+
     def take_root(self, root: str, shown: str, wait: float | None) -> None:
         """Lock a view root, or a series, for this run. Raises LockedError after ``wait`` seconds."""
         locks.take_root(self._held, root, self._holder(shown), wait)
@@ -154,15 +157,14 @@ class Session:
             )
 
     @contextmanager
-    def view(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[Frozen]:
+    def view(self, again: Callable[[], Plan]) -> Iterator[Frozen]:
         """Freeze and mount what the report's plan says; remove everything at the end of the block.
 
-        Where something turns out not to be takeable, ``again`` makes a new plan. ``streams`` returns, for each try, those of the
-        program that will run.
+        Where something turns out not to be takeable, ``again`` makes a new plan.
         """
         report = self._report
         try:
-            with self._frozen(streams, again) as (supervisor, sets):
+            with self._frozen(again) as (supervisor, sets):
                 if self._options.require_atomic and not sets.atomic:
                     raise not_atomic(
                         "Btrfs put the snapshots of the subvolumes into different transactions",
@@ -203,10 +205,10 @@ class Session:
             self._held.let_go()
 
     @contextmanager
-    def _frozen(self, streams: Callable[[], Streams], again: Callable[[], Plan]) -> Iterator[tuple[Supervisor, Sets]]:
+    def _frozen(self, again: Callable[[], Plan]) -> Iterator[tuple[Supervisor, Sets]]:
         """The sets, made and tied; removed at the end of the block."""
         with ExitStack() as processes:
-            supervisor, sets = self._taken(processes, streams, again)
+            supervisor, sets = self._taken(processes, again)
             self._selecting.report_moved()
             self._selecting.look_again()
             yield supervisor, sets
@@ -216,20 +218,18 @@ class Session:
         self._report.frozen_seconds = time.monotonic() - first / 1e9
         self._report.durations["release"] = time.monotonic() - released
 
-    def _taken(
-        self, processes: ExitStack, streams: Callable[[], Streams], again: Callable[[], Plan]
-    ) -> tuple[Supervisor, Sets]:
+    def _taken(self, processes: ExitStack, again: Callable[[], Plan]) -> tuple[Supervisor, Sets]:
         """Try until nothing must be listed again. The processes of the try that made the sets end with ``processes``."""
         deadline = time.monotonic() + _LIST_AGAIN_FOR
         for attempt in range(1, _FREEZE_TRIES + 1):
             last = attempt == _FREEZE_TRIES or time.monotonic() > deadline
-            made = self._try(processes, streams, partial(self._selecting.leave_out, again=again, last=last))
+            made = self._try(processes, partial(self._selecting.leave_out, again=again, last=last))
             if made is not None:
                 return made
         raise AssertionError("the last try lists nothing again")
 
     def _try(
-        self, processes: ExitStack, streams: Callable[[], Streams], leave_out: Callable[[Sequence[Refusal]], bool]
+        self, processes: ExitStack, leave_out: Callable[[Sequence[Refusal]], bool]
     ) -> tuple[Supervisor, Sets] | None:
         """Take the snapshots once; None where everything was listed again.
 
@@ -242,7 +242,7 @@ class Session:
         if leave_out([r for maker in makers for r in maker.refused]):
             return None
         with ExitStack() as these:
-            supervisor = these.enter_context(self._supervised(makers, intents, streams()))
+            supervisor = these.enter_context(self._supervised(makers, intents))
             sets = self._freeze(supervisor)
             if leave_out(sets.refused):
                 return None
@@ -250,7 +250,7 @@ class Session:
         return supervisor, sets
 
     @contextmanager
-    def _supervised(self, makers: list[Maker], intents: list[Intent], streams: Streams) -> Iterator[Supervisor]:
+    def _supervised(self, makers: list[Maker], intents: list[Intent]) -> Iterator[Supervisor]:
         """Run the processes of one try; what they could not remove goes into the report."""
         report = self._report
         assert report.plan is not None
@@ -265,7 +265,6 @@ class Session:
             Patience(pools, self._options.stop_timeout, self._selecting.warn, others=others.values()),
             platform=self._platform,
             record=self._recorder.intend_also,
-            streams=streams,
         )
         self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
         try:

@@ -69,7 +69,6 @@ class Equipment:
     platform: Platform
     run_id: str
     record: Record
-    streams: launcher.Streams
     close_in_child: Callable[[], None]
     """Closes the main process's own ends."""
     orphaned: Callable[[Sequence[str]], None]
@@ -190,14 +189,13 @@ class _Keeper:
         if pid == 0:
             self._channel.close()
             try:
-                launcher.main(equipment.launcher_to_main, platform, view, equipment.streams)
+                launcher.main(equipment.launcher_to_main, platform, view)
             except BaseException as error:
                 self._equipment.launcher_to_main.send(unforeseen(error))
             finally:
                 os._exit(0)
         self._launcher = pid
         self._equipment.launcher_to_main.close()
-        self._equipment.streams.close()
         self._send(Launched(pid))
 
     def _wait_for_launcher(self) -> None:
@@ -241,8 +239,6 @@ class _Keeper:
 
     def _end(self) -> None:
         """Close the descriptor, which destroys ZFS's snapshots, then remove what the kernel does not tie. The last step."""
-        # They may belong to the caller, which waits for the end of a pipe.
-        self._equipment.streams.close()
         for step in (self._end_launcher, self._remove_view, self._untie):
             try:
                 step()

@@ -1,6 +1,7 @@
-"""The launcher: mounts the view, starts the program, checks, and ends. On Linux the first process of a PID namespace.
+"""The launcher: mounts the view, and starts programs in it, one after the other. On Linux the first process of a PID namespace.
 
-The program is an engine, or whatever ``exec`` and ``shell`` are asked to run. The platform (``platforms/``) decides what ends
+A program is an engine, or whatever ``exec`` and ``shell`` are asked to run. At its end, what it left running is ended, and the
+mounts are checked. The launcher ends when the main process closes the channel. The platform (``platforms/``) decides what ends
 with the launcher and what must be ended: the program, its children, mounts.
 """
 
@@ -14,6 +15,7 @@ import termios
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Self
 
 from kopiatomic.engines import names
 from kopiatomic.errors import KopiatomicError, StartError, advice_of
@@ -32,21 +34,33 @@ class Manner:
     user: spawn.User | None = None
     anywhere: bool = True
     """Whether it may start in ``/`` if its working directory does not exist."""
-    foreground: bool = False
-    """Whether it starts in the foreground of its terminal."""
     stop: signal.Signals = signal.SIGTERM
     """The signal that asks it to end."""
 
 
 @immutable
 class Start:
-    """To the launcher: start the program."""
+    """To the launcher: start the program. The descriptors of its streams follow on the channel."""
 
     command: Command
     environment: Mapping[str, str]
     manner: Manner = Manner()
     sources: tuple[str, ...] = ()
     """What must be looked into, or the program has read something else; with its paths."""
+    foreground: bool = False
+    """Whether it starts in the foreground of its terminal: the supervisor asks its streams."""
+
+
+@immutable
+class Check:
+    """To the launcher: check the mounts while no program runs."""
+
+
+@immutable
+class Problems:
+    """From the launcher: what is wrong with the mounts, in words."""
+
+    found: tuple[str, ...]
 
 
 @immutable
@@ -86,7 +100,7 @@ class Resume:
 
 @immutable
 class Checked:
-    """From the launcher, last: how the program ended, what is wrong with the mounts, how many processes it left running."""
+    """From the launcher, last of a program: how it ended, what is wrong with the mounts, how many processes it left running."""
 
     end: EngineEnd
     problems: tuple[str, ...]
@@ -110,47 +124,108 @@ class Streams:
     stdout: int
     stderr: int
     terminal: int | None = None
+    foreground: bool = False
+    """Whether the program starts in the foreground of that terminal."""
+
+    @classmethod
+    def of(cls, descriptors: Sequence[int]) -> Self:
+        """Return the streams with these :meth:`descriptors`."""
+        stdin, stdout, stderr, *terminal = descriptors
+        return cls(stdin, stdout, stderr, terminal[0] if terminal else None)
+
+    def descriptors(self) -> list[int]:
+        """Return all that are still open, in the order of the fields."""
+        fds = (self.stdin, self.stdout, self.stderr, self.terminal)
+        return [fd for fd in fds if fd is not None and fd >= 0]
 
     def close(self) -> None:
         """Close all that are still open."""
-        for fd in (self.stdin, self.stdout, self.stderr, self.terminal):
-            if fd is not None and fd >= 0:
-                os.close(fd)
+        for fd in self.descriptors():
+            os.close(fd)
         self.stdin = self.stdout = self.stderr = -1
         self.terminal = None
 
 
-def main(channel: Channel, platform: Platform, view: Built, streams: Streams) -> None:
+_MOST_STREAMS = 4
+
+
+@immutable
+class _Around:
+    """What all programs of one launcher have around them. ``wakeup`` is readable when a child has ended or stopped."""
+
+    channel: Channel
+    platform: Platform
+    outside: Outside | None
+    wakeup: int
+
+
+def main(channel: Channel, platform: Platform, view: Built) -> None:
     """Run as the launcher; returns to the caller only at its end."""
     try:
         outside = platform.enter()
         try:
-            _serve(channel, platform, outside, view, streams)
+            _serve(channel, platform, outside, view)
         finally:
             _clear(platform, view)
     except KopiatomicError as error:
         channel.send(error)
     except ClosedError:
-        # The main process is gone: all that is left is to end.
+        # The main process wants nothing more, or is gone: all that is left is to end.
         return
 
 
-def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: Built, streams: Streams) -> None:
+def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: Built) -> None:
+    """Mount the view, and run each program that the main process asks for. Raises ClosedError when that closes the channel.
+
+    So the leader of a terminal's session does not end before the main process has read what the terminal has not shown yet.
+    """
     channel.send(view.assemble())
-    message = channel.receive()
-    assert isinstance(message, Start)
-    has_terminal = streams.terminal is not None
+    wakeup, written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(written, warn_on_full_buffer=False)
+    around = _Around(channel, platform, outside, wakeup)
+    while True:
+        _wait(channel, outside)
+        message = channel.receive()
+        # What concerned the last program may come after its end.
+        if isinstance(message, Check):
+            channel.send(Problems(tuple(view.check())))
+        elif isinstance(message, Start):
+            streams = Streams.of(channel.receive_descriptors(_MOST_STREAMS))
+            try:
+                channel.send(_run(message, around, view, streams))
+            except KopiatomicError as error:
+                # It could not be started; another one may.
+                platform.end_others()
+                channel.send(error)
+            finally:
+                streams.close()
+
+
+def _wait(channel: Channel, outside: Outside | None) -> None:
+    """Wait for a message while no program runs."""
+    poll = select.poll()
+    poll.register(channel.fileno(), select.POLLIN)
+    if outside is not None:
+        poll.register(outside.fileno(), select.POLLPRI)
+    while channel.fileno() not in (ready := {fd for fd, _ in poll.poll()}):
+        assert outside is not None
+        assert outside.fileno() in ready
+        outside.follow()
+
+
+def _run(start: Start, around: _Around, view: Built, streams: Streams) -> Checked:
+    """Run one program, end what it leaves running, and check the mounts. Raises KopiatomicError, ClosedError."""
     root = view.engine_root()
-    reading, unwatched = _watch(view, message.sources)
-    end = _Program(channel, platform, outside, streams, reading).run(message, root)
-    # The check looks into the view itself.
-    unread = reading.unread() if reading is not None else ()
-    strays = platform.end_others()
-    equal = _equal_names(channel, view, message.command, end)
-    channel.send(Checked(end, tuple(view.check()), strays, unread, unwatched, equal))
-    if has_terminal:
-        # The end of a session leader discards what its terminal has not shown yet, so wait for that.
-        channel.receive()
+    reading, unwatched = _watch(view, start.sources)
+    try:
+        end = _Program(around, streams, reading).run(start, root)
+    finally:
+        # The check looks into the view itself.
+        unread = reading.unread() if reading is not None else ()
+    strays = around.platform.end_others()
+    equal = _equal_names(around.channel, view, start.command, end)
+    return Checked(end, tuple(view.check()), strays, unread, unwatched, equal)
 
 
 def _equal_names(channel: Channel, view: Built, command: Command, end: EngineEnd) -> names.Equal:
@@ -182,12 +257,11 @@ def _clear(platform: Platform, view: Built) -> None:
 class _Program:
     """The life of an engine, or of any command: started, asked to stop when the main process says so, and waited for."""
 
-    def __init__(
-        self, channel: Channel, platform: Platform, outside: Outside | None, streams: Streams, reading: Reading | None
-    ) -> None:
-        self._channel = channel
-        self._platform = platform
-        self._outside = outside
+    def __init__(self, around: _Around, streams: Streams, reading: Reading | None) -> None:
+        self._channel = around.channel
+        self._platform = around.platform
+        self._outside = around.outside
+        self._wakeup = around.wakeup
         self._reading = reading
         self._streams = streams
         self._cwd = _working_directory()
@@ -199,9 +273,6 @@ class _Program:
 
         Raises KopiatomicError where it cannot be started, ClosedError.
         """
-        wakeup, written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(written, warn_on_full_buffer=False)
         self._take_terminal()
         try:
             pid = self._spawn(start, root)
@@ -213,8 +284,18 @@ class _Program:
         if self._terminal is not None:
             # When a terminal is gone, the kernel signals its session leader.
             signal.signal(signal.SIGHUP, lambda *_: _hang_up(pid))
+        try:
+            return EngineEnd(os.waitstatus_to_exitcode(self._wait_for(pid, start.manner)), self._stopped)
+        finally:
+            if self._terminal is not None:
+                # It is gone when the main process closes its end, whose number another process may have by then.
+                signal.signal(signal.SIGHUP, signal.SIG_IGN)
+                os.close(self._terminal)
+
+    def _wait_for(self, pid: int, manner: Manner) -> int:
+        """Return the program's status at its end. Raises ClosedError."""
         poll = select.poll()
-        poll.register(wakeup, select.POLLIN)
+        poll.register(self._wakeup, select.POLLIN)
         poll.register(self._channel.fileno(), select.POLLIN)
         if self._outside is not None:
             poll.register(self._outside.fileno(), select.POLLPRI)
@@ -223,21 +304,22 @@ class _Program:
         while True:
             status = self._reap(pid)
             if status is not None:
-                return EngineEnd(os.waitstatus_to_exitcode(status), self._stopped)
+                return status
             for fd, _ in poll.poll():
-                if fd == wakeup:
-                    os.read(wakeup, 512)
+                if fd == self._wakeup:
+                    os.read(self._wakeup, 512)
                 elif self._outside is not None and fd == self._outside.fileno():
                     self._outside.follow()
                 elif self._reading is not None and fd == self._reading.fileno():
                     self._reading.follow()
                 else:
-                    self._obey(pid, start.manner)
+                    self._obey(pid, manner)
 
     def _take_terminal(self) -> None:
         """Lead a session that has the terminal: only then can the program be stopped and resumed in it (job control)."""
         if self._streams.terminal is not None:
-            os.setsid()
+            if os.getsid(0) != os.getpid():
+                os.setsid()
             self._terminal = os.dup(self._streams.terminal)
             fcntl.ioctl(self._terminal, termios.TIOCSCTTY, 0)
             # Otherwise a process that is not in the foreground may not set the foreground group.
@@ -255,7 +337,7 @@ class _Program:
             root=root,
             user=manner.user,
             terminal=self._terminal,
-            foreground=manner.foreground,
+            foreground=start.foreground,
             first=self._platform.tie,
         )
         try:

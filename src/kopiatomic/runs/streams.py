@@ -22,7 +22,10 @@ class Streams(Protocol):
     """What the supervisor needs. Descriptors belong to the main process, unless stated otherwise."""
 
     def open(self) -> launcher.Streams:
-        """Make the streams. Return the program's ends, which every process closes once it does not need them any more."""
+        """Make the streams. Return the program's ends, which every process closes once it does not need them any more.
+
+        Called once.
+        """
 
     def attended(self) -> AbstractContextManager[None]:
         """Surround the program's life, from right before its start."""
@@ -44,7 +47,7 @@ class Streams(Protocol):
         """Handle a message of the launcher; ``tell`` answers."""
 
     def close(self) -> None:
-        """Close our ends, here or in a fork."""
+        """Close our ends."""
 
 
 class Pipes:
@@ -103,6 +106,8 @@ class Callers:
     process may want it: the rest of a pipeline that we write to, or the shell that has us in the background. Then the command
     starts in the background of its terminal, and the kernel stops it when it wants the keyboard.
 
+    Only one program of a run can have them: afterwards they are closed here.
+
     ``owner`` is the other user that the command runs as, if any: that user must be able to open the terminal, and gets no
     descriptor of the caller's terminals. ``say`` takes a line for the user; ``started`` is called when the command has started.
     """
@@ -131,7 +136,7 @@ class Callers:
             self._replace_terminals(self._owner)
         stdin, stdout, stderr = (self._copy(fd) for fd in (0, 1, 2))
         terminal = None if self._terminal is None else _copy(self._terminal.theirs)
-        return launcher.Streams(stdin, stdout, stderr, terminal)
+        return launcher.Streams(stdin, stdout, stderr, terminal, self.foreground)
 
     def _replace_terminals(self, owner: int) -> None:
         for fd in self._own & {1, 2}:

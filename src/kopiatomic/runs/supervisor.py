@@ -33,6 +33,9 @@ RELEASE_TIMEOUT = 180.0
 _SHELL_TOLD_AGAIN = 1.0
 """Seconds between two requests to a shell to end."""
 
+_ASKED_AGAIN = 0.5
+"""Seconds between two looks whether a held view is still wanted."""
+
 _LAUNCHER_TIMEOUT = 10.0
 _KILLED_TIMEOUT = 30.0
 """Seconds that an engine has to end after SIGKILL; only an uninterruptible call takes longer."""
@@ -58,7 +61,6 @@ class Supervisor:
         *,
         platform: Platform,
         record: Record,
-        streams: Streams,
     ) -> None:
         self._platform = platform
         self._record = record
@@ -68,7 +70,8 @@ class Supervisor:
         self._makers = makers
         self._orphaned = orphaned
         self._patience = patience
-        self._streams = streams
+        self._streams: Streams | None = None
+        """Those of the program that was started last."""
         self._cleanup_fd: int | None = None
         self._launcher_pid = 0
         self._launcher_watch: int | None = None
@@ -78,7 +81,6 @@ class Supervisor:
     def __enter__(self) -> Self:
         if any(maker.needs_descriptor() for maker in self._makers):
             self._cleanup_fd = libzfs_core.open_cleanup_descriptor()
-        theirs = self._streams.open()
         self._keeper, to_main = channel.pair()
         self._launcher, launcher_to_main = channel.pair()
         equipment = keeper.Equipment(
@@ -89,7 +91,6 @@ class Supervisor:
             platform=self._platform,
             run_id=self._run_id,
             record=self._record,
-            streams=theirs,
             close_in_child=self._close_own_ends,
             orphaned=self._orphaned,
         )
@@ -105,13 +106,11 @@ class Supervisor:
                 os._exit(0)
         to_main.close()
         launcher_to_main.close()
-        theirs.close()
         return self
 
     def _close_own_ends(self) -> None:
         self._keeper.close()
         self._launcher.close()
-        self._streams.close()
 
     def freeze(self) -> Sets:
         """Wait until the keeper has made the sets. Raises KopiatomicError, Interrupted."""
@@ -139,15 +138,19 @@ class Supervisor:
         assert isinstance(view, View)
         return view
 
-    def run(self, start: launcher.Start, stop_timeout: float) -> launcher.Checked:
-        """Start a program in the view and wait for its end. Raises KopiatomicError.
+    def run(self, start: launcher.Start, streams: Streams, stop_timeout: float) -> launcher.Checked:
+        """Start a program in the view and wait for its end. Raises KopiatomicError, Interrupted.
 
         A signal that asks the run to end stops it: politely once, with SIGKILL after ``stop_timeout`` seconds or at the next
-        signal.
+        signal; after that no other is started. Another program, with other streams, can be started when one has ended, also
+        where that could not be started (StartError).
         """
-        streams = self._streams
+        signals.check()
+        self._close_streams()
+        theirs = streams.open()
+        self._streams = streams
         with streams.attended():
-            self._tell_launcher(start)
+            self._start(start, theirs)
             stopping = _Stopping(self._launcher, stop_timeout, self._patience, shell=start.manner.stop == signal.SIGHUP)
             result: launcher.Checked | None = None
             while result is None or streams.unfinished:
@@ -167,10 +170,66 @@ class Supervisor:
                             result = message
                         else:
                             streams.told(message, self._tell_launcher)
+        self._close_streams()
         if signals.count():
             # It may have received the same signal (systemctl stop signals the whole group) before the launcher was told.
             return replace(result, end=replace(result.end, stopped=True))
         return result
+
+    def hold(self, watch: int, deadline: float, asked: Callable[[], bool]) -> bool:
+        """Keep the view until a watched process has ended, or until ``asked`` says so, which is called twice a second.
+
+        Return False if the deadline (CLOCK_MONOTONIC, seconds) came first. Raises KopiatomicError, Interrupted.
+        """
+        while not asked():
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            self._patience.look()
+            poll = select.poll()
+            ends = (self._launcher.fileno(), self._keeper.fileno())
+            for fd in (watch, *ends, signals.fd()):
+                if fd is not None:
+                    poll.register(fd, select.POLLIN)
+            ready = {fd for fd, _ in poll.poll(_milliseconds(left, _ASKED_AGAIN))}
+            signals.check()
+            # Nothing is sent meanwhile: one that says something has failed, or ended.
+            if ends[0] in ready:
+                self._from_launcher()
+            if ends[1] in ready:
+                self._from_keeper()
+            if watch in ready:
+                return True
+        return True
+
+    def check(self) -> Sequence[str]:
+        """Return what is wrong with the mounts, in words, while no program runs. Raises KopiatomicError, Interrupted."""
+        self._tell_launcher(launcher.Check())
+        message = self._from_launcher()
+        assert isinstance(message, launcher.Problems)
+        return message.found
+
+    def seen_from_outside(self) -> str:
+        """Return the path of what a program in the view has as its root, as processes outside see it."""
+        assert self._sets is not None
+        steps = steps_of(self._plan, self._sets)
+        view = self._platform.view(self._plan, steps, self._run_id, self._record)
+        return view.seen_from_outside(self._launcher_pid)
+
+    def _start(self, start: launcher.Start, theirs: launcher.Streams) -> None:
+        """Send the launcher a program and its streams, which no process of ours but the launcher has from then on."""
+        try:
+            self._launcher.send(replace(start, foreground=theirs.foreground))
+            self._launcher.send_descriptors(theirs.descriptors())
+        except ClosedError:
+            raise _died("launcher") from None
+        finally:
+            theirs.close()
+
+    def _close_streams(self) -> None:
+        if self._streams is not None:
+            self._streams.close()
+        self._streams = None
 
     def _ready(self, streams: Streams, stopping: _Stopping, *, ended: bool) -> list[tuple[int, int]]:
         """Wait until there is something to do. Return the ready descriptors, with poll(2)'s events."""
@@ -239,7 +298,7 @@ class Supervisor:
                     host.here().kill(self._launcher_pid, self._launcher_watch)
                 channel.watched_ended(self._launcher_watch, timeout)
             os.close(self._launcher_watch)
-        self._streams.close()
+        self._close_streams()
         try:
             if _has_ended(self._keeper_pid):
                 raise ClosedError

@@ -43,6 +43,9 @@ _CLAIMS = 5
 _CLEARING = "clearing"
 """The content of a dead run's file while its leftovers are removed."""
 
+_END = b"end"
+"""The content of a run's file when it has been asked to end."""
+
 _IDENTITY = "id"
 """The file with the directory's id."""
 
@@ -172,6 +175,10 @@ class Held:
     def keep(self) -> None:
         """Leave the files to a process of this run that continues alone and removes them."""
         self._kept = True
+
+    def asked_to_end(self) -> bool:
+        """Whether another process has asked this run to end (:func:`ask_to_end`). Raises OSError."""
+        return os.pread(self._files[_run_path(self._run_id)], len(_END), 0) == _END
 
     def let_go(self) -> None:
         """Remove the files while they are still locked, so that a new process makes new ones; then unlock them."""
@@ -321,6 +328,29 @@ def alive(run_id: str) -> bool:
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def ask_to_end(run_id: str) -> bool:
+    """Ask a run to end, which only one that holds a view obeys. Return whether it is alive. Raises KopiatomicError.
+
+    The request is a word in the file of its lock. So it reaches that run or none: a process id may be another process's, and a
+    socket would be one more thing to leave behind. Only root reaches the directory.
+    """
+    try:
+        fd = os.open(_run_path(run_id), os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as error:
+        if presence.absent(error):
+            return False
+        raise _no_lock(error) from None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if cleared_by(run_id) is None:
+            os.pwrite(fd, _END, 0)
         return True
     finally:
         os.close(fd)

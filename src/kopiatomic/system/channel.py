@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import select
 import socket
 import struct
 import time
+from array import array
+from collections.abc import Sequence
 
 from kopiatomic.system import signals
 
 _LENGTH = struct.Struct("!Q")
+_ALONG = b"\0"
+"""What descriptors are sent with: a stream socket carries them only along with data (unix(7))."""
 
 
 class ClosedError(Exception):
@@ -48,6 +53,33 @@ class Channel:
         wait_readable(self.fileno(), timeout)
         (length,) = _LENGTH.unpack(self._exactly(_LENGTH.size))
         return pickle.loads(self._exactly(length))  # noqa: S301
+
+    def send_descriptors(self, descriptors: Sequence[int]) -> None:
+        """Send copies of open descriptors. Raises ClosedError."""
+        try:
+            socket.send_fds(self._socket, [_ALONG], descriptors)
+        except (BrokenPipeError, ConnectionResetError):
+            raise ClosedError from None
+
+    def receive_descriptors(self, most: int) -> list[int]:
+        """Return copies of what :meth:`send_descriptors` sent, which programs do not inherit.
+
+        Raises ClosedError, and OSError if this process cannot have as many.
+        """
+        found = array("i")
+        # Not socket.recv_fds: CPython 3.11 passes no flags on to the call.
+        room = socket.CMSG_SPACE(most * found.itemsize)
+        data, carried, flags, _ = self._socket.recvmsg(len(_ALONG), room, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in carried:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                found.frombytes(content[: len(content) - len(content) % found.itemsize])
+        if flags & socket.MSG_CTRUNC:
+            for fd in found:
+                os.close(fd)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        if not data:
+            raise ClosedError
+        return found.tolist()
 
     def _exactly(self, size: int) -> bytes:
         data = bytearray()

@@ -104,6 +104,10 @@ class FreeBSDHost:
         else:
             freebsd_processes.let_orphans_go(self.kernel)
 
+    def end_with_parent(self, signum: int) -> None:
+        """Use PROC_PDEATHSIG_CTL."""
+        freebsd_processes.die_with_parent(self.kernel, signum)
+
     def descriptors(self) -> Iterable[int]:
         """Return all possible numbers: without a fdescfs(5), /dev/fd has the first three only."""
         return range(os.sysconf("SC_OPEN_MAX"))

@@ -79,7 +79,7 @@ class Kevent(ctypes.Structure):
 
 
 def die_with_parent(kernel: Kernel, signum: int) -> None:
-    """Have the kernel signal this process when its parent ends; its own children do not inherit that.
+    """Have the kernel signal this process when its parent ends (0: no more); its own children do not inherit that.
 
     A parent that has already ended is not reported: callers that must know compare ``os.getppid()``. Raises OSError.
     """

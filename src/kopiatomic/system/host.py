@@ -15,7 +15,7 @@ from kopiatomic.model.mounts import Mount, User
 
 
 class Host(Protocol):
-    """One system. Changes nothing, except by :meth:`make_directory` and :meth:`adopt_orphans`."""
+    """One system. Changes nothing, except by :meth:`make_directory`, :meth:`adopt_orphans` and :meth:`end_with_parent`."""
 
     zoned: str
     """ZFS's property that gives a dataset to a jail or a user namespace; its name differs between systems."""
@@ -76,6 +76,9 @@ class Host(Protocol):
 
     def adopt_orphans(self, *, adopt: bool) -> None:
         """Choose whether orphaned descendants become our children instead of the first process's. Raises OSError."""
+
+    def end_with_parent(self, signum: int) -> None:
+        """Have the kernel send this process a signal when its parent ends; none any more if it is 0. Raises OSError."""
 
     def descriptors(self) -> Iterable[int]:
         """Return the numbers that our open descriptors can have."""

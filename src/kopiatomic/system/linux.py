@@ -167,7 +167,7 @@ def detach(target: str) -> None:
 
 
 def die_with_parent(signum: int) -> None:
-    """Have the kernel send this process a signal when its parent ends."""
+    """Have the kernel send this process a signal when its parent ends; none any more if it is 0. Raises OSError."""
     if _libc().prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0) != 0:
         raise _failed()
 

@@ -138,6 +138,10 @@ class LinuxHost:
         """Use PR_SET_CHILD_SUBREAPER."""
         linux.adopt_orphans(adopt=adopt)
 
+    def end_with_parent(self, signum: int) -> None:
+        """Use PR_SET_PDEATHSIG."""
+        linux.die_with_parent(signum)
+
     def descriptors(self) -> Iterable[int]:
         """List /proc/self/fd."""
         return map(int, os.listdir("/proc/self/fd"))

@@ -71,12 +71,17 @@ def detach() -> None:
     It may outlive the main process, and then must not keep its caller waiting for the end of a pipe.
     """
     os.setsid()
-    null = inherited.open_null()
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
+    leave_streams()
     signals.forget()
     # The channel, not a signal, reports a main process that died.
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     for signum in (*signals.ENDING, signal.SIGTSTP):
         signal.signal(signum, signal.SIG_IGN)
+
+
+def leave_streams() -> None:
+    """Close the standard streams: whoever reads them may wait for the end of a pipe."""
+    null = inherited.open_null()
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)

@@ -23,6 +23,7 @@ from kopiatomic.platforms.steps import View
 from kopiatomic.runs import freezing, selecting
 from kopiatomic.runs.freezing import Frozen
 from kopiatomic.runs.launcher import Checked, Start
+from kopiatomic.runs.streams import Streams
 from kopiatomic.state.records import Records
 from kopiatomic.system import process
 from tests.unit.support.kopia_fixtures import make_job, taken
@@ -66,7 +67,7 @@ def test_one_that_cannot_be_read_is_said_before_anything_is_made(folder: Path) -
 class _Supervisor:
     """Starts the engine as it is told. In place of the real one, which needs a filesystem to freeze."""
 
-    def run(self, start: Start, _stop_timeout: float) -> Checked:
+    def run(self, start: Start, _streams: Streams, _stop_timeout: float) -> Checked:
         environment = {**start.environment, **start.command.environment}
         finished = process.run(start.command.argv, timeout=60, environment=environment)
         return Checked(EngineEnd(finished.status, stopped=False), ())

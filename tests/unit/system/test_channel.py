@@ -1,6 +1,7 @@
 """Messages between kopiatomic's processes arrive whole, and an end is noticed."""
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -32,6 +33,44 @@ def test_a_message_larger_than_the_sockets_buffer_arrives() -> None:
     sender.start()
     assert other.receive(10) == large
     sender.join()
+
+
+def test_descriptors_arrive_and_no_program_inherits_them() -> None:
+    one, other = channel.pair()
+    reading, writing = os.pipe()
+    one.send("these")
+    one.send_descriptors([reading, writing])
+    os.close(reading)
+    os.close(writing)
+    assert other.receive() == "these"
+    copies = other.receive_descriptors(4)
+    assert [os.get_inheritable(fd) for fd in copies] == [False, False]
+    os.write(copies[1], b"x")
+    assert os.read(copies[0], 2) == b"x"
+    for fd in copies:
+        os.close(fd)
+
+
+def test_descriptors_for_which_there_is_no_room_are_an_error() -> None:
+    one, other = channel.pair()
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    one.send_descriptors([0, 1, 2])
+    lowest = os.dup(0)
+    os.close(lowest)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + 1, before[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            other.receive_descriptors(4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    os.close(os.dup(0))
+
+
+def test_descriptors_of_a_process_that_is_gone_are_an_end() -> None:
+    one, other = channel.pair()
+    one.close()
+    with pytest.raises(ClosedError):
+        other.receive_descriptors(4)
 
 
 def test_an_error_arrives_in_a_forked_process() -> None:

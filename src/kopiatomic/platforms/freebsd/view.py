@@ -242,6 +242,10 @@ class FreeBSDView:
         """Return what is mounted at the first of some places that has a mount; None for the top itself."""
         return next((self._mounted[place] for place in directories if place in self._mounted), None)
 
+    def seen_from_outside(self, _launcher: int) -> str:
+        """Return nothing: the view is visible to the whole system."""
+        return ""
+
     def watch(self, _sources: Sequence[str]) -> None:
         """Return None: kqueue(2) has not been seen to report a directory that is opened through a nullfs."""
 

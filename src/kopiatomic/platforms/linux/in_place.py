@@ -65,6 +65,10 @@ class InPlaceView(LinuxView):
         """Open the assembled root, if there is one."""
         return os.open(self.top(), LOOK | os.O_CLOEXEC) if self.new_root else None
 
+    def seen_from_outside(self, launcher: int) -> str:
+        """Return the assembled root, if there is one."""
+        return super().seen_from_outside(launcher) + (self.top() if self.new_root else "")
+
     def place_of(self, source: str) -> str:
         """Return its true path."""
         return source

@@ -157,6 +157,10 @@ class LinuxView:
         """Return a descriptor of the directory that must become the engine's root; None if the root stays."""
         return None
 
+    def seen_from_outside(self, launcher: int) -> str:
+        """Return the launcher's root, in its mount namespace."""
+        return f"/proc/{launcher}/root"
+
     def watch(self, sources: Sequence[str]) -> inotify.Reading:
         """Observe which of the sources are looked into from now on. Raises OSError."""
         # The top is opened before it may be watched itself: what we look into would count.

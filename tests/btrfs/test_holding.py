@@ -1,0 +1,142 @@
+"""A view that its starter leaves behind (tests/support/in_a_view.py), held for a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from kopiatomic.runs import holding
+from kopiatomic.state.records import Records
+from tests.btrfs.conftest import only_child, wait_for
+from tests.support import in_a_view
+from tests.support.filesystems import Btrfs
+from tests.support.killing import kill_together
+from tests.support.programs import Completed, Kopiatomic, command
+
+Leftovers = Callable[..., list[str]]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A held view: its run, its main process, and where it is seen from outside."""
+
+    run: str
+    main: int
+    path: str
+
+    def ended(self) -> bool:
+        return not Path(f"/proc/{self.main}").exists()
+
+
+@pytest.fixture
+def reader() -> Iterator[subprocess.Popen[bytes]]:
+    """The process that the view is held for."""
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        yield process
+        process.kill()
+
+
+@pytest.fixture
+def data(btrfs: Btrfs) -> Path:
+    data = btrfs.subvolume("data")
+    (data / "file").write_text("frozen\n")
+    return data
+
+
+@pytest.fixture
+def start(kopiatomic: Kopiatomic, root: Path, data: Path) -> Callable[..., Completed]:
+    """Run the starter to its end, and to that of its pipes."""
+    path = os.pathsep.join([kopiatomic.environment["PYTHONPATH"], str(Path(__file__).parents[2])])
+
+    def start(process: int, seconds: float = 60) -> Completed:
+        words = ("hold", root, data, str(process), str(seconds))
+        argv = (sys.executable, in_a_view.__file__, *words)
+        return command(*argv, env={**kopiatomic.environment, "PYTHONPATH": path}, check=False, timeout=20)
+
+    return start
+
+
+@pytest.fixture
+def held(start: Callable[..., Completed], reader: subprocess.Popen[bytes]) -> Held:
+    ended = start(reader.pid)
+    assert ended.returncode == 0, str(ended)
+    return Held(**json.loads(ended.stdout))
+
+
+def result(kopiatomic: Kopiatomic) -> tuple[str | None, int | None]:
+    (run,) = Records(kopiatomic.environment["KOPIATOMIC_STATE_DIR"]).history(5)
+    return run.result, run.exit_code
+
+
+def test_it_is_there_without_its_starter_until_its_process_ends(
+    held: Held, data: Path, root: Path, kopiatomic: Kopiatomic, reader: subprocess.Popen[bytes], leftovers: Leftovers
+) -> None:
+    file = Path(f"{held.path}{data}/file")
+    (data / "file").write_text("live\n")
+    recovered = kopiatomic("recover")
+    assert recovered.returncode == 0, str(recovered)
+    assert file.read_text() == "frozen\n"
+    assert os.getsid(held.main) == held.main
+    reader.kill()
+    wait_for(held.ended, "the end of the holder")
+    assert leftovers(root) == []
+    assert result(kopiatomic) == ("ran", 0)
+    assert "ran" in kopiatomic("history").stdout
+
+
+def test_it_ends_on_request(held: Held, root: Path, kopiatomic: Kopiatomic, leftovers: Leftovers) -> None:
+    assert holding.end(held.run, 20)
+    assert not holding.end(held.run, 20)
+    assert leftovers(root) == []
+    assert result(kopiatomic) == ("ran", 0)
+
+
+def test_it_ends_at_the_deadline(
+    start: Callable[..., Completed],
+    root: Path,
+    kopiatomic: Kopiatomic,
+    reader: subprocess.Popen[bytes],
+    leftovers: Leftovers,
+) -> None:
+    found = Held(**json.loads(start(reader.pid, 1).stdout))
+    wait_for(found.ended, "the end of the holder")
+    assert leftovers(root) == []
+    assert result(kopiatomic) == ("failed", 1)
+
+
+def test_a_process_that_has_ended_is_refused(start: Callable[..., Completed], root: Path, leftovers: Leftovers) -> None:
+    with subprocess.Popen(["true"]) as gone:
+        gone.wait()
+    ended = start(gone.pid)
+    assert (ended.returncode, "cannot be watched" in ended.stderr) == (1, True)
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("victim", ["main", "keeper", "launcher", "everyone"])
+def test_a_death_leaves_nothing(
+    victim: str, held: Held, root: Path, kopiatomic: Kopiatomic, leftovers: Leftovers
+) -> None:
+    keeper = only_child(held.main)
+    family = {"main": held.main, "keeper": keeper, "launcher": only_child(keeper)}
+    kill_together(family.values() if victim == "everyone" else [family[victim]])
+    wait_for(held.ended, "the end of the holder")
+    if victim == "everyone":
+        recovered = kopiatomic("recover")
+        assert recovered.returncode == 0, str(recovered)
+    assert leftovers(root, within=10) == []
+    assert result(kopiatomic)[0] == ("failed" if victim in {"keeper", "launcher"} else "interrupted")
+
+
+def test_a_signal_ends_it(held: Held, root: Path, kopiatomic: Kopiatomic, leftovers: Leftovers) -> None:
+    os.kill(held.main, signal.SIGTERM)
+    wait_for(held.ended, "the end of the holder")
+    assert leftovers(root) == []
+    assert result(kopiatomic) == ("interrupted", 143)
