@@ -102,13 +102,14 @@ def _be_holder(hold: Callable[[Starter], int], theirs: Channel, starter: int) ->
         # It had ended before the kernel was asked to signal that.
         return
     answer: object
+    its_starter = Starter(theirs)
     try:
-        answer = _Ended(hold(Starter(theirs)))
+        answer = _Ended(hold(its_starter))
     except BaseException as error:
         answer = unforeseen(error)
-    with suppress(ClosedError, OSError):
-        # Closed if it was let go, or if its starter is gone.
-        theirs.send(answer)
+    if not its_starter.has_let_go:
+        with suppress(ClosedError):
+            theirs.send(answer)
 
 
 class Starter:
@@ -116,6 +117,8 @@ class Starter:
 
     def __init__(self, end: Channel) -> None:
         self._channel = end
+        self.has_let_go = False
+        """Whether this process is on its own: nobody waits for an answer any more."""
 
     def let_go(self, told: object) -> None:
         """Be on our own from now on, when the starter has told its caller that the view is there.
@@ -123,13 +126,14 @@ class Starter:
         Raises KopiatomicError if the starter has ended before, and Interrupted.
         """
         worker.leave_streams()
-        # From here on the end of the channel says so: a starter that has let us go may end before we hear of it.
+        # From here on the end of the channel says so: a starter that has let us go may end before we notice.
         host.here().end_with_parent(0)
         try:
             self._channel.send(_Ready(told))
             self._channel.receive()
         except ClosedError:
             raise KopiatomicError("the command that asked for this view has ended", kind="starter-ended") from None
+        self.has_let_go = True
         self._channel.close()
 
 
