@@ -18,6 +18,8 @@ from tests.btrfs.conftest import Listing
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 
+pytestmark = pytest.mark.in_part(7)
+
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
 Saved = Callable[..., Any]

@@ -14,6 +14,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 
+pytestmark = pytest.mark.in_part(9)
+
 
 class Ground:
     """A subvolume, mounts on it that go at the end, and runs in one layout with what their engine found."""

@@ -13,6 +13,8 @@ import pytest
 
 from tests.support.programs import command
 
+pytestmark = pytest.mark.in_part(3)
+
 TREE = Path(__file__).resolve().parents[2]
 
 

@@ -22,6 +22,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.parts import share
 from tests.support.programs import Completed, Kopiatomic, command
 
+pytestmark = pytest.mark.in_part(36)
+
 Leftovers = Callable[..., list[str]]
 Exec = Callable[..., Completed]
 GIGABYTE = share(1 << 30, 1 << 28)

@@ -18,6 +18,8 @@ from tests.btrfs.conftest import Gate, children, wait_for
 from tests.support.filesystems import Btrfs
 from tests.support.programs import SLOWNESS, Completed, Kopiatomic, command
 
+pytestmark = pytest.mark.in_part(4)
+
 Leftovers = Callable[..., list[str]]
 
 STOP_TIMEOUT_S = 2

@@ -16,6 +16,8 @@ from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 from tests.support.swapper import USER, swapping
 
+pytestmark = pytest.mark.in_part(9)
+
 Leftovers = Callable[..., list[str]]
 
 LIMIT_S = 60

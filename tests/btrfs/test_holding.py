@@ -21,6 +21,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
 
+pytestmark = pytest.mark.in_part(5)
+
 Leftovers = Callable[..., list[str]]
 
 

@@ -13,6 +13,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopiatomic, command
 from tests.support.schema import valid
 
+pytestmark = pytest.mark.in_part(6)
+
 Leftovers = Callable[..., list[str]]
 
 LAYOUTS = {"merged": (), "in place": ("--layout", "in-place"), "exec": ("exec",)}

@@ -17,6 +17,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.schema import valid
 
+pytestmark = pytest.mark.in_part(13)
+
 Leftovers = Callable[..., list[str]]
 
 

@@ -23,6 +23,8 @@ from tests.support.programs import Kopia, command, kopia_in
 from tests.support.schema import valid
 from tests.support.system_tree import System
 
+pytestmark = pytest.mark.in_part(4)
+
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[System]:

@@ -18,6 +18,8 @@ from tests.support.killing import kill_together
 from tests.support.other_run import recover_elsewhere
 from tests.support.programs import Kopiatomic, command
 
+pytestmark = pytest.mark.in_part(8)
+
 OTHER_BOOT = "0f0f0f0f-0000-4000-8000-000000000000"
 
 

@@ -19,15 +19,18 @@ from tests.btrfs.test_backups import populate
 from tests.btrfs.test_in_place import InPlace, in_place, mounted
 from tests.btrfs.test_instant import is_torn, writer
 from tests.support.filesystems import Btrfs
+from tests.support.parts import share
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.repositories import Borg, Restic
 from tests.support.schema import valid
+
+pytestmark = pytest.mark.in_part(9)
 
 __all__ = ["in_place"]
 
 Leftovers = Callable[..., list[str]]
 ZONE = "America/New_York"
-RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", "3"))
+RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", str(share(3, 2))))
 """A run with Borg takes some seconds."""
 
 

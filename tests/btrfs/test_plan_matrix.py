@@ -18,6 +18,8 @@ from tests.support.matrix import Markers, expected_markers, wrong
 from tests.support.programs import Completed, Kopiatomic
 from tests.support.schema import valid
 
+pytestmark = pytest.mark.in_part(22)
+
 Leftovers = Callable[..., list[str]]
 
 SAME = ("datasets", "left_out", "incomplete")

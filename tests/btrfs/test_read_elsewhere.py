@@ -14,6 +14,8 @@ from tests.support.elsewhere import handing_over
 from tests.support.filesystems import Btrfs
 from tests.support.programs import SOURCE, Completed, Kopia
 
+pytestmark = pytest.mark.in_part(6)
+
 __all__ = ["in_place"]
 
 

@@ -24,6 +24,8 @@ from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.state_faults import read_only
 
+pytestmark = pytest.mark.in_part(14)
+
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
 LOCKS = Path("/run/kopiatomic")

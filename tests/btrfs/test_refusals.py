@@ -16,6 +16,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.schema import valid
 
+pytestmark = pytest.mark.in_part(6)
+
 Run = Callable[..., Completed]
 Saved = Callable[..., Any]
 Leftovers = Callable[..., list[str]]

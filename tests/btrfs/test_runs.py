@@ -7,10 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.btrfs.conftest import Listing, alone
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
+
+pytestmark = pytest.mark.in_part(12)
 
 Run = Callable[..., Completed]
 Saved = Callable[..., Any]

@@ -20,6 +20,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.without_root import as_nobody
 
+pytestmark = pytest.mark.in_part(14)
+
 Run = Callable[..., Completed]
 FORMS = ["--password={}", "--password {}", "-p {}", "-p{}"]
 

@@ -25,6 +25,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopiatomic, command
 from tests.support.terminal import Terminal
 
+pytestmark = pytest.mark.in_part(18)
+
 Leftovers = Callable[..., list[str]]
 
 

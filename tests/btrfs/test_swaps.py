@@ -27,6 +27,8 @@ from tests.support.programs import Kopiatomic, command
 from tests.support.schema import valid
 from tests.support.swapper import USER, exchange, swapping
 
+pytestmark = pytest.mark.in_part(8)
+
 Leftovers = Callable[..., list[str]]
 
 RUNS = 10 if os.environ.get("KOPIATOMIC_TEST_SWAPS") == "whole" else 2

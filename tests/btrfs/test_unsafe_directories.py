@@ -15,6 +15,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopia, command
 from tests.support.swapper import USER, exchange
 
+pytestmark = pytest.mark.in_part(6)
+
 __all__ = ["in_place", "script"]
 
 

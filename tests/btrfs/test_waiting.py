@@ -24,6 +24,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopia, Kopiatomic, command
 from tests.support.schema import valid
 
+pytestmark = pytest.mark.in_part(8)
+
 Leftovers = Callable[..., list[str]]
 
 EARLY_TABLE = """

@@ -21,6 +21,8 @@ from tests.packages.machine import Machine, booted_machine, living_run
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed
 
+pytestmark = pytest.mark.in_part(8)
+
 PASSWORD = "correct horse"  # noqa: S105 - of a throwaway repository
 UNITS = "/etc/systemd/system"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -19,6 +20,15 @@ IN_PART = os.environ.get("KOPIATOMIC_TEST_IN_PART") == "yes"
 def share(whole: int, part: int) -> int:
     """How often a test does something, or with how much: ``part`` where the whole suite runs."""
     return part if IN_PART else whole
+
+
+def drawn(cases: Sequence[pytest.Item], name: str, count: int) -> list[pytest.Item]:
+    """Return so many of the cases, where the whole suite runs: the same for the same seed, whatever else is collected."""
+    if not IN_PART or count >= len(cases):
+        return list(cases)
+    _left[name] = count, len(cases)
+    kept = set(random.Random(f"{os.environ['KOPIATOMIC_TEST_SEED']}/{name}").sample(cases, count))
+    return [case for case in cases if case in kept]
 
 
 _left: dict[str, tuple[int, int]] = {}
@@ -37,12 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             break
     dropped: set[pytest.Item] = set()
     for (name, count), cases in groups.items():
-        # The same for the same seed, whatever else is collected.
-        drawn = random.Random(f"{os.environ['KOPIATOMIC_TEST_SEED']}/{name}")
-        kept = set(drawn.sample(cases, min(count, len(cases))))
-        dropped |= set(cases) - kept
-        if len(kept) < len(cases):
-            _left[name] = len(kept), len(cases)
+        dropped |= set(cases) - set(drawn(cases, name, count))
     config.hook.pytest_deselected(items=[item for item in items if item in dropped])
     items[:] = [item for item in items if item not in dropped]
 

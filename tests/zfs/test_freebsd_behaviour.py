@@ -10,6 +10,8 @@ import pytest
 from tests.freebsd.behaviour import *  # noqa: F403
 from tests.freebsd.behaviour import Program
 
+pytestmark = pytest.mark.in_part(9)
+
 
 @pytest.fixture
 def program(tmp_path: Path) -> Program:

@@ -13,6 +13,8 @@ from tests.support.filesystems import Pool
 from tests.support.programs import command
 from tests.zfs.runs import Runner
 
+pytestmark = pytest.mark.in_part(5)
+
 NFC = "caf\u00e9"
 NFD = unicodedata.normalize("NFD", NFC)
 LAYOUTS = pytest.mark.parametrize("layout", ["merged", "in-place"])

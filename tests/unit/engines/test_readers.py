@@ -18,7 +18,7 @@ from kopiatomic.errors import KopiatomicError
 from tests.support import repositories
 from tests.unit.support.kopia_fixtures import STARTED_NS, Bench
 
-pytestmark = pytest.mark.in_part(60)
+pytestmark = pytest.mark.in_part(36)
 
 
 ENGINES = ("kopia", "restic", "borg")

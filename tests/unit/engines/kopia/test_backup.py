@@ -17,6 +17,8 @@ from kopiatomic.engines.names import Equal
 from kopiatomic.model.engine import EngineEnd
 from tests.unit.support.kopia_fixtures import PASSWORD, Bench, back_up, make_job, taken
 
+pytestmark = pytest.mark.in_part(32)
+
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:

@@ -13,6 +13,8 @@ from kopiatomic.engines.kopia.policy import Policies, Source, parse_source
 from kopiatomic.errors import KopiatomicError
 from tests.unit.support.kopia_fixtures import PASSWORD, Bench
 
+pytestmark = pytest.mark.in_part(11)
+
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
