@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,11 +22,13 @@ from tests.btrfs.conftest import only_child, wait_for
 from tests.support import in_a_view
 from tests.support.filesystems import Btrfs
 from tests.support.killing import kill_together
-from tests.support.programs import Completed, Kopiatomic, command
+from tests.support.programs import SLOWNESS, Completed, Kopiatomic, command
 
-pytestmark = pytest.mark.in_part(5)
+pytestmark = pytest.mark.in_part(6)
 
 Leftovers = Callable[..., list[str]]
+
+INSTANTS = 12
 
 
 @dataclass(frozen=True)
@@ -54,14 +59,26 @@ def data(btrfs: Btrfs) -> Path:
 
 
 @pytest.fixture
-def start(kopiatomic: Kopiatomic, root: Path, data: Path) -> Callable[..., Completed]:
-    """Run the starter to its end, and to that of its pipes."""
+def environment(kopiatomic: Kopiatomic) -> dict[str, str]:
     path = os.pathsep.join([kopiatomic.environment["PYTHONPATH"], str(Path(__file__).parents[2])])
+    return {**kopiatomic.environment, "PYTHONPATH": path}
 
-    def start(process: int, seconds: float = 60) -> Completed:
-        words = ("hold", root, data, str(process), str(seconds))
-        argv = (sys.executable, in_a_view.__file__, *words)
-        return command(*argv, env={**kopiatomic.environment, "PYTHONPATH": path}, check=False, timeout=20)
+
+@pytest.fixture
+def argv(root: Path, data: Path) -> Callable[..., list[str]]:
+    def argv(process: int, seconds: float = 60, layout: str = "merged") -> list[str]:
+        words = ("hold", layout, root, data, process, seconds)
+        return [sys.executable, in_a_view.__file__, *map(str, words)]
+
+    return argv
+
+
+@pytest.fixture
+def start(argv: Callable[..., list[str]], environment: dict[str, str]) -> Callable[..., Completed]:
+    """Run the starter to its end, and to that of its pipes."""
+
+    def start(*words: Any, **more: Any) -> Completed:
+        return command(*argv(*words, **more), env=environment, check=False, timeout=20 * SLOWNESS)
 
     return start
 
@@ -135,6 +152,53 @@ def test_a_death_leaves_nothing(
         assert recovered.returncode == 0, str(recovered)
     assert leftovers(root, within=10) == []
     assert result(kopiatomic)[0] == ("failed" if victim in {"keeper", "launcher"} else "interrupted")
+
+
+def test_in_place_it_is_seen_from_outside_too(
+    start: Callable[..., Completed],
+    data: Path,
+    root: Path,
+    reader: subprocess.Popen[bytes],
+    leftovers: Leftovers,
+) -> None:
+    found = Held(**json.loads(start(reader.pid, layout="in-place").stdout))
+    (data / "file").write_text("live\n")
+    assert Path(f"{found.path}{data}/file").read_text() == "frozen\n"
+    assert os.path.samefile(f"{found.path}/etc", "/etc")
+    assert holding.end(found.run, 20)
+    assert leftovers(root) == []
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM], ids=lambda signum: signum.name)
+def test_a_starter_that_ends_at_any_moment_leaves_a_view_or_nothing(
+    signum: signal.Signals,
+    argv: Callable[..., list[str]],
+    environment: dict[str, str],
+    kopiatomic: Kopiatomic,
+    root: Path,
+    reader: subprocess.Popen[bytes],
+    leftovers: Leftovers,
+) -> None:
+    """At instants spread over its life, the last of which is after its answer."""
+    words = argv(reader.pid)
+    began = time.monotonic()
+    whole = command(*words, env=environment)
+    took = time.monotonic() - began
+    assert holding.end(json.loads(whole.stdout)["run"], 20)
+    kept = 0
+    for instant in range(1, INSTANTS + 1):
+        with subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as starter:
+            assert starter.stdout is not None
+            if instant < INSTANTS:
+                time.sleep(instant * took / INSTANTS)
+            else:
+                select.select([starter.stdout], [], [], 20 * SLOWNESS)
+            starter.send_signal(signum)
+            said, _ = starter.communicate(timeout=20 * SLOWNESS)
+        found = Held(**json.loads(said)) if said else None
+        kept += found is not None and holding.end(found.run, 20 * SLOWNESS)
+        assert leftovers(root, within=10) == [], (instant, said)
+    print(f"{kept} of {INSTANTS} were held")
 
 
 def test_a_signal_ends_it(held: Held, root: Path, kopiatomic: Kopiatomic, leftovers: Leftovers) -> None:

@@ -3,7 +3,7 @@
 ``python in_a_view.py LAYOUT ROOT DATASET STEP...``: each STEP is JSON with ``argv``, a program that is run in the view. What
 became of it is printed as a line of JSON. Before it is started, the file ``until`` is waited for.
 
-``python in_a_view.py hold ROOT DATASET PID SECONDS``: the view is held for a process, and a line of JSON says where it is.
+``python in_a_view.py hold LAYOUT ROOT DATASET PID SECONDS``: the view is held for a process, and a line of JSON says where it is.
 """
 
 from __future__ import annotations
@@ -104,27 +104,30 @@ class _Steps:
         return frozen.supervisor.run(start, Pipes(take), 1.0)
 
 
-def hold(root: str, names: Sequence[str], process: int, seconds: float, tell: Callable[[object], None]) -> int:
-    """Hold a merged view of datasets for a process."""
+def hold(
+    layout: Layout, root: str, names: Sequence[str], process: int, seconds: float, tell: Callable[[object], None]
+) -> int:
+    """Hold a view of datasets for a process."""
 
     def held(starter: holding.Starter) -> int:
         def then(session: Session, frozen: Frozen, report: HoldReport) -> None:
             until = holding.Until(watch, time.monotonic() + seconds)
             seen = frozen.supervisor.seen_from_outside()
-            starter.let_go({"run": report.run_id, "main": os.getpid(), "path": f"{seen}{report.root}"})
+            top = report.root if layout is Layout.MERGED else ""
+            starter.let_go({"run": report.run_id, "main": os.getpid(), "path": f"{seen}{top}"})
             holding.hold(session, frozen, report, until)
 
         with holding.watching(process) as watch:
-            return freeze(Layout.MERGED, HoldReport(new_run_id(), root), names, then, None).exit_code
+            return freeze(layout, HoldReport(new_run_id(), root), names, then, None).exit_code
 
     return holding.start(held, tell)
 
 
 def main() -> None:
     if sys.argv[1] == "hold":
-        root, dataset, process, seconds = sys.argv[2:]
+        shown, root, dataset, process, seconds = sys.argv[2:]
         told = lambda found: print(json.dumps(found), flush=True)  # noqa: E731
-        raise SystemExit(hold(root, [dataset], int(process), float(seconds), told))
+        raise SystemExit(hold(Layout(shown), root, [dataset], int(process), float(seconds), told))
     layout, root, dataset, *steps = sys.argv[1:]
     limit = float(os.environ["LIMIT"]) if "LIMIT" in os.environ else None
     made = CommandReport(new_run_id(), root)
