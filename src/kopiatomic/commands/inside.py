@@ -286,7 +286,7 @@ def _welcome(plan: Plan, sets: Sets) -> list[str]:
         lines.append(f"live in these trees: {first_few(live)}")
     lines += shielded(plan)[:_FEW]
     blocked = "it keeps the space of what is deleted meanwhile"
-    made = {one.filesystem for one in sets.sets}
+    made = {one.kind for one in sets.sets}
     blocked += "".join(kind.blocked for kind in KINDS.values() if kind.name in made)
     return [*lines, f"as long as this shell is open {blocked}"]
 

@@ -58,12 +58,12 @@ class Job:
     def volumes(self) -> Mapping[str, int]:
         """The places of volumes, which are files, and their sizes (bytes)."""
         sizes = {
-            (made.filesystem, snapshot.dataset): snapshot.size for made in self.sets.sets for snapshot in made.snapshots
+            (made.kind, snapshot.dataset): snapshot.size for made in self.sets.sets for snapshot in made.snapshots
         }
         return {
             t.place: size
             for t in self.plan.taken
-            if t.dataset.volume and (size := sizes[t.dataset.filesystem, t.dataset.name]) is not None
+            if t.dataset.volume and (size := sizes[t.dataset.kind, t.dataset.name]) is not None
         }
 
 

@@ -102,5 +102,5 @@ def _holds(taken: Taken, place: Place) -> bool:
     dataset = taken.dataset
     by_id = (dataset.pool, dataset.subvolume) == (place.pool, place.subvolume)
     same = by_id if place.subvolume else dataset.name == place.source
-    same = same and dataset.filesystem == place.filesystem
+    same = same and dataset.kind == place.filesystem
     return same and (taken.parts == ("",) or any(is_at_or_below(place.path, one) for one in taken.places))

@@ -161,6 +161,6 @@ def makers(plan: Plan, run_id: str) -> list[Maker]:
     """Return one maker for each pool and each Btrfs filesystem of the plan, ZFS first."""
     groups: dict[tuple[str, str], list[Taken]] = {}
     for taken in plan.taken:
-        groups.setdefault((taken.dataset.filesystem, taken.dataset.pool), []).append(taken)
+        groups.setdefault((taken.dataset.kind, taken.dataset.pool), []).append(taken)
     order = sorted(groups, key=lambda key: (list(KINDS).index(key[0]), key[1]))
     return [of(KINDS[kind]).maker(run_id, pool, groups[kind, pool], plan.bookmark) for kind, pool in order]

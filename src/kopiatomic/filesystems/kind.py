@@ -63,7 +63,7 @@ class Kind:
     """A kind of filesystem."""
 
     name: str
-    """As in ``Dataset.filesystem``, in records and in JSON."""
+    """As in ``Dataset.kind``, in records and in JSON."""
     set_word: str
     """What a set of its snapshots is of, in words: "pool"."""
     transaction_word: str

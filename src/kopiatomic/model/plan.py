@@ -51,7 +51,7 @@ class Dataset:
     is a ZFS block device: in the view it is a file. ``guid`` is for ZFS.
     """
 
-    filesystem: str
+    kind: str
     name: str
     pool: str
     mountpoint: PlannedPath
@@ -63,7 +63,7 @@ class Dataset:
     @property
     def key(self) -> tuple[str, str, str]:
         """The identity of the dataset, wherever it is moved: no other ever has the same."""
-        return self.filesystem, self.pool, self.guid or (str(self.subvolume) if self.subvolume else self.name)
+        return self.kind, self.pool, self.guid or (str(self.subvolume) if self.subvolume else self.name)
 
 
 @immutable
@@ -156,7 +156,7 @@ class Judged:
     """A dataset that was named, implied or is close by, and what became of it. ``reason`` is a sentence without its full stop."""
 
     name: str
-    filesystem: str
+    kind: str
     verdict: Verdict
     reason: str
     mountpoint: str = ""

@@ -38,7 +38,7 @@ class Instant:
 class SnapshotSet:
     """The snapshots of one pool or one Btrfs filesystem, with what proves or disproves that they share one instant."""
 
-    filesystem: str
+    kind: str
     pool: str
     snapshots: tuple[Snapshot, ...]
     instant: Instant

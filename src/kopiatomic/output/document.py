@@ -83,18 +83,18 @@ def _error(error: EndError | None) -> dict[str, Any] | None:
 
 
 def _datasets(plan: Plan) -> list[dict[str, Any]]:
-    reasons = {(judged.filesystem, judged.name): judged.reason for judged in plan.judged}
+    reasons = {(judged.kind, judged.name): judged.reason for judged in plan.judged}
     return [
         {
             "dataset": t.dataset.name,
-            "filesystem": t.dataset.filesystem,
+            "filesystem": t.dataset.kind,
             "pool": t.dataset.pool,
             "volume": t.dataset.volume,
             "mountpoint": t.dataset.mountpoint.text or None,
             "path": t.places[0],
             "paths": list(t.places),
             "named": t.named,
-            "reason": reasons.get((t.dataset.filesystem, t.dataset.name), ""),
+            "reason": reasons.get((t.dataset.kind, t.dataset.name), ""),
         }
         for t in plan.taken
     ]
@@ -104,7 +104,7 @@ def _left_out(plan: Plan) -> list[dict[str, Any]]:
     return [
         {
             "dataset": o.name,
-            "filesystem": o.filesystem,
+            "filesystem": o.kind,
             "verdict": str(o.verdict),
             "reason": o.reason,
             "mountpoint": o.mountpoint or None,
@@ -147,13 +147,13 @@ def _changes(changes: Changes | None) -> dict[str, Any] | None:
 
 
 def _places(plan: Plan | None) -> dict[tuple[str, str], str]:
-    return {(t.dataset.filesystem, t.dataset.name): t.place for t in plan.taken} if plan else {}
+    return {(t.dataset.kind, t.dataset.name): t.place for t in plan.taken} if plan else {}
 
 
 def _set(made: SnapshotSet, places: dict[tuple[str, str], str]) -> dict[str, Any]:
     sets = Sets((made,))
     return {
-        "filesystem": made.filesystem,
+        "filesystem": made.kind,
         "pool": made.pool,
         "one_instant": made.one_instant,
         "transaction": made.snapshots[0].transaction if made.one_instant else None,
@@ -170,7 +170,7 @@ def _set(made: SnapshotSet, places: dict[tuple[str, str], str]) -> dict[str, Any
                 "transaction": s.transaction,
                 "identity": s.identity,
                 "bytes": s.size,
-                "path": places.get((made.filesystem, s.dataset)),
+                "path": places.get((made.kind, s.dataset)),
             }
             for s in made.snapshots
         ],

@@ -87,7 +87,7 @@ def proof(sets: Sets) -> list[str]:
     lines = []
     for made in sets.sets:
         count = len(made.snapshots)
-        kind = KINDS[made.filesystem]
+        kind = KINDS[made.kind]
         transaction = kind.transaction_word
         where = f"{kind.set_word} {printable(made.pool)}"
         if count == 1:
@@ -99,7 +99,7 @@ def proof(sets: Sets) -> list[str]:
             lines.append(
                 f"{where}: {count} snapshots in {len(set(numbers))} transactions ({min(numbers)} to {max(numbers)})"
             )
-    known = {made.filesystem for made in sets.sets}
+    known = {made.kind for made in sets.sets}
     lines += [kind.caution for kind in KINDS.values() if kind.name in known and kind.caution]
     if not sets.atomic:
         lines.append(f"the sets are up to {sets.skew_ns / 1e9:.3f} s apart (an upper bound)")

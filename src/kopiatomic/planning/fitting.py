@@ -33,7 +33,7 @@ def fit(taken: Sequence[Taken], judged: Sequence[Judged], room: int | None) -> t
     owners: dict[_Owner, list[Taken]] = {}
     for one in taken:
         if not one.named:
-            owners.setdefault((one.dataset.filesystem, one.owner), []).append(one)
+            owners.setdefault((one.dataset.kind, one.owner), []).append(one)
     fitting = set(map(_key, named))
     verdicts = []
     for owner, theirs in sorted(owners.items(), key=lambda item: (len(item[1]), item[0])):
@@ -42,7 +42,7 @@ def fit(taken: Sequence[Taken], judged: Sequence[Judged], room: int | None) -> t
         fitting.update(map(_key, theirs[: len(theirs) - len(rest)]))
         if rest:
             verdicts.append(_no_room(owner, rest, len(theirs), room))
-    kept = [one for one in judged if one.verdict is not Verdict.TAKEN or (one.filesystem, one.name) in fitting]
+    kept = [one for one in judged if one.verdict is not Verdict.TAKEN or (one.kind, one.name) in fitting]
     return [one for one in taken if _key(one) in fitting], kept + verdicts
 
 
@@ -62,7 +62,7 @@ class _Left:
 
 
 def _key(taken: Taken) -> tuple[str, str]:
-    return taken.dataset.filesystem, taken.dataset.name
+    return taken.dataset.kind, taken.dataset.name
 
 
 def _no_room(owner: _Owner, rest: Sequence[Taken], count: int, room: int | None) -> Judged:
@@ -89,7 +89,7 @@ def fold(judged: Iterable[Judged]) -> Iterator[Judged]:
         if one.verdict is Verdict.TAKEN:
             yield one
         else:
-            alike.setdefault((one.filesystem, one.verdict, one.incomplete, one.owner), []).append(one)
+            alike.setdefault((one.kind, one.verdict, one.incomplete, one.owner), []).append(one)
     for several in alike.values():
         if len(several) <= _LISTED:
             yield from several

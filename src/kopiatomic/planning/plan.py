@@ -68,7 +68,7 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
     if request.layout is Layout.IN_PLACE:
         hidden = shielding.hidden(taken, facts.movers, scaffolds, live)
         uncovered, beside = _behind(taken, hidden, uncovered), _behind(taken, hidden, beside)
-    bookmark = request.bookmark if any(KINDS[t.dataset.filesystem].has_bookmarks for t in taken) else ""
+    bookmark = request.bookmark if any(KINDS[t.dataset.kind].has_bookmarks for t in taken) else ""
     if bookmark:
         shared.note(
             f"each ZFS dataset keeps one bookmark for --skip-unchanged, DATASET#{bookmark}: 'zfs rollback' to an older "
@@ -79,7 +79,7 @@ def select(facts: Facts, request: Request, refused: Iterable[Refusal] = ()) -> P
         root=request.root,
         taken=tuple(taken),
         scaffolds=tuple(scaffolds),
-        judged=tuple(sorted(fold(judged), key=lambda j: (order.index(j.filesystem), tree_order(j.name)))),
+        judged=tuple(sorted(fold(judged), key=lambda j: (order.index(j.kind), tree_order(j.name)))),
         uncovered=tuple(uncovered),
         beside=tuple(beside),
         hidden=tuple(hidden),
@@ -149,7 +149,7 @@ def _nothing(request: Request, facts: Facts, judged: Sequence[Judged]) -> Kopiat
     incomplete = [j for j in judged if j.incomplete]
     missed = incomplete or judged
     hint = "'kopiatomic plan' with the same words shows why each was left out."
-    if facts.jailed and all(j.verdict is Verdict.NOT_THE_JAILS for j in judged if KINDS[j.filesystem].has_jails):
+    if facts.jailed and all(j.verdict is Verdict.NOT_THE_JAILS for j in judged if KINDS[j.kind].has_jails):
         hint = NO_DATASET
     elif len(incomplete) == 1 and incomplete[0].hint:
         hint = incomplete[0].hint

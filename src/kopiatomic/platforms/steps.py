@@ -93,7 +93,7 @@ class View:
 
 def steps_of(plan: Plan, sets: Sets) -> list[Step]:
     """Return what to mount, parents first: every snapshot as planned, and what else must be visible in their trees."""
-    made = {(s.filesystem, snapshot.dataset): snapshot for s in sets.sets for snapshot in s.snapshots}
+    made = {(s.kind, snapshot.dataset): snapshot for s in sets.sets for snapshot in s.snapshots}
     places = [place for taken in plan.taken for place in taken.places]
     ours = any(place.startswith((f"{UNMOUNTED}/", f"{VOLUMES}/")) for place in places)
     steps = [Step("", place, SCAFFOLD) for place in {*plan.scaffolds, *(hidden.directory for hidden in plan.hidden)}]
@@ -102,17 +102,17 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
     steps += [Step(f"the directory {path}, which must be writable,", path, LIVE) for path in plan.writable]
     files = []
     for taken in plan.taken:
-        snapshot = made[taken.dataset.filesystem, taken.dataset.name]
+        snapshot = made[taken.dataset.kind, taken.dataset.name]
         if taken.dataset.volume:
             assert snapshot.size is not None
             files.append(VolumeFile(taken.dataset.name, taken.place, snapshot.source, snapshot.size))
             continue
-        kind = KINDS[taken.dataset.filesystem]
+        kind = KINDS[taken.dataset.kind]
         steps += [
             Step(
                 dataset=taken.dataset.name,
                 place=place,
-                shows=taken.dataset.filesystem,
+                shows=taken.dataset.kind,
                 source=snapshot.source,
                 mounting=kind.mounting(snapshot.source, taken.dataset.device),
                 named=taken.named and place in taken.places,

@@ -141,7 +141,7 @@ class Session:
         """Name what dead runs left unrecorded in the pools and filesystems of the plan; 'recover' removes it."""
         names: dict[str, set[str]] = {}
         for taken in plan.taken:
-            names.setdefault(taken.dataset.filesystem, set()).add(taken.dataset.pool)
+            names.setdefault(taken.dataset.kind, set()).add(taken.dataset.pool)
         recovery = Recovery(self._recorder.records, own=self._report.run_id, dry_run=True, warn=self._selecting.warn)
         found = recovery.unrecorded(names)
         for problem in found.problems:
@@ -255,7 +255,7 @@ class Session:
         report = self._report
         assert report.plan is not None
         datasets = [taken.dataset for taken in report.plan.taken]
-        pools = filesystems.watched((dataset.filesystem, dataset.pool) for dataset in datasets)
+        pools = filesystems.watched((dataset.kind, dataset.pool) for dataset in datasets)
         others = {dataset.pool: dataset.name for dataset in reversed(datasets) if dataset.pool not in pools}
         supervisor = Supervisor(
             report.run_id,

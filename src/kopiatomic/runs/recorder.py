@@ -62,7 +62,7 @@ class Recorder:
 
     def require(self, plan: Plan) -> None:
         """Refuse a plan that is not safe without a record. Raises StateError."""
-        untied = platforms.here().outlives or any(not KINDS[taken.dataset.filesystem].is_tied for taken in plan.taken)
+        untied = platforms.here().outlives or any(not KINDS[taken.dataset.kind].is_tied for taken in plan.taken)
         if self.problem is not None and untied:
             raise self.problem
 

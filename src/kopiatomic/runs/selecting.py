@@ -231,7 +231,7 @@ def not_atomic(why: str, hint: str) -> KopiatomicError:
 
 def _require_one_pool(selected: Plan) -> None:
     """Refuse, before anything is made, what cannot share one instant. Raises KopiatomicError."""
-    places = {(t.dataset.filesystem, t.dataset.pool) for t in selected.taken}
+    places = {(t.dataset.kind, t.dataset.pool) for t in selected.taken}
     if len(places) > 1:
         where = ", ".join(f"{filesystem} {printable(pool)}" for filesystem, pool in sorted(places))
         raise not_atomic(

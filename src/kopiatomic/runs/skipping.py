@@ -57,7 +57,7 @@ def saved(job: Job, repository: Remembering, result: EngineResult) -> dict[str, 
 def _states(job: Job, state_of: Callable[[Snapshot], str]) -> dict[str, dict[str, list[str]]]:
     """Return dataset, part and state at each place in a source; only for sources where all of it is known."""
     plan, mounted = job.plan, set(job.mounted)
-    snapshots = {(made.filesystem, s.dataset): s for made in job.sets.sets for s in made.snapshots}
+    snapshots = {(made.kind, s.dataset): s for made in job.sets.sets for s in made.snapshots}
     found: dict[str, dict[str, list[str]]] = {source: {} for source in plan.sources}
     # What is seen but not frozen; the root is assembled from more than that.
     unknown = {
@@ -65,7 +65,7 @@ def _states(job: Job, state_of: Callable[[Snapshot], str]) -> dict[str, dict[str
         "/",
     }
     for taken in plan.taken:
-        state = state_of(snapshots[taken.dataset.filesystem, taken.dataset.name])
+        state = state_of(snapshots[taken.dataset.kind, taken.dataset.name])
         for place, part in taken.shown:
             for source in _sources_of([place], found):
                 found[source][place] = [taken.dataset.name, part, state]

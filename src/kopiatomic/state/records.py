@@ -226,7 +226,7 @@ class Records(StateFile):
     def made(self, run_id: str, sets: Sets, document: Mapping[str, Any]) -> None:
         """Add identities and transactions to the intents of a run, and what is known of it so far."""
         rows = [
-            (s.identity, s.transaction, run_id, made.filesystem, made.pool, os.fsencode(s.source))
+            (s.identity, s.transaction, run_id, made.kind, made.pool, os.fsencode(s.source))
             for made in sets.sets
             for s in made.snapshots
         ]

@@ -1040,7 +1040,7 @@ def test_every_plan_can_be_mounted(system: tuple[Facts, tuple[str, ...]], flags:
         assert all(order.index(other) < position for other in above), "a child before its parent"
     taken = {t.dataset.name for t in chosen.taken}
     assert not taken & {o.name for o in chosen.left_out}, "taken and left out"
-    judged = [(j.filesystem, j.name) for j in chosen.judged]
+    judged = [(j.kind, j.name) for j in chosen.judged]
     known_ones = [("zfs", name) for name in known.datasets] + [("btrfs", s.path) for s in known.subvolumes]
     assert sorted(judged) == sorted(known_ones), "each dataset has exactly one verdict"
     assert {n for n in names if not n.startswith("/")} <= taken | {o.name for o in chosen.left_out}
