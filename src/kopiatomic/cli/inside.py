@@ -36,11 +36,11 @@ def shell(*, user: str | None, verbose: bool, **words: Any) -> None:
 
 
 def _run_inside(argv: Sequence[str], user: str | None, words: dict[str, Any], *, verbose: bool) -> NoReturn:
-    from kopiatomic.commands.inside import Wanted, run
+    from kopiatomic.commands.inside import CommandRequest, run
     from kopiatomic.config.options import Options
     from kopiatomic.output.console import Console
 
     console = Console(called(), verbose=verbose, chatter=verbose, animated=False)
-    report = run(Options(live_system=True, **words), Wanted(tuple(argv), user), console, called())
+    report = run(Options(live_system=True, **words), CommandRequest(tuple(argv), user), console, called())
     console.report(report, summary=False)
     raise SystemExit(report.exit_code)

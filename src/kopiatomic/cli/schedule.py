@@ -70,7 +70,7 @@ def install(
     Says what it will write, asks, checks the engine as the schedule will run, and only then installs anything. Installing
     the same again changes nothing.
     """
-    from kopiatomic.commands.schedule import Place, Wanted
+    from kopiatomic.commands.schedule import Place, ScheduleRequest
     from kopiatomic.commands.schedule import install as run
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here
@@ -80,7 +80,7 @@ def install(
         raise click.UsageError("--daily, --hourly and --calendar exclude each other")
     words, meaning = meant(context.meta.get(COMMAND) or (), _all_commands(context))
     console = Console(called())
-    wanted = Wanted(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
+    wanted = ScheduleRequest(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
     place = Place(told(here, console), called().program, os.environ)
     raise SystemExit(run(wanted, place, console, yes=yes))
 

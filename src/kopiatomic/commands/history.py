@@ -78,7 +78,7 @@ def _run_document(record: RunRecord) -> dict[str, Any]:
         "run_id": record.id,
         "version": record.version,
         "command": record.command,
-        "root": record.root,
+        "root": record.series,
         "schedule": record.schedule or None,
         "started": record.started,
         "ended": record.ended,

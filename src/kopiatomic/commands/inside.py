@@ -27,9 +27,9 @@ from kopiatomic.output.document import instant_text, instant_words
 from kopiatomic.output.summary import shielded
 from kopiatomic.planning import plan
 from kopiatomic.runs.freezing import Frozen, failures_in, new_run_id, recorded
-from kopiatomic.runs.launcher import Checked, Manner, Start, Started
+from kopiatomic.runs.launcher import Checked, Start, Started, StartOptions
 from kopiatomic.runs.selecting import Listener, Selecting
-from kopiatomic.runs.streams import Callers
+from kopiatomic.runs.streams import CallerStreams
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import lists, roots
 from kopiatomic.system import inherited, signals
@@ -54,14 +54,14 @@ class Speaker(Listener, Protocol):
 
 
 @immutable
-class Wanted:
+class CommandRequest:
     """What to run: ``argv``, or the user's shell if that is empty. ``user``: a name or number, or the caller."""
 
     argv: Sequence[str] = ()
     user: str | None = None
 
 
-def run(options: Options, wanted: Wanted, speaker: Speaker, called: Invocation) -> CommandReport:
+def run(options: Options, wanted: CommandRequest, speaker: Speaker, called: Invocation) -> CommandReport:
     """Run a command or a shell. Every failure is in the report; nothing is raised."""
     kind = CommandReport if wanted.argv else ShellReport
     report = kind(new_run_id(), options.mount_root)
@@ -88,7 +88,7 @@ class _Aside:
 
     def __init__(self, speaker: Speaker) -> None:
         self._speaker = speaker
-        self.streams: Callers | None = None
+        self.streams: CallerStreams | None = None
 
     def _aside(self) -> AbstractContextManager[None]:
         return nullcontext() if self.streams is None else self.streams.aside()
@@ -120,7 +120,7 @@ class _Aside:
 
 class _Inside:
     def __init__(
-        self, options: Options, wanted: Wanted, report: CommandReport, speaker: Speaker, called: Invocation
+        self, options: Options, wanted: CommandRequest, report: CommandReport, speaker: Speaker, called: Invocation
     ) -> None:
         self._options = options
         self._called = called
@@ -182,9 +182,11 @@ class _Inside:
             return self._account.pw_shell or _SHELL
         return os.environ.get("SHELL") or _SHELL
 
-    def _streams(self) -> Callers:
+    def _streams(self) -> CallerStreams:
         owner = None if self._user is None else self._user.uid
-        self._listener.streams = streams = Callers(owner=owner, say=self._listener.notice, started=self._tell_where)
+        self._listener.streams = streams = CallerStreams(
+            owner=owner, say=self._listener.notice, started=self._tell_where
+        )
         return streams
 
     def _started(self, frozen: Frozen) -> Checked:
@@ -198,7 +200,7 @@ class _Inside:
                 self._listener.notice(line)
         if report.plan.might_hang:
             self._listener.notice(f"hidden, for it might not answer: {first_few(report.plan.might_hang)}")
-        manner = Manner(
+        manner = StartOptions(
             user=self._user,
             anywhere=self._is_shell,
             stop=signal.SIGHUP if self._is_shell else signal.SIGTERM,

@@ -50,7 +50,7 @@ class Place:
 
 
 @immutable
-class Wanted:
+class ScheduleRequest:
     """The arguments of ``schedule install``. ``words`` are those of the backup, ``options`` their parsed form."""
 
     name: str
@@ -60,7 +60,7 @@ class Wanted:
     options: Options
 
 
-def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int:
+def install(wanted: ScheduleRequest, place: Place, console: Console, *, yes: bool) -> int:
     """Have the system make this backup at these times; return the exit code."""
 
     def run() -> int:
@@ -89,7 +89,7 @@ def install(wanted: Wanted, place: Place, console: Console, *, yes: bool) -> int
     return ended(run, console)
 
 
-def _schedule(wanted: Wanted, place: Place) -> tuple[Schedule, list[str]]:
+def _schedule(wanted: ScheduleRequest, place: Place) -> tuple[Schedule, list[str]]:
     """Return the schedule to install, and what about it cannot be judged. Raises KopiatomicError, UsageError."""
     check_schedule_name(wanted.name)
     _check_words(wanted, place.scheduler)
@@ -118,7 +118,7 @@ def _schedule(wanted: Wanted, place: Place) -> tuple[Schedule, list[str]]:
     return schedule, unsure
 
 
-def _check_words(wanted: Wanted, scheduler: Scheduler) -> None:
+def _check_words(wanted: ScheduleRequest, scheduler: Scheduler) -> None:
     """Refuse words that are not a backup, or that would put a secret where every user can read it. Raises UsageError."""
     options = wanted.options
     plan.require_names(options.request("", ""))

@@ -57,9 +57,7 @@ class Job:
     @property
     def volumes(self) -> Mapping[str, int]:
         """The places of volumes, which are files, and their sizes (bytes)."""
-        sizes = {
-            (made.kind, snapshot.dataset): snapshot.size for made in self.sets.sets for snapshot in made.snapshots
-        }
+        sizes = {(made.kind, snapshot.dataset): snapshot.size for made in self.sets.sets for snapshot in made.snapshots}
         return {
             t.place: size
             for t in self.plan.taken

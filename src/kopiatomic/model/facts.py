@@ -47,7 +47,7 @@ class ZfsDataset:
 
 
 @immutable
-class Setting:
+class PropertySetting:
     """A user property of a dataset: its value, and ``source`` as in ``zfs get`` (``local``, ``inherited from tank``)."""
 
     value: str
@@ -107,7 +107,7 @@ class Facts:
     subvolumes: tuple[BtrfsSubvolume, ...]
     resolved: Mapping[str, str]
     """The paths that were named, with symbolic links resolved."""
-    properties: Mapping[str, Setting] = field(default_factory=dict)
+    properties: Mapping[str, PropertySetting] = field(default_factory=dict)
     """The property that selects (``kopiatomic:backup``), of datasets that have it or inherit it, and of its origins."""
     directories: frozenset[str] = frozenset()
     """The paths in question that are directories now; of the mount points of what is not mounted, only the empty ones."""
@@ -178,7 +178,7 @@ def _facts(document: Mapping[str, Any]) -> Facts:
         pools={item["name"]: ZfsPool(**item) for item in document["pools"]},
         subvolumes=tuple(BtrfsSubvolume(**item) for item in document["subvolumes"]),
         resolved=dict(document["resolved"]),
-        properties={name: Setting(**item) for name, item in document["properties"].items()},
+        properties={name: PropertySetting(**item) for name, item in document["properties"].items()},
         directories=frozenset(document["directories"]),
         sizes=dict(document["sizes"]),
         loop_files=dict(document["loop_files"]),

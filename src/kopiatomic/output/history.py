@@ -25,7 +25,7 @@ def list_of(runs: Sequence[tuple[RunRecord, str]]) -> list[str]:
             _took(run),
             result if run.exit_code is None else f"{result} ({run.exit_code})",
             str(len(run.document["datasets"])) if run.document else "-",
-            printable(run.root),
+            printable(run.series),
         )
         for run, result in runs
     ]
@@ -40,7 +40,7 @@ def lines_of(run: RunRecord, result: str, intents: Sequence[Intent]) -> list[str
     lines = [
         f"Run:      {run.id} (kopiatomic {run.version})",
         f"Command:  {run.command}",
-        f"Root:     {printable(run.root)}",
+        f"Root:     {printable(run.series)}",
         *([f"Schedule: {printable(run.schedule)}"] if run.schedule else []),
         f"Started:  {_time(run.started)} UTC",
         f"Ended:    {_time(run.ended)} UTC, after {_took(run)}"

@@ -14,7 +14,7 @@ Record = Callable[[Sequence[Intent]], None]
 """Records what else is about to be made. Raises StateError; then it must not be made."""
 
 
-class Built(Protocol):
+class MountedView(Protocol):
     """A view. Making this value has no effect, so any process of a run can have it."""
 
     def look(self) -> None:
@@ -91,7 +91,7 @@ class Platform(Protocol):
     def directories(self, root: str, run_id: str) -> Sequence[str]:
         """Return the directories that a run needs exclusively for its view: the mount root, and others."""
 
-    def view(self, plan: Plan, steps: Sequence[Step], run_id: str, record: Record) -> Built:
+    def view(self, plan: Plan, steps: Sequence[Step], run_id: str, record: Record) -> MountedView:
         """Return the view of a run."""
 
     def adopt(self) -> None:

@@ -30,7 +30,7 @@ from kopiatomic.runs.selecting import Selecting, not_atomic
 from kopiatomic.runs.supervisor import Supervisor
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import liveness, locks, root_leftovers, roots
-from kopiatomic.state.locks import Held
+from kopiatomic.state.locks import RunLocks
 from kopiatomic.state.records import Records
 from kopiatomic.system import linux, signals
 from kopiatomic.text import first_few
@@ -88,7 +88,7 @@ def recorded(selecting: Selecting, secrets: Secrets, shown: str) -> Iterator[Ses
 class Session:
     """A run that has its own lock and is recorded, from its beginning to its exit code."""
 
-    def __init__(self, selecting: Selecting, held: Held, recorder: Recorder) -> None:
+    def __init__(self, selecting: Selecting, held: RunLocks, recorder: Recorder) -> None:
         self._selecting = selecting
         self._options = selecting.options
         self._report = selecting.report

@@ -20,7 +20,7 @@ from kopiatomic.filesystems.backends import Maker
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets
-from kopiatomic.platforms.platform import Built, Platform, Record
+from kopiatomic.platforms.platform import MountedView, Platform, Record
 from kopiatomic.platforms.steps import steps_of
 from kopiatomic.runs import launcher
 from kopiatomic.system import host, worker
@@ -96,7 +96,7 @@ def remove_all(makers: Sequence[Maker]) -> list[str]:
     return left
 
 
-def remove_view(view: Built) -> list[str]:
+def remove_view(view: MountedView) -> list[str]:
     """Remove what outlives the launcher of the view, before the snapshots go. Return what is left, in words."""
     try:
         return view.remove()
@@ -118,7 +118,7 @@ class _Keeper:
         self._sets: Sets | None = None
         self._tied = False
         self._launcher: int | None = None
-        self._view: Built | None = None
+        self._view: MountedView | None = None
         self._left: list[str] = []
         self._main_alive = True
 

@@ -21,14 +21,14 @@ from kopiatomic.engines import names
 from kopiatomic.errors import KopiatomicError, StartError, advice_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd
-from kopiatomic.platforms.platform import Built, Outside, Platform, Reading
+from kopiatomic.platforms.platform import MountedView, Outside, Platform, Reading
 from kopiatomic.system import spawn
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
 
 
 @immutable
-class Manner:
+class StartOptions:
     """How a program runs, where that differs from an engine."""
 
     user: spawn.User | None = None
@@ -44,7 +44,7 @@ class Start:
 
     command: Command
     environment: Mapping[str, str]
-    manner: Manner = Manner()
+    manner: StartOptions = StartOptions()
     sources: tuple[str, ...] = ()
     """What must be looked into, or the program has read something else; with its paths."""
     foreground: bool = False
@@ -114,7 +114,7 @@ class Checked:
 
 
 @dataclass(slots=True)
-class Streams:
+class ProgramStreams:
     """Descriptors that become the program's standard streams; every process closes them once the program has its own.
 
     ``terminal`` is another descriptor of the terminal that becomes the controlling one.
@@ -159,7 +159,7 @@ class _Around:
     wakeup: int
 
 
-def main(channel: Channel, platform: Platform, view: Built) -> None:
+def main(channel: Channel, platform: Platform, view: MountedView) -> None:
     """Run as the launcher; returns to the caller only at its end."""
     try:
         outside = platform.enter()
@@ -174,7 +174,7 @@ def main(channel: Channel, platform: Platform, view: Built) -> None:
         return
 
 
-def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: Built) -> None:
+def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: MountedView) -> None:
     """Mount the view, and run each program that the main process asks for. Raises ClosedError when that closes the channel.
 
     So the leader of a terminal's session does not end before the main process has read what the terminal has not shown yet.
@@ -191,7 +191,7 @@ def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: 
         if isinstance(message, Check):
             channel.send(Problems(tuple(view.check())))
         elif isinstance(message, Start):
-            streams = Streams.of(channel.receive_descriptors(_MOST_STREAMS))
+            streams = ProgramStreams.of(channel.receive_descriptors(_MOST_STREAMS))
             try:
                 channel.send(_run(message, around, view, streams))
             except KopiatomicError as error:
@@ -214,7 +214,7 @@ def _wait(channel: Channel, outside: Outside | None) -> None:
         outside.follow()
 
 
-def _run(start: Start, around: _Around, view: Built, streams: Streams) -> Checked:
+def _run(start: Start, around: _Around, view: MountedView, streams: ProgramStreams) -> Checked:
     """Run one program, end what it leaves running, and check the mounts. Raises KopiatomicError, ClosedError."""
     root = view.engine_root()
     reading, unwatched = _watch(view, start.sources)
@@ -228,7 +228,7 @@ def _run(start: Start, around: _Around, view: Built, streams: Streams) -> Checke
     return Checked(end, tuple(view.check()), strays, unread, unwatched, equal)
 
 
-def _equal_names(channel: Channel, view: Built, command: Command, end: EngineEnd) -> names.Equal:
+def _equal_names(channel: Channel, view: MountedView, command: Command, end: EngineEnd) -> names.Equal:
     """Return the name pairs that became one in a backup that looks good; any message of the main process ends the search."""
     if not command.stand_in or end.status != 0 or end.stopped:
         return names.Equal()
@@ -237,7 +237,7 @@ def _equal_names(channel: Channel, view: Built, command: Command, end: EngineEnd
     return names.look(view.engine_root(), command.directories, command.stand_in, lambda: not poll.poll(0))
 
 
-def _watch(view: Built, sources: Sequence[str]) -> tuple[Reading | None, str]:
+def _watch(view: MountedView, sources: Sequence[str]) -> tuple[Reading | None, str]:
     """Return what observes whether the sources are looked into; None, and the reason, where that is impossible."""
     if not sources:
         return None, ""
@@ -247,7 +247,7 @@ def _watch(view: Built, sources: Sequence[str]) -> tuple[Reading | None, str]:
         return None, error.strerror or str(error)
 
 
-def _clear(platform: Platform, view: Built) -> None:
+def _clear(platform: Platform, view: MountedView) -> None:
     """Remove what does not end with this process. The keeper finds and reports what is left of it."""
     with suppress(KopiatomicError, OSError):
         platform.end_orphans()
@@ -257,7 +257,7 @@ def _clear(platform: Platform, view: Built) -> None:
 class _Program:
     """The life of an engine, or of any command: started, asked to stop when the main process says so, and waited for."""
 
-    def __init__(self, around: _Around, streams: Streams, reading: Reading | None) -> None:
+    def __init__(self, around: _Around, streams: ProgramStreams, reading: Reading | None) -> None:
         self._channel = around.channel
         self._platform = around.platform
         self._outside = around.outside
@@ -292,7 +292,7 @@ class _Program:
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
                 os.close(self._terminal)
 
-    def _wait_for(self, pid: int, manner: Manner) -> int:
+    def _wait_for(self, pid: int, manner: StartOptions) -> int:
         """Return the program's status at its end. Raises ClosedError."""
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
@@ -329,7 +329,7 @@ class _Program:
         argv = list(start.command.argv)
         environment = {**start.environment, **start.command.environment}
         streams, manner = self._streams, start.manner
-        setting = spawn.Setting(
+        setting = spawn.SpawnOptions(
             streams.stdin,
             streams.stdout,
             streams.stderr,
@@ -385,7 +385,7 @@ class _Program:
             if ended == 0:
                 return None
 
-    def _obey(self, pid: int, manner: Manner) -> None:
+    def _obey(self, pid: int, manner: StartOptions) -> None:
         message = self._channel.receive()
         if isinstance(message, Suspend):
             os.killpg(pid, message.signum)

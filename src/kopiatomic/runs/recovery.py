@@ -19,7 +19,7 @@ from kopiatomic.model.leftovers import Claim, Cleared, Intent, Leftover
 from kopiatomic.runs.patience import Patience
 from kopiatomic.state import liveness, locks, root_leftovers
 from kopiatomic.state.liveness import Life
-from kopiatomic.state.locks import Held
+from kopiatomic.state.locks import RunLocks
 from kopiatomic.state.ownership import Mark
 from kopiatomic.state.records import INTERRUPTED, NOT_RECORDED, Records, Unfinished
 from kopiatomic.system import signals, worker
@@ -142,7 +142,7 @@ class Recovery:
         found, problems, _ = _find(run_id, self._records.intents(run_id))
         return _Result(list(map(self._allowed.settle, found)), problems)
 
-    def _clear(self, run_id: str, held: Held) -> _Result:
+    def _clear(self, run_id: str, held: RunLocks) -> _Result:
         """Have a child clear what a run left; the child shares the lock that we hold for it."""
         places = {(intent.kind, intent.place) for intent in self._records.intents(run_id)}
 
@@ -238,7 +238,7 @@ class Recovery:
                 else:
                     self._replace(mine, self._remove(mine, held))
 
-    def _remove(self, leftovers: Sequence[Leftover], held: Held | None) -> list[Leftover]:
+    def _remove(self, leftovers: Sequence[Leftover], held: RunLocks | None) -> list[Leftover]:
         result: list[Leftover] = []
         for kind, mine in _by_kind(leftovers):
             module = kinds()[kind]
@@ -271,7 +271,7 @@ class Recovery:
                     pass
 
 
-def _end_of(held: Held) -> str:
+def _end_of(held: RunLocks) -> str:
     """Return the end of the dead run whose lock we hold: a run that ended in order removed its file with its last process."""
     return INTERRUPTED if held.died else NOT_RECORDED
 

@@ -14,7 +14,7 @@ from kopiatomic.model.engine import EngineResult
 from kopiatomic.model.plan import Layout
 from kopiatomic.model.snapshots import Snapshot
 from kopiatomic.paths import parents
-from kopiatomic.state.records import Standing
+from kopiatomic.state.records import StandingSnapshot
 
 
 def require(engine: Engine, layout: Layout) -> None:
@@ -33,7 +33,7 @@ def remembering(repository: Repository) -> Remembering:
     return repository
 
 
-def unchanged(job: Job, repository: Remembering, known: Mapping[str, Standing]) -> Mapping[str, EngineResult]:
+def unchanged(job: Job, repository: Remembering, known: Mapping[str, StandingSnapshot]) -> Mapping[str, EngineResult]:
     """Return the sources that need not be read, with the results of the snapshots used instead. Raises KopiatomicError."""
     candidates = {
         source: known[source].snapshot_id
@@ -43,11 +43,11 @@ def unchanged(job: Job, repository: Remembering, known: Mapping[str, Standing]) 
     return repository.standing(candidates) if candidates else {}
 
 
-def saved(job: Job, repository: Remembering, result: EngineResult) -> dict[str, Standing | None]:
+def saved(job: Job, repository: Remembering, result: EngineResult) -> dict[str, StandingSnapshot | None]:
     """Return what stands from now on, for each source; None if nothing does."""
     states = _states(job, lambda snapshot: snapshot.after)
     return {
-        one.source: Standing(one.snapshot_id, repository.terms(one.source), states[one.source])
+        one.source: StandingSnapshot(one.snapshot_id, repository.terms(one.source), states[one.source])
         if one.saved and one.complete and one.snapshot_id and one.source in states
         else None
         for one in result.sources

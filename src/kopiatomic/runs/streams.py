@@ -21,7 +21,7 @@ _READ = 1 << 16
 class Streams(Protocol):
     """What the supervisor needs. Descriptors belong to the main process, unless stated otherwise."""
 
-    def open(self) -> launcher.Streams:
+    def open(self) -> launcher.ProgramStreams:
         """Make the streams. Return the program's ends, which every process closes once it does not need them any more.
 
         Called once.
@@ -58,12 +58,12 @@ class Pipes:
         self._ends: dict[int, str] = {}
         self._ended: set[int] = set()
 
-    def open(self) -> launcher.Streams:
+    def open(self) -> launcher.ProgramStreams:
         """Make two pipes, and open /dev/null."""
         stdout, theirs_out = os.pipe2(os.O_CLOEXEC)
         stderr, theirs_err = os.pipe2(os.O_CLOEXEC)
         self._ends = {stdout: "stdout", stderr: "stderr"}
-        return launcher.Streams(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), theirs_out, theirs_err)
+        return launcher.ProgramStreams(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC), theirs_out, theirs_err)
 
     def attended(self) -> AbstractContextManager[None]:
         """Prepare nothing."""
@@ -98,7 +98,7 @@ class Pipes:
         self._ends = {}
 
 
-class Callers:
+class CallerStreams:
     """The caller's own streams: what the command reads and writes does not pass through us.
 
     Where stdin is a terminal, the command gets a terminal of its own in its place, and for every other descriptor of the same
@@ -126,7 +126,7 @@ class Callers:
         self.foreground = False
         """Whether the command has the keyboard."""
 
-    def open(self) -> launcher.Streams:
+    def open(self) -> launcher.ProgramStreams:
         """Return copies of the caller's streams, or of the terminal that stands for them."""
         if os.isatty(0):
             self._terminal = Terminal(0, owner=self._owner, shared=_is_pipe(1))
@@ -136,7 +136,7 @@ class Callers:
             self._replace_terminals(self._owner)
         stdin, stdout, stderr = (self._copy(fd) for fd in (0, 1, 2))
         terminal = None if self._terminal is None else _copy(self._terminal.theirs)
-        return launcher.Streams(stdin, stdout, stderr, terminal, self.foreground)
+        return launcher.ProgramStreams(stdin, stdout, stderr, terminal, self.foreground)
 
     def _replace_terminals(self, owner: int) -> None:
         for fd in self._own & {1, 2}:

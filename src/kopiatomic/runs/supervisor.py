@@ -216,7 +216,7 @@ class Supervisor:
         view = self._platform.view(self._plan, steps, self._run_id, self._record)
         return view.seen_from_outside(self._launcher_pid)
 
-    def _start(self, start: launcher.Start, theirs: launcher.Streams) -> None:
+    def _start(self, start: launcher.Start, theirs: launcher.ProgramStreams) -> None:
         """Send the launcher a program and its streams, which no process of ours but the launcher has from then on."""
         try:
             self._launcher.send(replace(start, foreground=theirs.foreground))

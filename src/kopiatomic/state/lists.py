@@ -1,6 +1,6 @@
 """Files with a run's datasets and sources, each name ended by a zero byte: for lists too long for an environment.
 
-They are written before the hook ``-p`` and again for the engine, are removed with the run's lock (``locks.Held``), and are
+They are written before the hook ``-p`` and again for the engine, are removed with the run's lock (``locks.RunLocks``), and are
 readable by root only, or by the user that a command runs as. Every view shows them at their path.
 """
 

@@ -158,7 +158,7 @@ def _open(path: str, *, wait: bool) -> int | None:
         os.close(fd)
 
 
-class Held:
+class RunLocks:
     """The locks of one run, and its lists, which are removed with them."""
 
     def __init__(self, run_id: str) -> None:
@@ -217,10 +217,10 @@ def _remove(path: str, fd: int) -> None:
 
 
 @contextmanager
-def run(run_id: str) -> Iterator[Held]:
+def run(run_id: str) -> Iterator[RunLocks]:
     """Hold this run's lock, which marks it alive to other processes. Raises KopiatomicError."""
     prepare()
-    held = Held(run_id)
+    held = RunLocks(run_id)
     fd = _open(_run_path(run_id), wait=True)
     assert fd is not None
     held.add(_run_path(run_id), fd)
@@ -230,7 +230,7 @@ def run(run_id: str) -> Iterator[Held]:
         held.let_go()
 
 
-def take_root(held: Held, root: str, holder: Mapping[str, object], wait: float | None) -> None:
+def take_root(held: RunLocks, root: str, holder: Mapping[str, object], wait: float | None) -> None:
     """Become the only run on a view root; wait for it at most ``wait`` seconds (None: not at all).
 
     Raises LockedError, which names the holder, KopiatomicError, and Interrupted.
@@ -292,7 +292,7 @@ def clean_up() -> Iterator[None]:
 
 
 @contextmanager
-def claim(run_id: str) -> Iterator[Held | None]:
+def claim(run_id: str) -> Iterator[RunLocks | None]:
     """Be the only process that clears what a dead run left; its file is removed at the end. Yield None if the run is alive."""
     prepare()
     path = _run_path(run_id)
@@ -305,7 +305,7 @@ def claim(run_id: str) -> Iterator[Held | None]:
     else:
         yield None
         return
-    held = Held(run_id)
+    held = RunLocks(run_id)
     held.add(path, fd)
     held.died = died
     os.ftruncate(fd, 0)

@@ -42,7 +42,7 @@ class RunRecord:
     id: str
     version: str
     command: str
-    root: str
+    series: str
     started: float
     ended: float | None
     result: str | None
@@ -71,7 +71,7 @@ class Unfinished:
 
 
 @immutable
-class Standing:
+class StandingSnapshot:
     """A complete snapshot of a source, which stands for a new one as long as all of this still holds."""
 
     snapshot_id: str
@@ -94,7 +94,7 @@ class Records(StateFile):
 
         The last saved run of each schedule stays: it shows since when none has succeeded. One from the future does not count.
         """
-        values = (run.id, run.version, run.command, os.fsencode(run.root), run.started, run.schedule, run.mark_text)
+        values = (run.id, run.version, run.command, os.fsencode(run.series), run.started, run.schedule, run.mark_text)
         with self.transaction() as database:
             database.execute(
                 "INSERT INTO run (id, version, command, root, started, schedule, mark) VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -122,7 +122,7 @@ class Records(StateFile):
             # datasets.
             database.execute(
                 "UPDATE run SET selection = '' WHERE root = ? AND (id = ?) != ?",
-                (os.fsencode(run.root), run.id, run.result in _SAVED),
+                (os.fsencode(run.series), run.id, run.result in _SAVED),
             )
             if changed.rowcount:
                 return True
@@ -133,7 +133,7 @@ class Records(StateFile):
                     run.id,
                     run.version,
                     run.command,
-                    os.fsencode(run.root),
+                    os.fsencode(run.series),
                     run.started,
                     run.schedule,
                     run.mark_text,
@@ -178,15 +178,15 @@ class Records(StateFile):
 
     # What was saved last
 
-    def standing(self, series: str) -> dict[str, Standing]:
+    def standing(self, series: str) -> dict[str, StandingSnapshot]:
         """Return the last complete snapshots of a series' sources."""
         with self.transaction() as database:
             rows = database.execute(
                 "SELECT source, snapshot, terms, states FROM standing WHERE series = ?", (os.fsencode(series),)
             )
-            return {os.fsdecode(row[0]): Standing(row[1], row[2], json.loads(row[3])) for row in rows}
+            return {os.fsdecode(row[0]): StandingSnapshot(row[1], row[2], json.loads(row[3])) for row in rows}
 
-    def stand(self, series: str, standing: Mapping[str, Standing | None]) -> None:
+    def stand(self, series: str, standing: Mapping[str, StandingSnapshot | None]) -> None:
         """Record what was saved last of these sources; None if nothing complete was."""
         key = os.fsencode(series)
         with self.transaction() as database:

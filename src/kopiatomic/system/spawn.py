@@ -25,7 +25,7 @@ class User:
 
 
 @immutable
-class Setting:
+class SpawnOptions:
     """How a program starts. Descriptors are those of this process; it inherits others only if they are inheritable.
 
     It leads its own process group, and its own session unless it belongs to our terminal.
@@ -63,7 +63,7 @@ _KINDS = (OSError, UserError, DirectoryError, InterpreterError)
 _ELSE, _AT_USER, _AT_DIRECTORY, _AT_INTERPRETER = range(4)
 
 
-def start(argv: Sequence[str], environment: Mapping[str, str], setting: Setting) -> int:
+def start(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnOptions) -> int:
     """Start a program. Return its process id.
 
     Raises DirectoryError, UserError, InterpreterError, and OSError if it cannot be executed for another reason.
@@ -84,7 +84,7 @@ def start(argv: Sequence[str], environment: Mapping[str, str], setting: Setting)
     return pid
 
 
-def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Setting, tells: int) -> NoReturn:
+def _become(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnOptions, tells: int) -> NoReturn:
     at = _ELSE
     try:
         if setting.first is not None:
@@ -118,7 +118,7 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: Settin
         os._exit(127)
 
 
-def _lead_a_group(setting: Setting) -> None:
+def _lead_a_group(setting: SpawnOptions) -> None:
     if setting.terminal is None:
         os.setsid()
         return

@@ -24,7 +24,7 @@ from kopiatomic.cli import entry as cli
 from kopiatomic.cli.schedule import meant
 from kopiatomic.commands import backup as run
 from kopiatomic.commands import schedule as scheduling
-from kopiatomic.commands.schedule import Place, Wanted
+from kopiatomic.commands.schedule import Place, ScheduleRequest
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError, LockedError
@@ -174,7 +174,7 @@ class Machine:
         handed = {"KOPIA_PASSWORD": str(self.credential)} if credential else {}
         state_dir = self.caller["KOPIATOMIC_STATE_DIR"]
         understood, options = meant([*words, "--state-dir", state_dir], cli.cli)
-        wanted = Wanted(name, calendar, handed, understood, options)
+        wanted = ScheduleRequest(name, calendar, handed, understood, options)
         place = Place(self.scheduler, str(self.program), self.caller, top=str(self.base))
         return scheduling.install(wanted, place, Console(), yes=yes)
 
@@ -714,9 +714,9 @@ def test_the_check_refuses_in_place_what_a_run_would_and_takes_no_lock(
 
 
 def test_the_command_line_of_install_asks_for_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[Wanted, Place, bool]] = []
+    asked: list[tuple[ScheduleRequest, Place, bool]] = []
 
-    def record(wanted: Wanted, place: Place, _console: Console, *, yes: bool) -> int:
+    def record(wanted: ScheduleRequest, place: Place, _console: Console, *, yes: bool) -> int:
         asked.append((wanted, place, yes))
         return 0
 
@@ -734,7 +734,9 @@ def test_the_command_line_of_install_asks_for_what_it_says(monkeypatch: pytest.M
             cli.main()
         wanted, place, yes = asked.pop()
         credentials = {"KOPIA_PASSWORD": "/root/a=b", "X": "/y"}
-        assert wanted == Wanted("home", calendar, credentials, ["-r", "tank"], Options(names=("tank",), recursive=True))
+        assert wanted == ScheduleRequest(
+            "home", calendar, credentials, ["-r", "tank"], Options(names=("tank",), recursive=True)
+        )
         assert (place.argv0, place.top, yes) == ("/opt/kopiatomic", "/", "--yes" in words)
 
 

@@ -76,7 +76,7 @@ def test_a_run_whose_record_was_removed_gets_a_whole_one_at_its_end(state: Recor
     shutil.rmtree(state.directory)
     assert not state.end(ended_record("saved", 0))
     (run,) = state.history(10)
-    assert (run.id, run.result, run.root) == (RUN, "saved", "/kopia")
+    assert (run.id, run.result, run.series) == (RUN, "saved", "/kopia")
     assert state.end(ended_record("saved", 0))
 
 
@@ -177,7 +177,7 @@ def test_names_with_any_bytes_are_kept(state: Records) -> None:
     name = os.fsdecode(b"/caf\xe9/\xff new\nline")
     state.begin(run_record(root=name), keep=YEAR)
     state.intend(RUN, [Intent("directory", "", name)], "here")
-    assert state.history(1)[0].root == name
+    assert state.history(1)[0].series == name
     assert state.intents(RUN) == [Intent("directory", "", name)]
     state.end(replace(run_record(root=name), result="saved", exit_code=0, document={}))
     assert state.last_selection(name, "") == (RUN, "here")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from kopiatomic.model.facts import BtrfsSubvolume, Facts, Setting, ZfsDataset, ZfsPool
+from kopiatomic.model.facts import BtrfsSubvolume, Facts, PropertySetting, ZfsDataset, ZfsPool
 from kopiatomic.model.mounts import Mount, holder, visible
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.request import Request
@@ -66,7 +66,7 @@ def facts(
         subvolumes=tuple(subvolumes),
         resolved=found | {path: path for path in directories} | (resolved or {}),
         directories=frozenset(directories),
-        properties={name: Setting(*setting) for name, setting in (properties or {}).items()},
+        properties={name: PropertySetting(*setting) for name, setting in (properties or {}).items()},
         movers=safe | (movers or {}),
     )
 

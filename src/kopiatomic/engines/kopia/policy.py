@@ -40,14 +40,14 @@ def parse_source(text: str, default: Source) -> Source:
 
 
 @immutable
-class Setting:
+class PolicySetting:
     """The value of a setting and the policy that it comes from (None: not set anywhere)."""
 
     value: Any
     target: Source | None
 
 
-UNSET = Setting(None, None)
+UNSET = PolicySetting(None, None)
 
 
 class Policies:
@@ -61,18 +61,18 @@ class Policies:
             key = Source(target.get("userName", ""), target.get("host", ""), target.get("path", ""))
             self._by_target.setdefault(key, []).append(document)
 
-    def at_root(self, section: str, key: str) -> Setting:
+    def at_root(self, section: str, key: str) -> PolicySetting:
         """Return a setting in force at the source itself."""
         for target in self._above():
             for policy in self._by_target.get(target, []):
                 value = _value(policy, section, key)
                 if value is not None:
-                    return Setting(value, target)
+                    return PolicySetting(value, target)
                 if policy.get("noParent"):
                     return UNSET
         return UNSET
 
-    def at(self, path: str, section: str, key: str) -> Setting:
+    def at(self, path: str, section: str, key: str) -> PolicySetting:
         """Return a setting in force in a directory at or below the source."""
         user, host = self.source.user, self.source.host
         while path != self.source.path and len(path) > len(self.source.path):
@@ -80,7 +80,7 @@ class Policies:
             if target in self._by_target:
                 values = [_value(policy, section, key) for policy in self._by_target[target]]
                 # Several manifests for one path (two clients at once): kopia takes any of them, so the worst is assumed.
-                return Setting(next((v for v in values if v), None), target)
+                return PolicySetting(next((v for v in values if v), None), target)
             path = os.path.dirname(path)
         return self.at_root(section, key)
 

@@ -13,7 +13,7 @@ from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, pool_suspended
 from kopiatomic.filesystems.backends import Ground
 from kopiatomic.filesystems.zfs import program
-from kopiatomic.model.facts import NO_DATASET, Setting, ZfsDataset, ZfsPool
+from kopiatomic.model.facts import NO_DATASET, PropertySetting, ZfsDataset, ZfsPool
 from kopiatomic.model.mounts import Mount, holder
 from kopiatomic.model.request import is_path, is_pattern
 from kopiatomic.system import fstab, host, libzfs_core, process
@@ -167,9 +167,9 @@ def _each_value(column: str, names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def settings(values: Mapping[str, str], user_property: str) -> dict[str, Setting]:
+def settings(values: Mapping[str, str], user_property: str) -> dict[str, PropertySetting]:
     """Return a user property of datasets with known values, and of those that they inherit it from. Raises KopiatomicError."""
-    found: dict[str, Setting] = {}
+    found: dict[str, PropertySetting] = {}
     waiting = dict(values)
     while waiting:
         argv = ["zfs", "get", "-H", "-t", "filesystem,volume", "-o", "source,name", user_property]
@@ -177,7 +177,7 @@ def settings(values: Mapping[str, str], user_property: str) -> dict[str, Setting
             result = run([*argv, *part])
             for line in _lines(result):
                 source, name = line.split("\t")
-                found[name] = Setting(waiting[name], source)
+                found[name] = PropertySetting(waiting[name], source)
             _require_known(part, found, result)
         above = {
             s.source.removeprefix("inherited from ") for s in found.values() if s.source.startswith("inherited from ")
@@ -216,7 +216,7 @@ def look(ground: Ground) -> dict[str, Any]:
     }
 
 
-def _reached(ground: Ground) -> tuple[dict[str, ZfsDataset], dict[str, Setting], dict[str, ZfsPool]]:
+def _reached(ground: Ground) -> tuple[dict[str, ZfsDataset], dict[str, PropertySetting], dict[str, ZfsPool]]:
     request, names, resolved, mounts = ground.request, ground.names, ground.resolved, ground.mounts
     wanted = {name for name in names if not is_path(name)}
     for path in resolved.values():

@@ -62,7 +62,7 @@ class Planned:
 
 
 @immutable
-class _Print:
+class _Fingerprint:
     """What distinguishes one mount from all others: compared before and after the engine.
 
     In a jail the id is 0. What is live may change, and may not answer: only the mount itself is compared.
@@ -100,7 +100,7 @@ class FreeBSDView:
         """By place."""
         self._refused: dict[str, str] = {}
         """Why a snapshot could not be mounted aside, by the place there."""
-        self._prints: dict[str, _Print] = {}
+        self._prints: dict[str, _Fingerprint] = {}
         """By mount point."""
         self._lacking: list[Missing] = []
         """What is not in the view as it was at the instant, besides what has no place."""
@@ -278,7 +278,7 @@ class FreeBSDView:
         points = {whole: _what(step) for whole, step in snapshots if whole not in self._refused}
         return points | {p.point: _what(p.step) for p in self._mounted.values()}
 
-    def _take_prints(self) -> dict[str, _Print]:
+    def _take_prints(self) -> dict[str, _Fingerprint]:
         seen = visible(freebsd_mounts.read(self._kernel))
         prints = {}
         for point, what in self._points().items():
@@ -292,7 +292,7 @@ class FreeBSDView:
             prints[point] = found
         return prints
 
-    def _print(self, point: str, seen: dict[str, Mount]) -> _Print | None:
+    def _print(self, point: str, seen: dict[str, Mount]) -> _Fingerprint | None:
         return _print_of_live(point, seen) if point in self._live else _print(point, seen)
 
     def remove(self, timeout: float = leftovers.BUSY_TIMEOUT) -> list[str]:
@@ -397,7 +397,7 @@ def _reason(error: OSError, place: str) -> str:
     return f"{shown}: {error.strerror}"
 
 
-def _print(point: str, seen: dict[str, Mount]) -> _Print | None:
+def _print(point: str, seen: dict[str, Mount]) -> _Fingerprint | None:
     """Return the mount that is seen at a point and that its path leads to; None without one, or if they differ."""
     mount = seen.get(point)
     try:
@@ -406,12 +406,12 @@ def _print(point: str, seen: dict[str, Mount]) -> _Print | None:
         return None
     if mount is None or not freebsd_mounts.is_device_of(mount, status.st_dev):
         return None
-    return _Print(max(mount.id, 0), mount.fstype, mount.source, status.st_dev, status.st_ino)
+    return _Fingerprint(max(mount.id, 0), mount.fstype, mount.source, status.st_dev, status.st_ino)
 
 
-def _print_of_live(point: str, seen: dict[str, Mount]) -> _Print | None:
+def _print_of_live(point: str, seen: dict[str, Mount]) -> _Fingerprint | None:
     mount = seen.get(point)
-    return None if mount is None else _Print(max(mount.id, 0), mount.fstype, mount.source)
+    return None if mount is None else _Fingerprint(max(mount.id, 0), mount.fstype, mount.source)
 
 
 def _what(step: Step) -> str:

@@ -113,7 +113,7 @@ def refused(what: str, error: OSError) -> KopiatomicError:
 
 
 @immutable
-class _Print:
+class _Fingerprint:
     """What distinguishes one mount from all others: compared before and after the engine."""
 
     step: Step
@@ -132,7 +132,7 @@ class LinuxView:
         """The directory on the host that a tmpfs of ours is mounted on."""
         self._steps = list(steps)
         self._by_place = {step.place: step for step in steps}
-        self._prints: list[_Print] = []
+        self._prints: list[_Fingerprint] = []
         self._lacking: list[Missing] = []
         """What is not in the view as it was at the instant, besides what has no place."""
         self._needless: set[str] = set()
@@ -331,7 +331,7 @@ class LinuxView:
             linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
         return None
 
-    def _take_prints(self, steps: Sequence[Step]) -> list[_Print]:
+    def _take_prints(self, steps: Sequence[Step]) -> list[_Fingerprint]:
         table = {mount.id: mount for mount in mountinfo.read()}
         prints = []
         with self.open_top() as root:
@@ -352,7 +352,7 @@ class LinuxView:
                         f"{_what(step)} is not mounted in the view any more",
                         kind="view-changed",
                     )
-                prints.append(_Print(step, mount.id, mount.device, mount.root, inode, identity))
+                prints.append(_Fingerprint(step, mount.id, mount.device, mount.root, inode, identity))
         return prints
 
 

@@ -125,7 +125,7 @@ def entered(
     out = os.open(place.folder / "said", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC)
     null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        pid = spawn.start(argv, {**os.environ, **(env or {})}, spawn.Setting(null, out, out, cwd=cwd, root=root))
+        pid = spawn.start(argv, {**os.environ, **(env or {})}, spawn.SpawnOptions(null, out, out, cwd=cwd, root=root))
     finally:
         assert root is not None
         os.close(root)
