@@ -23,8 +23,11 @@ from kopiatomic.model.snapshots import Sets
 from kopiatomic.platforms.platform import MountedView, Platform, Record
 from kopiatomic.platforms.steps import steps_of
 from kopiatomic.runs import launcher
-from kopiatomic.system import host, worker
+from kopiatomic.system import host, inherited, worker
 from kopiatomic.system.channel import Channel, ClosedError, close_quietly
+
+_SPARE = 8
+"""Descriptors that are kept for the removal: where they cannot be had, nothing is made that could then not be removed."""
 
 
 @immutable
@@ -121,9 +124,12 @@ class _Keeper:
         self._view: MountedView | None = None
         self._left: list[str] = []
         self._main_alive = True
+        self._spare: list[int] = []
 
     def run(self) -> None:
         try:
+            while len(self._spare) < _SPARE:
+                self._spare.append(inherited.open_null())
             self._equipment.platform.adopt()
             self._sets = self._make_sets()
             self._send(self._sets)
@@ -188,6 +194,7 @@ class _Keeper:
         pid = platform.fork()
         if pid == 0:
             self._channel.close()
+            self._use_spare()
             try:
                 launcher.main(equipment.launcher_to_main, platform, view)
             except BaseException as error:
@@ -237,8 +244,13 @@ class _Keeper:
         if self._tied:
             untie_all(self._equipment.makers)
 
+    def _use_spare(self) -> None:
+        while self._spare:
+            os.close(self._spare.pop())
+
     def _end(self) -> None:
         """Close the descriptor, which destroys ZFS's snapshots, then remove what the kernel does not tie. The last step."""
+        self._use_spare()
         for step in (self._end_launcher, self._remove_view, self._untie):
             try:
                 step()

@@ -23,6 +23,25 @@ class ClosedError(Exception):
     """The other process has ended or closed its end."""
 
 
+def receive_with_descriptors(end: socket.socket, size: int, most: int) -> tuple[bytes, list[int]]:
+    """Receive at most so many bytes, and copies of descriptors that came along, which programs do not inherit.
+
+    Raises OSError: with EMFILE if this process cannot have as many descriptors as came.
+    """
+    found = array("i")
+    # Not socket.recv_fds: CPython 3.11 passes no flags on to the call, and what is missing is not noticed.
+    room = socket.CMSG_SPACE(most * found.itemsize)
+    data, carried, flags, _ = end.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in carried:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            found.frombytes(content[: len(content) - len(content) % found.itemsize])
+    if flags & socket.MSG_CTRUNC:
+        for fd in found:
+            os.close(fd)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return data, found.tolist()
+
+
 class Channel:
     """One end. Both ends are ours and pass between forks of one process: pickle never sees foreign data."""
 
@@ -66,20 +85,10 @@ class Channel:
 
         Raises ClosedError, and OSError if this process cannot have as many.
         """
-        found = array("i")
-        # Not socket.recv_fds: CPython 3.11 passes no flags on to the call.
-        room = socket.CMSG_SPACE(most * found.itemsize)
-        data, carried, flags, _ = self._socket.recvmsg(len(_ALONG), room, socket.MSG_CMSG_CLOEXEC)
-        for level, kind, content in carried:
-            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-                found.frombytes(content[: len(content) - len(content) % found.itemsize])
-        if flags & socket.MSG_CTRUNC:
-            for fd in found:
-                os.close(fd)
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        data, found = receive_with_descriptors(self._socket, len(_ALONG), most)
         if not data:
             raise ClosedError
-        return found.tolist()
+        return found
 
     def _exactly(self, size: int) -> bytes:
         data = bytearray()

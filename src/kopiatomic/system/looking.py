@@ -263,7 +263,6 @@ class Opener:
                 raise
         if number:
             raise OSError(number, os.strerror(number), path)
-        os.set_inheritable(fds[0], False)
         return fds[0]
 
     def _ask(self, path: bytes) -> tuple[int, list[int]]:
@@ -272,7 +271,7 @@ class Opener:
         try:
             ours.sendall(_LENGTH.pack(len(path)) + path)
             channel.wait_readable(ours.fileno(), self._limit)
-            answer, fds, _, _ = socket.recv_fds(ours, _NUMBER.size, 1)
+            answer, fds = channel.receive_with_descriptors(ours, _NUMBER.size, 1)
         except ConnectionError:
             answer = b""
         if not answer:

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import threading
 import time
 
@@ -147,3 +148,21 @@ def test_ends_are_not_inherited_by_programs() -> None:
     one, other = channel.pair()
     assert not os.get_inheritable(one.fileno())
     assert not os.get_inheritable(other.fileno())
+
+
+def test_descriptors_for_which_there_is_no_room_are_an_error_and_none_stays() -> None:
+    """The kernel delivers as many as fit, and says so by a flag alone."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, open(os.devnull) as null:
+        socket.send_fds(theirs, [b"x"], [null.fileno()] * 3)
+        before = set(os.listdir("/proc/self/fd"))
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        free = os.dup(null.fileno())
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                channel.receive_with_descriptors(ours, 1, 3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert set(os.listdir("/proc/self/fd")) == before
