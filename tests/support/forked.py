@@ -34,10 +34,11 @@ def become(
     output: Mapping[int, Path],
     environment: Mapping[str, str],
     before: Callable[[], None] | None = None,
+    main: Callable[[], object] = kopiatomic.cli.entry.main,
 ) -> NoReturn:
     """In a fork: be the command `kopiatomic WORDS`, whose stdout (1) and stderr (2) are added to these files, which exist.
 
-    `before` is called right before.
+    `before` is called right before. `main` stands in for the command; it ends with SystemExit.
     """
     os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -55,7 +56,7 @@ def become(
     sys.stdout, sys.stderr = _stream(1), _stream(2)
     code: object = 98
     try:
-        kopiatomic.cli.entry.main()
+        main()
     except SystemExit as end:
         code = end.code
     finally:

@@ -123,6 +123,17 @@ def hold(
     return holding.start(held, tell)
 
 
+def held_by_itself(root: str, names: Sequence[str], then: Callable[[str, str], None]) -> int:
+    """Be a holder without a starter, for this process itself. ``then`` gets the run's id and where its view is seen."""
+
+    def hold_it(session: Session, frozen: Frozen, report: HoldReport) -> None:
+        then(report.run_id, f"{frozen.supervisor.seen_from_outside()}{report.root}")
+        holding.hold(session, frozen, report, holding.Until(watch, time.monotonic() + 60))
+
+    with holding.watching(os.getpid()) as watch:
+        return freeze(Layout.MERGED, HoldReport(new_run_id(), root), names, hold_it, None).exit_code
+
+
 def main() -> None:
     if sys.argv[1] == "hold":
         shown, root, dataset, process, seconds = sys.argv[2:]

@@ -20,10 +20,11 @@ from typing import Any, NoReturn, Self
 
 import pytest
 
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.state import locks
-from tests.support import forked
+from tests.support import forked, in_a_view
 from tests.support.programs import SLOWNESS, Completed
-from tests.support.sweep_cases import HELPERS, INSTANT, Case
+from tests.support.sweep_cases import HELPERS, HOLDING, INSTANT, Case
 from tests.support.sweep_ground import Ground, Seen
 from tests.support.tracer import ROLES, AtPoint, AtTime, Point, Trace, trace
 
@@ -117,7 +118,7 @@ class Sweeper:
 
     def _write_engines(self) -> None:
         """One that only the shell is needed for, and one with children that nothing but their PID namespace ties."""
-        top = self.ground.root if self.kind == "merged" else ""
+        top = self.ground.root if self._is_merged else ""
         files = [f"{top}{source}/file" for source in self.ground.sources()]
         reads = "".join(f"read -r line < '{file}' && all=$all$line, || exit 1\n" for file in files)
         self._plain_engine.write_text(f"all=\n{reads}echo $all > {self._proof}\n")
@@ -134,7 +135,26 @@ class Sweeper:
             f"open({str(self._proof)!r}, 'w').write(data + '\\n')\n"
         )
 
+    @property
+    def _is_merged(self) -> bool:
+        return self.kind in {"merged", HOLDING}
+
+    def _hold(self) -> NoReturn:
+        """Be the holder of a view: what reads it, and then asks it to end, is this process itself."""
+
+        def read_and_end(run_id: str, seen: str) -> None:
+            paths = [Path(f"{seen}{source}/file") for source in self.ground.sources()]
+            try:
+                self._proof.write_text("".join(f"{path.read_text().strip()}," for path in paths) + "\n")
+            except OSError as error:
+                raise KopiatomicError(f"the view cannot be read: {error.strerror}", kind="test") from None
+            locks.ask_to_end(run_id)
+
+        raise SystemExit(in_a_view.held_by_itself(str(self.ground.root), self.ground.words(), read_and_end))
+
     def _run(self, helpers: int) -> NoReturn:
+        if self.kind == HOLDING:
+            forked.become([], self._output, forked.environment(self.ground.folder), main=self._hold)
         engine = ["python3", "-SI", str(self._engine_with_helpers)] if helpers else ["sh", str(self._plain_engine)]
         if self.kind == "exec":
             words = ["exec", *self.ground.words(), "--", *engine]
@@ -145,7 +165,7 @@ class Sweeper:
 
     @property
     def _success(self) -> str:
-        return "ran" if self.kind == "exec" else "saved"
+        return "ran" if self.kind in {"exec", HOLDING} else "saved"
 
     @property
     def _command_killed(self) -> set[int]:
@@ -263,7 +283,7 @@ class Sweeper:
 
     def _rest(self, traced: Trace) -> list[str]:
         """What may stay until the next run: the empty mount root, and files that nobody has locked."""
-        own = self.ground.root if self.kind == "merged" else Path(f"{locks.DIRECTORY}/view-{traced.run_id}")
+        own = self.ground.root if self._is_merged else Path(f"{locks.DIRECTORY}/view-{traced.run_id}")
         roots = (own, self.ground.next_root)
         paths = [Path(locks.path_of(kind, str(root))) for root in roots for kind in ("root", "made")]
         paths += [Path(locks.DIRECTORY) / f"run-{traced.run_id}"]

@@ -16,8 +16,9 @@ from tests.support.tracer import ROLES, AtPoint, AtTime, Point
 
 WHAT = os.environ.get("KOPIATOMIC_TEST_SWEEP", "")
 SEED = os.environ.get("KOPIATOMIC_TEST_SEED", "0")
-KINDS = ("merged", "in-place", "exec")
-"""The kinds of runs: a backup in either layout, and a command. The first is what a run is by default."""
+HOLDING = "holding"
+KINDS = ("merged", "in-place", "exec", HOLDING)
+"""The kinds of runs: a backup in either layout, a command, and a view that is held. The first is what a run is by default."""
 
 RANDOM = 100
 """At how many instants one process is killed, and at how many all are."""
@@ -87,7 +88,8 @@ def all_chunks(kind: str) -> list[Chunk]:
     return [
         Chunk(role, when, everyone, helpers, share)
         for everyone in (False, True)
-        for helpers in (0, HELPERS)
+        # A view that is held has no engine.
+        for helpers in ((0,) if kind == HOLDING else (0, HELPERS))
         for when in ("before", *(["after"] if kind == KINDS[0] else []), INSTANT)
         for role in (ROLES if when != INSTANT else ("any",))
         # All of its points lie before the start of the engine.
