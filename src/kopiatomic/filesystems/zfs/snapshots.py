@@ -19,7 +19,7 @@ from kopiatomic.model.plan import Dataset, Refusal, Taken, Verdict
 from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet
 from kopiatomic.state.liveness import mark
 from kopiatomic.state.ownership import PREFIX, PROPERTY, TAG
-from kopiatomic.system import host, libzfs_core, process
+from kopiatomic.system import host, libzfs_core, process, zfs_program
 from kopiatomic.text import few, printable
 
 GONE_TIMEOUT = 60.0
@@ -122,10 +122,8 @@ class ZfsMaker:
         """Return the datasets of the pool by guid; None if they cannot be listed."""
         argv = ["zfs", "list", "-Hp", "-r", "-t", "filesystem,volume", "-o", "guid,name", "--", self._pool]
         try:
-            result = process.run(argv, timeout=GONE_TIMEOUT, environment={**os.environ, "LC_ALL": "C"}, keep=1 << 30)
-        except (OSError, process.TimeLimitError):
-            return None
-        if result.status != 0:
+            result = zfs_program.run(argv, timeout=GONE_TIMEOUT)
+        except (OSError, process.TimeLimitError, zfs_program.FailedError):
             return None
         found = {}
         for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():

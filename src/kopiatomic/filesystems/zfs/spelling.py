@@ -34,7 +34,8 @@ def _manner(dataset: str) -> _Manner:
 
     Raises KopiatomicError.
     """
-    result = listing.run(["zfs", "get", "-H", "-o", "value", "casesensitivity,normalization", dataset])
+    argv = ["zfs", "get", "-H", "-o", "value", "casesensitivity,normalization", dataset]
+    result = listing.run(argv, may_fail=True)
     values = result.stdout.decode("utf-8", "replace").split()
     known = result.status == 0 and len(values) == 2
     return _Manner(ignores_case=not known or values[0] == "insensitive", normalizes=not known or values[1] != "none")
