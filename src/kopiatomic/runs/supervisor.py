@@ -23,7 +23,7 @@ from kopiatomic.runs import keeper, launcher
 from kopiatomic.runs.patience import HeldUpError, Patience
 from kopiatomic.runs.streams import Streams
 from kopiatomic.state.ownership import PREFIX
-from kopiatomic.system import channel, host, libzfs_core, process, signals, worker
+from kopiatomic.system import channel, children, host, libzfs_core, process, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import first_few
 
@@ -300,12 +300,12 @@ class Supervisor:
             os.close(self._launcher_watch)
         self._close_streams()
         try:
-            if _has_ended(self._keeper_pid):
+            if children.has_ended(self._keeper_pid):
                 raise ClosedError
             self._release_keeper()
         except ClosedError:
             # The keeper was killed, and the launcher with it. End and remove in its place what does not end with them.
-            _reap(self._keeper_pid)
+            children.reap(self._keeper_pid)
             self._platform.end_orphans()
             self._remove_in_its_place()
         finally:
@@ -329,7 +329,7 @@ class Supervisor:
             self._leave_alone(self._keeper_pid)
             return
         self.left += message.left
-        _reap(self._keeper_pid)
+        children.reap(self._keeper_pid)
 
     def _remove_in_its_place(self) -> None:
         """Remove everything in another child: the last close of the descriptor may wait for a pool."""
@@ -369,19 +369,6 @@ class Supervisor:
             f"{what}, for which these processes still wait: {waiting}; {why}. They remove all of it then; if they were "
             "killed: kopiatomic recover"
         )
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether a child has ended, without reaping it."""
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
-
-
-def _reap(pid: int) -> None:
-    with suppress(ChildProcessError):
-        os.waitpid(pid, 0)
 
 
 def _milliseconds(*intervals: float | None) -> float | None:

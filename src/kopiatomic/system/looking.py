@@ -22,7 +22,7 @@ from functools import cache
 from typing import NoReturn, Self, TypeVar
 
 from kopiatomic.errors import EndError, KopiatomicError, end_of
-from kopiatomic.system import channel, signals, worker
+from kopiatomic.system import channel, children, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
 
@@ -165,19 +165,8 @@ def _no_answer(path: str, pid: int) -> NoAnswerError:
 def _end(pid: int, steps: _Steps) -> None:
     """End a child that is no longer needed, and the program that it waits for; leave it alone if it waits for a path."""
     _, path = steps.last()
-    if path or not _stop(pid, signal.SIGTERM, _END_TIMEOUT):
-        _stop(pid, signal.SIGKILL, _KILLED_TIMEOUT)
-
-
-def _stop(pid: int, signum: int, timeout: float) -> bool:
-    """Whether a child has ended within some seconds after a signal; then it is reaped."""
-    os.kill(pid, signum)
-    deadline = time.monotonic() + timeout
-    while not os.waitpid(pid, os.WNOHANG)[0]:
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.002)
-    return True
+    if path or not children.stop(pid, signal.SIGTERM, _END_TIMEOUT):
+        children.stop(pid, signal.SIGKILL, _KILLED_TIMEOUT)
 
 
 def _serve(look: Callable[[], object], theirs: Channel, steps: _Steps) -> NoReturn:
@@ -308,4 +297,4 @@ class Opener:
             ours, pid = self._child
             self._child = None
             ours.close()
-            _stop(pid, signal.SIGKILL, _KILLED_TIMEOUT)
+            children.stop(pid, signal.SIGKILL, _KILLED_TIMEOUT)

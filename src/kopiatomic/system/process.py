@@ -14,7 +14,7 @@ from dataclasses import field
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.system import channel, host, inherited, looking, signals
+from kopiatomic.system import channel, children, host, inherited, looking, signals
 from kopiatomic.text import ended, printable
 
 KEEP = 4 << 20
@@ -198,11 +198,8 @@ def _end_all(strays: Callable[[], set[int]]) -> None:
     deadline = time.monotonic() + KILLED_TIMEOUT
     while (left := strays()) and time.monotonic() < deadline:
         for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, os.WNOHANG)
-            except (ProcessLookupError, ChildProcessError):
-                continue
+            children.kill(pid)
+            children.reap(pid, wait=False)
         time.sleep(_PAUSE)
 
 
@@ -276,7 +273,7 @@ def _too_long(argv: Sequence[str], what: str, timeout: float) -> TimeLimitError:
 def _ended(pid: int, deadline: float) -> bool:
     """Wait for a child's end without reaping it: until then its process group's number cannot be reused."""
     pause = 0.0005
-    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+    while not children.has_ended(pid):
         signals.check()
         if time.monotonic() >= deadline:
             return False
