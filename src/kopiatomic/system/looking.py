@@ -17,12 +17,11 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from typing import NoReturn, Self, TypeVar
 
 from kopiatomic.errors import EndError, KopiatomicError, end_of
-from kopiatomic.system import channel, children, signals, worker
+from kopiatomic.system import channel, children, descriptors, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
 
@@ -191,22 +190,8 @@ def _begin(end: int, steps: _Steps | None) -> None:
     # The garbage collector must not close these numbers again, which may be reused now.
     gc.disable()
     signals.forget()
-    _close_all_but(end)
+    descriptors.close_all_but(end)
     worker.detach()
-
-
-def _close_all_but(end: int) -> None:
-    try:
-        # The limit may be a thousand million, and not every kernel closes a range at once.
-        numbers = map(int, os.listdir("/proc/self/fd"))
-    except OSError:
-        os.closerange(3, end)
-        os.closerange(end + 1, os.sysconf("SC_OPEN_MAX"))
-        return
-    for fd in numbers:
-        if fd > 2 and fd != end:
-            with suppress(OSError):
-                os.close(fd)
 
 
 def _answer(look: Callable[[], object]) -> object:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from kopiatomic import presence
 from kopiatomic.immutable import immutable
-from kopiatomic.system import host, inherited
+from kopiatomic.system import descriptors, host, inherited
 
 
 @immutable
@@ -94,7 +94,7 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnO
         _lead_a_group(setting)
         _move_streams((setting.stdin, setting.stdout, setting.stderr))
         if setting.user is not None:
-            _inherit_nothing_else()
+            descriptors.keep_from_programs()
         if setting.root is not None:
             os.fchdir(setting.root)
             # On FreeBSD a process already in a chroot or a jail may have no directory open (chroot(2)).
@@ -128,16 +128,6 @@ def _lead_a_group(setting: SpawnOptions) -> None:
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
         os.tcsetpgrp(setting.terminal, os.getpid())
         signal.signal(signal.SIGTTOU, signal.SIG_DFL)
-
-
-def _inherit_nothing_else() -> None:
-    for fd in host.here().descriptors():
-        if fd > 2:
-            try:
-                os.set_inheritable(fd, False)
-            except OSError:
-                # It is not open, or no longer.
-                continue
 
 
 def _move_streams(streams: tuple[int, int, int]) -> None:
