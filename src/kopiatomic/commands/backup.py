@@ -183,8 +183,8 @@ class _Run:
             if options.pre_hook is not None:
                 self._listener.phase("running the hook -p")
                 with report.phase("pre-hook"):
-                    told = shell.variables(report.run_id, report.plan)
-                    shell.run(options.pre_hook, "-p", told, options.hook_timeout, self._secrets)
+                    variables = shell.variables(report.run_id, report.plan)
+                    shell.run(options.pre_hook, "-p", variables, options.hook_timeout, self._secrets)
             made = self._backup(session, repository)
             with report.phase("maintenance"):
                 self._finish(made)
@@ -204,8 +204,8 @@ class _Run:
         self._listener.phase("running the hook -q")
         with report.phase("post-hook"), signals.deferred():
             try:
-                told = {**shell.variables(report.run_id, report.plan), **outcome}
-                shell.run(line, "-q", told, self._options.hook_timeout, self._secrets)
+                variables = {**shell.variables(report.run_id, report.plan), **outcome}
+                shell.run(line, "-q", variables, self._options.hook_timeout, self._secrets)
             except KopiatomicError as error:
                 report.hook_error = error
 

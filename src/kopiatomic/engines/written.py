@@ -131,8 +131,8 @@ def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> P
         try:
             mark = own.cache and source_of(path, plan) is not None
             if looking.call(partial(_made, path, mark=mark), path):
-                told = f"{own.what} {printable(path)} lies in this backup and was not marked as a cache"
-                warn(f"{told}: a {_TAG} is in it now")
+                what = f"{own.what} {printable(path)} lies in this backup and was not marked as a cache"
+                warn(f"{what}: a {_TAG} is in it now")
         except OSError as error:
             raise KopiatomicError(
                 f"{own.what} {printable(own.path)} cannot be made: {error.strerror}",

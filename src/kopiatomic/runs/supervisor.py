@@ -169,7 +169,7 @@ class Supervisor:
                         if isinstance(message, launcher.Checked):
                             result = message
                         else:
-                            streams.told(message, self._tell_launcher)
+                            streams.handle_message(message, self._tell_launcher)
         self._close_streams()
         if signals.count():
             # It may have received the same signal (systemctl stop signals the whole group) before the launcher was told.

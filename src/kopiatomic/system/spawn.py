@@ -68,23 +68,23 @@ def start(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnOpt
 
     Raises DirectoryError, UserError, InterpreterError, and OSError if it cannot be executed for another reason.
     """
-    told, tells = os.pipe2(os.O_CLOEXEC)
+    failure_read, failure_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
-        _become(argv, environment, setting, tells)
-    os.close(tells)
+        _become(argv, environment, setting, failure_write)
+    os.close(failure_write)
     try:
-        said = os.read(told, 16)
+        failure = os.read(failure_read, 16)
     finally:
-        os.close(told)
-    if said:
+        os.close(failure_read)
+    if failure:
         os.waitpid(pid, 0)
-        number, at = struct.unpack("=ii", said)
+        number, at = struct.unpack("=ii", failure)
         raise _KINDS[at](number, os.strerror(number))
     return pid
 
 
-def _become(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnOptions, tells: int) -> NoReturn:
+def _become(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnOptions, failure_write: int) -> NoReturn:
     at = _ELSE
     try:
         if setting.first is not None:
@@ -113,7 +113,7 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnO
     except OSError as error:
         if at == _ELSE and presence.absent(error) and shutil.which(argv[0], path=environment.get("PATH")):
             at = _AT_INTERPRETER
-        os.write(tells, struct.pack("=ii", error.errno or 0, at))
+        os.write(failure_write, struct.pack("=ii", error.errno or 0, at))
     finally:
         os._exit(127)
 

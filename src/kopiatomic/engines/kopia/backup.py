@@ -144,8 +144,8 @@ class KopiaBackup:
         if end.status != 0 or end.stopped or policies is None:
             return False
         mine = {self._found.source(one).path for one in self._found.policies}
-        told = {m.path for m in self._manifests}
-        if not self._output.empty and (not told or told - mine):
+        reported = {m.path for m in self._manifests}
+        if not self._output.empty and (not reported or reported - mine):
             return False
         return bool(policies.at_root("retention", "ignoreIdenticalSnapshots").value)
 

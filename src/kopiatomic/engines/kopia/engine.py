@@ -179,14 +179,14 @@ class KopiaRepository:
     def terms(self, source: str) -> str:
         """Return a digest of repository, source, policies, kopia's version and the words of ``-o``."""
         policies = self._found.policies[source]
-        told = [
+        terms = [
             self._found.status.get("uniqueIDHex"),
             str(policies.source),
             self._found.version,
             self._found.options.words,
             sorted(json.dumps(policy, sort_keys=True) for policy in policies.all()),
         ]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(terms).encode()).hexdigest()
 
     def standing(self, snapshots: Mapping[str, str]) -> Mapping[str, EngineResult]:
         """Return the results of those that are in the repository, complete and without errors; one process.

@@ -205,8 +205,8 @@ class LinuxView:
             filled = tuple(place for place in mounted if _is_filled(top, place))
         files = [file.place for s in shown for file in s.files]
         # What has no dataset and no place is reported through what should have been mounted in it.
-        told = tuple(m for m in missing if m.dataset)
-        return View(mounted=(*mounted, *files), filled=filled, missing=(*told, *self._lacking))
+        reported = tuple(m for m in missing if m.dataset)
+        return View(mounted=(*mounted, *files), filled=filled, missing=(*reported, *self._lacking))
 
     def check(self) -> list[str]:
         """Compare every mount with the one that was made. Return what is wrong, in words."""
