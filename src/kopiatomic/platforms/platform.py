@@ -61,8 +61,8 @@ class Reading(Protocol):
         """Return the sources that no process has looked into. Called once, last, before we look into the view ourselves."""
 
 
-class Outside(Protocol):
-    """What must be followed of the system outside the view, while a program runs in it."""
+class HostWatcher(Protocol):
+    """What must be followed of the host, outside the view, while a program runs in it."""
 
     def fileno(self) -> int:
         """Return a descriptor that has priority data for poll(2) (POLLPRI) when there are events."""
@@ -100,7 +100,7 @@ class Platform(Protocol):
     def fork(self) -> int:
         """Fork the launcher in the keeper. Raises KopiatomicError, OSError."""
 
-    def enter(self) -> Outside | None:
+    def enter(self) -> HostWatcher | None:
         """In the launcher, first: end with the keeper, and enter the namespaces of the view. Raises KopiatomicError, OSError."""
 
     def tie(self) -> None:

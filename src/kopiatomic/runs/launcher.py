@@ -21,7 +21,7 @@ from kopiatomic.engines import names
 from kopiatomic.errors import KopiatomicError, StartError, advice_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd
-from kopiatomic.platforms.platform import MountedView, Outside, Platform, Reading
+from kopiatomic.platforms.platform import HostWatcher, MountedView, Platform, Reading
 from kopiatomic.system import spawn
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
@@ -155,16 +155,16 @@ class _Around:
 
     channel: Channel
     platform: Platform
-    outside: Outside | None
+    host_watcher: HostWatcher | None
     wakeup: int
 
 
 def main(channel: Channel, platform: Platform, view: MountedView) -> None:
     """Run as the launcher; returns to the caller only at its end."""
     try:
-        outside = platform.enter()
+        host_watcher = platform.enter()
         try:
-            _serve(channel, platform, outside, view)
+            _serve(channel, platform, host_watcher, view)
         finally:
             _clear(platform, view)
     except KopiatomicError as error:
@@ -174,7 +174,7 @@ def main(channel: Channel, platform: Platform, view: MountedView) -> None:
         return
 
 
-def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: MountedView) -> None:
+def _serve(channel: Channel, platform: Platform, host_watcher: HostWatcher | None, view: MountedView) -> None:
     """Mount the view, and run each program that the main process asks for. Raises ClosedError when that closes the channel.
 
     So the leader of a terminal's session does not end before the main process has read what the terminal has not shown yet.
@@ -183,9 +183,9 @@ def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: 
     wakeup, written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-    around = _Around(channel, platform, outside, wakeup)
+    around = _Around(channel, platform, host_watcher, wakeup)
     while True:
-        _wait(channel, outside)
+        _wait(channel, host_watcher)
         message = channel.receive()
         # What concerned the last program may come after its end.
         if isinstance(message, Check):
@@ -202,16 +202,16 @@ def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: 
                 streams.close()
 
 
-def _wait(channel: Channel, outside: Outside | None) -> None:
+def _wait(channel: Channel, host_watcher: HostWatcher | None) -> None:
     """Wait for a message while no program runs."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
-    if outside is not None:
-        poll.register(outside.fileno(), select.POLLPRI)
+    if host_watcher is not None:
+        poll.register(host_watcher.fileno(), select.POLLPRI)
     while channel.fileno() not in (ready := {fd for fd, _ in poll.poll()}):
-        assert outside is not None
-        assert outside.fileno() in ready
-        outside.follow()
+        assert host_watcher is not None
+        assert host_watcher.fileno() in ready
+        host_watcher.follow()
 
 
 def _run(start: Start, around: _Around, view: MountedView, streams: ProgramStreams) -> Checked:
@@ -260,7 +260,7 @@ class _Program:
     def __init__(self, around: _Around, streams: ProgramStreams, reading: Reading | None) -> None:
         self._channel = around.channel
         self._platform = around.platform
-        self._outside = around.outside
+        self._host_watcher = around.host_watcher
         self._wakeup = around.wakeup
         self._reading = reading
         self._streams = streams
@@ -297,8 +297,8 @@ class _Program:
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
         poll.register(self._channel.fileno(), select.POLLIN)
-        if self._outside is not None:
-            poll.register(self._outside.fileno(), select.POLLPRI)
+        if self._host_watcher is not None:
+            poll.register(self._host_watcher.fileno(), select.POLLPRI)
         if self._reading is not None:
             poll.register(self._reading.fileno(), select.POLLIN)
         while True:
@@ -308,8 +308,8 @@ class _Program:
             for fd, _ in poll.poll():
                 if fd == self._wakeup:
                     os.read(self._wakeup, 512)
-                elif self._outside is not None and fd == self._outside.fileno():
-                    self._outside.follow()
+                elif self._host_watcher is not None and fd == self._host_watcher.fileno():
+                    self._host_watcher.follow()
                 elif self._reading is not None and fd == self._reading.fileno():
                     self._reading.follow()
                 else:

@@ -59,9 +59,9 @@ class LinuxPlatform:
     def enter(self) -> HostMounts:
         """Enter a mount namespace of our own."""
         linux.die_with_parent(signal.SIGKILL)
-        outside = HostMounts()
+        host_mounts = HostMounts()
         linux_view.enter()
-        return outside
+        return host_mounts
 
     def tie(self) -> None:
         """Do nothing: it ends with its PID namespace."""
