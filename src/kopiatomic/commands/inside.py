@@ -200,14 +200,14 @@ class _Inside:
                 self._listener.notice(line)
         if report.plan.might_hang:
             self._listener.notice(f"hidden, for it might not answer: {first_few(report.plan.might_hang)}")
-        manner = StartOptions(
+        start_options = StartOptions(
             user=self._user,
             anywhere=self._is_shell,
             stop=signal.SIGHUP if self._is_shell else signal.SIGTERM,
         )
         # What is taken may have changed.
         self._write_lists(report.plan)
-        start = Start(Command(self._argv, {}), self._environment(report.plan, frozen.sets), manner)
+        start = Start(Command(self._argv, {}), self._environment(report.plan, frozen.sets), start_options)
         with report.phase("command"):
             try:
                 checked = frozen.supervisor.run(start, self._streams(), self._options.stop_timeout)

@@ -44,7 +44,7 @@ class Start:
 
     command: Command
     environment: Mapping[str, str]
-    manner: StartOptions = StartOptions()
+    options: StartOptions = StartOptions()
     sources: tuple[str, ...] = ()
     """What must be looked into, or the program has read something else; with its paths."""
     foreground: bool = False
@@ -285,14 +285,14 @@ class _Program:
             # When a terminal is gone, the kernel signals its session leader.
             signal.signal(signal.SIGHUP, lambda *_: _hang_up(pid))
         try:
-            return EngineEnd(os.waitstatus_to_exitcode(self._wait_for(pid, start.manner)), self._stopped)
+            return EngineEnd(os.waitstatus_to_exitcode(self._wait_for(pid, start.options)), self._stopped)
         finally:
             if self._terminal is not None:
                 # It is gone when the main process closes its end, whose number another process may have by then.
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
                 os.close(self._terminal)
 
-    def _wait_for(self, pid: int, manner: StartOptions) -> int:
+    def _wait_for(self, pid: int, options: StartOptions) -> int:
         """Return the program's status at its end. Raises ClosedError."""
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
@@ -313,7 +313,7 @@ class _Program:
                 elif self._reading is not None and fd == self._reading.fileno():
                     self._reading.follow()
                 else:
-                    self._obey(pid, manner)
+                    self._obey(pid, options)
 
     def _take_terminal(self) -> None:
         """Lead a session that has the terminal: only then can the program be stopped and resumed in it (job control)."""
@@ -328,26 +328,26 @@ class _Program:
     def _spawn(self, start: Start, root: int | None) -> int:
         argv = list(start.command.argv)
         environment = {**start.environment, **start.command.environment}
-        streams, manner = self._streams, start.manner
-        setting = spawn.SpawnOptions(
+        streams, options = self._streams, start.options
+        spawn_options = spawn.SpawnOptions(
             streams.stdin,
             streams.stdout,
             streams.stderr,
             cwd=self._cwd,
             root=root,
-            user=manner.user,
+            user=options.user,
             terminal=self._terminal,
             foreground=start.foreground,
             first=self._platform.tie,
         )
         try:
             try:
-                pid = spawn.start(argv, environment, setting)
+                pid = spawn.start(argv, environment, spawn_options)
             except spawn.DirectoryError as error:
-                if not manner.anywhere:
+                if not options.anywhere:
                     raise _no_directory(self._cwd, error) from None
-                setting = replace(setting, cwd="/")
-                pid = spawn.start(argv, {**environment, "PWD": "/"}, setting)
+                spawn_options = replace(spawn_options, cwd="/")
+                pid = spawn.start(argv, {**environment, "PWD": "/"}, spawn_options)
         except spawn.UserError as error:
             raise KopiatomicError(
                 f"{printable(argv[0])} cannot be started as another user: {error.strerror}",
@@ -368,7 +368,7 @@ class _Program:
                 hint=advice_of(error) or "Is it installed and executable, also for root's PATH?",
                 number=error.errno or 0,
             ) from None
-        self._channel.send(Started(elsewhere=setting.cwd != self._cwd))
+        self._channel.send(Started(elsewhere=spawn_options.cwd != self._cwd))
         return pid
 
     def _reap(self, pid: int) -> int | None:
@@ -385,7 +385,7 @@ class _Program:
             if ended == 0:
                 return None
 
-    def _obey(self, pid: int, manner: StartOptions) -> None:
+    def _obey(self, pid: int, options: StartOptions) -> None:
         message = self._channel.receive()
         if isinstance(message, Suspend):
             os.killpg(pid, message.signum)
@@ -399,7 +399,7 @@ class _Program:
             if message.forcefully:
                 self._platform.kill_others()
             else:
-                os.kill(pid, manner.stop)
+                os.kill(pid, options.stop)
                 # A stopped program receives the signal only when it continues.
                 os.kill(pid, signal.SIGCONT)
 

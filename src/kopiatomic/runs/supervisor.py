@@ -151,7 +151,9 @@ class Supervisor:
         self._streams = streams
         with streams.attended():
             self._start(start, theirs)
-            stopping = _Stopping(self._launcher, stop_timeout, self._patience, shell=start.manner.stop == signal.SIGHUP)
+            stopping = _Stopping(
+                self._launcher, stop_timeout, self._patience, shell=start.options.stop == signal.SIGHUP
+            )
             result: launcher.Checked | None = None
             while result is None or streams.unfinished:
                 stopping.consider()

@@ -63,7 +63,7 @@ _KINDS = (OSError, UserError, DirectoryError, InterpreterError)
 _ELSE, _AT_USER, _AT_DIRECTORY, _AT_INTERPRETER = range(4)
 
 
-def start(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnOptions) -> int:
+def start(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOptions) -> int:
     """Start a program. Return its process id.
 
     Raises DirectoryError, UserError, InterpreterError, and OSError if it cannot be executed for another reason.
@@ -71,7 +71,7 @@ def start(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnOpt
     failure_read, failure_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
-        _become(argv, environment, setting, failure_write)
+        _become(argv, environment, options, failure_write)
     os.close(failure_write)
     try:
         failure = os.read(failure_read, 16)
@@ -84,28 +84,28 @@ def start(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnOpt
     return pid
 
 
-def _become(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnOptions, failure_write: int) -> NoReturn:
+def _become(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOptions, failure_write: int) -> NoReturn:
     at = _ELSE
     try:
-        if setting.first is not None:
-            setting.first()
+        if options.first is not None:
+            options.first()
         # Before a signal could wake our parent through it.
         signal.set_wakeup_fd(-1)
-        _lead_a_group(setting)
-        _move_streams((setting.stdin, setting.stdout, setting.stderr))
-        if setting.user is not None:
+        _lead_a_group(options)
+        _move_streams((options.stdin, options.stdout, options.stderr))
+        if options.user is not None:
             descriptors.keep_from_programs()
-        if setting.root is not None:
-            os.fchdir(setting.root)
+        if options.root is not None:
+            os.fchdir(options.root)
             # On FreeBSD a process already in a chroot or a jail may have no directory open (chroot(2)).
-            os.close(setting.root)
+            os.close(options.root)
             os.chroot(".")
-        if setting.user is not None:
-            user = setting.user
+        if options.user is not None:
+            user = options.user
             at = _AT_USER
             host.here().become(user.uid, user.gid, user.groups)
         at = _AT_DIRECTORY
-        os.chdir(setting.cwd)
+        os.chdir(options.cwd)
         at = _ELSE
         # Not earlier: the caller's limit of open files may be below the descriptors that were moved.
         inherited.hand_on()
@@ -118,15 +118,15 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnO
         os._exit(127)
 
 
-def _lead_a_group(setting: SpawnOptions) -> None:
-    if setting.terminal is None:
+def _lead_a_group(options: SpawnOptions) -> None:
+    if options.terminal is None:
         os.setsid()
         return
     os.setpgid(0, 0)
-    if setting.foreground:
+    if options.foreground:
         # Otherwise a process that is not yet in the foreground is stopped for that.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        os.tcsetpgrp(setting.terminal, os.getpid())
+        os.tcsetpgrp(options.terminal, os.getpid())
         signal.signal(signal.SIGTTOU, signal.SIG_DFL)
 
 
