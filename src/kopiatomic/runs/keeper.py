@@ -19,7 +19,7 @@ from kopiatomic.filesystems.backends import Maker
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets
-from kopiatomic.platforms.platform import MountedView, Platform, Record
+from kopiatomic.platforms.platform import MountedView, Platform, RecordIntents
 from kopiatomic.platforms.steps import steps_of
 from kopiatomic.runs import launcher
 from kopiatomic.system import children, host, inherited, worker
@@ -70,7 +70,7 @@ class Equipment:
     launcher_to_main: Channel
     platform: Platform
     run_id: str
-    record: Record
+    record: RecordIntents
     close_in_child: Callable[[], None]
     """Closes the main process's own ends."""
     orphaned: Callable[[Sequence[str]], None]

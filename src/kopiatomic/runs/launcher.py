@@ -21,7 +21,7 @@ from kopiatomic.engines import names
 from kopiatomic.errors import KopiatomicError, StartError, advice_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd
-from kopiatomic.platforms.platform import HostWatcher, MountedView, Platform, Reading
+from kopiatomic.platforms.platform import AccessWatch, HostWatcher, MountedView, Platform
 from kopiatomic.system import spawn
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
@@ -109,7 +109,7 @@ class Checked:
     """The sources that no process has looked into."""
     unwatched: str = ""
     """Why that could not be observed, if so."""
-    equal: names.Equal = names.Equal()
+    collisions: names.NameCollisions = names.NameCollisions()
     """Names in the view that the program takes for one."""
 
 
@@ -217,27 +217,27 @@ def _wait(channel: Channel, host_watcher: HostWatcher | None) -> None:
 def _run(start: Start, around: _Around, view: MountedView, streams: ProgramStreams) -> Checked:
     """Run one program, end what it leaves running, and check the mounts. Raises KopiatomicError, ClosedError."""
     root = view.engine_root()
-    reading, unwatched = _watch(view, start.sources)
+    access_watch, unwatched = _watch(view, start.sources)
     try:
-        end = _Program(around, streams, reading).run(start, root)
+        end = _Program(around, streams, access_watch).run(start, root)
     finally:
         # The check looks into the view itself.
-        unread = reading.unread() if reading is not None else ()
+        unread = access_watch.unread() if access_watch is not None else ()
     strays = around.platform.end_others()
-    equal = _equal_names(around.channel, view, start.command, end)
-    return Checked(end, tuple(view.check()), strays, unread, unwatched, equal)
+    collisions = _collisions(around.channel, view, start.command, end)
+    return Checked(end, tuple(view.check()), strays, unread, unwatched, collisions)
 
 
-def _equal_names(channel: Channel, view: MountedView, command: Command, end: EngineEnd) -> names.Equal:
+def _collisions(channel: Channel, view: MountedView, command: Command, end: EngineEnd) -> names.NameCollisions:
     """Return the name pairs that became one in a backup that looks good; any message of the main process ends the search."""
     if not command.stand_in or end.status != 0 or end.stopped:
-        return names.Equal()
+        return names.NameCollisions()
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
-    return names.look(view.engine_root(), command.directories, command.stand_in, lambda: not poll.poll(0))
+    return names.find_collisions(view.engine_root(), command.directories, command.stand_in, lambda: not poll.poll(0))
 
 
-def _watch(view: MountedView, sources: Sequence[str]) -> tuple[Reading | None, str]:
+def _watch(view: MountedView, sources: Sequence[str]) -> tuple[AccessWatch | None, str]:
     """Return what observes whether the sources are looked into; None, and the reason, where that is impossible."""
     if not sources:
         return None, ""
@@ -257,12 +257,12 @@ def _clear(platform: Platform, view: MountedView) -> None:
 class _Program:
     """The life of an engine, or of any command: started, asked to stop when the main process says so, and waited for."""
 
-    def __init__(self, around: _Around, streams: ProgramStreams, reading: Reading | None) -> None:
+    def __init__(self, around: _Around, streams: ProgramStreams, access_watch: AccessWatch | None) -> None:
         self._channel = around.channel
         self._platform = around.platform
         self._host_watcher = around.host_watcher
         self._wakeup = around.wakeup
-        self._reading = reading
+        self._access_watch = access_watch
         self._streams = streams
         self._cwd = _working_directory()
         self._stopped = False
@@ -299,8 +299,8 @@ class _Program:
         poll.register(self._channel.fileno(), select.POLLIN)
         if self._host_watcher is not None:
             poll.register(self._host_watcher.fileno(), select.POLLPRI)
-        if self._reading is not None:
-            poll.register(self._reading.fileno(), select.POLLIN)
+        if self._access_watch is not None:
+            poll.register(self._access_watch.fileno(), select.POLLIN)
         while True:
             status = self._reap(pid)
             if status is not None:
@@ -310,8 +310,8 @@ class _Program:
                     os.read(self._wakeup, 512)
                 elif self._host_watcher is not None and fd == self._host_watcher.fileno():
                     self._host_watcher.follow()
-                elif self._reading is not None and fd == self._reading.fileno():
-                    self._reading.follow()
+                elif self._access_watch is not None and fd == self._access_watch.fileno():
+                    self._access_watch.follow()
                 else:
                     self._obey(pid, options)
 

@@ -17,7 +17,7 @@ from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.filesystems.backends import Maker
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets
-from kopiatomic.platforms.platform import Platform, Record
+from kopiatomic.platforms.platform import Platform, RecordIntents
 from kopiatomic.platforms.steps import View, steps_of
 from kopiatomic.runs import keeper, launcher
 from kopiatomic.runs.patience import HeldUpError, Patience
@@ -60,7 +60,7 @@ class Supervisor:
         patience: Patience,
         *,
         platform: Platform,
-        record: Record,
+        record: RecordIntents,
     ) -> None:
         self._platform = platform
         self._record = record
