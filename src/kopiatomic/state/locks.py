@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +20,7 @@ from functools import cache
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, LockedError
 from kopiatomic.state.ownership import is_run_id
-from kopiatomic.system import channel, host, signals
+from kopiatomic.system import channel, host, safety, signals
 from kopiatomic.text import printable
 
 DIRECTORY = f"{host.run_directory()}/kopiatomic"
@@ -60,12 +59,13 @@ def prepare() -> None:
         status = os.lstat(DIRECTORY)
     except OSError as error:
         raise _no_lock(error) from None
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise KopiatomicError(
-            f"{DIRECTORY} is not a directory that only root can enter",
-            kind="lock-directory",
-            hint=f"Look at it, then: chown root: {DIRECTORY}; chmod 700 {DIRECTORY}",
-        )
+    safety.require_own(
+        status,
+        f"{DIRECTORY} is not a directory",
+        shut=True,
+        kind="lock-directory",
+        hint=f"Look at it, then: chown root: {DIRECTORY}; chmod 700 {DIRECTORY}",
+    )
     _make_identity(DIRECTORY)
 
 

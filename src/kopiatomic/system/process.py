@@ -14,16 +14,17 @@ from dataclasses import field
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.system import channel, host, inherited, looking, signals
+from kopiatomic.system import channel, children, host, inherited, looking, signals
 from kopiatomic.text import ended, printable
 
 KEEP = 4 << 20
 """How much of a program's output is kept by default (bytes)."""
 
-_KILLED_TIMEOUT = 5.0
+KILLED_TIMEOUT = 5.0
+"""Seconds that a killed program has to end, by default."""
+
 _CHANGES = ("mnt_want_write", "start_transaction", "sb_start_write", "sb_start_intwrite")
 """Functions of Linux that wait for a thaw, as they are seen in a stack."""
-"""Seconds that a killed program has to end."""
 
 _LOOK = 0.5
 """Seconds between two checks for signals that came while they were deferred."""
@@ -90,7 +91,7 @@ def run(
     environment: Mapping[str, str] | None = None,
     keep: int = KEEP,
     take: Callable[[bytes], None] | None = None,
-    killed_timeout: float = _KILLED_TIMEOUT,
+    killed_timeout: float = KILLED_TIMEOUT,
 ) -> Finished:
     """Run a program to its end and return its output (at most ``keep`` bytes of each stream).
 
@@ -112,7 +113,7 @@ def run_together(
     environment: Mapping[str, str] | None = None,
     keep: int = KEEP,
     take: Callable[[bytes], None] | None = None,
-    killed_timeout: float = _KILLED_TIMEOUT,
+    killed_timeout: float = KILLED_TIMEOUT,
 ) -> list[Finished]:
     """Run programs in parallel, each as :func:`run` does, until the last has ended."""
     # A signal that came while signals were deferred no longer wakes a wait.
@@ -155,7 +156,7 @@ def run_with_family(argv: Sequence[str], *, timeout: float, environment: Mapping
             raise _too_long(argv, "did not", timeout) from None
         finally:
             os.close(watch)
-            _end(process, _KILLED_TIMEOUT)
+            _end(process, KILLED_TIMEOUT)
     return process.returncode
 
 
@@ -194,14 +195,11 @@ def _children_ended() -> Iterator[None]:
 
 def _end_all(strays: Callable[[], set[int]]) -> None:
     """Kill and reap, with a time limit: what waits in the kernel ends when the kernel lets it, and is then not our child."""
-    deadline = time.monotonic() + _KILLED_TIMEOUT
+    deadline = time.monotonic() + KILLED_TIMEOUT
     while (left := strays()) and time.monotonic() < deadline:
         for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, os.WNOHANG)
-            except (ProcessLookupError, ChildProcessError):
-                continue
+            children.kill(pid)
+            children.reap(pid, wait=False)
         time.sleep(_PAUSE)
 
 
@@ -275,7 +273,7 @@ def _too_long(argv: Sequence[str], what: str, timeout: float) -> TimeLimitError:
 def _ended(pid: int, deadline: float) -> bool:
     """Wait for a child's end without reaping it: until then its process group's number cannot be reused."""
     pause = 0.0005
-    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+    while not children.has_ended(pid):
         signals.check()
         if time.monotonic() >= deadline:
             return False

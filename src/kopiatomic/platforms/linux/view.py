@@ -161,14 +161,14 @@ class LinuxView:
         """Return the launcher's root, in its mount namespace."""
         return f"/proc/{launcher}/root"
 
-    def watch(self, sources: Sequence[str]) -> inotify.Reading:
+    def watch(self, sources: Sequence[str]) -> inotify.AccessWatch:
         """Observe which of the sources are looked into from now on. Raises OSError."""
         # The top is opened before it may be watched itself: what we look into would count.
-        with self.open_top() as top, inotify.watching() as reading:
+        with self.open_top() as top, inotify.watching() as access_watch:
             for source in sources:
                 with closing(linux.open_beneath(top, relative(self.place_of(source)), PATH)) as directory:
-                    reading.add(source, directory)
-        return reading
+                    access_watch.add(source, directory)
+        return access_watch
 
     def place_of(self, source: str) -> str:
         """Return the place in the view of a source, given by the program's path."""
@@ -205,8 +205,8 @@ class LinuxView:
             filled = tuple(place for place in mounted if _is_filled(top, place))
         files = [file.place for s in shown for file in s.files]
         # What has no dataset and no place is reported through what should have been mounted in it.
-        told = tuple(m for m in missing if m.dataset)
-        return View(mounted=(*mounted, *files), filled=filled, missing=(*told, *self._lacking))
+        reported = tuple(m for m in missing if m.dataset)
+        return View(mounted=(*mounted, *files), filled=filled, missing=(*reported, *self._lacking))
 
     def check(self) -> list[str]:
         """Compare every mount with the one that was made. Return what is wrong, in words."""
