@@ -1,4 +1,8 @@
-"""Starts other programs: argv lists only, stdin from /dev/null, bounded in time, never left behind."""
+"""Starts other programs: argv lists only, stdin from /dev/null, bounded in time, never left behind.
+
+A program whose output is read here ends with this process, even if that is killed: the kernel signals it (:func:`_tied`). What it
+has started itself must notice its end, as ``borg serve`` and an ``ssh`` do by the end of their pipes. A hook is not ended so.
+"""
 
 from __future__ import annotations
 
@@ -97,8 +101,9 @@ def run(
 
     ``timeout`` is in seconds, and so is ``killed_timeout``: how long a killed program has to end. ``take`` is called with each
     piece of standard output, which is then not kept. The program has no terminal, so that it cannot ask for a password. However
-    this function is left, the program and its process group have ended. Raises FileNotFoundError, PermissionError, OSError as
-    ``subprocess`` does, TimeLimitError, and Interrupted.
+    this function is left, the program and its process group have ended; if this process is killed, so is the program.
+
+    Raises FileNotFoundError, PermissionError, OSError as ``subprocess`` does, TimeLimitError, and Interrupted.
     """
     (finished,) = run_together(
         [argv], timeout=timeout, environment=environment, keep=keep, take=take, killed_timeout=killed_timeout
@@ -222,8 +227,27 @@ def _popen(argv: Sequence[str], environment: Mapping[str, str] | None) -> subpro
         stderr=subprocess.PIPE,
         env=None if environment is None else dict(environment),
         start_new_session=True,
-        preexec_fn=inherited.hand_on,  # noqa: PLW1509 - this process has no threads
+        preexec_fn=_tied(),  # noqa: PLW1509 - this process has no threads
     )
+
+
+def _tied() -> Callable[[], None]:
+    """Return what a child of this process does before it becomes a program that must not outlive this process.
+
+    The kernel takes the thread that forks for the parent (prctl(2)); it waits here until the program has ended. A program that
+    waits in the kernel for something else than our pipes would not notice our end otherwise.
+    """
+    # Not in the child: each would load what that needs.
+    system, starter = host.here(), os.getpid()
+
+    def tie() -> None:
+        system.end_with_parent(signal.SIGKILL)
+        if os.getppid() != starter:
+            # It had ended before the kernel was asked to signal that.
+            os._exit(1)
+        inherited.hand_on()
+
+    return tie
 
 
 def _read(
