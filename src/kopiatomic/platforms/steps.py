@@ -75,7 +75,7 @@ NO_PLACE = (
     "The directory that it is mounted on did not exist at the instant of the snapshot. Leave one of the two out, or back them up "
     "with two commands and --name."
 )
-NO_PART = "Somebody removed or replaced it after this run had looked, and before the instant: run again."
+GONE = "Somebody removed or replaced it after this run had looked: run again."
 ELSEWHERE = (
     "At the instant this path led to elsewhere: after this run had looked, somebody put a link in the place of a directory, and "
     "what it leads to is not what was named. Run again; if the link stays, name the directory that is meant by a path without it."
@@ -94,9 +94,9 @@ class Obstacle:
         """Return it with more words."""
         return replace(self, text=f"{self.text}{text}")
 
-    def in_its_snapshot(self) -> Obstacle:
-        """Return it as an obstacle to the part that is to be shown, and not to its place."""
-        return Obstacle(f"{self.text} in its snapshot", NO_PART if self.hint == NO_PLACE else self.hint)
+    def gone(self, text: str) -> Obstacle:
+        """Return it as one that no other dataset is to blame for, with more words."""
+        return Obstacle(f"{self.text}{text}", GONE if self.hint == NO_PLACE else self.hint)
 
     def missing(self, step: Step) -> Missing:
         """Return the report of what has no place because of this."""

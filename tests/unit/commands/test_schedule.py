@@ -427,7 +427,7 @@ def test_removing_asks_and_refuses_while_a_run_lives(machine: Machine, capsys: p
     records = Records(machine.caller["KOPIATOMIC_STATE_DIR"])
     run = RunRecord("20261122T101112Z-01234567", "0", "k", "/kopia", 1.0, None, None, None, None, "home")
     records.begin(run, keep=1e9)
-    with locks.run(run.id):
+    with locks.run(run.id, ""):
         assert scheduling.remove(machine.scheduler, Console(), name="home", yes=True) == 1
     assert f"a run of the schedule home is alive: {run.id}" in capsys.readouterr().err
     assert machine.scheduler.names() == ["home"]

@@ -16,7 +16,7 @@ from kopiatomic.model.mounts import visible
 from kopiatomic.model.plan import SCRATCH, Plan, Uncovered
 from kopiatomic.paths import below, is_at_or_below, parents, tree_order
 from kopiatomic.platforms.freebsd.view import FreeBSDView, Planned, directories, frozen, joined, unsafe
-from kopiatomic.platforms.steps import LIVE, NO_PART, SCAFFOLD, Obstacle, Step
+from kopiatomic.platforms.steps import GONE, LIVE, SCAFFOLD, Obstacle, Step
 from kopiatomic.state import locks
 from kopiatomic.system import freebsd, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
@@ -98,7 +98,7 @@ class InPlaceView(FreeBSDView):
         step = planned.step
         if step.shows == LIVE and planned.fstype == "nullfs":
             if step.source and step.place not in self._options:
-                return Obstacle("it is not mounted any more", NO_PART)
+                return Obstacle("it is not mounted any more", GONE)
             why = unsafe(step.place)
             if why is not None:
                 return Obstacle(why)

@@ -228,8 +228,10 @@ class FreeBSDView:
             try:
                 os.close(open_beneath(above.point, below(step.place, above.step.place)))
             except OSError as error:
-                where = "" if above.step.shows == LIVE else f" in the snapshot of {printable(above.step.dataset)}"
-                return _obstacle(error, above.step.place).further(where)
+                obstacle = _obstacle(error, above.step.place)
+                if above.step.shows == LIVE:
+                    return obstacle.gone("")
+                return obstacle.further(f" in the snapshot of {printable(above.step.dataset)}")
         if step.shows in OURS:
             return None
         if planned.whole in self._refused:
@@ -237,7 +239,7 @@ class FreeBSDView:
         try:
             os.close(open_beneath(planned.whole, step.part))
         except OSError as error:
-            return _obstacle(error, step.place.removesuffix(step.part)).in_its_snapshot()
+            return _obstacle(error, step.place.removesuffix(step.part)).gone(" in its snapshot")
         return None
 
     def holder(self, directories: Sequence[str]) -> Planned | None:

@@ -264,7 +264,8 @@ class LinuxView:
             except OSError as error:
                 gone = presence.moved(error) or error.errno == errno.EROFS
                 if gone or not (step.named or concerns_all(error.errno)):
-                    return _obstacle(root, relative(step.place), "/", error).further(self._inside(step.place))
+                    found, inside = _obstacle(root, relative(step.place), "/", error), self._inside(step.place)
+                    return found.further(inside) if inside else found.gone("")
                 raise KopiatomicError(
                     f"the place {printable(step.place)} cannot be opened: {error.strerror}", kind="place"
                 ) from None
@@ -325,10 +326,10 @@ class LinuxView:
         try:
             source = linux.open_beneath(top, step.part or ".", ANY if step.file else PATH)
         except OSError as error:
-            return _obstacle(top, step.part, step.place.removesuffix(step.part), error).in_its_snapshot()
+            return _obstacle(top, step.part, step.place.removesuffix(step.part), error).gone(" in its snapshot")
         with closing(source):
             if _backend(step).is_left_out(source):
-                return Obstacle(f"{printable(step.place)} is a subvolume of its own").in_its_snapshot()
+                return Obstacle(f"{printable(step.place)} is a subvolume of its own").gone(" in its snapshot")
             # A bind of a read-only mount is read-only itself.
             linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
         return None
