@@ -118,7 +118,7 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "platforms.linux.anchors.Anchors._hold": (3, NOTHING_ASKED),
     "platforms.freebsd.view.FreeBSDView.obstacle": (2, SAID),
     "platforms.freebsd.view._print": (1, AS_IT_MAY_BE),
-    "platforms.freebsd.view._reason": (3, SAID),
+    "platforms.freebsd.view._obstacle": (3, SAID),
     "platforms.freebsd.view.unsafe": (1, AS_IT_MAY_BE),
     "platforms.freebsd.merged._status": (1, NOTHING_ASKED),
     "platforms.linux.in_place.InPlaceView.assemble": (1, NOTHING_ASKED),
