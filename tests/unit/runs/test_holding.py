@@ -59,12 +59,12 @@ def file_of(lock_directory: Path) -> Path:
 
 def test_a_request_is_a_word_in_the_file_of_the_lock(lock_directory: Path) -> None:
     """Another version of the program may have written it."""
-    with locks.run(RUN) as held:
+    with locks.run(RUN, "/records") as held:
         assert not held.asked_to_end()
         assert locks.ask_to_end(RUN)
         assert file_of(lock_directory).read_bytes() == b"end"
         assert held.asked_to_end()
-    with locks.run(RUN) as held:
+    with locks.run(RUN, "/records") as held:
         assert not held.asked_to_end()
         file_of(lock_directory).write_bytes(b"end")
         assert held.asked_to_end()
@@ -72,7 +72,7 @@ def test_a_request_is_a_word_in_the_file_of_the_lock(lock_directory: Path) -> No
 
 @pytest.mark.usefixtures("lock_directory")
 def test_a_request_reaches_no_other_run() -> None:
-    with locks.run(RUN) as held, locks.run(f"{RUN[:-1]}8") as other:
+    with locks.run(RUN, "/records") as held, locks.run(f"{RUN[:-1]}8", "/records") as other:
         locks.ask_to_end(RUN)
         assert (held.asked_to_end(), other.asked_to_end()) == (True, False)
 
@@ -88,7 +88,7 @@ def test_a_run_that_is_not_there_cannot_be_asked(lock_directory: Path) -> None:
 
 
 def test_the_end_is_waited_for(lock_directory: Path) -> None:
-    with locks.run(RUN) as held:
+    with locks.run(RUN, "/records") as held:
 
         def obey() -> None:
             while not held.asked_to_end():
@@ -105,7 +105,7 @@ def test_the_end_is_waited_for(lock_directory: Path) -> None:
 
 @pytest.mark.usefixtures("lock_directory")
 def test_a_run_that_does_not_end_is_said() -> None:
-    with locks.run(RUN) as held:
+    with locks.run(RUN, "/records") as held:
         assert RUN in failed("hold-stuck", lambda: holding.end(RUN, 0.1)).message
         assert held.asked_to_end()
 
