@@ -53,12 +53,15 @@ _DESCRIPTORS = 512
 """More than a launcher has open otherwise."""
 
 
-def enter() -> None:
-    """Enter our own mount namespace, to which the host's later changes propagate and from which none do."""
-    _have_descriptors(len(mountinfo.read()))
+def enter(mounts: Sequence[Mount]) -> None:
+    """Enter our own mount namespace, to which the host's later changes propagate and from which none do.
+
+    ``mounts`` are those of the host, which the namespace begins with. Raises KopiatomicError.
+    """
+    _have_descriptors(len(mounts))
     try:
         linux.unshare(linux.CLONE_NEWNS)
-        if "/" not in visible(mountinfo.read()):
+        if "/" not in visible(mounts):
             _stand_on_a_mount()
         linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
         linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
@@ -178,7 +181,7 @@ class LinuxView:
         """Mount our tmpfs, first of all. Raises KopiatomicError."""
         try:
             self._host = visible(mountinfo.read())
-            self.anchors = Anchors([self._base, *self.covering()])
+            self.anchors = Anchors([self._base, *self.covering()], self._host)
             self.anchors.hold([*paths.parents(self._base), *self.live_above()])
             mount_scaffold(self._base)
         except OSError as error:
