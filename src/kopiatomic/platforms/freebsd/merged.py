@@ -54,7 +54,7 @@ class MergedView(FreeBSDView):
         shown = {p.step.place for p in self._planned if not isinstance(p.step, ScaffoldStep)}
         seen = visible(freebsd_mounts.read(self._kernel))
         for directory in {above for place in shown for above in parents(place)} - shown:
-            ours = self.holder([directory, *parents(directory)])
+            ours = self.first_mounted([directory, *parents(directory)])
             if ours is None or not isinstance(ours.step, ScaffoldStep):
                 # Inside a frozen tree, which has its own attributes.
                 continue

@@ -200,7 +200,7 @@ class FreeBSDView:
 
     def _is_needless(self, scaffold: Step) -> bool:
         """Whether the frozen tree itself has the directories that a scaffold is for; otherwise note what it hides."""
-        above = self.holder(parents(scaffold.place))
+        above = self.first_mounted(parents(scaffold.place))
         if above is None or not is_frozen(above.step):
             return False
         steps = [p.step for p in self._planned]
@@ -220,7 +220,7 @@ class FreeBSDView:
     def obstacle(self, planned: Planned) -> str | None:
         """Return why a step's place, or the part to show, does not exist, if so; make it if the place is ours."""
         step = planned.step
-        above = self.holder(parents(step.place))
+        above = self.first_mounted(parents(step.place))
         if above is not None and isinstance(above.step, ScaffoldStep):
             os.makedirs(f"{above.whole}/{below(step.place, above.step.place)}", 0o755, exist_ok=True)
         elif above is not None:
@@ -241,7 +241,7 @@ class FreeBSDView:
             return f"{_reason(error, step.place.removesuffix(step.part))} in its snapshot"
         return None
 
-    def holder(self, directories: Sequence[str]) -> Planned | None:
+    def first_mounted(self, directories: Sequence[str]) -> Planned | None:
         """Return what is mounted at the first of some places that has a mount; None for the top itself."""
         return next((self._mounted[place] for place in directories if place in self._mounted), None)
 
