@@ -62,7 +62,7 @@ def test_a_request_is_a_word_in_the_file_of_the_lock(lock_directory: Path) -> No
     with locks.run(RUN, "/records") as held:
         assert not held.asked_to_end()
         assert locks.ask_to_end(RUN)
-        assert file_of(lock_directory).read_bytes() == b"end"
+        assert file_of(lock_directory).read_bytes() == b"end".ljust(32) + b"/records"
         assert held.asked_to_end()
     with locks.run(RUN, "/records") as held:
         assert not held.asked_to_end()
