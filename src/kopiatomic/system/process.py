@@ -341,6 +341,11 @@ def family(pid: int) -> list[tuple[int, str]]:
     return found
 
 
+def name_of(pid: int) -> str:
+    """Return a process's name, safe to print; empty if it has ended, or where there is no /proc of Linux's."""
+    return printable(_shown_by_linux(f"{pid}/comm").rstrip("\n"))
+
+
 def child_waits_for_a_thaw() -> bool:
     """Whether a child of this process is in a call that changes a frozen filesystem (fsfreeze(8)), which waits for the thaw.
 
