@@ -137,7 +137,11 @@ def main() -> None:
     if sys.argv[1] == "hold":
         shown, root, dataset, process, seconds = sys.argv[2:]
         told = lambda found: print(json.dumps(found), flush=True)  # noqa: E731
-        raise SystemExit(hold(Layout(shown), root, [dataset], int(process), float(seconds), told))
+        try:
+            raise SystemExit(hold(Layout(shown), root, [dataset], int(process), float(seconds), told))
+        except KopiatomicError as error:
+            Console().error(error)
+            raise SystemExit(error.exit_code) from None
     layout, root, dataset, *steps = sys.argv[1:]
     limit = float(os.environ["LIMIT"]) if "LIMIT" in os.environ else None
     made = CommandReport(new_run_id(), root)
