@@ -59,6 +59,10 @@ class InPlaceView(FreeBSDView):
         """Open the assembled tree."""
         return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
+    def seen_from_outside(self, _launcher: int) -> str:
+        """Return the assembled tree, into which a program is put by a chroot."""
+        return self._root
+
     def require(self) -> None:
         """Check what must stay writable, and read what is mounted now."""
         for path in self._plan.writable:

@@ -248,7 +248,7 @@ class FreeBSDView:
         return next((self._mounted[place] for place in directories if place in self._mounted), None)
 
     def seen_from_outside(self, _launcher: int) -> str:
-        """Return nothing: the view is visible to the whole system."""
+        """Return nothing: a program has the same root, and the view is visible to the whole system."""
         return ""
 
     def watch(self, _sources: Sequence[str]) -> None:
