@@ -224,7 +224,7 @@ class _Run:
             checked = self._run_engine(frozen, job, made) if job.sources else _NOTHING_READ
         report.engine.end = checked.end if job.sources else None
         with report.phase("verify"), signals.deferred(), understood(engine.name):
-            report.engine.result = made.judge(checked.end, checked.equal)
+            report.engine.result = made.judge(checked.end, checked.odd)
         self._conclude(checked, report.engine.result)
         if remembering is not None:
             saved = skipping.saved(job, remembering, report.engine.result)
