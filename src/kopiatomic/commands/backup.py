@@ -89,7 +89,7 @@ class _Run:
         self._shown = self._secrets.command_line(["kopiatomic", *called.words])
         """The command line as it may be shown."""
         if not options.dry_run:
-            require_root_to_freeze(self._shown, "   (-n shows without root what would be done)")
+            require_root_to_freeze(self._shown, "-n shows without root what would be done. As root: ")
         report.root, report.series = self._place()
         self._selecting = Selecting(options, report, listener, refuses=engine.refuses, breaks_at=engine.breaks_at)
 

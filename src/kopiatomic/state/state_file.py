@@ -234,7 +234,7 @@ class StateFile:
         except OSError as error:
             raise self._unusable(error) from None
         if os.geteuid() != 0 and status.st_uid == 0:
-            raise StateError("the records of runs are root's", kind="not-root", hint="sudo kopiatomic ...")
+            raise StateError("the records of runs are root's", kind="not-root", hint="Give this command as root.")
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
             raise StateError(
                 f"the state directory {printable(self.directory)} is not one that only root can write to",
