@@ -63,9 +63,11 @@ def refuse_option(error: click.NoSuchOption, called: Invocation, commands: click
     if context is None or not having:
         refuse(error.format_message(), "kopiatomic" if context is None else context.command_path, called)
     own = context.command_path.removesuffix(" backup")
-    message = f"{option} is an option of {' and '.join(f'{name!r}' for name in having)}, and not of '{own}'"
+    *others, last = (f"'{name}'" for name in having)
+    of = f"{', '.join(others)} and {last}" if others else last
+    message = f"{option} is an option of {of}, and not of '{own}'"
     words = list(called.words)
-    hint = " and ".join(f"'{name} -h'" for name in having) + (" shows it." if len(having) == 1 else " show it.")
+    hint = f"'{having[0]} -h' says what it does."
     if own == "kopiatomic" and having == ["kopiatomic plan"]:
         # A plan is a dry run.
         words = [word for word in words if word not in {"-n", "--dry-run", "backup"}]

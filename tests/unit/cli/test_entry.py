@@ -98,8 +98,12 @@ def test_who_has_no_terminal_for_a_shell_is_told_the_command_that_needs_none(kop
         ),
         (("--diff-last", "tank"), "--diff-last is an option of 'kopiatomic plan'", "kopiatomic plan --diff-last tank"),
         (("plan", "--diff-last", "-n", "tank"), "not of 'kopiatomic plan'", "kopiatomic plan --diff-last tank"),
-        (("--daily", "tank"), "of 'kopiatomic schedule install'", "'kopiatomic schedule install -h' shows it."),
-        (("plan", "--user", "x", "tank"), "of 'kopiatomic exec' and 'kopiatomic shell'", "'kopiatomic exec -h' and"),
+        (
+            ("--daily", "tank"),
+            "of 'kopiatomic schedule install'",
+            "'kopiatomic schedule install -h' says what it does.",
+        ),
+        (("plan", "--user", "x", "tank"), "of 'kopiatomic exec' and 'kopiatomic shell'", "'kopiatomic exec -h' says"),
         (("--diff-lst", "tank"), "No such option", "'kopiatomic -h' shows the options."),
     ],
 )
