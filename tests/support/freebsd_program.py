@@ -29,7 +29,9 @@ def main() -> None:
     from kopiatomic.cli import entry as cli
 
     rename_zoned()
-    sys.argv[0] = "kopiatomic"
+    if Path(sys.argv[0]) == Path(__file__):
+        # Not if a program of another name has started this module.
+        sys.argv[0] = "kopiatomic"
     cli.main()
 
 
