@@ -20,7 +20,8 @@ from bench import many, timing
 from demo import ground
 
 SIZES = [2, 100]
-ON_DISK = "/var/tmp"
+ON_DISK = "/var/lib"
+"""A real filesystem, below directories that root alone can change, as the state directory is."""
 
 
 def once(tree: Path, datasets: Sequence[str], folder: Path, state: Path) -> float:
