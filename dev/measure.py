@@ -40,7 +40,8 @@ def line(filesystem: str, size: int, times: Mapping[str, Sequence[float]]) -> st
     before, after = map(statistics.median, times.values())
     least, most = interval([new / old for old, new in zip(*times.values(), strict=True)])
     spans = ", ".join(f"{name} {min(seconds):.3f} to {max(seconds):.3f}" for name, seconds in times.items())
-    return f"{filesystem:5} {size:4} datasets: before {before:.3f} s, after {after:.3f} s, ratio {after / before:.2f}, of pairs {least:.3f} to {most:.3f}  ({spans})"
+    ratio = f"ratio {after / before:.2f}, of pairs {least:.3f} to {most:.3f}"
+    return f"{filesystem:5} {size:4} datasets: before {before:.3f} s, after {after:.3f} s, {ratio}  ({spans})"
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
