@@ -39,6 +39,8 @@ class Form(StrEnum):
     """Seconds; with a unit on the command line."""
     COUNT = "count"
     """A whole number, at least one."""
+    NUMBER = "number"
+    """A whole number from ``least`` to ``most``."""
     FILE = "file"
     """A file to read, or ``-``."""
 
@@ -66,8 +68,16 @@ class Setting:
     """The placeholder for the value in help and documentation."""
     choices: tuple[str, ...] = ()
     least: float = 0.0
-    """The shortest duration, in seconds."""
+    """The shortest duration, in seconds, or the smallest number."""
+    most: float = 3650 * 86400.0
+    """The longest duration, in seconds, or the largest number."""
     repeated: bool = False
+    words: bool = False
+    """A command line or a part of one, which a file may also give as an array of words."""
+    engines: tuple[str, ...] = ()
+    """The engines that it is for; empty for all of them, and for any command."""
+    layout: str | None = None
+    """The only layout that it is for."""
     alone: str | None = None
     """The value of the option when it is given without one."""
     shows_default: bool = False
@@ -75,13 +85,20 @@ class Setting:
     """The environment variable that sets it."""
     completion: Completion | None = None
 
+    @property
+    def key(self) -> str:
+        """The name in a profile: that of the long flag, with underscores."""
+        if not self.flags:
+            return "datasets" if self.name == "names" else self.name
+        return self.flags[-1].lstrip("-").replace("-", "_")
+
 
 def _text(name: str, flags: str, group: Group, value: str, text: str, **more: Any) -> Setting:
     return Setting(name, tuple(flags.split()), group, text, Form.TEXT, value=value, **more)
 
 
-def _flag(name: str, flags: str, group: Group, text: str) -> Setting:
-    return Setting(name, tuple(flags.split()), group, text)
+def _flag(name: str, flags: str, group: Group, text: str, **more: Any) -> Setting:
+    return Setting(name, tuple(flags.split()), group, text, **more)
 
 
 def _choice(name: str, flags: str, group: Group, choices: tuple[str, ...], text: str, **more: Any) -> Setting:
@@ -154,6 +171,7 @@ _SELECT = (
         "--only-frozen",
         Group.VIEW,
         "In place: hide what is mounted in these trees and not frozen.",
+        layout="in-place",
     ),
 )
 
@@ -174,6 +192,7 @@ _MOUNT_ROOT = _text(
     "Where a merged view is mounted; in directories that root alone can change.",
     default="/kopia",
     shows_default=True,
+    layout="merged",
     completion=Completion.DIRECTORIES,
 )
 
@@ -184,6 +203,7 @@ _ENGINE = (
         Group.ENGINE,
         "COMMAND",
         "Run COMMAND with the view's root as its last argument instead of kopia.",
+        words=True,
     ),
     _choice(
         "engine",
@@ -198,6 +218,7 @@ _ENGINE = (
         Group.ENGINE,
         "REPOSITORY",
         "restic, Borg: their repository, instead of RESTIC_REPOSITORY or BORG_REPO.",
+        engines=("restic", "borg"),
         completion=Completion.DIRECTORIES,
     ),
     _text(
@@ -206,8 +227,17 @@ _ENGINE = (
         Group.ENGINE,
         "NAME",
         "Borg: the archive's name, where {instant} stands for the time.  [default: {hostname}-{instant}]",
+        engines=("borg",),
     ),
-    _text("options", "-o --options", Group.ENGINE, "OPTIONS", "More options for the engine or COMMAND.", default=""),
+    _text(
+        "options",
+        "-o --options",
+        Group.ENGINE,
+        "OPTIONS",
+        "More options for the engine or COMMAND.",
+        default="",
+        words=True,
+    ),
     _text(
         "writable",
         "--writable",
@@ -215,6 +245,7 @@ _ENGINE = (
         "PATH",
         "In place: a directory that the engine must write to stays live. Repeatable.",
         repeated=True,
+        layout="in-place",
         completion=Completion.DIRECTORIES,
     ),
     _flag(
@@ -222,6 +253,8 @@ _ENGINE = (
         "--skip-unchanged",
         Group.ENGINE,
         "kopia, in place: where nothing has changed, let the last snapshot stand, and read nothing.",
+        engines=("kopia",),
+        layout="in-place",
     ),
     _LAYOUT,
     _MOUNT_ROOT,
@@ -231,6 +264,7 @@ _ENGINE = (
         Group.VIEW,
         "NAME",
         "Use DIR/NAME, so that this selection has a history of its own.",
+        layout="merged",
     ),
 )
 
@@ -287,7 +321,13 @@ _BACKUP = (
         alone="3650d",
     ),
     _REQUIRE_ATOMIC,
-    _flag("no_maintenance", "--no-maintenance", Group.ENGINE, "Leave kopia's own maintenance out."),
+    _flag(
+        "no_maintenance",
+        "--no-maintenance",
+        Group.ENGINE,
+        "Leave kopia's own maintenance out.",
+        engines=("kopia",),
+    ),
     _text(
         "schedule",
         "--schedule",
@@ -424,3 +464,40 @@ COMMANDS: Mapping[str, tuple[Setting, ...]] = {
     "schedule run": (replace(_SCHEDULE, completion=None),),
 }
 """The options of each command, in the order of its help."""
+
+
+_NOT_IN_A_FILE = frozenset({"dry_run", "schedule"})
+"""Options of a backup that are about one run alone."""
+
+_ONLY_IN_A_FILE = (
+    Setting("nice", (), Group.ENGINE, "The engine's nice value.", Form.NUMBER, value="N", least=-20, most=19),
+    _choice(
+        "ionice",
+        "",
+        Group.ENGINE,
+        ("idle", *(f"best-effort:{level}" for level in range(8))),
+        "Linux: the engine's I/O class, as ionice(1) has it.",
+    ),
+    _text(
+        "calendar", "", Group.SCHEDULE, "SPEC", "When, as systemd.time(7) has it: 'Mon..Fri 02:30'.", default="daily"
+    ),
+    _duration("random_delay", "", Group.SCHEDULE, "Up to how long each start is delayed."),
+    _flag(
+        "persistent", "", Group.SCHEDULE, "Make up for a start that was missed while the machine was off.", default=True
+    ),
+    _flag("on_battery", "", Group.SCHEDULE, "Start on battery power, too.", default=True),
+)
+
+TABLES: Mapping[str, tuple[Setting, ...]] = {
+    group.value: tuple(
+        setting
+        for setting in (*_BACKUP, *_ONLY_IN_A_FILE)
+        if setting.group is group and setting.name not in _NOT_IN_A_FILE
+    )
+    for group in Group
+    if group is not Group.OUTPUT
+}
+"""The tables of a profile, and the settings in each."""
+
+WITH_ENVIRONMENT = ("engine", "hooks")
+"""The tables that have a table ``environment``: variables and their values, or where these are."""
