@@ -195,8 +195,10 @@ class CallerStreams:
 
     def after_signal(self, tell: Callable[[object], None], /) -> None:
         """Follow the terminal's size; stop and resume with the caller."""
-        came = set(self._signals)
-        self._signals.clear()
+        came = set()
+        while self._signals:
+            # One at a time: the next may arrive between any two steps.
+            came.add(self._signals.pop())
         if self._terminal is not None:
             self._terminal.fit()
             if signal.SIGCONT in came:
