@@ -16,6 +16,7 @@ from kopiatomic.cli.history import history
 from kopiatomic.cli.inside import execute, shell
 from kopiatomic.cli.plan import plan
 from kopiatomic.cli.recover import recover
+from kopiatomic.cli.run import run
 from kopiatomic.cli.schedule import schedule
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.system import inherited
@@ -41,7 +42,7 @@ def cli() -> None:
     """Freeze datasets at one instant and back them up."""
 
 
-for command in (backup, plan, execute, shell, recover, history, schedule):
+for command in (backup, run, plan, execute, shell, recover, history, schedule):
     cli.add_command(command)
 
 

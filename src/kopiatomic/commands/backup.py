@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import replace
+from functools import partial
 
 from kopiatomic import engines
 from kopiatomic.commands.failures import require_root_to_freeze
@@ -71,8 +72,14 @@ class _Run:
         self._options = options
         self._report = report
         self._listener = listener
-        self._handed = credentials.take(os.environ)
+        folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        taken = credentials.take(os.environ)
+        # A dry run needs no secret, and may be anybody's.
+        find = credentials.plain if options.dry_run else partial(credentials.resolve, folder=folder)
+        own, of_hooks = find(options.variables), find(options.hook_variables)
+        self._handed = {**taken, **own.values}
         """What the engine alone has in its environment."""
+        self._of_hooks = of_hooks.values
         self._engine = engine = engines.create(
             command,
             extra,
@@ -84,7 +91,9 @@ class _Run:
         )
         if options.skip_unchanged:
             skipping.require(engine, options.layout)
-        self._secrets = Secrets(called.words, os.environ, [*engine.secrets, *self._handed.values()])
+        self._secrets = Secrets(
+            called.words, os.environ, [*engine.secrets, *taken.values(), *own.secrets, *of_hooks.secrets]
+        )
         listener.hide(self._secrets)
         self._shown = self._secrets.command_line(["kopiatomic", *called.words])
         """The command line as it may be shown."""
@@ -183,7 +192,7 @@ class _Run:
             if options.pre_hook is not None:
                 self._listener.phase("running the hook -p")
                 with report.phase("pre-hook"):
-                    told = shell.variables(report.run_id, report.plan)
+                    told = {**self._of_hooks, **shell.variables(report.run_id, report.plan)}
                     shell.run(options.pre_hook, "-p", told, options.hook_timeout, self._secrets)
             made = self._backup(session, repository)
             with report.phase("maintenance"):
@@ -204,7 +213,7 @@ class _Run:
         self._listener.phase("running the hook -q")
         with report.phase("post-hook"), signals.deferred():
             try:
-                told = {**shell.variables(report.run_id, report.plan), **outcome}
+                told = {**self._of_hooks, **shell.variables(report.run_id, report.plan), **outcome}
                 shell.run(line, "-q", told, self._options.hook_timeout, self._secrets)
             except KopiatomicError as error:
                 report.hook_error = error

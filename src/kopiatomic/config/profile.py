@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kopiatomic import presence
+from kopiatomic.config.credentials import Source
 from kopiatomic.config.options import duration
 from kopiatomic.config.positions import Path, Position, index
 from kopiatomic.config.settings import TABLES, WITH_ENVIRONMENT, Form, Setting
@@ -51,6 +52,12 @@ class Origin:
     text: str
     """The line at that place."""
 
+    @property
+    def place(self) -> str:
+        """The file with line and column, as shown to a person."""
+        at = "" if self.position is None else f":{self.position.line}:{self.position.column}"
+        return f"{printable(self.file)}{at}"
+
 
 @immutable
 class Value:
@@ -72,13 +79,13 @@ class Problem:
 
     def lines(self) -> list[str]:
         """Return the problem as shown to a person: the place and what is wrong, the line, a mark below the key."""
-        position, path = self.origin.position, printable(self.origin.file)
+        position = self.origin.position
         if position is None:
-            return [f"{path}: {self.message}"]
+            return [f"{self.origin.place}: {self.message}"]
         before = self.origin.text[: position.column - 1]
         shown = _shown_line(self.origin.text)
         mark = " " * len(_shown_line(before)) + "^" * max(1, min(position.length, len(shown) - len(before)))
-        return [f"{path}:{position.line}:{position.column}: {self.message}", f"    {shown}", f"    {mark}"]
+        return [f"{self.origin.place}: {self.message}", f"    {shown}", f"    {mark}"]
 
 
 @immutable
@@ -101,11 +108,18 @@ class Profile:
     def options(self) -> dict[str, Any]:
         """Return the arguments that the command line of a backup would have, by the names of the settings."""
         known = {(table, setting.key): setting for table, settings in TABLES.items() for setting in settings}
-        return {
-            known[place].name: value.value
-            for place, value in self.values.items()
-            if known[place].flags or place[1] == "datasets"
-        }
+        return {known[place].name: value.value for place, value in self.values.items() if place[0] != "schedule"}
+
+    def sources(self, table: str) -> list[Source]:
+        """Return the variables of a table."""
+        found = []
+        for (of, name), value in self.environment.items():
+            if of == table:
+                form, given = (
+                    next(iter(value.value.items())) if isinstance(value.value, dict) else ("text", value.value)
+                )
+                found.append(Source(name, form, tuple(given) if isinstance(given, list) else given, value.origin.place))
+        return found
 
 
 class ProfileError(UsageError):

@@ -51,6 +51,7 @@ class Completion(StrEnum):
     DATASETS = "datasets"
     DIRECTORIES = "directories"
     SCHEDULES = "schedules"
+    PROFILES = "profiles"
 
 
 @immutable
@@ -126,6 +127,15 @@ _STATE_DIR = _text(
 _JSON = _flag("as_json", "--json", Group.OUTPUT, "One JSON document on stdout.")
 _VERBOSE = _flag("verbose", "--verbose", Group.OUTPUT, "Say more.")
 _QUIET = _flag("quiet", "--quiet", Group.OUTPUT, "Only warnings and errors.")
+_CONFIG_DIR = _text(
+    "config_dir",
+    "--config-dir",
+    Group.RECORDS,
+    "DIR",
+    "Where the profiles are.",
+    variable="KOPIATOMIC_CONFIG_DIR",
+    completion=Completion.DIRECTORIES,
+)
 _YES = _flag("yes", "--yes", Group.SCHEDULE, "Do not ask.")
 
 _SELECT = (
@@ -449,8 +459,18 @@ _INSTALL = (
     _YES,
 )
 
+_RUN = (
+    _text("profiles", "", Group.SELECT, "PROFILE...", "The profiles.", repeated=True, completion=Completion.PROFILES),
+    _flag("every_profile", "--all", Group.SELECT, "All profiles of the folder."),
+    _CONFIG_DIR,
+    *(setting for setting in _BACKUP if setting.name not in {"names", "everything", "version"}),
+)
+
+_PROFILE = _text("name", "", Group.SELECT, "NAME", "The profile.", completion=Completion.PROFILES)
+
 COMMANDS: Mapping[str, tuple[Setting, ...]] = {
     "backup": _BACKUP,
+    "run": _RUN,
     "plan": _PLAN,
     "exec": _INSIDE,
     "shell": _INSIDE,

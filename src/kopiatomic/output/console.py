@@ -203,7 +203,11 @@ class Console:
 
         Bytes of names that are not UTF-8 appear as lone surrogates (``\\udcff``).
         """
-        self.verbatim(json.dumps(self._secrets.hide_in(document), indent=indent))
+        self.verbatim(json.dumps(self.hidden(document), indent=indent))
+
+    def hidden(self, document: Any) -> Any:
+        """Return a JSON document without the secrets of this run."""
+        return self._secrets.hide_in(document)
 
     def verbatim(self, text: str) -> None:
         """Write to stdout what contains no secret, such as the content of a file that every user may read."""

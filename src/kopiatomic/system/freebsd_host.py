@@ -15,6 +15,7 @@ from kopiatomic.system.freebsd import Kernel
 class FreeBSDHost:
     """Satisfies :class:`kopiatomic.system.host.Host`."""
 
+    profiles = "/usr/local/etc/kopiatomic"
     zoned = "jailed"
     """zfs-jail(8); ``zoned`` is refused (``zfs_prop_init`` in OpenZFS's ``zcommon/zfs_prop.c``, 2.0 and later)."""
 

@@ -20,6 +20,9 @@ class Host(Protocol):
     zoned: str
     """ZFS's property that gives a dataset to a jail or a user namespace; its name differs between systems."""
 
+    profiles: str
+    """The folder of the profiles, where this system keeps such files (hier(7))."""
+
     def mounts(self) -> list[Mount]:
         """Return the mount table, in the order in which the mounts were made. Raises OSError, KopiatomicError."""
 

@@ -32,6 +32,7 @@ class LinuxHost:
     """Satisfies :class:`kopiatomic.system.host.Host`."""
 
     zoned = "zoned"
+    profiles = "/etc/kopiatomic"
 
     def mounts(self) -> list[Mount]:
         """Read /proc/self/mountinfo."""

@@ -21,9 +21,10 @@ KEEP = 4 << 20
 """How much of a program's output is kept by default (bytes)."""
 
 _KILLED_TIMEOUT = 5.0
+"""Seconds that a killed program has to end."""
+
 _CHANGES = ("mnt_want_write", "start_transaction", "sb_start_write", "sb_start_intwrite")
 """Functions of Linux that wait for a thaw, as they are seen in a stack."""
-"""Seconds that a killed program has to end."""
 
 _LOOK = 0.5
 """Seconds between two checks for signals that came while they were deferred."""
