@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from collections.abc import Iterable
 
 from kopiatomic.text import printable
 
@@ -193,10 +194,22 @@ def place_needed(what: str, place: str) -> KopiatomicError:
     )
 
 
-def pool_suspended(pool: str) -> KopiatomicError:
-    """Return the error for a pool whose devices have failed: with failmode=wait every request to it waits for ever."""
+DEVICES_SILENT = "its devices do not answer"
+"""Why a pool is suspended."""
+
+
+def suspension(pools: Iterable[str]) -> str:
+    """Say that pools are suspended."""
+    return f"the pool {', '.join(map(printable, pools))} is suspended"
+
+
+def pool_suspended(pool: str, consequence: str = "") -> KopiatomicError:
+    """Return the error for a pool whose devices have failed: with failmode=wait every request to it waits for ever.
+
+    ``consequence`` says what was not done because of it.
+    """
     return KopiatomicError(
-        f"the pool {printable(pool)} is suspended: its devices do not answer",
+        f"{consequence}{': ' if consequence else ''}{suspension([pool])}: {DEVICES_SILENT}",
         kind="pool-suspended",
         hint=f"See 'zpool status {pool}'; when the devices are back, 'zpool clear {pool}'.",
     )

@@ -21,5 +21,5 @@ def immutable(cls: type[T]) -> type[T]:
 
 
 def _shown(self: Any) -> str:
-    told = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self) if field.repr)
-    return f"{type(self).__qualname__}({', '.join(told)})"
+    shown = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self) if field.repr)
+    return f"{type(self).__qualname__}({', '.join(shown)})"

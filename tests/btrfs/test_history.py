@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from tests.btrfs.conftest import Gate
+from tests.btrfs.conftest import Family, Gate
 from tests.support.filesystems import Btrfs
+from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic
 from tests.support.schema import valid
 
@@ -134,3 +135,22 @@ def test_old_runs_go_when_the_time_to_keep_them_is_over(data: Path, run: Run, ru
     for _ in range(12):
         assert run("--keep-history", "0s", "-c", "true", data).returncode == 0
     assert len(runs("--limit", "100")) == 10
+
+
+def test_a_killed_run_is_told_as_such_also_after_a_run_with_another_state_directory(
+    data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, run: Run, runs: Any, tmp_path: Path
+) -> None:
+    with kopiatomic.started("--mount-root", root, "-c", gate.command, data) as process:
+        gate.wait()
+        family = Family.of(process.pid)
+        kill_together([family.keeper, family.launcher, family.main])
+        process.wait(10)
+    (killed,) = runs()
+    assert killed["result"] == "interrupted"
+    elsewhere = ("--state-dir", str(tmp_path / "elsewhere"))
+    assert run(*elsewhere, "--name", "other", "-c", "true", data).returncode == 0
+    assert runs()[0]["result"] == "interrupted"
+    # It removes what that run left, which the folder proves ours.
+    assert kopiatomic("recover", *elsewhere).returncode == 0
+    assert runs()[0]["result"] == "interrupted"
+    assert f"run {killed['run_id']} was interrupted" in kopiatomic("recover").stdout

@@ -235,6 +235,29 @@ def test_a_place_that_is_a_link_by_now_is_refused(data: Path, in_place: InPlace,
     assert document["error"]["kind"] == "place-missing", str(ended)
 
 
+@pytest.mark.parametrize("layout", ["in-place", "merged"])
+@pytest.mark.parametrize(
+    ("swap", "said"),
+    [
+        ("ln -s other {data}/part", "led to elsewhere"),
+        ("true", "removed or replaced it"),
+    ],
+)
+def test_a_named_part_that_its_owner_replaces_is_said_to_lead_elsewhere_or_to_be_gone(
+    layout: str, swap: str, said: str, data: Path, kopiatomic: Kopiatomic, root: Path
+) -> None:
+    """Not that it is one too many: the link leads to another part that is named as well."""
+    for name in ("part", "other"):
+        (data / name).mkdir()
+    hook = f"rmdir {data}/part && {swap.format(data=data)}"
+    where = () if layout == "in-place" else ("--mount-root", str(root))
+    words = ("--json", "--layout", layout, *where, "-p", hook, "-c", "true", data / "part", data / "other")
+    error = valid(kopiatomic(*words).stdout)["error"]
+    assert error["kind"] == "place-missing"
+    assert said in error["hint"]
+    assert "one of the two" not in error["hint"]
+
+
 def test_two_runs_of_the_same_exclude_each_other(data: Path, kopiatomic: Kopiatomic, gate: Gate) -> None:
     words = ["--layout", "in-place", "-c", gate.command, "-r", str(data)]
     with kopiatomic.started(*words) as process:

@@ -121,7 +121,7 @@ def test_where_it_cannot_be_seen_that_is_said(home: Path, kopia: Kopia, in_place
     (tmp_path / "sitecustomize.py").write_text(
         "import errno, os\nfrom kopiatomic.system import inotify\n"
         "def refuse(self): raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))\n"
-        "inotify.Reading.__init__ = refuse\n"
+        "inotify.AccessWatch.__init__ = refuse\n"
     )
     path = f"{tmp_path}:{SOURCE}"
     ended, document = in_place(home, env={**kopia.environment, "PYTHONPATH": path})

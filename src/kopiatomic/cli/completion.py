@@ -14,7 +14,7 @@ from kopiatomic.commands.profiles import folder
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import kind_of
 from kopiatomic.schedules import here
-from kopiatomic.system import host, pools, process
+from kopiatomic.system import host, pools, zfs_program
 
 LIMIT = 1.0
 """Seconds that ``zfs list`` may take. After that the mounted datasets from the mount table must do."""
@@ -42,10 +42,12 @@ def _listed() -> Iterable[str]:
     if not (host.here().has_zfs() if asked is None else asked):
         return ()
     try:
-        found = process.run(
+        # Whatever names it has found are of use, however it ended.
+        found = zfs_program.run(
             ["zfs", "list", "-H", "-o", "name", "-s", "name", "-t", "filesystem,volume", "-r", *(asked or ())],
             timeout=LIMIT,
             killed_timeout=_KILLED_TIMEOUT,
+            may_fail=True,
         )
     except (KopiatomicError, OSError):
         return ()

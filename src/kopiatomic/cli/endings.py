@@ -25,7 +25,7 @@ def called() -> Invocation:
     return found
 
 
-def told(load: Callable[[], T], console: Console) -> T:
+def or_end(load: Callable[[], T], console: Console) -> T:
     """Load something, or end with an error that says what is wrong with it."""
     from kopiatomic.errors import KopiatomicError
 

@@ -7,7 +7,7 @@ from typing import IO, Any
 import click
 
 from kopiatomic.cli.arguments import HELP, Command
-from kopiatomic.cli.endings import called, finish, told
+from kopiatomic.cli.endings import called, finish, or_end
 from kopiatomic.cli.options import options
 from kopiatomic.cli.selection import SELECTION
 
@@ -39,7 +39,7 @@ def plan(
         raise SystemExit(print_facts(Options(**options), console))
     found = None
     if from_facts is not None:
-        found = told(lambda: load(from_facts.read()), console)
+        found = or_end(lambda: load(from_facts.read()), console)
     report = run(Options(dry_run=True, facts=found, **options), console, called())
     if diff_last and report.plan is not None:
         compare(options["state_dir"], report, console)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from kopiatomic.cli.arguments import COMMAND, HELP, Command, WithCommand
-from kopiatomic.cli.endings import called, told
+from kopiatomic.cli.endings import called, or_end
 from kopiatomic.cli.options import options
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def install(
     words, meaning = meant(context.meta.get(COMMAND) or (), _all_commands(context))
     console = Console(called())
     wanted = ScheduleRequest(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
-    place = Place(told(here, console), called().program, os.environ)
+    place = Place(or_end(here, console), called().program, os.environ)
     raise SystemExit(run(wanted, place, console, yes=yes))
 
 
@@ -94,7 +94,7 @@ def show(*, name: str, as_json: bool) -> None:
     from kopiatomic.schedules import here
 
     console = Console(called())
-    raise SystemExit(run(told(here, console), console, name=name, as_json=as_json))
+    raise SystemExit(run(or_end(here, console), console, name=name, as_json=as_json))
 
 
 @schedule.command(context_settings=HELP)
@@ -106,7 +106,7 @@ def remove(*, name: str, yes: bool) -> None:
     from kopiatomic.schedules import here
 
     console = Console(called())
-    raise SystemExit(run(told(here, console), console, name=name, yes=yes))
+    raise SystemExit(run(or_end(here, console), console, name=name, yes=yes))
 
 
 # What schedules themselves start
@@ -133,7 +133,7 @@ def overdue(*, name: str) -> None:
     from kopiatomic.schedules import here
 
     console = Console(called())
-    raise SystemExit(run(told(here, console), console, name=name))
+    raise SystemExit(run(or_end(here, console), console, name=name))
 
 
 @schedule.command("run", context_settings=HELP, hidden=True)
@@ -153,7 +153,7 @@ def start(context: click.Context, /, *, name: str) -> None:
         _, meaning = meant(found.words, _all_commands(context))
         return make(replace(meaning, schedule=found.name), console, replace(called(), words=tuple(words)))
 
-    raise SystemExit(run(told(here, console), console, name=name, backup=made, environ=os.environ))
+    raise SystemExit(run(or_end(here, console), console, name=name, backup=made, environ=os.environ))
 
 
 def _all_commands(context: click.Context) -> click.Group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import kopiatomic
 from kopiatomic import presence
 from kopiatomic.engines.program import Program
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.system import host, process
+from kopiatomic.system import host, process, zfs_program
 from kopiatomic.text import ended, printable
 
 _LIMIT = 5.0
@@ -33,7 +33,7 @@ def lines() -> Iterator[str]:
         ),
         ("System", f"{_distribution()}, {system.sysname} {system.release} {system.machine}"),
         ("OpenZFS", _zfs()),
-        ("Btrfs", f"{_said('btrfs', '--version')}; kernel: {_btrfs_in_the_kernel()}"),
+        ("Btrfs", f"{_btrfs()}; kernel: {_btrfs_in_the_kernel()}"),
         ("kopia", _engine("kopia", "--version")),
         ("restic", _engine("restic", "version")),
         ("Borg", _engine("borg", "--version")),
@@ -58,13 +58,17 @@ def _distribution() -> str:
 
 def _zfs() -> str:
     """Return both versions from ``zfs version``: it asks the kernel for its own and needs no pool (zfs-version(8))."""
-    user, _, kernel = _said("zfs", "version").partition("\n")
+    user, _, kernel = _said(lambda: zfs_program.run(["zfs", "version"], timeout=_LIMIT, may_fail=True)).partition("\n")
     try:
         # The tools may be missing or older than the module.
         loaded = Path("/sys/module/zfs/version").read_text(encoding="utf-8").strip()
     except OSError:
         loaded = kernel if host.here().has_zfs() else ""
     return f"{user}; kernel: {loaded or 'not loaded'}"
+
+
+def _btrfs() -> str:
+    return _said(lambda: process.run(["btrfs", "--version"], timeout=_LIMIT))
 
 
 def _btrfs_in_the_kernel() -> str:
@@ -86,9 +90,10 @@ def _engine(name: str, word: str) -> str:
         return _NONE if error.kind == f"{name}-missing" else error.message
 
 
-def _said(name: str, word: str) -> str:
+def _said(run: Callable[[], process.Finished]) -> str:
+    """Return the output of a program, whatever its exit status, or why there is none."""
     try:
-        return _output(process.run([name, word], timeout=_LIMIT))
+        return _output(run())
     except FileNotFoundError:
         return _NONE
     except OSError as error:

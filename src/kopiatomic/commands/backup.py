@@ -14,7 +14,7 @@ from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.engines.engine import Backup, Job, Remembering, Repository
 from kopiatomic.engines.numbers import understood
-from kopiatomic.engines.written import Own, in_place, prepared, require_skipped
+from kopiatomic.engines.written import WrittenDirectory, in_place, prepared, require_skipped
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.hooks import shell
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
@@ -164,11 +164,13 @@ class _Run:
             return selected
         return prepared(self._written(repository, selected), selected, self._selecting.warn)
 
-    def _written(self, repository: Repository, selected: Plan) -> list[Own]:
+    def _written(self, repository: Repository, selected: Plan) -> list[WrittenDirectory]:
         """Return the directories that are written to while the engine reads."""
         paths = map(os.path.abspath, self._options.writable)
-        asked = [Own("--writable", path, repository.skips(path), _NOT_SKIPPED, asked=True) for path in paths]
-        return [*repository.own(selected), *asked]
+        asked = [
+            WrittenDirectory("--writable", path, repository.skips(path), _NOT_SKIPPED, asked=True) for path in paths
+        ]
+        return [*repository.written(selected), *asked]
 
     def _finish(self, backup: Backup) -> None:
         """Do what the engine postponed; the backup is saved, so nothing that goes wrong here makes it a failure."""
@@ -192,8 +194,8 @@ class _Run:
             if options.pre_hook is not None:
                 self._listener.phase("running the hook -p")
                 with report.phase("pre-hook"):
-                    told = {**self._of_hooks, **shell.variables(report.run_id, report.plan)}
-                    shell.run(options.pre_hook, "-p", told, options.hook_timeout, self._secrets)
+                    variables = {**self._of_hooks, **shell.variables(report.run_id, report.plan)}
+                    shell.run(options.pre_hook, "-p", variables, options.hook_timeout, self._secrets)
             made = self._backup(session, repository)
             with report.phase("maintenance"):
                 self._finish(made)
@@ -213,8 +215,8 @@ class _Run:
         self._listener.phase("running the hook -q")
         with report.phase("post-hook"), signals.deferred():
             try:
-                told = {**self._of_hooks, **shell.variables(report.run_id, report.plan), **outcome}
-                shell.run(line, "-q", told, self._options.hook_timeout, self._secrets)
+                variables = {**self._of_hooks, **shell.variables(report.run_id, report.plan), **outcome}
+                shell.run(line, "-q", variables, self._options.hook_timeout, self._secrets)
             except KopiatomicError as error:
                 report.hook_error = error
 
@@ -233,7 +235,7 @@ class _Run:
             checked = self._run_engine(frozen, job, made) if job.sources else _NOTHING_READ
         report.engine.end = checked.end if job.sources else None
         with report.phase("verify"), signals.deferred(), understood(engine.name):
-            report.engine.result = made.judge(checked.end, checked.equal)
+            report.engine.result = made.judge(checked.end, checked.collisions)
         self._conclude(checked, report.engine.result)
         if remembering is not None:
             saved = skipping.saved(job, remembering, report.engine.result)

@@ -200,14 +200,14 @@ class _Inside:
                 self._listener.notice(line)
         if report.plan.might_hang:
             self._listener.notice(f"hidden, for it might not answer: {first_few(report.plan.might_hang)}")
-        manner = StartOptions(
+        start_options = StartOptions(
             user=self._user,
             anywhere=self._is_shell,
             stop=signal.SIGHUP if self._is_shell else signal.SIGTERM,
         )
         # What is taken may have changed.
         self._write_lists(report.plan)
-        start = Start(Command(self._argv, {}), self._environment(report.plan, frozen.sets), manner)
+        start = Start(Command(self._argv, {}), self._environment(report.plan, frozen.sets), start_options)
         with report.phase("command"):
             try:
                 checked = frozen.supervisor.run(start, self._streams(), self._options.stop_timeout)
@@ -226,16 +226,18 @@ class _Inside:
     def _environment(self, plan: Plan, sets: Sets) -> Mapping[str, str]:
         instant = instant_text(sets.started_ns)
         callers = os.environ if self._user is None else self._secrets.withheld_from(os.environ)
-        told = {**shell.variables(self._report.run_id, plan), "KOPIATOMIC_INSTANT": instant}
+        variables = {**shell.variables(self._report.run_id, plan), "KOPIATOMIC_INSTANT": instant}
         if self._account is not None:
             name = self._account.pw_name
-            told |= {"HOME": self._account.pw_dir, "USER": name, "LOGNAME": name}
-            told["SHELL"] = self._account.pw_shell or _SHELL
+            variables |= {"HOME": self._account.pw_dir, "USER": name, "LOGNAME": name}
+            variables["SHELL"] = self._account.pw_shell or _SHELL
         elif in_place(plan, inherited.temporary_directory()):
-            told["TMPDIR"] = plan.scratch
+            variables["TMPDIR"] = plan.scratch
         if self._is_shell:
-            told |= _prompt(f"(frozen {instant[11:19]}Z) ", callers.get("PROMPT_COMMAND", ""), root=self._user is None)
-        return shell.environment(callers, told)
+            variables |= _prompt(
+                f"(frozen {instant[11:19]}Z) ", callers.get("PROMPT_COMMAND", ""), root=self._user is None
+            )
+        return shell.environment(callers, variables)
 
     def _conclude(self, checked: Checked) -> None:
         """Combine the command's end and the check of the mounts into the run's outcome."""

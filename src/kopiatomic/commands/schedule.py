@@ -163,13 +163,22 @@ def _confirm(question: str, *, yes: bool) -> None:
 
 
 def _ask(scheduler: Scheduler, schedule: Schedule, console: Console) -> None:
-    """Have the engine checked in the way the schedule will run, and report the result. Raises KopiatomicError."""
+    """Have files and engine checked in the way the schedule will run, and report the result. Raises KopiatomicError."""
+    for text in scheduler.verify(schedule):
+        console.warning(text)
+    unchecked = scheduler.unchecked
+    if unchecked:
+        console.warning(unchecked)
     answer = scheduler.ask(schedule)
-    if answer is None:
-        console.warning("the engine could not be checked in the unit's environment: systemd does not run here")
-        return
     if answer["error"] is not None:
         error = answer["error"]
+        if unchecked:
+            # In the chroot where a machine is being made, what is to be backed up may not exist yet.
+            console.warning(
+                f"in this place the backup could not be made: {error['message']}. It is installed all the same, since the "
+                f"machine that starts it may differ. {error['hint'] or ''}".rstrip()
+            )
+            return
         raise KopiatomicError(
             f"in the schedule's own environment: {error['message']}; nothing was installed",
             kind=error["kind"],
@@ -295,9 +304,10 @@ def _run(record: RunRecord) -> dict[str, Any]:
 def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
     schedule = standing.schedule
     following = scheduler.next(schedule.name)
+    idle = "" if scheduler.runs else "; systemd does not run here, and nothing is started before it does"
     lines = [
         f"{schedule.name}: kopiatomic {printable(shlex.join(schedule.words))}",
-        f"  Starts:        {_when(schedule)}" + (f", next {following}" if following else ""),
+        f"  Starts:        {_when(schedule)}" + (f", next {following}" if following else "") + idle,
     ]
     for label, record in (
         ("Last run:", standing.runs[0] if standing.runs else None),

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from kopiatomic.engines import program
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.lines import Lines
-from kopiatomic.engines.names import Equal
-from kopiatomic.engines.written import Own
+from kopiatomic.engines.names import NameCollisions
+from kopiatomic.engines.written import WrittenDirectory
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress, Target
@@ -81,7 +81,7 @@ class UnknownRepository:
     warnings: tuple[str, ...] = ()
     target: Target = Target()
 
-    def own(self, plan: Plan) -> list[Own]:
+    def written(self, plan: Plan) -> list[WrittenDirectory]:
         """Return nothing: the user has to say it (``--writable``)."""
         return []
 
@@ -110,7 +110,7 @@ class CommandBackup:
         """Pass everything through, line by line; empty ``data`` means that the stream has ended."""
         return list(self._lines[stream].feed(data))
 
-    def judge(self, end: EngineEnd, _equal: Equal) -> EngineResult:
+    def judge(self, end: EngineEnd, _collisions: NameCollisions) -> EngineResult:
         """Judge by the exit status: 0 is success, anything else is not. Nothing more is known about a user's program."""
         if end.status == 0:
             return EngineResult(saved=True, complete=True, message="")

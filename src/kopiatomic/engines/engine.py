@@ -7,8 +7,8 @@ from dataclasses import field
 from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
-from kopiatomic.engines.names import Equal
-from kopiatomic.engines.written import Own
+from kopiatomic.engines.names import NameCollisions
+from kopiatomic.engines.written import WrittenDirectory
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress, Target
 from kopiatomic.model.plan import Plan, Refusal
@@ -118,7 +118,7 @@ class Repository(Protocol):
     def target(self) -> Target:
         """Where it is, and the identity of its snapshots there."""
 
-    def own(self, plan: Plan) -> list[Own]:
+    def written(self, plan: Plan) -> list[WrittenDirectory]:
         """Return the directories that the engine writes to; matters in place. The plan may hold less than the one checked."""
 
     def skips(self, path: str) -> bool:
@@ -141,10 +141,10 @@ class Backup(Protocol):
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
         """Process output (``stream`` is "stdout" or "stderr"); return lines to pass through and any progress found."""
 
-    def judge(self, end: EngineEnd, equal: Equal) -> EngineResult:
+    def judge(self, end: EngineEnd, collisions: NameCollisions) -> EngineResult:
         """Return the outcome, from the engine's own output.
 
-        ``equal``: names in the view that become the same for an engine that does not keep bytes that are not text.
+        ``collisions``: names in the view that become the same for an engine that does not keep bytes that are not text.
         """
 
     def finish(self) -> list[str]:

@@ -15,7 +15,7 @@ _SHOWN = 20
 
 
 @immutable
-class Equal:
+class NameCollisions:
     """How many names become equal to another in their directory, and the paths of the first of them."""
 
     count: int = 0
@@ -27,7 +27,9 @@ def spelled(path: str, stand_in: str) -> str:
     return _NO_TEXT.sub(lambda _: stand_in, path)
 
 
-def look(root: int | None, directories: Sequence[str], stand_in: str, go_on: Callable[[], bool]) -> Equal:
+def find_collisions(
+    root: int | None, directories: Sequence[str], stand_in: str, go_on: Callable[[], bool]
+) -> NameCollisions:
     """Search for such names in directories and everything below, without crossing into other filesystems.
 
     ``root`` is the directory that stands for ``/``. Stops when ``go_on`` says so. A directory that cannot be opened is
@@ -47,7 +49,7 @@ def look(root: int | None, directories: Sequence[str], stand_in: str, go_on: Cal
                 paths += [os.path.normpath(f"/{path}/{name}") for name in found[:room]]
     finally:
         os.close(base)
-    return Equal(count, tuple(paths))
+    return NameCollisions(count, tuple(paths))
 
 
 def _walk(base: int, top: str) -> Iterator[tuple[str, int]]:

@@ -11,9 +11,9 @@ from dataclasses import replace
 from kopiatomic.engines import hidden_mounts, self_backup
 from kopiatomic.engines.engine import Backup, Job
 from kopiatomic.engines.flags import Given
-from kopiatomic.engines.names import Equal
+from kopiatomic.engines.names import NameCollisions
 from kopiatomic.engines.repository_client import RepositoryClient
-from kopiatomic.engines.written import Own, is_covered, source_of
+from kopiatomic.engines.written import WrittenDirectory, is_covered, source_of
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress, Saved, Target
 from kopiatomic.model.plan import Layout, Plan, Refusal
@@ -115,18 +115,22 @@ class NamedRepository(ABC):
         """The repository as it was given, and the identity of its snapshots."""
         return Target(printable(masked(self._program.where or "")), printable(self._program.identity))
 
-    def own(self, plan: Plan) -> list[Own]:
+    def written(self, plan: Plan) -> list[WrittenDirectory]:
         """Return its directories, which are excluded from every backup in place; a repository only if the user says so."""
         name = self._program.name
-        found = [Own(f"{name}'s {what}", path, skipped=True) for what, path in self._program.caches.items()]
+        found = [
+            WrittenDirectory(f"{name}'s {what}", path, skipped=True) for what, path in self._program.caches.items()
+        ]
         path = folder(self._program.where)
         source = source_of(looking.real(path), plan) if path is not None else None
         if path is not None and source is not None:
             real = looking.real(path)
             why = f"Have {name} leave it out (-o '--exclude={printable(real)}'), or move it out of what is backed up."
-            found.append(Own(f"{name}'s repository", path, bool({path, real} & excluded(self._program.given)), why))
+            found.append(
+                WrittenDirectory(f"{name}'s repository", path, bool({path, real} & excluded(self._program.given)), why)
+            )
         elif path is not None and is_covered(looking.real(path), plan):
-            found.append(Own(f"{name}'s repository", path, skipped=True))
+            found.append(WrittenDirectory(f"{name}'s repository", path, skipped=True))
         return found
 
     def skips(self, path: str) -> bool:
@@ -170,7 +174,7 @@ class RepositoryBackup(ABC):
     def _judge(self, end: EngineEnd) -> EngineResult:
         """Return the outcome, without the sources."""
 
-    def judge(self, end: EngineEnd, _equal: Equal) -> EngineResult:
+    def judge(self, end: EngineEnd, _collisions: NameCollisions) -> EngineResult:
         """Read the result, then check it against the repository. Never raises for the program's failures."""
         for stream in ("stdout", "stderr"):
             self.feed(stream, b"")

@@ -17,7 +17,7 @@ from kopiatomic.text import printable
 
 
 @immutable
-class Own:
+class WrittenDirectory:
     """A directory that an engine writes to; ``skipped`` means that it is never read as data."""
 
     what: str
@@ -89,7 +89,7 @@ def _made(path: str, *, mark: bool) -> bool:
         os.close(directory)
 
 
-def require_skipped(found: Sequence[Own], plan: Plan) -> None:
+def require_skipped(found: Sequence[WrittenDirectory], plan: Plan) -> None:
     """Raise KopiatomicError for a directory that is in a source and would be read as data."""
     for own in found:
         path = looking.real(own.path)
@@ -111,7 +111,7 @@ def require_skipped(found: Sequence[Own], plan: Plan) -> None:
             )
 
 
-def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> Plan:
+def prepared(found: Sequence[WrittenDirectory], plan: Plan, warn: Callable[[str], None]) -> Plan:
     """Return the plan with live places for directories that would be frozen or hidden; make (and mark) missing ones.
 
     Raises KopiatomicError for a directory that would be read as data.
@@ -131,8 +131,8 @@ def prepared(found: Sequence[Own], plan: Plan, warn: Callable[[str], None]) -> P
         try:
             mark = own.cache and source_of(path, plan) is not None
             if looking.call(partial(_made, path, mark=mark), path):
-                told = f"{own.what} {printable(path)} lies in this backup and was not marked as a cache"
-                warn(f"{told}: a {_TAG} is in it now")
+                what = f"{own.what} {printable(path)} lies in this backup and was not marked as a cache"
+                warn(f"{what}: a {_TAG} is in it now")
         except OSError as error:
             raise KopiatomicError(
                 f"{own.what} {printable(own.path)} cannot be made: {error.strerror}",

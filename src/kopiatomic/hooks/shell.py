@@ -37,7 +37,7 @@ def variables(run_id: str, plan: Plan) -> dict[str, str]:
     The lists are included if there is room for them; the files (``state/lists.py``) always are. A name with a newline is only
     in the files.
     """
-    told = {
+    described = {
         "KOPIATOMIC_RUN_ID": run_id,
         "KOPIATOMIC_ROOT": plan.top,
         "KOPIATOMIC_SOURCES_FILE": locks.list_of(run_id, "sources"),
@@ -46,24 +46,24 @@ def variables(run_id: str, plan: Plan) -> dict[str, str]:
     named = {"KOPIATOMIC_SOURCES": plan.sources, "KOPIATOMIC_DATASETS": lists.dataset_names(plan)}
     joined = {key: "\n".join(name for name in names if "\n" not in name) for key, names in named.items()}
     fits = sum(len(os.fsencode(text)) for text in joined.values()) <= _ROOM
-    return told | joined if fits else told
+    return described | joined if fits else described
 
 
-def environment(base: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
+def environment(base: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
     """Return an environment with the variables of a run, and nothing of another run in which kopiatomic may itself be running."""
-    return {name: value for name, value in base.items() if name not in _OF_A_RUN} | dict(told)
+    return {name: value for name, value in base.items() if name not in _OF_A_RUN} | dict(variables)
 
 
-def run(line: str, flag: str, told: Mapping[str, str], timeout: float, secrets: Secrets) -> None:
+def run(line: str, flag: str, variables: Mapping[str, str], timeout: float, secrets: Secrets) -> None:
     """Run a shell line to its end; its output goes to our stderr, and its children end with it.
 
     ``timeout`` is in seconds; ``secrets`` are kept from it. Where signals are deferred (``-q``), the second signal
     ends the line. Raises KopiatomicError if it fails, and Interrupted.
     """
     shown = printable(secrets.hide(line))
-    told = environment(secrets.withheld_from(os.environ), told)
+    whole = environment(secrets.withheld_from(os.environ), variables)
     try:
-        status = process.run_with_family(["/bin/sh", "-c", line], timeout=timeout, environment=told)
+        status = process.run_with_family(["/bin/sh", "-c", line], timeout=timeout, environment=whole)
     except process.ImpatientError:
         raise KopiatomicError(
             f"the hook {flag} was ended by a second signal: {shown}",

@@ -156,8 +156,8 @@ def shielded(plan: Plan) -> list[str]:
 
 def other_filesystems(plan: Plan) -> list[Uncovered]:
     """Return what is mounted in the trees, is not frozen, and is not a dataset with a verdict in the plan."""
-    told = {judged.name for judged in plan.judged}
-    return [u for u in plan.uncovered if u.source not in told and u.point not in told]
+    listed = {judged.name for judged in plan.judged}
+    return [u for u in plan.uncovered if u.source not in listed and u.point not in listed]
 
 
 def uncovered(other: Uncovered) -> str:

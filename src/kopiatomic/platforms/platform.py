@@ -10,7 +10,7 @@ from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.plan import Plan
 from kopiatomic.platforms.steps import Step, View
 
-Record = Callable[[Sequence[Intent]], None]
+RecordIntents = Callable[[Sequence[Intent]], None]
 """Records what else is about to be made. Raises StateError; then it must not be made."""
 
 
@@ -32,7 +32,7 @@ class MountedView(Protocol):
         Empty if they see the same. Only root can follow it.
         """
 
-    def watch(self, sources: Sequence[str]) -> Reading | None:
+    def watch(self, sources: Sequence[str]) -> AccessWatch | None:
         """Observe from now on which of the sources, given by the program's paths, are looked into; None if impossible here.
 
         Called when nothing else looks into the view until the program runs. Raises OSError.
@@ -48,7 +48,7 @@ class MountedView(Protocol):
         """
 
 
-class Reading(Protocol):
+class AccessWatch(Protocol):
     """Observes which sources are looked into while a program runs."""
 
     def fileno(self) -> int:
@@ -61,8 +61,8 @@ class Reading(Protocol):
         """Return the sources that no process has looked into. Called once, last, before we look into the view ourselves."""
 
 
-class Outside(Protocol):
-    """What must be followed of the system outside the view, while a program runs in it."""
+class HostWatcher(Protocol):
+    """What must be followed of the host, outside the view, while a program runs in it."""
 
     def fileno(self) -> int:
         """Return a descriptor that has priority data for poll(2) (POLLPRI) when there are events."""
@@ -91,7 +91,7 @@ class Platform(Protocol):
     def directories(self, root: str, run_id: str) -> Sequence[str]:
         """Return the directories that a run needs exclusively for its view: the mount root, and others."""
 
-    def view(self, plan: Plan, steps: Sequence[Step], run_id: str, record: Record) -> MountedView:
+    def view(self, plan: Plan, steps: Sequence[Step], run_id: str, record: RecordIntents) -> MountedView:
         """Return the view of a run."""
 
     def adopt(self) -> None:
@@ -100,7 +100,7 @@ class Platform(Protocol):
     def fork(self) -> int:
         """Fork the launcher in the keeper. Raises KopiatomicError, OSError."""
 
-    def enter(self) -> Outside | None:
+    def enter(self) -> HostWatcher | None:
         """In the launcher, first: end with the keeper, and enter the namespaces of the view. Raises KopiatomicError, OSError."""
 
     def tie(self) -> None:

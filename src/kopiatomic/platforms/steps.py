@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import field, replace
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import KINDS
@@ -70,6 +71,38 @@ class Step:
         return KINDS.get(self.shows)
 
 
+NO_PLACE = (
+    "The directory that it is mounted on did not exist at the instant of the snapshot. Leave one of the two out, or back them up "
+    "with two commands and --name."
+)
+GONE = "Somebody removed or replaced it after this run had looked: run again."
+ELSEWHERE = (
+    "At the instant this path led to elsewhere: after this run had looked, somebody put a link in the place of a directory, and "
+    "what it leads to is not what was named. Run again; if the link stays, name the directory that is meant by a path without it."
+)
+"""What to do about a named dataset, or part, that is not in the view."""
+
+
+@immutable
+class Obstacle:
+    """Why something has no place in the view, in words, and what to do if it was named."""
+
+    text: str
+    hint: str = NO_PLACE
+
+    def further(self, text: str) -> Obstacle:
+        """Return it with more words."""
+        return replace(self, text=f"{self.text}{text}")
+
+    def gone(self, text: str) -> Obstacle:
+        """Return it as one that no other dataset is to blame for, with more words."""
+        return Obstacle(f"{self.text}{text}", GONE if self.hint == NO_PLACE else self.hint)
+
+    def missing(self, step: Step) -> Missing:
+        """Return the report of what has no place because of this."""
+        return Missing(step.dataset, step.place, self.text, hint=self.hint)
+
+
 @immutable
 class Missing:
     """A dataset whose place does not exist in what lies above it in the view; an empty place is an unknown one."""
@@ -79,6 +112,8 @@ class Missing:
     reason: str
     live: bool = False
     """Whether it is no dataset but a mount that would have been seen as it is."""
+    hint: str = field(default=NO_PLACE, compare=False)
+    """What to do about it where it was named."""
 
 
 @immutable
@@ -154,8 +189,7 @@ def named_and_missing(missing: Missing) -> KopiatomicError:
     return KopiatomicError(
         missing_text(missing),
         kind="place-missing",
-        hint="The directory that it is mounted on did not exist at the instant of the snapshot. Leave one of "
-        "the two out, or back them up with two commands and --name.",
+        hint=missing.hint,
     )
 
 

@@ -74,8 +74,9 @@ def recorded(selecting: Selecting, secrets: Secrets, shown: str) -> Iterator[Ses
     report, options = selecting.report, selecting.options
     for value in secrets.values:
         linux.hide_argument(value)
-    with locks.run(report.run_id) as held:
-        recorder = Recorder(Records(options.state_dir), report, secrets, selecting.warn)
+    records = Records(options.state_dir)
+    with locks.run(report.run_id, records.directory) as held:
+        recorder = Recorder(records, report, secrets, selecting.warn)
         recorder.begin(shown, options.keep_history, options.schedule or "")
         try:
             with failures_in(report):

@@ -29,7 +29,7 @@ _PAUSE = 0.05
 class _Ready:
     """From the holder: the view is there; with what the starter is to tell its caller."""
 
-    told: object
+    announcement: object
 
 
 @immutable
@@ -78,7 +78,7 @@ def _follow(holder: Channel, tell: Callable[[object], None] | None) -> int:
         try:
             message = holder.receive()
             if isinstance(message, _Ready) and tell is not None:
-                tell(message.told)
+                tell(message.announcement)
                 signals.check()
                 holder.send(_LetGo())
                 return SAVED
@@ -120,7 +120,7 @@ class Starter:
         self.has_let_go = False
         """Whether this process is on its own: nobody waits for an answer any more."""
 
-    def let_go(self, told: object) -> None:
+    def let_go(self, announcement: object) -> None:
         """Be on our own from now on, when the starter has told its caller that the view is there.
 
         Raises KopiatomicError if the starter has ended before, and Interrupted.
@@ -129,7 +129,7 @@ class Starter:
         # From here on the end of the channel says so: a starter that has let us go may end before we notice.
         host.here().end_with_parent(0)
         try:
-            self._channel.send(_Ready(told))
+            self._channel.send(_Ready(announcement))
             self._channel.receive()
         except ClosedError:
             raise KopiatomicError("the command that asked for this view has ended", kind="starter-ended") from None

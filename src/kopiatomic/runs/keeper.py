@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import select
-import signal
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -20,10 +19,10 @@ from kopiatomic.filesystems.backends import Maker
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets
-from kopiatomic.platforms.platform import MountedView, Platform, Record
+from kopiatomic.platforms.platform import MountedView, Platform, RecordIntents
 from kopiatomic.platforms.steps import steps_of
 from kopiatomic.runs import launcher
-from kopiatomic.system import host, inherited, worker
+from kopiatomic.system import children, host, inherited, worker
 from kopiatomic.system.channel import Channel, ClosedError, close_quietly
 
 _SPARE = 8
@@ -71,7 +70,7 @@ class Equipment:
     launcher_to_main: Channel
     platform: Platform
     run_id: str
-    record: Record
+    record: RecordIntents
     close_in_child: Callable[[], None]
     """Closes the main process's own ends."""
     orphaned: Callable[[Sequence[str]], None]
@@ -225,15 +224,13 @@ class _Keeper:
                     host.here().kill(self._launcher, watch)
         finally:
             os.close(watch)
-        with suppress(ChildProcessError):
-            os.waitpid(self._launcher, 0)
+        children.reap(self._launcher)
         self._launcher = None
         self._equipment.platform.end_orphans()
 
     def _end_launcher(self) -> None:
         if self._launcher is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self._launcher, signal.SIGKILL)
+            children.kill(self._launcher)
             self._wait_for_launcher()
 
     def _remove_view(self) -> None:

@@ -21,7 +21,7 @@ from kopiatomic.engines import names
 from kopiatomic.errors import KopiatomicError, StartError, advice_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd
-from kopiatomic.platforms.platform import MountedView, Outside, Platform, Reading
+from kopiatomic.platforms.platform import AccessWatch, HostWatcher, MountedView, Platform
 from kopiatomic.system import spawn
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
@@ -44,7 +44,7 @@ class Start:
 
     command: Command
     environment: Mapping[str, str]
-    manner: StartOptions = StartOptions()
+    options: StartOptions = StartOptions()
     sources: tuple[str, ...] = ()
     """What must be looked into, or the program has read something else; with its paths."""
     foreground: bool = False
@@ -109,7 +109,7 @@ class Checked:
     """The sources that no process has looked into."""
     unwatched: str = ""
     """Why that could not be observed, if so."""
-    equal: names.Equal = names.Equal()
+    collisions: names.NameCollisions = names.NameCollisions()
     """Names in the view that the program takes for one."""
 
 
@@ -155,16 +155,16 @@ class _Around:
 
     channel: Channel
     platform: Platform
-    outside: Outside | None
+    host_watcher: HostWatcher | None
     wakeup: int
 
 
 def main(channel: Channel, platform: Platform, view: MountedView) -> None:
     """Run as the launcher; returns to the caller only at its end."""
     try:
-        outside = platform.enter()
+        host_watcher = platform.enter()
         try:
-            _serve(channel, platform, outside, view)
+            _serve(channel, platform, host_watcher, view)
         finally:
             _clear(platform, view)
     except KopiatomicError as error:
@@ -174,7 +174,7 @@ def main(channel: Channel, platform: Platform, view: MountedView) -> None:
         return
 
 
-def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: MountedView) -> None:
+def _serve(channel: Channel, platform: Platform, host_watcher: HostWatcher | None, view: MountedView) -> None:
     """Mount the view, and run each program that the main process asks for. Raises ClosedError when that closes the channel.
 
     So the leader of a terminal's session does not end before the main process has read what the terminal has not shown yet.
@@ -183,9 +183,9 @@ def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: 
     wakeup, written = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(written, warn_on_full_buffer=False)
-    around = _Around(channel, platform, outside, wakeup)
+    around = _Around(channel, platform, host_watcher, wakeup)
     while True:
-        _wait(channel, outside)
+        _wait(channel, host_watcher)
         message = channel.receive()
         # What concerned the last program may come after its end.
         if isinstance(message, Check):
@@ -202,42 +202,42 @@ def _serve(channel: Channel, platform: Platform, outside: Outside | None, view: 
                 streams.close()
 
 
-def _wait(channel: Channel, outside: Outside | None) -> None:
+def _wait(channel: Channel, host_watcher: HostWatcher | None) -> None:
     """Wait for a message while no program runs."""
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
-    if outside is not None:
-        poll.register(outside.fileno(), select.POLLPRI)
+    if host_watcher is not None:
+        poll.register(host_watcher.fileno(), select.POLLPRI)
     while channel.fileno() not in (ready := {fd for fd, _ in poll.poll()}):
-        assert outside is not None
-        assert outside.fileno() in ready
-        outside.follow()
+        assert host_watcher is not None
+        assert host_watcher.fileno() in ready
+        host_watcher.follow()
 
 
 def _run(start: Start, around: _Around, view: MountedView, streams: ProgramStreams) -> Checked:
     """Run one program, end what it leaves running, and check the mounts. Raises KopiatomicError, ClosedError."""
     root = view.engine_root()
-    reading, unwatched = _watch(view, start.sources)
+    access_watch, unwatched = _watch(view, start.sources)
     try:
-        end = _Program(around, streams, reading).run(start, root)
+        end = _Program(around, streams, access_watch).run(start, root)
     finally:
         # The check looks into the view itself.
-        unread = reading.unread() if reading is not None else ()
+        unread = access_watch.unread() if access_watch is not None else ()
     strays = around.platform.end_others()
-    equal = _equal_names(around.channel, view, start.command, end)
-    return Checked(end, tuple(view.check()), strays, unread, unwatched, equal)
+    collisions = _collisions(around.channel, view, start.command, end)
+    return Checked(end, tuple(view.check()), strays, unread, unwatched, collisions)
 
 
-def _equal_names(channel: Channel, view: MountedView, command: Command, end: EngineEnd) -> names.Equal:
+def _collisions(channel: Channel, view: MountedView, command: Command, end: EngineEnd) -> names.NameCollisions:
     """Return the name pairs that became one in a backup that looks good; any message of the main process ends the search."""
     if not command.stand_in or end.status != 0 or end.stopped:
-        return names.Equal()
+        return names.NameCollisions()
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
-    return names.look(view.engine_root(), command.directories, command.stand_in, lambda: not poll.poll(0))
+    return names.find_collisions(view.engine_root(), command.directories, command.stand_in, lambda: not poll.poll(0))
 
 
-def _watch(view: MountedView, sources: Sequence[str]) -> tuple[Reading | None, str]:
+def _watch(view: MountedView, sources: Sequence[str]) -> tuple[AccessWatch | None, str]:
     """Return what observes whether the sources are looked into; None, and the reason, where that is impossible."""
     if not sources:
         return None, ""
@@ -257,12 +257,12 @@ def _clear(platform: Platform, view: MountedView) -> None:
 class _Program:
     """The life of an engine, or of any command: started, asked to stop when the main process says so, and waited for."""
 
-    def __init__(self, around: _Around, streams: ProgramStreams, reading: Reading | None) -> None:
+    def __init__(self, around: _Around, streams: ProgramStreams, access_watch: AccessWatch | None) -> None:
         self._channel = around.channel
         self._platform = around.platform
-        self._outside = around.outside
+        self._host_watcher = around.host_watcher
         self._wakeup = around.wakeup
-        self._reading = reading
+        self._access_watch = access_watch
         self._streams = streams
         self._cwd = _working_directory()
         self._stopped = False
@@ -285,22 +285,22 @@ class _Program:
             # When a terminal is gone, the kernel signals its session leader.
             signal.signal(signal.SIGHUP, lambda *_: _hang_up(pid))
         try:
-            return EngineEnd(os.waitstatus_to_exitcode(self._wait_for(pid, start.manner)), self._stopped)
+            return EngineEnd(os.waitstatus_to_exitcode(self._wait_for(pid, start.options)), self._stopped)
         finally:
             if self._terminal is not None:
                 # It is gone when the main process closes its end, whose number another process may have by then.
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
                 os.close(self._terminal)
 
-    def _wait_for(self, pid: int, manner: StartOptions) -> int:
+    def _wait_for(self, pid: int, options: StartOptions) -> int:
         """Return the program's status at its end. Raises ClosedError."""
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
         poll.register(self._channel.fileno(), select.POLLIN)
-        if self._outside is not None:
-            poll.register(self._outside.fileno(), select.POLLPRI)
-        if self._reading is not None:
-            poll.register(self._reading.fileno(), select.POLLIN)
+        if self._host_watcher is not None:
+            poll.register(self._host_watcher.fileno(), select.POLLPRI)
+        if self._access_watch is not None:
+            poll.register(self._access_watch.fileno(), select.POLLIN)
         while True:
             status = self._reap(pid)
             if status is not None:
@@ -308,12 +308,12 @@ class _Program:
             for fd, _ in poll.poll():
                 if fd == self._wakeup:
                     os.read(self._wakeup, 512)
-                elif self._outside is not None and fd == self._outside.fileno():
-                    self._outside.follow()
-                elif self._reading is not None and fd == self._reading.fileno():
-                    self._reading.follow()
+                elif self._host_watcher is not None and fd == self._host_watcher.fileno():
+                    self._host_watcher.follow()
+                elif self._access_watch is not None and fd == self._access_watch.fileno():
+                    self._access_watch.follow()
                 else:
-                    self._obey(pid, manner)
+                    self._obey(pid, options)
 
     def _take_terminal(self) -> None:
         """Lead a session that has the terminal: only then can the program be stopped and resumed in it (job control)."""
@@ -328,26 +328,26 @@ class _Program:
     def _spawn(self, start: Start, root: int | None) -> int:
         argv = list(start.command.argv)
         environment = {**start.environment, **start.command.environment}
-        streams, manner = self._streams, start.manner
-        setting = spawn.SpawnOptions(
+        streams, options = self._streams, start.options
+        spawn_options = spawn.SpawnOptions(
             streams.stdin,
             streams.stdout,
             streams.stderr,
             cwd=self._cwd,
             root=root,
-            user=manner.user,
+            user=options.user,
             terminal=self._terminal,
             foreground=start.foreground,
             first=self._platform.tie,
         )
         try:
             try:
-                pid = spawn.start(argv, environment, setting)
+                pid = spawn.start(argv, environment, spawn_options)
             except spawn.DirectoryError as error:
-                if not manner.anywhere:
+                if not options.anywhere:
                     raise _no_directory(self._cwd, error) from None
-                setting = replace(setting, cwd="/")
-                pid = spawn.start(argv, {**environment, "PWD": "/"}, setting)
+                spawn_options = replace(spawn_options, cwd="/")
+                pid = spawn.start(argv, {**environment, "PWD": "/"}, spawn_options)
         except spawn.UserError as error:
             raise KopiatomicError(
                 f"{printable(argv[0])} cannot be started as another user: {error.strerror}",
@@ -368,7 +368,7 @@ class _Program:
                 hint=advice_of(error) or "Is it installed and executable, also for root's PATH?",
                 number=error.errno or 0,
             ) from None
-        self._channel.send(Started(elsewhere=setting.cwd != self._cwd))
+        self._channel.send(Started(elsewhere=spawn_options.cwd != self._cwd))
         return pid
 
     def _reap(self, pid: int) -> int | None:
@@ -385,7 +385,7 @@ class _Program:
             if ended == 0:
                 return None
 
-    def _obey(self, pid: int, manner: StartOptions) -> None:
+    def _obey(self, pid: int, options: StartOptions) -> None:
         message = self._channel.receive()
         if isinstance(message, Suspend):
             os.killpg(pid, message.signum)
@@ -399,7 +399,7 @@ class _Program:
             if message.forcefully:
                 self._platform.kill_others()
             else:
-                os.kill(pid, manner.stop)
+                os.kill(pid, options.stop)
                 # A stopped program receives the signal only when it continues.
                 os.kill(pid, signal.SIGCONT)
 

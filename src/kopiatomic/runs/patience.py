@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import DEVICES_SILENT, KopiatomicError, suspension
 from kopiatomic.system import pools, process
 from kopiatomic.system.channel import Channel
 from kopiatomic.text import printable
@@ -71,16 +71,15 @@ class Patience:
 
     def obstacle(self) -> Obstacle | None:
         """Return what holds this process's children up now, or will."""
-        suspended = pools.suspended(self._names)
-        if suspended:
-            shown = ", ".join(map(printable, suspended))
+        silent = pools.suspended(self._names)
+        if silent:
             return Obstacle(
                 "pool-suspended",
-                f"the pool {shown} is suspended",
-                "its devices do not answer",
+                suspension(silent),
+                DEVICES_SILENT,
                 "its devices did not answer",
                 "See 'zpool status';",
-                f"when its devices are back: zpool clear {shown}",
+                f"when its devices are back: zpool clear {', '.join(map(printable, silent))}",
             )
         if self._others and process.child_waits_for_a_thaw():
             one = len(self._others) == 1

@@ -163,7 +163,7 @@ class Recorder:
 
     def _pass_on(self) -> bool:
         """Pass on the warnings of the records. Return whether there were any."""
-        told = bool(self.records.warnings)
+        any_came = bool(self.records.warnings)
         while self.records.warnings:
             self._warn(self.records.warnings.pop(0))
-        return told
+        return any_came

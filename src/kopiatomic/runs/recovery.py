@@ -22,11 +22,15 @@ from kopiatomic.state.liveness import Life
 from kopiatomic.state.locks import RunLocks
 from kopiatomic.state.ownership import Mark
 from kopiatomic.state.records import INTERRUPTED, NOT_RECORDED, Records, Unfinished
+from kopiatomic.state.state_file import NewerStateError, StateError
 from kopiatomic.system import signals, worker
 from kopiatomic.system.channel import Channel
 
 _TIMEOUT = 180.0
 """Seconds for the leftovers of one run."""
+
+_STALE = 1000
+"""How many lock files of killed runs may stay, whose records are in other state directories."""
 
 
 def kinds() -> dict[str, Leftovers]:
@@ -148,7 +152,7 @@ class Recovery:
 
         def clear() -> _Result:
             try:
-                return self._clear_here(run_id, _end_of(held))
+                return self._clear_here(run_id, held)
             finally:
                 held.let_go()
 
@@ -175,7 +179,8 @@ class Recovery:
                 raise
             raise patience.given_up.stops(stuck.pid) from None
 
-    def _clear_here(self, run_id: str, end: str) -> _Result:
+    def _clear_here(self, run_id: str, held: RunLocks) -> _Result:
+        end = _end_of(held)
         intents = self._records.intents(run_id)
         found, problems, unknown = _find(run_id, intents)
         found = list(map(self._allowed.settle, found))
@@ -187,6 +192,7 @@ class Recovery:
         gone = [i for i in intents if (i.kind, i.place) not in unknown and (i.place, i.name) not in kept]
         self._records.forget(run_id, gone)
         news = self._records.end_dead(run_id, end)
+        held.settle()
         return _Result(_with_problems(found, left), problems, end if news else "")
 
     def forget(self, mark: Mark) -> Life:
@@ -199,6 +205,7 @@ class Recovery:
                 return Life.ALIVE
             self._records.forget(mark.run_id)
             self._records.end_dead(mark.run_id, _end_of(held))
+            held.settle()
             return life
 
     def unrecorded(self, names: dict[str, set[str]] | None) -> Cleared:
@@ -263,12 +270,33 @@ class Recovery:
         self.cleared.leftovers = [*kept, *after]
 
     def remove_stale_files(self) -> None:
-        """Remove the lock files of killed runs."""
+        """Remove the lock files of killed runs, except of those whose end is not recorded yet.
+
+        That a run was killed is to be seen in its file alone, and another state directory may have its record. What no run with
+        that directory ever asks for stays until the next boot, up to :data:`_STALE` files.
+        """
         locks.remove_stale_roots()
+        try:
+            open_ends = {run.mark.run_id for run in self._records.unfinished() if not run.has_ended}
+        except (StateError, NewerStateError):
+            # Any of them may be a run of ours.
+            return
+        others = []
         for run_id in locks.runs():
-            if run_id != self._own:
-                with locks.claim(run_id):
-                    pass
+            if run_id == self._own or run_id in open_ends or locks.alive(run_id):
+                continue
+            if locks.records_of(run_id) in {"", self._records.directory}:
+                self._settle(run_id)
+            else:
+                others.append(run_id)
+        # The oldest first: an id begins with the time.
+        for run_id in others[: max(0, len(others) - _STALE)]:
+            self._settle(run_id)
+
+    def _settle(self, run_id: str) -> None:
+        with locks.claim(run_id) as held:
+            if held is not None:
+                held.settle()
 
 
 def _end_of(held: RunLocks) -> str:

@@ -43,7 +43,7 @@ class Streams(Protocol):
     def after_signal(self, tell: Callable[[object], None], /) -> None:
         """React to a signal; ``tell`` sends the launcher a message."""
 
-    def told(self, message: object, tell: Callable[[object], None], /) -> None:
+    def handle_message(self, message: object, tell: Callable[[object], None], /) -> None:
         """Handle a message of the launcher; ``tell`` answers."""
 
     def close(self) -> None:
@@ -88,7 +88,7 @@ class Pipes:
     def after_signal(self, _tell: Callable[[object], None], /) -> None:
         """Do nothing: the supervisor handles what ends a run."""
 
-    def told(self, _message: object, _tell: Callable[[object], None], /) -> None:
+    def handle_message(self, _message: object, _tell: Callable[[object], None], /) -> None:
         """Do nothing: an engine is neither stopped nor resumed."""
 
     def close(self) -> None:
@@ -212,7 +212,7 @@ class CallerStreams:
             self._stop(signal.SIGTSTP)
             tell(launcher.Resume(foreground=False))
 
-    def told(self, message: object, tell: Callable[[object], None], /) -> None:
+    def handle_message(self, message: object, tell: Callable[[object], None], /) -> None:
         """Give a stopped command the keyboard if it wants it, or else stop with it."""
         if isinstance(message, launcher.Started):
             self._started(message)

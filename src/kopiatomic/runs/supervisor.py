@@ -17,13 +17,13 @@ from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.filesystems.backends import Maker
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets
-from kopiatomic.platforms.platform import Platform, Record
+from kopiatomic.platforms.platform import Platform, RecordIntents
 from kopiatomic.platforms.steps import View, steps_of
 from kopiatomic.runs import keeper, launcher
 from kopiatomic.runs.patience import HeldUpError, Patience
 from kopiatomic.runs.streams import Streams
 from kopiatomic.state.ownership import PREFIX
-from kopiatomic.system import channel, host, libzfs_core, process, signals, worker
+from kopiatomic.system import channel, children, host, libzfs_core, process, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import first_few
 
@@ -60,7 +60,7 @@ class Supervisor:
         patience: Patience,
         *,
         platform: Platform,
-        record: Record,
+        record: RecordIntents,
     ) -> None:
         self._platform = platform
         self._record = record
@@ -151,7 +151,9 @@ class Supervisor:
         self._streams = streams
         with streams.attended():
             self._start(start, theirs)
-            stopping = _Stopping(self._launcher, stop_timeout, self._patience, shell=start.manner.stop == signal.SIGHUP)
+            stopping = _Stopping(
+                self._launcher, stop_timeout, self._patience, shell=start.options.stop == signal.SIGHUP
+            )
             result: launcher.Checked | None = None
             while result is None or streams.unfinished:
                 stopping.consider()
@@ -169,7 +171,7 @@ class Supervisor:
                         if isinstance(message, launcher.Checked):
                             result = message
                         else:
-                            streams.told(message, self._tell_launcher)
+                            streams.handle_message(message, self._tell_launcher)
         self._close_streams()
         if signals.count():
             # It may have received the same signal (systemctl stop signals the whole group) before the launcher was told.
@@ -300,12 +302,12 @@ class Supervisor:
             os.close(self._launcher_watch)
         self._close_streams()
         try:
-            if _has_ended(self._keeper_pid):
+            if children.has_ended(self._keeper_pid):
                 raise ClosedError
             self._release_keeper()
         except ClosedError:
             # The keeper was killed, and the launcher with it. End and remove in its place what does not end with them.
-            _reap(self._keeper_pid)
+            children.reap(self._keeper_pid)
             self._platform.end_orphans()
             self._remove_in_its_place()
         finally:
@@ -329,7 +331,7 @@ class Supervisor:
             self._leave_alone(self._keeper_pid)
             return
         self.left += message.left
-        _reap(self._keeper_pid)
+        children.reap(self._keeper_pid)
 
     def _remove_in_its_place(self) -> None:
         """Remove everything in another child: the last close of the descriptor may wait for a pool."""
@@ -369,19 +371,6 @@ class Supervisor:
             f"{what}, for which these processes still wait: {waiting}; {why}. They remove all of it then; if they were "
             "killed: kopiatomic recover"
         )
-
-
-def _has_ended(pid: int) -> bool:
-    """Whether a child has ended, without reaping it."""
-    try:
-        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
-    except ChildProcessError:
-        return True
-
-
-def _reap(pid: int) -> None:
-    with suppress(ChildProcessError):
-        os.waitpid(pid, 0)
 
 
 def _milliseconds(*intervals: float | None) -> float | None:

@@ -7,7 +7,6 @@ comment above, where ``kopiatomic schedule run`` reads them. Seen on FreeBSD 15.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,14 +16,22 @@ from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.schedules import crontab as spec
 from kopiatomic.schedules import files
-from kopiatomic.schedules.schedule import DAILY, HOURLY, Calendar, File, Schedule, command, described, understood
+from kopiatomic.schedules.schedule import (
+    DAILY,
+    HOURLY,
+    Calendar,
+    File,
+    Schedule,
+    answer_of,
+    command,
+    described,
+    understood,
+)
 from kopiatomic.state import ownership
-from kopiatomic.system import process
 from kopiatomic.text import printable
 
 _FOLDER = "usr/local/etc/cron.d"
 _PREFIX = "kopiatomic-"
-_CHECK_TIMEOUT = 600.0
 
 
 class Cron:
@@ -89,17 +96,18 @@ class Cron:
         text = files.text(self._path(name))
         return None if text is None else understood(text)
 
-    def ask(self, schedule: Schedule) -> Mapping[str, Any] | None:
+    @property
+    def unchecked(self) -> str:
+        """Return nothing: cron sets up no environment besides the one that :meth:`ask` asks in."""
+        return ""
+
+    def verify(self, schedule: Schedule) -> list[str]:
+        """Do nothing: cron has no check of its own, and :meth:`files` writes nothing but what crontab(5) describes."""
+        return []
+
+    def ask(self, schedule: Schedule) -> Mapping[str, Any]:
         """Ask in an environment equal to the schedule's."""
-        words = command(schedule, "schedule", "check", "--", *schedule.words)
-        try:
-            finished = process.run(words, timeout=_CHECK_TIMEOUT, environment=schedule.environment)
-            answer: Mapping[str, Any] = json.loads(finished.stdout)
-        except OSError as error:
-            raise _no_answer(error.strerror or str(error)) from None
-        except ValueError:
-            raise _no_answer(finished.why) from None
-        return answer
+        return answer_of(schedule, schedule.environment)
 
     def start(self, name: str) -> None:
         """Give the file its own second: cron finds it by itself, but confuses files of equal time (``find_user``, database.c)."""
@@ -131,11 +139,3 @@ class Cron:
     def next(self, name: str) -> str | None:
         """Return None: cron does not say."""
         return None
-
-
-def _no_answer(said: str) -> KopiatomicError:
-    return KopiatomicError(
-        f"the check in the schedule's environment gave no answer: {said}",
-        kind="no-answer",
-        hint="Is the program whole? 'kopiatomic --version --verbose'",
-    )

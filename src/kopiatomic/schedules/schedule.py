@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
-from kopiatomic.errors import UsageError
+from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
+from kopiatomic.system import process
 from kopiatomic.text import printable
+
+CHECK_TIMEOUT = 600.0
+"""Seconds for ``schedule check``. The engine's own questions have separate limits."""
 
 LATE = 3
 """After how many of its intervals without a complete success a schedule has failed."""
@@ -94,8 +98,15 @@ class Scheduler(Protocol):
     def read(self, name: str) -> Schedule | None:
         """Return what is installed by this name, changed by hand or not; None if nothing is. Raises KopiatomicError."""
 
-    def ask(self, schedule: Schedule) -> Mapping[str, Any] | None:
-        """Have ``kopiatomic schedule check`` answer as the schedule would run; None if that is impossible.
+    @property
+    def unchecked(self) -> str:
+        """What :meth:`verify` and :meth:`ask` cannot check on this machine, in words; empty if they check everything."""
+
+    def verify(self, schedule: Schedule) -> list[str]:
+        """Return what it says about the files of a schedule that are not written yet. Raises KopiatomicError if they are bad."""
+
+    def ask(self, schedule: Schedule) -> Mapping[str, Any]:
+        """Have ``kopiatomic schedule check`` answer as the schedule would run, or as nearly so as this machine permits.
 
         Raises KopiatomicError.
         """
@@ -147,6 +158,27 @@ def understood(text: str) -> Schedule | None:
         return Schedule(**{**found, "program": tuple(found["program"]), "words": tuple(found["words"])})
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def answer_of(schedule: Schedule, environment: Mapping[str, str]) -> Mapping[str, Any]:
+    """Have ``kopiatomic schedule check`` answer in an environment. Raises KopiatomicError if there is no answer."""
+    words = command(schedule, "schedule", "check", "--", *schedule.words)
+    try:
+        finished = process.run(words, timeout=CHECK_TIMEOUT, environment=environment)
+        answer: Mapping[str, Any] = json.loads(finished.stdout)
+    except OSError as error:
+        raise _no_answer(error.strerror or str(error)) from None
+    except ValueError:
+        raise _no_answer(finished.why) from None
+    return answer
+
+
+def _no_answer(said: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"the check in the schedule's environment gave no answer: {said}",
+        kind="no-answer",
+        hint="Is the program whole? 'kopiatomic --version --verbose'",
+    )
 
 
 def command(schedule: Schedule, *words: str) -> list[str]:

@@ -14,8 +14,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from importlib import resources
 from itertools import pairwise
@@ -24,8 +25,18 @@ from typing import Any
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, UsageError, advice_of, unforeseen
 from kopiatomic.schedules import files
-from kopiatomic.schedules.schedule import Calendar, File, Schedule, backup, command, described, understood
-from kopiatomic.system import process
+from kopiatomic.schedules.schedule import (
+    CHECK_TIMEOUT,
+    Calendar,
+    File,
+    Schedule,
+    answer_of,
+    backup,
+    command,
+    described,
+    understood,
+)
+from kopiatomic.system import host, process
 from kopiatomic.text import printable
 
 _UNITS = "etc/systemd/system"
@@ -37,8 +48,7 @@ _DROP_IN = "10-schedule.conf"
 """Sorts before ``override.conf``, which ``systemctl edit`` writes: an administrator's settings come later and win."""
 
 _TIMEOUT = 90.0
-_CHECK_TIMEOUT = 600.0
-"""Seconds. The engine's own questions have separate limits."""
+"""Seconds."""
 
 _LOOK_AHEAD = 8 * 24 * 60
 """How many starts to examine for the longest time between two: each minute of more than a week."""
@@ -145,11 +155,65 @@ class Systemd:
         text = files.text(self._path(f"kopiatomic@{name}.service.d/{_DROP_IN}"))
         return None if text is None else understood(text)
 
-    def ask(self, schedule: Schedule) -> Mapping[str, Any] | None:
-        """Ask in a temporary unit, with the settings of the real one (systemd-run(1))."""
+    @property
+    def unchecked(self) -> str:
+        """Return what needs systemd as the service manager: units are read, times computed and the engine asked without it."""
+        if self.runs:
+            return ""
+        return (
+            "systemd does not run here. Checked without it: the times and the units (systemd-analyze), and the engine, with the "
+            "schedule's environment and credentials. Not checked: whether the service as such can run (its limits, how systemd "
+            "hands credentials over), and whether this place sees what the machine that starts it does; when systemd runs, give "
+            "the same command again"
+        )
+
+    def verify(self, schedule: Schedule) -> list[str]:
+        """Without systemd running, have ``systemd-analyze verify`` read the units with what the administrator has added to them.
+
+        A running systemd says the same when the timer is started. Raises KopiatomicError if it refuses one.
+        """
+        if self.runs:
+            return []
+        units = (
+            f"kopiatomic@{schedule.name}.service",
+            f"kopiatomic@{schedule.name}.timer",
+            _recovery_unit(schedule.name),
+        )
+        with _scratch() as scratch:
+            for file in self.files(schedule):
+                path = os.path.join(scratch, os.path.relpath(file.path, self._units))
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, "w", encoding="utf-8") as copy:
+                    copy.write(file.content)
+            folders = [scratch, self._units, *(os.path.join(self._root, folder) for folder in _PACKAGED)]
+            # The folders of the system follow where the list ends with a colon (systemd.unit(5)).
+            where = {**os.environ, "SYSTEMD_UNIT_PATH": f"{':'.join(folders)}:", "LC_ALL": "C"}
+            finished = _run(
+                ["systemd-analyze", "--man=no", "--recursive-errors=no", "verify", *units], environment=where
+            )
+            said = [line.replace(scratch, self._units) for line in finished.errors.splitlines()]
+        # What the service manager merely ignores is an error to systemd-analyze, too.
+        if not any("has a bad unit file setting" in line for line in said):
+            return [f"systemd-analyze verify: {line}" for line in said]
+        raise KopiatomicError(
+            f"systemd refuses the units: {'; '.join(said)}; nothing was installed",
+            kind="bad-unit",
+            hint=f"Is it a setting of yours? See the files in {self._path(units[0])}.d and {self._path(units[1])}.d.",
+        )
+
+    def ask(self, schedule: Schedule) -> Mapping[str, Any]:
+        """Ask in a temporary unit, with the settings of the real one (systemd-run(1)).
+
+        Without systemd running: with exactly the environment and the credentials that it would have.
+        """
         if not self.runs:
-            return None
-        finished = _run(ask_argv(schedule), timeout=_CHECK_TIMEOUT)
+            with _scratch() as scratch:
+                for name, path in schedule.credentials.items():
+                    # The secret itself is written nowhere else.
+                    os.symlink(path, os.path.join(scratch, name))
+                handed = {"CREDENTIALS_DIRECTORY": scratch} if schedule.credentials else {}
+                return answer_of(schedule, {**schedule.environment, **handed})
+        finished = _run(ask_argv(schedule), timeout=CHECK_TIMEOUT)
         try:
             answer: Mapping[str, Any] = json.loads(finished.stdout)
         except ValueError:
@@ -194,8 +258,11 @@ class Systemd:
         return not set(_shown("ActiveState", *units).split()) <= {"inactive", "failed"}
 
     def waits(self, name: str) -> bool:
-        """Whether its timer is active, which it also is while the service runs; True if systemd does not run."""
-        return not self.runs or _shown("ActiveState", f"kopiatomic@{name}.timer").strip() == "active"
+        """Whether its timer is active, as it also is while the service runs; without systemd running, whether it is enabled."""
+        timer_ = f"kopiatomic@{name}.timer"
+        if not self.runs:
+            return _run(["systemctl", f"--root={self._root}", "--quiet", "is-enabled", timer_]).status == 0
+        return _shown("ActiveState", timer_).strip() == "active"
 
     def ending(self, name: str) -> str:
         """Return the service's own way, which sends SIGTERM to the run alone."""
@@ -319,6 +386,16 @@ def ask_argv(schedule: Schedule) -> list[str]:
     argv += [f"--setenv={name}={value}" for name, value in sorted(schedule.environment.items())]
     words = command(schedule, "schedule", "check", "--", *schedule.words)
     return [*argv, "--", *(word.replace("$", "$$") for word in words)]
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """Make a folder that only root can enter, where no user can exchange it; it goes with all that is in it."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="kopiatomic-check-", dir=host.run_directory()) as folder:
+            yield folder
+    except OSError as error:
+        raise unforeseen(error) from None
 
 
 def _bad_calendar(wanted: str, why: str) -> UsageError:

@@ -7,13 +7,13 @@ readable by root only, or by the user that a command runs as. Every view shows t
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
 from contextlib import suppress
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Plan
 from kopiatomic.state import locks
+from kopiatomic.system import safety
 
 _TRIES = 10
 """How often the directory is made again if another run, as the last, removes it at that moment."""
@@ -47,12 +47,13 @@ def _prepare() -> None:
     with suppress(FileExistsError):
         os.mkdir(directory(), 0o711)
     status = os.lstat(directory())
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-        raise KopiatomicError(
-            f"{directory()} is not a directory that only root can write to",
-            kind="lists",
-            hint=f"Look at it, then: chown root: {directory()}; chmod 711 {directory()}",
-        )
+    safety.require_own(
+        status,
+        f"{directory()} is not a directory",
+        shut=False,
+        kind="lists",
+        hint=f"Look at it, then: chown root: {directory()}; chmod 711 {directory()}",
+    )
 
 
 def _write(path: str, names: Iterable[str], owner: int) -> None:

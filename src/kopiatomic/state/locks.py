@@ -1,7 +1,8 @@
 """Kernel locks (flock) in one folder: one for each run, one for each view root, and a short one for changes to the folder.
 
 A lock lives as long as a process of its run: keeper and launcher inherit it. So a run's lock, never a process id or an age, tells
-whether it is alive. A run's files are removed with its last process, or by the next run's clean-up.
+whether it is alive. A run's files are removed with its last process. That of a run that was killed stays until its end is
+recorded: with the lock it shows that the run was killed, to whoever has its record, and names the directory of that.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import hashlib
 import json
 import os
 import re
-import stat
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +21,7 @@ from functools import cache
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, LockedError
 from kopiatomic.state.ownership import is_run_id
-from kopiatomic.system import channel, host, signals
+from kopiatomic.system import channel, host, safety, signals
 from kopiatomic.text import printable
 
 DIRECTORY = f"{host.run_directory()}/kopiatomic"
@@ -41,10 +41,13 @@ _CLAIMS = 5
 """How often to try to claim a dead run: a process that only checks whether it lives blocks the lock for a moment."""
 
 _CLEARING = "clearing"
-"""The content of a dead run's file while its leftovers are removed."""
+"""The word in a dead run's file while its leftovers are removed."""
 
 _END = b"end"
-"""The content of a run's file when it has been asked to end."""
+"""The word in a run's file when it has been asked to end."""
+
+_WORD = 32
+"""Bytes at the beginning of a run's file for such a word; what follows is the directory of the run's record."""
 
 _IDENTITY = "id"
 """The file with the directory's id."""
@@ -60,12 +63,13 @@ def prepare() -> None:
         status = os.lstat(DIRECTORY)
     except OSError as error:
         raise _no_lock(error) from None
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o077:
-        raise KopiatomicError(
-            f"{DIRECTORY} is not a directory that only root can enter",
-            kind="lock-directory",
-            hint=f"Look at it, then: chown root: {DIRECTORY}; chmod 700 {DIRECTORY}",
-        )
+    safety.require_own(
+        status,
+        f"{DIRECTORY} is not a directory",
+        shut=True,
+        kind="lock-directory",
+        hint=f"Look at it, then: chown root: {DIRECTORY}; chmod 700 {DIRECTORY}",
+    )
     _make_identity(DIRECTORY)
 
 
@@ -167,10 +171,20 @@ class RunLocks:
         self._kept = False
         self.died = False
         """For a claimed run: whether its file existed, which a run that ended in order removes."""
+        self._settled = True
 
     def add(self, path: str, fd: int) -> None:
         """Take over a locked file."""
         self._files[path] = fd
+
+    def claimed(self, *, died: bool) -> None:
+        """Take them as another run's, whose file stays, if it ``died``, until :meth:`settle` is called."""
+        self.died = died
+        self._settled = not died
+
+    def settle(self) -> None:
+        """Have the file of a claimed run removed: how it ended is recorded, or recorded nowhere."""
+        self._settled = True
 
     def keep(self) -> None:
         """Leave the files to a process of this run that continues alone and removes them."""
@@ -185,8 +199,10 @@ class RunLocks:
         if self._files and not self._kept:
             _remove_lists(self._run_id)
         for path, fd in reversed(self._files.items()):
-            if not self._kept:
+            if not self._kept and self._settled:
                 _remove(path, fd)
+            elif not self._kept:
+                _say(fd, "")
             channel.close_quietly(fd)
         self._files.clear()
 
@@ -216,15 +232,32 @@ def _remove(path: str, fd: int) -> None:
         return
 
 
+def _say(fd: int, word: str) -> None:
+    """Put a word into a run's file that we have locked. Raises KopiatomicError."""
+    _write(fd, word.ljust(_WORD).encode())
+
+
+def _write(fd: int, content: bytes) -> None:
+    try:
+        os.pwrite(fd, content, 0)
+    except OSError as error:
+        raise _no_lock(error) from None
+
+
 @contextmanager
-def run(run_id: str) -> Iterator[RunLocks]:
-    """Hold this run's lock, which marks it alive to other processes. Raises KopiatomicError."""
+def run(run_id: str, records: str) -> Iterator[RunLocks]:
+    """Hold this run's lock, which marks it alive to other processes; ``records`` is the directory of its record.
+
+    Raises KopiatomicError.
+    """
     prepare()
     held = RunLocks(run_id)
     fd = _open(_run_path(run_id), wait=True)
     assert fd is not None
     held.add(_run_path(run_id), fd)
     try:
+        # In one piece, and before there is a record: a file without it belongs to no record.
+        _write(fd, b" " * _WORD + os.fsencode(records))
         yield held
     finally:
         held.let_go()
@@ -293,7 +326,10 @@ def clean_up() -> Iterator[None]:
 
 @contextmanager
 def claim(run_id: str) -> Iterator[RunLocks | None]:
-    """Be the only process that clears what a dead run left; its file is removed at the end. Yield None if the run is alive."""
+    """Be the only process that clears what a dead run left. Yield None if the run is alive.
+
+    If the run was killed, its file stays unless :meth:`RunLocks.settle` is called.
+    """
     prepare()
     path = _run_path(run_id)
     died = has_file(run_id)
@@ -307,9 +343,8 @@ def claim(run_id: str) -> Iterator[RunLocks | None]:
         return
     held = RunLocks(run_id)
     held.add(path, fd)
-    held.died = died
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{_CLEARING} {os.getpid()}".encode(), 0)
+    held.claimed(died=died)
+    _say(fd, f"{_CLEARING} {os.getpid()}")
     try:
         yield held
     finally:
@@ -376,12 +411,26 @@ def cleared_by(run_id: str) -> str | None:
     """
     try:
         with open(_run_path(run_id), encoding="ascii", errors="replace") as file:
-            word, _, pid = file.read(64).partition(" ")
+            word, _, pid = file.read(_WORD).strip().partition(" ")
     except OSError as error:
         if presence.absent(error):
             return None
         raise _no_lock(error) from None
     return pid if word == _CLEARING else None
+
+
+def records_of(run_id: str) -> str:
+    """Return the directory with the record of a run that has a file here; empty if it did not come to one.
+
+    Raises KopiatomicError if that cannot be known.
+    """
+    try:
+        with open(_run_path(run_id), "rb") as file:
+            return os.fsdecode(file.read()[_WORD:])
+    except OSError as error:
+        if presence.absent(error):
+            return ""
+        raise _no_lock(error) from None
 
 
 def runs() -> list[str]:

@@ -235,12 +235,15 @@ class StateFile:
             raise self._unusable(error) from None
         if os.geteuid() != 0 and status.st_uid == 0:
             raise StateError("the records of runs are root's", kind="not-root", hint="sudo kopiatomic ...")
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & 0o022:
-            raise StateError(
-                f"the state directory {printable(self.directory)} is not one that only root can write to",
-                kind="state-directory",
-                hint=f"Look at it, then: chown root {printable(self.directory)}; chmod 700 {printable(self.directory)}",
-            )
+        shown = printable(self.directory)
+        safety.require_own(
+            status,
+            f"the state directory {shown} is not one",
+            shut=False,
+            kind="state-directory",
+            hint=f"Look at it, then: chown root {shown}; chmod 700 {shown}",
+            error=StateError,
+        )
 
     def _set_aside(self) -> None:
         """Rename a corrupt database and its journal, unless another run has done it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from kopiatomic import presence
 from kopiatomic.model.mounts import Mount, User
@@ -108,10 +108,6 @@ class FreeBSDHost:
     def end_with_parent(self, signum: int) -> None:
         """Use PROC_PDEATHSIG_CTL."""
         freebsd_processes.die_with_parent(self.kernel, signum)
-
-    def descriptors(self) -> Iterable[int]:
-        """Return all possible numbers: without a fdescfs(5), /dev/fd has the first three only."""
-        return range(os.sysconf("SC_OPEN_MAX"))
 
     def become(self, uid: int, gid: int, groups: Sequence[int]) -> None:
         """Change the ids: root's privileges go with the user id. A set-user-id program can gain them again."""

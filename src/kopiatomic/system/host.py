@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Protocol
 
@@ -82,9 +82,6 @@ class Host(Protocol):
 
     def end_with_parent(self, signum: int) -> None:
         """Have the kernel send this process a signal when its parent ends; none any more if it is 0. Raises OSError."""
-
-    def descriptors(self) -> Iterable[int]:
-        """Return the numbers that our open descriptors can have."""
 
     def become(self, uid: int, gid: int, groups: Sequence[int]) -> None:
         """Become a user irrevocably, also for all that this process will execute. Raises OSError."""

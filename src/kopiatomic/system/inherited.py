@@ -10,13 +10,16 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
 
 from kopiatomic.immutable import immutable
+from kopiatomic.system import descriptors
 
 UMASK = 0o022
 """The umask of our own processes: what needs a narrower mode sets it when it is made."""
+
+_MOST = 1 << 20
+"""How many descriptors the caller may have open where they cannot be listed: the kernel's own default limit (fs.nr_open)."""
 
 
 @immutable
@@ -83,13 +86,7 @@ def _settle_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             open_null()
-    for fd in _descriptors():
-        if fd > 2:
-            try:
-                os.set_inheritable(fd, False)
-            except OSError:
-                # Not open, or the descriptor of the listing itself.
-                continue
+    descriptors.keep_from_programs(_MOST)
 
 
 def open_null() -> int:
@@ -98,18 +95,6 @@ def open_null() -> int:
         return os.open(os.devnull, os.O_RDWR)
     except FileNotFoundError:
         return os.memfd_create("null")
-
-
-def _descriptors() -> Iterable[int]:
-    """Return the numbers that open descriptors can have.
-
-    Without a fdescfs(5), FreeBSD's /dev/fd has the first three only; in a chroot Linux may have no /proc.
-    """
-    try:
-        return map(int, os.listdir("/proc/self/fd"))
-    except OSError:
-        # The limit may be a thousand million; the kernel's own default is this (fs.nr_open).
-        return range(min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 20))
 
 
 def _settle_streams() -> None:

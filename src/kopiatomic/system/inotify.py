@@ -19,7 +19,7 @@ _HEADER = struct.Struct("iIII")
 _BUFFER = 1 << 16
 
 
-class Reading:
+class AccessWatch:
     """Which of some directories have not been looked into since this was made.
 
     Only events of the directory itself count: a process that opens a file in it, for example to execute it, has not looked into
@@ -60,13 +60,13 @@ class Reading:
 
 
 @contextmanager
-def watching() -> Iterator[Reading]:
+def watching() -> Iterator[AccessWatch]:
     """Yield a watch that stays, unless the block that adds its directories fails. Raises OSError."""
-    reading = Reading()
+    access_watch = AccessWatch()
     try:
-        yield reading
+        yield access_watch
     except OSError:
-        os.close(reading.fileno())
+        os.close(access_watch.fileno())
         raise
 
 

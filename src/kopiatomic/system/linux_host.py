@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kopiatomic import presence
@@ -142,10 +142,6 @@ class LinuxHost:
     def end_with_parent(self, signum: int) -> None:
         """Use PR_SET_PDEATHSIG."""
         linux.die_with_parent(signum)
-
-    def descriptors(self) -> Iterable[int]:
-        """List /proc/self/fd."""
-        return map(int, os.listdir("/proc/self/fd"))
 
     def become(self, uid: int, gid: int, groups: Sequence[int]) -> None:
         """Drop all capabilities, and root's keys."""

@@ -17,12 +17,11 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from functools import cache
 from typing import NoReturn, Self, TypeVar
 
 from kopiatomic.errors import EndError, KopiatomicError, end_of
-from kopiatomic.system import channel, signals, worker
+from kopiatomic.system import channel, children, descriptors, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
 
@@ -165,19 +164,8 @@ def _no_answer(path: str, pid: int) -> NoAnswerError:
 def _end(pid: int, steps: _Steps) -> None:
     """End a child that is no longer needed, and the program that it waits for; leave it alone if it waits for a path."""
     _, path = steps.last()
-    if path or not _stop(pid, signal.SIGTERM, _END_TIMEOUT):
-        _stop(pid, signal.SIGKILL, _KILLED_TIMEOUT)
-
-
-def _stop(pid: int, signum: int, timeout: float) -> bool:
-    """Whether a child has ended within some seconds after a signal; then it is reaped."""
-    os.kill(pid, signum)
-    deadline = time.monotonic() + timeout
-    while not os.waitpid(pid, os.WNOHANG)[0]:
-        if time.monotonic() >= deadline:
-            return False
-        time.sleep(0.002)
-    return True
+    if path or not children.stop(pid, signal.SIGTERM, _END_TIMEOUT):
+        children.stop(pid, signal.SIGKILL, _KILLED_TIMEOUT)
 
 
 def _serve(look: Callable[[], object], theirs: Channel, steps: _Steps) -> NoReturn:
@@ -202,22 +190,8 @@ def _begin(end: int, steps: _Steps | None) -> None:
     # The garbage collector must not close these numbers again, which may be reused now.
     gc.disable()
     signals.forget()
-    _close_all_but(end)
+    descriptors.close_all_but(end)
     worker.detach()
-
-
-def _close_all_but(end: int) -> None:
-    try:
-        # The limit may be a thousand million, and not every kernel closes a range at once.
-        numbers = map(int, os.listdir("/proc/self/fd"))
-    except OSError:
-        os.closerange(3, end)
-        os.closerange(end + 1, os.sysconf("SC_OPEN_MAX"))
-        return
-    for fd in numbers:
-        if fd > 2 and fd != end:
-            with suppress(OSError):
-                os.close(fd)
 
 
 def _answer(look: Callable[[], object]) -> object:
@@ -308,4 +282,4 @@ class Opener:
             ours, pid = self._child
             self._child = None
             ours.close()
-            _stop(pid, signal.SIGKILL, _KILLED_TIMEOUT)
+            children.stop(pid, signal.SIGKILL, _KILLED_TIMEOUT)

@@ -1,4 +1,8 @@
-"""Starts other programs: argv lists only, stdin from /dev/null, bounded in time, never left behind."""
+"""Starts other programs: argv lists only, stdin from /dev/null, bounded in time, never left behind.
+
+A program whose output is read here ends with this process, even if that is killed: the kernel signals it (:func:`_tied`). What it
+has started itself must notice its end, as ``borg serve`` and an ``ssh`` do by the end of their pipes. A hook is not ended so.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +18,14 @@ from dataclasses import field
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.system import channel, host, inherited, looking, signals
+from kopiatomic.system import channel, children, host, inherited, looking, signals
 from kopiatomic.text import ended, printable
 
 KEEP = 4 << 20
 """How much of a program's output is kept by default (bytes)."""
 
-_KILLED_TIMEOUT = 5.0
-"""Seconds that a killed program has to end."""
+KILLED_TIMEOUT = 5.0
+"""Seconds that a killed program has to end, by default."""
 
 _CHANGES = ("mnt_want_write", "start_transaction", "sb_start_write", "sb_start_intwrite")
 """Functions of Linux that wait for a thaw, as they are seen in a stack."""
@@ -91,14 +95,15 @@ def run(
     environment: Mapping[str, str] | None = None,
     keep: int = KEEP,
     take: Callable[[bytes], None] | None = None,
-    killed_timeout: float = _KILLED_TIMEOUT,
+    killed_timeout: float = KILLED_TIMEOUT,
 ) -> Finished:
     """Run a program to its end and return its output (at most ``keep`` bytes of each stream).
 
     ``timeout`` is in seconds, and so is ``killed_timeout``: how long a killed program has to end. ``take`` is called with each
     piece of standard output, which is then not kept. The program has no terminal, so that it cannot ask for a password. However
-    this function is left, the program and its process group have ended. Raises FileNotFoundError, PermissionError, OSError as
-    ``subprocess`` does, TimeLimitError, and Interrupted.
+    this function is left, the program and its process group have ended; if this process is killed, so is the program.
+
+    Raises FileNotFoundError, PermissionError, OSError as ``subprocess`` does, TimeLimitError, and Interrupted.
     """
     (finished,) = run_together(
         [argv], timeout=timeout, environment=environment, keep=keep, take=take, killed_timeout=killed_timeout
@@ -113,7 +118,7 @@ def run_together(
     environment: Mapping[str, str] | None = None,
     keep: int = KEEP,
     take: Callable[[bytes], None] | None = None,
-    killed_timeout: float = _KILLED_TIMEOUT,
+    killed_timeout: float = KILLED_TIMEOUT,
 ) -> list[Finished]:
     """Run programs in parallel, each as :func:`run` does, until the last has ended."""
     # A signal that came while signals were deferred no longer wakes a wait.
@@ -156,7 +161,7 @@ def run_with_family(argv: Sequence[str], *, timeout: float, environment: Mapping
             raise _too_long(argv, "did not", timeout) from None
         finally:
             os.close(watch)
-            _end(process, _KILLED_TIMEOUT)
+            _end(process, KILLED_TIMEOUT)
     return process.returncode
 
 
@@ -195,14 +200,11 @@ def _children_ended() -> Iterator[None]:
 
 def _end_all(strays: Callable[[], set[int]]) -> None:
     """Kill and reap, with a time limit: what waits in the kernel ends when the kernel lets it, and is then not our child."""
-    deadline = time.monotonic() + _KILLED_TIMEOUT
+    deadline = time.monotonic() + KILLED_TIMEOUT
     while (left := strays()) and time.monotonic() < deadline:
         for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                os.waitpid(pid, os.WNOHANG)
-            except (ProcessLookupError, ChildProcessError):
-                continue
+            children.kill(pid)
+            children.reap(pid, wait=False)
         time.sleep(_PAUSE)
 
 
@@ -225,8 +227,27 @@ def _popen(argv: Sequence[str], environment: Mapping[str, str] | None) -> subpro
         stderr=subprocess.PIPE,
         env=None if environment is None else dict(environment),
         start_new_session=True,
-        preexec_fn=inherited.hand_on,  # noqa: PLW1509 - this process has no threads
+        preexec_fn=_tied(),  # noqa: PLW1509 - this process has no threads
     )
+
+
+def _tied() -> Callable[[], None]:
+    """Return what a child of this process does before it becomes a program that must not outlive this process.
+
+    The kernel takes the thread that forks for the parent (prctl(2)); it waits here until the program has ended. A program that
+    waits in the kernel for something else than our pipes would not notice our end otherwise.
+    """
+    # Not in the child: each would load what that needs.
+    system, starter = host.here(), os.getpid()
+
+    def tie() -> None:
+        system.end_with_parent(signal.SIGKILL)
+        if os.getppid() != starter:
+            # It had ended before the kernel was asked to signal that.
+            os._exit(1)
+        inherited.hand_on()
+
+    return tie
 
 
 def _read(
@@ -276,7 +297,7 @@ def _too_long(argv: Sequence[str], what: str, timeout: float) -> TimeLimitError:
 def _ended(pid: int, deadline: float) -> bool:
     """Wait for a child's end without reaping it: until then its process group's number cannot be reused."""
     pause = 0.0005
-    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+    while not children.has_ended(pid):
         signals.check()
         if time.monotonic() >= deadline:
             return False

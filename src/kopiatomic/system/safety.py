@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 
 from kopiatomic import presence
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.paths import parents
 from kopiatomic.system import accounts, host
 from kopiatomic.text import printable
@@ -53,6 +54,26 @@ def movers(directory: int, name: str) -> str:
     except FileNotFoundError:
         return ""
     return f"user {accounts.user(owner)}" if owner != 0 else ""
+
+
+def is_own(status: os.stat_result, *, shut: bool) -> bool:
+    """Whether it is a directory of this process's user, which is root, to which others cannot write; ``shut``: nor enter it."""
+    closed = 0o077 if shut else 0o022
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid() and not status.st_mode & closed
+
+
+def require_own(
+    status: os.stat_result,
+    noun: str,
+    *,
+    shut: bool,
+    kind: str,
+    hint: str,
+    error: type[KopiatomicError] = KopiatomicError,
+) -> None:
+    """Refuse what is not one of our directories (:func:`is_own`). ``noun`` says what is not one. Raises ``error``."""
+    if not is_own(status, shut=shut):
+        raise error(f"{noun} that only root can {'enter' if shut else 'write to'}", kind=kind, hint=hint)
 
 
 def is_sticky(status: os.stat_result) -> bool:

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from kopiatomic import presence
 from kopiatomic.immutable import immutable
-from kopiatomic.system import host, inherited
+from kopiatomic.system import descriptors, host, inherited
 
 
 @immutable
@@ -63,49 +63,49 @@ _KINDS = (OSError, UserError, DirectoryError, InterpreterError)
 _ELSE, _AT_USER, _AT_DIRECTORY, _AT_INTERPRETER = range(4)
 
 
-def start(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnOptions) -> int:
+def start(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOptions) -> int:
     """Start a program. Return its process id.
 
     Raises DirectoryError, UserError, InterpreterError, and OSError if it cannot be executed for another reason.
     """
-    told, tells = os.pipe2(os.O_CLOEXEC)
+    failure_read, failure_write = os.pipe2(os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
-        _become(argv, environment, setting, tells)
-    os.close(tells)
+        _become(argv, environment, options, failure_write)
+    os.close(failure_write)
     try:
-        said = os.read(told, 16)
+        failure = os.read(failure_read, 16)
     finally:
-        os.close(told)
-    if said:
+        os.close(failure_read)
+    if failure:
         os.waitpid(pid, 0)
-        number, at = struct.unpack("=ii", said)
+        number, at = struct.unpack("=ii", failure)
         raise _KINDS[at](number, os.strerror(number))
     return pid
 
 
-def _become(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnOptions, tells: int) -> NoReturn:
+def _become(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOptions, failure_write: int) -> NoReturn:
     at = _ELSE
     try:
-        if setting.first is not None:
-            setting.first()
+        if options.first is not None:
+            options.first()
         # Before a signal could wake our parent through it.
         signal.set_wakeup_fd(-1)
-        _lead_a_group(setting)
-        _move_streams((setting.stdin, setting.stdout, setting.stderr))
-        if setting.user is not None:
-            _inherit_nothing_else()
-        if setting.root is not None:
-            os.fchdir(setting.root)
+        _lead_a_group(options)
+        _move_streams((options.stdin, options.stdout, options.stderr))
+        if options.user is not None:
+            descriptors.keep_from_programs()
+        if options.root is not None:
+            os.fchdir(options.root)
             # On FreeBSD a process already in a chroot or a jail may have no directory open (chroot(2)).
-            os.close(setting.root)
+            os.close(options.root)
             os.chroot(".")
-        if setting.user is not None:
-            user = setting.user
+        if options.user is not None:
+            user = options.user
             at = _AT_USER
             host.here().become(user.uid, user.gid, user.groups)
         at = _AT_DIRECTORY
-        os.chdir(setting.cwd)
+        os.chdir(options.cwd)
         at = _ELSE
         # Not earlier: the caller's limit of open files may be below the descriptors that were moved.
         inherited.hand_on()
@@ -113,31 +113,21 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], setting: SpawnO
     except OSError as error:
         if at == _ELSE and presence.absent(error) and shutil.which(argv[0], path=environment.get("PATH")):
             at = _AT_INTERPRETER
-        os.write(tells, struct.pack("=ii", error.errno or 0, at))
+        os.write(failure_write, struct.pack("=ii", error.errno or 0, at))
     finally:
         os._exit(127)
 
 
-def _lead_a_group(setting: SpawnOptions) -> None:
-    if setting.terminal is None:
+def _lead_a_group(options: SpawnOptions) -> None:
+    if options.terminal is None:
         os.setsid()
         return
     os.setpgid(0, 0)
-    if setting.foreground:
+    if options.foreground:
         # Otherwise a process that is not yet in the foreground is stopped for that.
         signal.signal(signal.SIGTTOU, signal.SIG_IGN)
-        os.tcsetpgrp(setting.terminal, os.getpid())
+        os.tcsetpgrp(options.terminal, os.getpid())
         signal.signal(signal.SIGTTOU, signal.SIG_DFL)
-
-
-def _inherit_nothing_else() -> None:
-    for fd in host.here().descriptors():
-        if fd > 2:
-            try:
-                os.set_inheritable(fd, False)
-            except OSError:
-                # It is not open, or no longer.
-                continue
 
 
 def _move_streams(streams: tuple[int, int, int]) -> None:

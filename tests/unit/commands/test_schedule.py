@@ -287,15 +287,76 @@ def test_the_answer_is_the_persons(machine: Machine, monkeypatch: pytest.MonkeyP
     assert tree(machine.root) != {}
 
 
-def test_where_no_systemd_runs_it_says_that_nothing_was_checked(
+def without_systemd(machine: Machine) -> None:
+    """As in a container, or in the chroot where a machine is made."""
+    shutil.rmtree(machine.root / "run")
+
+
+def test_where_no_systemd_runs_it_checks_what_can_be_checked_and_says_what_cannot(
     machine: Machine, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shutil.rmtree(machine.root / "run")
+    without_systemd(machine)
+    before = set(os.listdir("/run"))
     assert machine.install("tank") == 0
     written = capsys.readouterr()
-    assert "could not be checked in the unit's environment: systemd does not run here" in written.err
-    assert "Checked:" not in written.out
+    assert re.search(
+        r"systemd does not run here\. Checked without it: .*units.*engine.*Not checked: .*service", written.err
+    )
+    # With the credential, which alone has the password.
+    assert re.search(r"^Checked:    kopia \d.* in the schedule's own environment, 1 dataset", written.out, re.MULTILINE)
+    assert written.out.splitlines()[-1] == "Installed the files of home; it starts when systemd does."
     assert machine.said_to_systemctl() == [f"--quiet --root={machine.root} enable kopiatomic@home.timer"]
+    assert not [name for name in set(os.listdir("/run")) - before if "check" in name]
+
+
+def test_where_no_systemd_runs_a_backup_that_cannot_be_made_here_is_told_and_installed(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_systemd(machine)
+    machine.credential.write_text("wrong\n")
+    assert machine.install("tank") == 0
+    written = capsys.readouterr()
+    assert re.search(
+        r"in this place the backup could not be made: .*refuses the password.*installed all the same", written.err
+    )
+    assert "Checked:" not in written.out
+    assert machine.scheduler.names() == ["home"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "said", "code"),
+    [
+        ("[Timer]\nOnCalendar=\n", "systemd refuses the units: .*kopiatomic@home.timer.*nothing was installed", 1),
+        ("[Timer]\nPersistant=no\n", "Unknown key.*Persistant", 0),
+    ],
+)
+def test_where_no_systemd_runs_the_units_are_verified_with_what_the_administrator_added(
+    setting: str, said: str, code: int, machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_systemd(machine)
+    override = machine.root / UNITS / "kopiatomic@home.timer.d/override.conf"
+    override.parent.mkdir(parents=True)
+    override.write_text(setting)
+    assert machine.install("tank") == code
+    assert re.search(said, capsys.readouterr().err)
+    assert (machine.scheduler.names() == []) == bool(code)
+
+
+def test_where_no_systemd_runs_show_says_so_and_whether_it_will_be_started(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without_systemd(machine)
+    # The real one, which needs no running systemd for this.
+    (machine.base / "stand-ins/systemctl").unlink()
+    assert machine.install("tank") == 0
+    capsys.readouterr()
+    assert scheduling.show(machine.scheduler, Console(), name="home", as_json=False) == 0
+    said = capsys.readouterr().out
+    assert "systemd does not run here" in said
+    assert "OFF:" not in said
+    machine.scheduler.stop("home")
+    assert scheduling.show(machine.scheduler, Console(), name="home", as_json=False) == 0
+    assert "OFF:" in capsys.readouterr().out
 
 
 def test_a_foreign_file_stops_it_before_anything_is_written(
@@ -366,7 +427,7 @@ def test_removing_asks_and_refuses_while_a_run_lives(machine: Machine, capsys: p
     records = Records(machine.caller["KOPIATOMIC_STATE_DIR"])
     run = RunRecord("20261122T101112Z-01234567", "0", "k", "/kopia", 1.0, None, None, None, None, "home")
     records.begin(run, keep=1e9)
-    with locks.run(run.id):
+    with locks.run(run.id, ""):
         assert scheduling.remove(machine.scheduler, Console(), name="home", yes=True) == 1
     assert f"a run of the schedule home is alive: {run.id}" in capsys.readouterr().err
     assert machine.scheduler.names() == ["home"]
@@ -511,6 +572,7 @@ def test_show_says_what_came_of_them(
     here: dict[str, Any] = {"interval": HOUR, "state_dir": records.directory}
     for one in (schedule(**here), schedule("mail", words=("--name", "my mail", "tank"), **here)):
         write_all(on_linux, one, root)
+        on_linux.start(one.name)
     saved(records, 1, 1_700_000_000.0, 0)
     saved(records, 2, time.time(), 75)
     assert scheduling.show(on_linux, Console(), name="", as_json=False) == 0

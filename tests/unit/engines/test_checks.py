@@ -301,7 +301,7 @@ def test_a_password_in_a_url_is_masked() -> None:
 
 
 def owned(bench: EngineBench, *options: str) -> dict[str, tuple[str, bool]]:
-    return {o.what: (o.path, o.skipped) for o in bench.unasked(*options).own(bench.plan)}
+    return {o.what: (o.path, o.skipped) for o in bench.unasked(*options).written(bench.plan)}
 
 
 def test_restics_own_folders(restic_bench: EngineBench) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kopiatomic.engines.names import Equal, look, spelled
+from kopiatomic.engines.names import NameCollisions, find_collisions, spelled
 
 SIGN = "\ufffd"
 
@@ -24,7 +24,7 @@ def test_names_that_become_another_of_their_directory_are_found(tmp_path: Path) 
     (tmp_path / "deep" / "er").mkdir(parents=True)
     made(tmp_path, b"plain", "é".encode(), b"alone\xff")
     made(tmp_path / "deep", b"alone\xfe")
-    assert look(None, [str(tmp_path)], SIGN, lambda: True) == Equal()
+    assert find_collisions(None, [str(tmp_path)], SIGN, lambda: True) == NameCollisions()
     made(tmp_path / "deep" / "er", b"a\xff", b"a\xfe", b"b\xff", f"b{SIGN}".encode(), b"c\xff")
     (tmp_path / "deep" / os.fsdecode(b"d\xff")).mkdir()
     made(tmp_path / "deep", b"d\xfe")
@@ -36,7 +36,7 @@ def test_names_that_become_another_of_their_directory_are_found(tmp_path: Path) 
         b"deep/er/b\xff",
         "deep/er/b\ufffd".encode(),
     ]
-    found = look(None, [str(tmp_path)], SIGN, lambda: True)
+    found = find_collisions(None, [str(tmp_path)], SIGN, lambda: True)
     assert (found.count, sorted(found.paths)) == (6, sorted(f"{tmp_path}/{os.fsdecode(name)}" for name in names))
 
 
@@ -45,11 +45,11 @@ def test_a_root_stands_for_the_top_and_links_lead_nowhere(tmp_path: Path) -> Non
     made(tmp_path / "view" / "home", b"a\xff", b"a\xfe")
     (tmp_path / "view" / "link").symlink_to(tmp_path / "view" / "home")
     root = os.open(tmp_path / "view", os.O_RDONLY)
-    assert look(root, ["/home", "/link", "/gone"], SIGN, lambda: True).count == 2
+    assert find_collisions(root, ["/home", "/link", "/gone"], SIGN, lambda: True).count == 2
 
 
 def test_it_ends_when_it_is_told_to_and_names_no_more_than_twenty(tmp_path: Path) -> None:
     made(tmp_path, *(b"a%d\xff" % n for n in range(30)), *(b"a%d\xfe" % n for n in range(30)))
-    found = look(None, [str(tmp_path)], SIGN, lambda: True)
+    found = find_collisions(None, [str(tmp_path)], SIGN, lambda: True)
     assert (found.count, len(found.paths)) == (60, 20)
-    assert look(None, [str(tmp_path)], SIGN, lambda: False) == Equal()
+    assert find_collisions(None, [str(tmp_path)], SIGN, lambda: False) == NameCollisions()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from kopiatomic import engines
 from kopiatomic.engines import reader
 from kopiatomic.engines.reader import Entry, Kind, Reader, StoredSnapshot
 from kopiatomic.errors import KopiatomicError
-from tests.support import repositories
+from tests.support import moments, repositories
 from tests.unit.support.kopia_fixtures import STARTED_NS, Bench
 
 pytestmark = pytest.mark.in_part(36)
@@ -68,12 +71,14 @@ def write(path: bytes, data: bytes) -> None:
 class Store:
     """A repository of one engine with one snapshot of a tree."""
 
-    def __init__(self, engine: str, base: Path) -> None:
+    def __init__(self, engine: str, base: Path, *, more: int = 0) -> None:
         self.engine = engine
         self.base = base
         self.source = base / "source"
         self.source.mkdir()
         fill(os.fsencode(self.source))
+        for number in range(more):
+            (self.source / "dir2" / f"{'n' * 100}{number}").touch()
         # A path beside it with the same beginning, which is not saved.
         (base / "source2").mkdir()
         self.kopia = Bench(base) if engine == "kopia" else None
@@ -301,6 +306,71 @@ def test_what_the_receiver_raises_ends_the_process(store: Store) -> None:
 def children() -> set[str]:
     """Return the process ids of our children."""
     return {pid for path in Path("/proc/self/task/").glob("*/children") for pid in path.read_text().split()}
+
+
+# A reader that is killed
+
+KILLED = """if True:
+    import os, sys, time
+    from kopiatomic import engines
+    from tests.unit.engines.test_readers import Received
+    def wait(*_):
+        print("reading", flush=True)
+        time.sleep(60)
+    reader = engines.open_reader(sys.argv[1], environment=dict(os.environ))
+    (snapshot,) = reader.snapshots()
+    reader.entries(snapshot, wait) if sys.argv[2] == "entries" else reader.read(snapshot, Received(wait))
+"""
+
+
+def family(pid: int) -> set[int]:
+    """All below a process."""
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting:
+        below = moments.children(waiting.pop())
+        found.update(below)
+        waiting += below
+    return found
+
+
+def killed_while_reading(store: Store, what: str, *, stopped: bool, processes: int = 1) -> None:
+    """Kill a process that reads, in the middle of it. What it has started must end."""
+    argv = [sys.executable, "-c", KILLED, store.engine, what]
+    environment = {**store.environment, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"reading\n"
+        (program,) = moments.children(parent.pid)
+        below = family(parent.pid)
+        assert len(below) == processes
+        if stopped:
+            # So it does not notice the end of a pipe.
+            os.kill(program, signal.SIGSTOP)
+        parent.kill()
+    left = [pid for pid in below if not moments.ends(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == []
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["", "stopped"])
+@pytest.mark.parametrize("what", ["entries", "contents"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_program_of_a_killed_reader_ends(engine: str, what: str, stopped: bool, tmp_path: Path) -> None:
+    # The list of so many entries is more than a pipe holds, as the contents are.
+    killed_while_reading(Store(engine, tmp_path, more=2000 if what == "entries" else 0), what, stopped=stopped)
+
+
+def test_the_server_of_a_killed_reader_ends(tmp_path: Path) -> None:
+    """Borg's, which is at the other end of two pipes."""
+    store = Store("borg", tmp_path)
+    shell = tmp_path / "shell"
+    shell.write_text('#!/bin/sh\nshift\nexec "$@"\n')
+    shell.chmod(0o755)
+    store.environment |= {"BORG_REPO": f"ssh://stand-in{store.repository}", "BORG_RSH": str(shell)}
+    store.environment |= {"BORG_RELOCATED_REPO_ACCESS_IS_OK": "yes", "BORG_REMOTE_PATH": store.program}
+    killed_while_reading(store, "contents", stopped=True, processes=2)
 
 
 # Restoring

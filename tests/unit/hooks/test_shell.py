@@ -130,9 +130,9 @@ def test_a_name_with_a_newline_is_in_the_file_alone(lock_directory: Path) -> Non
 
 def test_lists_go_with_the_lock_of_their_run_however_it_ends(lock_directory: Path) -> None:
     run_id, other = "20261128T120000Z-00000001", "20261128T120000Z-00000002"
-    with locks.run(run_id):
+    with locks.run(run_id, ""):
         lists.write(run_id, plan_of("tank/a"))
-        with locks.run(other):
+        with locks.run(other, ""):
             lists.write(other, plan_of("tank/b"))
         assert [file.name for file in Path(lists.directory()).glob("*.datasets")] == [f"{run_id}.datasets"]
     assert not Path(lists.directory()).exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.system import inotify
-from kopiatomic.system.inotify import Reading
+from kopiatomic.system.inotify import AccessWatch
 
 MAX_EVENTS = Path("/proc/sys/fs/inotify/max_queued_events")
 
@@ -24,7 +24,7 @@ def folders(tmp_path: Path) -> list[Path]:
     return folders
 
 
-def watching(folders: list[Path]) -> Reading:
+def watching(folders: list[Path]) -> AccessWatch:
     with inotify.watching() as reading:
         for folder in folders:
             fd = os.open(folder, os.O_PATH)

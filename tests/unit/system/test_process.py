@@ -99,6 +99,44 @@ def test_a_signal_during_clean_up_is_noted_and_raised_at_the_next_wait() -> None
             process.run(["sleep", "60"], timeout=10)
 
 
+KILLED = """if True:
+    import os, signal, sys
+    from kopiatomic.system import host, process
+    exec(sys.argv[1])
+    process.run(["sh", "-c", "echo $$ > pid.new; mv pid.new pid; exec sleep 60"], timeout=60)
+"""
+
+
+def test_a_program_ends_with_a_killed_parent(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", KILLED, ""], cwd=tmp_path, env=environment) as parent:
+        while not (tmp_path / "pid").exists():
+            assert parent.poll() is None
+            time.sleep(0.01)
+        parent.kill()
+    assert ends(int((tmp_path / "pid").read_text()))
+
+
+def test_a_program_does_not_start_where_its_parent_was_killed_before_it_was_tied(tmp_path: Path) -> None:
+    kill_first = """if True:
+        tie = host.here().end_with_parent
+        def late(signum):
+            with open("child", "w") as file:
+                file.write(str(os.getpid()))
+            os.kill(starter, signal.SIGKILL)
+            while os.getppid() == starter:
+                continue
+            tie(signum)
+        starter = os.getpid()
+        host.here().end_with_parent = late
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", KILLED, kill_first], cwd=tmp_path, env=environment) as parent:
+        assert parent.wait(30) == -signal.SIGKILL
+    assert ends(int((tmp_path / "child").read_text()))
+    assert not (tmp_path / "pid").exists()
+
+
 def test_programs_run_side_by_side(tmp_path: Path) -> None:
     # Each waits for the other: one after the other they would never end.
     a, b = tmp_path / "a", tmp_path / "b"

@@ -113,8 +113,8 @@ def _first_line(message: str) -> str:
     """Return a message in one line: for a traceback the exception, which comes after it."""
     lines = message.strip().split("\n")
     if lines[0].startswith("Traceback "):
-        told = "\n".join(lines).partition("\n\nPlatform:")[0].split("\n")
-        return next((line for line in reversed(told) if line and not line.startswith((" ", "Traceback "))), lines[0])
+        report = "\n".join(lines).partition("\n\nPlatform:")[0].split("\n")
+        return next((line for line in reversed(report) if line and not line.startswith((" ", "Traceback "))), lines[0])
     return lines[0]
 
 

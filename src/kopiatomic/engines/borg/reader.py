@@ -98,10 +98,10 @@ class BorgReader:
         finished = self._client.run(*all_words, timeout=reader.TIME_LIMIT, take=take, within=within)
         if finished.status == 0:
             return
-        told = messages(finished.stderr)
-        if any(message.get("msgid") == "Archive.DoesNotExist" for message in told):
+        log = messages(finished.stderr)
+        if any(message.get("msgid") == "Archive.DoesNotExist" for message in log):
             raise reader.no_snapshot("borg", snapshot.id)
-        if any(str(message.get("message", "")).endswith("never matched.") for message in told):
+        if any(str(message.get("message", "")).endswith("never matched.") for message in log):
             raise reader.no_path("borg", snapshot, below)
         raise self._client.failure(finished)
 

@@ -19,7 +19,7 @@ from kopiatomic.engines.kopia.found import Found, mapping
 from kopiatomic.engines.kopia.options import Options
 from kopiatomic.engines.kopia.output import Manifest, Output, parse_manifest
 from kopiatomic.engines.kopia.result import failures, not_saved, saved
-from kopiatomic.engines.names import Equal
+from kopiatomic.engines.names import NameCollisions
 from kopiatomic.engines.numbers import number
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress
@@ -80,15 +80,15 @@ class KopiaBackup:
         """Take output; empty ``data`` means that the stream has ended."""
         return self._output.feed(stream, data)
 
-    def judge(self, end: EngineEnd, equal: Equal) -> EngineResult:
+    def judge(self, end: EngineEnd, collisions: NameCollisions) -> EngineResult:
         """Read the manifests, then check in the repository whether they show every mount. Never raises for kopia's failures."""
         self._output.feed("stderr", b"")
         self._ended_well = end.status == 0 and not end.stopped
         self._manifests = self._output.manifests()
         self._ask_ahead()
-        return results.combined([(source, self._judge(source, end, equal)) for source in self._job.plan.sources])
+        return results.combined([(source, self._judge(source, end, collisions)) for source in self._job.plan.sources])
 
-    def _judge(self, source: str, end: EngineEnd, equal: Equal) -> EngineResult:
+    def _judge(self, source: str, end: EngineEnd, collisions: NameCollisions) -> EngineResult:
         """Return the outcome for one source."""
         job, client = self._job, self._found.client
         if source in job.unchanged:
@@ -115,7 +115,7 @@ class KopiaBackup:
         if lacking and not self._is_saved(manifest):
             return not_saved(f"kopia told of the snapshot {printable(manifest.id)}, which is not in its repository")
         reasons += lacking
-        reasons += listing.confused(client, manifest, equal, source)
+        reasons += listing.confused(client, manifest, collisions, source)
         statistics = {**result.statistics, "unchanged": 1} if unchanged else result.statistics
         return replace(result, complete=not reasons, message="; ".join(reasons), statistics=statistics)
 
@@ -144,8 +144,8 @@ class KopiaBackup:
         if end.status != 0 or end.stopped or policies is None:
             return False
         mine = {self._found.source(one).path for one in self._found.policies}
-        told = {m.path for m in self._manifests}
-        if not self._output.empty and (not told or told - mine):
+        reported = {m.path for m in self._manifests}
+        if not self._output.empty and (not reported or reported - mine):
             return False
         return bool(policies.at_root("retention", "ignoreIdenticalSnapshots").value)
 

@@ -144,27 +144,29 @@ class KopiaRepository:
         """The storage and its location, and the user and host that kopia uses as its identity."""
         return Target(location.storage(self._found.status), str(self._found.source("")))
 
-    def own(self, plan: Plan) -> list[written.Own]:
+    def written(self, plan: Plan) -> list[written.WrittenDirectory]:
         """Return cache and repository; logs go to a place of ours if theirs is in a source, the configuration is only read."""
         found = []
         cache = location.cache(self._found.client)
         if cache is not None:
             why = "Set ignore-cache-dirs to true in kopia's policy, or move it (kopia cache set --cache-directory)."
-            found.append(written.Own("kopia's cache", cache, self._leaves_out_caches(cache), why, cache=True))
+            found.append(
+                written.WrittenDirectory("kopia's cache", cache, self._leaves_out_caches(cache), why, cache=True)
+            )
         configuration = os.path.dirname(looking.real(self._found.client.config.path))
         if written.is_hidden(configuration, plan):
-            found.append(written.Own("kopia's configuration", configuration, skipped=True))
+            found.append(written.WrittenDirectory("kopia's configuration", configuration, skipped=True))
         repository = location.repository(self._found.status)
         real = looking.real(repository) if repository is not None else ""
         source = written.source_of(real, plan)
         if repository is not None and source is None and written.is_covered(real, plan):
-            found.append(written.Own("kopia's repository", repository, skipped=True))
+            found.append(written.WrittenDirectory("kopia's repository", repository, skipped=True))
         elif repository is not None and source is not None:
             rule = f"/{below(real, source)}"
             mend = self._found.client.hint_command("policy", "set", source, f"--add-ignore={rule}")
             why = f"Have kopia leave it out ({mend}), move it out of what is backed up, or use --layout merged."
             skipped = self._found.policies[source].ignores(real)
-            found.append(written.Own("kopia's repository", repository, skipped, why))
+            found.append(written.WrittenDirectory("kopia's repository", repository, skipped, why))
         return found
 
     def skips(self, path: str) -> bool:
@@ -179,14 +181,14 @@ class KopiaRepository:
     def terms(self, source: str) -> str:
         """Return a digest of repository, source, policies, kopia's version and the words of ``-o``."""
         policies = self._found.policies[source]
-        told = [
+        terms = [
             self._found.status.get("uniqueIDHex"),
             str(policies.source),
             self._found.version,
             self._found.options.words,
             sorted(json.dumps(policy, sort_keys=True) for policy in policies.all()),
         ]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(terms).encode()).hexdigest()
 
     def standing(self, snapshots: Mapping[str, str]) -> Mapping[str, EngineResult]:
         """Return the results of those that are in the repository, complete and without errors; one process.

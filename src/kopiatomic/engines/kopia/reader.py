@@ -6,7 +6,7 @@ default a restore ignores errors of permissions; an id that is no snapshot's any
 text have been changed when they were saved.
 
 Its archives go to a file that it opens itself to read and write, so ``/dev/stdout``: then it is a reader of that pipe too, and
-gets no SIGPIPE. A kopia whose reader was killed waits at the full pipe until somebody kills it.
+gets no SIGPIPE. By itself, a kopia whose reader was killed would wait at the full pipe for ever: ``system/process.py`` ends it.
 """
 
 from __future__ import annotations

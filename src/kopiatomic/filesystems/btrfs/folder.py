@@ -19,7 +19,7 @@ from kopiatomic.errors import KopiatomicError, advice_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Dataset, Refusal, Verdict
 from kopiatomic.state import liveness, ownership
-from kopiatomic.system import btrfs, linux, mountinfo
+from kopiatomic.system import btrfs, linux, mountinfo, safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 
@@ -252,12 +252,7 @@ def is_deserted(top_fd: int) -> bool:
 
 def _is_roots_alone(status: os.stat_result) -> bool:
     """Whether it is a directory that only root can enter, and no subvolume, which we never make here."""
-    return (
-        stat.S_ISDIR(status.st_mode)
-        and status.st_uid == 0
-        and not status.st_mode & 0o077
-        and status.st_ino != btrfs.SUBVOLUME_INODE
-    )
+    return safety.is_own(status, shut=True) and status.st_ino != btrfs.SUBVOLUME_INODE
 
 
 def _open_own(top_fd: int, run_id: str) -> int:

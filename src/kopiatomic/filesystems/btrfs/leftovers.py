@@ -27,7 +27,7 @@ def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
     left = []
     for filesystem in sorted({intent.place for intent in intents}):
         mine = {intent.name: intent for intent in intents if intent.place == filesystem}
-        with _filesystem(filesystem) as (top, device), _told(device):
+        with _filesystem(filesystem) as (top, device), _refusals_in_words(device):
             # What a process deleted just before it was killed is not seen here, and could reappear after its record is gone.
             btrfs.commit(top)
             found = folder.entries(top, run_id)
@@ -106,7 +106,7 @@ def unrecorded(names: Iterable[str] | None, life: Callable[[Mark], Life], proble
         if wanted is not None and filesystem not in wanted:
             continue
         try:
-            with folder.top(device) as top, _told(device):
+            with folder.top(device) as top, _refusals_in_words(device):
                 for run_id in folder.runs(top):
                     left += _unrecorded_in(top, filesystem, device, run_id, life)
         except KopiatomicError as error:
@@ -144,7 +144,7 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
     for filesystem, run_id in sorted({(leftover.place, leftover.run_id) for leftover in leftovers}):
         mine = {o.name: o for o in leftovers if (o.place, o.run_id) == (filesystem, run_id)}
         proven = {name for name, leftover in mine.items() if leftover.proof}
-        with _filesystem(filesystem) as (top, device), _told(device):
+        with _filesystem(filesystem) as (top, device), _refusals_in_words(device):
             # Each path was proven a moment ago, in a folder that only root can enter.
             problems = folder.remove(top, run_id, lambda entry, proven=proven: entry.path in proven)  # type: ignore[misc]
         for name, reason in problems.items():
@@ -196,7 +196,7 @@ def _mounted() -> dict[str, str]:
 
 
 @contextmanager
-def _told(device: str) -> Iterator[None]:
+def _refusals_in_words(device: str) -> Iterator[None]:
     """Report in words what the kernel refuses inside the block."""
     try:
         yield

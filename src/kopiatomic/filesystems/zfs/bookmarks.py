@@ -15,7 +15,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems.zfs import program
 from kopiatomic.model.leftovers import Leftover
 from kopiatomic.state import ownership
-from kopiatomic.system import host, libzfs_core
+from kopiatomic.system import host, libzfs_core, zfs_program
 from kopiatomic.text import ended, printable
 
 KIND = "zfs-bookmark"
@@ -70,11 +70,14 @@ def kept() -> list[Leftover]:
     """Return all bookmarks that this host keeps, in all pools. Raises KopiatomicError if they cannot be listed."""
     if not host.here().has_zfs():
         return []
-    result = program.run(["list", "-H", "-t", "bookmark", "-o", "name"])
-    if result.status != 0:
+    try:
+        result = zfs_program.run(["zfs", "list", "-H", "-t", "bookmark", "-o", "name"])
+    except zfs_program.FailedError as error:
         raise KopiatomicError(
-            f"the bookmarks cannot be listed ({ended(result.status)})", kind="zfs-look", hint="See 'zpool status'."
-        )
+            f"the bookmarks cannot be listed ({ended(error.finished.status)})",
+            kind="zfs-look",
+            hint="See 'zpool status'.",
+        ) from None
     names = result.stdout.decode("utf-8", "surrogateescape").splitlines()
     return [
         Leftover(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kopiatomic.filesystems.zfs import program
 from kopiatomic.state.ownership import TAG
-from kopiatomic.system import host, process
+from kopiatomic.system import host, process, zfs_program
 from kopiatomic.text import first_few, printable
 
 
@@ -38,7 +37,8 @@ def _tags(names: Sequence[str]) -> dict[str, list[str]]:
     """Return the tags of the holds on snapshots; no tags for one whose holds cannot be listed."""
     found: dict[str, list[str]] = {}
     for part in process.parts(names):
-        for line in program.run(["holds", "-H", *part]).stdout.decode("utf-8", "surrogateescape").splitlines():
+        result = zfs_program.run(["zfs", "holds", "-H", *part], may_fail=True)
+        for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
             # A tag may contain anything; the name before it and the time after it may not.
             name, _, rest = line.partition("\t")
             found.setdefault(name, []).append(rest.rpartition("\t")[0])

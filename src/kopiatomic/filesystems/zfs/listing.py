@@ -16,7 +16,7 @@ from kopiatomic.filesystems.zfs import program
 from kopiatomic.model.facts import NO_DATASET, PropertySetting, ZfsDataset, ZfsPool
 from kopiatomic.model.mounts import Mount, holder
 from kopiatomic.model.request import is_path, is_pattern
-from kopiatomic.system import fstab, host, libzfs_core, process
+from kopiatomic.system import fstab, host, libzfs_core, process, zfs_program
 from kopiatomic.text import printable
 
 LIST_TIMEOUT = 120.0
@@ -28,10 +28,12 @@ _LONGEST = 255
 _COLUMNS = "name,type,canmount,keystatus,guid"
 
 
-def run(argv: list[str]) -> process.Finished:
-    """Run ``zfs`` or ``zpool`` in the C locale, because its output is read. Raises KopiatomicError."""
+def run(argv: list[str], *, may_fail: bool = False) -> process.Finished:
+    """Run ``zfs`` or ``zpool`` for a plan (:func:`zfs_program.run`), and say in words what is wrong. Raises KopiatomicError."""
     try:
-        return process.run(argv, timeout=LIST_TIMEOUT, environment={**os.environ, "LC_ALL": "C"}, keep=1 << 30)
+        return zfs_program.run(argv, timeout=LIST_TIMEOUT, may_fail=may_fail)
+    except zfs_program.FailedError as error:
+        raise _failure(error.finished) from None
     except FileNotFoundError:
         raise KopiatomicError(
             f"ZFS is not installed: there is no command '{argv[0]}'",
@@ -93,7 +95,8 @@ def _listed(scope: Sequence[str], also: Sequence[str]) -> tuple[process.Finished
     in a line that begins with the name, which then occurs twice.
     """
     columns = [*_COLUMNS.split(","), host.here().zoned, *also]
-    result = run(["zfs", "list", "-Hp", "-t", "filesystem,volume", "-o", ",".join([*columns, "name"]), *scope])
+    argv = ["zfs", "list", "-Hp", "-t", "filesystem,volume", "-o", ",".join([*columns, "name"]), *scope]
+    result = run(argv, may_fail=True)
     found: dict[str, list[str]] = {}
     for line in _lines(result):
         *fields, name = line.split("\t")
@@ -113,7 +116,7 @@ def require(names: Collection[str], found: Collection[str], result: process.Fini
     for name in sorted(names):
         _check_kind(name)
         if name not in found:
-            raise _missing(name, result or run(["zfs", "list", "-H", "-o", "name", "--", name]))
+            raise _missing(name, result or run(["zfs", "list", "-H", "-o", "name", "--", name], may_fail=True))
 
 
 def _check_kind(name: str) -> None:
@@ -152,7 +155,7 @@ def _each_value(column: str, names: Sequence[str]) -> dict[str, str]:
         part = waiting.pop()
         alone = len(part) == 1
         columns = column if alone else f"name,{column},name"
-        result = run(["zfs", "list", "-H", "-t", "filesystem,volume", "-o", columns, "--", *part])
+        result = run(["zfs", "list", "-H", "-t", "filesystem,volume", "-o", columns, "--", *part], may_fail=True)
         values: dict[str, str] = {}
         if not alone:
             fields = [line.split("\t") for line in _lines(result)]
@@ -174,7 +177,7 @@ def settings(values: Mapping[str, str], user_property: str) -> dict[str, Propert
     while waiting:
         argv = ["zfs", "get", "-H", "-t", "filesystem,volume", "-o", "source,name", user_property]
         for part in process.parts(waiting):
-            result = run([*argv, *part])
+            result = run([*argv, *part], may_fail=True)
             for line in _lines(result):
                 source, name = line.split("\t")
                 found[name] = PropertySetting(waiting[name], source)
@@ -191,8 +194,6 @@ def pools(names: set[str] | None) -> dict[str, ZfsPool]:
     if names is not None and not names:
         return {}
     result = run(["zpool", "list", "-Hp", "-o", "name,health,readonly", "--", *sorted(names or ())])
-    if result.status != 0:
-        raise _failure(result)
     found = {}
     for line in _lines(result):
         name, health, read_only = line.split("\t")
@@ -261,14 +262,12 @@ def _present() -> bool:
 
 
 def _missing(name: str, result: process.Finished) -> KopiatomicError:
-    """Return why a named dataset is not in the listing, with similar names."""
+    """Return why a named dataset is not in the listing, with similar names. Raises KopiatomicError."""
     if f"cannot open '{name}': pool I/O is currently suspended" in result.errors:
         return pool_suspended(name.partition("/")[0])
     if f"cannot open '{name}'" not in result.errors:
         return _failure(result)
     everything = run(["zfs", "list", "-H", "-t", "filesystem", "-o", "name"])
-    if everything.status != 0:
-        return _failure(everything)
     known = everything.stdout.decode("utf-8", "surrogateescape").splitlines()
     if not known:
         return _no_pools()
@@ -307,8 +306,4 @@ def _failure(result: process.Finished) -> KopiatomicError:
         )
     if "no datasets available" in text or "no pools available" in text:
         return _no_pools()
-    return KopiatomicError(
-        f"'{' '.join(result.argv[:2])}' failed: {text or f'exit status {result.status}'}",
-        kind="zfs-list",
-        hint=f"Type '{' '.join(result.argv[:2])}' by hand; what it needs is missing or broken.",
-    )
+    return zfs_program.FailedError(result)

@@ -9,7 +9,7 @@ from kopiatomic.filesystems.zfs import program
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.state.ownership import PREFIX, PROPERTY
-from kopiatomic.system import process
+from kopiatomic.system import process, zfs_program
 from kopiatomic.text import ended, printable
 
 _LIST_TIMEOUT = 300.0
@@ -67,9 +67,8 @@ def _get(names: Sequence[str], columns: Sequence[str]) -> tuple[process.Finished
     None if a value contains tabs or newlines: it may then look like other snapshots' lines. The name after it reveals that:
     such a value must end in a line that begins with the name and one of the columns, which then occur twice.
     """
-    result = program.run(
-        ["get", "-Hp", "-t", "snapshot", "-o", "name,property,value,source,name", ",".join(columns), *names]
-    )
+    argv = ["zfs", "get", "-Hp", "-t", "snapshot", "-o", "name,property,value,source,name", ",".join(columns), *names]
+    result = zfs_program.run(argv, may_fail=True)
     found: dict[str, dict[str, str]] = {}
     for line in (
         result.stdout.decode("utf-8", "surrogateescape").removesuffix("\n").split("\n") if result.stdout else ()
@@ -88,11 +87,8 @@ def _get(names: Sequence[str], columns: Sequence[str]) -> tuple[process.Finished
 def names(places: Iterable[str] | None) -> Iterator[str]:
     """Return the names of all snapshots in these pools (None: all). Raises KopiatomicError."""
     within = [] if places is None else ["-r", "--", *sorted(places)]
-    result = process.run(
-        ["zfs", "list", "-H", "-t", "snapshot", "-o", "name", "-s", "name", *within],
-        timeout=_LIST_TIMEOUT,
-        keep=1 << 30,
-    )
+    argv = ["zfs", "list", "-H", "-t", "snapshot", "-o", "name", "-s", "name", *within]
+    result = zfs_program.run(argv, timeout=_LIST_TIMEOUT, may_fail=True)
     if result.status != 0 and b"no datasets available" not in result.stderr:
         raise KopiatomicError(
             f"the snapshots could not be listed: {result.errors.partition(chr(10))[0] or ended(result.status)}",

@@ -2,18 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
-from kopiatomic.system import process
-
-_TIMEOUT = 120.0
-
-
-def run(words: Sequence[str]) -> process.Finished:
-    """Run ``zfs`` with these arguments, in the C locale."""
-    return process.run(["zfs", *words], timeout=_TIMEOUT, environment={**os.environ, "LC_ALL": "C"}, keep=1 << 30)
+from kopiatomic.system import process, zfs_program
 
 
 def gone(result: process.Finished) -> set[str]:
@@ -31,7 +23,7 @@ def number(names: Iterable[str], kind: str, column: str) -> dict[str, str]:
     """
     found = {}
     for part in process.parts(names):
-        result = run(["get", "-Hp", "-t", kind, "-o", "name,value", column, *part])
+        result = zfs_program.run(["zfs", "get", "-Hp", "-t", kind, "-o", "name,value", column, *part], may_fail=True)
         for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
             name, _, value = line.partition("\t")
             found[name] = value

@@ -30,6 +30,8 @@ def _container(name: str) -> str:
 _NO_VALUE = "no value"
 """The placeholder for a value of the property that has no meaning."""
 
+_POOL_SUSPENDED = "its pool is suspended"
+
 
 class ZfsSelection:
     """The datasets that are asked for, and the verdict on each known one."""
@@ -253,7 +255,7 @@ class ZfsSelection:
         if pool is not None and pool.suspended:
             if ask.named:
                 raise pool_suspended(pool.name)
-            return self._verdict(dataset, Verdict.SUSPENDED, "its pool is suspended", incomplete=True)
+            return self._verdict(dataset, Verdict.SUSPENDED, _POOL_SUSPENDED, incomplete=True)
         if pool is not None and pool.read_only:
             hint = "Import it writable, or back up its mounted files directly."
             if ask.named:
@@ -424,7 +426,7 @@ class ZfsSelection:
         for name in self._mounts:
             pool = self._facts.pools.get(name.partition("/")[0])
             if pool is not None and pool.suspended and name not in self._facts.datasets:
-                yield Judged(name, "zfs", Verdict.SUSPENDED, "its pool is suspended", incomplete=True)
+                yield Judged(name, "zfs", Verdict.SUSPENDED, _POOL_SUSPENDED, incomplete=True)
 
     def _verdict(
         self,

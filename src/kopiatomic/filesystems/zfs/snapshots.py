@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from kopiatomic.errors import KopiatomicError, concerns_all
+from kopiatomic.errors import KopiatomicError, concerns_all, pool_suspended
 from kopiatomic.filesystems.zfs import bookmarks, busy, program
 from kopiatomic.filesystems.zfs import look as zfs_look
 from kopiatomic.filesystems.zfs.look import Seen, look
@@ -19,7 +19,7 @@ from kopiatomic.model.plan import Dataset, Refusal, Taken, Verdict
 from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet
 from kopiatomic.state.liveness import mark
 from kopiatomic.state.ownership import PREFIX, PROPERTY, TAG
-from kopiatomic.system import host, libzfs_core, process
+from kopiatomic.system import host, libzfs_core, process, zfs_program
 from kopiatomic.text import few, printable
 
 GONE_TIMEOUT = 60.0
@@ -122,10 +122,8 @@ class ZfsMaker:
         """Return the datasets of the pool by guid; None if they cannot be listed."""
         argv = ["zfs", "list", "-Hp", "-r", "-t", "filesystem,volume", "-o", "guid,name", "--", self._pool]
         try:
-            result = process.run(argv, timeout=GONE_TIMEOUT, environment={**os.environ, "LC_ALL": "C"}, keep=1 << 30)
-        except (OSError, process.TimeLimitError):
-            return None
-        if result.status != 0:
+            result = zfs_program.run(argv, timeout=GONE_TIMEOUT)
+        except (OSError, process.TimeLimitError, zfs_program.FailedError):
             return None
         found = {}
         for line in result.stdout.decode("utf-8", "surrogateescape").splitlines():
@@ -261,12 +259,7 @@ class ZfsMaker:
         numbers = set(error.errors.values()) or {error.errno}
         if errno.EAGAIN in numbers:
             # OpenZFS answers this if the pool is suspended already; if this very call suspends it, the call waits.
-            pool = printable(self._pool)
-            return KopiatomicError(
-                f"no snapshot was made: the pool {pool} is suspended: its devices do not answer",
-                kind="pool-suspended",
-                hint=f"See 'zpool status'; when the devices are back: zpool clear {pool}.",
-            )
+            return pool_suspended(self._pool, "no snapshot was made")
         number = numbers.pop()
         reason, hint = _REASONS.get(number, (os.strerror(number), "See 'zpool status' and 'dmesg'."))
         on = ", ".join(printable(name.partition("@")[0]) for name in sorted(error.errors)[:3]) or f"pool {self._pool}"

@@ -10,7 +10,7 @@ from kopiatomic.model.mounts import Mount
 
 
 @immutable
-class _Manner:
+class _NameRules:
     """Which spellings of a name a dataset takes for the same."""
 
     ignores_case: bool
@@ -25,16 +25,17 @@ def respells(mount: Mount, name: str) -> bool:
     """Whether a name in a mounted dataset may have other spellings. Raises KopiatomicError."""
     if name.isascii() and ("casesensitive" in mount.super_options or name.upper() == name.lower()):
         return False
-    return _manner(mount.source.partition("@")[0]).changes(name)
+    return _rules_of(mount.source.partition("@")[0]).changes(name)
 
 
 @cache
-def _manner(dataset: str) -> _Manner:
-    """Return that of a dataset, which it was made with; one that does not say it is taken for one that does both.
+def _rules_of(dataset: str) -> _NameRules:
+    """Return those of a dataset, which it was made with; one that does not say them is taken for one that does both.
 
     Raises KopiatomicError.
     """
-    result = listing.run(["zfs", "get", "-H", "-o", "value", "casesensitivity,normalization", dataset])
+    argv = ["zfs", "get", "-H", "-o", "value", "casesensitivity,normalization", dataset]
+    result = listing.run(argv, may_fail=True)
     values = result.stdout.decode("utf-8", "replace").split()
     known = result.status == 0 and len(values) == 2
-    return _Manner(ignores_case=not known or values[0] == "insensitive", normalizes=not known or values[1] != "none")
+    return _NameRules(ignores_case=not known or values[0] == "insensitive", normalizes=not known or values[1] != "none")

@@ -16,7 +16,7 @@ from kopiatomic.model.mounts import visible
 from kopiatomic.model.plan import SCRATCH, Plan, Uncovered
 from kopiatomic.paths import below, is_at_or_below, parents, tree_order
 from kopiatomic.platforms.freebsd.view import FreeBSDView, Planned, directories, frozen, joined, unsafe
-from kopiatomic.platforms.steps import LIVE, SCAFFOLD, Step
+from kopiatomic.platforms.steps import GONE, LIVE, SCAFFOLD, Obstacle, Step
 from kopiatomic.state import locks
 from kopiatomic.system import freebsd, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
@@ -93,15 +93,15 @@ class InPlaceView(FreeBSDView):
             return tuple((flag, "") for flag in _KEPT if flag in flags)
         return planned.options
 
-    def obstacle(self, planned: Planned) -> str | None:
+    def obstacle(self, planned: Planned) -> Obstacle | None:
         """Return the obstacle of any view, or that a live mount is gone or that others than root can move it."""
         step = planned.step
         if step.shows == LIVE and planned.fstype == "nullfs":
             if step.source and step.place not in self._options:
-                return "it is not mounted any more"
+                return Obstacle("it is not mounted any more", GONE)
             why = unsafe(step.place)
             if why is not None:
-                return why
+                return Obstacle(why)
         return super().obstacle(planned)
 
 

@@ -20,7 +20,7 @@ from kopiatomic.platforms.freebsd.in_place import InPlaceView
 from kopiatomic.platforms.freebsd.leftovers import MountLeftovers
 from kopiatomic.platforms.freebsd.merged import MergedView
 from kopiatomic.platforms.freebsd.view import FreeBSDView
-from kopiatomic.platforms.platform import Record
+from kopiatomic.platforms.platform import RecordIntents
 from kopiatomic.platforms.steps import Step
 from kopiatomic.state import roots
 from kopiatomic.system import freebsd_processes
@@ -59,7 +59,7 @@ class FreeBSDPlatform:
         """Return the mount root, and the directory where the snapshots are mounted."""
         return tuple(dict.fromkeys((root, roots.of_run(run_id))))
 
-    def view(self, plan: Plan, steps: Sequence[Step], run_id: str, record: Record) -> FreeBSDView:
+    def view(self, plan: Plan, steps: Sequence[Step], run_id: str, record: RecordIntents) -> FreeBSDView:
         """Return the view in either layout."""
         if plan.layout is Layout.IN_PLACE:
             return InPlaceView(plan.root, plan, steps, self._kernel, record)

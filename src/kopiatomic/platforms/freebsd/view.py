@@ -23,10 +23,12 @@ from kopiatomic.model.mounts import Mount, visible
 from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.platforms.freebsd import leftovers, permissions
 from kopiatomic.platforms.steps import (
+    ELSEWHERE,
     LIVE,
     OURS,
     SCAFFOLD,
     Missing,
+    Obstacle,
     Step,
     View,
     held_by,
@@ -181,8 +183,8 @@ class FreeBSDView:
         step = planned.step
         if step.shows == SCAFFOLD and not step.named and self._is_needless(step):
             return None
-        reason = _too_long(planned) or self.obstacle(planned)
-        if reason is None:
+        obstacle = _too_long(planned) or self.obstacle(planned)
+        if obstacle is None:
             try:
                 freebsd_mounting.mount(
                     self._kernel, planned.fstype, planned.source, planned.point, self.options(planned)
@@ -192,7 +194,7 @@ class FreeBSDView:
             self._mounted[step.place] = planned
             (self._live.add if step.shows == LIVE else self._live.discard)(planned.point)
             return None
-        missing = Missing(step.dataset, step.place, reason)
+        missing = obstacle.missing(step)
         if step.named:
             raise _nowhere(missing) if step.shows in OURS else named_and_missing(missing)
         return missing
@@ -216,7 +218,7 @@ class FreeBSDView:
         """Return the mount options of a step."""
         return planned.options
 
-    def obstacle(self, planned: Planned) -> str | None:
+    def obstacle(self, planned: Planned) -> Obstacle | None:
         """Return why a step's place, or the part to show, does not exist, if so; make it if the place is ours."""
         step = planned.step
         above = self.holder(parents(step.place))
@@ -226,16 +228,18 @@ class FreeBSDView:
             try:
                 os.close(open_beneath(above.point, below(step.place, above.step.place)))
             except OSError as error:
-                where = "" if above.step.shows == LIVE else f" in the snapshot of {printable(above.step.dataset)}"
-                return _reason(error, above.step.place) + where
+                obstacle = _obstacle(error, above.step.place)
+                if above.step.shows == LIVE:
+                    return obstacle.gone("")
+                return obstacle.further(f" in the snapshot of {printable(above.step.dataset)}")
         if step.shows in OURS:
             return None
         if planned.whole in self._refused:
-            return self._refused[planned.whole]
+            return Obstacle(self._refused[planned.whole])
         try:
             os.close(open_beneath(planned.whole, step.part))
         except OSError as error:
-            return f"{_reason(error, step.place.removesuffix(step.part))} in its snapshot"
+            return _obstacle(error, step.place.removesuffix(step.part)).gone(" in its snapshot")
         return None
 
     def holder(self, directories: Sequence[str]) -> Planned | None:
@@ -370,11 +374,14 @@ def _intents(base: str, planned: Sequence[Planned]) -> list[Intent]:
     ]
 
 
-def _too_long(planned: Planned) -> str | None:
+def _too_long(planned: Planned) -> Obstacle | None:
     longest = max(len(os.fsencode(path)) for path in (planned.point, planned.source))
     if longest < freebsd_mounts.MNAMELEN:
         return None
-    return f"its path has {longest} bytes there, and FreeBSD mounts paths of up to {freebsd_mounts.MNAMELEN - 1}"
+    return Obstacle(
+        f"its path has {longest} bytes there, and FreeBSD mounts paths of up to {freebsd_mounts.MNAMELEN - 1}",
+        "Choose a shorter directory with --mount-root, or leave it out (--exclude).",
+    )
 
 
 def _is_directory(top: str, path: str) -> bool:
@@ -387,14 +394,16 @@ def _is_directory(top: str, path: str) -> bool:
     return True
 
 
-def _reason(error: OSError, place: str) -> str:
+def _obstacle(error: OSError, place: str) -> Obstacle:
     """Say why a directory below a place of the view cannot be opened."""
     shown = printable(f"{place.rstrip('/')}/{error.filename}")
     if error.errno == errno.ENOENT:
-        return f"{shown} does not exist"
-    if error.errno in {errno.ELOOP, errno.ENOTDIR}:
-        return f"{shown} is {'a link' if error.errno == errno.ELOOP else 'no directory'}"
-    return f"{shown}: {error.strerror}"
+        return Obstacle(f"{shown} does not exist")
+    if error.errno == errno.ELOOP:
+        return Obstacle(f"{shown} is a link", ELSEWHERE)
+    if error.errno == errno.ENOTDIR:
+        return Obstacle(f"{shown} is no directory")
+    return Obstacle(f"{shown}: {error.strerror}")
 
 
 def _print(point: str, seen: dict[str, Mount]) -> _Fingerprint | None:

@@ -29,7 +29,7 @@ from kopiatomic.platforms.linux.view import (
     refused,
     relative,
 )
-from kopiatomic.platforms.steps import LIVE, SCAFFOLD, Missing, Step, View
+from kopiatomic.platforms.steps import LIVE, SCAFFOLD, Missing, Obstacle, Step, View
 from kopiatomic.state import lists
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.system.descriptors import closing
@@ -140,7 +140,7 @@ class InPlaceView(LinuxView):
                 _make_like(top, directory, hidden, inside)
         return linux.make_beneath(top, relative(step.place))
 
-    def mount_on(self, step: Step, target: str, tops: Tops) -> str | None:
+    def mount_on(self, step: Step, target: str, tops: Tops) -> Obstacle | None:
         """Mount a step. Return why what must be shown does not exist, if so. Raises OSError, KopiatomicError."""
         if step.shows == LIVE:
             linux.mount(f"/proc/self/fd/{self._live[step.place]}", target, None, linux.MS_BIND)

@@ -13,7 +13,7 @@ from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.platforms.linux import view as linux_view
 from kopiatomic.platforms.linux.in_place import InPlaceView
 from kopiatomic.platforms.linux.merged import MergedView
-from kopiatomic.platforms.platform import Record
+from kopiatomic.platforms.platform import RecordIntents
 from kopiatomic.platforms.steps import Step
 from kopiatomic.system import linux, mountinfo
 
@@ -40,7 +40,7 @@ class LinuxPlatform:
         """Return the mount root: all is mounted on it, or on what is mounted there."""
         return (root,)
 
-    def view(self, plan: Plan, steps: Sequence[Step], _run_id: str, _record: Record) -> linux_view.LinuxView:
+    def view(self, plan: Plan, steps: Sequence[Step], _run_id: str, _record: RecordIntents) -> linux_view.LinuxView:
         """Return the view in either layout."""
         if plan.layout is Layout.IN_PLACE:
             return InPlaceView(plan.root, steps, live_system=plan.live_system, ignore_files=plan.ignore_files)
@@ -59,9 +59,9 @@ class LinuxPlatform:
     def enter(self) -> HostMounts:
         """Enter a mount namespace of our own."""
         linux.die_with_parent(signal.SIGKILL)
-        outside = HostMounts()
+        host_mounts = HostMounts()
         linux_view.enter()
-        return outside
+        return host_mounts
 
     def tie(self) -> None:
         """Do nothing: it ends with its PID namespace."""

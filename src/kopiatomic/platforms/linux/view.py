@@ -25,11 +25,13 @@ from kopiatomic.model.mounts import Mount, holder, visible
 from kopiatomic.platforms.linux.anchors import Anchors
 from kopiatomic.platforms.linux.volumes import Volumes
 from kopiatomic.platforms.steps import (
+    ELSEWHERE,
     FILES,
     LIVE,
     OURS,
     SCAFFOLD,
     Missing,
+    Obstacle,
     Step,
     View,
     held_by,
@@ -161,14 +163,14 @@ class LinuxView:
         """Return the launcher's root, in its mount namespace."""
         return f"/proc/{launcher}/root"
 
-    def watch(self, sources: Sequence[str]) -> inotify.Reading:
+    def watch(self, sources: Sequence[str]) -> inotify.AccessWatch:
         """Observe which of the sources are looked into from now on. Raises OSError."""
         # The top is opened before it may be watched itself: what we look into would count.
-        with self.open_top() as top, inotify.watching() as reading:
+        with self.open_top() as top, inotify.watching() as access_watch:
             for source in sources:
                 with closing(linux.open_beneath(top, relative(self.place_of(source)), PATH)) as directory:
-                    reading.add(source, directory)
-        return reading
+                    access_watch.add(source, directory)
+        return access_watch
 
     def place_of(self, source: str) -> str:
         """Return the place in the view of a source, given by the program's path."""
@@ -205,8 +207,8 @@ class LinuxView:
             filled = tuple(place for place in mounted if _is_filled(top, place))
         files = [file.place for s in shown for file in s.files]
         # What has no dataset and no place is reported through what should have been mounted in it.
-        told = tuple(m for m in missing if m.dataset)
-        return View(mounted=(*mounted, *files), filled=filled, missing=(*told, *self._lacking))
+        reported = tuple(m for m in missing if m.dataset)
+        return View(mounted=(*mounted, *files), filled=filled, missing=(*reported, *self._lacking))
 
     def check(self) -> list[str]:
         """Compare every mount with the one that was made. Return what is wrong, in words."""
@@ -234,10 +236,10 @@ class LinuxView:
             self._needless.add(step.place)
             del self._by_place[step.place]
             return None
-        reason = self._obstacle_to(step, tops)
-        if reason is None:
+        obstacle = self._obstacle_to(step, tops)
+        if obstacle is None:
             return None
-        missing = Missing(step.dataset, step.place, reason)
+        missing = obstacle.missing(step)
         if step.named:
             raise named_and_missing(missing)
         return missing
@@ -254,7 +256,7 @@ class LinuxView:
                 self._lacking.append(hidden_by(scaffold, self._steps, holder))
         return False
 
-    def _obstacle_to(self, step: Step, tops: Tops) -> str | None:
+    def _obstacle_to(self, step: Step, tops: Tops) -> Obstacle | None:
         """Mount one step. Return why its place does not exist, if so."""
         with self.open_top() as root:
             try:
@@ -262,7 +264,8 @@ class LinuxView:
             except OSError as error:
                 gone = presence.moved(error) or error.errno == errno.EROFS
                 if gone or not (step.named or concerns_all(error.errno)):
-                    return _obstacle(root, relative(step.place), "/", error) + self._inside(step.place)
+                    found, inside = _obstacle(root, relative(step.place), "/", error), self._inside(step.place)
+                    return found.further(inside) if inside else found.gone("")
                 raise KopiatomicError(
                     f"the place {printable(step.place)} cannot be opened: {error.strerror}", kind="place"
                 ) from None
@@ -275,7 +278,7 @@ class LinuxView:
             failure = _mount_failed(step, error)
             if step.named or step.shows in OURS or (concerns_all(error.errno) and not _known_failure(step, error)):
                 raise failure from None
-            return failure.message
+            return Obstacle(failure.message)
         finally:
             os.close(target)
 
@@ -292,7 +295,7 @@ class LinuxView:
         """Open the mount point of a step. Raises OSError."""
         return linux.open_beneath(top, relative(step.place), ANY if step.file else PATH)
 
-    def mount_on(self, step: Step, target: str, tops: Tops) -> str | None:
+    def mount_on(self, step: Step, target: str, tops: Tops) -> Obstacle | None:
         """Mount a step. Return why the part to show does not exist, if so. Raises OSError, KopiatomicError."""
         if step.shows == SCAFFOLD:
             mount_scaffold(target)
@@ -318,15 +321,15 @@ class LinuxView:
                 linux.mount("none", f"/proc/self/fd/{mounted}", None, flags)
 
     @staticmethod
-    def _bind(step: Step, top: int, target: str) -> str | None:
+    def _bind(step: Step, top: int, target: str) -> Obstacle | None:
         """Show a snapshot, or a part of it, whose top directory is open. As :meth:`mount_on`."""
         try:
             source = linux.open_beneath(top, step.part or ".", ANY if step.file else PATH)
         except OSError as error:
-            return _obstacle(top, step.part, step.place.removesuffix(step.part), error) + " in its snapshot"
+            return _obstacle(top, step.part, step.place.removesuffix(step.part), error).gone(" in its snapshot")
         with closing(source):
             if _backend(step).is_left_out(source):
-                return f"{printable(step.place)} is a subvolume of its own in its snapshot"
+                return Obstacle(f"{printable(step.place)} is a subvolume of its own").gone(" in its snapshot")
             # A bind of a read-only mount is read-only itself.
             linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
         return None
@@ -466,7 +469,7 @@ _MOST_ASIDE = 16
 SCAFFOLD_SOURCE = "kopiatomic"
 
 
-def _obstacle(top: int, path: str, place: str, error: OSError) -> str:
+def _obstacle(top: int, path: str, place: str, error: OSError) -> Obstacle:
     """Say why a path below an open directory cannot be opened: its first component that is missing, or not a directory.
 
     ``place`` is that directory's in the view.
@@ -479,12 +482,14 @@ def _obstacle(top: int, path: str, place: str, error: OSError) -> str:
             with closing(linux.open_beneath(top, beginning, ANY)) as fd:
                 mode = os.fstat(fd).st_mode
         except FileNotFoundError:
-            return f"{shown} does not exist"
+            return Obstacle(f"{shown} does not exist")
         except OSError as failure:
-            return f"{shown}: {failure.strerror}"
+            return Obstacle(f"{shown}: {failure.strerror}")
         if not stat.S_ISDIR(mode):
-            return f"{shown} is {'a link' if stat.S_ISLNK(mode) else 'no directory'}"
-    return error.strerror or str(error)
+            if stat.S_ISLNK(mode):
+                return Obstacle(f"{shown} is a link", ELSEWHERE)
+            return Obstacle(f"{shown} is no directory")
+    return Obstacle(error.strerror or str(error))
 
 
 def _is_directory(top: int, place: str) -> bool:

@@ -13,7 +13,7 @@ import pytest
 
 from kopiatomic.engines import program
 from kopiatomic.engines.kopia import listing
-from kopiatomic.engines.names import Equal
+from kopiatomic.engines.names import NameCollisions
 from kopiatomic.model.engine import EngineEnd
 from tests.unit.support.kopia_fixtures import PASSWORD, Bench, back_up, make_job, taken
 
@@ -421,7 +421,7 @@ def test_a_result_is_judged_where_the_run_stopped_kopia_too_late(bench: Bench) -
     bench.tree("home/f")
     done = back_up(bench, bench.plan("/home"), during=lambda _: False)
     assert done.result.complete
-    again = done.backup.judge(EngineEnd(0, stopped=True), Equal())
+    again = done.backup.judge(EngineEnd(0, stopped=True), NameCollisions())
     assert (again.saved, again.complete) == (True, True)
     assert done.backup.finish() == []
 

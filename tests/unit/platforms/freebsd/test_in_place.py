@@ -550,7 +550,7 @@ def killed(place: Place, at: int) -> None:
     """Begin a run and its view in a process that is killed before its mount of this number (from 0), or after the last."""
     pid = os.fork()
     if pid == 0:
-        with locks.run(place.run_id):
+        with locks.run(place.run_id, ""):
             shim = place.new_shim()
             shim.snapshots = place.shim.snapshots
 

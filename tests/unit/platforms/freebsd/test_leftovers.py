@@ -48,7 +48,7 @@ def killed(ground: Ground, at: int = MOUNTS) -> None:
     """Begin a run and its view in a process that is killed before its mount of this number (from 0), or after the last."""
     pid = os.fork()
     if pid == 0:
-        with locks.run(ground.run_id):
+        with locks.run(ground.run_id, ""):
             ground.begin()
             shim = ground.new_shim()
             ground.tree("tank/a", "b") if not (ground.trees / "tank-a").exists() else None
@@ -109,7 +109,7 @@ def test_what_would_go_is_shown_with_its_proof_and_what_to_type(ground: Ground) 
 
 @isolated
 def test_a_living_run_keeps_its_view(ground: Ground) -> None:
-    with locks.run(ground.run_id) as held:
+    with locks.run(ground.run_id, "") as held:
         for directory in (ground.root, ground.base):
             locks.take_root(held, str(directory), {}, None)
         ground.begin()
@@ -129,7 +129,7 @@ def test_a_living_run_keeps_its_view(ground: Ground) -> None:
 def test_of_two_runs_only_what_the_dead_one_left_goes(ground: Ground) -> None:
     killed(ground)
     other = Ground(ground.folder, OTHER, "other")
-    with locks.run(OTHER):
+    with locks.run(OTHER, ""):
         other.begin()
         view = other.view(other.step("tank/c", "/c"))
         view.assemble()

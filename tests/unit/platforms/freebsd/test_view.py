@@ -17,7 +17,7 @@ from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.mounts import Mount
 from kopiatomic.platforms.freebsd import view as freebsd
 from kopiatomic.platforms.freebsd.merged import MergedView
-from kopiatomic.platforms.steps import FILES, LIVE, SCAFFOLD, Missing, Step
+from kopiatomic.platforms.steps import FILES, LIVE, SCAFFOLD, Missing, Step, named_and_missing
 from kopiatomic.system import freebsd_mounting, linux
 from tests.support.freebsd_shim import JAIL, isolated, mount_nullfs
 from tests.unit.support.freebsd_views import Ground
@@ -178,18 +178,21 @@ def test_a_link_in_a_frozen_tree_leads_no_mount_elsewhere(ground: Ground) -> Non
 
 @isolated
 @pytest.mark.parametrize(
-    ("part", "reason"),
+    ("part", "reason", "hint"),
     [
-        ("gone", "/gone does not exist"),
-        ("link", "/link is a link"),
-        ("file", "/file is no directory"),
-        ("a/../..", "/a does not exist"),
+        ("gone", "/gone does not exist", "removed or replaced it"),
+        ("link", "/link is a link", "led to elsewhere"),
+        ("file", "/file is no directory", "removed or replaced it"),
+        ("a/../..", "/a does not exist", "removed or replaced it"),
     ],
 )
-def test_a_part_that_is_no_directory_of_the_snapshot_is_not_shown(part: str, reason: str, ground: Ground) -> None:
+def test_a_part_that_is_no_directory_of_the_snapshot_is_not_shown(
+    part: str, reason: str, hint: str, ground: Ground
+) -> None:
     ground.tree("tank/a").joinpath("link").symlink_to("/etc")
     made = ground.view(ground.step("tank/a", f"/x/{part}", part=part)).assemble()
     assert [m.reason for m in made.missing] == [f"/x{reason} in its snapshot"]
+    assert hint in (named_and_missing(made.missing[0]).hint or "")
     assert made.mounted == ()
 
 
@@ -200,6 +203,7 @@ def test_a_path_longer_than_freebsd_mounts_is_left_out(ground: Ground) -> None:
     made = ground.view(ground.step("tank/a", "/a"), ground.step("tank/b", f"/a/{deep}")).assemble()
     (missing,) = made.missing
     assert "FreeBSD mounts paths of up to 1023" in missing.reason
+    assert "--mount-root" in missing.hint
     assert made.mounted == ("/a",)
 
 
