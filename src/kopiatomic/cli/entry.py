@@ -12,9 +12,11 @@ import click
 from kopiatomic.cli.arguments import NO_WORD_YET
 from kopiatomic.cli.backup import backup
 from kopiatomic.cli.endings import end, lack, refuse
+from kopiatomic.cli.engine import engine
 from kopiatomic.cli.history import history
 from kopiatomic.cli.inside import execute, shell
 from kopiatomic.cli.plan import plan
+from kopiatomic.cli.profile import profile
 from kopiatomic.cli.recover import recover
 from kopiatomic.cli.run import run
 from kopiatomic.cli.schedule import schedule
@@ -42,7 +44,7 @@ def cli() -> None:
     """Freeze datasets at one instant and back them up."""
 
 
-for command in (backup, run, plan, execute, shell, recover, history, schedule):
+for command in (backup, run, plan, execute, shell, recover, history, profile, engine, schedule):
     cli.add_command(command)
 
 

@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from kopiatomic.model.report import Report
 
 
-class _WithWords(WithCommand):
+class WithWords(WithCommand):
     """A command that takes the words of a backup after ``--``."""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*click.Command.collect_usage_pieces(self, ctx), "-- ARGUMENT..."]
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(f"kopiatomic schedule {self.name}", " ".join(self.collect_usage_pieces(ctx)))
+        formatter.write_usage(ctx.command_path, " ".join(self.collect_usage_pieces(ctx)))
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         from click.shell_completion import ShellComplete
 
         if COMMAND not in ctx.meta:
             return super().shell_complete(ctx, incomplete)
-        backup = _all_commands(ctx).commands["backup"]
+        backup = all_commands(ctx).commands["backup"]
         return ShellComplete(backup, {}, "kopiatomic", "").get_completions(ctx.meta[COMMAND], incomplete)
 
 
@@ -51,7 +51,7 @@ def schedule() -> None:
     """Have the system make a backup again and again: a timer of systemd, or cron on FreeBSD."""
 
 
-@schedule.command(cls=_WithWords, context_settings=HELP)
+@schedule.command(cls=WithWords, context_settings=HELP)
 @options("schedule install", credentials={"callback": _credential})
 @click.pass_context
 def install(
@@ -78,7 +78,7 @@ def install(
 
     if daily + hourly + (calendar is not None) > 1:
         raise click.UsageError("--daily, --hourly and --calendar exclude each other")
-    words, meaning = meant(context.meta.get(COMMAND) or (), _all_commands(context))
+    words, meaning = meant(context.meta.get(COMMAND) or (), all_commands(context))
     console = Console(called())
     wanted = ScheduleRequest(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
     place = Place(or_end(here, console), called().program, os.environ)
@@ -112,7 +112,7 @@ def remove(*, name: str, yes: bool) -> None:
 # What schedules themselves start
 
 
-@schedule.command(cls=_WithWords, context_settings=HELP, hidden=True)
+@schedule.command(cls=WithWords, context_settings=HELP, hidden=True)
 @options("schedule check")
 @click.pass_context
 def check(context: click.Context, /) -> None:
@@ -120,7 +120,7 @@ def check(context: click.Context, /) -> None:
     from kopiatomic.commands.schedule import check as run
     from kopiatomic.output.console import Console
 
-    words, meaning = meant(context.meta.get(COMMAND) or (), _all_commands(context))
+    words, meaning = meant(context.meta.get(COMMAND) or (), all_commands(context))
     raise SystemExit(run(meaning, Console(called(), quiet=True), replace(called(), words=tuple(words))))
 
 
@@ -150,13 +150,13 @@ def start(context: click.Context, /, *, name: str) -> None:
     console = Console(called(), quiet=True)
 
     def made(found: Schedule, words: Sequence[str]) -> Report:
-        _, meaning = meant(found.words, _all_commands(context))
+        _, meaning = meant(found.words, all_commands(context))
         return make(replace(meaning, schedule=found.name), console, replace(called(), words=tuple(words)))
 
     raise SystemExit(run(or_end(here, console), console, name=name, backup=made, environ=os.environ))
 
 
-def _all_commands(context: click.Context) -> click.Group:
+def all_commands(context: click.Context) -> click.Group:
     found = context.find_root().command
     assert isinstance(found, click.Group)
     return found

@@ -468,9 +468,36 @@ _RUN = (
 
 _PROFILE = _text("name", "", Group.SELECT, "NAME", "The profile.", completion=Completion.PROFILES)
 
+_PROFILES = {
+    "profile new": (_PROFILE, _CONFIG_DIR),
+    "profile list": (_CONFIG_DIR, _JSON),
+    "profile show": (
+        _PROFILE,
+        _flag("origin", "--origin", Group.OUTPUT, "Also the file and line of each value."),
+        _CONFIG_DIR,
+        _JSON,
+    ),
+    "profile check": (
+        _text("names", "", Group.SELECT, "[NAME]...", "The profiles.", repeated=True, completion=Completion.PROFILES),
+        _text(
+            "file",
+            "--file",
+            Group.SELECT,
+            "PATH",
+            "Check this file instead, wherever it is.",
+            completion=Completion.DIRECTORIES,
+        ),
+        _flag("offline", "--offline", Group.RUN, "Only the file: neither datasets nor engine are looked at."),
+        _CONFIG_DIR,
+    ),
+    "profile schema": (),
+    "engine": (_PROFILE, _CONFIG_DIR),
+}
+
 COMMANDS: Mapping[str, tuple[Setting, ...]] = {
     "backup": _BACKUP,
     "run": _RUN,
+    **_PROFILES,
     "plan": _PLAN,
     "exec": _INSIDE,
     "shell": _INSIDE,
