@@ -49,7 +49,7 @@ def run(
     given = {
         name: value
         for name, value in words.items()
-        if context.get_parameter_source(name) is not ParameterSource.DEFAULT
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
     }
     documents: list[dict[str, Any]] = []
     several = every_profile or len(profiles) > 1

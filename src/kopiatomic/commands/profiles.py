@@ -10,6 +10,7 @@ from kopiatomic import presence
 from kopiatomic.config import profile as profiles
 from kopiatomic.config.options import Options
 from kopiatomic.config.profile import SUFFIX, Profile
+from kopiatomic.config.settings import STATE_DIRECTORY
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
@@ -89,6 +90,8 @@ def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
     values["layout"] = layout = Layout(values.get("layout", Layout.MERGED))
     if layout is Layout.MERGED and not {"mount_root", "name"} & values.keys():
         values["name"] = profile.name
+    # As on a command line, the environment counts where nothing else is said.
+    values.setdefault("state_dir", os.environ.get("KOPIATOMIC_STATE_DIR") or STATE_DIRECTORY)
     return Options(
         maintenance=not values.pop("no_maintenance", False),
         variables=tuple(profile.sources("engine")),
