@@ -17,6 +17,20 @@ die() {
     exit 1
 }
 
+# help_if_asked WORD...: where a word before -- is -h or --help, prints the comment that begins the script, and ends it
+help_if_asked() {
+    local word
+    for word; do
+        case $word in
+            --) return ;;
+            -h | --help)
+                sed -n '2,$ { /^#/!q; s/^# \{0,1\}//p; }' "$0"
+                exit 0
+                ;;
+        esac
+    done
+}
+
 need_root() {
     ((EUID == 0)) || die "this needs root (it mounts filesystems and installs packages)" "run it as root: sudo $0"
 }
@@ -165,3 +179,6 @@ build_kopia_disk() {
     make_disk "$out/content" "$out/kopia.ext4" 160M
     rm -rf -- "$out/content"
 }
+
+# Sourced without words of its own, so these are the script's.
+help_if_asked "${1-}"

@@ -111,11 +111,30 @@ def test_it_is_there_without_its_starter_until_its_process_ends(
     assert "ran" in kopiatomic("history").stdout
 
 
+def told(kopiatomic: Kopiatomic, run: str) -> tuple[str, str]:
+    """What history says of a run's result, and of what it was held for."""
+    lines = kopiatomic("history", run).stdout.splitlines()
+    result, about = (next(line for line in lines if line.startswith(f"{label}:")) for label in ("Result", "Held"))
+    return result.split(maxsplit=1)[1], about.split(maxsplit=1)[1]
+
+
+def test_history_says_what_it_is_held_for_and_how_it_ended(
+    held: Held, kopiatomic: Kopiatomic, reader: subprocess.Popen[bytes]
+) -> None:
+    result, about = told(kopiatomic, held.run)
+    assert (result, about) == ("running", about.partition(" UTC")[0] + " UTC")
+    assert about.startswith(f"for process {reader.pid} (sleep), at the latest until 20")
+    reader.kill()
+    wait_for(held.ended, "the end of the holder")
+    assert told(kopiatomic, held.run) == ("ran, exit code 0", f"{about}; the process ended")
+
+
 def test_it_ends_on_request(held: Held, root: Path, kopiatomic: Kopiatomic, leftovers: Leftovers) -> None:
     assert holding.end(held.run, 20)
     assert not holding.end(held.run, 20)
     assert leftovers(root) == []
     assert result(kopiatomic) == ("ran", 0)
+    assert told(kopiatomic, held.run)[1].endswith("; it was asked to end")
 
 
 def test_it_ends_at_the_deadline(
@@ -129,6 +148,7 @@ def test_it_ends_at_the_deadline(
     wait_for(found.ended, "the end of the holder")
     assert leftovers(root) == []
     assert result(kopiatomic) == ("failed", 1)
+    assert told(kopiatomic, found.run)[1].endswith("; that came first")
 
 
 def test_a_process_that_has_ended_is_refused(start: Callable[..., Completed], root: Path, leftovers: Leftovers) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -394,6 +395,54 @@ def test_a_database_that_cannot_be_read_is_not_taken_for_an_empty_one(kopiatomic
     assert (history.returncode, history.stdout) == (1, "")
     for ended in (recovered, history):
         assert "Too many levels of symbolic links" in ended.stderr
+
+
+def damage(path: Path, how: str) -> None:
+    if how == "truncated":
+        os.truncate(path, path.stat().st_size - 5000)
+    elif how == "overwritten":
+        with path.open("r+b") as file:
+            file.seek(path.stat().st_size // 2)
+            file.write(os.urandom(8192))
+    elif how == "a document":
+        with sqlite3.connect(path) as database:
+            database.execute("UPDATE run SET document = x'00'")
+    else:
+        path.unlink()
+        path.mkdir() if how == "a directory" else os.mkfifo(path)
+
+
+@pytest.mark.parametrize("how", ["truncated", "overwritten", "a document", "a directory", "a pipe"])
+def test_what_is_said_of_a_damaged_database_to_do_works(
+    how: str, data: Path, root: Path, run: Run, kopiatomic: Kopiatomic, tmp_path: Path
+) -> None:
+    path = tmp_path / "state" / "state.db"
+    for _ in range(3):
+        assert run("-c", "true", data).returncode == 0
+    damage(path, how)
+    refused = kopiatomic("history")
+    assert refused.returncode == 1, refused
+    assert str(path) in refused.stderr
+    assert "kopiatomic recover" in refused.stderr
+    # It may still read what it needs, and in no case changes anything.
+    assert kopiatomic("plan", "--diff-last", "--mount-root", root, "-c", "true", data).returncode == 0
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    if "The next run" in refused.stderr:
+        assert kopiatomic("recover").returncode == 0
+    again = kopiatomic("history")
+    assert (again.returncode == 0) == (how in {"truncated", "overwritten"}), again
+    if again.returncode:
+        typed = (
+            again.stderr.partition(": mv ")[2]
+            .strip()
+            .replace("kopiatomic recover", shlex.join(kopiatomic.argv("recover")))
+        )
+        assert command("sh", "-c", f"mv {typed}", env=kopiatomic.environment).returncode == 0
+        again = kopiatomic("history")
+    assert (again.returncode, again.stdout) == (0, "No run is recorded.\n")
+    assert run("-c", "true", data).returncode == 0
+    # What was there is kept.
+    assert len(list(path.parent.iterdir())) == 2
 
 
 def test_a_run_that_could_not_record_its_end_is_not_called_killed(

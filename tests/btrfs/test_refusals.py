@@ -162,6 +162,19 @@ def test_what_kopia_cannot_store_and_was_implied_is_named_and_the_rest_saved(
     assert leftovers(root) == []
 
 
+def test_a_folder_that_ends_kopias_backup_is_named_with_what_to_do(
+    data: Path, run: Run, kopia: Kopia, root: Path, leftovers: Leftovers
+) -> None:
+    (data / "mail" / "y.kopia-entry").mkdir(parents=True)
+    ended = run("--no-nested", data, env=kopia.environment)
+    assert ended.returncode == 1
+    assert f"it fails at {root}{data}/mail/y.kopia-entry" in ended.stderr
+    assert f"have kopia ignore {root}{data}/mail (" in ended.stderr
+    (data / ".kopiaignore").write_text("/mail/\n")
+    assert run("--no-nested", data, env=kopia.environment).returncode == 0
+    assert leftovers(root) == []
+
+
 @pytest.fixture
 def without_a_node(tmp_path: Path) -> Iterator[Path]:
     """A mounted filesystem whose device node is removed."""

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from kopiatomic.filesystems import KINDS
 from kopiatomic.platforms.linux.merged import MergedView
-from kopiatomic.platforms.steps import Step
+from kopiatomic.platforms.steps import SnapshotStep
 from kopiatomic.system import fuse, linux, looking
 from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
@@ -159,7 +160,13 @@ def test_attributes_of_a_directory_that_does_not_answer_are_done_without(
     """What holds mount points has the attributes of the real directories; a user mounts something there right before."""
     monkeypatch.setattr(looking, "LIMIT", 1.0)
     (data / "dir").mkdir(mode=0o710)
-    view = MergedView("/nowhere", [Step("one", f"{data}/dir/one", "btrfs"), Step("two", f"{data}/hung/two", "btrfs")])
+    view = MergedView(
+        "/nowhere",
+        [
+            SnapshotStep(name, f"{data}/{directory}/{name}", KINDS["btrfs"], "")
+            for name, directory in (("one", "dir"), ("two", "hung"))
+        ],
+    )
     with hung(data / "hung"):
         # The mount table says that it may hang.
         view.look()

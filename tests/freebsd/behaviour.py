@@ -1,7 +1,8 @@
 """What a backup of ZFS does on FreeBSD, as a user sees it. Nothing here asks the system in a way that only one kind of it has.
 
 So the same tests run on a FreeBSD host (test_behaviour.py), and in the VM with the shim (tests/zfs/test_freebsd_behaviour.py),
-which shows that the tests themselves are sound. Who imports them gives the fixture ``program``.
+which shows that the tests themselves are sound. Who imports them gives the fixtures ``program``, and ``holder`` for the small
+command of tests/support/in_a_view.py.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = [
     "run",
     "tank",
     "test_a_file_says_what_it_said_at_the_instant",
+    "test_a_held_view_is_there_until_its_process_ends",
     "test_a_killed_process_leaves_nothing",
     "test_a_mount_that_is_pulled_away_fails_the_run",
     "test_a_part_and_odd_names_are_where_they_are",
@@ -291,6 +293,25 @@ def test_what_is_in_use_is_told_and_goes_later(run: Runs, tank: Pool) -> None:
     os.close(inside)
     assert run.recover().returncode == 0
     assert run.left() == []
+
+
+@LAYOUTS
+def test_a_held_view_is_there_until_its_process_ends(
+    layout: tuple[str, ...], holder: Program, run: Runs, tank: Pool
+) -> None:
+    file = tank.path("data3") / "file"
+    file.write_text("frozen")
+    with subprocess.Popen(["sleep", "1000"]) as reader:
+        words = ("hold", layout[-1] if layout else "merged", ROOT, f"{tank.name}/data3", str(reader.pid), "300")
+        try:
+            ended = command(*holder(), *words, env=run.environment(), check=False, timeout=120)
+            assert ended.returncode == 0, ended
+            file.write_text("live")
+            assert run.recover().returncode == 0
+            assert Path(f"{json.loads(ended.stdout)['path']}{file}").read_text() == "frozen"
+        finally:
+            reader.kill()
+    gone(run)
 
 
 @LAYOUTS

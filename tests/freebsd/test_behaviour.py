@@ -19,3 +19,8 @@ pytestmark = [
 @pytest.fixture
 def program() -> Program:
     return lambda: [sys.executable, "-m", "kopiatomic"]
+
+
+@pytest.fixture
+def holder() -> Program:
+    return lambda: [sys.executable, "-m", "tests.support.in_a_view"]

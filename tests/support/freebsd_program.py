@@ -1,6 +1,7 @@
 """``python3 -m tests.support.freebsd_program STATE ARGUMENT...``: kopiatomic on a Linux that Python calls a FreeBSD.
 
-Its kernel is the shim, which keeps what it knows of its mounts in the file STATE.
+Its kernel is the shim, which keeps what it knows of its mounts in the file STATE. ``hold ...`` is not a command of kopiatomic's,
+but one of tests/support/in_a_view.py.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ def main() -> None:
     kernel = Shim(None, state=state).kernel
     freebsd.kernel = lambda: kernel  # type: ignore[assignment]
     from kopiatomic.cli import entry as cli
+    from tests.support import in_a_view
 
     rename_zoned()
     sys.argv[0] = "kopiatomic"
-    cli.main()
+    (in_a_view if sys.argv[1:2] == ["hold"] else cli).main()
 
 
 if __name__ == "__main__":

@@ -370,7 +370,7 @@ class Shim:
             ctypes.memmove(table + position * REAPER_PIDINFO.size, entry, REAPER_PIDINFO.size)
 
     def _kqueue(self) -> int:
-        """kqueue(2): another descriptor that poll(2) takes."""
+        """kqueue(2): another descriptor that poll(2) takes. A fork inherits this one, which FreeBSD's does not."""
         return int(_libc().epoll_create1(0))
 
     def _kevent(self, queue: int, changes: int, count: int, events: int | None, room: int, timeout: int | None) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,14 +110,13 @@ def hold(
 
     def held(starter: holding.Starter) -> int:
         def then(session: Session, frozen: Frozen, report: HoldReport) -> None:
-            until = holding.Until(watch, time.monotonic() + seconds)
             seen = frozen.supervisor.seen_from_outside()
             top = report.root if layout is Layout.MERGED else ""
             starter.let_go({"run": report.run_id, "main": os.getpid(), "path": f"{seen}{top}"})
             holding.hold(session, frozen, report, until)
 
-        with holding.watching(process) as watch:
-            return freeze(layout, HoldReport(new_run_id(), root), names, then, None).exit_code
+        with holding.watching(process, seconds) as until:
+            return freeze(layout, HoldReport(new_run_id(), root, hold=until.hold), names, then, None).exit_code
 
     return holding.start(held, tell)
 
@@ -128,17 +126,22 @@ def held_by_itself(root: str, names: Sequence[str], then: Callable[[str, str], N
 
     def hold_it(session: Session, frozen: Frozen, report: HoldReport) -> None:
         then(report.run_id, f"{frozen.supervisor.seen_from_outside()}{report.root}")
-        holding.hold(session, frozen, report, holding.Until(watch, time.monotonic() + 60))
+        holding.hold(session, frozen, report, until)
 
-    with holding.watching(os.getpid()) as watch:
-        return freeze(Layout.MERGED, HoldReport(new_run_id(), root), names, hold_it, None).exit_code
+    with holding.watching(os.getpid(), 60) as until:
+        report = HoldReport(new_run_id(), root, hold=until.hold)
+        return freeze(Layout.MERGED, report, names, hold_it, None).exit_code
 
 
 def main() -> None:
     if sys.argv[1] == "hold":
         shown, root, dataset, process, seconds = sys.argv[2:]
         told = lambda found: print(json.dumps(found), flush=True)  # noqa: E731
-        raise SystemExit(hold(Layout(shown), root, [dataset], int(process), float(seconds), told))
+        try:
+            raise SystemExit(hold(Layout(shown), root, [dataset], int(process), float(seconds), told))
+        except KopiatomicError as error:
+            Console().error(error)
+            raise SystemExit(error.exit_code) from None
     layout, root, dataset, *steps = sys.argv[1:]
     limit = float(os.environ["LIMIT"]) if "LIMIT" in os.environ else None
     made = CommandReport(new_run_id(), root)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import kopiatomic.cli.entry
 from tests.support import forked
 from tests.support.filesystems import Pool
 from tests.support.leftovers import mounts
@@ -107,6 +108,8 @@ class Runner:
     def __init__(self, group: Cgroup, folder: Path) -> None:
         self.group = group
         self.folder = folder
+        self.main: Callable[[], object] = kopiatomic.cli.entry.main
+        """What stands in for the command."""
         self._count = 0
 
     def __call__(
@@ -167,7 +170,7 @@ class Runner:
             return Run(words, pid, output)
         try:
             (self.group.folder / "cgroup.procs").write_text("0")
-            forked.become(words, output, {**forked.environment(self.folder), **(env or {})}, before)
+            forked.become(words, output, {**forked.environment(self.folder), **(env or {})}, before, self.main)
         except BaseException as error:
             os.write(2, f"the test's fork failed: {error!r}\n".encode())
         finally:

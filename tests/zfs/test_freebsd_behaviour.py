@@ -16,3 +16,8 @@ pytestmark = pytest.mark.in_part(9)
 @pytest.fixture
 def program(tmp_path: Path) -> Program:
     return lambda: [sys.executable, "-m", "tests.support.freebsd_program", str(tmp_path / "shim")]
+
+
+@pytest.fixture
+def holder(program: Program) -> Program:
+    return program

@@ -14,6 +14,7 @@ from kopiatomic.cli.options import options
 from kopiatomic.cli.selection import SELECTION
 
 if TYPE_CHECKING:
+    from kopiatomic.config.invocation import Invocation
     from kopiatomic.errors import EndError
 
 _EPILOG = """\
@@ -87,16 +88,20 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
     console = Console(called(), verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
     report = run(Options(maintenance=not no_maintenance, **options), console, called())
     if report.error is not None and report.error.kind in _NO_DATASET:
-        _suggest_command(report.error, called().words)
+        _suggest_command(report.error, called())
     finish(report, console, as_json=as_json)
 
 
-def _suggest_command(error: EndError, words: Sequence[str]) -> None:
+def _suggest_command(error: EndError, called: Invocation) -> None:
     """Have an error say that its word may be a mistyped command: what is no command is a dataset."""
     import difflib
 
+    from kopiatomic.secrets.masking import Secrets
+
+    words = called.words
     commands = click.get_current_context().find_root().command
     assert isinstance(commands, click.Group)
     near = difflib.get_close_matches(words[0], commands.commands, n=1, cutoff=0.7)
     if near and words[0] not in commands.commands:
-        error.hint = f"If a command was meant: kopiatomic {near[0]}. {error.hint or ''}".rstrip()
+        meant = Secrets(words, called.environment).command_line(["kopiatomic", near[0], *words[1:]])
+        error.hint = f"{error.hint or ''} If a command was meant: {meant}".lstrip()

@@ -50,9 +50,52 @@ def finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
 
 def refuse(message: str, command: str, called: Invocation) -> NoReturn:
     """End because the command line is invalid."""
+    hint = f"'{command.removesuffix(' backup')} -h' shows the options."
+    _end_for_usage(message, hint, called)
+
+
+def refuse_option(error: click.NoSuchOption, called: Invocation, commands: click.Group) -> NoReturn:
+    """End because a command has no such option; if others have it, say which, and what was probably meant."""
+    from kopiatomic.secrets.masking import Secrets
+
+    option, context = error.option_name, error.ctx
+    having = _having(option, commands)
+    if context is None or not having:
+        refuse(error.format_message(), "kopiatomic" if context is None else context.command_path, called)
+    own = context.command_path.removesuffix(" backup")
+    *others, last = (f"'{name}'" for name in having)
+    of = f"{', '.join(others)} and {last}" if others else last
+    message = f"{option} is an option of {of}, and not of '{own}'"
+    words = list(called.words)
+    hint = f"'{having[0]} -h' says what it does."
+    if own == "kopiatomic" and having == ["kopiatomic plan"]:
+        # A plan is a dry run.
+        words = [word for word in words if word not in {"-n", "--dry-run", "backup"}]
+        shown = Secrets(called.words, called.environment).command_line(["kopiatomic", "plan", *words])
+        hint = f"'kopiatomic plan' says what a run would do, as -n does: {shown}"
+    elif own == "kopiatomic plan" and option in {"-n", "--dry-run"}:
+        words.remove(option)
+        shown = Secrets(called.words, called.environment).command_line(["kopiatomic", *words])
+        hint = f"A plan changes nothing anyway, so leave it out: {shown}"
+    _end_for_usage(message, hint, called)
+
+
+def _having(option: str, commands: click.Group) -> list[str]:
+    """Return the commands that a person gives and that have an option, as they are called."""
+    found = []
+    for name, command in commands.commands.items():
+        inner = command.commands.values() if isinstance(command, click.Group) else ()
+        for one in (command, *inner):
+            own = f"{name} {one.name}" if one is not command else name
+            if not one.hidden and any(option in parameter.opts for parameter in one.params):
+                found.append("kopiatomic" if own == "backup" else f"kopiatomic {own}")
+    return found
+
+
+def _end_for_usage(message: str, hint: str, called: Invocation) -> NoReturn:
     from kopiatomic.errors import UsageError
 
-    end(UsageError(message, kind="usage", hint=f"'{command.removesuffix(' backup')} -h' shows the options."), called)
+    end(UsageError(message, kind="usage", hint=hint), called)
 
 
 def lack(error: ImportError, called: Invocation) -> NoReturn:

@@ -11,7 +11,7 @@ import click
 
 from kopiatomic.cli.arguments import NO_WORD_YET
 from kopiatomic.cli.backup import backup
-from kopiatomic.cli.endings import end, lack, refuse
+from kopiatomic.cli.endings import end, lack, refuse, refuse_option
 from kopiatomic.cli.engine import engine
 from kopiatomic.cli.history import history
 from kopiatomic.cli.inside import execute, shell
@@ -62,6 +62,8 @@ def main() -> None:
     called = Invocation(sys.argv[0], tuple(sys.argv[1:]), os.environ)
     try:
         cli.main(list(called.words), prog_name="kopiatomic", standalone_mode=False, obj=called)
+    except click.NoSuchOption as error:
+        refuse_option(error, called, cli)
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         refuse(error.format_message(), context.command_path if context is not None else "kopiatomic", called)

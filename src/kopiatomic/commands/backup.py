@@ -98,7 +98,7 @@ class _Run:
         self._shown = self._secrets.command_line(["kopiatomic", *called.words])
         """The command line as it may be shown."""
         if not options.dry_run:
-            require_root_to_freeze(self._shown, "   (-n shows without root what would be done)")
+            require_root_to_freeze(self._shown, "-n shows without root what would be done. As root: ")
         report.root, report.series = self._place()
         self._selecting = Selecting(options, report, listener, refuses=engine.refuses, breaks_at=engine.breaks_at)
 
@@ -235,7 +235,7 @@ class _Run:
             checked = self._run_engine(frozen, job, made) if job.sources else _NOTHING_READ
         report.engine.end = checked.end if job.sources else None
         with report.phase("verify"), signals.deferred(), understood(engine.name):
-            report.engine.result = made.judge(checked.end, checked.collisions)
+            report.engine.result = made.judge(checked.end, checked.odd)
         self._conclude(checked, report.engine.result)
         if remembering is not None:
             saved = skipping.saved(job, remembering, report.engine.result)

@@ -7,18 +7,20 @@ from collections.abc import Callable
 
 from kopiatomic.errors import KopiatomicError, end_of
 from kopiatomic.output.console import Console
-from kopiatomic.text import printable
 
 
-def require_root(what: str, *, hint: str = "sudo kopiatomic ...") -> None:
-    """Raise KopiatomicError unless run as root. ``what`` is a sentence about what only root may do."""
+def require_root(what: str, shown: str, more: str = "") -> None:
+    """Raise KopiatomicError unless run as root. ``what`` is a sentence about what only root may do.
+
+    ``shown`` is the command line as it may be shown; ``more`` comes before it, so that the rest of the line can be copied.
+    """
     if os.geteuid() != 0:
-        raise KopiatomicError(what, kind="not-root", hint=hint)
+        raise KopiatomicError(what, kind="not-root", hint=f"{more}sudo {shown}")
 
 
 def require_root_to_freeze(shown: str, more: str = "") -> None:
-    """Raise KopiatomicError unless run as root; ``shown`` is the command line as it may be shown, ``more`` follows it."""
-    require_root("making and mounting snapshots needs root", hint=f"sudo {printable(shown)}{more}")
+    """Raise KopiatomicError unless run as root, as :func:`require_root` does."""
+    require_root("making and mounting snapshots needs root", shown, more)
 
 
 def ended(run: Callable[[], int], console: Console) -> int:

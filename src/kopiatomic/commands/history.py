@@ -22,7 +22,7 @@ def history(state_dir: str, console: Console, *, run_id: str, limit: int, as_jso
     """Show what runs did; return the exit code."""
 
     def run() -> int:
-        require_root("reading the records needs root")
+        require_root("reading the records needs root", console.command_line)
         records = Records(state_dir)
         runs = one_of(records, run_id) if run_id else records.history(limit)
         if as_json:

@@ -141,7 +141,8 @@ class _Inside:
             raise KopiatomicError(
                 "a shell needs a terminal, and standard input is none",
                 kind="no-terminal",
-                hint="kopiatomic exec ... -- sh -c '...' does without; so does 'ssh -t' to get one from afar.",
+                hint="'ssh -t' gives one from afar. A command does without (any in place of 'ls'): "
+                + self._secrets.command_line(["kopiatomic", "exec", *self._called.words[1:], "--", "ls"]),
             )
         shown = self._secrets.command_line(["kopiatomic", *self._called.words])
         require_root_to_freeze(shown)

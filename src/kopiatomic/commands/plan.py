@@ -29,6 +29,8 @@ def compare(state_dir: str, report: Report, console: Console) -> None:
     try:
         last = Records(state_dir).last_selection(report.series, report.run_id)
     except KopiatomicError as error:
+        if error.kind == "not-root":
+            error.hint = f"sudo {console.command_line}"
         console.error(error)
         return
     report.changes = changes.between(last, report.plan)

@@ -41,7 +41,7 @@ def recover(
     """
 
     def run() -> int:
-        require_root("removing snapshots needs root")
+        require_root("removing snapshots needs root", console.command_line)
         records = Records(state_dir)
         if forget:
             _forget(records, forget, console, allowed)

@@ -64,7 +64,7 @@ def install(wanted: ScheduleRequest, place: Place, console: Console, *, yes: boo
     """Have the system make this backup at these times; return the exit code."""
 
     def run() -> int:
-        schedule, unsure = _schedule(wanted, place)
+        schedule, unsure = _schedule(wanted, place, console)
         scheduler = place.scheduler
         found = [(file, files.state(file)) for file in scheduler.files(schedule)]
         for file, state in found:
@@ -89,19 +89,19 @@ def install(wanted: ScheduleRequest, place: Place, console: Console, *, yes: boo
     return ended(run, console)
 
 
-def _schedule(wanted: ScheduleRequest, place: Place) -> tuple[Schedule, list[str]]:
+def _schedule(wanted: ScheduleRequest, place: Place, console: Console) -> tuple[Schedule, list[str]]:
     """Return the schedule to install, and what about it cannot be judged. Raises KopiatomicError, UsageError."""
     check_schedule_name(wanted.name)
     _check_words(wanted, place.scheduler)
     options = wanted.options
-    _require_root()
+    _require_root(console)
     calendar = place.scheduler.calendar(wanted.name, wanted.calendar)
     for name, path in wanted.credentials.items():
         environment.check_credential(name, path, top=place.top)
-    program = trust.installed(place.argv0, top=place.top)
+    program = trust.installed(place.argv0, console.command_line, top=place.top)
     home = pwd.getpwuid(0).pw_dir
     variables = environment.of(options, place.caller, home, wanted.credentials, top=place.top)
-    environment.check_no_secrets(variables, place.scheduler)
+    environment.check_no_secrets(variables, place.scheduler, console.command_line)
     unsure = started.check(options, variables, top=place.top)
     schedule = Schedule(
         name=wanted.name,
@@ -228,7 +228,7 @@ def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) ->
     """Show what is installed and how its runs ended; return the exit code."""
 
     def run() -> int:
-        _require_root()
+        _require_root(console)
         found, failures = [], []
         for one in [_installed(scheduler, name)] if name else _all(scheduler):
             try:
@@ -320,9 +320,7 @@ def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
             text = f"{record.id}, {began}, {result_of(record)}{code}"
         lines.append(f"  {label:<14} {text}")
     if not scheduler.waits(schedule.name):
-        lines.append(
-            f"  OFF:           nothing starts it; 'kopiatomic schedule install {schedule.name} ...' again does"
-        )
+        lines.append(f"  OFF:           nothing starts it; this turns it on: {scheduler.enabling(schedule.name)}")
     late = standing.overdue()
     return (
         lines
@@ -335,7 +333,7 @@ def remove(scheduler: Scheduler, console: Console, *, name: str, yes: bool) -> i
     """Remove a schedule; return the exit code. Its runs stay recorded."""
 
     def run() -> int:
-        _require_root()
+        _require_root(console)
         schedule = _installed(scheduler, name)
         _require_idle(scheduler, schedule)
         paths = list(_of_ours(scheduler.leftovers(name), console))
@@ -430,5 +428,5 @@ def start(
     return ended(run, console)
 
 
-def _require_root() -> None:
-    require_root("schedules are root's", hint="sudo kopiatomic schedule ...")
+def _require_root(console: Console) -> None:
+    require_root("schedules are root's", console.command_line)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from kopiatomic.engines import program
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.lines import Lines
-from kopiatomic.engines.names import NameCollisions
+from kopiatomic.engines.names import OddNames
 from kopiatomic.engines.written import WrittenDirectory
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
@@ -114,7 +114,7 @@ class CommandBackup:
         """Pass everything through, line by line; empty ``data`` means that the stream has ended."""
         return list(self._lines[stream].feed(data))
 
-    def judge(self, end: EngineEnd, _collisions: NameCollisions) -> EngineResult:
+    def judge(self, end: EngineEnd, _odd: OddNames) -> EngineResult:
         """Judge by the exit status: 0 is success, anything else is not. Nothing more is known about a user's program."""
         if end.status == 0:
             return EngineResult(saved=True, complete=True, message="")

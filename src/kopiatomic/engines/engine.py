@@ -7,7 +7,7 @@ from dataclasses import field
 from datetime import UTC, datetime
 from typing import Protocol, runtime_checkable
 
-from kopiatomic.engines.names import NameCollisions
+from kopiatomic.engines.names import OddNames
 from kopiatomic.engines.written import WrittenDirectory
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress, Target
@@ -144,10 +144,11 @@ class Backup(Protocol):
     def feed(self, stream: str, data: bytes) -> list[str | Progress]:
         """Process output (``stream`` is "stdout" or "stderr"); return lines to pass through and any progress found."""
 
-    def judge(self, end: EngineEnd, collisions: NameCollisions) -> EngineResult:
+    def judge(self, end: EngineEnd, odd: OddNames) -> EngineResult:
         """Return the outcome, from the engine's own output.
 
-        ``collisions``: names in the view that become the same for an engine that does not keep bytes that are not text.
+        ``odd``: names in the view that become the same for an engine that does not keep bytes that are not text, or that made
+        it fail.
         """
 
     def finish(self) -> list[str]:

@@ -1,12 +1,16 @@
-"""Different names in a directory that become the same where an engine replaces each byte that is not text."""
+"""Names that an engine cannot keep: those that become the same where it replaces each byte that is not text, and those that make
+it fail.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from kopiatomic import presence
 from kopiatomic.immutable import immutable
 
 _NO_TEXT = re.compile("[\udc80-\udcff]")
@@ -15,11 +19,13 @@ _SHOWN = 20
 
 
 @immutable
-class NameCollisions:
+class OddNames:
     """How many names become equal to another in their directory, and the paths of the first of them."""
 
     count: int = 0
     paths: tuple[str, ...] = ()
+    breaking: tuple[str, ...] = ()
+    """If the engine failed: the first directories whose names make it fail."""
 
 
 def spelled(path: str, stand_in: str) -> str:
@@ -27,9 +33,7 @@ def spelled(path: str, stand_in: str) -> str:
     return _NO_TEXT.sub(lambda _: stand_in, path)
 
 
-def find_collisions(
-    root: int | None, directories: Sequence[str], stand_in: str, go_on: Callable[[], bool]
-) -> NameCollisions:
+def find_collisions(root: int | None, directories: Sequence[str], stand_in: str, go_on: Callable[[], bool]) -> OddNames:
     """Search for such names in directories and everything below, without crossing into other filesystems.
 
     ``root`` is the directory that stands for ``/``. Stops when ``go_on`` says so. A directory that cannot be opened is
@@ -37,19 +41,38 @@ def find_collisions(
     """
     count = 0
     paths: list[str] = []
+    for path, fd in _all(root, directories, go_on):
+        found = _equal(fd, stand_in)
+        count += len(found)
+        room = _SHOWN - len(paths)
+        paths += [os.path.normpath(f"/{path}/{name}") for name in found[:room]]
+    return OddNames(count, tuple(paths))
+
+
+def find_breaking(root: int | None, directories: Sequence[str], ending: str, go_on: Callable[[], bool]) -> OddNames:
+    """Search, in the same way, for directories whose names have this ending."""
+    found: list[str] = []
+    for path, fd in _all(root, directories, go_on):
+        for name in sorted(name for name in os.listdir(fd) if name.endswith(ending)):
+            status = presence.status(name, follow_links=False, directory=fd)
+            if status is not None and stat.S_ISDIR(status.st_mode):
+                found.append(os.path.normpath(f"/{path}/{name}"))
+        if len(found) >= _SHOWN:
+            break
+    return OddNames(breaking=tuple(found[:_SHOWN]))
+
+
+def _all(root: int | None, directories: Sequence[str], go_on: Callable[[], bool]) -> Iterator[tuple[str, int]]:
+    """Yield each directory of all the trees, with its path and open, as long as ``go_on`` says so."""
     base = os.open("/", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if root is None else root
     try:
         for directory in directories:
-            for path, fd in _walk(base, directory.strip("/") or "."):
+            for found in _walk(base, directory.strip("/") or "."):
                 if not go_on():
-                    break
-                found = _equal(fd, stand_in)
-                count += len(found)
-                room = _SHOWN - len(paths)
-                paths += [os.path.normpath(f"/{path}/{name}") for name in found[:room]]
+                    return
+                yield found
     finally:
         os.close(base)
-    return NameCollisions(count, tuple(paths))
 
 
 def _walk(base: int, top: str) -> Iterator[tuple[str, int]]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from kopiatomic.engines import hidden_mounts, self_backup
 from kopiatomic.engines.engine import Backup, Job
 from kopiatomic.engines.flags import Given
-from kopiatomic.engines.names import NameCollisions
+from kopiatomic.engines.names import OddNames
 from kopiatomic.engines.repository_client import RepositoryClient
 from kopiatomic.engines.written import WrittenDirectory, is_covered, source_of
 from kopiatomic.errors import KopiatomicError
@@ -179,7 +179,7 @@ class RepositoryBackup(ABC):
     def _judge(self, end: EngineEnd) -> EngineResult:
         """Return the outcome, without the sources."""
 
-    def judge(self, end: EngineEnd, _collisions: NameCollisions) -> EngineResult:
+    def judge(self, end: EngineEnd, _odd: OddNames) -> EngineResult:
         """Read the result, then check it against the repository. Never raises for the program's failures."""
         for stream in ("stdout", "stderr"):
             self.feed(stream, b"")

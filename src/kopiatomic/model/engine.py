@@ -18,6 +18,8 @@ class Command:
     """What it writes for each byte of a name that is not text, so that two may become the same; empty if it keeps them."""
     directories: Sequence[str] = ()
     """Where to look for such names, with paths as the command sees them."""
+    breaks_at: str = ""
+    """The ending of a directory's name that makes it fail, which is looked for there as well; empty without one."""
 
 
 @immutable

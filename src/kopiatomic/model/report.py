@@ -6,10 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import ClassVar
 
 from kopiatomic import errors
 from kopiatomic.errors import EndError, Interrupted, KopiatomicError
+from kopiatomic.immutable import immutable
 from kopiatomic.model.changes import Changes
 from kopiatomic.model.engine import EngineEnd, EngineResult, Target
 from kopiatomic.model.plan import Plan
@@ -143,12 +145,36 @@ class ShellReport(CommandReport):
     kind: ClassVar[str] = "shell"
 
 
+@immutable
+class Hold:
+    """For which process a view is held, and until when at the latest."""
+
+    process: int
+    program: str
+    """The process's name; empty if this system does not tell."""
+    deadline: float
+    """In seconds since the epoch, by the clock when it was set."""
+
+
+class HoldEnd(StrEnum):
+    """What ended the holding of a view, where nothing went wrong."""
+
+    PROCESS = "process"
+    """The named process has ended."""
+    REQUEST = "request"
+    """Another process has asked for it."""
+    DEADLINE = "deadline"
+    """It came first."""
+
+
 @dataclass(slots=True)
 class HoldReport(Report):
     """The report of a view that was held for another program: it succeeds if the view was there, and frozen, to the end."""
 
     kind: ClassVar[str] = "hold"
     success: ClassVar[str] = "ran"
+    hold: Hold | None = None
+    ended_by: HoldEnd | None = None
     held: bool = False
 
     @property

@@ -79,6 +79,8 @@ class Console:
         self._chatter = chatter and not quiet
         """Whether anything except warnings and errors goes to stderr."""
         self._secrets = Secrets(called.words, called.environment)
+        self.command_line = self._secrets.command_line(["kopiatomic", *called.words])
+        """The command as it was typed, quoted for a shell, as it may be shown: for hints that can be copied."""
         self._live: Live | None = None
         self._lost: OSError | None = None
         """Why some of the output for stdout could not be written."""

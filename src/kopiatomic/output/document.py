@@ -10,7 +10,7 @@ from kopiatomic import __version__
 from kopiatomic.errors import EndError
 from kopiatomic.model.changes import Changes
 from kopiatomic.model.plan import Plan
-from kopiatomic.model.report import EngineReport, Report
+from kopiatomic.model.report import EngineReport, HoldReport, Report
 from kopiatomic.model.snapshots import Sets, SnapshotSet
 
 FORMAT = "kopiatomic-run-1"
@@ -57,6 +57,7 @@ def _document(report: Report) -> dict[str, Any]:
         "changes": _changes(report.changes),
         "sets": [_set(s, _places(report.plan)) for s in report.sets.sets] if report.sets else [],
         "engine": _engine(report.engine) if report.engine else None,
+        "hold": _hold(report) if isinstance(report, HoldReport) else None,
         "not_listed": {},
         "durations": report.durations,
         "warnings": report.warnings,
@@ -74,6 +75,17 @@ def instant_text(nanoseconds: int) -> str:
 def instant_words(nanoseconds: int) -> str:
     """Return a wall-clock time for a person."""
     return instant_text(nanoseconds).replace("T", " ").replace("Z", " UTC")
+
+
+def _hold(report: HoldReport) -> dict[str, Any] | None:
+    if report.hold is None:
+        return None
+    return {
+        "process": report.hold.process,
+        "program": report.hold.program or None,
+        "deadline": instant_text(int(report.hold.deadline * 1e9)),
+        "ended_by": None if report.ended_by is None else str(report.ended_by),
+    }
 
 
 def _error(error: EndError | None) -> dict[str, Any] | None:

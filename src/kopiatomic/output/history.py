@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from kopiatomic.model.leftovers import Intent
@@ -72,7 +73,11 @@ def _document_lines(document: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Set:      {made['filesystem']} {printable(made['pool'])}: {len(made['snapshots'])}, transaction {number}"
         )
-    lines += _engine_lines(document["engine"]) if document.get("kind", "backup") == "backup" else _ran_lines(document)
+    kind = document.get("kind", "backup")
+    if kind == "hold":
+        lines += _held_lines(document.get("hold"))
+    else:
+        lines += _engine_lines(document["engine"]) if kind == "backup" else _ran_lines(document)
     if document["frozen_seconds"] is not None:
         lines.append(f"Frozen:   the snapshots existed for {duration(document['frozen_seconds'])}")
     times = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in document["durations"].items())
@@ -100,6 +105,21 @@ def _ran_lines(document: Mapping[str, Any]) -> list[str]:
         return []
     how = "it never ran" if engine["status"] is None else ended(engine["status"])
     return [f"Ran:      {printable(shlex.join(engine['argv']))} ({document['kind']}), {how}"]
+
+
+_ENDED_BY = MappingProxyType(
+    {"process": "; the process ended", "request": "; it was asked to end", "deadline": "; that came first"}
+)
+
+
+def _held_lines(hold: Mapping[str, Any] | None) -> list[str]:
+    if hold is None:
+        return []
+    program = f" ({printable(hold['program'])})" if hold["program"] else ""
+    deadline = hold["deadline"].replace("T", " ").partition(".")[0]
+    # Nothing if it is still held, or ended by a signal or a failure, which is shown in lines of their own.
+    how = _ENDED_BY.get(hold["ended_by"], "")
+    return [f"Held:     for process {hold['process']}{program}, at the latest until {deadline} UTC{how}"]
 
 
 def _time(seconds: float) -> str:

@@ -148,15 +148,16 @@ def _nothing(request: Request, facts: Facts, judged: Sequence[Judged]) -> Kopiat
         )
     incomplete = [j for j in judged if j.incomplete]
     missed = incomplete or judged
-    hint = "'kopiatomic plan' with the same words shows why each was left out."
+    hint = "Name what is to be taken, or leave out less (--exclude)."
     if facts.jailed and all(j.verdict is Verdict.NOT_THE_JAILS for j in judged if KINDS[j.kind].has_jails):
         hint = NO_DATASET
     elif len(incomplete) == 1 and incomplete[0].hint:
         hint = incomplete[0].hint
     elif request.by_property:
         hint += " No dataset has the property set to on."
+    more = f"; and {len(missed) - 5} more" if len(missed) > 5 else ""
     return KopiatomicError(
-        f"nothing is left to take: {'; '.join(f'{printable(j.name)}: {j.reason}' for j in missed[:5])}",
+        f"nothing is left to take: {'; '.join(f'{printable(j.name)}: {j.reason}' for j in missed[:5])}{more}",
         kind="nothing-left",
         hint=hint,
     )

@@ -15,18 +15,6 @@ from kopiatomic.model.snapshots import Sets
 from kopiatomic.paths import below, topmost, tree_order
 from kopiatomic.text import first_few, printable
 
-SCAFFOLD = "scaffold"
-"""The kind of a step that is no snapshot: an empty directory of ours that holds mount points inside a frozen tree."""
-
-FILES = "files"
-"""The kind of a step that shows volumes as files."""
-
-LIVE = "live"
-"""The kind of a step that shows what the host has there, and is not frozen."""
-
-OURS = frozenset([SCAFFOLD, LIVE])
-"""The kinds of steps that show nothing frozen."""
-
 
 @immutable
 class VolumeFile:
@@ -40,20 +28,27 @@ class VolumeFile:
 
 @immutable
 class Step:
-    """One mount of the view, at ``place`` below the view's root. What it ``shows`` is SCAFFOLD, FILES or LIVE; for a snapshot
-    the name of its kind of filesystem.
+    """One mount of the view, at ``place`` below the view's root. Each is one of the classes below, which say what it shows.
 
-    ``source`` is that of the snapshot (``Snapshot.source``). What is live has the mount's source, and none where it is a
-    directory. ``part`` is the path below the snapshot's top that is shown; empty for the whole.
+    ``dataset`` is that of a snapshot; of anything else, what messages call it, or empty. ``named`` says that the view is of no
+    use without it.
     """
 
     dataset: str
     place: str
-    shows: str
-    source: str = ""
-    mounting: Mounting | None = None
-    """How the snapshot is mounted where there are mount namespaces (Linux), by its kind."""
-    named: bool = False
+    named: bool = field(default=False, kw_only=True)
+
+
+@immutable
+class SnapshotStep(Step):
+    """Shows a snapshot, or the ``part`` of it that has this path below its top; empty for the whole."""
+
+    kind: Kind
+    """The kind of filesystem that the snapshot is of."""
+    source: str
+    """``Snapshot.source``."""
+    device: str = ""
+    """``Dataset.device``."""
     part: str = ""
     open_top: bool = False
     """Whether entries of ours must stand beside those of the snapshot's top directory."""
@@ -61,14 +56,38 @@ class Step:
     """Whether the part is no directory."""
     outside: tuple[str, ...] = ()
     """Where, below the snapshot's top, nested subvolumes must have been that the plan does not show in the part."""
-    files: tuple[VolumeFile, ...] = ()
-    instant: int = 0
-    """Nanoseconds since the epoch: the time of ``files``."""
 
     @property
-    def kind(self) -> Kind | None:
-        """The kind of filesystem that the snapshot is of; None for what shows no one snapshot."""
-        return KINDS.get(self.shows)
+    def mounting(self) -> Mounting:
+        """How the snapshot is mounted where there are mount namespaces (Linux)."""
+        return self.kind.mounting(self.source, self.device)
+
+
+@immutable
+class VolumesStep(Step):
+    """Shows volumes as files in one directory. ``instant`` is their time, in nanoseconds since the epoch."""
+
+    files: tuple[VolumeFile, ...]
+    instant: int
+
+
+@immutable
+class LiveStep(Step):
+    """Shows what the host has there, which is not frozen: a mount, of this type, or, without a type, a directory."""
+
+    fstype: str = ""
+    source: str = ""
+    """The mount's, as in the mount table."""
+
+
+@immutable
+class ScaffoldStep(Step):
+    """Shows an empty directory of ours, which holds mount points inside a frozen tree."""
+
+
+def is_frozen(step: Step) -> bool:
+    """Whether a step shows something frozen: a snapshot, or volumes."""
+    return not isinstance(step, LiveStep | ScaffoldStep)
 
 
 NO_PLACE = (
@@ -131,10 +150,10 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
     made = {(s.kind, snapshot.dataset): snapshot for s in sets.sets for snapshot in s.snapshots}
     places = [place for taken in plan.taken for place in taken.places]
     ours = any(place.startswith((f"{UNMOUNTED}/", f"{VOLUMES}/")) for place in places)
-    steps = [Step("", place, SCAFFOLD) for place in {*plan.scaffolds, *(hidden.directory for hidden in plan.hidden)}]
+    steps: list[Step] = [ScaffoldStep("", place) for place in {*plan.scaffolds, *(h.directory for h in plan.hidden)}]
     live = [u for u in (*plan.uncovered, *plan.relit) if u.live]
-    steps += [Step(f"{u.fstype} {u.source}" if u.inside else "", u.point, LIVE, u.source) for u in live]
-    steps += [Step(f"the directory {path}, which must be writable,", path, LIVE) for path in plan.writable]
+    steps += [LiveStep(f"{u.fstype} {u.source}" if u.inside else "", u.point, u.fstype, u.source) for u in live]
+    steps += [LiveStep(f"the directory {path}, which must be writable,", path) for path in plan.writable]
     files = []
     for taken in plan.taken:
         snapshot = made[taken.dataset.kind, taken.dataset.name]
@@ -142,14 +161,13 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
             assert snapshot.size is not None
             files.append(VolumeFile(taken.dataset.name, taken.place, snapshot.source, snapshot.size))
             continue
-        kind = KINDS[taken.dataset.kind]
         steps += [
-            Step(
+            SnapshotStep(
                 dataset=taken.dataset.name,
                 place=place,
-                shows=taken.dataset.kind,
+                kind=KINDS[taken.dataset.kind],
                 source=snapshot.source,
-                mounting=kind.mounting(snapshot.source, taken.dataset.device),
+                device=taken.dataset.device,
                 named=taken.named and place in taken.places,
                 part=part,
                 open_top=ours and place == "/",
@@ -158,7 +176,7 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
             for place, part in taken.shown
         ]
     if files:
-        steps.append(Step("", VOLUMES, FILES, named=True, files=tuple(files), instant=sets.started_ns))
+        steps.append(VolumesStep("", VOLUMES, tuple(files), sets.started_ns, named=True))
     return sorted(steps, key=lambda step: tree_order(step.place))
 
 

@@ -209,7 +209,7 @@ class Session:
     def _frozen(self, again: Callable[[], Plan]) -> Iterator[tuple[Supervisor, Sets]]:
         """The sets, made and tied; removed at the end of the block."""
         with ExitStack() as processes:
-            supervisor, sets = self._taken(processes, again)
+            supervisor, sets = self._freeze_until_settled(processes, again)
             self._selecting.report_moved()
             self._selecting.look_again()
             yield supervisor, sets
@@ -219,7 +219,7 @@ class Session:
         self._report.frozen_seconds = time.monotonic() - first / 1e9
         self._report.durations["release"] = time.monotonic() - released
 
-    def _taken(self, processes: ExitStack, again: Callable[[], Plan]) -> tuple[Supervisor, Sets]:
+    def _freeze_until_settled(self, processes: ExitStack, again: Callable[[], Plan]) -> tuple[Supervisor, Sets]:
         """Try until nothing must be listed again. The processes of the try that made the sets end with ``processes``."""
         deadline = time.monotonic() + _LIST_AGAIN_FOR
         for attempt in range(1, _FREEZE_TRIES + 1):

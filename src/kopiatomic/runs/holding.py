@@ -16,10 +16,10 @@ from contextlib import contextmanager, suppress
 
 from kopiatomic.errors import SAVED, Interrupted, KopiatomicError, unforeseen
 from kopiatomic.immutable import immutable
-from kopiatomic.model.report import HoldReport
+from kopiatomic.model.report import Hold, HoldEnd, HoldReport
 from kopiatomic.runs.freezing import Frozen, Session
 from kopiatomic.state import locks
-from kopiatomic.system import channel, host, signals, worker
+from kopiatomic.system import channel, host, process, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 
 _PAUSE = 0.05
@@ -137,37 +137,41 @@ class Starter:
         self._channel.close()
 
 
-@contextmanager
-def watching(process: int) -> Iterator[int]:
-    """Watch the process that a view is to be held for. Raises KopiatomicError.
-
-    The caller makes sure that the number means that process until this is entered.
-    """
-    try:
-        watch = host.here().watch(process)
-    except OSError as error:
-        raise KopiatomicError(
-            f"process {process}, which the view is to be held for, cannot be watched: {error.strerror}",
-            kind="no-process",
-            hint="Has it ended? 'ps' lists the processes.",
-        ) from None
-    try:
-        yield watch
-    finally:
-        os.close(watch)
-
-
 @immutable
 class Until:
-    """How long a view is held. ``watch`` is that of :func:`watching`, ``deadline`` a time of CLOCK_MONOTONIC in seconds."""
+    """How long a view is held. ``watch`` watches the process, and ``deadline`` is a time of CLOCK_MONOTONIC in seconds."""
 
+    hold: Hold
     watch: int
     deadline: float
 
 
+@contextmanager
+def watching(pid: int, seconds: float) -> Iterator[Until]:
+    """Watch the process that a view is to be held for, ``seconds`` from now at the longest. Raises KopiatomicError.
+
+    The caller makes sure that the number means that process until this is entered.
+    """
+    try:
+        watch = host.here().watch(pid)
+    except OSError as error:
+        raise KopiatomicError(
+            f"process {pid}, which the view is to be held for, cannot be watched: {error.strerror}",
+            kind="no-process",
+            hint="Has it ended? 'ps' lists the processes.",
+        ) from None
+    try:
+        yield Until(Hold(pid, process.name_of(pid), time.time() + seconds), watch, time.monotonic() + seconds)
+    finally:
+        os.close(watch)
+
+
 def hold(session: Session, frozen: Frozen, report: HoldReport, until: Until) -> None:
-    """Hold a view until its process ends, the deadline, or a request (:func:`end`). Raises KopiatomicError, Interrupted."""
-    in_time = frozen.supervisor.hold(until.watch, until.deadline, session.asked_to_end)
+    """Hold a view until its process ends, the deadline, or a request (:func:`end`). Raises KopiatomicError, Interrupted.
+
+    The report has ``until.hold`` already: so it is recorded while the view is held.
+    """
+    report.ended_by = frozen.supervisor.hold(until.watch, until.deadline, session.asked_to_end)
     problems = frozen.supervisor.check()
     if problems:
         raise KopiatomicError(
@@ -175,7 +179,7 @@ def hold(session: Session, frozen: Frozen, report: HoldReport, until: Until) -> 
             kind="view-changed",
             hint="What was made of it is not to be trusted. Find out who removed it, and run again.",
         )
-    if not in_time:
+    if report.ended_by is HoldEnd.DEADLINE:
         raise KopiatomicError(
             "the deadline of the view is over, and the process that it was held for has not ended",
             kind="hold-deadline",

@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import termios
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -109,8 +110,8 @@ class Checked:
     """The sources that no process has looked into."""
     unwatched: str = ""
     """Why that could not be observed, if so."""
-    collisions: names.NameCollisions = names.NameCollisions()
-    """Names in the view that the program takes for one."""
+    odd: names.OddNames = names.OddNames()
+    """Names in the view that the program takes for one, or that made it fail."""
 
 
 @dataclass(slots=True)
@@ -147,6 +148,9 @@ class ProgramStreams:
 
 
 _MOST_STREAMS = 4
+
+_BREAKING = 30.0
+"""Seconds for the search for what made a program fail: the snapshots are still there."""
 
 
 @immutable
@@ -224,17 +228,30 @@ def _run(start: Start, around: _Around, view: MountedView, streams: ProgramStrea
         # The check looks into the view itself.
         unread = access_watch.unread() if access_watch is not None else ()
     strays = around.platform.end_others()
-    collisions = _collisions(around.channel, view, start.command, end)
-    return Checked(end, tuple(view.check()), strays, unread, unwatched, collisions)
+    odd = _odd_names(around.channel, view, start.command, end)
+    return Checked(end, tuple(view.check()), strays, unread, unwatched, odd)
 
 
-def _collisions(channel: Channel, view: MountedView, command: Command, end: EngineEnd) -> names.NameCollisions:
-    """Return the name pairs that became one in a backup that looks good; any message of the main process ends the search."""
-    if not command.stand_in or end.status != 0 or end.stopped:
-        return names.NameCollisions()
+def _odd_names(channel: Channel, view: MountedView, command: Command, end: EngineEnd) -> names.OddNames:
+    """Return the name pairs that became one in a backup that looks good, or what may have made it fail.
+
+    Any message of the main process ends the search. For what made it fail it takes :data:`_BREAKING` seconds at most.
+    """
     poll = select.poll()
     poll.register(channel.fileno(), select.POLLIN)
-    return names.find_collisions(view.engine_root(), command.directories, command.stand_in, lambda: not poll.poll(0))
+    if command.stand_in and end.status == 0 and not end.stopped:
+        return names.find_collisions(
+            view.engine_root(), command.directories, command.stand_in, lambda: not poll.poll(0)
+        )
+    if command.breaks_at and end.status > 0 and not end.stopped:
+        deadline = time.monotonic() + _BREAKING
+        return names.find_breaking(
+            view.engine_root(),
+            command.directories,
+            command.breaks_at,
+            lambda: time.monotonic() < deadline and not poll.poll(0),
+        )
+    return names.OddNames()
 
 
 def _watch(view: MountedView, sources: Sequence[str]) -> tuple[AccessWatch | None, str]:

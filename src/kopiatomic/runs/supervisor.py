@@ -16,6 +16,7 @@ from typing import Self
 from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.filesystems.backends import Maker
 from kopiatomic.model.plan import Plan
+from kopiatomic.model.report import HoldEnd
 from kopiatomic.model.snapshots import Sets
 from kopiatomic.platforms.platform import Platform, RecordIntents
 from kopiatomic.platforms.steps import View, steps_of
@@ -178,15 +179,16 @@ class Supervisor:
             return replace(result, end=replace(result.end, stopped=True))
         return result
 
-    def hold(self, watch: int, deadline: float, asked: Callable[[], bool]) -> bool:
+    def hold(self, watch: int, deadline: float, asked: Callable[[], bool]) -> HoldEnd:
         """Keep the view until a watched process has ended, or until ``asked`` says so, which is called twice a second.
 
-        Return False if the deadline (CLOCK_MONOTONIC, seconds) came first. Raises KopiatomicError, Interrupted.
+        The deadline is a time of CLOCK_MONOTONIC in seconds. Return which of the three came first. Raises KopiatomicError,
+        Interrupted.
         """
         while not asked():
             left = deadline - time.monotonic()
             if left <= 0:
-                return False
+                return HoldEnd.DEADLINE
             self._patience.look()
             poll = select.poll()
             ends = (self._launcher.fileno(), self._keeper.fileno())
@@ -201,8 +203,8 @@ class Supervisor:
             if ends[1] in ready:
                 self._from_keeper()
             if watch in ready:
-                return True
-        return True
+                return HoldEnd.PROCESS
+        return HoldEnd.REQUEST
 
     def check(self) -> Sequence[str]:
         """Return what is wrong with the mounts, in words, while no program runs. Raises KopiatomicError, Interrupted."""

@@ -132,6 +132,10 @@ class Cron:
         """Return True: it runs whenever its file exists."""
         return True
 
+    def enabling(self, name: str) -> str:
+        """Return what shows whether cron runs: nothing else can be off."""
+        return "service cron start"
+
     def ending(self, name: str) -> str:
         """Name the process: there is no service that could be stopped."""
         return f"SIGTERM for the process that 'pgrep -fl \"schedule run {name}\"' shows"

@@ -55,15 +55,19 @@ def created(options: Options, environment: Mapping[str, str]) -> Engine:
     )
 
 
-def check_no_secrets(variables: Mapping[str, str], scheduler: Scheduler) -> None:
-    """Refuse variables that hold a secret: every user can read a schedule's. Raises KopiatomicError."""
+def check_no_secrets(variables: Mapping[str, str], scheduler: Scheduler, shown: str) -> None:
+    """Refuse variables that hold a secret: every user can read a schedule's. Raises KopiatomicError.
+
+    ``shown`` is the command line as it may be shown.
+    """
     secret = sorted(name for name, value in variables.items() if is_secret(name, value))
     if secret:
+        without = " ".join(f"-u {name}" for name in secret)
         raise KopiatomicError(
             f"{', '.join(secret)} of this environment would be part of the schedule, which every user can read, and "
             f"{'holds a secret' if len(secret) == 1 else 'hold secrets'}",
             kind="secret-in-environment",
-            hint=f"{scheduler.advice(secret[0])} If the schedule does not need it: env -u {secret[0]} kopiatomic schedule ...",
+            hint=f"{scheduler.advice(secret[0])} If the schedule does not need it: env {without} {shown}",
         )
 
 

@@ -126,6 +126,9 @@ class Scheduler(Protocol):
     def waits(self, name: str) -> bool:
         """Whether it will start by itself, as far as that is known. Raises KopiatomicError."""
 
+    def enabling(self, name: str) -> str:
+        """Return how to have it start by itself again, as a command."""
+
     def ending(self, name: str) -> str:
         """Return how to end a run that it has started, in words."""
 

@@ -264,6 +264,10 @@ class Systemd:
             return _run(["systemctl", f"--root={self._root}", "--quiet", "is-enabled", timer_]).status == 0
         return _shown("ActiveState", timer_).strip() == "active"
 
+    def enabling(self, name: str) -> str:
+        """Return how to enable its timer."""
+        return f"systemctl enable {'--now ' if self.runs else ''}kopiatomic@{name}.timer"
+
     def ending(self, name: str) -> str:
         """Return the service's own way, which sends SIGTERM to the run alone."""
         return f"systemctl stop kopiatomic@{name}.service"

@@ -16,8 +16,9 @@ _IMPORTED = (".py", ".pyc", ".so", ".pth", ".zip", ".egg")
 """The endings of files that Python imports, or reads when it starts."""
 
 
-def installed(argv0: str, *, top: str = "/") -> tuple[str, str]:
-    """Return the Python and the program of this process, which a timer may start again. ``argv0`` is its ``sys.argv[0]``.
+def installed(argv0: str, shown: str, *, top: str = "/") -> tuple[str, str]:
+    """Return the Python and the program of this process, which a timer may start again. ``argv0`` is its ``sys.argv[0]``,
+    ``shown`` the command line as it may be shown.
 
     Raises KopiatomicError if there is no program, or if others than root can change it, its Python, or what that imports. Only
     what is below ``top`` is examined.
@@ -27,7 +28,7 @@ def installed(argv0: str, *, top: str = "/") -> tuple[str, str]:
         raise KopiatomicError(
             "kopiatomic was started as a module, and is no program that a timer could start",
             kind="no-program",
-            hint="Install it (README, 'Installing'), and call it by its path: sudo /usr/local/bin/kopiatomic schedule ...",
+            hint=f"Install it (README, 'Installing'), and call it by its path, for example: sudo /usr/local/bin/{shown}",
         )
     check(program, "the program", top=top)
     check(sys.executable, "its Python", top=top)

@@ -180,7 +180,7 @@ class Records(StateFile):
 
     def last_selection(self, root: str, before: str) -> tuple[str, str] | None:
         """Return the last run under a root that saved something, except the run ``before``, and what it selected."""
-        with self.transaction() as database:
+        with self.transaction(create=False) as database:
             row = database.execute(
                 "SELECT id, selection FROM run WHERE root = ? AND selection != '' AND id != ? "
                 "AND result IN ('saved', 'incomplete', 'unclean') ORDER BY number DESC LIMIT 1",

@@ -8,6 +8,7 @@ SQLite in a directory that only root can enter. No connection passes through a f
 from __future__ import annotations
 
 import os
+import shlex
 import sqlite3
 import stat
 import time
@@ -113,12 +114,14 @@ class StateFile:
                 with connection:
                     yield connection
             except sqlite3.Error as error:
+                if isinstance(error, sqlite3.DatabaseError) and _is_corrupt(error):
+                    raise self._damaged(error) from None
                 raise self._unusable(error) from None
 
     def _open(self, *, create: bool, mend: bool) -> sqlite3.Connection:
         """Begin a transaction on a database of our schema. Raises sqlite3.Error, OSError, StateError, NewerStateError."""
         if not create:
-            reading = self._connect_to_read()
+            reading = self._connect_to_read(check=mend)
             if reading is not None:
                 return reading
         self._prepare_directory()
@@ -132,10 +135,11 @@ class StateFile:
         self._set_aside()
         return self._connect()
 
-    def _connect_to_read(self) -> sqlite3.Connection | None:
+    def _connect_to_read(self, *, check: bool) -> sqlite3.Connection | None:
         """Begin a transaction that need not write, even on a full or read-only disk; return None if that is not enough.
 
-        It is not enough if another process was killed while it wrote (then SQLite must roll that back), and for an older schema.
+        It is not enough if another process was killed while it wrote (then SQLite must roll that back), for an older schema, and
+        if a ``check`` finds damage.
         """
         if self._is_empty():
             empty = sqlite3.connect(":memory:", isolation_level=None)
@@ -147,7 +151,7 @@ class StateFile:
         try:
             connection.execute("BEGIN")
             (version,) = connection.execute("PRAGMA user_version").fetchone()
-            if version == SCHEMA:
+            if version == SCHEMA and (not check or connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)):
                 return connection
         except sqlite3.Error:
             # The other way reports, or mends, what is wrong.
@@ -165,10 +169,30 @@ class StateFile:
             return True
         # A link to nothing may mean a disk that is not mounted: that is an error here.
         status = os.stat(self.path)
+        self._require_file(status)
         # An unfinished first transaction leaves the file empty. If there is a journal, SQLite decides what was in it.
         return stat.S_ISREG(status.st_mode) and status.st_size == 0 and not presence.exists(f"{self.path}-journal")
 
+    def _require_file(self, status: os.stat_result) -> None:
+        """Refuse what no database can be: SQLite would wait for a pipe, and call a directory a disk error. Raises StateError."""
+        if stat.S_ISREG(status.st_mode):
+            return
+        what = "a directory" if stat.S_ISDIR(status.st_mode) else "no file"
+        raise StateError(
+            f"the state database {printable(self.path)} is {what}, so what runs have recorded cannot be told",
+            kind="state-unusable",
+            hint=self._by_hand(),
+        )
+
+    def _by_hand(self) -> str:
+        """Return how to begin a new database without the old one."""
+        move = shlex.join(["mv", self.path, f"{self.path}.away"])
+        return f"Move it away: {printable(move)} && kopiatomic recover --state-dir {printable(shlex.quote(self.directory))}"
+
     def _connect(self) -> sqlite3.Connection:
+        found = presence.status(self.path)
+        if found is not None:
+            self._require_file(found)
         os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         connection = sqlite3.connect(self.path, timeout=_BUSY_TIMEOUT, isolation_level=None)
         try:
@@ -235,7 +259,7 @@ class StateFile:
         except OSError as error:
             raise self._unusable(error) from None
         if os.geteuid() != 0 and status.st_uid == 0:
-            raise StateError("the records of runs are root's", kind="not-root", hint="sudo kopiatomic ...")
+            raise StateError("the records of runs are root's", kind="not-root", hint="Give this command as root.")
         shown = printable(self.directory)
         safety.require_own(
             status,
@@ -273,7 +297,7 @@ class StateFile:
             f"the state database {printable(self.path)} is damaged, so what is in it cannot be told: {error}",
             kind="state-damaged",
             hint="The next run, or 'kopiatomic recover', sets it aside and begins a new one; 'kopiatomic recover' finds the "
-            "snapshots that it spoke of.",
+            f"snapshots that it spoke of. If this is said again: {self._by_hand()}",
         )
 
     def _unusable(self, error: sqlite3.Error | OSError) -> StateError:

@@ -1,7 +1,7 @@
 """Starts other programs: argv lists only, stdin from /dev/null, bounded in time, never left behind.
 
 A program whose output is read here ends with this process, even if that is killed: the kernel signals it (:func:`_tied`). What it
-has started itself must notice its end, as ``borg serve`` and an ``ssh`` do by the end of their pipes. A hook is not ended so.
+has started itself must notice its end, as ``borg serve`` does by the end of its pipes. A hook is not ended so.
 """
 
 from __future__ import annotations
@@ -336,6 +336,11 @@ def family(pid: int) -> list[tuple[int, str]]:
         except OSError:
             found = found or [(pid, "?")]
     return found
+
+
+def name_of(pid: int) -> str:
+    """Return a process's name, safe to print; empty if it has ended, or where there is no /proc of Linux's."""
+    return printable(_shown_by_linux(f"{pid}/comm").rstrip("\n"))
 
 
 def child_waits_for_a_thaw() -> bool:

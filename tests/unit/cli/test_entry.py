@@ -51,13 +51,76 @@ def test_a_mistyped_command_is_suggested(word: str, meant: str, kopiatomic: Kopi
     """It is taken for a dataset, which here is none, with ZFS or without."""
     ended = kopiatomic(word)
     assert ended.returncode == 1, ended
-    assert f"If a command was meant: kopiatomic {meant}. " in ended.stderr
+    assert f"If a command was meant: kopiatomic {meant}\n" in ended.stderr
+    more = kopiatomic(word, "a b", "-o", "--password=hush")
+    assert f"If a command was meant: kopiatomic {meant} 'a b' -o '--password=***'\n" in more.stderr
 
 
 def test_a_dataset_is_no_mistyped_command(kopiatomic: Kopiatomic) -> None:
     ended = kopiatomic("no-such-pool")
     assert ended.returncode == 1, ended
     assert "a command was meant" not in ended.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it takes root to be less")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-r", "ta nk"),
+        ("exec", "ta nk", "--", "ls"),
+        ("recover", "--dry-run"),
+        ("history", "--limit", "3"),
+        ("schedule", "show", "home"),
+        ("schedule", "remove", "home"),
+        ("schedule", "install", "--hourly", "home", "--", "ta nk"),
+    ],
+)
+def test_who_is_not_root_is_told_what_to_type_and_can_copy_it(words: tuple[str, ...], kopiatomic: Kopiatomic) -> None:
+    ended = command(*as_nobody(*kopiatomic.argv(*words)), env=kopiatomic.environment, check=False)
+    assert ended.returncode == 1, ended
+    # To the end of the line.
+    assert f"sudo {shlex.join(['kopiatomic', *words])}\n" in ended.stderr
+
+
+def test_who_has_no_terminal_for_a_shell_is_told_the_command_that_needs_none(kopiatomic: Kopiatomic) -> None:
+    ended = kopiatomic("shell", "-r", "ta nk")
+    assert ended.returncode == 1, ended
+    assert "kopiatomic exec -r 'ta nk' -- ls\n" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (
+            ("-n", "--diff-last", "ta nk"),
+            "--diff-last is an option of 'kopiatomic plan'",
+            "kopiatomic plan --diff-last 'ta nk'",
+        ),
+        (("--diff-last", "tank"), "--diff-last is an option of 'kopiatomic plan'", "kopiatomic plan --diff-last tank"),
+        (("plan", "--diff-last", "-n", "tank"), "not of 'kopiatomic plan'", "kopiatomic plan --diff-last tank"),
+        (
+            ("--daily", "tank"),
+            "of 'kopiatomic schedule install'",
+            "'kopiatomic schedule install -h' says what it does.",
+        ),
+        (("plan", "--user", "x", "tank"), "of 'kopiatomic exec' and 'kopiatomic shell'", "'kopiatomic exec -h' says"),
+        (("--diff-lst", "tank"), "No such option", "'kopiatomic -h' shows the options."),
+    ],
+)
+def test_an_option_of_another_command_is_said_to_be_its(
+    words: tuple[str, ...], said: str, hint: str, kopiatomic: Kopiatomic
+) -> None:
+    ended = kopiatomic(*words)
+    assert ended.returncode == 2, ended
+    assert said in ended.stderr
+    assert hint in ended.stderr
+    assert "Did you mean" not in ended.stderr
+
+
+def test_what_is_said_to_be_typed_is_understood(parse: Parse, kopiatomic: Kopiatomic) -> None:
+    ended = kopiatomic("-n", "--diff-last", "-r", "ta nk")
+    (typed,) = [line.partition("as -n does: kopiatomic ")[2] for line in ended.stderr.splitlines() if "as -n" in line]
+    assert (parse(*shlex.split(typed)).dry_run, parse(*shlex.split(typed)).names) == (True, ("ta nk",))
 
 
 LONG = [

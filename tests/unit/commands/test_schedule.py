@@ -609,10 +609,8 @@ def test_one_whose_timer_is_off_is_shown_as_such(
     write_all(on_linux, schedule(state_dir=records.directory), root)
     monkeypatch.setattr(type(on_linux), "waits", lambda _, name: name != "home")
     assert scheduling.show(on_linux, Console(), name="home", as_json=False) == 0
-    assert (
-        "  OFF:           nothing starts it; 'kopiatomic schedule install home ...' again does"
-        in capsys.readouterr().out
-    )
+    turn_on = "systemctl enable kopiatomic@home.timer"
+    assert f"  OFF:           nothing starts it; this turns it on: {turn_on}\n" in capsys.readouterr().out
     assert scheduling.show(on_linux, Console(), name="home", as_json=True) == 0
     assert json.loads(capsys.readouterr().out)["schedules"][0]["waits"] is False
 

@@ -12,7 +12,7 @@ import pytest
 from kopiatomic import engines
 from kopiatomic.engines.command import CommandBackup
 from kopiatomic.engines.engine import Backup, Engine, Remembering
-from kopiatomic.engines.names import NameCollisions
+from kopiatomic.engines.names import OddNames
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.engine import EngineEnd
 from kopiatomic.model.plan import Plan
@@ -103,7 +103,7 @@ def test_an_empty_command_is_a_usage_error() -> None:
 
 
 def test_status_zero_is_a_whole_backup() -> None:
-    result = backup("true").judge(end_of("true"), NameCollisions())
+    result = backup("true").judge(end_of("true"), OddNames())
     assert (result.saved, result.complete, result.message) == (True, True, "")
 
 
@@ -112,14 +112,14 @@ def test_status_zero_is_a_whole_backup() -> None:
     [("exit 3", "exit status 3"), ("kill -9 $$", "killed by SIGKILL (9)"), ("exit 255", "exit status 255")],
 )
 def test_any_other_end_is_named(script: str, words: str) -> None:
-    result = backup("sh").judge(end_of("sh", "-c", script), NameCollisions())
+    result = backup("sh").judge(end_of("sh", "-c", script), OddNames())
     assert not result.saved
     assert not result.complete
     assert words in result.message
 
 
 def test_a_command_that_the_run_stopped_is_not_saved() -> None:
-    result = backup("sh").judge(EngineEnd(-15, stopped=True), NameCollisions())
+    result = backup("sh").judge(EngineEnd(-15, stopped=True), OddNames())
     assert not result.saved
     assert "SIGTERM (15), stopped by this run" in result.message
 

@@ -20,7 +20,7 @@ import pytest
 from kopiatomic import platforms
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.model.plan import Plan
-from kopiatomic.model.report import HoldReport
+from kopiatomic.model.report import HoldEnd, HoldReport
 from kopiatomic.runs import holding
 from kopiatomic.runs.holding import Starter
 from kopiatomic.runs.patience import Patience
@@ -62,7 +62,7 @@ def test_a_request_is_a_word_in_the_file_of_the_lock(lock_directory: Path) -> No
     with locks.run(RUN, "/records") as held:
         assert not held.asked_to_end()
         assert locks.ask_to_end(RUN)
-        assert file_of(lock_directory).read_bytes() == b"end"
+        assert file_of(lock_directory).read_bytes() == b"end".ljust(32) + b"/records"
         assert held.asked_to_end()
     with locks.run(RUN, "/records") as held:
         assert not held.asked_to_end()
@@ -176,12 +176,12 @@ Hold = Callable[..., HoldReport]
 @pytest.fixture
 def hold(supervisor: Unmounted, reader: subprocess.Popen[bytes]) -> Hold:
     def hold(seconds: float = 60, asked: Callable[[], bool] = lambda: False) -> HoldReport:
-        report = HoldReport(RUN, "/")
         session: Any = SimpleNamespace(asked_to_end=asked)
         frozen: Any = SimpleNamespace(supervisor=supervisor)
-        with holding.watching(reader.pid) as watch:
+        with holding.watching(reader.pid, seconds) as until:
+            report = HoldReport(RUN, "/", hold=until.hold)
             try:
-                holding.hold(session, frozen, report, holding.Until(watch, time.monotonic() + seconds))
+                holding.hold(session, frozen, report, until)
             except KopiatomicError as error:
                 report.error = error
         return report
@@ -190,7 +190,8 @@ def hold(supervisor: Unmounted, reader: subprocess.Popen[bytes]) -> Hold:
 
 
 def outcome(report: HoldReport) -> tuple[str, int, str | None]:
-    return report.result, report.exit_code, report.error.kind if report.error else None
+    """Its result and exit code, and what ended it."""
+    return report.result, report.exit_code, report.ended_by
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
@@ -202,19 +203,22 @@ def test_it_ends_with_its_process(signum: int, hold: Hold, reader: subprocess.Po
 
     began = time.monotonic()
     with beside(end):
-        assert outcome(hold()) == ("ran", 0, None)
+        assert outcome(hold()) == ("ran", 0, HoldEnd.PROCESS)
     assert 0.2 <= time.monotonic() - began < 10
 
 
 def test_it_ends_at_its_deadline(hold: Hold) -> None:
     began = time.monotonic()
-    assert outcome(hold(0.3)) == ("failed", 1, "hold-deadline")
+    report = hold(0.3)
+    assert outcome(report) == ("failed", 1, HoldEnd.DEADLINE)
+    assert report.error is not None
+    assert report.error.kind == "hold-deadline"
     assert 0.3 <= time.monotonic() - began < 10
 
 
 def test_it_ends_when_it_is_asked_to(hold: Hold) -> None:
     answers = iter([False, False, True])
-    assert outcome(hold(asked=lambda: next(answers))) == ("ran", 0, None)
+    assert outcome(hold(asked=lambda: next(answers))) == ("ran", 0, HoldEnd.REQUEST)
 
 
 def test_what_is_no_longer_frozen_was_not_held(
@@ -223,8 +227,9 @@ def test_what_is_no_longer_frozen_was_not_held(
     supervisor.problems = ["/data is not mounted", "/home is not mounted"]
     reader.kill()
     report = hold()
-    assert outcome(report) == ("failed", 1, "view-changed")
+    assert outcome(report) == ("failed", 1, HoldEnd.PROCESS)
     assert report.error is not None
+    assert report.error.kind == "view-changed"
     assert "/data is not mounted; /home is not mounted" in report.error.message
 
 
@@ -232,8 +237,9 @@ def test_it_ends_with_its_keeper(hold: Hold, supervisor: Unmounted) -> None:
     os.kill(supervisor.keeper, signal.SIGKILL)
     report = hold()
     # The launcher's channel, of which the keeper has an end here, is looked at first.
-    assert outcome(report) == ("failed", 1, "launcher-killed")
-    assert not report.held
+    assert outcome(report) == ("failed", 1, None)
+    assert report.error is not None
+    assert report.error.kind == "launcher-killed"
 
 
 def test_a_signal_ends_it(hold: Hold) -> None:
@@ -243,10 +249,18 @@ def test_a_signal_ends_it(hold: Hold) -> None:
             hold()
 
 
+def test_what_a_view_is_held_for_is_in_its_report(hold: Hold, reader: subprocess.Popen[bytes]) -> None:
+    before = time.time()
+    about = hold(0.1).hold
+    assert about is not None
+    assert (about.process, about.program) == (reader.pid, "sleep")
+    assert before + 0.1 <= about.deadline <= time.time() + 0.1
+
+
 def test_a_process_that_has_ended_cannot_be_watched() -> None:
     with subprocess.Popen(["true"]) as gone:
         gone.wait()
-    with pytest.raises(KopiatomicError) as caught, holding.watching(gone.pid):
+    with pytest.raises(KopiatomicError) as caught, holding.watching(gone.pid, 60):
         pass
     assert caught.value.kind == "no-process"
     assert str(gone.pid) in caught.value.message

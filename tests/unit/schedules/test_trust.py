@@ -154,7 +154,7 @@ def installation(tmp_path: Path) -> Path:
 
 
 def test_a_program_of_roots_alone_is_started_by_its_path_and_its_python(installation: Path, tmp_path: Path) -> None:
-    assert trust.installed(str(installation), top=str(tmp_path)) == (sys.executable, str(installation))
+    assert trust.installed(str(installation), "kopiatomic x", top=str(tmp_path)) == (sys.executable, str(installation))
 
 
 def _give_to_a_group(path: Path) -> None:
@@ -176,7 +176,7 @@ def test_a_program_that_others_can_exchange_is_refused(
     what: str, change: Callable[[Path], object], who: str, installation: Path, tmp_path: Path
 ) -> None:
     change(tmp_path / what)
-    error = error_of(lambda: trust.installed(str(installation), top=str(tmp_path)))
+    error = error_of(lambda: trust.installed(str(installation), "kopiatomic x", top=str(tmp_path)))
     assert error.kind == "not-roots-alone"
     assert who in error.message
     assert str(tmp_path / what) in error.message
@@ -188,12 +188,12 @@ def test_what_links_lead_to_is_looked_at_as_well(installation: Path, tmp_path: P
     usual.mkdir(0o755)
     (usual / "kopiatomic").symlink_to("../opt/kopiatomic/bin/kopiatomic")
     program = usual / "kopiatomic"
-    assert trust.installed(str(program), top=str(tmp_path))[1] == str(program)
+    assert trust.installed(str(program), "kopiatomic x", top=str(tmp_path))[1] == str(program)
     (tmp_path / "opt").chmod(0o777)
-    assert "opt" in error_of(lambda: trust.installed(str(program), top=str(tmp_path))).message
+    assert "opt" in error_of(lambda: trust.installed(str(program), "kopiatomic x", top=str(tmp_path))).message
     (tmp_path / "opt").chmod(0o755)
     usual.chmod(0o777)
-    assert "usual" in error_of(lambda: trust.installed(str(program), top=str(tmp_path))).message
+    assert "usual" in error_of(lambda: trust.installed(str(program), "kopiatomic x", top=str(tmp_path))).message
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     assert error_of(lambda: trust.check(str(loop), "the program", top=str(tmp_path))).kind == "not-roots-alone"
@@ -206,13 +206,18 @@ def test_its_python_and_what_that_imports_are_looked_at(
     packages.mkdir(0o777)
     packages.chmod(0o777)
     monkeypatch.setattr(sys, "path", [str(packages), *sys.path])
-    assert "imports from" in error_of(lambda: trust.installed(str(installation), top=str(tmp_path))).message
+    assert (
+        "imports from"
+        in error_of(lambda: trust.installed(str(installation), "kopiatomic x", top=str(tmp_path))).message
+    )
     packages.chmod(0o755)
     python = packages / "python3"
     python.write_text("")
     python.chmod(0o777)
     monkeypatch.setattr(sys, "executable", str(python))
-    assert "its Python" in error_of(lambda: trust.installed(str(installation), top=str(tmp_path))).message
+    assert (
+        "its Python" in error_of(lambda: trust.installed(str(installation), "kopiatomic x", top=str(tmp_path))).message
+    )
 
 
 @pytest.mark.parametrize("what", ["module", "package", "in a package", "compiled", "path file", "linked"])
@@ -240,10 +245,10 @@ def test_whatever_its_python_may_import_is_looked_at(
     # None of these is ever imported.
     os.chown(folder / "notes.txt", 12345, 0)
     os.chown(folder / "no-package", 12345, 0)
-    trust.installed(str(installation), top=str(tmp_path))
+    trust.installed(str(installation), "kopiatomic x", top=str(tmp_path))
     found = tmp_path / paths[what] if what == "linked" else folder / paths[what]
     os.chown(found, 12345, 0)
-    error = error_of(lambda: trust.installed(str(installation), top=str(tmp_path)))
+    error = error_of(lambda: trust.installed(str(installation), "kopiatomic x", top=str(tmp_path)))
     assert (error.kind, f"user 12345 can change {found}" in error.message) == ("not-roots-alone", True)
 
 
@@ -435,7 +440,7 @@ NO_SECRETS = {
 def test_what_holds_no_secret_is_part_of_a_schedule(on_linux: Scheduler, tmp_path: Path) -> None:
     found = environment_for({**NO_SECRETS, "KOPIA_PASSWORD": "of another engine"}, tmp_path, engine="restic")
     assert set(found) == {*NO_SECRETS, "KOPIATOMIC_RESTIC", "HOME", "PATH"}
-    environment.check_no_secrets(found, on_linux)
+    environment.check_no_secrets(found, on_linux, "kopiatomic x")
 
 
 @pytest.mark.usefixtures("engines")
@@ -445,12 +450,15 @@ def test_a_variable_that_holds_a_secret_is_refused_unless_it_is_a_credential(
 ) -> None:
     caller = {**NO_SECRETS, name: SECRETS[name]}
     found = environment_for(caller, tmp_path, engine="restic")
-    error = error_of(lambda: environment.check_no_secrets(found, on_linux))
+    error = error_of(lambda: environment.check_no_secrets(found, on_linux, "kopiatomic x"))
     assert (error.kind, "hush" in error.message) == ("secret-in-environment", False)
     assert error.message.startswith(f"{name} of this environment")
     assert f"--credential {name}=" in str(error.hint)
-    assert "--credential" not in str(error_of(lambda: environment.check_no_secrets(found, on_freebsd)).hint)
-    environment.check_no_secrets(environment_for(caller, tmp_path, name, engine="restic"), on_linux)
+    assert str(error.hint).endswith(f": env -u {name} kopiatomic x")
+    assert "--credential" not in str(
+        error_of(lambda: environment.check_no_secrets(found, on_freebsd, "kopiatomic x")).hint
+    )
+    environment.check_no_secrets(environment_for(caller, tmp_path, name, engine="restic"), on_linux, "kopiatomic x")
     environment.check_credential(name, str(_credential(tmp_path)), top=str(tmp_path))
 
 

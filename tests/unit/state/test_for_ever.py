@@ -5,6 +5,7 @@ from __future__ import annotations
 from kopiatomic.commands import history, recover, schedule
 from kopiatomic.engines.engine import KOPIA
 from kopiatomic.model import facts, plan, user_property
+from kopiatomic.model.report import HoldEnd
 from kopiatomic.output import document
 from kopiatomic.state import locks, ownership, state_file
 
@@ -30,3 +31,8 @@ def test_formats_of_documents() -> None:
     formats = (document.FORMAT, facts.FORMAT, recover.RECOVER_FORMAT, history.HISTORY_FORMAT, schedule.FORMAT)
     kinds = ("run", "facts", "recover", "history", "schedules")
     assert formats == tuple(f"kopiatomic-{kind}-1" for kind in kinds)
+
+
+def test_words_in_documents() -> None:
+    """The documents of runs are kept in their records."""
+    assert [str(end) for end in HoldEnd] == ["process", "request", "deadline"]

@@ -392,6 +392,17 @@ def test_what_only_reads_says_that_a_database_is_damaged_and_leaves_it(damage: s
     assert os.listdir(state.directory) == ["state.db"]
 
 
+def test_to_ask_what_was_selected_last_writes_nothing(state: Records) -> None:
+    """As ``plan --diff-last`` does: not even a damaged database is set aside."""
+    assert state.last_selection("/kopia", "") is None
+    assert not os.path.exists(state.directory)
+    state.begin(run_record(), keep=YEAR)
+    Path(state.path).write_bytes(b"damaged" * 2000)
+    with pytest.raises(StateError, match="damaged"):
+        state.last_selection("/kopia", "")
+    assert os.listdir(state.directory) == ["state.db"]
+
+
 def in_the_way(state: Records, what: str) -> None:
     """Put something into the place of the database that is none, and says nothing of whether there was one."""
     path = Path(state.path)
@@ -408,6 +419,8 @@ def in_the_way(state: Records, what: str) -> None:
         path.symlink_to("/not-mounted/state.db")
     elif what == "a directory":
         path.mkdir()
+    elif what == "a pipe":
+        os.mkfifo(path)
     elif what == "anybody's directory":
         os.chmod(state.directory, 0o777)
 
@@ -418,6 +431,7 @@ def in_the_way(state: Records, what: str) -> None:
         "a loop of links",
         "a link to nothing",
         "a directory",
+        "a pipe",
         "a file for a directory",
         "a directory that leads nowhere",
         "anybody's directory",

@@ -7,9 +7,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from kopiatomic.filesystems import KINDS
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.platforms.freebsd.merged import MergedView
-from kopiatomic.platforms.steps import Step
+from kopiatomic.platforms.steps import SnapshotStep, Step
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records, RunRecord
 from tests.support.freebsd_shim import Shim
@@ -57,11 +58,11 @@ class Ground:
     def snapshot(self, dataset: str) -> str:
         return f"{dataset}@kopiatomic_{self.run_id}"
 
-    def step(self, dataset: str, place: str, *, part: str = "", named: bool = False) -> Step:
+    def step(self, dataset: str, place: str, *, part: str = "", named: bool = False) -> SnapshotStep:
         """A step whose snapshot there is."""
         if self.snapshot(dataset) not in (self.shim.snapshots or {}):
             self.tree(dataset)
-        return Step(dataset, place, "zfs", self.snapshot(dataset), part=part, named=named)
+        return SnapshotStep(dataset, place, KINDS["zfs"], self.snapshot(dataset), part=part, named=named)
 
     def view(self, *steps: Step, shim: Shim | None = None) -> MergedView:
         def record(intents: Sequence[Intent]) -> None:

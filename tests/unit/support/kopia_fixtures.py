@@ -18,7 +18,7 @@ import pytest
 from kopiatomic import engines
 from kopiatomic.engines import self_backup
 from kopiatomic.engines.engine import Backup, Engine, Job
-from kopiatomic.engines.names import NameCollisions
+from kopiatomic.engines.names import OddNames
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet
@@ -191,7 +191,7 @@ class Driven:
                 self.found += backup.feed(stream, data[start : start + (1 << 16)])
             self.found += backup.feed(stream, b"")
         self.end = EngineEnd(process.returncode, stopped)
-        self.result: EngineResult = backup.judge(self.end, NameCollisions())
+        self.result: EngineResult = backup.judge(self.end, OddNames())
 
     @property
     def lines(self) -> list[str]:

@@ -186,7 +186,7 @@ PARTS = (
 IN_A_CHILD = {
     "engines/self_backup.py": {"look"},
     "engines/reader.py": {"_made"},
-    "engines/names.py": {"find_collisions", "_equal", "_walk"},  # the launcher
+    "engines/names.py": {"_all", "_equal", "_walk", "find_breaking"},  # the launcher
     "engines/written.py": {"_is_tagged", "_made"},
 }
 ROOTS_OWN = {

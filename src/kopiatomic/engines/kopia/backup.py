@@ -15,17 +15,18 @@ from kopiatomic.engines import program, results, written
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.kopia import listing, location
 from kopiatomic.engines.kopia import maintenance as kopia_maintenance
+from kopiatomic.engines.kopia.checks import PLACEHOLDER_SUFFIX
 from kopiatomic.engines.kopia.found import Found, mapping
 from kopiatomic.engines.kopia.options import Options
 from kopiatomic.engines.kopia.output import Manifest, Output, parse_manifest
 from kopiatomic.engines.kopia.result import failures, not_saved, saved
-from kopiatomic.engines.names import NameCollisions
+from kopiatomic.engines.names import OddNames
 from kopiatomic.engines.numbers import number
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.paths import tree_order
-from kopiatomic.text import ended, printable
+from kopiatomic.text import ended, first_few, printable
 
 _LATEST = 20
 """How many of the latest snapshots of a source are searched for a complete one."""
@@ -62,7 +63,7 @@ class KopiaBackup:
         volumes = job.volumes
         read = [place for source in job.sources for place in job.places(source).values() if place not in volumes]
         directories = tuple(map(job.plan.path, read))
-        return Command(words, environment, listing.STAND_IN, directories)
+        return Command(words, environment, listing.STAND_IN, directories, PLACEHOLDER_SUFFIX)
 
     def _workers(self) -> str:
         """Return how many workers kopia needs to read as many files at once as without the levels above; empty: kopia's default.
@@ -80,15 +81,15 @@ class KopiaBackup:
         """Take output; empty ``data`` means that the stream has ended."""
         return self._output.feed(stream, data)
 
-    def judge(self, end: EngineEnd, collisions: NameCollisions) -> EngineResult:
+    def judge(self, end: EngineEnd, odd: OddNames) -> EngineResult:
         """Read the manifests, then check in the repository whether they show every mount. Never raises for kopia's failures."""
         self._output.feed("stderr", b"")
         self._ended_well = end.status == 0 and not end.stopped
         self._manifests = self._output.manifests()
         self._ask_ahead()
-        return results.combined([(source, self._judge(source, end, collisions)) for source in self._job.plan.sources])
+        return results.combined([(source, self._judge(source, end, odd)) for source in self._job.plan.sources])
 
-    def _judge(self, source: str, end: EngineEnd, collisions: NameCollisions) -> EngineResult:
+    def _judge(self, source: str, end: EngineEnd, odd: OddNames) -> EngineResult:
         """Return the outcome for one source."""
         job, client = self._job, self._found.client
         if source in job.unchanged:
@@ -99,7 +100,7 @@ class KopiaBackup:
         if unchanged:
             manifest = self._latest(path)
         if manifest is None:
-            return not_saved(self._why_no_result(source, end))
+            return not_saved(self._why_no_result(source, end, odd))
         if manifest.incomplete:
             ending = "was stopped" if end.stopped else f"ended early ({printable(manifest.incomplete)})"
             return not_saved(f"kopia {ending}: what it saved is only a part, and no backup", manifest)
@@ -115,7 +116,7 @@ class KopiaBackup:
         if lacking and not self._is_saved(manifest):
             return not_saved(f"kopia told of the snapshot {printable(manifest.id)}, which is not in its repository")
         reasons += lacking
-        reasons += listing.confused(client, manifest, collisions, source)
+        reasons += listing.confused(client, manifest, odd, source)
         statistics = {**result.statistics, "unchanged": 1} if unchanged else result.statistics
         return replace(result, complete=not reasons, message="; ".join(reasons), statistics=statistics)
 
@@ -167,11 +168,12 @@ class KopiaBackup:
         except KopiatomicError:
             return False
 
-    def _why_no_result(self, source: str, end: EngineEnd) -> str:
+    def _why_no_result(self, source: str, end: EngineEnd, odd: OddNames) -> str:
         said = self._output.errors()
         if end.status != 0:
             stopped = ", stopped by this run" if end.stopped else ""
-            return f"kopia failed ({ended(end.status)}{stopped}): {said or 'it gave no reason'}"
+            failed = f"kopia failed ({ended(end.status)}{stopped}): {said or 'it gave no reason'}"
+            return f"{failed}; {_placeholders(odd)}" if _NO_PLACEHOLDER in said and odd.breaking else failed
         if self._output.empty:
             return f"kopia ended without an error and without a result{': ' + said if said else ''}"
         others = [printable(m.path) for m in self._manifests]
@@ -207,6 +209,24 @@ def argv(
         words += ["--start-time", start_time]
     words += ["--tags", f"kopiatomic-run:{run_id}", "--tags", f"kopiatomic-atomic:{atomic}"]
     return [*words, *options.words]
+
+
+_NO_PLACEHOLDER = "upload error: no such file or directory"
+"""What kopia says where a directory has a name of the kind that it gives to placeholders, which it takes for files with an
+entry in them (fs/localfs; seen with 0.22.3). No ignore rule prevents it, neither in .kopiaignore nor in a policy, except one for
+the directory above.
+"""
+
+
+def _placeholders(odd: OddNames) -> str:
+    """Describe what made kopia fail, and what to do."""
+    above = sorted({os.path.dirname(path) for path in odd.breaking})
+    them = "the folder itself" if len(odd.breaking) == 1 else "the folders themselves"
+    return (
+        f"it fails at {first_few(odd.breaking)}, since it takes each name that ends with {PLACEHOLDER_SUFFIX} for a file of its "
+        f"own: rename {them}, or have kopia ignore {first_few(above)} (.kopiaignore or policy; to ignore {them} does not help), "
+        "or use --engine restic or borg"
+    )
 
 
 def levels(plan: Plan) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.kopia.client import Client, last_error
 from kopiatomic.engines.kopia.output import Manifest
-from kopiatomic.engines.names import NameCollisions, spelled
+from kopiatomic.engines.names import OddNames, spelled
 from kopiatomic.engines.numbers import number
 from kopiatomic.engines.program import KEEP
 from kopiatomic.errors import KopiatomicError
@@ -49,11 +49,11 @@ def missing(client: Client, manifest: Manifest, job: Job, source: str) -> list[s
     return problems
 
 
-def confused(client: Client, manifest: Manifest, collisions: NameCollisions, source: str) -> list[str]:
+def confused(client: Client, manifest: Manifest, odd: OddNames, source: str) -> list[str]:
     """Return names that are the same in the snapshot of a source, in words; what kopia was told to ignore is not in it."""
     kept: list[str] = []
     by_folder: dict[str, list[str]] = {}
-    for path in collisions.paths:
+    for path in odd.paths:
         if is_at_or_below(path, source):
             by_folder.setdefault(os.path.dirname(path), []).append(path)
     for folder, paths in by_folder.items():
@@ -61,7 +61,7 @@ def confused(client: Client, manifest: Manifest, collisions: NameCollisions, sou
         kept += [p for p in paths if names is None or names[spelled(os.path.basename(p), STAND_IN)] > 1]
     if not kept:
         return []
-    count = len(kept) + collisions.count - len(collisions.paths)
+    count = len(kept) + odd.count - len(odd.paths)
     return [
         f"{count} names are not their own in kopia, which has one sign for every byte that is no text, and of those that become "
         f"equal a restore keeps one: {first_few(kept)} (rename them, or use --engine restic or borg)"

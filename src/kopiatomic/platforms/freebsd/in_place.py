@@ -16,7 +16,7 @@ from kopiatomic.model.mounts import visible
 from kopiatomic.model.plan import SCRATCH, Plan, Uncovered
 from kopiatomic.paths import below, is_at_or_below, parents, tree_order
 from kopiatomic.platforms.freebsd.view import FreeBSDView, Planned, directories, frozen, joined, unsafe
-from kopiatomic.platforms.steps import GONE, LIVE, SCAFFOLD, Obstacle, Step
+from kopiatomic.platforms.steps import GONE, LiveStep, Obstacle, ScaffoldStep, Step
 from kopiatomic.state import locks
 from kopiatomic.system import freebsd, freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
@@ -59,6 +59,10 @@ class InPlaceView(FreeBSDView):
         """Open the assembled tree."""
         return os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
 
+    def seen_from_outside(self, _launcher: int) -> str:
+        """Return the assembled tree, into which a program is put by a chroot."""
+        return self._root
+
     def require(self) -> None:
         """Check what must stay writable, and read what is mounted now."""
         for path in self._plan.writable:
@@ -86,7 +90,7 @@ class InPlaceView(FreeBSDView):
         """Keep a live mount's flags; in a jail a devfs has the jail's own ruleset, and no other."""
         if planned.fstype == "devfs" and freebsd.number(self._kernel, "security.jail.jailed"):
             return ()
-        if planned.step.shows == LIVE and planned.fstype == "nullfs":
+        if isinstance(planned.step, LiveStep) and planned.fstype == "nullfs":
             # In a jail whose root is no mount that one is not in the table.
             above = (planned.source, *parents(planned.source))
             flags = next((self._options[place] for place in above if place in self._options), ())
@@ -96,8 +100,8 @@ class InPlaceView(FreeBSDView):
     def obstacle(self, planned: Planned) -> Obstacle | None:
         """Return the obstacle of any view, or that a live mount is gone or that others than root can move it."""
         step = planned.step
-        if step.shows == LIVE and planned.fstype == "nullfs":
-            if step.source and step.place not in self._options:
+        if isinstance(step, LiveStep) and planned.fstype == "nullfs":
+            if step.fstype and step.place not in self._options:
                 return Obstacle("it is not mounted any more", GONE)
             why = unsafe(step.place)
             if why is not None:
@@ -134,34 +138,34 @@ def refuse(plan: Plan) -> list[str]:
 
 def filesystems(plan: Plan) -> set[str]:
     """Return what is mounted afresh for a plan."""
-    return {step.source for step in _live(plan) if step.source in _FRESH}
+    return {step.fstype for step in _live(plan) if step.fstype in _FRESH}
 
 
 def _planned(root: str, base: str, aside: str, plan: Plan, steps: Sequence[Step]) -> list[Planned]:
     own = [*_own(base, plan)]
-    several = [*_live(plan), *own, *_holders(base, plan), *(step for step in steps if step.shows != LIVE)]
+    several = [*_live(plan), *own, *_holders(base, plan), *(step for step in steps if not isinstance(step, LiveStep))]
     ordered = sorted(several, key=lambda step: tree_order(step.place))
     planned: list[Planned] = []
-    kinds: dict[str, str] = {}
+    before: dict[str, Step] = {}
     for step, whole in zip(ordered, directories(base, ordered), strict=True):
         point = joined(root, step.place)
         if step is own[0]:
             planned.append(Planned(step, aside, point, aside, options=(("nosuid", ""),)))
-        elif step.shows != LIVE:
+        elif not isinstance(step, LiveStep):
             planned.append(frozen(step, whole, point))
-        elif step.source in _FRESH:
-            few = step.source == "devfs" and _is_root_frozen(plan) and not plan.live_system
+        elif step.fstype in _FRESH:
+            few = step.fstype == "devfs" and _is_root_frozen(plan) and not plan.live_system
             options = (("ruleset", _FEW_DEVICES),) if few else ()
-            planned.append(Planned(step, step.source, point, fstype=step.source, options=options))
-        elif step.source or _kind_above(step.place, kinds) != LIVE:
+            planned.append(Planned(step, step.fstype, point, fstype=step.fstype, options=options))
+        elif step.fstype or not isinstance(_above(step.place, before), LiveStep):
             # A directory that is seen already cannot be mounted on itself (EDEADLK, nullfs_mount).
             planned.append(Planned(step, step.place, point, options=()))
-        kinds[step.place] = step.shows
+        before[step.place] = step
     return planned
 
 
-def _kind_above(place: str, kinds: Mapping[str, str]) -> str | None:
-    return next((kinds[directory] for directory in (place, *parents(place)) if directory in kinds), None)
+def _above(place: str, steps: Mapping[str, Step]) -> Step | None:
+    return next((steps[directory] for directory in (place, *parents(place)) if directory in steps), None)
 
 
 def _own(base: str, plan: Plan) -> Iterator[Step]:
@@ -169,33 +173,33 @@ def _own(base: str, plan: Plan) -> Iterator[Step]:
     runs = os.path.dirname(base)
     in_source = any(is_at_or_below(base, source) for source in plan.sources)
     covers = in_source and not plan.live_system
-    yield Step("the directory for temporary files", runs if covers else base, SCAFFOLD, named=True)
+    yield ScaffoldStep("the directory for temporary files", runs if covers else base, named=True)
     if in_source and plan.live_system:
         # In the snapshot it has no place; and a kopiatomic that is started in the view finds the locks of all runs.
-        yield Step("the directory of locks", runs, LIVE, named=True)
+        yield LiveStep("the directory of locks", runs, named=True)
 
 
 def _holders(base: str, plan: Plan) -> Iterator[Step]:
     """Yield our directories that stand for hidden mounts which contain a visible place."""
     needed = (base, *plan.writable)
     hidden = {u.point for u in plan.uncovered if not u.live and any(is_at_or_below(path, u.point) for path in needed)}
-    yield from (Step("", point, SCAFFOLD) for point in hidden - {*plan.scaffolds})
+    yield from (ScaffoldStep("", point) for point in hidden - {*plan.scaffolds})
 
 
-def _live(plan: Plan) -> Iterator[Step]:
-    """Yield what is seen live, as steps whose source is the mount's type, or empty for a directory."""
+def _live(plan: Plan) -> Iterator[LiveStep]:
+    """Yield what is seen live."""
     if not _is_root_frozen(plan):
-        yield Step("", "/", LIVE)
+        yield LiveStep("", "/")
     elif not plan.live_system:
-        yield Step("the devices", "/dev", LIVE, "devfs", named=True)
+        yield LiveStep("the devices", "/dev", "devfs", named=True)
     for mount in plan.beside:
         if mount.live and _is_shown(mount):
-            yield Step("", mount.point, LIVE, mount.fstype)
+            yield LiveStep("", mount.point, mount.fstype, mount.source)
     for mount in plan.uncovered:
         if mount.live and _is_shown(mount):
-            yield Step(f"{mount.fstype} {mount.source}", mount.point, LIVE, mount.fstype)
+            yield LiveStep(f"{mount.fstype} {mount.source}", mount.point, mount.fstype, mount.source)
     for path in plan.writable:
-        yield Step(f"the directory {path}, which must be writable,", path, LIVE, named=True)
+        yield LiveStep(f"the directory {path}, which must be writable,", path, named=True)
 
 
 def _is_shown(mount: Uncovered) -> bool:

@@ -13,13 +13,13 @@ from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.mounts import Mount, holder, visible
 from kopiatomic.paths import below, parents
 from kopiatomic.platforms.freebsd.view import FreeBSDView, directories, frozen, joined
-from kopiatomic.platforms.steps import SCAFFOLD, Step
+from kopiatomic.platforms.steps import ScaffoldStep, SnapshotStep, Step
 from kopiatomic.system import freebsd_mounts
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.freebsd_paths import open_beneath
 from kopiatomic.text import printable
 
-_TOP = Step("", "/", SCAFFOLD, named=True)
+_TOP = ScaffoldStep("", "/", named=True)
 """One of our directories is the top of the view if no snapshot is."""
 
 
@@ -40,7 +40,7 @@ class MergedView(FreeBSDView):
     def require(self) -> None:
         """Refuse what is not supported."""
         for step in (p.step for p in self._planned):
-            if step.shows not in {SCAFFOLD, "zfs"} or step.open_top or step.file:
+            if not (isinstance(step, ScaffoldStep) or _is_plain(step)):
                 what = printable(step.dataset or step.place)
                 raise KopiatomicError(
                     f"{what} cannot be shown on FreeBSD: neither volumes, nor a dataset at / together with what has no "
@@ -51,11 +51,11 @@ class MergedView(FreeBSDView):
 
     def finish(self) -> None:
         """Give the directories that only hold mount points the mode, owner and times of the real ones."""
-        shown = {p.step.place for p in self._planned if p.step.shows != SCAFFOLD}
+        shown = {p.step.place for p in self._planned if not isinstance(p.step, ScaffoldStep)}
         seen = visible(freebsd_mounts.read(self._kernel))
         for directory in {above for place in shown for above in parents(place)} - shown:
-            ours = self.holder([directory, *parents(directory)])
-            if ours is None or ours.step.shows != SCAFFOLD:
+            ours = self.first_mounted([directory, *parents(directory)])
+            if ours is None or not isinstance(ours.step, ScaffoldStep):
                 # Inside a frozen tree, which has its own attributes.
                 continue
             path = f"{ours.whole}/{below(directory, ours.step.place)}".rstrip("/")
@@ -65,6 +65,11 @@ class MergedView(FreeBSDView):
                 os.chmod(path, stat.S_IMODE(status.st_mode))
                 # Nothing is made in it afterwards.
                 os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _is_plain(step: Step) -> bool:
+    """Whether a step shows a directory of a ZFS snapshot, with nothing beside it."""
+    return isinstance(step, SnapshotStep) and step.kind.name == "zfs" and not step.open_top and not step.file
 
 
 def _status(directory: str, seen: dict[str, Mount]) -> os.stat_result | None:

@@ -24,16 +24,17 @@ from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.platforms.freebsd import leftovers, permissions
 from kopiatomic.platforms.steps import (
     ELSEWHERE,
-    LIVE,
-    OURS,
-    SCAFFOLD,
+    LiveStep,
     Missing,
     Obstacle,
+    ScaffoldStep,
+    SnapshotStep,
     Step,
     View,
     held_by,
     hidden_by,
     holds_something,
+    is_frozen,
     missing_text,
     named_and_missing,
 )
@@ -131,7 +132,7 @@ class FreeBSDView:
         missing = [found for planned in self._planned if (found := self._mount(planned))]
         self.finish()
         self._prints = self._take_prints()
-        shown = [p for p in self._mounted.values() if p.step.shows not in OURS]
+        shown = [p for p in self._mounted.values() if is_frozen(p.step)]
         return View(
             mounted=tuple(p.step.place for p in shown),
             filled=tuple(p.step.place for p in shown if holds_something(p.point)),
@@ -181,7 +182,7 @@ class FreeBSDView:
     def _mount(self, planned: Planned) -> Missing | None:
         """Mount one step in its place. Return what has no place, if so. Raises KopiatomicError if the user named that."""
         step = planned.step
-        if step.shows == SCAFFOLD and not step.named and self._is_needless(step):
+        if isinstance(step, ScaffoldStep) and not step.named and self._is_needless(step):
             return None
         obstacle = _too_long(planned) or self.obstacle(planned)
         if obstacle is None:
@@ -192,17 +193,17 @@ class FreeBSDView:
             except OSError as error:
                 raise _mount_failed(f"{_what(step)} cannot be shown at {printable(planned.point)}", error) from None
             self._mounted[step.place] = planned
-            (self._live.add if step.shows == LIVE else self._live.discard)(planned.point)
+            (self._live.add if isinstance(step, LiveStep) else self._live.discard)(planned.point)
             return None
         missing = obstacle.missing(step)
         if step.named:
-            raise _nowhere(missing) if step.shows in OURS else named_and_missing(missing)
+            raise named_and_missing(missing) if is_frozen(step) else _nowhere(missing)
         return missing
 
     def _is_needless(self, scaffold: Step) -> bool:
         """Whether the frozen tree itself has the directories that a scaffold is for; otherwise note what it hides."""
-        above = self.holder(parents(scaffold.place))
-        if above is None or above.step.shows in OURS:
+        above = self.first_mounted(parents(scaffold.place))
+        if above is None or not is_frozen(above.step):
             return False
         steps = [p.step for p in self._planned]
         inside = [below(place, above.step.place) for place in held_by(scaffold, steps)]
@@ -221,18 +222,18 @@ class FreeBSDView:
     def obstacle(self, planned: Planned) -> Obstacle | None:
         """Return why a step's place, or the part to show, does not exist, if so; make it if the place is ours."""
         step = planned.step
-        above = self.holder(parents(step.place))
-        if above is not None and above.step.shows == SCAFFOLD:
+        above = self.first_mounted(parents(step.place))
+        if above is not None and isinstance(above.step, ScaffoldStep):
             os.makedirs(f"{above.whole}/{below(step.place, above.step.place)}", 0o755, exist_ok=True)
         elif above is not None:
             try:
                 os.close(open_beneath(above.point, below(step.place, above.step.place)))
             except OSError as error:
                 obstacle = _obstacle(error, above.step.place)
-                if above.step.shows == LIVE:
+                if isinstance(above.step, LiveStep):
                     return obstacle.gone("")
                 return obstacle.further(f" in the snapshot of {printable(above.step.dataset)}")
-        if step.shows in OURS:
+        if not isinstance(step, SnapshotStep):
             return None
         if planned.whole in self._refused:
             return Obstacle(self._refused[planned.whole])
@@ -242,12 +243,12 @@ class FreeBSDView:
             return _obstacle(error, step.place.removesuffix(step.part)).gone(" in its snapshot")
         return None
 
-    def holder(self, directories: Sequence[str]) -> Planned | None:
+    def first_mounted(self, directories: Sequence[str]) -> Planned | None:
         """Return what is mounted at the first of some places that has a mount; None for the top itself."""
         return next((self._mounted[place] for place in directories if place in self._mounted), None)
 
     def seen_from_outside(self, _launcher: int) -> str:
-        """Return nothing: the view is visible to the whole system."""
+        """Return nothing: a program has the same root, and the view is visible to the whole system."""
         return ""
 
     def watch(self, _sources: Sequence[str]) -> None:
@@ -320,18 +321,19 @@ def directories(base: str, steps: Sequence[Step]) -> list[str]:
     snapshots: dict[str, str] = {}
     found = []
     for position, step in enumerate(steps):
-        if step.shows == LIVE:
+        if isinstance(step, LiveStep):
             found.append("")
-        elif step.shows == SCAFFOLD:
-            found.append(f"{base}/d{position}")
-        else:
+        elif isinstance(step, SnapshotStep):
             found.append(snapshots.setdefault(step.source, f"{base}/s{len(snapshots)}"))
+        else:
+            found.append(f"{base}/d{position}")
     return found
 
 
 def frozen(step: Step, whole: str, point: str) -> Planned:
     """Return a read-only nullfs of a snapshot, of a part of one, or of one of our directories."""
-    return Planned(step, f"{whole}/{step.part}" if step.part else whole, point, whole)
+    part = step.part if isinstance(step, SnapshotStep) else ""
+    return Planned(step, f"{whole}/{part}" if part else whole, point, whole)
 
 
 def joined(root: str, place: str) -> str:
@@ -361,9 +363,9 @@ def unsafe(path: str, frozen: Collection[str] = ()) -> str | None:
         return f"{printable(path)}: {error.strerror}"
 
 
-def _snapshots(planned: Sequence[Planned]) -> dict[str, Step]:
+def _snapshots(planned: Sequence[Planned]) -> dict[str, SnapshotStep]:
     """Return the directories on which snapshots are mounted."""
-    return {p.whole: p.step for p in planned if p.step.shows not in OURS}
+    return {p.whole: p.step for p in planned if isinstance(p.step, SnapshotStep)}
 
 
 def _intents(base: str, planned: Sequence[Planned]) -> list[Intent]:
@@ -424,9 +426,9 @@ def _print_of_live(point: str, seen: dict[str, Mount]) -> _Fingerprint | None:
 
 
 def _what(step: Step) -> str:
-    if step.shows == SCAFFOLD:
+    if isinstance(step, ScaffoldStep):
         return f"the directory at {printable(step.place)} that holds mount points"
-    if step.shows == LIVE:
+    if isinstance(step, LiveStep):
         return f"the live {printable(step.place)}"
     return f"the snapshot of {printable(step.dataset)}"
 

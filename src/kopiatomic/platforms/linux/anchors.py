@@ -28,13 +28,15 @@ _DIRECTORY = _ANY | os.O_DIRECTORY
 
 
 class Anchors:
-    """The directories that are held. ``places`` are the paths of all that will be mounted over."""
+    """The directories that are held.
 
-    def __init__(self, places: Collection[str]) -> None:
+    ``places`` are the paths of all that will be mounted over, ``points`` the mount points that are visible before that.
+    """
+
+    def __init__(self, places: Collection[str], points: Iterable[str]) -> None:
         self._places = places
         self._held: dict[str, int] = {}
-        shown = [p for p in visible(mountinfo.read()) if p not in places]
-        self._above_mounts = {directory for point in shown for directory in parents(point)}
+        self._above_mounts = {directory for point in points if point not in places for directory in parents(point)}
         """Directories with mounts below them that stay as they are."""
         self._entries: dict[str, set[str]] = {}
         for place in places:

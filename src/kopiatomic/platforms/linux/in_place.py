@@ -29,7 +29,7 @@ from kopiatomic.platforms.linux.view import (
     refused,
     relative,
 )
-from kopiatomic.platforms.steps import LIVE, SCAFFOLD, Missing, Obstacle, Step, View
+from kopiatomic.platforms.steps import LiveStep, Missing, Obstacle, ScaffoldStep, Step, View
 from kopiatomic.state import lists
 from kopiatomic.system import linux, mountinfo
 from kopiatomic.system.descriptors import closing
@@ -80,13 +80,13 @@ class InPlaceView(LinuxView):
             # What is to stay in sight is opened before it is covered.
             table = {mount.id: mount for mount in mountinfo.read()}
             for step in self._steps:
-                if step.shows == LIVE:
+                if isinstance(step, LiveStep):
                     live = stack.enter_context(_live(step, table))
                     if live is not None:
                         self._live[step.place] = live
                     elif step.dataset:
                         missing.append(Missing(step.dataset, step.place, "it is not mounted there any more", live=True))
-            self._steps = [s for s in self._steps if s.shows != LIVE or s.place in self._live]
+            self._steps = [s for s in self._steps if not isinstance(s, LiveStep) or s.place in self._live]
             self._by_place = {step.place: step for step in self._steps}
             self.mount_base()
             stack.callback(self._let_go)
@@ -110,7 +110,7 @@ class InPlaceView(LinuxView):
 
     def covering(self) -> Sequence[str]:
         """Return all places except those in frozen trees."""
-        return [joined(self.top(), step.place) for step in self._steps if step.shows != LIVE]
+        return [joined(self.top(), step.place) for step in self._steps if not isinstance(step, LiveStep)]
 
     def live_above(self) -> Collection[str]:
         """Return those in none of our mounts; those in a live mount in a frozen tree come later."""
@@ -132,7 +132,7 @@ class InPlaceView(LinuxView):
     def place(self, top: int, step: Step) -> int:
         """Open the mount point of a step; make it, like the hidden one, only in our own directories. Raises OSError."""
         holder = self.above(step.place)
-        if holder is None or holder.shows != SCAFFOLD:
+        if not isinstance(holder, ScaffoldStep):
             return super().place(top, step)
         hidden = self._hidden.get(holder.place)
         for directory in reversed(paths.parents(step.place)):
@@ -142,10 +142,10 @@ class InPlaceView(LinuxView):
 
     def mount_on(self, step: Step, target: str, tops: Tops) -> Obstacle | None:
         """Mount a step. Return why what must be shown does not exist, if so. Raises OSError, KopiatomicError."""
-        if step.shows == LIVE:
+        if isinstance(step, LiveStep):
             linux.mount(f"/proc/self/fd/{self._live[step.place]}", target, None, linux.MS_BIND)
             return None
-        if step.shows == SCAFFOLD and self._is_live(os.path.dirname(step.place)):
+        if isinstance(step, ScaffoldStep) and self._is_live(os.path.dirname(step.place)):
             self._hidden[step.place] = real = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
             mount_scaffold(target)
             with self.open_top() as top, opened(top, step.place) as ours:
@@ -156,7 +156,7 @@ class InPlaceView(LinuxView):
     def _is_live(self, directory: str) -> bool:
         """Whether a directory is seen as it is."""
         holder = self._by_place.get(directory) or self.above(directory)
-        return holder is None or holder.shows == LIVE
+        return holder is None or isinstance(holder, LiveStep)
 
     def _let_go(self) -> None:
         for fd in self._hidden.values():
@@ -194,12 +194,12 @@ def _make_like(top: int, place: str, hidden: int, inside: str) -> None:
 
 
 @contextmanager
-def _live(step: Step, table: Mapping[int, Mount]) -> Iterator[int | None]:
+def _live(step: LiveStep, table: Mapping[int, Mount]) -> Iterator[int | None]:
     """Open what is seen as it is; yield None for a mount that is gone. Raises KopiatomicError for a directory."""
     try:
-        fd = linux.open_without_links(step.place, ANY if step.source else PATH)
+        fd = linux.open_without_links(step.place, ANY if step.fstype else PATH)
     except OSError as error:
-        if step.source:
+        if step.fstype:
             # It was unmounted, or somebody moved a directory above it.
             yield None
             return
@@ -208,7 +208,7 @@ def _live(step: Step, table: Mapping[int, Mount]) -> Iterator[int | None]:
         ) from None
     with closing(fd):
         mount = table.get(mountinfo.id_of(fd))
-        there = not step.source or (mount is not None and (mount.point, mount.source) == (step.place, step.source))
+        there = not step.fstype or (mount is not None and (mount.point, mount.source) == (step.place, step.source))
         yield fd if there else None
 
 

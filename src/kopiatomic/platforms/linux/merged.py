@@ -18,8 +18,18 @@ from kopiatomic.model.mounts import holder, visible
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.platforms.linux.attributes import Attributes, attributes_of, give
-from kopiatomic.platforms.linux.view import LOOK, PATH, SCAFFOLD_SOURCE, LinuxView, Tops, opened, refused, relative
-from kopiatomic.platforms.steps import SCAFFOLD, Step, View
+from kopiatomic.platforms.linux.view import (
+    LOOK,
+    PATH,
+    SCAFFOLD_SOURCE,
+    LinuxView,
+    Tops,
+    is_file,
+    opened,
+    refused,
+    relative,
+)
+from kopiatomic.platforms.steps import ScaffoldStep, SnapshotStep, Step, View
 from kopiatomic.system import linux, looking, mountinfo
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
@@ -57,9 +67,10 @@ class MergedView(LinuxView):
             with Tops(base) as tops:
                 steps = [piece for step in self._steps for piece in _pieces(step, tops)]
                 missing = [found for step in steps if (found := self.mount(step, tops))]
-                status = next((_dress(base, step, tops) for step in self._steps if step.open_top), None)
+                snapshots = [step for step in self._steps if isinstance(step, SnapshotStep)]
+                status = next((_dress(base, step, tops) for step in snapshots if step.open_top), None)
                 # Where a part of a snapshot is shown, the directories above it are in that snapshot: those are frozen.
-                for step in self._steps:
+                for step in snapshots:
                     self.scaffolding |= _above_part(step, tops)
             if status is not None:
                 _copy_status(base, ".", status)
@@ -70,12 +81,12 @@ class MergedView(LinuxView):
     def place(self, top: int, step: Step) -> int:
         """Open the mount point of a step, making it if it lies on our own tmpfs. Raises OSError."""
         # In a frozen tree this fails with EROFS: only our scaffolding can be written.
-        return linux.make_beneath(top, relative(step.place), file=step.file)
+        return linux.make_beneath(top, relative(step.place), file=is_file(step))
 
 
 def _scaffolding(steps: Sequence[Step]) -> dict[str, Attributes]:
     """Return the directories that only hold mount points, with the attributes of the real ones; the top's are those of ``/``."""
-    places = {s.place for s in steps if s.shows != SCAFFOLD}
+    places = {s.place for s in steps if not isinstance(s, ScaffoldStep)}
     seen = visible(mountinfo.read())
     found: dict[str, Attributes] = {}
     for place in places:
@@ -92,7 +103,7 @@ def _scaffolding(steps: Sequence[Step]) -> dict[str, Attributes]:
     return found
 
 
-def _above_part(step: Step, tops: Tops) -> dict[str, Attributes]:
+def _above_part(step: SnapshotStep, tops: Tops) -> dict[str, Attributes]:
     """Return the directories between the top of a step's snapshot and the part that it shows, as they are frozen.
 
     Empty if the part is shown at a path of another form, or does not exist. Raises KopiatomicError.
@@ -144,7 +155,7 @@ def _pieces(step: Step, tops: Tops) -> Iterator[Step]:
 
     Links are not mounts: :func:`_dress` makes them. Raises KopiatomicError.
     """
-    if not step.open_top:
+    if not isinstance(step, SnapshotStep) or not step.open_top:
         yield step
         return
     with tops.of(step) as path, opened(path, ".") as top, os.scandir(top) as entries:
@@ -157,7 +168,7 @@ def _pieces(step: Step, tops: Tops) -> Iterator[Step]:
                 yield replace(step, place=place, part=entry.name, file=file, open_top=False)
 
 
-def _dress(root: int, step: Step, tops: Tops) -> os.stat_result:
+def _dress(root: int, step: SnapshotStep, tops: Tops) -> os.stat_result:
     """Give our top directory the links and extended attributes of the frozen one. Return the frozen one's status.
 
     Raises KopiatomicError.

@@ -60,7 +60,7 @@ class LinuxPlatform:
         """Enter a mount namespace of our own."""
         linux.die_with_parent(signal.SIGKILL)
         host_mounts = HostMounts()
-        linux_view.enter()
+        linux_view.enter(host_mounts.mounts)
         return host_mounts
 
     def tie(self) -> None:
@@ -96,7 +96,8 @@ class HostMounts:
 
     def __init__(self) -> None:
         self._fd = os.open(mountinfo.SELF, os.O_RDONLY | os.O_CLOEXEC)
-        self._before = self._read()
+        self.mounts = self._read()
+        """What is mounted there, as of the last look."""
 
     def fileno(self) -> int:
         """Return the descriptor of that file."""
@@ -113,8 +114,8 @@ class HostMounts:
         """Detach our copies of the mounts that the host has unmounted since."""
         now = self._read()
         stay = {_key(m) for m in now}
-        gone = {_key(m) for m in self._before} - stay
-        self._before = now
+        gone = {_key(m) for m in self.mounts} - stay
+        self.mounts = now
         if not gone:
             return
         ours = visible(mountinfo.read())

@@ -18,25 +18,25 @@ from typing import Self
 from kopiatomic import paths, presence
 from kopiatomic.errors import KopiatomicError, advice_of, concerns_all
 from kopiatomic.filesystems import backends
-from kopiatomic.filesystems.backends import Backend
-from kopiatomic.filesystems.kind import Kind, Mounting
+from kopiatomic.filesystems.kind import Mounting
 from kopiatomic.immutable import immutable
 from kopiatomic.model.mounts import Mount, holder, visible
 from kopiatomic.platforms.linux.anchors import Anchors
 from kopiatomic.platforms.linux.volumes import Volumes
 from kopiatomic.platforms.steps import (
     ELSEWHERE,
-    FILES,
-    LIVE,
-    OURS,
-    SCAFFOLD,
+    LiveStep,
     Missing,
     Obstacle,
+    ScaffoldStep,
+    SnapshotStep,
     Step,
     View,
+    VolumesStep,
     held_by,
     hidden_by,
     holds_something,
+    is_frozen,
     named_and_missing,
 )
 from kopiatomic.system import inotify, linux, mountinfo
@@ -55,12 +55,15 @@ _DESCRIPTORS = 512
 """More than a launcher has open otherwise."""
 
 
-def enter() -> None:
-    """Enter our own mount namespace, to which the host's later changes propagate and from which none do."""
-    _have_descriptors(len(mountinfo.read()))
+def enter(mounts: Sequence[Mount]) -> None:
+    """Enter our own mount namespace, to which the host's later changes propagate and from which none do.
+
+    ``mounts`` are those of the host, which the namespace begins with. Raises KopiatomicError.
+    """
+    _have_descriptors(len(mounts))
     try:
         linux.unshare(linux.CLONE_NEWNS)
-        if "/" not in visible(mountinfo.read()):
+        if "/" not in visible(mounts):
             _stand_on_a_mount()
         linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
         linux.mount("proc", "/proc", "proc", linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC)
@@ -180,7 +183,7 @@ class LinuxView:
         """Mount our tmpfs, first of all. Raises KopiatomicError."""
         try:
             self._host = visible(mountinfo.read())
-            self.anchors = Anchors([self._base, *self.covering()])
+            self.anchors = Anchors([self._base, *self.covering()], self._host)
             self.anchors.hold([*paths.parents(self._base), *self.live_above()])
             mount_scaffold(self._base)
         except OSError as error:
@@ -200,12 +203,12 @@ class LinuxView:
         gone = {m.place for m in missing}
         # Of several at one place the last is the one that is seen. What is live may change.
         last = {s.place: s for s in steps if s.place not in gone | self._needless}
-        self._prints = self._take_prints([s for s in last.values() if s.shows != LIVE])
-        shown = [s for s in self._steps if s.place not in gone and s.shows not in OURS]
-        mounted = [s.place for s in shown if s.shows != FILES]
+        self._prints = self._take_prints([s for s in last.values() if not isinstance(s, LiveStep)])
+        shown = [s for s in self._steps if s.place not in gone]
+        mounted = [s.place for s in shown if isinstance(s, SnapshotStep)]
         with self.open_top() as top:
             filled = tuple(place for place in mounted if _is_filled(top, place))
-        files = [file.place for s in shown for file in s.files]
+        files = [file.place for s in shown if isinstance(s, VolumesStep) for file in s.files]
         # What has no dataset and no place is reported through what should have been mounted in it.
         reported = tuple(m for m in missing if m.dataset)
         return View(mounted=(*mounted, *files), filled=filled, missing=(*reported, *self._lacking))
@@ -232,7 +235,7 @@ class LinuxView:
 
     def mount(self, step: Step, tops: Tops) -> Missing | None:
         """Mount one step. Return what has no place, if so. Raises KopiatomicError if the user named that."""
-        if step.shows == SCAFFOLD and self._is_needless(step):
+        if isinstance(step, ScaffoldStep) and self._is_needless(step):
             self._needless.add(step.place)
             del self._by_place[step.place]
             return None
@@ -247,7 +250,7 @@ class LinuxView:
     def _is_needless(self, scaffold: Step) -> bool:
         """Whether the frozen tree itself has the directories that a scaffold is for; otherwise note what it hides."""
         holder = self.above(scaffold.place)
-        if holder is None or holder.shows in OURS:
+        if holder is None or not is_frozen(holder):
             return False
         with self.open_top() as top:
             if all(_is_directory(top, place) for place in held_by(scaffold, self._steps)):
@@ -271,12 +274,12 @@ class LinuxView:
                 ) from None
         try:
             obstacle = self.mount_on(step, f"/proc/self/fd/{target}", tops)
-            if obstacle is None and step.shows not in {LIVE, SCAFFOLD, FILES}:
+            if obstacle is None and isinstance(step, SnapshotStep):
                 self._restrict(step)
             return obstacle
         except OSError as error:
             failure = _mount_failed(step, error)
-            if step.named or step.shows in OURS or (concerns_all(error.errno) and not _known_failure(step, error)):
+            if step.named or not is_frozen(step) or (concerns_all(error.errno) and not _known_failure(step, error)):
                 raise failure from None
             return Obstacle(failure.message)
         finally:
@@ -289,22 +292,22 @@ class LinuxView:
     def _inside(self, place: str) -> str:
         """Return whose frozen tree holds a place, in words; empty if ours does."""
         holder = self.above(place)
-        return "" if holder is None or holder.shows in OURS else f" in the snapshot of {printable(holder.dataset)}"
+        return "" if holder is None or not is_frozen(holder) else f" in the snapshot of {printable(holder.dataset)}"
 
     def place(self, top: int, step: Step) -> int:
         """Open the mount point of a step. Raises OSError."""
-        return linux.open_beneath(top, relative(step.place), ANY if step.file else PATH)
+        return linux.open_beneath(top, relative(step.place), ANY if is_file(step) else PATH)
 
     def mount_on(self, step: Step, target: str, tops: Tops) -> Obstacle | None:
         """Mount a step. Return why the part to show does not exist, if so. Raises OSError, KopiatomicError."""
-        if step.shows == SCAFFOLD:
+        if isinstance(step, ScaffoldStep):
             mount_scaffold(target)
-        elif step.shows == FILES:
+        elif isinstance(step, VolumesStep):
             self._volumes.show(target, step)
         else:
-            mounting = _mounting(step)
-            if not step.part and not mounting.inside:
-                _mount_snapshot(mounting, target)
+            assert isinstance(step, SnapshotStep)
+            if not step.part and not step.mounting.inside:
+                _mount_snapshot(step.mounting, target)
                 return None
             with tops.of(step) as top:
                 self._lacking += _strayed(step, top)
@@ -321,14 +324,14 @@ class LinuxView:
                 linux.mount("none", f"/proc/self/fd/{mounted}", None, flags)
 
     @staticmethod
-    def _bind(step: Step, top: int, target: str) -> Obstacle | None:
+    def _bind(step: SnapshotStep, top: int, target: str) -> Obstacle | None:
         """Show a snapshot, or a part of it, whose top directory is open. As :meth:`mount_on`."""
         try:
             source = linux.open_beneath(top, step.part or ".", ANY if step.file else PATH)
         except OSError as error:
             return _obstacle(top, step.part, step.place.removesuffix(step.part), error).gone(" in its snapshot")
         with closing(source):
-            if _backend(step).is_left_out(source):
+            if backends.of(step.kind).is_left_out(source):
                 return Obstacle(f"{printable(step.place)} is a subvolume of its own").gone(" in its snapshot")
             # A bind of a read-only mount is read-only itself.
             linux.mount(f"/proc/self/fd/{source}", target, None, linux.MS_BIND)
@@ -340,11 +343,11 @@ class LinuxView:
         with self.open_top() as root:
             for step in steps:
                 try:
-                    kind = ANY if step.file else LOOK
+                    kind = ANY if is_file(step) else LOOK
                     with closing(linux.open_beneath(root, relative(step.place), kind)) as fd:
                         mount = table.get(mountinfo.id_of(fd))
                         inode = os.fstat(fd).st_ino
-                        identity = b"" if step.file or step.kind is None else _backend(step).identity(fd)
+                        identity = _identity(step, fd)
                 except OSError as error:
                     raise KopiatomicError(
                         f"{_what(step)} is gone from the view: {error.strerror}",
@@ -369,10 +372,20 @@ def mount_scaffold(point: str) -> None:
     linux.mount(SCAFFOLD_SOURCE, point, "tmpfs", linux.MS_NOSUID | linux.MS_NODEV, "mode=0700")
 
 
+def is_file(step: Step) -> bool:
+    """Whether a step shows a part of a snapshot that is no directory."""
+    return isinstance(step, SnapshotStep) and step.file
+
+
+def _identity(step: Step, fd: int) -> bytes:
+    """Return what tells a step's snapshot from any other, by its place, which is open. Raises OSError."""
+    return b"" if is_file(step) or not isinstance(step, SnapshotStep) else backends.of(step.kind).identity(fd)
+
+
 def _what(step: Step) -> str:
-    if step.shows == SCAFFOLD:
+    if isinstance(step, ScaffoldStep):
         return f"the directory at {printable(step.place)} that holds mount points"
-    if step.shows == FILES:
+    if isinstance(step, VolumesStep):
         return f"the directory at {printable(step.place)} that holds volumes"
     return f"the snapshot of {printable(step.dataset)}"
 
@@ -414,16 +427,16 @@ class Tops:
         os.rmdir(self._names.pop(whole), dir_fd=self._base)
 
     @contextmanager
-    def of(self, step: Step) -> Iterator[int]:
+    def of(self, step: SnapshotStep) -> Iterator[int]:
         """Yield the top directory of a step's snapshot, open. Raises OSError, KopiatomicError."""
-        kind, mounting = _kind(step), _mounting(step)
+        mounting = step.mounting
         if not mounting.inside:
             yield self._mounted(mounting)
             return
         try:
             mounted = self._mounted(replace(mounting, inside=""))
         except OSError as error:
-            raise refused(f"the {kind.set_word} {printable(mounting.source)} cannot be mounted", error) from None
+            raise refused(f"the {step.kind.set_word} {printable(mounting.source)} cannot be mounted", error) from None
         with closing(linux.open_beneath(mounted, mounting.inside, PATH)) as top:
             yield top
 
@@ -442,20 +455,6 @@ class Tops:
             finally:
                 os.close(point)
         return self._mounts[whole]
-
-
-def _kind(step: Step) -> Kind:
-    assert step.kind is not None
-    return step.kind
-
-
-def _backend(step: Step) -> Backend:
-    return backends.of(_kind(step))
-
-
-def _mounting(step: Step) -> Mounting:
-    assert step.mounting is not None
-    return step.mounting
 
 
 def _mount_snapshot(mounting: Mounting, target: str) -> None:
@@ -507,12 +506,12 @@ def _is_filled(top: int, place: str) -> bool:
         return holds_something(directory)
 
 
-def _strayed(step: Step, top: int) -> Iterator[Missing]:
+def _strayed(step: SnapshotStep, top: int) -> Iterator[Missing]:
     """Yield what is nested in a snapshot's dataset and was, at the instant, not where the plan found it outside the part.
 
     It, or a directory above it, was moved in between: it may have been in the part.
     """
-    backend = _backend(step)
+    backend = backends.of(step.kind)
     for path in step.outside:
         try:
             with closing(linux.open_beneath(top, path, PATH)) as fd:
@@ -530,7 +529,7 @@ def _strayed(step: Step, top: int) -> Iterator[Missing]:
 
 def _known_failure(step: Step, error: OSError) -> KopiatomicError | None:
     """What the kind of filesystem knows of an error, which then concerns this one dataset."""
-    return step.kind.why_not_mounted(step.dataset, error) if step.kind else None
+    return step.kind.why_not_mounted(step.dataset, error) if isinstance(step, SnapshotStep) else None
 
 
 def _mount_failed(step: Step, error: OSError) -> KopiatomicError:

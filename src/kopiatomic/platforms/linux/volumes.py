@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.platforms.steps import Step, VolumeFile
+from kopiatomic.platforms.steps import VolumeFile, VolumesStep
 from kopiatomic.system import fuse
 from kopiatomic.system.zfs_stream import VolumeReader
 from kopiatomic.text import printable
@@ -23,7 +23,7 @@ class Volumes:
         self.problems: list[str] = []
         """What an engine could not read correctly, in words."""
 
-    def show(self, target: str, step: Step) -> None:
+    def show(self, target: str, step: VolumesStep) -> None:
         """Mount the directory that holds the files, and serve it from now on. Raises OSError, KopiatomicError."""
         try:
             fd = fuse.mount(target, "kopiatomic")

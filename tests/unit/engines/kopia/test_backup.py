@@ -13,7 +13,7 @@ import pytest
 
 from kopiatomic.engines import program
 from kopiatomic.engines.kopia import listing
-from kopiatomic.engines.names import NameCollisions
+from kopiatomic.engines.names import OddNames, find_breaking
 from kopiatomic.model.engine import EngineEnd
 from tests.unit.support.kopia_fixtures import PASSWORD, Bench, back_up, make_job, taken
 
@@ -309,11 +309,29 @@ def test_a_failure_after_the_snapshot_was_stored_is_said(bench: Bench) -> None:
     assert result.snapshot_id
 
 
-def test_a_folder_that_kopia_takes_for_its_placeholder_fails_with_its_reason(bench: Bench) -> None:
-    bench.tree("home/x.kopia-entry/f")
-    result = back_up(bench, bench.plan("/home")).result
-    assert not result.saved
-    assert "upload error" in result.message
+@pytest.mark.parametrize("ignore", ["", "x.kopia-entry/", "*.kopia-entry"])
+def test_a_folder_that_kopia_takes_for_its_placeholder_fails_with_its_reason_and_the_folder(
+    ignore: str, bench: Bench
+) -> None:
+    """No rule that ignores the folder itself prevents it."""
+    bench.tree("home/sub/x.kopia-entry/f")
+    if ignore:
+        bench.kopia("policy", "set", str(bench.view), f"--add-ignore={ignore}")
+    done = back_up(bench, bench.plan("/home"))
+    assert not done.result.saved
+    assert "upload error" in done.result.message
+    folder = f"{bench.view}/home/sub"
+    odd = find_breaking(None, done.backup.command().directories, done.backup.command().breaks_at, lambda: True)
+    assert odd.breaking == (f"{folder}/x.kopia-entry",)
+    message = done.backup.judge(done.end, odd).message
+    assert f"it fails at {folder}/x.kopia-entry, since it takes each name that ends with .kopia-entry" in message
+    assert f"or have kopia ignore {folder} (" in message
+
+
+def test_what_is_advised_for_such_a_folder_works(bench: Bench) -> None:
+    bench.tree("home/sub/x.kopia-entry/f", "home/g")
+    bench.kopia("policy", "set", str(bench.view), "--add-ignore=/home/sub/")
+    assert back_up(bench, bench.plan("/home")).result.saved
 
 
 # What kopia's own listing shows
@@ -421,7 +439,7 @@ def test_a_result_is_judged_where_the_run_stopped_kopia_too_late(bench: Bench) -
     bench.tree("home/f")
     done = back_up(bench, bench.plan("/home"), during=lambda _: False)
     assert done.result.complete
-    again = done.backup.judge(EngineEnd(0, stopped=True), NameCollisions())
+    again = done.backup.judge(EngineEnd(0, stopped=True), OddNames())
     assert (again.saved, again.complete) == (True, True)
     assert done.backup.finish() == []
 

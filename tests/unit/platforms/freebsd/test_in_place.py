@@ -154,6 +154,7 @@ def test_frozen_trees_are_at_their_true_paths_and_all_else_is_live(small: Place)
     assert made.missing == ()
     assert (small.inside(data) / "file").read_text() == "tank/a"
     assert (small.inside(data) / "b" / "file").read_text() == "tank/a/b"
+    assert view.seen_from_outside(os.getpid()) == str(small.seen)
     assert (small.inside(small.live) / "file").read_text() == "live"
     (small.live / "file").write_text("changed")
     assert (small.inside(small.live) / "file").read_text() == "changed"

@@ -13,11 +13,20 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.filesystems import KINDS
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.mounts import Mount
 from kopiatomic.platforms.freebsd import view as freebsd
 from kopiatomic.platforms.freebsd.merged import MergedView
-from kopiatomic.platforms.steps import FILES, LIVE, SCAFFOLD, Missing, Step, named_and_missing
+from kopiatomic.platforms.steps import (
+    LiveStep,
+    Missing,
+    ScaffoldStep,
+    SnapshotStep,
+    Step,
+    VolumesStep,
+    named_and_missing,
+)
 from kopiatomic.system import freebsd_mounting, linux
 from tests.support.freebsd_shim import JAIL, isolated, mount_nullfs
 from tests.unit.support.freebsd_views import Ground
@@ -100,7 +109,7 @@ def test_parts_of_a_dataset_come_from_one_mount_of_its_snapshot(ground: Ground) 
 @isolated
 def test_an_empty_directory_of_ours_in_a_frozen_tree_holds_what_lies_below_it(ground: Ground) -> None:
     (ground.tree("tank/a", "b") / "b" / "hidden").write_text("")
-    ground.view(ground.step("tank/a", "/a"), Step("", "/a/b", SCAFFOLD), ground.step("tank/c", "/a/b/c")).assemble()
+    ground.view(ground.step("tank/a", "/a"), ScaffoldStep("", "/a/b"), ground.step("tank/c", "/a/b/c")).assemble()
     assert os.listdir(f"{ground.root}/a/b") == ["c"]
     assert ground.shown("/a/b/c") == "tank/c"
 
@@ -214,11 +223,11 @@ def test_a_path_longer_than_freebsd_mounts_is_left_out(ground: Ground) -> None:
 @pytest.mark.parametrize(
     "step",
     [
-        Step("/data", "/data", "btrfs", "x"),
-        Step("", "/.volumes", FILES),
-        Step("tmpfs", "/tmp", LIVE),
-        Step("tank/a", "/", "zfs", "tank/a@x", open_top=True),
-        Step("tank/a", "/file", "zfs", "tank/a@x", part="file", file=True),
+        SnapshotStep("/data", "/data", KINDS["btrfs"], "x"),
+        VolumesStep("", "/.volumes", (), 0),
+        LiveStep("tmpfs", "/tmp", "tmpfs"),
+        SnapshotStep("tank/a", "/", KINDS["zfs"], "tank/a@x", open_top=True),
+        SnapshotStep("tank/a", "/file", KINDS["zfs"], "tank/a@x", part="file", file=True),
     ],
     ids=["btrfs", "volumes", "live", "open top", "file"],
 )
