@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,31 +23,39 @@ from typing import Any
 
 import pytest
 
+import kopiatomic
 from kopiatomic.state import locks
+from kopiatomic.system import host
 from tests.support.filesystems import Pool, imported_pool
 from tests.support.killing import kill_together
 from tests.support.programs import SLOWNESS, Completed, command
 
 __all__ = [
     "run",
+    "scheduled",
     "tank",
     "test_a_file_says_what_it_said_at_the_instant",
     "test_a_held_view_is_there_until_its_process_ends",
+    "test_a_jail_backs_up_its_own_dataset",
     "test_a_killed_process_leaves_nothing",
     "test_a_mount_that_is_pulled_away_fails_the_run",
     "test_a_part_and_odd_names_are_where_they_are",
     "test_all_killed_leave_what_the_next_run_clears",
+    "test_cron_reads_what_is_installed_and_starts_it",
+    "test_in_place_the_root_of_the_system_is_frozen",
     "test_in_place_true_paths_are_frozen_and_all_else_goes_on",
     "test_no_set_is_torn",
     "test_nobody_can_destroy_a_snapshot_that_is_backed_up",
     "test_sigterm_ends_it",
     "test_the_main_job",
     "test_what_is_in_use_is_told_and_goes_later",
+    "test_what_is_installed_makes_a_backup_as_cron_starts_it",
 ]
 
+ON_FREEBSD: bool = sys.platform.startswith("freebsd")
 ROOT = Path("/kopia-test")
 COUNTERS = [f"data{number}" for number in range(4)]
-RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", "20" if sys.platform.startswith("freebsd") else "3"))
+RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", "20" if ON_FREEBSD else "3"))
 WITHIN_S = 5 * SLOWNESS
 
 IN_PLACE = ("--layout", "in-place")
@@ -349,3 +359,198 @@ def test_a_mount_that_is_pulled_away_fails_the_run(run: Runs, tank: Pool) -> Non
         assert running.returncode == 1, output
     assert "was taken away or replaced while the engine ran" in output
     gone(run)
+
+
+# The whole system
+
+
+def test_in_place_the_root_of_the_system_is_frozen(run: Runs) -> None:
+    """Only where the system's root is on ZFS. It says what it said before, while the live one goes on."""
+    dataset = command("zfs", "list", "-H", "-o", "name", "/", check=False).stdout.strip()
+    if not dataset:
+        pytest.skip("the root of this system is not on ZFS")
+    file = Path("/kopiatomic-test-file")
+    lines = (
+        f"echo ready; read go; cat {file}; "
+        f"touch {file}.new 2>/dev/null || echo frozen; echo x > /dev/null && echo null; ls -d /dev/null; pwd"
+    )
+    file.write_text("before\n")
+    try:
+        words = [*run.argv, "exec", "/", "--", "sh", "-c", lines]
+        with subprocess.Popen(
+            words, env=run.environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd="/"
+        ) as inside:
+            assert inside.stdin is not None
+            assert inside.stdout is not None
+            assert inside.stdout.readline() == "ready\n"
+            file.write_text("after\n")
+            said, _ = inside.communicate("go\n", timeout=120 * SLOWNESS)
+        assert (inside.returncode, said.splitlines()) == (0, ["before", "frozen", "null", "/dev/null", "/"])
+        assert file.read_text() == "after\n"
+    finally:
+        file.unlink()
+    snapshots = command("zfs", "list", "-H", "-t", "snapshot", "-o", "name", "-d", "1", dataset).stdout
+    assert "@kopiatomic_" not in snapshots
+    assert run.left() == []
+
+
+# Schedules
+
+NAME = "behaviour-test"
+CRONTAB = Path(f"/usr/local/etc/cron.d/kopiatomic-{NAME}")
+CRONS = {"HOME": "/root", "LOGNAME": "root", "PATH": "/etc:/bin:/sbin:/usr/bin:/usr/sbin", "SHELL": "/bin/sh"}
+"""The environment in which cron(8) starts what is in its tables: crontab(5)."""
+
+START = """#!{python}
+import runpy, sys
+sys.path[:0] = {path!r}
+sys.argv[1:1] = {more!r}
+runpy.run_module({module!r}, run_name="__main__")
+"""
+
+
+@dataclass
+class Scheduled:
+    """A schedule, and the program that it starts: in a folder that root alone can change."""
+
+    program: Path
+    environment: dict[str, str]
+    backup: tuple[str, ...]
+
+    def __call__(self, *words: str) -> Completed:
+        """Give words to that program."""
+        folder = self.program.parent
+        return command(self.program, *words, env=self.environment, check=False, timeout=120, cwd=folder)
+
+    def install(self, calendar: str) -> None:
+        ended = self("schedule", "install", "--yes", "--calendar", calendar, NAME, "--", *self.backup)
+        assert ended.returncode == 0, ended
+
+    def remove(self) -> None:
+        """Take it away. That is refused while a run is alive, which cron may have started just now."""
+        deadline = time.monotonic() + 60 * SLOWNESS
+        while (ended := self("schedule", "remove", "--yes", NAME)).returncode != 0:
+            assert time.monotonic() < deadline, ended
+            time.sleep(1)
+        assert not CRONTAB.exists()
+
+    def ends(self) -> list[str]:
+        """How the runs ended that have ended, newest first."""
+        document = json.loads(self("history", "--json").stdout)
+        return [found["result"] for found in document["runs"] if found["result"] != "running"]
+
+
+@pytest.fixture
+def scheduled(run: Runs, tank: Pool) -> Iterator[Scheduled]:
+    """A schedule that nothing starts while a test goes on, unless on New Year's Eve at midnight."""
+    folder = Path(tempfile.mkdtemp(prefix="kopiatomic-test.", dir=Path("/root").resolve()))
+    without_bytecode = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(Path(kopiatomic.__file__).parent, folder / "kopiatomic", ignore=without_bytecode)
+    support = Path(__file__).parents[1] / "support"
+    shutil.copytree(support, folder / "tests" / "support", ignore=without_bytecode)
+    (folder / "tests" / "__init__.py").touch()
+    python, _, module, *more = run.argv
+    program = folder / "start"
+    program.write_text(START.format(python=python, path=[str(folder)], more=more, module=module))
+    program.chmod(0o700)
+    environment = {name: value for name, value in run.environment().items() if name != "PYTHONPATH"}
+    environment["KOPIATOMIC_STATE_DIR"] = str(folder / "state")
+    made = Scheduled(program, environment, ("--mount-root", str(ROOT), "-c", "true", f"{tank.name}/home"))
+    made.install("yearly")
+    try:
+        yield made
+    finally:
+        made.remove()
+        made("recover")
+        shutil.rmtree(folder)
+
+
+def test_what_is_installed_makes_a_backup_as_cron_starts_it(run: Runs, scheduled: Scheduled) -> None:
+    """The line is read as crontab(5) says: five fields, a user, and the rest for /bin/sh, in which % has a meaning."""
+    lines = CRONTAB.read_text().splitlines()
+    (line,) = [line for line in lines if line.strip() and not line.startswith("#")]
+    *times, user, rest = line.split(maxsplit=6)
+    assert (times, user, "%" in rest) == (["0", "0", "1", "1", "*"], "root", False)
+    ended = command("/bin/sh", "-c", rest, env=CRONS, check=False, timeout=120, cwd=Path("/root"))
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", ""), ended
+    assert scheduled.ends() == ["saved"]
+    shown = scheduled("schedule", "show", NAME)
+    assert "saved (0)" in shown.stdout, shown
+    assert run.left() == []
+
+
+def test_cron_reads_what_is_installed_and_starts_it(run: Runs, scheduled: Scheduled) -> None:
+    """cron(8) looks for new files each minute, and starts what is in one from the next minute on."""
+    program = shutil.which("cron", path="/usr/sbin:/sbin")
+    if program is None or not ON_FREEBSD:
+        pytest.skip("this is not a system with FreeBSD's cron(8)")
+    runs = any(words.split()[:1] and os.path.basename(words.split()[0]) == "cron" for _, words in processes().values())
+    # It refuses to be a second one (cron(8), pidfile(3)); -n has it stay in the foreground.
+    own = None if runs else subprocess.Popen([program, "-n"], stdin=subprocess.DEVNULL)
+    try:
+        scheduled.install("minutely")
+        deadline = time.monotonic() + 200 * SLOWNESS
+        while not (ends := scheduled.ends()):
+            assert time.monotonic() < deadline, scheduled("history").stdout
+            time.sleep(2)
+    finally:
+        if own is not None:
+            own.terminate()
+            own.wait()
+    assert set(ends) == {"saved"}
+    # A run may have begun since.
+    gone(run)
+
+
+# Jails
+
+
+@contextmanager
+def in_a_jail(pool: Pool, name: str) -> Iterator[list[str]]:
+    """A jail on the system's own root that has one dataset and may mount: docs/freebsd.md, "Jails". How words begin in it.
+
+    Its parameters are those of jail(8); how a dataset is handed over is in zfs-jail(8).
+    """
+    for module in ("nullfs", "tmpfs"):
+        # Their parameters are only known if they are loaded; what is in the kernel is no module.
+        if shutil.which("kldload") is not None:
+            command("kldload", "-n", module, check=False)
+    jail = f"kopiatomic-test-{os.getpid()}"
+    generated = {"devfs", "fdescfs", "procfs", "linprocfs", "linsysfs"}
+    kinds = {"nullfs", "tmpfs", "zfs", *(generated & {mount.fstype for mount in host.here().mounts()})}
+    allowed = [f"allow.mount.{kind}" for kind in sorted(kinds)]
+    dataset = pool.dataset(name)
+    (pool.path(name) / "file").write_text("of the jail")
+    # Mounted in a jail alone it can be from then on.
+    command("zfs", "umount", dataset)
+    command("jail", "-c", f"name={jail}", "path=/", "persist", "enforce_statfs=1", "allow.mount", *allowed)
+    try:
+        command("zfs", "set", "jailed=on", dataset)
+        command("zfs", "jail", jail, dataset)
+        command("jexec", jail, "zfs", "mount", dataset)
+        yield ["jexec", jail]
+    finally:
+        command("jexec", jail, "zfs", "umount", dataset, check=False)
+        command("zfs", "unjail", jail, dataset, check=False)
+        command("jail", "-r", jail)
+        command("zfs", "set", "jailed=off", dataset)
+        command("zfs", "destroy", "-f", dataset)
+
+
+@LAYOUTS
+def test_a_jail_backs_up_its_own_dataset(layout: tuple[str, ...], run: Runs, tank: Pool, tmp_path: Path) -> None:
+    if not ON_FREEBSD or any(shutil.which(name) is None for name in ("jail", "jexec")):
+        pytest.skip("this is not a system with FreeBSD's jail(8) and jexec(8)")
+    out, script = tmp_path / "seen", tmp_path / "script"
+    top = "" if layout else "$KOPIATOMIC_ROOT"
+    script.write_text(f'cat "{top}{tank.path("jailed")}/file" > {out}\n')
+    with in_a_jail(tank, "jailed") as words:
+        inside = Runs([*words, *run.argv], run.folder, tank)
+        ended = inside(*layout, "-c", f"sh {script}", f"{tank.name}/jailed")
+        assert ended.returncode == 0, ended
+        assert out.read_text() == "of the jail"
+        # What is not the jail's is the host's.
+        refused = inside(*layout, "-c", "true", f"{tank.name}/home")
+        assert refused.returncode == 1, refused
+        assert "the host's" in refused.stderr
+        assert run.left() == []

@@ -31,7 +31,9 @@ def main() -> None:
     from tests.support import in_a_view
 
     rename_zoned()
-    sys.argv[0] = "kopiatomic"
+    if Path(sys.argv[0]) == Path(__file__):
+        # Not if a program of another name has started this module.
+        sys.argv[0] = "kopiatomic"
     (in_a_view if sys.argv[1:2] == ["hold"] else cli).main()
 
 
