@@ -197,6 +197,20 @@ def test_an_option_holds_against_the_file(data: Path, profiles: Profiles, write:
     assert document(profiles("run", "home", "-n", "--json", "--mount-root", "/two"))[0]["run"]["root"] == "/two"
 
 
+def test_the_engine_gives_way_and_our_own_processes_do_not(
+    data: Path, profiles: Profiles, write: Write, tmp_path: Path
+) -> None:
+    seen = tmp_path / "seen"
+    script = tmp_path / "engine.sh"
+    script.write_text(f"nice > {seen}; ionice -p $$ >> {seen}; cat /proc/1/stat | cut -d' ' -f19 >> {seen}\n")
+    engine = {"command": ["sh", str(script)], "nice": 7, "ionice": "best-effort:6"}
+    write("home", select={"datasets": [str(data)]}, view={"mount_root": str(tmp_path / "view")}, engine=engine)
+    ended = profiles("run", "home")
+    assert ended.returncode == 0, str(ended)
+    nice, io, launcher = seen.read_text().splitlines()
+    assert (nice, io, launcher) == (str(7), "best-effort: prio 6", str(os.nice(0)))
+
+
 @pytest.mark.parametrize("spoil", ["file", "folder", "base"])
 def test_what_others_can_change_is_not_run(
     spoil: str, data: Path, profiles: Profiles, write: Write, folder: Path, tmp_path: Path

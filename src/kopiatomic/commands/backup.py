@@ -15,7 +15,7 @@ from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.engines.engine import Backup, Job, Remembering, Repository
 from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.written import WrittenDirectory, in_place, prepared, require_skipped
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.hooks import shell
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Layout, Plan
@@ -23,12 +23,12 @@ from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.planning import plan
 from kopiatomic.runs import skipping
 from kopiatomic.runs.freezing import Frozen, Session, failures_in, new_run_id, recorded
-from kopiatomic.runs.launcher import Checked, Start
+from kopiatomic.runs.launcher import Checked, Start, StartOptions
 from kopiatomic.runs.selecting import Listener, Selecting
 from kopiatomic.runs.streams import Pipes
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import lists, roots
-from kopiatomic.system import inherited, signals
+from kopiatomic.system import host, inherited, signals, spawn
 from kopiatomic.text import ended, first_few, printable
 
 _NOT_SKIPPED = (
@@ -67,6 +67,12 @@ class _Run:
         plan.require_names(options.request("", ""))
         if options.name is not None:
             check_name(options.name)
+        if options.ionice is not None and not host.here().io_classes:
+            raise UsageError(
+                "ionice: only Linux has I/O classes",
+                kind="usage",
+                hint="Leave it out of [engine]; nice works here as well.",
+            )
         command = None if options.command is None else words("-c", options.command)
         extra = words("-o", options.options)
         self._options = options
@@ -276,7 +282,8 @@ class _Run:
                     self._listener.engine_line(found)
 
         with report.phase("engine"):
-            start = Start(command, environment, sources=job.sources)
+            priority = spawn.Priority(self._options.nice, self._options.ionice)
+            start = Start(command, environment, StartOptions(priority=priority), sources=job.sources)
             return frozen.supervisor.run(start, Pipes(take), self._options.stop_timeout)
 
     def _conclude(self, checked: Checked, result: EngineResult) -> None:

@@ -11,19 +11,22 @@ from kopiatomic.commands import profiles
 from kopiatomic.commands.failures import ended, require_root
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.config import credentials
+from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import words
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.output.console import Console
+from kopiatomic.secrets.masking import Secrets
 from kopiatomic.system import inherited
 
 
-def run(name: str, argv: Sequence[str], folder: Folder, console: Console) -> int:
+def run(name: str, argv: Sequence[str], folder: Folder, console: Console, called: Invocation) -> int:
     """Become the engine of a profile, with its repository, variables and secrets; return only an exit code of failure."""
-    return ended(lambda: _run(name, argv, folder), console)
+    return ended(lambda: _run(name, argv, folder, called), console)
 
 
-def _run(name: str, argv: Sequence[str], folder: Folder) -> NoReturn:
-    require_root("a profile's repository and secrets are root's", hint=f"sudo kopiatomic engine {name} -- ...")
+def _run(name: str, argv: Sequence[str], folder: Folder, called: Invocation) -> NoReturn:
+    shown = Secrets(called.words, called.environment).command_line(["kopiatomic", *called.words])
+    require_root("a profile's repository and secrets are root's", shown)
     found, _ = folder.load(name)
     options = profiles.options(found, {})
     if options.command is not None:

@@ -43,7 +43,7 @@ def run(
     names = wanted.folder.some(wanted.names, everything=wanted.everything)
     if not wanted.overrides.get("dry_run"):
         shown = Secrets(called.words, called.environment).command_line(["kopiatomic", *called.words])
-        require_root_to_freeze(shown, "   (-n shows without root what would be done)")
+        require_root_to_freeze(shown, "-n shows without root what would be done. As root: ")
     codes = []
     for name in names:
         console = make_console()

@@ -118,8 +118,9 @@ def test_a_profile_says_what_the_command_line_says(write: Write) -> None:
         require_atomic=True,
         state_dir="/var/lib/other",
         keep_history=30 * 86400.0,
+        nice=10,
+        ionice="best-effort:7",
     )
-    assert (profile.value("engine", "nice"), profile.value("engine", "ionice")) == (10, "best-effort:7")
     assert profile.value("schedule", "random_delay") == 600.0
     assert {place: value.value for place, value in profile.environment.items()} == {
         ("engine", "BORG_PASSPHRASE"): {"file": "/root/borg.pw"},

@@ -14,8 +14,9 @@ import pytest
 import kopiatomic
 from kopiatomic.config.profile import Problem, ProfileError, load
 from kopiatomic.config.profile_text import SCHEMA, schema, starting_file, toml
-from kopiatomic.config.settings import TABLES
+from kopiatomic.config.settings import TABLES, Form, Setting
 from kopiatomic.errors import UsageError
+from tests.support.programs import SOURCE
 from tests.unit.config.test_profile import EVERYTHING, WRONG
 
 SHIPPED = Path(kopiatomic.__file__).parent / "config" / SCHEMA
@@ -149,3 +150,57 @@ def test_whatever_bytes_are_in_a_file_it_is_refused_or_understood(tmp_path: Path
             accepted += 1
             VALID.validate(tomllib.loads(content.decode()))
     assert 100 < accepted < 1_900
+
+
+# The reference
+
+
+def table_of_keys() -> str:
+    """The reference of docs/profiles.md, made from the table of settings."""
+    lines = []
+    for table, settings in TABLES.items():
+        lines += [f"### [{table}]", "", "| key | value | by default | |", "|---|---|---|---|"]
+        for setting in settings:
+            only = [*setting.engines, *([f"layout {setting.layout}"] if setting.layout else [])]
+            help_ = setting.help.partition("  [default")[0].removesuffix(" Repeatable.").replace("|", "\\|")
+            more = f" (only {', '.join(only)})" if only else ""
+            lines.append(f"| `{setting.key}` | {value_of(setting)} | {default_of(setting)} | {help_}{more} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def value_of(setting: Setting) -> str:
+    if setting.repeated:
+        return "texts"
+    match setting.form:
+        case Form.FLAG:
+            return "true, false"
+        case Form.CHOICE if len(setting.choices) > 4:
+            return f'"{setting.choices[0]}", "{setting.choices[1]}" to "{setting.choices[-1]}"'
+        case Form.CHOICE:
+            return ", ".join(f'"{choice}"' for choice in setting.choices)
+        case Form.DURATION:
+            return "duration, true" if setting.alone else "duration"
+        case Form.NUMBER:
+            return f"{setting.least:g} to {setting.most:g}"
+    return "text or words" if setting.words else "text"
+
+
+def default_of(setting: Setting) -> str:
+    if setting.form is Form.FLAG:
+        return "true" if setting.default else "false"
+    if setting.name == "engine":
+        return '"kopia"'
+    return f"`{toml(setting.default)}`" if setting.default not in {None, ""} else ""
+
+
+def test_the_reference_is_made_from_the_table() -> None:
+    document = (SOURCE.parent / "docs" / "profiles.md").read_text()
+    assert document.partition("<!-- keys -->\n\n")[2] == table_of_keys()
+
+
+def test_the_example_in_the_documentation_is_right(tmp_path: Path) -> None:
+    document = (SOURCE.parent / "docs" / "profiles.md").read_text()
+    path = tmp_path / "home.toml"
+    path.write_text(document.partition("```toml\n")[2].partition("```")[0])
+    assert problems_of(path) == []
