@@ -14,8 +14,10 @@ from kopiatomic.cli.endings import called, or_end
 from kopiatomic.cli.options import options
 
 if TYPE_CHECKING:
+    from kopiatomic.commands.schedule import ScheduleRequest
     from kopiatomic.config.options import Options
     from kopiatomic.model.report import Report
+    from kopiatomic.output.console import Console
 
 
 class WithWords(WithCommand):
@@ -59,13 +61,17 @@ def install(
     /,
     *,
     name: str,
+    config_dir: str | None,
     daily: bool,
     hourly: bool,
     calendar: str | None,
     credentials: dict[str, str],
     yes: bool,
 ) -> None:
-    """Make the backup that 'kopiatomic ARGUMENT...' would make, at these times.
+    """Make the backup that 'kopiatomic ARGUMENT...' would make, at these times; without ARGUMENT that of the profile NAME.
+
+    The file of a profile says when. Change it as you like: only what it says of the times, credentials and time limits needs
+    another installation.
 
     Says what it will write, asks, checks the engine as the schedule will run, and only then installs anything. Installing
     the same again changes nothing.
@@ -78,11 +84,28 @@ def install(
 
     if daily + hourly + (calendar is not None) > 1:
         raise click.UsageError("--daily, --hourly and --calendar exclude each other")
-    words, meaning = meant(context.meta.get(COMMAND) or (), all_commands(context))
     console = Console(called())
-    wanted = ScheduleRequest(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
+    if COMMAND in context.meta:
+        words, meaning = meant(context.meta[COMMAND], all_commands(context))
+        wanted = ScheduleRequest(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
+    else:
+        if daily or hourly or calendar is not None or credentials:
+            raise click.UsageError("the times and secrets of a profile are in its file; or name the backup: -- DATASET...")
+        wanted = or_end(lambda: _of_profile(name, config_dir, console), console)
     place = Place(or_end(here, console), called().program, os.environ)
     raise SystemExit(run(wanted, place, console, yes=yes))
+
+
+def _of_profile(name: str, config_dir: str | None, console: Console) -> ScheduleRequest:
+    """Return the request to schedule a profile. Raises KopiatomicError."""
+    from kopiatomic.commands import profiles
+    from kopiatomic.commands.schedule import ScheduleRequest
+
+    found, warnings = profiles.folder(config_dir).load(name)
+    for warning in warnings:
+        console.warning(warning)
+    asked = None if config_dir is None else os.path.abspath(config_dir)
+    return ScheduleRequest(name, "", {}, (), profiles.options(found, {}), profile=found, config_dir=asked)
 
 
 @schedule.command(context_settings=HELP)
@@ -115,13 +138,16 @@ def remove(*, name: str, yes: bool) -> None:
 @schedule.command(cls=WithWords, context_settings=HELP, hidden=True)
 @options("schedule check")
 @click.pass_context
-def check(context: click.Context, /) -> None:
+def check(context: click.Context, /, *, profile: str | None) -> None:
     """Say as JSON whether the backup could be made, where it would be saved and as whom."""
     from kopiatomic.commands.schedule import check as run
     from kopiatomic.output.console import Console
 
+    console = Console(called(), quiet=True)
+    if profile is not None:
+        raise SystemExit(run(or_end(lambda: _options_of(profile), console), console, called()))
     words, meaning = meant(context.meta.get(COMMAND) or (), all_commands(context))
-    raise SystemExit(run(meaning, Console(called(), quiet=True), replace(called(), words=tuple(words))))
+    raise SystemExit(run(meaning, console, replace(called(), words=tuple(words))))
 
 
 @schedule.command(context_settings=HELP, hidden=True)
@@ -150,10 +176,18 @@ def start(context: click.Context, /, *, name: str) -> None:
     console = Console(called(), quiet=True)
 
     def made(found: Schedule, words: Sequence[str]) -> Report:
-        _, meaning = meant(found.words, all_commands(context))
+        meaning = _options_of(found.profile) if found.profile else meant(found.words, all_commands(context))[1]
         return make(replace(meaning, schedule=found.name), console, replace(called(), words=tuple(words)))
 
     raise SystemExit(run(or_end(here, console), console, name=name, backup=made, environ=os.environ))
+
+
+def _options_of(profile: str) -> Options:
+    """Return what a profile of the folder in the environment asks for. Raises KopiatomicError."""
+    from kopiatomic.commands import profiles
+
+    found, _ = profiles.folder(os.environ.get("KOPIATOMIC_CONFIG_DIR")).load(profile)
+    return replace(profiles.options(found, {}), profile=profile)
 
 
 def all_commands(context: click.Context) -> click.Group:

@@ -442,9 +442,11 @@ _HISTORY = (
 )
 
 _SCHEDULE = _text("name", "", Group.SCHEDULE, "NAME", "The schedule.", completion=Completion.SCHEDULES)
+_PROFILE = _text("name", "", Group.SELECT, "NAME", "The profile.", completion=Completion.PROFILES)
 
 _INSTALL = (
     _SCHEDULE,
+    _CONFIG_DIR,
     _flag("daily", "--daily", Group.SCHEDULE, "Every day (by default)."),
     _flag("hourly", "--hourly", Group.SCHEDULE, "Every hour."),
     _text("calendar", "--calendar", Group.SCHEDULE, "SPEC", "When, as systemd.time(7) has it: 'Mon..Fri 02:30'."),
@@ -465,8 +467,6 @@ _RUN = (
     _CONFIG_DIR,
     *(setting for setting in _BACKUP if setting.name not in {"names", "everything", "version"}),
 )
-
-_PROFILE = _text("name", "", Group.SELECT, "NAME", "The profile.", completion=Completion.PROFILES)
 
 _PROFILES = {
     "profile new": (_PROFILE, _CONFIG_DIR),
@@ -506,7 +506,7 @@ COMMANDS: Mapping[str, tuple[Setting, ...]] = {
     "schedule install": _INSTALL,
     "schedule show": (replace(_SCHEDULE, value="[NAME]", default=""), _JSON),
     "schedule remove": (_SCHEDULE, _YES),
-    "schedule check": (),
+    "schedule check": (replace(_PROFILE, name="profile", flags=("--profile",), value="NAME"),),
     "schedule overdue": (replace(_SCHEDULE, completion=None),),
     "schedule run": (replace(_SCHEDULE, completion=None),),
 }
