@@ -3,25 +3,59 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import signal
 import sys
+from collections.abc import Iterator, MutableMapping
 
 import click
 
 from kopiatomic.cli.arguments import NO_WORD_YET
-from kopiatomic.cli.backup import backup
 from kopiatomic.cli.endings import end, lack, refuse, refuse_option
-from kopiatomic.cli.engine import engine
-from kopiatomic.cli.history import history
-from kopiatomic.cli.inside import execute, shell
-from kopiatomic.cli.plan import plan
-from kopiatomic.cli.profile import profile
-from kopiatomic.cli.recover import recover
-from kopiatomic.cli.run import run
-from kopiatomic.cli.schedule import schedule
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.system import inherited
+
+_COMMANDS = {
+    "backup": "backup",
+    "run": "run",
+    "plan": "plan",
+    "exec": "inside.execute",
+    "shell": "inside.shell",
+    "recover": "recover",
+    "history": "history",
+    "profile": "profile",
+    "engine": "engine",
+    "schedule": "schedule",
+}
+"""The commands in the order of the documentation: the module of each in this package, and what it is called there if it has
+another name.
+"""
+
+
+class _Loading(MutableMapping[str, click.Command]):
+    """The commands by name, each loaded when it is asked for: a start needs one of them."""
+
+    def __getitem__(self, name: str) -> click.Command:
+        module, _, attribute = _COMMANDS[name].partition(".")
+        found = getattr(importlib.import_module(f"kopiatomic.cli.{module}"), attribute or module)
+        assert isinstance(found, click.Command)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in _COMMANDS
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_COMMANDS)
+
+    def __len__(self) -> int:
+        return len(_COMMANDS)
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        raise NotImplementedError
+
+    def __delitem__(self, name: str) -> None:
+        raise NotImplementedError
 
 
 class _Commands(click.Group):
@@ -37,15 +71,12 @@ class _Commands(click.Group):
 
 @click.group(
     cls=_Commands,
+    commands=_Loading(),
     context_settings={"help_option_names": []},
     add_help_option=False,
 )
 def cli() -> None:
     """Freeze datasets at one instant and back them up."""
-
-
-for command in (backup, run, plan, execute, shell, recover, history, profile, engine, schedule):
-    cli.add_command(command)
 
 
 def main() -> None:

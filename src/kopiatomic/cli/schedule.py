@@ -90,7 +90,9 @@ def install(
         wanted = ScheduleRequest(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
     else:
         if daily or hourly or calendar is not None or credentials:
-            raise click.UsageError("the times and secrets of a profile are in its file; or name the backup: -- DATASET...")
+            raise click.UsageError(
+                "the times and secrets of a profile are in its file; or name the backup: -- DATASET..."
+            )
         wanted = or_end(lambda: _of_profile(name, config_dir, console), console)
     place = Place(or_end(here, console), called().program, os.environ)
     raise SystemExit(run(wanted, place, console, yes=yes))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pwd
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence

@@ -1,4 +1,4 @@
-"""Engines: the programs that back up a view. One module each; a new one is a file and a line in :func:`create`."""
+"""Engines: the programs that back up a view. One folder each; docs/architecture.md says what a new one needs."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The options that kopia, restic and Borg have for a backup, and which of them take a value: from their own help.
 
-``tests/unit/test_known_options.py`` compares this with the programs. An option not listed here is from another version.
+``tests/unit/engines/test_known_options.py`` compares this with the programs. An option not listed here is from another version.
 """
 
 from __future__ import annotations

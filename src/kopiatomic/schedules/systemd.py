@@ -32,9 +32,11 @@ from kopiatomic.schedules.schedule import (
     Schedule,
     answer_of,
     backup,
+    check,
     command,
     described,
-    understood, check)
+    understood,
+)
 from kopiatomic.system import host, process
 from kopiatomic.text import printable
 

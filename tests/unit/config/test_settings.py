@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import fields
@@ -64,6 +65,12 @@ def test_a_run_that_is_told_nothing_has_the_defaults_of_the_table() -> None:
     for setting in COMMANDS["backup"]:
         if setting.name in known:
             assert getattr(plain, setting.name) == value_of(setting), setting.name
+
+
+def test_every_option_of_a_backup_is_taken_by_its_command_or_is_part_of_what_a_run_is_asked_for() -> None:
+    taken = set(inspect.signature(cli.commands["backup"].callback).parameters)  # type: ignore[arg-type]
+    known = {field.name for field in fields(Options)}
+    assert {setting.name for setting in COMMANDS["backup"]} - taken - known == {"version"}
 
 
 def test_the_table_of_the_readme_has_the_options_of_a_backup() -> None:
