@@ -61,6 +61,7 @@ def install(
     /,
     *,
     name: str,
+    every_profile: bool,
     config_dir: str | None,
     daily: bool,
     hourly: bool,
@@ -76,8 +77,10 @@ def install(
     Says what it will write, asks, checks the engine as the schedule will run, and only then installs anything. Installing
     the same again changes nothing.
     """
+    from kopiatomic.commands import profiles
     from kopiatomic.commands.schedule import Place, ScheduleRequest
     from kopiatomic.commands.schedule import install as run
+    from kopiatomic.errors import KopiatomicError
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here
     from kopiatomic.schedules.schedule import DAILY, HOURLY
@@ -85,17 +88,30 @@ def install(
     if daily + hourly + (calendar is not None) > 1:
         raise click.UsageError("--daily, --hourly and --calendar exclude each other")
     console = Console(called())
+    place = Place(or_end(here, console), called().program, os.environ)
     if COMMAND in context.meta:
+        if not name or every_profile:
+            raise click.UsageError("a schedule of words needs a name: kopiatomic schedule install NAME -- DATASET...")
         words, meaning = meant(context.meta[COMMAND], all_commands(context))
         wanted = ScheduleRequest(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
-    else:
-        if daily or hourly or calendar is not None or credentials:
-            raise click.UsageError(
-                "the times and secrets of a profile are in its file; or name the backup: -- DATASET..."
-            )
-        wanted = or_end(lambda: _of_profile(name, config_dir, console), console)
-    place = Place(or_end(here, console), called().program, os.environ)
-    raise SystemExit(run(wanted, place, console, yes=yes))
+        raise SystemExit(run(wanted, place, console, yes=yes))
+    if daily or hourly or calendar is not None or credentials:
+        raise click.UsageError("the times and secrets of a profile are in its file; or name the backup: -- DATASET...")
+    folder = profiles.folder(config_dir)
+    names = or_end(lambda: folder.some([name] if name else [], everything=every_profile), console)
+    if not names:
+        raise click.UsageError("name a profile, --all of them, or the words of a backup: -- DATASET...")
+    codes = []
+    for one in names:
+        try:
+            wanted = _of_profile(one, config_dir, console)
+        except KopiatomicError as error:
+            # It does not keep the others from being installed.
+            console.error(error)
+            codes.append(error.exit_code)
+            continue
+        codes.append(run(wanted, place, console, yes=yes))
+    raise SystemExit(profiles.worst(codes))
 
 
 def _of_profile(name: str, config_dir: str | None, console: Console) -> ScheduleRequest:

@@ -15,6 +15,7 @@ from kopiatomic.commands import profiles
 from kopiatomic.commands.failures import ended
 from kopiatomic.commands.history import result_of
 from kopiatomic.commands.profiles import Folder
+from kopiatomic.commands.schedule import of_profiles, outdated
 from kopiatomic.config import profile as reading
 from kopiatomic.config import profile_text
 from kopiatomic.config.invocation import Invocation
@@ -26,7 +27,7 @@ from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
 from kopiatomic.output.console import Console
 from kopiatomic.planning import plan
-from kopiatomic.schedules import trust
+from kopiatomic.schedules import here, trust
 from kopiatomic.secrets.masking import MASK, is_secret
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records
@@ -166,16 +167,17 @@ class _Listed:
     name: str
     selection: str
     engine: str
+    schedule: str
     last: str
     problem: KopiatomicError | None = None
 
 
 def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
-    """Show all profiles: engine, last result, selection. Return the exit code: 1 if a file is wrong."""
+    """Show all profiles: engine, schedule, last result, selection. Return the exit code: 1 if a file is wrong."""
 
     def run() -> int:
-        names = folder.names()
-        found = [_listed(name, folder) for name in names]
+        schedules = of_profiles(here())
+        found = [_listed(name, folder, schedules) for name in folder.names()]
         if as_json:
             console.document({"format": LIST_FORMAT, "profiles": [_listed_document(one) for one in found]})
         elif not found:
@@ -190,14 +192,15 @@ def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
     return ended(run, console)
 
 
-def _listed(name: str, folder: Folder) -> _Listed:
+def _listed(name: str, folder: Folder, schedules: Mapping[str, str]) -> _Listed:
+    schedule = schedules.get(name, "")
     try:
         found, _ = folder.load(name, trusted=False)
         options = profiles.options(found, {})
     except KopiatomicError as error:
-        return _Listed(name, "", "", "", error)
+        return _Listed(name, "", "", schedule, "", error)
     engine = "command" if options.command is not None else options.engine or "kopia"
-    return _Listed(name, shlex.join(options.selection_words()), engine, _last(name, options))
+    return _Listed(name, shlex.join(options.selection_words()), engine, schedule, _last(name, options))
 
 
 def _last(name: str, options: Options) -> str:
@@ -212,8 +215,16 @@ def _last(name: str, options: Options) -> str:
 
 
 def _table(found: Sequence[_Listed], console: Console) -> None:
-    heads = ("PROFILE", "ENGINE", "LAST RUN", "SELECTION")
-    console.table([heads, *((one.name, one.engine or "?", one.last or "?", one.selection or "?") for one in found)])
+    heads = ("PROFILE", "ENGINE", "STARTS", "LAST RUN", "SELECTION")
+    console.table(
+        [
+            heads,
+            *(
+                (one.name, one.engine or "?", one.schedule or "-", one.last or "?", one.selection or "?")
+                for one in found
+            ),
+        ]
+    )
 
 
 def _listed_document(one: _Listed) -> dict[str, Any]:
@@ -221,6 +232,7 @@ def _listed_document(one: _Listed) -> dict[str, Any]:
         "name": one.name,
         "selection": one.selection,
         "engine": one.engine,
+        "starts": one.schedule or None,
         "last_run": one.last,
         "error": None if one.problem is None else {"kind": one.problem.kind, "message": one.problem.message},
     }
@@ -286,6 +298,8 @@ def _checked(
         console.warning(warning)
     options = profiles.options(found, {})
     plan.require_names(options.request("", ""))
+    for text in outdated(here(), found, options):
+        console.warning(text)
     if offline:
         console.result(f"{name}: the file is right")
         return errors.SAVED

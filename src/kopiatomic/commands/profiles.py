@@ -9,7 +9,7 @@ from typing import Any
 from kopiatomic import presence
 from kopiatomic.config import profile as profiles
 from kopiatomic.config.options import Options
-from kopiatomic.config.profile import SUFFIX, Profile
+from kopiatomic.config.profile import SUFFIX, Profile, ProfileError
 from kopiatomic.config.settings import STATE_DIRECTORY
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
@@ -69,7 +69,12 @@ class Folder:
         path = self.file(name)
         if trusted and presence.exists(path):
             trust.check(path, "the profile", top=self.top)
-        found, warnings = profiles.load(path)
+        try:
+            found, warnings = profiles.load(path)
+        except ProfileError as error:
+            if not presence.exists(path, follow_links=False):
+                error.hint = f"kopiatomic profile new {name} -- DATASET... makes it from the words of a backup."
+            raise
         if trusted:
             for file in found.files[1:]:
                 trust.check(file, "the profile", top=self.top)

@@ -10,11 +10,13 @@ from kopiatomic.commands import profiles
 from kopiatomic.commands.backup import backup
 from kopiatomic.commands.failures import require_root_to_freeze
 from kopiatomic.commands.profiles import Folder
+from kopiatomic.commands.schedule import outdated
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.errors import SIGNAL_BASE, KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
+from kopiatomic.schedules import here
 from kopiatomic.secrets.masking import Secrets
 
 FORMAT = "kopiatomic-profiles-1"
@@ -64,6 +66,8 @@ def _one(wanted: RunRequest, name: str, console: Console, called: Invocation) ->
         for warning in warnings:
             console.warning(warning)
         options = profiles.options(profile, wanted.overrides)
+        for text in outdated(here(), profile, profiles.options(profile, {})):
+            console.warning(text)
     except KopiatomicError as error:
         return Report(run_id="", root="", error=error)
     return backup(replace(options, profile=name), console, called)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from kopiatomic import errors, presence
+from kopiatomic.commands import profiles
 from kopiatomic.commands.failures import ended, require_root
 from kopiatomic.commands.history import result_of
 from kopiatomic.config.invocation import Invocation
@@ -142,6 +143,7 @@ def _times(profile: Profile) -> dict[str, Any]:
     """Return what a profile says of its starts, as the fields of a schedule."""
     return {
         "profile": profile.name,
+        "asked": _calendar(profile),
         "random_delay": profile.value("schedule", "random_delay"),
         "persistent": profile.value("schedule", "persistent", True),
         "on_battery": profile.value("schedule", "on_battery", True),
@@ -149,20 +151,23 @@ def _times(profile: Profile) -> dict[str, Any]:
 
 
 def outdated(scheduler: Scheduler, profile: Profile, options: Options) -> list[str]:
-    """Return the schedules that were installed for an older version of a profile: what they have is not read at each run.
+    """Return the schedules that were installed for an older version of a profile, in words: what a run does not read.
 
     Raises KopiatomicError.
     """
-    found = []
-    for name in scheduler.names():
-        installed = scheduler.read(name)
-        if installed is None or installed.profile != profile.name:
-            continue
-        calendar = scheduler.calendar(name, _calendar(profile))
-        now = replace(installed, calendar=calendar.text, end_timeout=_end_timeout(options), **_times(profile))
-        if not installed.agrees(now):
-            found.append(name)
-    return found
+    return [
+        f"the schedule {one.name} was {_OUTDATED.format(name=one.name)}"
+        for one in _all(scheduler)
+        if one.profile == profile.name and not one.agrees(_now(one, profile, options))
+    ]
+
+
+_OUTDATED = "installed for an older profile: kopiatomic schedule install {name}"
+
+
+def _now(installed: Schedule, profile: Profile, options: Options) -> Schedule:
+    """Return a schedule as it would be installed now, as far as :meth:`Schedule.agrees` asks."""
+    return replace(installed, end_timeout=_end_timeout(options), **_times(profile))
 
 
 def of_profiles(scheduler: Scheduler) -> dict[str, str]:
@@ -355,6 +360,19 @@ def _run(record: RunRecord) -> dict[str, Any]:
     }
 
 
+def _profile_lines(schedule: Schedule) -> list[str]:
+    """Return what is wrong with the profile of a schedule."""
+    if not schedule.profile:
+        return []
+    try:
+        found, _ = profiles.folder(schedule.environment.get("KOPIATOMIC_CONFIG_DIR")).load(schedule.profile)
+        if schedule.agrees(_now(schedule, found, profiles.options(found, {}))):
+            return []
+        return [f"  {'OUTDATED:':<14} {_OUTDATED.format(name=schedule.name)}"]
+    except KopiatomicError as error:
+        return [f"  {'PROFILE:':<14} {line}" for line in error.message.splitlines()]
+
+
 def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
     schedule = standing.schedule
     following = scheduler.next(schedule.name)
@@ -375,6 +393,7 @@ def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
         lines.append(f"  {label:<14} {text}")
     if not scheduler.waits(schedule.name):
         lines.append(f"  OFF:           nothing starts it; this turns it on: {scheduler.enabling(schedule.name)}")
+    lines += _profile_lines(schedule)
     late = standing.overdue()
     return (
         lines

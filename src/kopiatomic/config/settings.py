@@ -445,7 +445,8 @@ _SCHEDULE = _text("name", "", Group.SCHEDULE, "NAME", "The schedule.", completio
 _PROFILE = _text("name", "", Group.SELECT, "NAME", "The profile.", completion=Completion.PROFILES)
 
 _INSTALL = (
-    _SCHEDULE,
+    replace(_SCHEDULE, value="[NAME]", default=""),
+    _flag("every_profile", "--all", Group.SELECT, "All profiles of the folder."),
     _CONFIG_DIR,
     _flag("daily", "--daily", Group.SCHEDULE, "Every day (by default)."),
     _flag("hourly", "--hourly", Group.SCHEDULE, "Every hour."),

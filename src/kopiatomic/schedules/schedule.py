@@ -52,6 +52,8 @@ class Schedule:
     """How long a run may take to end, clean-up included."""
     profile: str = ""
     """The profile that it runs; empty for words."""
+    asked: str = ""
+    """What the profile says of when it starts; ``calendar`` is what this system makes of it."""
     random_delay: float | None = None
     """Up to how long a start is delayed; None for what suits the interval."""
     persistent: bool = True
@@ -69,7 +71,7 @@ class Schedule:
         return printable(shlex.join(["run", self.profile] if self.profile else self.words))
 
 
-_INSTALLED = ("calendar", "random_delay", "persistent", "on_battery", "end_timeout")
+_INSTALLED = ("asked", "random_delay", "persistent", "on_battery", "end_timeout")
 
 
 @immutable
