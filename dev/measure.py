@@ -7,6 +7,7 @@ from the start of its process to the end. The state directory is on a real files
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import statistics
@@ -20,7 +21,8 @@ from bench import many, timing
 from demo import ground
 
 SIZES = [2, 100]
-ON_DISK = "/var/tmp"
+ON_DISK = "/var/lib"
+"""A real filesystem, below directories that root alone can change, as the state directory is."""
 
 
 def once(tree: Path, datasets: Sequence[str], folder: Path, state: Path) -> float:
@@ -36,8 +38,16 @@ def once(tree: Path, datasets: Sequence[str], folder: Path, state: Path) -> floa
 
 def line(filesystem: str, size: int, times: Mapping[str, Sequence[float]]) -> str:
     before, after = map(statistics.median, times.values())
+    least, most = interval([new / old for old, new in zip(*times.values(), strict=True)])
     spans = ", ".join(f"{name} {min(seconds):.3f} to {max(seconds):.3f}" for name, seconds in times.items())
-    return f"{filesystem:5} {size:4} datasets: before {before:.3f} s, after {after:.3f} s, ratio {after / before:.2f}  ({spans})"
+    return f"{filesystem:5} {size:4} datasets: before {before:.3f} s, after {after:.3f} s, ratio {after / before:.2f}, of pairs {least:.3f} to {most:.3f}  ({spans})"
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the median of these ratios, by their ranks alone (the sign test, turned round)."""
+    ranked = sorted(ratios)
+    out = max(0, math.floor(len(ranked) / 2 - 0.98 * math.sqrt(len(ranked))))
+    return ranked[out], ranked[-1 - out]
 
 
 def main() -> None:

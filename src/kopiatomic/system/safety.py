@@ -111,6 +111,23 @@ def steps(path: str, *, links: bool = False) -> Iterator[str]:
         left += target.split("/")[::-1]
 
 
+def is_plainly_safe(path: str) -> bool:
+    """Whether each directory on an absolute path, its end included, is one that only root can change. What is missing is root's.
+
+    No user can hold this up: a step is looked at only if root alone can change the one above. False says nothing: there may be a
+    link, or a sticky directory. Raises OSError.
+    """
+    here = "/"
+    for name in ("", *path.strip("/").split("/")):
+        here = os.path.join(here, name)
+        status = presence.status(here, follow_links=False)
+        if status is None:
+            return True
+        if name == ".." or not stat.S_ISDIR(status.st_mode) or writers(here):
+            return False
+    return True
+
+
 def follow(path: str) -> tuple[str, str]:
     """Return an absolute path with the links above its last component followed, and why others than root can exchange one of
     these links, in words; empty if only root can. Raises OSError.

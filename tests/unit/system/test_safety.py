@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -163,3 +164,21 @@ def test_nothing_is_looked_at_below_what_can_be_moved_or_must_not_be_looked_into
     assert found[str(theirs / "inner")] == f"user {SOMEBODY}"
     assert str(theirs / "inner" / "place") not in found
     assert found[str(served / "place")] == "the server"
+
+
+def test_a_way_is_plainly_safe_where_root_alone_can_change_every_step() -> None:
+    with tempfile.TemporaryDirectory(dir="/run") as folder:
+        top = Path(folder)
+        way = top / "a" / "b"
+        way.mkdir(parents=True, mode=0o755)
+        for safe in (way, way / "missing" / "more", top):
+            assert safety.is_plainly_safe(str(safe))
+        (top / "link").symlink_to("a")
+        (way / "file").touch()
+        for other in (top / "link" / "b", way / "file", top / "a" / ".." / "a", Path("/tmp"), Path("/tmp/missing")):
+            assert not safety.is_plainly_safe(str(other))
+        way.parent.chmod(0o777)
+        assert not safety.is_plainly_safe(str(way))
+        way.parent.chmod(0o755)
+        os.chown(way.parent, SOMEBODY, 0)
+        assert not safety.is_plainly_safe(str(way))
