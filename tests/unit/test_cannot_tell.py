@@ -41,7 +41,7 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "commands.about._zfs": (1, SHOWN),
     "cli.completion._listed": (1, SHOWN),
     "cli.completion.datasets": (1, SHOWN),
-    "cli.completion.schedules": (1, SHOWN),
+    "cli.completion._if_known": (1, SHOWN),
     "engines.flags._is_path": (1, AS_IT_MAY_BE),
     "filesystems.btrfs.listing._Walk._holds": (1, AS_IT_MAY_BE),
     "filesystems.zfs.listing._at_boot": (1, SAID),

@@ -112,6 +112,16 @@ def complete_schedule(_context: click.Context, _parameter: click.Parameter, inco
     return [CompletionItem(name) for name in schedules() if name.startswith(incomplete)]
 
 
+def complete_profile(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
+    """Complete names of profiles."""
+    from click.shell_completion import CompletionItem
+
+    from kopiatomic.cli.completion import profiles
+
+    found = profiles(context.params.get("config_dir"))
+    return [CompletionItem(name) for name in found if name.startswith(incomplete)]
+
+
 def complete_directory(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
     from click.shell_completion import CompletionItem
 

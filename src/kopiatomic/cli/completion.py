@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from click import shell_completion
 from click.shell_completion import CompletionItem, split_arg_string
 
+from kopiatomic.commands.profiles import folder
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import kind_of
 from kopiatomic.schedules import here
@@ -55,8 +56,17 @@ def _listed() -> Iterable[str]:
 
 def schedules() -> list[str]:
     """Return the names of the schedules."""
+    return _if_known(lambda: here().names())
+
+
+def profiles(asked: str | None) -> list[str]:
+    """Return the names of the profiles in a folder, by default the system's."""
+    return _if_known(lambda: folder(asked).names())
+
+
+def _if_known(names: Callable[[], list[str]]) -> list[str]:
     try:
-        return here().names()
+        return names()
     except (KopiatomicError, OSError):
         return []
 

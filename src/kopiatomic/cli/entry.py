@@ -18,11 +18,14 @@ from kopiatomic.system import inherited
 
 _COMMANDS = {
     "backup": "backup",
+    "run": "run",
     "plan": "plan",
     "exec": "inside.execute",
     "shell": "inside.shell",
     "recover": "recover",
     "history": "history",
+    "profile": "profile",
+    "engine": "engine",
     "schedule": "schedule",
 }
 """The commands in the order of the documentation: the module of each in this package, and what it is called there if it has

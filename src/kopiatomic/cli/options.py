@@ -7,13 +7,14 @@ from typing import Any
 
 import click
 
-from kopiatomic.cli.arguments import Duration, complete, complete_directory, complete_schedule
+from kopiatomic.cli.arguments import Duration, complete, complete_directory, complete_profile, complete_schedule
 from kopiatomic.config.settings import COMMANDS, Completion, Form, Setting
 
 _COMPLETE = {
     Completion.DATASETS: complete,
     Completion.DIRECTORIES: complete_directory,
     Completion.SCHEDULES: complete_schedule,
+    Completion.PROFILES: complete_profile,
 }
 
 

@@ -14,25 +14,27 @@ from kopiatomic.cli.endings import called, or_end
 from kopiatomic.cli.options import options
 
 if TYPE_CHECKING:
+    from kopiatomic.commands.schedule import ScheduleRequest
     from kopiatomic.config.options import Options
     from kopiatomic.model.report import Report
+    from kopiatomic.output.console import Console
 
 
-class _WithWords(WithCommand):
+class WithWords(WithCommand):
     """A command that takes the words of a backup after ``--``."""
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*click.Command.collect_usage_pieces(self, ctx), "-- ARGUMENT..."]
 
     def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write_usage(f"kopiatomic schedule {self.name}", " ".join(self.collect_usage_pieces(ctx)))
+        formatter.write_usage(ctx.command_path, " ".join(self.collect_usage_pieces(ctx)))
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[Any]:
         from click.shell_completion import ShellComplete
 
         if COMMAND not in ctx.meta:
             return super().shell_complete(ctx, incomplete)
-        backup = _all_commands(ctx).commands["backup"]
+        backup = all_commands(ctx).commands["backup"]
         return ShellComplete(backup, {}, "kopiatomic", "").get_completions(ctx.meta[COMMAND], incomplete)
 
 
@@ -51,7 +53,7 @@ def schedule() -> None:
     """Have the system make a backup again and again: a timer of systemd, or cron on FreeBSD."""
 
 
-@schedule.command(cls=_WithWords, context_settings=HELP)
+@schedule.command(cls=WithWords, context_settings=HELP)
 @options("schedule install", credentials={"callback": _credential})
 @click.pass_context
 def install(
@@ -59,30 +61,69 @@ def install(
     /,
     *,
     name: str,
+    every_profile: bool,
+    config_dir: str | None,
     daily: bool,
     hourly: bool,
     calendar: str | None,
     credentials: dict[str, str],
     yes: bool,
 ) -> None:
-    """Make the backup that 'kopiatomic ARGUMENT...' would make, at these times.
+    """Make the backup that 'kopiatomic ARGUMENT...' would make, at these times; without ARGUMENT that of the profile NAME.
+
+    The file of a profile says when. Change it as you like: only what it says of the times, credentials and time limits needs
+    another installation.
 
     Says what it will write, asks, checks the engine as the schedule will run, and only then installs anything. Installing
     the same again changes nothing.
     """
+    from kopiatomic.commands import profiles
     from kopiatomic.commands.schedule import Place, ScheduleRequest
     from kopiatomic.commands.schedule import install as run
+    from kopiatomic.errors import KopiatomicError
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here
     from kopiatomic.schedules.schedule import DAILY, HOURLY
 
     if daily + hourly + (calendar is not None) > 1:
         raise click.UsageError("--daily, --hourly and --calendar exclude each other")
-    words, meaning = meant(context.meta.get(COMMAND) or (), _all_commands(context))
     console = Console(called())
-    wanted = ScheduleRequest(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
     place = Place(or_end(here, console), called().program, os.environ)
-    raise SystemExit(run(wanted, place, console, yes=yes))
+    if COMMAND in context.meta:
+        if not name or every_profile:
+            raise click.UsageError("a schedule of words needs a name: kopiatomic schedule install NAME -- DATASET...")
+        words, meaning = meant(context.meta[COMMAND], all_commands(context))
+        wanted = ScheduleRequest(name, calendar or (HOURLY if hourly else DAILY), credentials, words, meaning)
+        raise SystemExit(run(wanted, place, console, yes=yes))
+    if daily or hourly or calendar is not None or credentials:
+        raise click.UsageError("the times and secrets of a profile are in its file; or name the backup: -- DATASET...")
+    folder = profiles.folder(config_dir)
+    names = or_end(lambda: folder.some([name] if name else [], everything=every_profile), console)
+    if not names:
+        raise click.UsageError("name a profile, --all of them, or the words of a backup: -- DATASET...")
+    codes = []
+    for one in names:
+        try:
+            wanted = _of_profile(one, config_dir, console)
+        except KopiatomicError as error:
+            # It does not keep the others from being installed.
+            console.error(error)
+            codes.append(error.exit_code)
+            continue
+        codes.append(run(wanted, place, console, yes=yes))
+    raise SystemExit(profiles.worst(codes))
+
+
+def _of_profile(name: str, config_dir: str | None, console: Console) -> ScheduleRequest:
+    """Return the request to schedule a profile. Raises KopiatomicError."""
+    from kopiatomic.commands import profiles
+    from kopiatomic.commands.schedule import ScheduleRequest
+
+    found, warnings = profiles.folder(config_dir).load(name)
+    for warning in warnings:
+        console.warning(warning)
+    asked = None if config_dir is None else os.path.abspath(config_dir)
+    return ScheduleRequest(name, "", {}, (), profiles.options(found, {}), profile=found, config_dir=asked)
 
 
 @schedule.command(context_settings=HELP)
@@ -112,16 +153,19 @@ def remove(*, name: str, yes: bool) -> None:
 # What schedules themselves start
 
 
-@schedule.command(cls=_WithWords, context_settings=HELP, hidden=True)
+@schedule.command(cls=WithWords, context_settings=HELP, hidden=True)
 @options("schedule check")
 @click.pass_context
-def check(context: click.Context, /) -> None:
+def check(context: click.Context, /, *, profile: str | None) -> None:
     """Say as JSON whether the backup could be made, where it would be saved and as whom."""
     from kopiatomic.commands.schedule import check as run
     from kopiatomic.output.console import Console
 
-    words, meaning = meant(context.meta.get(COMMAND) or (), _all_commands(context))
-    raise SystemExit(run(meaning, Console(called(), quiet=True), replace(called(), words=tuple(words))))
+    console = Console(called(), quiet=True)
+    if profile is not None:
+        raise SystemExit(run(or_end(lambda: _options_of(profile), console), console, called()))
+    words, meaning = meant(context.meta.get(COMMAND) or (), all_commands(context))
+    raise SystemExit(run(meaning, console, replace(called(), words=tuple(words))))
 
 
 @schedule.command(context_settings=HELP, hidden=True)
@@ -150,13 +194,21 @@ def start(context: click.Context, /, *, name: str) -> None:
     console = Console(called(), quiet=True)
 
     def made(found: Schedule, words: Sequence[str]) -> Report:
-        _, meaning = meant(found.words, _all_commands(context))
+        meaning = _options_of(found.profile) if found.profile else meant(found.words, all_commands(context))[1]
         return make(replace(meaning, schedule=found.name), console, replace(called(), words=tuple(words)))
 
     raise SystemExit(run(or_end(here, console), console, name=name, backup=made, environ=os.environ))
 
 
-def _all_commands(context: click.Context) -> click.Group:
+def _options_of(profile: str) -> Options:
+    """Return what a profile of the folder in the environment asks for. Raises KopiatomicError."""
+    from kopiatomic.commands import profiles
+
+    found, _ = profiles.folder(os.environ.get("KOPIATOMIC_CONFIG_DIR")).load(profile)
+    return replace(profiles.options(found, {}), profile=profile)
+
+
+def all_commands(context: click.Context) -> click.Group:
     found = context.find_root().command
     assert isinstance(found, click.Group)
     return found

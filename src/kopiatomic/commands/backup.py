@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import replace
+from functools import partial
 
 from kopiatomic import engines
 from kopiatomic.commands.failures import require_root_to_freeze
@@ -14,7 +15,7 @@ from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.engines.engine import Backup, Job, Remembering, Repository
 from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.written import WrittenDirectory, in_place, prepared, require_skipped
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.hooks import shell
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Layout, Plan
@@ -22,12 +23,12 @@ from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.planning import plan
 from kopiatomic.runs import skipping
 from kopiatomic.runs.freezing import Frozen, Session, failures_in, new_run_id, recorded
-from kopiatomic.runs.launcher import Checked, Start
+from kopiatomic.runs.launcher import Checked, Start, StartOptions
 from kopiatomic.runs.selecting import Listener, Selecting
 from kopiatomic.runs.streams import Pipes
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import lists, roots
-from kopiatomic.system import inherited, signals
+from kopiatomic.system import host, inherited, signals, spawn
 from kopiatomic.text import ended, first_few, printable
 
 _NOT_SKIPPED = (
@@ -66,13 +67,25 @@ class _Run:
         plan.require_names(options.request("", ""))
         if options.name is not None:
             check_name(options.name)
+        if options.ionice is not None and not host.here().io_classes:
+            raise UsageError(
+                "ionice: only Linux has I/O classes",
+                kind="usage",
+                hint="Leave it out of [engine]; nice works here as well.",
+            )
         command = None if options.command is None else words("-c", options.command)
         extra = words("-o", options.options)
         self._options = options
         self._report = report
         self._listener = listener
-        self._handed = credentials.take(os.environ)
+        folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        taken = credentials.take(os.environ)
+        # A dry run needs no secret, and may be anybody's.
+        find = credentials.plain if options.dry_run else partial(credentials.resolve, folder=folder)
+        own, of_hooks = find(options.variables), find(options.hook_variables)
+        self._handed = {**taken, **own.values}
         """What the engine alone has in its environment."""
+        self._of_hooks = of_hooks.values
         self._engine = engine = engines.create(
             command,
             extra,
@@ -84,7 +97,9 @@ class _Run:
         )
         if options.skip_unchanged:
             skipping.require(engine, options.layout)
-        self._secrets = Secrets(called.words, os.environ, [*engine.secrets, *self._handed.values()])
+        self._secrets = Secrets(
+            called.words, os.environ, [*engine.secrets, *taken.values(), *own.secrets, *of_hooks.secrets]
+        )
         listener.hide(self._secrets)
         self._shown = self._secrets.command_line(["kopiatomic", *called.words])
         """The command line as it may be shown."""
@@ -185,7 +200,7 @@ class _Run:
             if options.pre_hook is not None:
                 self._listener.phase("running the hook -p")
                 with report.phase("pre-hook"):
-                    variables = shell.variables(report.run_id, report.plan)
+                    variables = {**self._of_hooks, **shell.variables(report.run_id, report.plan)}
                     shell.run(options.pre_hook, "-p", variables, options.hook_timeout, self._secrets)
             made = self._backup(session, repository)
             with report.phase("maintenance"):
@@ -206,7 +221,7 @@ class _Run:
         self._listener.phase("running the hook -q")
         with report.phase("post-hook"), signals.deferred():
             try:
-                variables = {**shell.variables(report.run_id, report.plan), **outcome}
+                variables = {**self._of_hooks, **shell.variables(report.run_id, report.plan), **outcome}
                 shell.run(line, "-q", variables, self._options.hook_timeout, self._secrets)
             except KopiatomicError as error:
                 report.hook_error = error
@@ -267,7 +282,8 @@ class _Run:
                     self._listener.engine_line(found)
 
         with report.phase("engine"):
-            start = Start(command, environment, sources=job.sources)
+            priority = spawn.Priority(self._options.nice, self._options.ionice)
+            start = Start(command, environment, StartOptions(priority=priority), sources=job.sources)
             return frozen.supervisor.run(start, Pipes(take), self._options.stop_timeout)
 
     def _conclude(self, checked: Checked, result: EngineResult) -> None:

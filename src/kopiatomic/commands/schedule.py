@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import os
 import pwd
-import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kopiatomic import errors, presence
+from kopiatomic.commands import profiles
 from kopiatomic.commands.failures import ended, require_root
 from kopiatomic.commands.history import result_of
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options, check_name
+from kopiatomic.config.profile import Profile
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
@@ -24,7 +26,8 @@ from kopiatomic.output.summary import duration
 from kopiatomic.planning import plan
 from kopiatomic.schedules import environment, files, started, trust
 from kopiatomic.schedules.files import State
-from kopiatomic.schedules.schedule import Schedule, Scheduler
+from kopiatomic.schedules.schedule import DAILY, Schedule, Scheduler
+from kopiatomic.schedules.schedule import backup as schedule_words
 from kopiatomic.schedules.schedule import check_name as check_schedule_name
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state.liveness import Life, life
@@ -51,13 +54,19 @@ class Place:
 
 @immutable
 class ScheduleRequest:
-    """The arguments of ``schedule install``. ``words`` are those of the backup, ``options`` their parsed form."""
+    """The arguments of ``schedule install``. ``words`` are those of the backup, ``options`` their parsed form.
+
+    Of a profile there are no words, and its file says when.
+    """
 
     name: str
     calendar: str
     credentials: Mapping[str, str]
     words: Sequence[str]
     options: Options
+    profile: Profile | None = None
+    config_dir: str | None = None
+    """The folder of the profile, if it is not the system's."""
 
 
 def install(wanted: ScheduleRequest, place: Place, console: Console, *, yes: bool) -> int:
@@ -95,12 +104,15 @@ def _schedule(wanted: ScheduleRequest, place: Place, console: Console) -> tuple[
     _check_words(wanted, place.scheduler)
     options = wanted.options
     _require_root(console)
-    calendar = place.scheduler.calendar(wanted.name, wanted.calendar)
+    profile = wanted.profile
+    calendar = place.scheduler.calendar(wanted.name, wanted.calendar if profile is None else _calendar(profile))
     for name, path in wanted.credentials.items():
         environment.check_credential(name, path, top=place.top)
     program = trust.installed(place.argv0, console.command_line, top=place.top)
     home = pwd.getpwuid(0).pw_dir
-    variables = environment.of(options, place.caller, home, wanted.credentials, top=place.top)
+    # What the profile itself says does not come from here.
+    handed = {*wanted.credentials, *(source.name for source in options.variables)}
+    variables = environment.of(options, place.caller, home, handed, top=place.top)
     environment.check_no_secrets(variables, place.scheduler, console.command_line)
     unsure = started.check(options, variables, top=place.top)
     schedule = Schedule(
@@ -109,13 +121,59 @@ def _schedule(wanted: ScheduleRequest, place: Place, console: Console) -> tuple[
         interval=calendar.interval,
         program=program,
         words=tuple(wanted.words),
-        environment={**variables, "KOPIATOMIC_STATE_DIR": os.path.abspath(options.state_dir)},
+        environment={
+            **variables,
+            "KOPIATOMIC_STATE_DIR": os.path.abspath(options.state_dir),
+            **({"KOPIATOMIC_CONFIG_DIR": wanted.config_dir} if wanted.config_dir else {}),
+        },
         credentials=dict(wanted.credentials),
         state_dir=os.path.abspath(options.state_dir),
         end_timeout=_end_timeout(options),
+        **({} if profile is None else _times(profile)),
     )
     place.scheduler.check(schedule)
     return schedule, unsure
+
+
+def _calendar(profile: Profile) -> str:
+    return str(profile.value("schedule", "calendar", DAILY))
+
+
+def _times(profile: Profile) -> dict[str, Any]:
+    """Return what a profile says of its starts, as the fields of a schedule."""
+    return {
+        "profile": profile.name,
+        "asked": _calendar(profile),
+        "random_delay": profile.value("schedule", "random_delay"),
+        "persistent": profile.value("schedule", "persistent", True),
+        "on_battery": profile.value("schedule", "on_battery", True),
+    }
+
+
+def outdated(scheduler: Scheduler, profile: Profile, options: Options) -> list[str]:
+    """Return the schedules that were installed for an older version of a profile, in words: what a run does not read.
+
+    Raises KopiatomicError.
+    """
+    return [
+        f"the schedule {one.name} was {_OUTDATED.format(name=one.name)}"
+        for one in _all(scheduler)
+        if one.profile == profile.name and not one.agrees(_now(one, profile, options))
+    ]
+
+
+_OUTDATED = "installed for an older profile: kopiatomic schedule install {name}"
+
+
+def _now(installed: Schedule, profile: Profile, options: Options) -> Schedule:
+    """Return a schedule as it would be installed now, as far as :meth:`Schedule.agrees` asks."""
+    return replace(installed, end_timeout=_end_timeout(options), **_times(profile))
+
+
+def of_profiles(scheduler: Scheduler) -> dict[str, str]:
+    """Return when each profile starts that has a schedule, in words. Raises KopiatomicError."""
+    installed = (scheduler.read(name) for name in scheduler.names())
+    return {one.profile: one.calendar for one in installed if one is not None and one.profile}
 
 
 def _check_words(wanted: ScheduleRequest, scheduler: Scheduler) -> None:
@@ -284,6 +342,7 @@ def _document(standing: lateness.Standing, scheduler: Scheduler) -> dict[str, An
         "next": scheduler.next(schedule.name),
         "waits": scheduler.waits(schedule.name),
         "words": list(schedule.words),
+        "profile": schedule.profile or None,
         "credentials": sorted(schedule.credentials),
         "files": [path for path in scheduler.leftovers(schedule.name) if presence.exists(path, follow_links=False)],
         "last_run": _run(standing.runs[0]) if standing.runs else None,
@@ -301,12 +360,25 @@ def _run(record: RunRecord) -> dict[str, Any]:
     }
 
 
+def _profile_lines(schedule: Schedule) -> list[str]:
+    """Return what is wrong with the profile of a schedule."""
+    if not schedule.profile:
+        return []
+    try:
+        found, _ = profiles.folder(schedule.environment.get("KOPIATOMIC_CONFIG_DIR")).load(schedule.profile)
+        if schedule.agrees(_now(schedule, found, profiles.options(found, {}))):
+            return []
+        return [f"  {'OUTDATED:':<14} {_OUTDATED.format(name=schedule.name)}"]
+    except KopiatomicError as error:
+        return [f"  {'PROFILE:':<14} {line}" for line in error.message.splitlines()]
+
+
 def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
     schedule = standing.schedule
     following = scheduler.next(schedule.name)
     idle = "" if scheduler.runs else "; systemd does not run here, and nothing is started before it does"
     lines = [
-        f"{schedule.name}: kopiatomic {printable(shlex.join(schedule.words))}",
+        f"{schedule.name}: kopiatomic {schedule.shown}",
         f"  Starts:        {_when(schedule)}" + (f", next {following}" if following else "") + idle,
     ]
     for label, record in (
@@ -321,6 +393,7 @@ def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:
         lines.append(f"  {label:<14} {text}")
     if not scheduler.waits(schedule.name):
         lines.append(f"  OFF:           nothing starts it; this turns it on: {scheduler.enabling(schedule.name)}")
+    lines += _profile_lines(schedule)
     late = standing.overdue()
     return (
         lines
@@ -416,7 +489,7 @@ def start(
         schedule = _installed(scheduler, name)
         environ.clear()
         environ.update(schedule.environment)
-        report = backup(schedule, ["backup", "--schedule", name, *schedule.words])
+        report = backup(schedule, schedule_words(schedule))
         if report.exit_code == errors.LOCKED:
             late = _standing(schedule).overdue()
             if late is None:

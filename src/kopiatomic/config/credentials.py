@@ -1,4 +1,5 @@
-"""Passwords and keys that a service manager passes as files (systemd.exec(5), ``LoadCredential=``), for the engine alone.
+"""Values for the engine alone: passwords and keys that a service manager passes as files (systemd.exec(5),
+``LoadCredential=``), and the variables of a profile, which say where their value is.
 
 A credential that is named like an environment variable goes into the engine's environment only: not into our own, which hooks
 and every program that we run would inherit, nor into the unit's, which every user may read.
@@ -8,10 +9,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import MutableMapping
+import stat
+from collections.abc import Mapping, MutableMapping, Sequence
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
+from kopiatomic.secrets.masking import is_secret
+from kopiatomic.system import process, safety
+from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
+
+_STORE = "/etc/credstore"
+_ENCRYPTED_STORE = "/etc/credstore.encrypted"
+"""Where systemd looks for credentials that a unit names without a path (systemd.exec(5)), and so do we outside of a unit."""
+
+_COMMAND_TIMEOUT = 30.0
+"""Seconds that a command has to print a value."""
+
+_LARGEST = 128 << 10
+"""Bytes. The kernel accepts no longer variable (execve(2))."""
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*|https?_proxy")
 
@@ -49,4 +66,122 @@ def _unusable(path: str, reason: str) -> KopiatomicError:
         f"the credential {printable(path)} cannot be used: {reason}",
         kind="credential",
         hint="Look at LoadCredential= in the unit, and at the file that it names.",
+    )
+
+
+@immutable
+class Source:
+    """A variable of a profile: its value, or where that is (``form`` is ``text``, ``file``, ``credential`` or ``command``)."""
+
+    name: str
+    form: str
+    value: str | tuple[str, ...]
+    place: str
+    """The file and line of the profile, for messages."""
+
+
+@immutable
+class Resolved:
+    """The values of variables, and which of them are secret."""
+
+    values: Mapping[str, str]
+    secrets: Sequence[str]
+
+
+def plain(sources: Sequence[Source]) -> Resolved:
+    """Return the values that a profile itself holds: nothing is read and no command is started."""
+    values = {
+        source.name: source.value for source in sources if isinstance(source.value, str) and source.form == "text"
+    }
+    return Resolved(values, [value for name, value in values.items() if is_secret(name, value)])
+
+
+def resolve(sources: Sequence[Source], folder: str) -> Resolved:
+    """Return the values of variables, each without its trailing newline.
+
+    ``folder`` is where a service manager has put credentials; empty outside of a unit. Raises KopiatomicError of kind
+    ``credential``, and Interrupted.
+    """
+    found = plain(sources)
+    read = {source.name: _read(source, folder) for source in sources if source.form != "text"}
+    return Resolved({**found.values, **read}, [*found.secrets, *read.values()])
+
+
+def _read(source: Source, folder: str) -> str:
+    """Return the value of a variable from where it is. Raises KopiatomicError, Interrupted."""
+    try:
+        if source.form == "command":
+            content = _printed(source)
+        elif source.form == "file":
+            content = _private(source, str(source.value))
+        else:
+            content = _credential(source, str(source.value), folder)
+    except OSError as error:
+        raise _bad(source, f"{printable(error.filename or str(source.value))}: {error.strerror}") from None
+    value = content.removesuffix(b"\n")
+    if not value:
+        raise _bad(source, "it is empty")
+    if b"\0" in value:
+        raise _bad(source, "it holds a NUL byte, which no environment variable can")
+    if len(value) >= _LARGEST:
+        raise _bad(source, f"it is larger than {_LARGEST >> 10} KiB, which no environment variable can be")
+    return os.fsdecode(value)
+
+
+def _private(source: Source, path: str) -> bytes:
+    """Return the content of a file that root alone can read and change. Raises OSError, KopiatomicError."""
+    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode):
+            raise _bad(source, f"{printable(path)} is not a file")
+        if status.st_mode & 0o077 or status.st_uid != os.geteuid():
+            mend = f"chown root: {printable(path)}; chmod 600 {printable(path)}"
+            raise _bad(source, f"others than root can read or change {printable(path)}: {mend}")
+        why = "" if os.geteuid() else safety.unsafe(os.path.realpath(path))
+        if why:
+            raise _bad(source, f"{printable(path)} can be replaced: {why}")
+        with open(fd, "rb", closefd=False) as file:
+            return file.read(_LARGEST + 1)
+
+
+def _credential(source: Source, name: str, folder: str) -> bytes:
+    """Return a credential of systemd, from the unit or from where a unit would get it. Raises OSError, KopiatomicError."""
+    if folder and presence.exists(os.path.join(folder, name)):
+        with open(os.path.join(folder, name), "rb") as file:
+            return file.read(_LARGEST + 1)
+    path = os.path.join(_STORE, name)
+    if presence.exists(path):
+        return _private(source, path)
+    encrypted = os.path.join(_ENCRYPTED_STORE, name)
+    if presence.exists(encrypted):
+        return _output(source, ["systemd-creds", "decrypt", f"--name={name}", encrypted, "-"])
+    raise _bad(
+        source, f"there is no credential {printable(name)}: not in the unit, in {_STORE}, or in {_ENCRYPTED_STORE}"
+    )
+
+
+def _printed(source: Source) -> bytes:
+    """Return what a command prints. Raises OSError, KopiatomicError, Interrupted."""
+    assert isinstance(source.value, tuple)
+    return _output(source, source.value)
+
+
+def _output(source: Source, argv: Sequence[str]) -> bytes:
+    try:
+        finished = process.run(argv, timeout=_COMMAND_TIMEOUT)
+    except process.TimeLimitError:
+        raise _bad(source, f"{printable(argv[0])} did not end within {_COMMAND_TIMEOUT:g} s") from None
+    except OSError as error:
+        raise _bad(source, f"{printable(argv[0])} cannot be started: {error.strerror}") from None
+    if finished.status != 0:
+        # What it says is not shown: it may be the secret.
+        raise _bad(source, f"{printable(argv[0])} failed (status {finished.status})")
+    return finished.stdout
+
+
+def _bad(source: Source, reason: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"{printable(source.place)}: the value of {source.name} cannot be had: {reason}",
+        kind="credential",
+        hint="Nothing was started. 'kopiatomic profile check' looks at all values.",
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 
+from kopiatomic.config.credentials import Source
 from kopiatomic.config.settings import STATE_DIRECTORY
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
@@ -53,6 +54,15 @@ class Options:
     schedule: str | None = None
     state_dir: str = STATE_DIRECTORY
     keep_history: float = 400 * 86400.0
+    profile: str = ""
+    """The profile that says all this; empty for words on the command line."""
+    variables: tuple[Source, ...] = ()
+    """Variables for the engine alone."""
+    hook_variables: tuple[Source, ...] = ()
+    nice: int | None = None
+    """The engine's nice value; None for the caller's."""
+    ionice: str | None = None
+    """The engine's I/O class; None for the caller's."""
     facts: Facts | None = None
     """Plan from these facts instead of looking; only with ``dry_run``."""
 

@@ -39,6 +39,8 @@ class Form(StrEnum):
     """Seconds; with a unit on the command line."""
     COUNT = "count"
     """A whole number, at least one."""
+    NUMBER = "number"
+    """A whole number from ``least`` to ``most``."""
     FILE = "file"
     """A file to read, or ``-``."""
 
@@ -49,6 +51,7 @@ class Completion(StrEnum):
     DATASETS = "datasets"
     DIRECTORIES = "directories"
     SCHEDULES = "schedules"
+    PROFILES = "profiles"
 
 
 @immutable
@@ -66,8 +69,16 @@ class Setting:
     """The placeholder for the value in help and documentation."""
     choices: tuple[str, ...] = ()
     least: float = 0.0
-    """The shortest duration, in seconds."""
+    """The shortest duration, in seconds, or the smallest number."""
+    most: float = 3650 * 86400.0
+    """The longest duration, in seconds, or the largest number."""
     repeated: bool = False
+    words: bool = False
+    """A command line or a part of one, which a file may also give as an array of words."""
+    engines: tuple[str, ...] = ()
+    """The engines that it is for; empty for all of them, and for any command."""
+    layout: str | None = None
+    """The only layout that it is for."""
     alone: str | None = None
     """The value of the option when it is given without one."""
     shows_default: bool = False
@@ -75,13 +86,20 @@ class Setting:
     """The environment variable that sets it."""
     completion: Completion | None = None
 
+    @property
+    def key(self) -> str:
+        """The name in a profile: that of the long flag, with underscores."""
+        if not self.flags:
+            return "datasets" if self.name == "names" else self.name
+        return self.flags[-1].lstrip("-").replace("-", "_")
+
 
 def _text(name: str, flags: str, group: Group, value: str, text: str, **more: Any) -> Setting:
     return Setting(name, tuple(flags.split()), group, text, Form.TEXT, value=value, **more)
 
 
-def _flag(name: str, flags: str, group: Group, text: str) -> Setting:
-    return Setting(name, tuple(flags.split()), group, text)
+def _flag(name: str, flags: str, group: Group, text: str, **more: Any) -> Setting:
+    return Setting(name, tuple(flags.split()), group, text, **more)
 
 
 def _choice(name: str, flags: str, group: Group, choices: tuple[str, ...], text: str, **more: Any) -> Setting:
@@ -109,6 +127,15 @@ _STATE_DIR = _text(
 _JSON = _flag("as_json", "--json", Group.OUTPUT, "One JSON document on stdout.")
 _VERBOSE = _flag("verbose", "--verbose", Group.OUTPUT, "Say more.")
 _QUIET = _flag("quiet", "--quiet", Group.OUTPUT, "Only warnings and errors.")
+_CONFIG_DIR = _text(
+    "config_dir",
+    "--config-dir",
+    Group.RECORDS,
+    "DIR",
+    "Where the profiles are.",
+    variable="KOPIATOMIC_CONFIG_DIR",
+    completion=Completion.DIRECTORIES,
+)
 _YES = _flag("yes", "--yes", Group.SCHEDULE, "Do not ask.")
 
 _SELECT = (
@@ -154,6 +181,7 @@ _SELECT = (
         "--only-frozen",
         Group.VIEW,
         "In place: hide what is mounted in these trees and not frozen.",
+        layout="in-place",
     ),
 )
 
@@ -174,6 +202,7 @@ _MOUNT_ROOT = _text(
     "Where a merged view is mounted; in directories that root alone can change.",
     default="/kopia",
     shows_default=True,
+    layout="merged",
     completion=Completion.DIRECTORIES,
 )
 
@@ -184,6 +213,7 @@ _ENGINE = (
         Group.ENGINE,
         "COMMAND",
         "Run COMMAND with the view's root as its last argument instead of kopia.",
+        words=True,
     ),
     _choice(
         "engine",
@@ -198,6 +228,7 @@ _ENGINE = (
         Group.ENGINE,
         "REPOSITORY",
         "restic, Borg: their repository, instead of RESTIC_REPOSITORY or BORG_REPO.",
+        engines=("restic", "borg"),
         completion=Completion.DIRECTORIES,
     ),
     _text(
@@ -206,8 +237,17 @@ _ENGINE = (
         Group.ENGINE,
         "NAME",
         "Borg: the archive's name, where {instant} stands for the time.  [default: {hostname}-{instant}]",
+        engines=("borg",),
     ),
-    _text("options", "-o --options", Group.ENGINE, "OPTIONS", "More options for the engine or COMMAND.", default=""),
+    _text(
+        "options",
+        "-o --options",
+        Group.ENGINE,
+        "OPTIONS",
+        "More options for the engine or COMMAND.",
+        default="",
+        words=True,
+    ),
     _text(
         "writable",
         "--writable",
@@ -215,6 +255,7 @@ _ENGINE = (
         "PATH",
         "In place: a directory that the engine must write to stays live. Repeatable.",
         repeated=True,
+        layout="in-place",
         completion=Completion.DIRECTORIES,
     ),
     _flag(
@@ -222,6 +263,8 @@ _ENGINE = (
         "--skip-unchanged",
         Group.ENGINE,
         "kopia, in place: where nothing has changed, let the last snapshot stand, and read nothing.",
+        engines=("kopia",),
+        layout="in-place",
     ),
     _LAYOUT,
     _MOUNT_ROOT,
@@ -231,6 +274,7 @@ _ENGINE = (
         Group.VIEW,
         "NAME",
         "Use DIR/NAME, so that this selection has a history of its own.",
+        layout="merged",
     ),
 )
 
@@ -287,7 +331,13 @@ _BACKUP = (
         alone="3650d",
     ),
     _REQUIRE_ATOMIC,
-    _flag("no_maintenance", "--no-maintenance", Group.ENGINE, "Leave kopia's own maintenance out."),
+    _flag(
+        "no_maintenance",
+        "--no-maintenance",
+        Group.ENGINE,
+        "Leave kopia's own maintenance out.",
+        engines=("kopia",),
+    ),
     _text(
         "schedule",
         "--schedule",
@@ -392,9 +442,12 @@ _HISTORY = (
 )
 
 _SCHEDULE = _text("name", "", Group.SCHEDULE, "NAME", "The schedule.", completion=Completion.SCHEDULES)
+_PROFILE = _text("name", "", Group.SELECT, "NAME", "The profile.", completion=Completion.PROFILES)
 
 _INSTALL = (
-    _SCHEDULE,
+    replace(_SCHEDULE, value="[NAME]", default=""),
+    _flag("every_profile", "--all", Group.SELECT, "All profiles of the folder."),
+    _CONFIG_DIR,
     _flag("daily", "--daily", Group.SCHEDULE, "Every day (by default)."),
     _flag("hourly", "--hourly", Group.SCHEDULE, "Every hour."),
     _text("calendar", "--calendar", Group.SCHEDULE, "SPEC", "When, as systemd.time(7) has it: 'Mon..Fri 02:30'."),
@@ -409,8 +462,43 @@ _INSTALL = (
     _YES,
 )
 
+_RUN = (
+    _text("profiles", "", Group.SELECT, "PROFILE...", "The profiles.", repeated=True, completion=Completion.PROFILES),
+    _flag("every_profile", "--all", Group.SELECT, "All profiles of the folder."),
+    _CONFIG_DIR,
+    *(setting for setting in _BACKUP if setting.name not in {"names", "everything", "version"}),
+)
+
+_PROFILES = {
+    "profile new": (_PROFILE, _CONFIG_DIR),
+    "profile list": (_CONFIG_DIR, _JSON),
+    "profile show": (
+        _PROFILE,
+        _flag("origin", "--origin", Group.OUTPUT, "Also the file and line of each value."),
+        _CONFIG_DIR,
+        _JSON,
+    ),
+    "profile check": (
+        _text("names", "", Group.SELECT, "[NAME]...", "The profiles.", repeated=True, completion=Completion.PROFILES),
+        _text(
+            "file",
+            "--file",
+            Group.SELECT,
+            "PATH",
+            "Check this file instead, wherever it is.",
+            completion=Completion.DIRECTORIES,
+        ),
+        _flag("offline", "--offline", Group.RUN, "Only the file: neither datasets nor engine are looked at."),
+        _CONFIG_DIR,
+    ),
+    "profile schema": (),
+    "engine": (_PROFILE, _CONFIG_DIR),
+}
+
 COMMANDS: Mapping[str, tuple[Setting, ...]] = {
     "backup": _BACKUP,
+    "run": _RUN,
+    **_PROFILES,
     "plan": _PLAN,
     "exec": _INSIDE,
     "shell": _INSIDE,
@@ -419,8 +507,45 @@ COMMANDS: Mapping[str, tuple[Setting, ...]] = {
     "schedule install": _INSTALL,
     "schedule show": (replace(_SCHEDULE, value="[NAME]", default=""), _JSON),
     "schedule remove": (_SCHEDULE, _YES),
-    "schedule check": (),
+    "schedule check": (replace(_PROFILE, name="profile", flags=("--profile",), value="NAME"),),
     "schedule overdue": (replace(_SCHEDULE, completion=None),),
     "schedule run": (replace(_SCHEDULE, completion=None),),
 }
 """The options of each command, in the order of its help."""
+
+
+_NOT_IN_A_FILE = frozenset({"dry_run", "schedule"})
+"""Options of a backup that are about one run alone."""
+
+_ONLY_IN_A_FILE = (
+    Setting("nice", (), Group.ENGINE, "The engine's nice value.", Form.NUMBER, value="N", least=-20, most=19),
+    _choice(
+        "ionice",
+        "",
+        Group.ENGINE,
+        ("idle", *(f"best-effort:{level}" for level in range(8))),
+        "Linux: the engine's I/O class, as ionice(1) has it.",
+    ),
+    _text(
+        "calendar", "", Group.SCHEDULE, "SPEC", "When, as systemd.time(7) has it: 'Mon..Fri 02:30'.", default="daily"
+    ),
+    _duration("random_delay", "", Group.SCHEDULE, "Up to how long each start is delayed."),
+    _flag(
+        "persistent", "", Group.SCHEDULE, "Make up for a start that was missed while the machine was off.", default=True
+    ),
+    _flag("on_battery", "", Group.SCHEDULE, "Start on battery power, too.", default=True),
+)
+
+TABLES: Mapping[str, tuple[Setting, ...]] = {
+    group.value: tuple(
+        setting
+        for setting in (*_BACKUP, *_ONLY_IN_A_FILE)
+        if setting.group is group and setting.name not in _NOT_IN_A_FILE
+    )
+    for group in Group
+    if group is not Group.OUTPUT
+}
+"""The tables of a profile, and the settings in each."""
+
+WITH_ENVIRONMENT = ("engine", "hooks")
+"""The tables that have a table ``environment``: variables and their values, or where these are."""

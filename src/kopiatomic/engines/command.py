@@ -41,6 +41,10 @@ class CommandEngine:
         """Empty: it is unknown what an arbitrary program takes for a password."""
         return ()
 
+    def by_hand(self, _environment: Mapping[str, str]) -> Mapping[str, str]:
+        """Return nothing: it has no repository that is known."""
+        return {}
+
     def pinned(self, _environment: Mapping[str, str]) -> Mapping[str, str]:
         """Return nothing: nothing is known about the program."""
         return {}

@@ -86,6 +86,9 @@ class Engine(Protocol):
     def pinned(self, environment: Mapping[str, str]) -> Mapping[str, str]:
         """Return variables that say explicitly what it would find by an environment, so that it depends on nothing else."""
 
+    def by_hand(self, environment: Mapping[str, str]) -> Mapping[str, str]:
+        """Return variables with which a person's own call of the program finds the same repository."""
+
     @property
     def remembers(self) -> bool:
         """Whether its repositories are :class:`Remembering`."""

@@ -56,6 +56,7 @@ def excluded(given: Iterable[Given]) -> set[str]:
 class RepositoryEngine(ABC):
     """An engine that saves to a repository given as text, with all sources of a run in one snapshot."""
 
+    variables: tuple[str, ...]
     remembers = False
 
     def __init__(self, client: RepositoryClient) -> None:
@@ -74,6 +75,10 @@ class RepositoryEngine(ABC):
     def pinned(self, _environment: Mapping[str, str]) -> Mapping[str, str]:
         """Return nothing: where it saves is among its variables."""
         return {}
+
+    def by_hand(self, _environment: Mapping[str, str]) -> Mapping[str, str]:
+        """Return its own variables that say where the repository is."""
+        return {name: value for name, value in self._program.additions.items() if name.startswith(self.variables)}
 
     def refuses(self, _plan: Plan) -> list[Refusal]:
         """Return no refusals: names are kept as bytes."""

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -205,7 +205,11 @@ class Console:
 
         Bytes of names that are not UTF-8 appear as lone surrogates (``\\udcff``).
         """
-        self.verbatim(json.dumps(self._secrets.hide_in(document), indent=indent))
+        self.verbatim(json.dumps(self.hidden(document), indent=indent))
+
+    def hidden(self, document: Any) -> Any:
+        """Return a JSON document without the secrets of this run."""
+        return self._secrets.hide_in(document)
 
     def verbatim(self, text: str) -> None:
         """Write to stdout what contains no secret, such as the content of a file that every user may read."""
@@ -245,6 +249,13 @@ class Console:
         for error in (report.error, report.hook_error):
             if error is not None:
                 self.error(error)
+
+    def table(self, rows: Sequence[Sequence[str]]) -> None:
+        """Write rows of plain texts to stdout, in columns."""
+        from kopiatomic.output import columns
+
+        shown = [[("", harmless(cell)) for cell in row] for row in rows]
+        self.verbatim(self._secrets.hide("\n".join(columns.rows(shown, *columns.look(sys.stdout)))))
 
     def _plan(self, plan: Plan, engine: EngineReport) -> None:
         from kopiatomic.output import columns, plan_table

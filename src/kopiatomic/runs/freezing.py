@@ -77,7 +77,7 @@ def recorded(selecting: Selecting, secrets: Secrets, shown: str) -> Iterator[Ses
     records = Records(options.state_dir)
     with locks.run(report.run_id, records.directory) as held:
         recorder = Recorder(records, report, secrets, selecting.warn)
-        recorder.begin(shown, options.keep_history, options.schedule or "")
+        recorder.begin(shown, options.keep_history, schedule=options.schedule or "", profile=options.profile)
         try:
             with failures_in(report):
                 yield Session(selecting, held, recorder)

@@ -37,6 +37,7 @@ class StartOptions:
     """Whether it may start in ``/`` if its working directory does not exist."""
     stop: signal.Signals = signal.SIGTERM
     """The signal that asks it to end."""
+    priority: spawn.Priority | None = None
 
 
 @immutable
@@ -355,6 +356,7 @@ class _Program:
             user=options.user,
             terminal=self._terminal,
             foreground=start.foreground,
+            priority=options.priority,
             first=self._platform.tie,
         )
         try:

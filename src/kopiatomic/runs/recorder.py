@@ -42,7 +42,7 @@ class Recorder:
         self._run: RunRecord
         self._began = time.monotonic()
 
-    def begin(self, command: str, keep: float, schedule: str) -> None:
+    def begin(self, command: str, keep: float, *, schedule: str, profile: str) -> None:
         """Begin the record. Raises NewerStateError."""
         self._run = RunRecord(
             self._report.run_id,
@@ -56,6 +56,7 @@ class Recorder:
             document=None,
             schedule=schedule,
             mark_text=str(liveness.mark(self._report.run_id)),
+            profile=profile,
         )
         self.attempt(lambda: self.records.begin(self._run, keep=keep))
         self._begun = True

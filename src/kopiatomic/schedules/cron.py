@@ -58,6 +58,12 @@ class Cron:
                     kind="bad-path",
                     hint="Install it where the path has letters, digits and . _ + - only.",
                 )
+        if schedule.random_delay is not None or not schedule.persistent or not schedule.on_battery:
+            raise KopiatomicError(
+                "[schedule]: cron has no random_delay, knows no missed starts, and does not ask for the battery",
+                kind="no-such-setting",
+                hint="Leave these keys out of the profile on this system.",
+            )
         if schedule.credentials:
             raise KopiatomicError(
                 "--credential: cron has no credentials",

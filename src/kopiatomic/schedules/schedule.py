@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
@@ -41,7 +42,7 @@ class Schedule:
     program: tuple[str, ...]
     """The argv of kopiatomic, absolute."""
     words: tuple[str, ...]
-    """The words of the backup."""
+    """The words of the backup; empty for a profile."""
     environment: Mapping[str, str]
     """The whole environment of its processes, except what the platform adds."""
     credentials: Mapping[str, str]
@@ -49,6 +50,28 @@ class Schedule:
     state_dir: str
     end_timeout: float
     """How long a run may take to end, clean-up included."""
+    profile: str = ""
+    """The profile that it runs; empty for words."""
+    asked: str = ""
+    """What the profile says of when it starts; ``calendar`` is what this system makes of it."""
+    random_delay: float | None = None
+    """Up to how long a start is delayed; None for what suits the interval."""
+    persistent: bool = True
+    """Whether a missed start is made up for."""
+    on_battery: bool = True
+    """Whether it starts on battery power, too."""
+
+    def agrees(self, other: Schedule) -> bool:
+        """Whether another says the same of when and how it is started: what is installed, and not read at each run."""
+        return all(getattr(self, name) == getattr(other, name) for name in _INSTALLED)
+
+    @property
+    def shown(self) -> str:
+        """What it runs, as the words of a command line."""
+        return printable(shlex.join(["run", self.profile] if self.profile else self.words))
+
+
+_INSTALLED = ("asked", "random_delay", "persistent", "on_battery", "end_timeout")
 
 
 @immutable
@@ -165,7 +188,7 @@ def understood(text: str) -> Schedule | None:
 
 def answer_of(schedule: Schedule, environment: Mapping[str, str]) -> Mapping[str, Any]:
     """Have ``kopiatomic schedule check`` answer in an environment. Raises KopiatomicError if there is no answer."""
-    words = command(schedule, "schedule", "check", "--", *schedule.words)
+    words = command(schedule, *check(schedule))
     try:
         finished = process.run(words, timeout=CHECK_TIMEOUT, environment=environment)
         answer: Mapping[str, Any] = json.loads(finished.stdout)
@@ -190,5 +213,14 @@ def command(schedule: Schedule, *words: str) -> list[str]:
 
 
 def backup(schedule: Schedule) -> Sequence[str]:
-    """Return the words of the backup as one of this schedule."""
-    return ["--schedule", schedule.name, *schedule.words]
+    """Return the words of the command that makes the backup, as one of this schedule."""
+    if schedule.profile:
+        return ["run", "--schedule", schedule.name, schedule.profile]
+    return ["backup", "--schedule", schedule.name, *schedule.words]
+
+
+def check(schedule: Schedule) -> Sequence[str]:
+    """Return the words of the command that says whether the backup could be made."""
+    if schedule.profile:
+        return ["schedule", "check", "--profile", schedule.profile]
+    return ["schedule", "check", "--", *schedule.words]

@@ -32,6 +32,7 @@ from kopiatomic.schedules.schedule import (
     Schedule,
     answer_of,
     backup,
+    check,
     command,
     described,
     understood,
@@ -302,10 +303,11 @@ def service(schedule: Schedule) -> str:
         described(schedule).rstrip("\n"),
         "[Unit]",
         f"OnFailure={_recovery_unit(schedule.name)}",
+        *([] if schedule.on_battery else ["ConditionACPower=true"]),
         "[Service]",
         *_environment(schedule),
         *(f"LoadCredential={name}:{_specifiers(path)}" for name, path in sorted(schedule.credentials.items())),
-        _exec("ExecStart", command(schedule, "backup", *backup(schedule))),
+        _exec("ExecStart", command(schedule, *backup(schedule))),
         "# After a success, and after exit code 75: since when has there been no complete success?",
         _exec("ExecStartPost", command(schedule, "schedule", "overdue", schedule.name)),
         "# Also where all of the run was killed: what it left.",
@@ -340,10 +342,9 @@ def _environment(schedule: Schedule) -> Iterator[str]:
 
 def timer(schedule: Schedule) -> str:
     """Return the drop-in of the timer: when to run."""
-    return (
-        f"[Timer]\nOnCalendar={_specifiers(schedule.calendar)}\n"
-        f"RandomizedDelaySec={min(schedule.interval / 20, _LONGEST_DELAY):.0f}\n"
-    )
+    delay = min(schedule.interval / 20, _LONGEST_DELAY) if schedule.random_delay is None else schedule.random_delay
+    missed = "" if schedule.persistent else "Persistent=false\n"
+    return f"[Timer]\nOnCalendar={_specifiers(schedule.calendar)}\nRandomizedDelaySec={delay:.0f}\n{missed}"
 
 
 def _exec(key: str, argv: list[str]) -> str:
@@ -388,7 +389,7 @@ def ask_argv(schedule: Schedule) -> list[str]:
             argv.append(f"--property={line}")
     argv += [f"--property=LoadCredential={name}:{path}" for name, path in sorted(schedule.credentials.items())]
     argv += [f"--setenv={name}={value}" for name, value in sorted(schedule.environment.items())]
-    words = command(schedule, "schedule", "check", "--", *schedule.words)
+    words = command(schedule, *check(schedule))
     return [*argv, "--", *(word.replace("$", "$$") for word in words)]
 
 

@@ -54,6 +54,8 @@ class RunRecord:
     """Seconds by the monotonic clock, from beginning to end; None if its end is not recorded."""
     mark_text: str = ""
     """Says where its lock is; empty in records of earlier versions."""
+    profile: str = ""
+    """The profile that it is of; empty for words on a command line."""
 
     @property
     def mark(self) -> Mark:
@@ -94,10 +96,13 @@ class Records(StateFile):
 
         The last saved run of each schedule stays: it shows since when none has succeeded. One from the future does not count.
         """
-        values = (run.id, run.version, run.command, os.fsencode(run.series), run.started, run.schedule, run.mark_text)
+        values = (
+            *(run.id, run.version, run.command, os.fsencode(run.series)),
+            *(run.started, run.schedule, run.mark_text, run.profile),
+        )
         with self.transaction() as database:
             database.execute(
-                "INSERT INTO run (id, version, command, root, started, schedule, mark) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO run (id, version, command, root, started, schedule, mark, profile) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                 values,
             )
             # One run with a clock that is ahead must not delete all the others.
@@ -127,8 +132,8 @@ class Records(StateFile):
             if changed.rowcount:
                 return True
             database.execute(
-                "INSERT INTO run (id, version, command, root, started, schedule, mark, ended, took, result, exit_code,"
-                " document) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT INTO run (id, version, command, root, started, schedule, mark, profile, ended, took, result,"
+                " exit_code, document) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     run.id,
                     run.version,
@@ -137,6 +142,7 @@ class Records(StateFile):
                     run.started,
                     run.schedule,
                     run.mark_text,
+                    run.profile,
                     *ended,
                 ),
             )
@@ -159,6 +165,12 @@ class Records(StateFile):
         with self.transaction(create=False) as database:
             pattern = run_id.replace("*", "").replace("?", "").replace("[", "") + "*"
             return [_run(row) for row in database.execute(f"{_SELECT} WHERE id GLOB ? ORDER BY number", (pattern,))]
+
+    def last_of(self, profile: str) -> RunRecord | None:
+        """Return the last run of a profile, without its document; None if there is none."""
+        with self.transaction(create=False) as database:
+            rows = database.execute(f"{_SELECT} WHERE profile = ? ORDER BY number DESC LIMIT 1", (profile,))
+            return next((_run((*row[:8], None, *row[9:])) for row in rows), None)
 
     def scheduled(self, schedule: str) -> list[RunRecord]:
         """Return the runs of a schedule, newest first, without their documents."""
@@ -279,9 +291,7 @@ class Records(StateFile):
             return [Unfinished(ownership.recorded(run_id, mark), bool(ended)) for run_id, mark, ended in rows]
 
 
-_SELECT = (
-    "SELECT id, version, command, root, started, ended, result, exit_code, document, schedule, took, mark FROM run"
-)
+_SELECT = "SELECT id, version, command, root, started, ended, result, exit_code, document, schedule, took, mark, profile FROM run"
 _INTENT = "INTO intent (run, kind, place, name, origin, txn_first, txn_last) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
 
@@ -291,9 +301,21 @@ def _run(row: tuple[Any, ...]) -> RunRecord:
         document = None if row[8] is None else json.loads(zlib.decompress(row[8]))
     except (zlib.error, ValueError) as error:
         raise corrupt(f"the document of run {row[0]} cannot be read: {error}") from None
-    id_, version, command, root, started, ended, result, exit_code, _, schedule, took, mark = row
+    id_, version, command, root, started, ended, result, exit_code, _, schedule, took, mark, profile = row
     return RunRecord(
-        id_, version, command, os.fsdecode(root), started, ended, result, exit_code, document, schedule, took, mark
+        id_,
+        version,
+        command,
+        os.fsdecode(root),
+        started,
+        ended,
+        result,
+        exit_code,
+        document,
+        schedule,
+        took,
+        mark,
+        profile,
     )
 
 

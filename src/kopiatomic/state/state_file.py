@@ -70,6 +70,7 @@ _STEPS = (
     "ALTER TABLE run ADD COLUMN mark TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE intent ADD COLUMN txn_first INTEGER",
     "ALTER TABLE intent ADD COLUMN txn_last INTEGER",
+    "ALTER TABLE run ADD COLUMN profile TEXT NOT NULL DEFAULT ''",
 )
 """Each turns a database of schema N into one of schema N+1; a new one begins at 0."""
 

@@ -15,6 +15,8 @@ from kopiatomic.system.freebsd import Kernel
 class FreeBSDHost:
     """Satisfies :class:`kopiatomic.system.host.Host`."""
 
+    io_classes = False
+    profiles = "/usr/local/etc/kopiatomic"
     zoned = "jailed"
     """zfs-jail(8); ``zoned`` is refused (``zfs_prop_init`` in OpenZFS's ``zcommon/zfs_prop.c``, 2.0 and later)."""
 
@@ -96,6 +98,10 @@ class FreeBSDHost:
     def kill(self, pid: int, watch: int) -> None:
         """Use the id, which another process can get only after the end that the queue reports."""
         freebsd_processes.kill(pid, watch)
+
+    def set_io_class(self, text: str) -> None:  # noqa: ARG002 - idprio(1) is of processors
+        """Refuse: there are no I/O classes."""
+        raise OSError(errno.EOPNOTSUPP, "this system has no I/O classes")
 
     def adopt_orphans(self, *, adopt: bool) -> None:
         """Use PROC_REAP_ACQUIRE and PROC_REAP_RELEASE."""

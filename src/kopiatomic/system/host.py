@@ -15,10 +15,18 @@ from kopiatomic.model.mounts import Mount, User
 
 
 class Host(Protocol):
-    """One system. Changes nothing, except by :meth:`make_directory`, :meth:`adopt_orphans` and :meth:`end_with_parent`."""
+    """One system. Changes nothing, except by :meth:`make_directory`, :meth:`set_io_class`, :meth:`adopt_orphans` and
+    :meth:`end_with_parent`.
+    """
 
     zoned: str
     """ZFS's property that gives a dataset to a jail or a user namespace; its name differs between systems."""
+
+    io_classes: bool
+    """Whether a program can have an I/O class."""
+
+    profiles: str
+    """The folder of the profiles, where this system keeps such files (hier(7))."""
 
     def mounts(self) -> list[Mount]:
         """Return the mount table, in the order in which the mounts were made. Raises OSError, KopiatomicError."""
@@ -73,6 +81,9 @@ class Host(Protocol):
 
     def kill(self, pid: int, watch: int) -> None:
         """Send SIGKILL to a watched process, and to no other. Raises ProcessLookupError if it has ended."""
+
+    def set_io_class(self, text: str) -> None:
+        """Give this process an I/O class as ionice(1) has it. Raises OSError: EOPNOTSUPP where there are none."""
 
     def adopt_orphans(self, *, adopt: bool) -> None:
         """Choose whether orphaned descendants become our children instead of the first process's. Raises OSError."""

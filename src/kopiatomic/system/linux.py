@@ -53,6 +53,14 @@ _SYS_KEYCTL = MappingProxyType(
 )
 """By machine, for programs of 64 and of 32 bits (arch/*/kernel/syscalls/syscall.tbl)."""
 
+_SYS_IOPRIO_SET = MappingProxyType(
+    {"x86_64": 251, "aarch64": 30, "riscv64": 30, "loongarch64": 30, "ppc64le": 273, "s390x": 282}
+    if sys.maxsize > 1 << 32
+    else {"x86_64": 289, "i686": 289, "i586": 289, "aarch64": 314, "armv8l": 314, "armv7l": 314, "armv6l": 314}
+)
+_IOPRIO_WHO_PROCESS = 1
+_IOPRIO_CLASSES = MappingProxyType({"best-effort": 2, "idle": 3})
+_IOPRIO_CLASS_SHIFT = 13
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _AT_EMPTY_PATH = 0x1000
@@ -207,6 +215,19 @@ def new_session_keyring() -> None:
         error = _failed()
         if error.errno not in {errno.ENOSYS, errno.EPERM}:
             raise error
+
+
+def set_io_class(text: str) -> None:
+    """Give this process a class of ioprio_set(2), ``idle`` or ``best-effort:LEVEL``. Raises OSError."""
+    number = _SYS_IOPRIO_SET.get(os.uname().machine)
+    if number is None:
+        raise OSError(errno.ENOSYS, f"the number of ioprio_set(2) on {os.uname().machine} is not known")
+    name, _, level = text.partition(":")
+    if (
+        _libc().syscall(number, _IOPRIO_WHO_PROCESS, 0, _IOPRIO_CLASSES[name] << _IOPRIO_CLASS_SHIFT | int(level or 0))
+        < 0
+    ):
+        raise _failed()
 
 
 def adopt_orphans(*, adopt: bool) -> None:

@@ -32,6 +32,8 @@ class LinuxHost:
     """Satisfies :class:`kopiatomic.system.host.Host`."""
 
     zoned = "zoned"
+    io_classes = True
+    profiles = "/etc/kopiatomic"
 
     def mounts(self) -> list[Mount]:
         """Read /proc/self/mountinfo."""
@@ -133,6 +135,10 @@ class LinuxHost:
     def kill(self, _pid: int, watch: int) -> None:
         """Use the pidfd, which never means another process."""
         signal.pidfd_send_signal(watch, signal.SIGKILL)
+
+    def set_io_class(self, text: str) -> None:
+        """Call ioprio_set(2)."""
+        linux.set_io_class(text)
 
     def adopt_orphans(self, *, adopt: bool) -> None:
         """Use PR_SET_CHILD_SUBREAPER."""

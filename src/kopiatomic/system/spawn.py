@@ -25,6 +25,15 @@ class User:
 
 
 @immutable
+class Priority:
+    """What a program may take of processors and disks; None for as much as the caller."""
+
+    nice: int | None = None
+    io: str | None = None
+    """A class of ionice(1), ``idle`` or ``best-effort:LEVEL``."""
+
+
+@immutable
 class SpawnOptions:
     """How a program starts. Descriptors are those of this process; it inherits others only if they are inheritable.
 
@@ -43,6 +52,7 @@ class SpawnOptions:
     """The controlling terminal of this process, which the program shares."""
     foreground: bool = False
     """Whether the program is in that terminal's foreground."""
+    priority: Priority | None = None
     first: Callable[[], None] | None = None
     """What the new process does before anything else; may raise OSError."""
 
@@ -89,6 +99,8 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], options: SpawnO
     try:
         if options.first is not None:
             options.first()
+        if options.priority is not None:
+            _give_way(options.priority)
         # Before a signal could wake our parent through it.
         signal.set_wakeup_fd(-1)
         _lead_a_group(options)
@@ -116,6 +128,13 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], options: SpawnO
         os.write(failure_write, struct.pack("=ii", error.errno or 0, at))
     finally:
         os._exit(127)
+
+
+def _give_way(priority: Priority) -> None:
+    if priority.nice is not None:
+        os.setpriority(os.PRIO_PROCESS, 0, priority.nice)
+    if priority.io is not None:
+        host.here().set_io_class(priority.io)
 
 
 def _lead_a_group(options: SpawnOptions) -> None:

@@ -52,7 +52,11 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="schedules are root's"
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("home",), "the words of a backup are missing"),
+        (("home",), "kopiatomic profile new home -- DATASET... makes it"),
+        ((), "name a profile, --all of them, or the words of a backup"),
+        (("--all", "home"), "--all and names exclude each other"),
+        (("--daily", "home"), "the times and secrets of a profile are in its file"),
+        (("--", "tank"), "a schedule of words needs a name"),
         (("home", "--"), "the words of a backup are missing"),
         (("home", "--", "plan", "tank"), "'plan' is another command"),
         (("home", "--", "schedule", "show"), "'schedule' is another command"),

@@ -58,6 +58,10 @@ class Kopia:
         """Return the configuration file that kopia will use."""
         return {"KOPIA_CONFIG_PATH": Client(self._options, environment, None).config.path}
 
+    def by_hand(self, environment: Mapping[str, str]) -> Mapping[str, str]:
+        """Return the configuration file, and the passwords in ``-o``."""
+        return {**self.pinned(environment), **self._options.secrets}
+
     def refuses(self, plan: Plan) -> list[Refusal]:
         """Return what has a name that kopia cannot store."""
         return checks.unstorable(plan)

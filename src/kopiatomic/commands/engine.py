@@ -1,0 +1,57 @@
+"""``kopiatomic engine``: the engine of a profile by hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import NoReturn
+
+from kopiatomic import engines
+from kopiatomic.commands import profiles
+from kopiatomic.commands.failures import ended, require_root
+from kopiatomic.commands.profiles import Folder
+from kopiatomic.config import credentials
+from kopiatomic.config.invocation import Invocation
+from kopiatomic.config.options import words
+from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.output.console import Console
+from kopiatomic.secrets.masking import Secrets
+from kopiatomic.system import inherited
+
+
+def run(name: str, argv: Sequence[str], folder: Folder, console: Console, called: Invocation) -> int:
+    """Become the engine of a profile, with its repository, variables and secrets; return only an exit code of failure."""
+    return ended(lambda: _run(name, argv, folder, called), console)
+
+
+def _run(name: str, argv: Sequence[str], folder: Folder, called: Invocation) -> NoReturn:
+    shown = Secrets(called.words, called.environment).command_line(["kopiatomic", *called.words])
+    require_root("a profile's repository and secrets are root's", shown)
+    found, _ = folder.load(name)
+    options = profiles.options(found, {})
+    if options.command is not None:
+        raise UsageError(
+            f"{name} runs a command of its own, and has no engine", kind="usage", hint="Run that command by hand."
+        )
+    place = os.environ.get("CREDENTIALS_DIRECTORY", "")
+    taken = credentials.take(os.environ)
+    environment = {**os.environ, **taken, **credentials.resolve(options.variables, place).values}
+    engine = engines.create(
+        None,
+        words("-o", options.options),
+        engine=options.engine,
+        repository=options.repository,
+        archive=options.archive,
+        environment=environment,
+    )
+    environment |= engine.by_hand(environment)
+    program = environment.get(f"KOPIATOMIC_{engine.name.upper()}") or engine.name
+    inherited.hand_on()
+    try:
+        os.execvpe(program, [program, *argv], environment)  # noqa: S606 - that is what this is for
+    except OSError as error:
+        raise KopiatomicError(
+            f"{program} cannot be started: {error.strerror}",
+            kind=f"{engine.name}-missing",
+            hint=f"Install it, or set KOPIATOMIC_{engine.name.upper()} in [engine.environment] to where it is.",
+        ) from None

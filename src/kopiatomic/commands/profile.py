@@ -1,0 +1,341 @@
+"""The commands of ``kopiatomic profile``: what each does, from its arguments to its exit code."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from importlib import resources
+from typing import Any
+
+from kopiatomic import errors, presence
+from kopiatomic.commands import profiles
+from kopiatomic.commands.failures import ended
+from kopiatomic.commands.history import result_of
+from kopiatomic.commands.profiles import Folder
+from kopiatomic.commands.schedule import of_profiles, outdated
+from kopiatomic.config import profile as reading
+from kopiatomic.config import profile_text
+from kopiatomic.config.invocation import Invocation
+from kopiatomic.config.options import Options
+from kopiatomic.config.profile import Profile, Value
+from kopiatomic.config.settings import TABLES
+from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.immutable import immutable
+from kopiatomic.model.plan import Layout
+from kopiatomic.output.console import Console
+from kopiatomic.planning import plan
+from kopiatomic.schedules import here, trust
+from kopiatomic.secrets.masking import MASK, is_secret
+from kopiatomic.state import roots
+from kopiatomic.state.records import Records
+from kopiatomic.system.descriptors import closing
+from kopiatomic.text import first_few, printable
+
+FORMAT = "kopiatomic-profile-1"
+LIST_FORMAT = "kopiatomic-profile-list-1"
+
+
+# new
+
+
+def new(name: str, given: Mapping[tuple[str, str], Any], folder: Folder, console: Console) -> int:
+    """Write the starting file of a profile with these values, by table and key; never over a file. Return the exit code."""
+
+    def run() -> int:
+        path = folder.file(name)
+        text = profile_text.starting_file(name, given, _schema_path())
+        if not presence.is_directory(folder.path):
+            os.makedirs(folder.path, 0o755)
+        trust.check(folder.path, "the folder of the profiles", top=folder.top)
+        _write(path, text)
+        console.acted = True
+        console.result(
+            f"Wrote {printable(path)}. Next: edit it; kopiatomic profile check {name}; kopiatomic run {name}"
+        )
+        return errors.SAVED
+
+    return ended(run, console)
+
+
+def _write(path: str, text: str) -> None:
+    """Put a new file onto the disk. Raises KopiatomicError if there is one already."""
+    try:
+        # It may come to hold a secret.
+        with closing(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)) as fd:
+            with open(fd, "w", encoding="utf-8", closefd=False) as file:
+                file.write(text)
+            os.fsync(fd)
+    except FileExistsError:
+        raise KopiatomicError(
+            f"{printable(path)} exists, and no profile is ever written over another file",
+            kind="profile-exists",
+            hint="Edit it, move it away, or choose another name.",
+        ) from None
+    except OSError as error:
+        raise KopiatomicError(
+            f"{printable(path)} cannot be written: {error.strerror}",
+            kind="file",
+            hint="Look at its folder (space, permissions, read-only?); making a profile needs root.",
+        ) from None
+
+
+def _schema_path() -> str:
+    """Return where the schema is, as editors find it: the package's own file, if it is one."""
+    found = str(resources.files("kopiatomic.config").joinpath(profile_text.SCHEMA))
+    return found if presence.is_file(found) else profile_text.SCHEMA
+
+
+# show
+
+
+def show(name: str, folder: Folder, console: Console, *, origin: bool, as_json: bool) -> int:
+    """Show what a profile says with everything that it extends; return the exit code."""
+
+    def run() -> int:
+        found, warnings = folder.load(name, trusted=False)
+        for warning in warnings:
+            console.warning(warning)
+        if as_json:
+            console.document(_document(found))
+        else:
+            for line in _lines(found, origin=origin):
+                console.result(line)
+        return console.exit_code(errors.SAVED)
+
+    return ended(run, console)
+
+
+def _document(found: Profile) -> dict[str, Any]:
+    """Return a profile as JSON: ``profile`` has the form of the file, ``origins`` the file and line of each value."""
+    tables: dict[str, dict[str, Any]] = {}
+    origins: dict[str, str] = {}
+    for (table, key), value in found.values.items():
+        tables.setdefault(table, {})[key] = value.given
+        origins[f"{table}.{key}"] = value.origin.place
+    for (table, name), value in found.environment.items():
+        tables.setdefault(table, {}).setdefault("environment", {})[name] = _safe(name, value)
+        origins[f"{table}.environment.{name}"] = value.origin.place
+    return {
+        "format": FORMAT,
+        "name": found.name,
+        "files": list(found.files),
+        "profile": tables,
+        "origins": origins,
+        "root": _root(found),
+    }
+
+
+def _safe(name: str, value: Value) -> Any:
+    """Return the value of a variable as it may be shown."""
+    return MASK if isinstance(value.given, str) and is_secret(name, value.given) else value.given
+
+
+def _root(found: Profile) -> str | None:
+    """Return the root of a merged view; None in place."""
+    options = profiles.options(found, {})
+    if options.layout is not Layout.MERGED:
+        return None
+    return options.mount_root if options.name is None else f"{options.mount_root}/{options.name}"
+
+
+def _lines(found: Profile, *, origin: bool) -> list[str]:
+    lines: list[str] = [f"# {printable(file)}" for file in found.files]
+    for table in TABLES:
+        values = [(key, value.given, value) for (of, key), value in found.values.items() if of == table]
+        variables = [
+            (name, _safe(name, value), value) for (of, name), value in found.environment.items() if of == table
+        ]
+        for heading, shown in ((table, values), (f"{table}.environment", variables)):
+            if shown:
+                lines += ["", f"[{heading}]"]
+            for key, given, value in shown:
+                lines.append(f"{key} = {profile_text.toml(given)}" + (f"  # {value.origin.place}" if origin else ""))
+    root = _root(found)
+    if root is not None:
+        lines += ["", f"# The root of its view, which is its history in kopia: {printable(root)}"]
+    return lines
+
+
+# list
+
+
+@immutable
+class _Listed:
+    name: str
+    selection: str
+    engine: str
+    schedule: str
+    last: str
+    problem: KopiatomicError | None = None
+
+
+def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
+    """Show all profiles: engine, schedule, last result, selection. Return the exit code: 1 if a file is wrong."""
+
+    def run() -> int:
+        schedules = of_profiles(here())
+        found = [_listed(name, folder, schedules) for name in folder.names()]
+        if as_json:
+            console.document({"format": LIST_FORMAT, "profiles": [_listed_document(one) for one in found]})
+        elif not found:
+            raise folder.empty()
+        else:
+            _table(found, console)
+        for one in found:
+            if one.problem is not None:
+                console.error(one.problem)
+        return console.exit_code(errors.FAILED if any(one.problem for one in found) else errors.SAVED)
+
+    return ended(run, console)
+
+
+def _listed(name: str, folder: Folder, schedules: Mapping[str, str]) -> _Listed:
+    schedule = schedules.get(name, "")
+    try:
+        found, _ = folder.load(name, trusted=False)
+        options = profiles.options(found, {})
+    except KopiatomicError as error:
+        return _Listed(name, "", "", schedule, "", error)
+    engine = "command" if options.command is not None else options.engine or "kopia"
+    return _Listed(name, shlex.join(options.selection_words()), engine, schedule, _last(name, options))
+
+
+def _last(name: str, options: Options) -> str:
+    """Return what came of the last run of a profile, as far as this user may know."""
+    try:
+        record = Records(options.state_dir).last_of(name)
+    except KopiatomicError as error:
+        return f"unknown: {error.message}"
+    if record is None:
+        return "never run"
+    return f"{result_of(record)}, {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(record.started))}"
+
+
+def _table(found: Sequence[_Listed], console: Console) -> None:
+    heads = ("PROFILE", "ENGINE", "STARTS", "LAST RUN", "SELECTION")
+    console.table(
+        [
+            heads,
+            *(
+                (one.name, one.engine or "?", one.schedule or "-", one.last or "?", one.selection or "?")
+                for one in found
+            ),
+        ]
+    )
+
+
+def _listed_document(one: _Listed) -> dict[str, Any]:
+    return {
+        "name": one.name,
+        "selection": one.selection,
+        "engine": one.engine,
+        "starts": one.schedule or None,
+        "last_run": one.last,
+        "error": None if one.problem is None else {"kind": one.problem.kind, "message": one.problem.message},
+    }
+
+
+# check
+
+
+def check(
+    names: Sequence[str], file: str | None, folder: Folder, console: Console, called: Invocation, *, offline: bool
+) -> int:
+    """Check profiles, all by default, or one file: what they say, and unless ``offline`` plan and engine. Nothing is made.
+
+    Return the worst exit code.
+    """
+
+    def run() -> int:
+        if file is not None and names:
+            raise UsageError(
+                "--file and names exclude each other", kind="usage", hint="--file checks one file anywhere."
+            )
+        if file is not None:
+            return profiles.worst([_check_file(file, console, called, offline=offline)])
+        asked = folder.some(names, everything=not names)
+        codes = [_check(name, folder, console, called, offline=offline) for name in asked]
+        _warn_of_shared_histories(folder, asked, console)
+        return console.exit_code(profiles.worst(codes))
+
+    return ended(run, console)
+
+
+def _check_file(path: str, console: Console, called: Invocation, *, offline: bool) -> int:
+    name = os.path.basename(path).removesuffix(reading.SUFFIX)
+
+    def run() -> int:
+        found, warnings = reading.load(os.path.abspath(path))
+        return _checked(
+            name,
+            found,
+            warnings=["\n".join(one.lines()) for one in warnings],
+            console=console,
+            called=called,
+            offline=offline,
+        )
+
+    return ended(run, console)
+
+
+def _check(name: str, folder: Folder, console: Console, called: Invocation, *, offline: bool) -> int:
+    def run() -> int:
+        # Only root acts on a profile, and only for root does it matter who can change it.
+        found, warnings = folder.load(name, trusted=os.geteuid() == 0)
+        return _checked(name, found, warnings=warnings, console=console, called=called, offline=offline)
+
+    return ended(run, console)
+
+
+def _checked(
+    name: str, found: Profile, *, warnings: Sequence[str], console: Console, called: Invocation, offline: bool
+) -> int:
+    """Check what a profile asks for. Raises KopiatomicError."""
+    for warning in warnings:
+        console.warning(warning)
+    options = profiles.options(found, {})
+    plan.require_names(options.request("", ""))
+    for text in outdated(here(), found, options):
+        console.warning(text)
+    if offline:
+        console.result(f"{name}: the file is right")
+        return errors.SAVED
+    from kopiatomic.commands.backup import check as look  # noqa: PLC0415 - it loads all that a run needs
+
+    report = look(replace(options, profile=name), console, called)
+    console.end()
+    if report.error is not None:
+        console.error(report.error)
+        return report.error.exit_code
+    engine = report.engine
+    target = engine.target if engine is not None else None
+    taken = [one.dataset.name for one in report.plan.taken] if report.plan is not None else []
+    where = "" if target is None else f" saves to {target.repository} as {target.identity}"
+    console.result(f"{name}: {first_few(taken)}; {engine.name if engine is not None else 'the engine'}{where}")
+    return errors.SAVED
+
+
+def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Console) -> None:
+    """Warn of profiles that share the root of their view, or in place their selection, and with it their history."""
+    sharing: dict[str, list[str]] = {}
+    for name in folder.names():
+        try:
+            found = folder.load(name, trusted=False)[0]
+        except KopiatomicError:
+            # It is said where that profile itself is checked.
+            continue
+        root, options = _root(found), profiles.options(found, {})
+        if root is not None:
+            what = f"the root {printable(roots.resolve(root))}"
+        else:
+            what = f"the selection {printable(shlex.join(options.selection_words()))}"
+        sharing.setdefault(what, []).append(name)
+    for what, names in sharing.items():
+        if len(names) > 1 and not set(names).isdisjoint(asked):
+            console.warning(
+                f"{', '.join(names)} share {what}: kopia keeps one history of both, and takes what one run leaves out for "
+                "deleted; for views of their own, give them different names under [view]"
+            )

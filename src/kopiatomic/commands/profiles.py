@@ -1,0 +1,116 @@
+"""What the commands of profiles share: where they are, which there are, and what a backup of one is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from kopiatomic import presence
+from kopiatomic.config import profile as profiles
+from kopiatomic.config.options import Options
+from kopiatomic.config.profile import SUFFIX, Profile, ProfileError
+from kopiatomic.config.settings import STATE_DIRECTORY
+from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.immutable import immutable
+from kopiatomic.model.plan import Layout
+from kopiatomic.schedules import trust
+from kopiatomic.system import host
+from kopiatomic.text import printable
+
+
+@immutable
+class Folder:
+    """The folder of the profiles. From ``top`` on, everything must belong to root only."""
+
+    path: str
+    top: str = "/"
+
+    def file(self, name: str) -> str:
+        """Return the path of a profile. Raises UsageError for what cannot be the name of one."""
+        profiles.check_name(name)
+        return os.path.join(self.path, name + SUFFIX)
+
+    def names(self) -> list[str]:
+        """Return the profiles that can be run: not those that are only a base. Raises KopiatomicError."""
+        return [name for name in profiles.names(self.path) if not name.startswith("_")]
+
+    def some(self, names: Sequence[str], *, everything: bool) -> list[str]:
+        """Return the names that were asked for, each once. Raises UsageError, and KopiatomicError where there are none."""
+        if everything and names:
+            raise UsageError("--all and names exclude each other", kind="usage", hint="--all takes all profiles.")
+        if everything:
+            names = self.names()
+            if not names:
+                raise self.empty()
+        for name in names:
+            profiles.check_name(name)
+            if name.startswith("_"):
+                raise UsageError(
+                    f"{name} is only a base for other profiles, as its name begins with '_'",
+                    kind="bad-name",
+                    hint="Name a profile that extends it.",
+                )
+        return list(dict.fromkeys(names))
+
+    def empty(self) -> KopiatomicError:
+        """Return the error that there is no profile."""
+        return KopiatomicError(
+            f"there is no profile in {printable(self.path)}",
+            kind="no-profile",
+            hint="kopiatomic profile new NAME -- DATASET... makes one.",
+        )
+
+    def load(self, name: str, *, trusted: bool = True) -> tuple[Profile, list[str]]:
+        """Read a profile; return it and its warnings, ready to print.
+
+        ``trusted``: root acts on it, so nobody else may be able to change it. Raises KopiatomicError.
+        """
+        path = self.file(name)
+        if trusted and presence.exists(path):
+            trust.check(path, "the profile", top=self.top)
+        try:
+            found, warnings = profiles.load(path)
+        except ProfileError as error:
+            if not presence.exists(path, follow_links=False):
+                error.hint = f"kopiatomic profile new {name} -- DATASET... makes it from the words of a backup."
+            raise
+        if trusted:
+            for file in found.files[1:]:
+                trust.check(file, "the profile", top=self.top)
+        return found, ["\n".join(warning.lines()) for warning in warnings]
+
+
+def folder(asked: str | None) -> Folder:
+    """Return the folder of the profiles: the one that was asked for, or the system's."""
+    return Folder(os.path.abspath(asked) if asked else host.here().profiles)
+
+
+def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
+    """Return what a run of a profile is asked for. ``overrides``, by the names of the settings, hold against the file.
+
+    A merged view has a root of its own by default, ``/kopia/NAME``, so that no two profiles share a history. Raises UsageError.
+    """
+    values = {**profile.options(), **overrides}
+    values["layout"] = layout = Layout(values.get("layout", Layout.MERGED))
+    if layout is Layout.MERGED and not {"mount_root", "name"} & values.keys():
+        values["name"] = profile.name
+    # As on a command line, the environment counts where nothing else is said.
+    values.setdefault("state_dir", os.environ.get("KOPIATOMIC_STATE_DIR") or STATE_DIRECTORY)
+    return Options(
+        maintenance=not values.pop("no_maintenance", False),
+        variables=tuple(profile.sources("engine")),
+        hook_variables=tuple(profile.sources("hooks")),
+        **values,
+    )
+
+
+WORST = (1, 2, 4, 3, 75, 0)
+"""Exit codes of several runs: the first of these that is among them is that of all."""
+
+
+def worst(codes: Iterable[int]) -> int:
+    """Return the exit code of several runs: a signal's before all others."""
+    found = set(codes)
+    signalled = [code for code in found if code > 128]
+    return max(signalled) if signalled else next((code for code in WORST if code in found), max(found, default=0))

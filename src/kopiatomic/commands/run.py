@@ -1,0 +1,73 @@
+"""``kopiatomic run``: the backups of profiles, one after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from kopiatomic.commands import profiles
+from kopiatomic.commands.backup import backup
+from kopiatomic.commands.failures import require_root_to_freeze
+from kopiatomic.commands.profiles import Folder
+from kopiatomic.commands.schedule import outdated
+from kopiatomic.config.invocation import Invocation
+from kopiatomic.errors import SIGNAL_BASE, KopiatomicError
+from kopiatomic.immutable import immutable
+from kopiatomic.model.report import Report
+from kopiatomic.output.console import Console
+from kopiatomic.schedules import here
+from kopiatomic.secrets.masking import Secrets
+
+FORMAT = "kopiatomic-profiles-1"
+
+
+@immutable
+class RunRequest:
+    """The arguments of ``run``. ``overrides`` are the options given on the command line, by the names of the settings."""
+
+    names: Sequence[str]
+    everything: bool
+    folder: Folder
+    overrides: Mapping[str, Any]
+
+
+def run(
+    wanted: RunRequest,
+    make_console: Callable[[], Console],
+    called: Invocation,
+    done: Callable[[str, Report, Console], None],
+) -> int:
+    """Run profiles one after another; return the worst exit code. ``done`` is called with each report.
+
+    A failure of one does not stop the others, but a signal does. Raises KopiatomicError for words that make no sense.
+    """
+    names = wanted.folder.some(wanted.names, everything=wanted.everything)
+    if not wanted.overrides.get("dry_run"):
+        shown = Secrets(called.words, called.environment).command_line(["kopiatomic", *called.words])
+        require_root_to_freeze(shown, "-n shows without root what would be done. As root: ")
+    codes = []
+    for name in names:
+        console = make_console()
+        report = _one(wanted, name, console, called)
+        done(name, report, console)
+        console.acted = not report.dry_run
+        codes.append(console.exit_code(report.exit_code))
+        if codes[-1] > SIGNAL_BASE:
+            break
+    return profiles.worst(codes)
+
+
+def _one(wanted: RunRequest, name: str, console: Console, called: Invocation) -> Report:
+    """Run one profile; every failure is in the report."""
+    try:
+        # A dry run acts on nothing, so any user may look at any file.
+        profile, warnings = wanted.folder.load(name, trusted=not wanted.overrides.get("dry_run"))
+        for warning in warnings:
+            console.warning(warning)
+        options = profiles.options(profile, wanted.overrides)
+        for text in outdated(here(), profile, profiles.options(profile, {})):
+            console.warning(text)
+    except KopiatomicError as error:
+        return Report(run_id="", root="", error=error)
+    return backup(replace(options, profile=name), console, called)

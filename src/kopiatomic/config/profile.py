@@ -1,0 +1,600 @@
+"""Profiles: one TOML file for each backup, with what the command line can say, in tables by topic.
+
+Everything that is wrong with a file is found at once, and each problem is shown with its place. What the keys are, and of which
+type, is in ``config/settings.py``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import os
+import re
+import shlex
+import socket
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kopiatomic import presence
+from kopiatomic.config.credentials import Source
+from kopiatomic.config.options import duration
+from kopiatomic.config.positions import Path, Position, index
+from kopiatomic.config.settings import TABLES, WITH_ENVIRONMENT, Form, Setting
+from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.immutable import immutable
+from kopiatomic.secrets.masking import MASK, is_secret, masked
+from kopiatomic.secrets.names import names_secret
+from kopiatomic.system.descriptors import closing
+from kopiatomic.text import printable
+
+SUFFIX = ".toml"
+LARGEST = 1 << 20
+"""Bytes. A larger file is not a profile."""
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_REFERENCE = re.compile(r"\$\{([^}]*)\}?")
+_SHELL = ("pre_hook", "post_hook", "command")
+"""Values in which a shell, or the user's own command, replaces variables too."""
+
+_FORMS = ("file", "credential", "command")
+"""How a variable may say where its value is."""
+
+
+@immutable
+class Origin:
+    """Where a value was read: the file and, if it is known, the place of its key."""
+
+    file: str
+    position: Position | None
+    text: str
+    """The line at that place."""
+
+    @property
+    def place(self) -> str:
+        """The file with line and column, as shown to a person."""
+        at = "" if self.position is None else f":{self.position.line}:{self.position.column}"
+        return f"{printable(self.file)}{at}"
+
+
+@immutable
+class Value:
+    """A value and where it is from; ``given`` is what the file says."""
+
+    value: Any
+    given: Any
+    origin: Origin
+
+
+@immutable
+class Problem:
+    """What is wrong with a file, and where."""
+
+    message: str
+    origin: Origin
+    warning: bool = False
+    """Whether the profile can be used all the same."""
+
+    def lines(self) -> list[str]:
+        """Return the problem as shown to a person: the place and what is wrong, the line, a mark below the key."""
+        position = self.origin.position
+        if position is None:
+            return [f"{self.origin.place}: {self.message}"]
+        before = self.origin.text[: position.column - 1]
+        shown = _shown_line(self.origin.text)
+        mark = " " * len(_shown_line(before)) + "^" * max(1, min(position.length, len(shown) - len(before)))
+        return [f"{self.origin.place}: {self.message}", f"    {shown}", f"    {mark}"]
+
+
+@immutable
+class Profile:
+    """What a file and those that it extends say. Keys are tables' names and keys in them (``select``, ``recursive``)."""
+
+    name: str
+    path: str
+    values: Mapping[tuple[str, str], Value]
+    environment: Mapping[tuple[str, str], Value]
+    """Variables by table and name; a value is a text, or a table that says where the value is."""
+    files: tuple[str, ...]
+    """The files that were read, the profile's own first."""
+
+    def value(self, table: str, key: str, default: Any = None) -> Any:
+        """Return what is said of a key, or a default."""
+        found = self.values.get((table, key))
+        return default if found is None else found.value
+
+    def options(self) -> dict[str, Any]:
+        """Return the arguments that the command line of a backup would have, by the names of the settings."""
+        known = {(table, setting.key): setting for table, settings in TABLES.items() for setting in settings}
+        return {known[place].name: value.value for place, value in self.values.items() if place[0] != "schedule"}
+
+    def sources(self, table: str) -> list[Source]:
+        """Return the variables of a table."""
+        found = []
+        for (of, name), value in self.environment.items():
+            if of == table:
+                form, given = (
+                    next(iter(value.value.items())) if isinstance(value.value, dict) else ("text", value.value)
+                )
+                found.append(Source(name, form, tuple(given) if isinstance(given, list) else given, value.origin.place))
+        return found
+
+
+class ProfileError(UsageError):
+    """Files that are wrong, with all that is wrong with them."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        lines = [line for problem in problems for line in problem.lines()]
+        super().__init__("\n".join(lines), kind="bad-profile")
+        self.problems = problems
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return ProfileError, (self.problems,)
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that is not that of a profile. Raises UsageError."""
+    if _NAME.fullmatch(name) is None or name.endswith(SUFFIX):
+        hint = f"For example: {name.removesuffix(SUFFIX)}" if _NAME.fullmatch(name.removesuffix(SUFFIX)) else None
+        raise UsageError(
+            f"{printable(name)} is not the name of a profile: letters, digits, '.', '_' and '-', without '{SUFFIX}'",
+            kind="bad-name",
+            hint=hint or "A profile has the name of its file: home.toml is 'home'.",
+        )
+
+
+def load(path: str, *, base: str | None = None) -> tuple[Profile, list[Problem]]:
+    """Read a profile with everything it extends, from ``base`` or its own folder; return it and its warnings.
+
+    Raises ProfileError with every problem found.
+    """
+    name = os.path.basename(path).removesuffix(SUFFIX)
+    files, problems = _chain(path, os.path.dirname(path) if base is None else base)
+    merged: dict[Path, Value] = {}
+    for file in reversed(files):
+        merged |= file.values
+    profile = Profile(
+        name,
+        path,
+        {(str(place[0]), str(place[1])): value for place, value in merged.items() if len(place) == 2},
+        {(str(place[0]), str(place[2])): value for place, value in merged.items() if len(place) == 3},
+        tuple(file.path for file in files),
+    )
+    problems += _contradictions(profile)
+    if any(not problem.warning for problem in problems):
+        raise ProfileError(problems)
+    return profile, problems
+
+
+# One file
+
+
+class _File:
+    """A file that was read: its values by place, and the problems with it alone."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.values: dict[Path, Value] = {}
+        self.problems: list[Problem] = []
+        self.extends: str | None = None
+        self.missing = False
+        """Whether there is no such file."""
+        self._lines: list[str] = []
+        self._positions: Mapping[Path, Position] = {}
+        self._private = True
+        """Whether only its owner can read it."""
+        tree = self._tree()
+        if tree is not None:
+            self._take(tree)
+
+    def origin(self, *place: str | int) -> Origin:
+        """Return where something is in this file: its own place, or that of what it is in."""
+        while place and place not in self._positions:
+            place = place[:-1]
+        position = self._positions.get(place)
+        return Origin(self.path, position, "" if position is None else self._lines[position.line - 1])
+
+    def wrong(self, message: str, *place: str | int) -> None:
+        """Note a problem."""
+        self.problems.append(Problem(message, self.origin(*place)))
+
+    def _tree(self) -> dict[str, Any] | None:
+        """Return what the file says; None if it cannot be read as TOML."""
+        try:
+            text = self._read()
+        except OSError as error:
+            self.missing = presence.absent(error) and not presence.is_link(self.path)
+            self.wrong(_unreadable(self.path, error, missing=self.missing))
+            return None
+        if text is None:
+            return None
+        self._lines = text.replace("\r\n", "\n").split("\n")
+        try:
+            tree = tomllib.loads(text)
+        except RecursionError:
+            self.wrong("its tables or arrays are nested too deeply")
+            return None
+        except ValueError as error:
+            self.problems.append(_syntax(self.path, self._lines, str(error)))
+            return None
+        self._positions = index(text, tree)
+        return tree
+
+    def _read(self) -> str | None:
+        """Return the content; None if it is not text, which is noted. Raises OSError."""
+        with closing(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
+            status = os.fstat(fd)
+            if not stat.S_ISREG(status.st_mode):
+                self.wrong(f"it is {_kind(status.st_mode)}, and must be a file")
+                return None
+            self._private = not status.st_mode & 0o077
+            with open(fd, "rb", closefd=False) as file:
+                content = file.read(LARGEST + 1)
+        if len(content) > LARGEST:
+            self.wrong(f"it is larger than {LARGEST >> 20} MiB, and no profile is")
+            return None
+        if content.startswith(b"\xef\xbb\xbf"):
+            self.wrong("it begins with a byte order mark, which TOML does not have: save it as UTF-8 without one")
+            return None
+        try:
+            return content.decode()
+        except UnicodeDecodeError as error:
+            line = content.count(b"\n", 0, error.start) + 1
+            self.wrong(f"line {line} is not UTF-8, which TOML must be (byte {content[error.start]:#04x})")
+            return None
+
+    def _take(self, tree: Mapping[str, Any]) -> None:
+        for name, content in tree.items():
+            if name == "extends":
+                self._take_extends(content)
+            elif name not in TABLES:
+                self.wrong(_unknown_table(name, content), name)
+            elif not isinstance(content, dict):
+                self.wrong(f"{name} must be a table: write [{name}] on a line of its own, and its keys below", name)
+            else:
+                self._take_table(name, content)
+
+    def _take_extends(self, name: object) -> None:
+        if not isinstance(name, str):
+            self.wrong(f"extends must be the name of another profile, not {_shown(name)}", "extends")
+        elif _NAME.fullmatch(name) is None:
+            self.wrong(f"extends must be the name of another profile, without folder and '{SUFFIX}'", "extends")
+        else:
+            self.extends = name.removesuffix(SUFFIX)
+
+    def _take_table(self, table: str, content: Mapping[str, Any]) -> None:
+        settings = {setting.key: setting for setting in TABLES[table]}
+        for key, given in content.items():
+            if key == "environment" and table in WITH_ENVIRONMENT:
+                self._take_environment(table, given)
+            elif key not in settings:
+                self.wrong(_unknown_key(table, key), table, key)
+            else:
+                self._take_value(settings[key], given, table, key)
+
+    def _take_value(self, setting: Setting, given: object, table: str, key: str) -> None:
+        if isinstance(given, list) and (setting.repeated or setting.words):
+            items = [self._text(item, setting, table, key, number) for number, item in enumerate(given)]
+            if None in items:
+                return
+            texts = [item for item in items if item is not None]
+            value: Any = tuple(texts) if setting.repeated else shlex.join(texts)
+        else:
+            try:
+                value = _converted(setting, given)
+            except ValueError as error:
+                self.wrong(f"{key} {error}", table, key)
+                return
+            if isinstance(value, str) and setting.form is Form.TEXT:
+                value = self._text(value, setting, table, key)
+                if value is None:
+                    return
+        self.values[table, key] = Value(value, given, self.origin(table, key))
+
+    def _text(self, given: object, setting: Setting, *place: str | int) -> str | None:
+        """Return a text with its references replaced; None if it is wrong, which is noted."""
+        if not isinstance(given, str):
+            self.wrong(f"{place[1]} must be an array of texts, and holds {_shown(given)}", *place)
+            return None
+        if "\0" in given:
+            self.wrong(f"{place[1]} has a NUL character, which no name and no argument can have", *place)
+            return None
+        if setting.repeated and not given:
+            self.wrong(f"{place[1]} has an empty text", *place)
+            return None
+        unknown = [name for name in _REFERENCE.findall(given) if name != "hostname"]
+        if unknown and setting.name not in _SHELL:
+            self.wrong(f"{place[1]} refers to ${{{printable(unknown[0])}}}; only ${{hostname}} is replaced", *place)
+            return None
+        return given.replace("${hostname}", socket.gethostname()) if "${hostname}" in given else given
+
+    def _take_environment(self, table: str, content: object) -> None:
+        if not isinstance(content, dict):
+            self.wrong(f"environment must be a table of variables: [{table}.environment]", table, "environment")
+            return
+        for name, given in content.items():
+            place = (table, "environment", name)
+            if _VARIABLE.fullmatch(name) is None:
+                self.wrong(f"{printable(name)} is not the name of a variable", *place)
+                continue
+            problem = _bad_source(name, given) or self._told_to_all(name, given)
+            if problem:
+                self.wrong(problem, *place)
+            else:
+                self.values[place] = Value(given, given, self.origin(*place))
+
+    def _told_to_all(self, name: str, given: object) -> str:
+        """Return why a secret may not stand here."""
+        if self._private or not isinstance(given, str) or not is_secret(name, given):
+            return ""
+        return (
+            f"{name} holds a secret, and others can read this file: chmod 600 {printable(self.path)}, or put it into a file "
+            f'of its own: {name} = {{ file = "/root/{name.lower()}" }}'
+        )
+
+
+def _chain(path: str, folder: str) -> tuple[list[_File], list[Problem]]:
+    """Return a file and those that it extends, in this order, and the problems with each of them."""
+    files = [_File(path)]
+    problems = list(files[0].problems)
+    while files[-1].extends is not None:
+        last, name = files[-1], files[-1].extends
+        following = os.path.join(folder, name + SUFFIX)
+        if any(os.path.realpath(file.path) == os.path.realpath(following) for file in files):
+            chain = " extends ".join(os.path.basename(file.path) for file in files)
+            problems.append(
+                Problem(
+                    f"a profile cannot extend itself: {printable(chain)} extends {name}{SUFFIX}", last.origin("extends")
+                )
+            )
+            break
+        file = _File(following)
+        if file.missing:
+            near = _near(name, names(folder))
+            problems.append(Problem(f"{printable(following)} does not exist{near}", last.origin("extends")))
+            break
+        problems += file.problems
+        files.append(file)
+    return files, problems
+
+
+def names(folder: str) -> list[str]:
+    """Return the names of the profiles in a folder, bases included. Raises KopiatomicError if it cannot be listed."""
+    try:
+        found = presence.names(folder)
+    except OSError as error:
+        raise KopiatomicError(
+            f"the folder of the profiles, {printable(folder)}, cannot be listed: {error.strerror}",
+            kind="profiles",
+            hint="Look at its permissions; --config-dir names another.",
+        ) from None
+    return sorted(name for entry in found if _NAME.fullmatch(name := entry.removesuffix(SUFFIX)) and name != entry)
+
+
+# What a value must be
+
+
+def _converted(setting: Setting, given: object) -> Any:
+    """Return a value as the command line would have it. Raises ValueError with what is wrong, as it follows the key."""
+    if setting.repeated:
+        example = f"[{_toml(given)}]" if isinstance(given, str) else '["...", "..."]'
+        raise ValueError(f"must be an array of texts, such as {example}, not {_shown(given)}")
+    match setting.form:
+        case Form.FLAG:
+            if not isinstance(given, bool):
+                raise ValueError(f"must be true or false, not {_shown(given)}")
+        case Form.CHOICE:
+            if given not in setting.choices or not isinstance(given, str):
+                wanted = ", ".join(map(_toml, setting.choices))
+                near = _near(given, setting.choices) if isinstance(given, str) else ""
+                raise ValueError(f"must be one of {wanted}, not {_shown(given)}{near}")
+        case Form.DURATION:
+            return _duration(setting, given)
+        case Form.COUNT | Form.NUMBER:
+            if isinstance(given, bool) or not isinstance(given, int):
+                raise ValueError(f"must be a whole number, not {_shown(given)}")
+            if not setting.least <= given <= setting.most:
+                raise ValueError(f"must be from {setting.least:g} to {setting.most:g}, and is {given}")
+        case _:
+            if not isinstance(given, str):
+                also = " or an array of words" if setting.words else ""
+                raise ValueError(f"must be a text{also}, not {_shown(given)}")
+    return given
+
+
+def _duration(setting: Setting, given: object) -> float:
+    if given is True and setting.alone is not None:
+        return duration(setting.alone)
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        raise ValueError(f'must be a duration such as "30s", "10m", "2h" or "1d", not {_shown(given)}')
+    if isinstance(given, str):
+        try:
+            seconds = duration(given)
+        except ValueError:
+            raise ValueError(f'must be a duration such as "30s", "10m", "2h" or "1d", not {_shown(given)}') from None
+    else:
+        seconds = float(given) if abs(given) < 1e18 else float("inf")
+    if not seconds <= setting.most:
+        raise ValueError(f"{_shown(given)} is longer than ten years")
+    if seconds < setting.least:
+        raise ValueError(f"{_shown(given)} is shorter than {setting.least:g} s")
+    return seconds
+
+
+def _bad_source(name: str, given: object) -> str:
+    """Return what is wrong with the value of a variable."""
+    forms = '{ file = "/root/..." }, { credential = "..." } or { command = ["..."] }'
+    if isinstance(given, str):
+        return f"{name} has a NUL character, which no variable can have" if "\0" in given else ""
+    if not isinstance(given, dict):
+        return f"{name} must be a text, or {forms}, not {_type(given)}"
+    if len(given) != 1 or next(iter(given)) not in _FORMS:
+        keys = ", ".join(map(printable, given)) or "nothing"
+        near = next((_near(key, _FORMS) for key in given if key not in _FORMS), "")
+        return f"{name} must say one thing, {forms}, and says {keys}{near}"
+    [(form, value)] = given.items()
+    if form == "command":
+        if not isinstance(value, list) or not value or not all(isinstance(word, str) and word for word in value):
+            return f'command must be an array of words, such as ["pass", "show", "backup"], not {_type(value)}'
+        return ""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return f"{form} must be a text, and not empty"
+    if form == "file" and not os.path.isabs(value):
+        return f"file must be an absolute path, and {_shown(value)} is not"
+    if form == "credential" and ("/" in value or value in {".", ".."}):
+        return f"credential must be a name, and {_shown(value)} is a path: use file for that"
+    return ""
+
+
+# What does not go together
+
+
+def _contradictions(profile: Profile) -> Iterator[Problem]:
+    """Yield what the merged values of all files have wrong together."""
+    engine, command = profile.values.get(("engine", "engine")), profile.values.get(("engine", "command"))
+    if engine is not None and command is not None:
+        yield Problem(
+            "command and engine exclude each other: command runs any program, engine one that is known", command.origin
+        )
+    name = None if command is not None else profile.value("engine", "engine", "kopia")
+    layout = profile.value("view", "layout", "merged")
+    settings = {(table, setting.key): setting for table, found in TABLES.items() for setting in found}
+    for place, value in profile.values.items():
+        setting = settings[place]
+        if value.value is False or value.value == ():
+            continue
+        if setting.engines and name not in setting.engines:
+            own = "a command" if name is None else name
+            yield Problem(
+                f"{setting.key} is for {' and '.join(setting.engines)}, and the engine is {own}", value.origin
+            )
+        if setting.layout is not None and layout != setting.layout:
+            yield Problem(
+                f'{setting.key} is for layout = "{setting.layout}", and the layout is "{layout}"', value.origin
+            )
+
+
+# How it is said
+
+
+def _unknown_table(name: str, content: object) -> str:
+    """Say that there is no such table, and what was probably meant."""
+    if isinstance(content, dict):
+        return f"unknown table [{printable(name)}]{_near(name, (*TABLES, 'extends'))}"
+    homes = _homes(name.replace("-", "_"))
+    if homes:
+        return f"{printable(name)} belongs into [{homes[0]}]"
+    return f"unknown key {printable(name)}{_near(name, ['extends'])}: keys other than extends belong into a table ({_tables()})"
+
+
+def _unknown_key(table: str, key: str) -> str:
+    homes = _homes(key.replace("-", "_"))
+    if homes and table not in homes:
+        return f"{printable(key)} belongs into [{homes[0]}], not into [{table}]"
+    known = [setting.key for setting in TABLES[table]]
+    near = _near(key.replace("-", "_"), [*known, *(["environment"] if table in WITH_ENVIRONMENT else [])])
+    if not near:
+        everywhere = {setting.key: name for name, found in TABLES.items() for setting in found}
+        found = difflib.get_close_matches(key.replace("-", "_"), everywhere, n=1, cutoff=0.75)
+        near = f"; did you mean {found[0]} in [{everywhere[found[0]]}]?" if found else ""
+    return f"unknown key {printable(key)} in [{table}]{near}"
+
+
+def _homes(key: str) -> list[str]:
+    return [table for table, settings in TABLES.items() if any(setting.key == key for setting in settings)]
+
+
+def _tables() -> str:
+    return ", ".join(f"[{table}]" for table in TABLES)
+
+
+def _near(word: str, known: Any) -> str:
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _shown(given: object) -> str:
+    """Return a value as a file has it, shortened."""
+    match given:
+        case bool():
+            return "true" if given else "false"
+        case str():
+            return _toml(masked(given) if len(given) <= 60 else f"{masked(given)[:60]}...")
+        case dict():
+            return "a table"
+        case list():
+            return "an array"
+        case int() if abs(given) >= 10**20:
+            return "a very large number"
+    return str(given)
+
+
+def _type(given: object) -> str:
+    """Return what a value is, without the value: it may be a secret."""
+    return {bool: "true or false", str: "a text", dict: "a table", list: "an array"}.get(
+        type(given), "a number or date"
+    )
+
+
+def _toml(text: str) -> str:
+    """Return a text as a basic string of TOML, safe to print."""
+    return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
+
+
+_ASSIGNED = re.compile(r"""([A-Za-z0-9_-]+)(["']?\s*=\s*)(?!\s*\{)\S.*""")
+
+
+def _shown_line(line: str) -> str:
+    """Return a line of a file as shown to a person: what follows the name of a secret is not."""
+    hidden = _ASSIGNED.sub(lambda found: f"{found[1]}{found[2]}{MASK}" if names_secret(found[1]) else found[0], line)
+    return printable(masked(hidden.replace("\t", " ")))
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a directory"
+    return "a named pipe" if stat.S_ISFIFO(mode) else "a device"
+
+
+def _unreadable(path: str, error: OSError, *, missing: bool) -> str:
+    """Say why a file cannot be opened."""
+    if missing:
+        return (
+            f"there is no such file{_near(os.path.basename(path).removesuffix(SUFFIX), names(os.path.dirname(path)))}"
+        )
+    if error.errno == errno.ENXIO:
+        return "it is a socket or device, and must be a file"
+    if isinstance(error, FileNotFoundError):
+        return "it is a symbolic link that leads nowhere"
+    return f"it cannot be read: {error.strerror}"
+
+
+_PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+
+
+def _syntax(path: str, lines: list[str], message: str) -> Problem:
+    """Return tomllib's error with its place, and what is usually meant."""
+    found = _PLACE.search(message)
+    said = message[: found.start()] if found else message
+    position, text = None, ""
+    if found and found[1]:
+        line, column = int(found[1]), int(found[2])
+        text = lines[line - 1] if line <= len(lines) else ""
+        position = Position(line, column, 1)
+    elif found:
+        position, text = Position(len(lines), len(lines[-1]) + 1, 1), lines[-1]
+    above = "\n".join(lines[: position.line - 1]) if position else ""
+    if above.count('"""') % 2 or above.count("'''") % 2:
+        # It may be in the middle of a secret.
+        text = ""
+    hints = {
+        "Invalid value": 'text must be in quotes ("in-place"), and true and false in small letters',
+        "Cannot overwrite a value": "this key is there twice",
+        "Expected '=' after a key": "a line is a [table], or KEY = VALUE",
+        "Unclosed array": "the ']' is missing",
+    }
+    hint = next((hint for begin, hint in hints.items() if said.startswith(begin)), "")
+    said = f"{said[:1].lower()}{said[1:]}" + (f": {hint}" if hint else "")
+    return Problem(f"this is not TOML: {printable(said)}", Origin(path, position, text))

@@ -1,0 +1,205 @@
+"""What is written about profiles: the file that ``profile new`` starts with, and the schema that editors read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from kopiatomic.config.profile import SUFFIX
+from kopiatomic.config.settings import TABLES, WITH_ENVIRONMENT, Form, Setting
+from kopiatomic.errors import UsageError
+from kopiatomic.text import printable
+
+SCHEMA = "kopiatomic-profile.schema.json"
+"""The name of the schema's file, which is part of the package."""
+
+_ABOUT = {
+    "select": "What is taken.",
+    "view": "How it appears to the engine.",
+    "engine": "What backs it up.",
+    "hooks": "What runs around it.",
+    "run": "Limits and demands.",
+    "schedule": "When: 'kopiatomic schedule install NAME' reads it.",
+    "records": "What is kept about runs.",
+}
+
+_ENVIRONMENT = {
+    "engine": "Variables for the engine and what it starts, and for nothing else.",
+    "hooks": "Variables for the hooks.",
+}
+
+_EXAMPLES = (
+    '# RESTIC_REPOSITORY = "/srv/backup"',
+    '# RESTIC_PASSWORD = { file = "/root/restic.pw" }',
+    '# RESTIC_PASSWORD = { credential = "restic" }',
+    '# RESTIC_PASSWORD = { command = ["pass", "show", "backup"] }',
+)
+
+
+def toml(value: Any) -> str:
+    """Return a text, number, truth value or an array of them, or a table of these, as TOML.
+
+    Raises UsageError for text that is not UTF-8, which TOML cannot hold.
+    """
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{key} = {_item(below)}" for key, below in value.items()) + " }"
+    return _item(value)
+
+
+def _item(value: Any) -> str:
+    if not isinstance(value, str) and isinstance(value, Iterable):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if not isinstance(value, str):
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UsageError(
+            f"{printable(value)} is not UTF-8, and a profile must be",
+            kind="not-utf8",
+            hint="Name it by a pattern, such as '*' for what cannot be written.",
+        ) from None
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def starting_file(name: str, given: Mapping[tuple[str, str], Any], schema: str) -> str:
+    """Return a commented profile with these values, by table and key; ``schema`` is where editors find the schema.
+
+    Every other key is there as a comment, with its default. Raises UsageError.
+    """
+    lines = [
+        f"#:schema {schema}",
+        f"# What 'kopiatomic run {name}' backs up. A key that is commented out shows its default, or an example.",
+        f"# 'kopiatomic profile check {name}' says whether all of it works.",
+        '# extends = "_common"',
+    ]
+    for table, settings in TABLES.items():
+        lines += ["", f"[{table}]  # {_ABOUT[table]}"]
+        for setting in settings:
+            value = given.get((table, setting.key))
+            lines += [f"# {_help(setting)}"]
+            lines += [
+                f"{setting.key} = {toml(value)}" if value is not None else f"# {setting.key} = {_default(setting)}"
+            ]
+        if table in WITH_ENVIRONMENT:
+            lines += ["", f"[{table}.environment]  # {_ENVIRONMENT[table]}", *_EXAMPLES]
+    return "\n".join(lines) + "\n"
+
+
+def _help(setting: Setting) -> str:
+    """Return what a setting means, without what only a command line needs."""
+    text = setting.help.partition("  [default")[0]
+    return text.removesuffix(" Repeatable.")
+
+
+def _default(setting: Setting) -> str:
+    if setting.form is Form.FLAG:
+        return toml(bool(setting.default))
+    if setting.repeated:
+        return "[]"
+    if setting.default not in {None, ""}:
+        return toml(setting.default)
+    match setting.form:
+        case Form.CHOICE:
+            return toml(setting.choices[0])
+        case Form.DURATION:
+            return toml("1h")
+        case Form.NUMBER:
+            return "0"
+    return "[]" if setting.words else toml(setting.value or "")
+
+
+# For editors
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema (draft 7, which editors of TOML understand) of a profile."""
+    tables = {
+        table: {
+            "type": "object",
+            "description": _ABOUT[table],
+            "additionalProperties": False,
+            "properties": {setting.key: _schema_of(setting) for setting in settings}
+            | ({"environment": {"$ref": "#/definitions/environment"}} if table in WITH_ENVIRONMENT else {}),
+        }
+        for table, settings in TABLES.items()
+    }
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "$id": "urn:kopiatomic:profile-1",
+        "title": "A profile of kopiatomic",
+        "description": f"A file NAME{SUFFIX} in /etc/kopiatomic: one backup.",
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {
+            "extends": {
+                "type": "string",
+                "description": "The profile whose values hold where this one says nothing.",
+                "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
+            },
+            **tables,
+        },
+        "definitions": {
+            "text": {"type": "string", "pattern": "^[^\\u0000]*$"},
+            "duration": {
+                "description": "Seconds, or a text with a unit.",
+                "anyOf": [
+                    {"type": "number", "minimum": 0, "maximum": 3650 * 86400},
+                    {"type": "string", "pattern": "^\\s*[0-9]+(\\.[0-9]+)?\\s*[smhd]?\\s*$"},
+                ],
+            },
+            "environment": {
+                "type": "object",
+                "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
+                "additionalProperties": {"anyOf": [{"$ref": "#/definitions/text"}, *_sources()]},
+            },
+        },
+    }
+
+
+def _sources() -> list[dict[str, Any]]:
+    """Return the forms in which a variable says where its value is."""
+    forms: dict[str, tuple[str, dict[str, Any]]] = {
+        "file": ("The path of a file that root alone can read.", {"type": "string", "pattern": "^/"}),
+        "credential": ("The name of a credential of systemd.", {"type": "string", "pattern": "^[^/]+$"}),
+        "command": (
+            "A command that prints it.",
+            {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+        ),
+    }
+    return [
+        {
+            "type": "object",
+            "required": [form],
+            "additionalProperties": False,
+            "properties": {form: {"description": text, **rule}},
+        }
+        for form, (text, rule) in forms.items()
+    ]
+
+
+def _schema_of(setting: Setting) -> dict[str, Any]:
+    told: dict[str, Any] = {"description": _help(setting)}
+    if setting.default not in {None, ""}:
+        told["default"] = setting.default
+    text = {"$ref": "#/definitions/text"}
+    if setting.repeated:
+        return told | {"type": "array", "items": {"type": "string", "pattern": "^[^\\u0000]+$"}}
+    match setting.form:
+        case Form.FLAG:
+            return told | {"type": "boolean", "default": bool(setting.default)}
+        case Form.CHOICE:
+            return told | {"enum": list(setting.choices)}
+        case Form.DURATION:
+            rule: dict[str, Any] = {"$ref": "#/definitions/duration"}
+            return told | ({"anyOf": [rule, {"const": True}]} if setting.alone is not None else {"allOf": [rule]})
+        case Form.NUMBER | Form.COUNT:
+            return told | {"type": "integer", "minimum": int(setting.least), "maximum": int(setting.most)}
+    return told | {"anyOf": [text, {"type": "array", "items": text}]} if setting.words else told | {"allOf": [text]}

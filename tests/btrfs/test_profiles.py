@@ -1,0 +1,265 @@
+"""Backups from profiles with the real engines: histories go on, secrets stay with the engine, one failure stops no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kopiatomic.config.profile_text import toml
+from tests.support.filesystems import Btrfs
+from tests.support.programs import Completed, Kopia, Kopiatomic
+from tests.support.repositories import PASSWORD, Borg, Restic
+from tests.support.schema import valid
+
+pytestmark = pytest.mark.in_part(8)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder of profiles that root alone can change, as all above it: pytest's are below /tmp."""
+    made = Path(tempfile.mkdtemp(prefix="kopiatomic-profiles-", dir="/run"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def data(btrfs: Btrfs) -> Path:
+    data = btrfs.subvolume("data")
+    (data / "file").write_text("content\n")
+    return data
+
+
+Leftovers = Callable[..., list[str]]
+Write = Callable[..., None]
+Profiles = Callable[..., Completed]
+
+
+@pytest.fixture
+def write(folder: Path) -> Write:
+    """Writes a profile from tables."""
+
+    def write(name: str, **tables: Mapping[str, Any]) -> None:
+        lines = []
+        for table, content in tables.items():
+            environment = content.get("environment", {})
+            lines += [f"[{table}]", *(f"{k} = {toml(v)}" for k, v in content.items() if k != "environment")]
+            lines += (
+                [f"[{table}.environment]", *(f"{k} = {toml(v)}" for k, v in environment.items())] if environment else []
+            )
+        path = folder / f"{name}.toml"
+        path.touch(0o600)
+        path.write_text("\n".join(lines))
+
+    return write
+
+
+@pytest.fixture
+def profiles(kopiatomic: Kopiatomic, folder: Path) -> Profiles:
+    """kopiatomic with this test's profiles."""
+
+    def profiles(*args: str | Path, env: Mapping[str, str] | None = None) -> Completed:
+        return kopiatomic(*args, env={"KOPIATOMIC_CONFIG_DIR": str(folder), **(env or {})})
+
+    return profiles
+
+
+def document(ended: Completed) -> Any:
+    """What --json says, each run in it valid."""
+    whole = json.loads(ended.stdout)
+    assert whole["format"] == "kopiatomic-profiles-1"
+    assert whole["exit_code"] == ended.returncode
+    for one in whole["profiles"]:
+        valid(json.dumps(one["run"]))
+    return whole["profiles"]
+
+
+def variables(environment: Mapping[str, str], secret: str, source: Any) -> dict[str, Any]:
+    """An engine's variables with its password from elsewhere."""
+    return {**environment, secret: source}
+
+
+def test_a_command_line_becomes_a_profile_without_a_new_history(
+    data: Path, root: Path, kopia: Kopia, kopiatomic: Kopiatomic, profiles: Profiles, leftovers: Leftovers
+) -> None:
+    words: list[str | Path] = ["--mount-root", root, data]
+    assert kopiatomic(*words, env=kopia.environment).returncode == 0
+    made = profiles("profile", "new", "home", "--", *words)
+    assert made.returncode == 0, str(made)
+    ended = profiles("run", "home", "--json", env=kopia.environment)
+    assert ended.returncode == 0, str(ended)
+    ((_, run),) = (one.items() for one in document(ended))
+    assert run[1]["engine"]["statistics"]["files_cached"] == 1
+    assert {s["source"]["path"] for s in kopia.json("snapshot", "list", "--all")} == {str(root)}
+    assert leftovers(root) == []
+
+
+def test_a_profile_of_a_merged_view_has_a_root_of_its_own(data: Path, profiles: Profiles, write: Write) -> None:
+    write("home", select={"datasets": [str(data)]}, engine={"command": ["ls"]})
+    ended = profiles("run", "home", "-n", "--json")
+    assert document(ended)[0]["run"]["root"] == "/kopia/home"
+
+
+@pytest.mark.parametrize("form", ["file", "command", "credential"])
+def test_a_password_from_elsewhere_reaches_the_engine_and_nothing_else(
+    form: str,
+    repository: Restic | Borg,
+    data: Path,
+    tmp_path: Path,
+    profiles: Profiles,
+    write: Write,
+    folder: Path,
+    leftovers: Leftovers,
+) -> None:
+    given = repository.environment.copy()
+    del given[repository.password_variable]
+    secret = folder / "password"
+    secret.touch(0o600)
+    secret.write_text(f"{PASSWORD}\n")
+    source = {"file": str(secret), "command": ["cat", str(secret)], "credential": secret.name}[form]
+    seen = tmp_path / "seen"
+    hook = f"env > {seen}; for p in /proc/[0-9]*; do cat $p/cmdline; done >> {seen} 2>/dev/null"
+    write(
+        "home",
+        select={"datasets": [str(data)]},
+        view={"layout": "in-place"},
+        engine={
+            "engine": repository.engine,
+            "environment": variables(given, repository.password_variable, {form: source}),
+        },
+        hooks={"post_hook": hook, "environment": {"OF_THE_HOOK": "seen there"}},
+    )
+    ended = profiles("run", "home", "--json", "--verbose", env={"CREDENTIALS_DIRECTORY": str(folder)})
+    assert ended.returncode == 0, str(ended)
+    assert len(repository.kept()) == 1
+    told = seen.read_text(errors="replace")
+    assert "OF_THE_HOOK=seen there" in told
+    assert repository.password_variable not in told
+    state = tmp_path / "state" / "state.db"
+    dumped = "\n".join(map(str, sqlite3.connect(state).execute("SELECT * FROM run"))) + state.read_bytes().decode(
+        "latin-1"
+    )
+    for place in (told, ended.stdout, ended.stderr, dumped, profiles("history", "--json").stdout):
+        assert PASSWORD not in place
+    assert leftovers() == []
+
+
+def test_the_engine_by_hand_has_repository_and_password(
+    repository: Restic | Borg, data: Path, profiles: Profiles, write: Write, folder: Path
+) -> None:
+    given = {name: value for name, value in repository.environment.items() if name != repository.variable}
+    write(
+        "home",
+        select={"datasets": [str(data)]},
+        engine={"engine": repository.engine, "repository": str(repository.path), "environment": given},
+    )
+    assert profiles("run", "home", "--mount-root", folder / "view").returncode == 0
+    listed = profiles("engine", "home", "--", *(["snapshots"] if repository.engine == "restic" else ["list"]))
+    assert listed.returncode == 0, str(listed)
+    assert repository.kept()[0].id[:8] in listed.stdout
+    assert profiles("engine", "home", "--", "--no-such-option").returncode not in {0, 3, 4}
+
+
+def test_a_failure_stops_no_other_and_the_worst_code_is_that_of_all(
+    data: Path, profiles: Profiles, write: Write, folder: Path, leftovers: Leftovers
+) -> None:
+    root = {"mount_root": str(folder / "view")}
+    for name, command in (("one", "false"), ("two", "ls"), ("three", "ls")):
+        write(name, select={"datasets": [str(data)]}, view={**root, "name": name}, engine={"command": [command]})
+    (folder / "_wrong.toml").write_text("[select]\nwhat = 1\n")
+    (folder / "four.toml").write_text('extends = "_wrong"\n')
+    ended = profiles("run", "--all", "--json")
+    assert ended.returncode == 1
+    assert [(one["profile"], one["run"]["exit_code"]) for one in document(ended)] == [
+        ("four", 2),
+        ("one", 1),
+        ("three", 0),
+        ("two", 0),
+    ]
+    listed = profiles("profile", "list", "--json")
+    last = {one["name"]: one["last_run"] for one in json.loads(listed.stdout)["profiles"]}
+    assert last["two"].startswith("saved, ")
+    assert last["one"].startswith("failed, ")
+    assert listed.returncode == 1
+    assert "_wrong.toml:2:1: unknown key what in [select]" in listed.stderr
+    assert leftovers(folder / "view") == []
+
+
+def test_an_option_holds_against_the_file(data: Path, profiles: Profiles, write: Write) -> None:
+    write("home", select={"datasets": [str(data)]}, view={"mount_root": "/one"}, engine={"command": ["ls"]})
+    assert document(profiles("run", "home", "-n", "--json", "--mount-root", "/two"))[0]["run"]["root"] == "/two"
+
+
+def test_the_engine_gives_way_and_our_own_processes_do_not(
+    data: Path, profiles: Profiles, write: Write, tmp_path: Path
+) -> None:
+    seen = tmp_path / "seen"
+    script = tmp_path / "engine.sh"
+    script.write_text(f"nice > {seen}; ionice -p $$ >> {seen}; cat /proc/1/stat | cut -d' ' -f19 >> {seen}\n")
+    engine = {"command": ["sh", str(script)], "nice": 7, "ionice": "best-effort:6"}
+    write("home", select={"datasets": [str(data)]}, view={"mount_root": str(tmp_path / "view")}, engine=engine)
+    ended = profiles("run", "home")
+    assert ended.returncode == 0, str(ended)
+    nice, io, launcher = seen.read_text().splitlines()
+    assert (nice, io, launcher) == (str(7), "best-effort: prio 6", str(os.nice(0)))
+
+
+@pytest.mark.parametrize("spoil", ["file", "folder", "base"])
+def test_what_others_can_change_is_not_run(
+    spoil: str, data: Path, profiles: Profiles, write: Write, folder: Path, tmp_path: Path
+) -> None:
+    touched = tmp_path / "touched"
+    write("_base", select={"datasets": [str(data)]}, engine={"command": ["touch", str(touched)]})
+    write("home", select={})
+    (folder / "home.toml").write_text('extends = "_base"\n')
+    path = {"file": folder / "home.toml", "folder": folder, "base": folder / "_base.toml"}[spoil]
+    path.chmod(0o777)
+    ended = profiles("run", "home")
+    assert ended.returncode == 1
+    assert f"is used by root, and everybody can change {path}" in ended.stderr.replace("group root and ", "")
+    assert not touched.exists()
+    checked = profiles("profile", "check", "home", "--offline")
+    assert checked.returncode == 1
+    path.chmod(0o755 if path.is_dir() else 0o600)
+    assert profiles("profile", "check", "home", "--offline").returncode == 0
+
+
+def test_check_looks_at_all_that_a_run_needs(
+    restic: Restic, data: Path, profiles: Profiles, write: Write, folder: Path, leftovers: Leftovers
+) -> None:
+    given = variables(restic.environment, "RESTIC_PASSWORD", {"file": str(folder / "none")})
+    write("home", select={"datasets": [str(data)]}, engine={"engine": "restic", "environment": given})
+    ended = profiles("profile", "check")
+    assert ended.returncode == 1
+    assert "the value of RESTIC_PASSWORD cannot be had" in ended.stderr
+    assert "No such file" in ended.stderr
+    write("home", select={"datasets": [str(data)]}, engine={"engine": "restic", "environment": restic.environment})
+    ended = profiles("profile", "check")
+    assert ended.returncode == 0, str(ended)
+    assert f"home: {data}; restic saves to {restic.path}" in ended.stdout
+    write(
+        "other",
+        select={"datasets": [str(data)]},
+        view={"mount_root": "/kopia", "name": "home"},
+        engine={"command": ["ls"]},
+    )
+    assert "home, other share the root /kopia/home" in profiles("profile", "check", "other").stderr
+    assert leftovers() == []
+
+
+def test_files_are_checked_by_anybody_without_a_look_at_anything_else(profiles: Profiles, tmp_path: Path) -> None:
+    path = tmp_path / "site.toml"
+    path.write_text('[select]\ndatasets = ["no/such/pool"]\n[engine]\nengine = "borg"\n')
+    ended = profiles("profile", "check", "--file", path, "--offline")
+    assert (ended.returncode, ended.stdout) == (0, "site: the file is right\n"), str(ended)
+    path.write_text("[engine]\nengine = 'borg'\n")
+    ended = profiles("profile", "check", "--file", path, "--offline")
+    assert ended.returncode == 2, str(ended)
+    assert not os.path.lexists(tmp_path / "state")

@@ -1,0 +1,423 @@
+"""Profiles: what a file says, and what each wrong file is told, with its place."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from kopiatomic.config.options import Options
+from kopiatomic.config.profile import Profile, ProfileError, check_name, load
+from kopiatomic.config.settings import TABLES
+from kopiatomic.errors import UsageError
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    """Writes a profile, by default that of the name "home"."""
+
+    def made(text: str | bytes, name: str = "home", mode: int = 0o600) -> Path:
+        path = tmp_path / f"{name}.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        path.chmod(mode)
+        return path
+
+    return made
+
+
+def read(path: Path) -> Profile:
+    profile, problems = load(str(path))
+    assert problems == []
+    return profile
+
+
+def wrong(path: Path) -> list[str]:
+    """What is wrong with a profile, without the folder."""
+    with pytest.raises(ProfileError) as caught:
+        load(str(path))
+    return caught.value.message.replace(f"{path.parent}/", "").split("\n")
+
+
+EVERYTHING = """
+[select]
+datasets = ["tank/home", "/srv"]
+recursive = true
+exclude = ["tank/home/cache"]
+by_property = false
+no_nested = true
+include_unmounted = true
+property = "org:backup"
+
+[view]
+layout = "in-place"
+only_frozen = true
+writable = ["/var/lib/x"]
+
+[engine]
+engine = "borg"
+repository = "/srv/borg"
+archive = "${hostname}-{instant}"
+options = ["--exclude", "/a b"]
+nice = 10
+ionice = "best-effort:7"
+
+[engine.environment]
+BORG_PASSPHRASE = { file = "/root/borg.pw" }
+BORG_RSH = "ssh -i /root/key"
+
+[hooks]
+pre_hook = "echo ${hostname} ${KOPIATOMIC_RUN_ID}"
+hook_timeout = "5m"
+environment = { PGPASSWORD = { command = ["pass", "show", "pg"] } }
+
+[run]
+timeout = 7200
+stop_timeout = "1m"
+wait = true
+require_atomic = true
+
+[schedule]
+calendar = "Mon..Fri 02:30"
+random_delay = "10m"
+persistent = true
+on_battery = false
+
+[records]
+state_dir = "/var/lib/other"
+keep_history = "30d"
+"""
+
+
+def test_a_profile_says_what_the_command_line_says(write: Write) -> None:
+    profile = read(write(EVERYTHING))
+    host = socket.gethostname()
+    assert Options(**profile.options()) == Options(
+        names=("tank/home", "/srv"),
+        recursive=True,
+        exclude=("tank/home/cache",),
+        no_nested=True,
+        include_unmounted=True,
+        property="org:backup",
+        layout="in-place",  # type: ignore[arg-type]
+        only_frozen=True,
+        writable=("/var/lib/x",),
+        engine="borg",
+        repository="/srv/borg",
+        archive=f"{host}-{{instant}}",
+        options="--exclude '/a b'",
+        pre_hook=f"echo {host} ${{KOPIATOMIC_RUN_ID}}",
+        hook_timeout=300.0,
+        timeout=7200.0,
+        stop_timeout=60.0,
+        wait=3650 * 86400.0,
+        require_atomic=True,
+        state_dir="/var/lib/other",
+        keep_history=30 * 86400.0,
+        nice=10,
+        ionice="best-effort:7",
+    )
+    assert profile.value("schedule", "random_delay") == 600.0
+    assert {place: value.value for place, value in profile.environment.items()} == {
+        ("engine", "BORG_PASSPHRASE"): {"file": "/root/borg.pw"},
+        ("engine", "BORG_RSH"): "ssh -i /root/key",
+        ("hooks", "PGPASSWORD"): {"command": ["pass", "show", "pg"]},
+    }
+
+
+def test_a_value_knows_its_file_and_line(write: Write) -> None:
+    origin = read(write(EVERYTHING)).values["engine", "archive"].origin
+    assert origin.position is not None
+    assert (origin.text, origin.position.line) == ('archive = "${hostname}-{instant}"', 19)
+
+
+def test_a_base_is_merged_by_table_and_replaced_by_value(write: Write) -> None:
+    write(
+        '[select]\nexclude = ["a", "b"]\nrecursive = true\n[engine.environment]\nA = "base"\nB = { file = "/b" }\n',
+        "_all",
+    )
+    write('extends = "_all"\n[select]\nexclude = ["c"]\n[engine.environment]\nA = "middle"\n', "_some")
+    profile = read(write('extends = "_some"\n[select]\ndatasets = ["tank"]\n[engine.environment]\nB = "own"\n'))
+    assert profile.options() == {"names": ("tank",), "exclude": ("c",), "recursive": True}
+    assert [value.value for value in profile.environment.values()] == ["middle", "own"]
+    assert profile.values["select", "recursive"].origin.file.endswith("/_all.toml")
+    assert [Path(file).name for file in profile.files] == ["home.toml", "_some.toml", "_all.toml"]
+
+
+WRONG = {
+    "[selct]\n": ["home.toml:1:2: unknown table [selct]; did you mean select?", "    [selct]", "     ^^^^^"],
+    "[select]\nrecursiv = true\n": [
+        "home.toml:2:1: unknown key recursiv in [select]; did you mean recursive?",
+        "    recursiv = true",
+        "    ^^^^^^^^",
+    ],
+    "[select]\nby-property = true\n": [
+        "home.toml:2:1: unknown key by-property in [select]; did you mean by_property?",
+        "    by-property = true",
+        "    ^^^^^^^^^^^",
+    ],
+    "recursive = true\n": ["home.toml:1:1: recursive belongs into [select]", "    recursive = true", "    ^^^^^^^^^"],
+    "[view]\nrecursive = true\n": [
+        "home.toml:2:1: recursive belongs into [select], not into [view]",
+        "    recursive = true",
+        "    ^^^^^^^^^",
+    ],
+    "speed = 3\n": [
+        "home.toml:1:1: unknown key speed: keys other than extends belong into a table ([select], [view], [engine], [hooks], "
+        "[run], [schedule], [records])",
+        "    speed = 3",
+        "    ^^^^^",
+    ],
+    "[engine]\nlayout_ = 1\n": [
+        "home.toml:2:1: unknown key layout_ in [engine]; did you mean layout in [view]?",
+        "    layout_ = 1",
+        "    ^^^^^^^",
+    ],
+    "select = true\n": [
+        "home.toml:1:1: select must be a table: write [select] on a line of its own, and its keys below",
+        "    select = true",
+        "    ^^^^^^",
+    ],
+    '[select]\nrecursive = "yes"\n': [
+        'home.toml:2:1: recursive must be true or false, not "yes"',
+        '    recursive = "yes"',
+        "    ^^^^^^^^^",
+    ],
+    '[select]\ndatasets = "tank/home"\n': [
+        'home.toml:2:1: datasets must be an array of texts, such as ["tank/home"], not "tank/home"',
+        '    datasets = "tank/home"',
+        "    ^^^^^^^^",
+    ],
+    "[select]\ndatasets = [\n  'a',\n  5,\n]\n": [
+        "home.toml:4:3: datasets must be an array of texts, and holds 5",
+        "      5,",
+        "      ^",
+    ],
+    "[select]\ndatasets = ['']\n": [
+        "home.toml:2:13: datasets has an empty text",
+        "    datasets = ['']",
+        " " * 16 + "^",
+    ],
+    '[select]\ndatasets = ["a\\u0000"]\n': [
+        "home.toml:2:13: datasets has a NUL character, which no name and no argument can have",
+        '    datasets = ["a\\u0000"]',
+        " " * 16 + "^",
+    ],
+    '[select]\nproperty = "${user}"\n': [
+        "home.toml:2:1: property refers to ${user}; only ${hostname} is replaced",
+        '    property = "${user}"',
+        "    ^^^^^^^^",
+    ],
+    '[view]\nlayout = "inplace"\n': [
+        'home.toml:2:1: layout must be one of "merged", "in-place", not "inplace"; did you mean in-place?',
+        '    layout = "inplace"',
+        "    ^^^^^^",
+    ],
+    "[view]\nlayout = in-place\n": [
+        'home.toml:2:10: this is not TOML: invalid value: text must be in quotes ("in-place"), and true and false in small '
+        "letters",
+        "    layout = in-place",
+        "             ^",
+    ],
+    "[select]\nrecursive = true\nrecursive = false\n": [
+        "home.toml:3:18: this is not TOML: cannot overwrite a value: this key is there twice",
+        "    recursive = false",
+        "                     ^",
+    ],
+    "[select]\nall\n": [
+        "home.toml:2:4: this is not TOML: expected '=' after a key in a key/value pair: a line is a [table], or KEY = VALUE",
+        "    all",
+        "       ^",
+    ],
+    "[select]\ndatasets = ['a'\n": [
+        "home.toml:3:1: this is not TOML: unclosed array: the ']' is missing",
+        "    ",
+        "    ^",
+    ],
+    '[run]\ntimeout = "2 hours"\n': [
+        'home.toml:2:1: timeout must be a duration such as "30s", "10m", "2h" or "1d", not "2 hours"',
+        '    timeout = "2 hours"',
+        "    ^^^^^^^",
+    ],
+    "[run]\ntimeout = true\n": [
+        'home.toml:2:1: timeout must be a duration such as "30s", "10m", "2h" or "1d", not true',
+        "    timeout = true",
+        "    ^^^^^^^",
+    ],
+    "[run]\ntimeout = 0\n": ["home.toml:2:1: timeout 0 is shorter than 0.1 s", "    timeout = 0", "    ^^^^^^^"],
+    "[run]\ntimeout = nan\n": [
+        "home.toml:2:1: timeout nan is longer than ten years",
+        "    timeout = nan",
+        "    ^^^^^^^",
+    ],
+    "[run]\ntimeout = 1e400\n": [
+        "home.toml:2:1: timeout inf is longer than ten years",
+        "    timeout = 1e400",
+        "    ^^^^^^^",
+    ],
+    "[engine]\nnice = 30\n": ["home.toml:2:1: nice must be from -20 to 19, and is 30", "    nice = 30", "    ^^^^"],
+    "[engine]\nnice = 1.5\n": ["home.toml:2:1: nice must be a whole number, not 1.5", "    nice = 1.5", "    ^^^^"],
+    '[engine]\nengine = "rustic"\n': [
+        'home.toml:2:1: engine must be one of "kopia", "restic", "borg", not "rustic"; did you mean restic?',
+        '    engine = "rustic"',
+        "    ^^^^^^",
+    ],
+    '[engine]\nengine = "borg"\ncommand = ["tar"]\n': [
+        "home.toml:3:1: command and engine exclude each other: command runs any program, engine one that is known",
+        '    command = ["tar"]',
+        "    ^^^^^^^",
+    ],
+    '[engine]\nrepository = "/srv/x"\n': [
+        "home.toml:2:1: repository is for restic and borg, and the engine is kopia",
+        '    repository = "/srv/x"',
+        "    ^^^^^^^^^^",
+    ],
+    '[engine]\ncommand = "tar"\nskip_unchanged = true\n[view]\nlayout = "in-place"\n': [
+        "home.toml:3:1: skip_unchanged is for kopia, and the engine is a command",
+        "    skip_unchanged = true",
+        "    ^^^^^^^^^^^^^^",
+    ],
+    '[view]\nlayout = "in-place"\nmount_root = "/x"\n': [
+        'home.toml:3:1: mount_root is for layout = "merged", and the layout is "in-place"',
+        '    mount_root = "/x"',
+        "    ^^^^^^^^^^",
+    ],
+    "[view]\nonly_frozen = true\n": [
+        'home.toml:2:1: only_frozen is for layout = "in-place", and the layout is "merged"',
+        "    only_frozen = true",
+        "    ^^^^^^^^^^^",
+    ],
+    "[engine]\nenvironment = 3\n": [
+        "home.toml:2:1: environment must be a table of variables: [engine.environment]",
+        "    environment = 3",
+        "    ^^^^^^^^^^^",
+    ],
+    '[engine.environment]\n"A B" = "x"\n': [
+        "home.toml:2:1: A B is not the name of a variable",
+        '    "A B" = "x"',
+        "    ^^^^^",
+    ],
+    '[engine.environment]\nA = { fil = "/x" }\n': [
+        'home.toml:2:1: A must say one thing, { file = "/root/..." }, { credential = "..." } or { command = ["..."] }, and '
+        "says fil; did you mean file?",
+        '    A = { fil = "/x" }',
+        "    ^",
+    ],
+    '[engine.environment]\nA = { file = "x" }\n': [
+        'home.toml:2:1: file must be an absolute path, and "x" is not',
+        '    A = { file = "x" }',
+        "    ^",
+    ],
+    '[engine.environment]\nA = { command = "pass show" }\n': [
+        'home.toml:2:1: command must be an array of words, such as ["pass", "show", "backup"], not a text',
+        '    A = { command = "pass show" }',
+        "    ^",
+    ],
+    '[engine.environment]\nA = { credential = "/x" }\n': [
+        'home.toml:2:1: credential must be a name, and "/x" is a path: use file for that',
+        '    A = { credential = "/x" }',
+        "    ^",
+    ],
+    '[hooks]\npre_hook = ["a"]\n': [
+        "home.toml:2:1: pre_hook must be a text, not an array",
+        '    pre_hook = ["a"]',
+        "    ^^^^^^^^",
+    ],
+    "extends = 3\n": [
+        "home.toml:1:1: extends must be the name of another profile, not 3",
+        "    extends = 3",
+        "    ^^^^^^^",
+    ],
+    'extends = "/etc/x.toml"\n': [
+        "home.toml:1:1: extends must be the name of another profile, without folder and '.toml'",
+        '    extends = "/etc/x.toml"',
+        "    ^^^^^^^",
+    ],
+    'extends = "none"\n': ["home.toml:1:1: none.toml does not exist", '    extends = "none"', "    ^^^^^^^"],
+    'extends = "home"\n': [
+        "home.toml:1:1: a profile cannot extend itself: home.toml extends home.toml",
+        '    extends = "home"',
+        "    ^^^^^^^",
+    ],
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_a_wrong_file_is_told_what_is_wrong_and_where(text: str, write: Write) -> None:
+    assert wrong(write(text)) == WRONG[text]
+
+
+def test_all_that_is_wrong_is_told_at_once(write: Write) -> None:
+    write("[run]\ntimeout = []\n", "_base")
+    lines = wrong(write('extends = "_base"\n[select]\nal = true\nrecursive = 1\n[view]\nlayout = "x"\n'))
+    assert [line.split(": ")[0] for line in lines if line.startswith(("home", "_base"))] == [
+        "home.toml:3:1",
+        "home.toml:4:1",
+        "home.toml:6:1",
+        "_base.toml:2:1",
+    ]
+
+
+def test_a_secret_in_a_file_that_others_can_read_is_refused(write: Write) -> None:
+    text = '[engine.environment]\nRESTIC_PASSWORD = "wet paint"\nRESTIC_REPOSITORY = "/srv/x"\n'
+    assert read(write(text)).environment["engine", "RESTIC_PASSWORD"].value == "wet paint"
+    lines = wrong(write(text, mode=0o640))
+    assert lines[0].startswith(
+        "home.toml:2:1: RESTIC_PASSWORD holds a secret, and others can read this file: chmod 600 "
+    )
+    assert lines[0].endswith('{ file = "/root/restic_password" }')
+    assert lines[1:] == ["    RESTIC_PASSWORD = ***", "    ^^^^^^^^^^^^^^^"]
+    for bad in ("RESTIC_PASSWORD = wet paint", "RESTIC_PASSWORD = ['wet paint']", 'P_SECRET = """\nwet paint\\q\n"""'):
+        assert "wet paint" not in "".join(wrong(write(f"[engine.environment]\n{bad}\n")))
+
+
+def test_what_is_no_file_of_text_is_told(tmp_path: Path, write: Write) -> None:
+    path = tmp_path / "home.toml"
+    assert wrong(path) == ["home.toml: there is no such file"]
+    path.mkdir()
+    assert wrong(path) == ["home.toml: it is a directory, and must be a file"]
+    path.rmdir()
+    path.symlink_to("nowhere")
+    assert wrong(path) == ["home.toml: it is a symbolic link that leads nowhere"]
+    path.unlink()
+    path.symlink_to("home.toml")
+    assert wrong(path) == ["home.toml: it cannot be read: Too many levels of symbolic links"]
+    path.unlink()
+    os.mkfifo(path)
+    assert wrong(path) == ["home.toml: it is a named pipe, and must be a file"]
+    path.unlink()
+    with socket.socket(socket.AF_UNIX) as bound:
+        bound.bind(str(path))
+        assert wrong(path) == ["home.toml: it is a socket or device, and must be a file"]
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    assert wrong(path) == ["home.toml: it is a device, and must be a file"]
+    path.unlink()
+    assert wrong(write("#" * (10 << 20))) == ["home.toml: it is larger than 1 MiB, and no profile is"]
+    assert wrong(write(b"a = 1\nb = '\xe9'\n")) == ["home.toml: line 2 is not UTF-8, which TOML must be (byte 0xe9)"]
+    assert wrong(write(b"\xef\xbb\xbf[select]\n"))[0].startswith("home.toml: it begins with a byte order mark")
+    deep = wrong(write(f"[select]\ndatasets = {'[' * 5000}{']' * 5000}\n"))
+    assert deep == ["home.toml: its tables or arrays are nested too deeply"]
+
+
+def test_a_name_that_nearly_exists_is_suggested(write: Write) -> None:
+    other = write("[select]\nall = true\n", "home-server")
+    assert wrong(other.with_name("homeserver.toml")) == [
+        "homeserver.toml: there is no such file; did you mean home-server?"
+    ]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "-a", "a b", "home.toml", ".hidden", "\x1b"])
+def test_a_name_is_a_plain_word(name: str) -> None:
+    with pytest.raises(UsageError):
+        check_name(name)
+
+
+def test_every_setting_of_a_backup_is_in_one_table() -> None:
+    keys = [setting.key for settings in TABLES.values() for setting in settings]
+    assert len(set(keys)) == len(keys)
+    assert list(TABLES) == ["select", "view", "engine", "hooks", "run", "schedule", "records"]
