@@ -187,9 +187,9 @@ def start(context: click.Context, /, *, name: str) -> None:
     """Make the backup of the schedule: what cron starts."""
     from kopiatomic.commands.backup import backup as make
     from kopiatomic.commands.schedule import start as run
+    from kopiatomic.model.schedule import Schedule
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here
-    from kopiatomic.schedules.schedule import Schedule
 
     console = Console(called(), quiet=True)
 

@@ -20,13 +20,14 @@ from kopiatomic.config.profile import Profile
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
+from kopiatomic.model.schedule import Schedule
 from kopiatomic.monitoring import lateness
 from kopiatomic.output.console import Console
 from kopiatomic.output.summary import duration
 from kopiatomic.planning import plan
 from kopiatomic.schedules import environment, files, started, trust
 from kopiatomic.schedules.files import State
-from kopiatomic.schedules.schedule import DAILY, Schedule, Scheduler
+from kopiatomic.schedules.schedule import DAILY, Scheduler
 from kopiatomic.schedules.schedule import backup as schedule_words
 from kopiatomic.schedules.schedule import check_name as check_schedule_name
 from kopiatomic.secrets.masking import Secrets

@@ -12,9 +12,12 @@ from collections.abc import Sequence
 from kopiatomic import errors
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
+from kopiatomic.model.schedule import Schedule
 from kopiatomic.output.summary import duration
-from kopiatomic.schedules.schedule import LATE, Schedule
 from kopiatomic.state.records import AHEAD, RunRecord
+
+LATE = 3
+"""After how many of its intervals without a complete success a schedule has failed."""
 
 
 @immutable

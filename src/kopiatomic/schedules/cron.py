@@ -14,6 +14,7 @@ from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.model.schedule import Schedule
 from kopiatomic.schedules import crontab as spec
 from kopiatomic.schedules import files
 from kopiatomic.schedules.schedule import (
@@ -21,7 +22,6 @@ from kopiatomic.schedules.schedule import (
     HOURLY,
     Calendar,
     File,
-    Schedule,
     answer_of,
     command,
     described,

@@ -1,25 +1,21 @@
-"""A schedule, its files, and the interface of a scheduler."""
+"""The files of a schedule, and the interface of a scheduler."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Protocol
 
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
+from kopiatomic.model.schedule import Schedule
 from kopiatomic.system import process
 from kopiatomic.text import printable
 
 CHECK_TIMEOUT = 600.0
 """Seconds for ``schedule check``. The engine's own questions have separate limits."""
-
-LATE = 3
-"""After how many of its intervals without a complete success a schedule has failed."""
-
 
 HOURLY, DAILY = "hourly", "daily"
 
@@ -28,50 +24,6 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,49}")
 
 
 _LINE = "# kopiatomic schedule: "
-
-
-@immutable
-class Schedule:
-    """One schedule. Times in seconds."""
-
-    name: str
-    calendar: str
-    """When it starts, in the form of systemd.time(7)."""
-    interval: float
-    """The longest time between two starts."""
-    program: tuple[str, ...]
-    """The argv of kopiatomic, absolute."""
-    words: tuple[str, ...]
-    """The words of the backup; empty for a profile."""
-    environment: Mapping[str, str]
-    """The whole environment of its processes, except what the platform adds."""
-    credentials: Mapping[str, str]
-    """The files that hold the engine's secrets, by the variable that each is for."""
-    state_dir: str
-    end_timeout: float
-    """How long a run may take to end, clean-up included."""
-    profile: str = ""
-    """The profile that it runs; empty for words."""
-    asked: str = ""
-    """What the profile says of when it starts; ``calendar`` is what this system makes of it."""
-    random_delay: float | None = None
-    """Up to how long a start is delayed; None for what suits the interval."""
-    persistent: bool = True
-    """Whether a missed start is made up for."""
-    on_battery: bool = True
-    """Whether it starts on battery power, too."""
-
-    def agrees(self, other: Schedule) -> bool:
-        """Whether another says the same of when and how it is started: what is installed, and not read at each run."""
-        return all(getattr(self, name) == getattr(other, name) for name in _INSTALLED)
-
-    @property
-    def shown(self) -> str:
-        """What it runs, as the words of a command line."""
-        return printable(shlex.join(["run", self.profile] if self.profile else self.words))
-
-
-_INSTALLED = ("asked", "random_delay", "persistent", "on_battery", "end_timeout")
 
 
 @immutable

@@ -24,12 +24,12 @@ from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, UsageError, advice_of, unforeseen
+from kopiatomic.model.schedule import Schedule
 from kopiatomic.schedules import files
 from kopiatomic.schedules.schedule import (
     CHECK_TIMEOUT,
     Calendar,
     File,
-    Schedule,
     answer_of,
     backup,
     check,

@@ -30,11 +30,12 @@ from kopiatomic.config.options import Options
 from kopiatomic.errors import KopiatomicError, LockedError
 from kopiatomic.model.plan import Layout
 from kopiatomic.model.report import Report
+from kopiatomic.model.schedule import Schedule
 from kopiatomic.monitoring import lateness
 from kopiatomic.output.console import Console
 from kopiatomic.runs import selecting
 from kopiatomic.schedules import on, systemd
-from kopiatomic.schedules.schedule import Schedule, Scheduler
+from kopiatomic.schedules.schedule import Scheduler
 from kopiatomic.state import locks
 from kopiatomic.state.records import Records, RunRecord
 from tests.support.programs import Kopia, Kopiatomic

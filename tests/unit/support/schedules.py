@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.model.schedule import Schedule
 from kopiatomic.schedules import environment, files, on
-from kopiatomic.schedules.schedule import Schedule, Scheduler
+from kopiatomic.schedules.schedule import Scheduler
 
 HOUR = 3600.0
 UNITS = "etc/systemd/system"
