@@ -511,7 +511,6 @@ def test_tar_and_what_it_gives_back(kopiatomic: Kopiatomic, data: Path, tmp_path
     assert (tmp_path / "file").read_text() == "frozen\n"
 
 
-@pytest.mark.skipif(shutil.which("rsync") is None, reason="rsync is not installed")
 def test_rsync(execute: Exec, data: Path, tmp_path: Path) -> None:
     assert execute("rsync", "-a", f"{data}/", f"{tmp_path}/copy/").returncode == 0
     assert (tmp_path / "copy" / "file").read_text() == "frozen\n"
