@@ -15,7 +15,7 @@ from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
 from kopiatomic.schedules import trust
-from kopiatomic.system import host
+from kopiatomic.system import host, safety
 from kopiatomic.text import printable
 
 
@@ -67,6 +67,8 @@ class Folder:
         ``trusted``: root acts on it, so nobody else may be able to change it. Raises KopiatomicError.
         """
         path = self.file(name)
+        if trusted and not safety.is_plainly_safe(self.path):
+            trust.check(self.path, "the folder of the profiles", top=self.top)
         if trusted and presence.exists(path):
             trust.check(path, "the profile", top=self.top)
         try:

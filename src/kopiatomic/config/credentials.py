@@ -130,16 +130,17 @@ def _read(source: Source, folder: str) -> str:
 
 def _private(source: Source, path: str) -> bytes:
     """Return the content of a file that root alone can read and change. Raises OSError, KopiatomicError."""
-    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)) as fd:
+    # Before it is opened: what a user can put there may never answer.
+    why = "" if os.geteuid() else safety.unsafe_way(path)
+    if why:
+        raise _bad(source, f"{printable(path)} can be replaced: {why}")
+    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW)) as fd:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             raise _bad(source, f"{printable(path)} is not a file")
         if status.st_mode & 0o077 or status.st_uid != os.geteuid():
             mend = f"chown root: {printable(path)}; chmod 600 {printable(path)}"
             raise _bad(source, f"others than root can read or change {printable(path)}: {mend}")
-        why = "" if os.geteuid() else safety.unsafe(os.path.realpath(path))
-        if why:
-            raise _bad(source, f"{printable(path)} can be replaced: {why}")
         with open(fd, "rb", closefd=False) as file:
             return file.read(_LARGEST + 1)
 

@@ -19,7 +19,7 @@ from contextlib import closing, contextmanager
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.state import locks
-from kopiatomic.system import looking, safety
+from kopiatomic.system import safety
 from kopiatomic.text import printable
 
 FILE = "state.db"
@@ -240,7 +240,7 @@ class StateFile:
         if self._safe or os.geteuid() != 0:
             return
         try:
-            why = "" if safety.is_plainly_safe(self.directory) else looking.call(self._unsafe, self.directory)
+            why = safety.unsafe_way(self.directory)
         except OSError as error:
             raise self._unusable(error) from None
         if why:
@@ -250,11 +250,6 @@ class StateFile:
                 hint="Choose one with --state-dir, in directories that root alone can write to, such as /var/lib.",
             )
         self._safe = True
-
-    def _unsafe(self) -> str:
-        """Return why others than root can change where the directory's path leads; empty if only root can. Raises OSError."""
-        path, why = safety.follow(self.directory)
-        return why or safety.unsafe(path)
 
     def _check_directory(self) -> None:
         try:

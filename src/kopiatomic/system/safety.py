@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.paths import parents
-from kopiatomic.system import accounts, host
+from kopiatomic.system import accounts, host, looking
 from kopiatomic.text import printable
 
 LINKS = 40
@@ -137,6 +137,19 @@ def follow(path: str) -> tuple[str, str]:
         if presence.is_link(above) and (why := unsafe(above)):
             break
     return os.path.join(above, os.path.basename(path)), why
+
+
+def unsafe_way(path: str) -> str:
+    """Return why others than root can change what an absolute path leads to, in words; empty if only root can.
+
+    Looks in a child where a user could hold that up. Raises OSError, and what :func:`looking.call` raises.
+    """
+    return "" if is_plainly_safe(path) else looking.call(lambda: _unsafe_way(path), path)
+
+
+def _unsafe_way(path: str) -> str:
+    followed, why = follow(path)
+    return why or unsafe(followed)
 
 
 def unsafe(path: str, until: Collection[str] = ()) -> str:

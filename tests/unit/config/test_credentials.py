@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,3 +144,81 @@ def test_they_are_masked_where_they_would_be_shown_or_kept(
     (kept,) = Records(str(tmp_path / "state")).history(1)
     assert kept.command.startswith("kopiatomic -c")
     assert PASSWORD not in kept.command + json.dumps(kept.document)
+
+
+# What a profile says of where a value is
+
+
+def source(form: str, value: str | tuple[str, ...]) -> credentials.Source:
+    return credentials.Source("RESTIC_PASSWORD", form, value, "home.toml:3:1")
+
+
+@pytest.fixture
+def safe_folder() -> Iterator[Path]:
+    """A folder that root alone can change, as all above it: pytest's are below /tmp."""
+    with tempfile.TemporaryDirectory(dir="/run") as folder:
+        yield Path(folder)
+
+
+def refused(form: str, value: str | tuple[str, ...], folder: str = "") -> str:
+    with pytest.raises(KopiatomicError) as caught:
+        credentials.resolve([source(form, value)], folder)
+    assert caught.value.kind == "credential"
+    assert caught.value.message.startswith("home.toml:3:1: the value of RESTIC_PASSWORD cannot be had: ")
+    assert PASSWORD not in caught.value.message
+    return caught.value.message
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="giving files away is root's")
+def test_a_file_of_a_secret_is_roots_alone(safe_folder: Path, tmp_path: Path) -> None:
+    path = safe_folder / "pw"
+    assert "No such file" in refused("file", str(path))
+    path.touch(0o600)
+    assert "it is empty" in refused("file", str(path))
+    path.write_text(f"{PASSWORD}\n")
+    assert credentials.resolve([source("file", str(path))], "").values == {"RESTIC_PASSWORD": PASSWORD}
+    path.chmod(0o640)
+    assert f"chmod 600 {path}" in refused("file", str(path))
+    path.chmod(0o600)
+    os.chown(path, 12345, -1)
+    assert "others than root can read or change" in refused("file", str(path))
+    os.chown(path, 0, -1)
+    safe_folder.chmod(0o777)
+    assert "can be replaced: " in refused("file", str(path))
+    safe_folder.chmod(0o700)
+    (safe_folder / "link").symlink_to(path)
+    refused("file", str(safe_folder / "link"))
+    os.mkfifo(safe_folder / "pipe")
+    assert "is not a file" in refused("file", str(safe_folder / "pipe"))
+    path.write_bytes(b"a\0b")
+    assert "NUL" in refused("file", str(path))
+    path.write_bytes(b"a" * (200 << 10))
+    assert "larger than 128 KiB" in refused("file", str(path))
+
+
+def test_a_command_prints_it_or_the_run_ends(tmp_path: Path) -> None:
+    assert credentials.resolve([source("command", ("echo", PASSWORD))], "").values == {"RESTIC_PASSWORD": PASSWORD}
+    assert credentials.resolve([source("command", ("printf", "a\n\n"))], "").values == {"RESTIC_PASSWORD": "a\n"}
+    assert "it is empty" in refused("command", ("true",))
+    assert "failed (status 3)" in refused("command", ("sh", "-c", f"echo {PASSWORD} >&2; exit 3"))
+    assert "cannot be started" in refused("command", (str(tmp_path / "none"),))
+
+
+def test_a_credential_is_the_units_or_systemds(
+    folder: Path, safe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "restic").write_text(f"{PASSWORD}\n")
+    found = credentials.resolve([source("credential", "restic")], str(folder))
+    assert (found.values, list(found.secrets)) == ({"RESTIC_PASSWORD": PASSWORD}, [PASSWORD])
+    assert "there is no credential other" in refused("credential", "other", str(folder))
+    monkeypatch.setattr(credentials, "_STORE", str(safe_folder))
+    (safe_folder / "other").touch(0o600)
+    (safe_folder / "other").write_text("of the store")
+    assert credentials.resolve([source("credential", "other")], "").values == {"RESTIC_PASSWORD": "of the store"}
+
+
+def test_a_dry_run_reads_and_starts_nothing(tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    sources = [source("command", ("touch", str(touched))), credentials.Source("PLAIN", "text", "x", "home.toml:4:1")]
+    assert credentials.plain(sources).values == {"PLAIN": "x"}
+    assert not touched.exists()
