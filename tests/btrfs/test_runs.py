@@ -102,7 +102,7 @@ def test_a_named_subvolume_whose_place_is_not_in_the_view_is_an_error(
     ended = run("-p", move, "-c", "true", outer, place)
     assert ended.returncode == 1
     assert f"{place} cannot appear at {place}: {place} is a link in the snapshot of {outer}" in ended.stderr
-    assert "--name" in ended.stderr
+    assert "name the directory that is meant by a path without it" in ended.stderr
     assert leftovers(root) == []
 
 
