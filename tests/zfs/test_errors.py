@@ -193,7 +193,7 @@ CASES = [
         1,
         "making and mounting snapshots needs root",
         _true,
-        "sudo .*-n",
+        "-n .* sudo ",
         before=_obstacle(obstacles.nobody),
     ),
     Case("no such dataset, a near name", 1, "no such dataset: {pool}/hone", _named("hone"), "{pool}/home"),
@@ -310,7 +310,7 @@ CASES = [
         1,
         "nothing is left to take: {pool}/home: --exclude {pool}/h",
         lambda world: ["--exclude", world("h**"), *_true(world)],
-        "kopiatomic plan",
+        "leave out less",
     ),
     Case(
         "no dataset has the property",
