@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 
@@ -125,6 +127,14 @@ class Family:
         keeper = only_child(main)
         launcher = only_child(keeper)
         return cls(main, keeper, launcher, only_child(launcher))
+
+
+def kill_all_of(process: subprocess.Popen[str], gate: Gate) -> None:
+    """Kill all processes of a run at one moment, while its engine waits at the gate."""
+    gate.wait()
+    family = Family.of(process.pid)
+    kill_together([family.keeper, family.launcher, family.main])
+    process.wait(10)
 
 
 def children(pid: int) -> set[int]:

@@ -22,9 +22,8 @@ from kopiatomic.runs.patience import Patience
 from kopiatomic.runs.streams import Pipes
 from kopiatomic.runs.supervisor import Supervisor
 from kopiatomic.system import btrfs as btrfs_ioctls
-from tests.btrfs.conftest import Family, Gate, children, only_child, wait_for
+from tests.btrfs.conftest import Family, Gate, children, kill_all_of, only_child, wait_for
 from tests.support.filesystems import Btrfs
-from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 
@@ -284,10 +283,7 @@ def test_the_run_after_one_whose_processes_were_all_killed_clears_what_it_left(
 ) -> None:
     """What that leaves on Btrfs is no kernel's to remove; the next run shows nothing of it."""
     with kopiatomic.started("--mount-root", root, "-c", gate.command, data) as process:
-        gate.wait()
-        family = Family.of(process.pid)
-        kill_together([family.keeper, family.launcher, family.main])
-        process.wait(10)
+        kill_all_of(process, gate)
     ended = run("-r", "-c", f"ls -A {root}{btrfs.mountpoint}", btrfs.mountpoint)
     assert ended.returncode == 0, str(ended)
     assert ".kopiatomic" not in ended.stdout

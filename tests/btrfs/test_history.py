@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.btrfs.conftest import Family, Gate
+from tests.btrfs.conftest import Gate, kill_all_of
 from tests.support.filesystems import Btrfs
-from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic
 from tests.support.schema import valid
 
@@ -141,10 +140,7 @@ def test_a_killed_run_is_told_as_such_also_after_a_run_with_another_state_direct
     data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic, run: Run, runs: Any, tmp_path: Path
 ) -> None:
     with kopiatomic.started("--mount-root", root, "-c", gate.command, data) as process:
-        gate.wait()
-        family = Family.of(process.pid)
-        kill_together([family.keeper, family.launcher, family.main])
-        process.wait(10)
+        kill_all_of(process, gate)
     (killed,) = runs()
     assert killed["result"] == "interrupted"
     elsewhere = ("--state-dir", str(tmp_path / "elsewhere"))

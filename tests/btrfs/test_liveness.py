@@ -12,9 +12,8 @@ import pytest
 
 from kopiatomic.state import ownership
 from kopiatomic.system import linux
-from tests.btrfs.conftest import Family, Gate
+from tests.btrfs.conftest import Gate, kill_all_of
 from tests.support.filesystems import Btrfs, patiently
-from tests.support.killing import kill_together
 from tests.support.other_run import recover_elsewhere
 from tests.support.programs import Kopiatomic, command
 
@@ -44,10 +43,7 @@ def alive(data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic) -> Iterato
 def dead(data: Path, root: Path, gate: Gate, kopiatomic: Kopiatomic) -> str:
     """A run whose processes were all killed while its engine ran; its id."""
     with kopiatomic.started("--mount-root", root, "-c", gate.command, data) as process:
-        gate.wait()
-        family = Family.of(process.pid)
-        kill_together([family.keeper, family.launcher, family.main])
-        process.wait(10)
+        kill_all_of(process, gate)
     return run_of(data)
 
 

@@ -19,9 +19,8 @@ import pytest
 
 from kopiatomic.state import ownership
 from kopiatomic.system.btrfs import filesystem_uuid
-from tests.btrfs.conftest import Family, Gate, wait_for
+from tests.btrfs.conftest import Gate, kill_all_of, wait_for
 from tests.support.filesystems import Btrfs, patiently
-from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.state_faults import read_only
 
@@ -46,10 +45,7 @@ def killed(data: Path, root: Path, make_gate: Callable[..., Gate], kopiatomic: K
     def kill() -> str:
         gate = make_gate()
         with kopiatomic.started("--mount-root", root, "-c", gate.command, data, data.parent / "other") as process:
-            gate.wait()
-            family = Family.of(process.pid)
-            kill_together([family.keeper, family.launcher, family.main])
-            process.wait(10)
+            kill_all_of(process, gate)
         (run_id,) = (name for name in map(run_in, (data.parent / ".kopiatomic").iterdir()) if name)
         return run_id
 
@@ -364,10 +360,7 @@ def test_one_filesystem_that_is_gone_does_not_stand_in_the_way_of_another(
 ) -> None:
     one, other = make_btrfs(), make_btrfs()
     with kopiatomic.started("--mount-root", root, "-c", gate.command, one.mountpoint, other.mountpoint) as process:
-        gate.wait()
-        family = Family.of(process.pid)
-        kill_together([family.keeper, family.launcher, family.main])
-        process.wait(10)
+        kill_all_of(process, gate)
     (run_id,) = (run_in(path) for path in (one.mountpoint / ".kopiatomic").iterdir())
     # Its processes may just be ending.
     patiently("umount", str(one.mountpoint))
