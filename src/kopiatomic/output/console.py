@@ -252,16 +252,18 @@ class Console:
 
     def table(self, rows: Sequence[Sequence[str]]) -> None:
         """Write rows of plain texts to stdout, in columns."""
+        self._columns([[("", harmless(cell)) for cell in row] for row in rows])
+
+    def _columns(self, table: Sequence[Sequence[tuple[str, str]]]) -> None:
         from kopiatomic.output import columns
 
-        shown = [[("", harmless(cell)) for cell in row] for row in rows]
-        self.verbatim(self._secrets.hide("\n".join(columns.rows(shown, *columns.look(sys.stdout)))))
+        self.verbatim(self._secrets.hide("\n".join(columns.rows(table, *columns.look(sys.stdout)))))
 
     def _plan(self, plan: Plan, engine: EngineReport) -> None:
-        from kopiatomic.output import columns, plan_table
+        from kopiatomic.output import plan_table
 
         self._keep(self._styled(sys.stdout, [plan_table.headline(plan)]))
-        self.verbatim(self._secrets.hide("\n".join(columns.rows(plan_table.table(plan), *columns.look(sys.stdout)))))
+        self._columns(plan_table.table(plan))
         self._keep(self._styled(sys.stdout, list(plan_table.lines(plan, engine, verbose=self._verbose))))
 
     def error(self, error: EndError) -> None:
