@@ -37,7 +37,7 @@ class StartOptions:
     """Whether it may start in ``/`` if its working directory does not exist."""
     stop: signal.Signals = signal.SIGTERM
     """The signal that asks it to end."""
-    priority: spawn.Priority | None = None
+    priority: spawn.Priority = spawn.Priority()
 
 
 @immutable

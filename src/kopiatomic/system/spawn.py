@@ -52,7 +52,7 @@ class SpawnOptions:
     """The controlling terminal of this process, which the program shares."""
     foreground: bool = False
     """Whether the program is in that terminal's foreground."""
-    priority: Priority | None = None
+    priority: Priority = Priority()
     first: Callable[[], None] | None = None
     """What the new process does before anything else; may raise OSError."""
 
@@ -99,8 +99,7 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], options: SpawnO
     try:
         if options.first is not None:
             options.first()
-        if options.priority is not None:
-            _give_way(options.priority)
+        _give_way(options.priority)
         # Before a signal could wake our parent through it.
         signal.set_wakeup_fd(-1)
         _lead_a_group(options)
