@@ -60,9 +60,6 @@ def _value_begins(cluster: str, with_value: set[str]) -> bool:
     return any(f"-{letter}" in with_value for letter in cluster[1:-1])
 
 
-_LONGEST = 3650 * 86400.0
-
-
 class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
     """Seconds, from ``90``, ``30s``, ``10m``, ``2h`` or ``1d``."""
 
@@ -72,19 +69,14 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
         self._least = least
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        from kopiatomic.config.options import duration
+        from kopiatomic.config.options import duration, within
 
         if isinstance(value, float):
             return value
         try:
-            seconds = duration(value)
+            return within(duration(value), value, self._least)
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        if seconds > _LONGEST:
-            self.fail(f"{value} is longer than ten years", param, ctx)
-        if seconds < self._least:
-            self.fail(f"{value} is shorter than {self._least:g} s", param, ctx)
-        return seconds
 
 
 def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:

@@ -25,4 +25,4 @@ def engine(context: click.Context, /, *, name: str, config_dir: str | None) -> N
     words = context.meta.get(COMMAND)
     if not words:
         raise click.UsageError("the engine's own words are missing: kopiatomic engine NAME -- snapshots")
-    raise SystemExit(run(name, words, folder(config_dir), Console(called()), called()))
+    raise SystemExit(run(name, words, folder(config_dir), Console(called())))

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from kopiatomic.cli.arguments import COMMAND, HELP, Command
 from kopiatomic.cli.endings import called
 from kopiatomic.cli.options import options
-from kopiatomic.cli.schedule import WithWords, all_commands, meant
+from kopiatomic.cli.schedule import WithWords, all_commands, parsed
 from kopiatomic.config.settings import TABLES
 
 if TYPE_CHECKING:
@@ -99,17 +100,11 @@ def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], An
     from kopiatomic.config.settings import COMMANDS, Form
     from kopiatomic.model.request import is_path
 
-    words, _ = meant(words, group)
-    backup = group.commands["backup"]
-    assert isinstance(backup, Command)
-    context = backup.make_context("backup", list(words))
-    raw, _, _ = backup.make_parser(context).parse_args(backup.spelled_out(list(words)))
+    _, context, raw = parsed(words, group)
     tables = {setting.name: table for table, settings in TABLES.items() for setting in settings}
     given: dict[tuple[str, str], Any] = {}
     for setting in COMMANDS["backup"]:
-        if setting.name not in tables or context.get_parameter_source(setting.name) is None:
-            continue
-        if context.get_parameter_source(setting.name).name == "DEFAULT":  # type: ignore[union-attr]
+        if setting.name not in tables or context.get_parameter_source(setting.name) in {None, ParameterSource.DEFAULT}:
             continue
         value: Any = raw.get(setting.name) if setting.form is Form.DURATION else context.params[setting.name]
         if setting.alone is not None and value == setting.alone:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from kopiatomic.commands.schedule import ScheduleRequest
     from kopiatomic.config.options import Options
     from kopiatomic.model.report import Report
-    from kopiatomic.output.console import Console
 
 
 class WithWords(WithCommand):
@@ -104,7 +103,7 @@ def install(
     codes = []
     for one in names:
         try:
-            wanted = _of_profile(one, config_dir, console)
+            wanted = _of_profile(one, config_dir)
         except KopiatomicError as error:
             # It does not keep the others from being installed.
             console.error(error)
@@ -114,14 +113,12 @@ def install(
     raise SystemExit(profiles.worst(codes))
 
 
-def _of_profile(name: str, config_dir: str | None, console: Console) -> ScheduleRequest:
+def _of_profile(name: str, config_dir: str | None) -> ScheduleRequest:
     """Return the request to schedule a profile. Raises KopiatomicError."""
     from kopiatomic.commands import profiles
     from kopiatomic.commands.schedule import ScheduleRequest
 
-    found, warnings = profiles.folder(config_dir).load(name)
-    for warning in warnings:
-        console.warning(warning)
+    found = profiles.folder(config_dir).load(name)
     asked = None if config_dir is None else os.path.abspath(config_dir)
     return ScheduleRequest(name, "", {}, (), profiles.options(found, {}), profile=found, config_dir=asked)
 
@@ -204,7 +201,7 @@ def _options_of(profile: str) -> Options:
     """Return what a profile of the folder in the environment asks for. Raises KopiatomicError."""
     from kopiatomic.commands import profiles
 
-    found, _ = profiles.folder(os.environ.get("KOPIATOMIC_CONFIG_DIR")).load(profile)
+    found = profiles.folder(os.environ.get("KOPIATOMIC_CONFIG_DIR")).load(profile)
     return replace(profiles.options(found, {}), profile=profile)
 
 
@@ -214,10 +211,11 @@ def all_commands(context: click.Context) -> click.Group:
     return found
 
 
-def meant(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], Options]:
-    """Return the words of a backup without its name, and what they mean to the one in ``group``. Raises click's errors."""
-    from kopiatomic.config.options import Options
+def parsed(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], click.Context, Mapping[str, Any]]:
+    """Return the words of a backup without its name, their context, and what each gives before it is converted.
 
+    ``group`` has the command that they are for. Raises click's errors.
+    """
     backup = group.commands["backup"]
     if words and words[0] == backup.name:
         words = words[1:]
@@ -235,7 +233,15 @@ def meant(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], Opti
         for flag in {"--version", "--help"}.intersection(parameter.opts):
             if parameter.name in given:
                 raise click.UsageError(f"{flag} is nothing for a schedule")
-    params = backup.make_context("backup", list(words)).params
+    return words, backup.make_context("backup", list(words)), given
+
+
+def meant(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], Options]:
+    """Return the words of a backup without its name, and what they mean to the one in ``group``. Raises click's errors."""
+    from kopiatomic.config.options import Options
+
+    words, context, _ = parsed(words, group)
+    params = context.params
     maintenance = not params["no_maintenance"]
     of_the_output = {"as_json", "verbose", "quiet", "no_maintenance"}
     wanted = {name: value for name, value in params.items() if name not in of_the_output}

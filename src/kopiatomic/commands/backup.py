@@ -137,8 +137,7 @@ class _Run:
         """Return where on the host the view is mounted, and the series that this run belongs to. Raises KopiatomicError."""
         options = self._options
         if options.layout is Layout.MERGED:
-            root = options.mount_root if options.name is None else f"{options.mount_root}/{options.name}"
-            resolved = roots.resolve(root)
+            resolved = roots.resolve(options.view_root())
             return resolved, resolved
         asked = [self._engine.name, *options.selection_words()]
         return roots.of_run(self._report.run_id), f"in place: {printable(shlex.join(asked))}"

@@ -6,29 +6,24 @@ import os
 from collections.abc import Sequence
 from typing import NoReturn
 
-from kopiatomic import engines
 from kopiatomic.commands import profiles
 from kopiatomic.commands.failures import ended, require_root
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.config import credentials
-from kopiatomic.config.invocation import Invocation
-from kopiatomic.config.options import words
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.output.console import Console
-from kopiatomic.secrets.masking import Secrets
+from kopiatomic.schedules.environment import created
 from kopiatomic.system import inherited
 
 
-def run(name: str, argv: Sequence[str], folder: Folder, console: Console, called: Invocation) -> int:
+def run(name: str, argv: Sequence[str], folder: Folder, console: Console) -> int:
     """Become the engine of a profile, with its repository, variables and secrets; return only an exit code of failure."""
-    return ended(lambda: _run(name, argv, folder, called), console)
+    return ended(lambda: _run(name, argv, folder, console.command_line), console)
 
 
-def _run(name: str, argv: Sequence[str], folder: Folder, called: Invocation) -> NoReturn:
-    shown = Secrets(called.words, called.environment).command_line(["kopiatomic", *called.words])
+def _run(name: str, argv: Sequence[str], folder: Folder, shown: str) -> NoReturn:
     require_root("a profile's repository and secrets are root's", shown)
-    found, _ = folder.load(name)
-    options = profiles.options(found, {})
+    options = profiles.options(folder.load(name), {})
     if options.command is not None:
         raise UsageError(
             f"{name} runs a command of its own, and has no engine", kind="usage", hint="Run that command by hand."
@@ -36,14 +31,7 @@ def _run(name: str, argv: Sequence[str], folder: Folder, called: Invocation) -> 
     place = os.environ.get("CREDENTIALS_DIRECTORY", "")
     taken = credentials.take(os.environ)
     environment = {**os.environ, **taken, **credentials.resolve(options.variables, place).values}
-    engine = engines.create(
-        None,
-        words("-o", options.options),
-        engine=options.engine,
-        repository=options.repository,
-        archive=options.archive,
-        environment=environment,
-    )
+    engine = created(options, environment)
     environment |= engine.by_hand(environment)
     program = environment.get(f"KOPIATOMIC_{engine.name.upper()}") or engine.name
     inherited.hand_on()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import resources
 from typing import Any
 
@@ -95,9 +96,7 @@ def show(name: str, folder: Folder, console: Console, *, origin: bool, as_json: 
     """Show what a profile says with everything that it extends; return the exit code."""
 
     def run() -> int:
-        found, warnings = folder.load(name, trusted=False)
-        for warning in warnings:
-            console.warning(warning)
+        found = folder.load(name, trusted=False)
         if as_json:
             console.document(_document(found))
         else:
@@ -136,9 +135,7 @@ def _safe(name: str, value: Value) -> Any:
 def _root(found: Profile) -> str | None:
     """Return the root of a merged view; None in place."""
     options = profiles.options(found, {})
-    if options.layout is not Layout.MERGED:
-        return None
-    return options.mount_root if options.name is None else f"{options.mount_root}/{options.name}"
+    return options.view_root() if options.layout is Layout.MERGED else None
 
 
 def _lines(found: Profile, *, origin: bool) -> list[str]:
@@ -195,8 +192,7 @@ def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
 def _listed(name: str, folder: Folder, schedules: Mapping[str, str]) -> _Listed:
     schedule = schedules.get(name, "")
     try:
-        found, _ = folder.load(name, trusted=False)
-        options = profiles.options(found, {})
+        options = profiles.options(folder.load(name, trusted=False), {})
     except KopiatomicError as error:
         return _Listed(name, "", "", schedule, "", error)
     engine = "command" if options.command is not None else options.engine or "kopia"
@@ -255,57 +251,35 @@ def check(
                 "--file and names exclude each other", kind="usage", hint="--file checks one file anywhere."
             )
         if file is not None:
-            return profiles.worst([_check_file(file, console, called, offline=offline)])
+            return _check(lambda: reading.load(os.path.abspath(file)), console, called, offline=offline)
         asked = folder.some(names, everything=not names)
-        codes = [_check(name, folder, console, called, offline=offline) for name in asked]
+        # Only root acts on a profile, and only for root does it matter who can change it.
+        trusted = os.geteuid() == 0
+        codes = [
+            _check(partial(folder.load, name, trusted=trusted), console, called, offline=offline) for name in asked
+        ]
         _warn_of_shared_histories(folder, asked, console)
         return console.exit_code(profiles.worst(codes))
 
     return ended(run, console)
 
 
-def _check_file(path: str, console: Console, called: Invocation, *, offline: bool) -> int:
-    name = os.path.basename(path).removesuffix(reading.SUFFIX)
-
-    def run() -> int:
-        found, warnings = reading.load(os.path.abspath(path))
-        return _checked(
-            name,
-            found,
-            warnings=["\n".join(one.lines()) for one in warnings],
-            console=console,
-            called=called,
-            offline=offline,
-        )
-
-    return ended(run, console)
+def _check(load: Callable[[], Profile], console: Console, called: Invocation, *, offline: bool) -> int:
+    return ended(lambda: _checked(load(), console, called, offline=offline), console)
 
 
-def _check(name: str, folder: Folder, console: Console, called: Invocation, *, offline: bool) -> int:
-    def run() -> int:
-        # Only root acts on a profile, and only for root does it matter who can change it.
-        found, warnings = folder.load(name, trusted=os.geteuid() == 0)
-        return _checked(name, found, warnings=warnings, console=console, called=called, offline=offline)
-
-    return ended(run, console)
-
-
-def _checked(
-    name: str, found: Profile, *, warnings: Sequence[str], console: Console, called: Invocation, offline: bool
-) -> int:
+def _checked(found: Profile, console: Console, called: Invocation, *, offline: bool) -> int:
     """Check what a profile asks for. Raises KopiatomicError."""
-    for warning in warnings:
-        console.warning(warning)
     options = profiles.options(found, {})
     plan.require_names(options.request("", ""))
     for text in outdated(here(), found, options):
         console.warning(text)
     if offline:
-        console.result(f"{name}: the file is right")
+        console.result(f"{found.name}: the file is right")
         return errors.SAVED
     from kopiatomic.commands.backup import check as look  # noqa: PLC0415 - it loads all that a run needs
 
-    report = look(replace(options, profile=name), console, called)
+    report = look(replace(options, profile=found.name), console, called)
     console.end()
     if report.error is not None:
         console.error(report.error)
@@ -314,7 +288,7 @@ def _checked(
     target = engine.target if engine is not None else None
     taken = [one.dataset.name for one in report.plan.taken] if report.plan is not None else []
     where = "" if target is None else f" saves to {target.repository} as {target.identity}"
-    console.result(f"{name}: {first_few(taken)}; {engine.name if engine is not None else 'the engine'}{where}")
+    console.result(f"{found.name}: {first_few(taken)}; {engine.name if engine is not None else 'the engine'}{where}")
     return errors.SAVED
 
 
@@ -323,7 +297,7 @@ def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Con
     sharing: dict[str, list[str]] = {}
     for name in folder.names():
         try:
-            found = folder.load(name, trusted=False)[0]
+            found = folder.load(name, trusted=False)
         except KopiatomicError:
             # It is said where that profile itself is checked.
             continue

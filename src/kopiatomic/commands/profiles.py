@@ -61,8 +61,8 @@ class Folder:
             hint="kopiatomic profile new NAME -- DATASET... makes one.",
         )
 
-    def load(self, name: str, *, trusted: bool = True) -> tuple[Profile, list[str]]:
-        """Read a profile; return it and its warnings, ready to print.
+    def load(self, name: str, *, trusted: bool = True) -> Profile:
+        """Read a profile.
 
         ``trusted``: root acts on it, so nobody else may be able to change it. Raises KopiatomicError.
         """
@@ -72,7 +72,7 @@ class Folder:
         if trusted and presence.exists(path):
             trust.check(path, "the profile", top=self.top)
         try:
-            found, warnings = profiles.load(path)
+            found = profiles.load(path)
         except ProfileError as error:
             if not presence.exists(path, follow_links=False):
                 error.hint = f"kopiatomic profile new {name} -- DATASET... makes it from the words of a backup."
@@ -80,7 +80,7 @@ class Folder:
         if trusted:
             for file in found.files[1:]:
                 trust.check(file, "the profile", top=self.top)
-        return found, ["\n".join(warning.lines()) for warning in warnings]
+        return found
 
 
 def folder(asked: str | None) -> Folder:

@@ -17,7 +17,6 @@ from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.schedules import here
-from kopiatomic.secrets.masking import Secrets
 
 FORMAT = "kopiatomic-profiles-1"
 
@@ -44,8 +43,7 @@ def run(
     """
     names = wanted.folder.some(wanted.names, everything=wanted.everything)
     if not wanted.overrides.get("dry_run"):
-        shown = Secrets(called.words, called.environment).command_line(["kopiatomic", *called.words])
-        require_root_to_freeze(shown, "-n shows without root what would be done. As root: ")
+        require_root_to_freeze(make_console().command_line, "-n shows without root what would be done. As root: ")
     codes = []
     for name in names:
         console = make_console()
@@ -62,9 +60,7 @@ def _one(wanted: RunRequest, name: str, console: Console, called: Invocation) ->
     """Run one profile; every failure is in the report."""
     try:
         # A dry run acts on nothing, so any user may look at any file.
-        profile, warnings = wanted.folder.load(name, trusted=not wanted.overrides.get("dry_run"))
-        for warning in warnings:
-            console.warning(warning)
+        profile = wanted.folder.load(name, trusted=not wanted.overrides.get("dry_run"))
         options = profiles.options(profile, wanted.overrides)
         for text in outdated(here(), profile, profiles.options(profile, {})):
             console.warning(text)

@@ -173,8 +173,7 @@ def _now(installed: Schedule, profile: Profile, options: Options) -> Schedule:
 
 def of_profiles(scheduler: Scheduler) -> dict[str, str]:
     """Return when each profile starts that has a schedule, in words. Raises KopiatomicError."""
-    installed = (scheduler.read(name) for name in scheduler.names())
-    return {one.profile: one.calendar for one in installed if one is not None and one.profile}
+    return {one.profile: one.calendar for one in _all(scheduler) if one.profile}
 
 
 def _check_words(wanted: ScheduleRequest, scheduler: Scheduler) -> None:
@@ -366,7 +365,7 @@ def _profile_lines(schedule: Schedule) -> list[str]:
     if not schedule.profile:
         return []
     try:
-        found, _ = profiles.folder(schedule.environment.get("KOPIATOMIC_CONFIG_DIR")).load(schedule.profile)
+        found = profiles.folder(schedule.environment.get("KOPIATOMIC_CONFIG_DIR")).load(schedule.profile)
         if schedule.agrees(_now(schedule, found, profiles.options(found, {}))):
             return []
         return [f"  {'OUTDATED:':<14} {_OUTDATED.format(name=schedule.name)}"]

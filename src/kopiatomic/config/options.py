@@ -6,7 +6,7 @@ import re
 import shlex
 
 from kopiatomic.config.credentials import Source
-from kopiatomic.config.settings import STATE_DIRECTORY
+from kopiatomic.config.settings import LONGEST, STATE_DIRECTORY
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import Facts
@@ -65,6 +65,10 @@ class Options:
     """The engine's I/O class; None for the caller's."""
     facts: Facts | None = None
     """Plan from these facts instead of looking; only with ``dry_run``."""
+
+    def view_root(self) -> str:
+        """Return the root of a merged view."""
+        return self.mount_root if self.name is None else f"{self.mount_root}/{self.name}"
 
     def selection_words(self) -> list[str]:
         """Return what the selection was asked for, in a fixed order: equal requests give equal words."""
@@ -135,3 +139,12 @@ def duration(text: str) -> float:
     if found is None:
         raise ValueError(f"{text!r} is not a duration such as 90, 30s, 10m, 2h or 1d")
     return float(found["number"]) * _UNITS[found["unit"]]
+
+
+def within(seconds: float, shown: str, least: float) -> float:
+    """Return a duration that is from ``least`` seconds to ten years; ``shown`` is what was given. Raises ValueError."""
+    if not seconds <= LONGEST:
+        raise ValueError(f"{shown} is longer than ten years")
+    if seconds < least:
+        raise ValueError(f"{shown} is shorter than {least:g} s")
+    return seconds

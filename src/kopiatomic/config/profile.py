@@ -19,9 +19,9 @@ from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.config.credentials import Source
-from kopiatomic.config.options import duration
+from kopiatomic.config.options import duration, within
 from kopiatomic.config.positions import Path, Position, index
-from kopiatomic.config.settings import TABLES, WITH_ENVIRONMENT, Form, Setting
+from kopiatomic.config.settings import KEYS, TABLES, WITH_ENVIRONMENT, Form, Setting
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.secrets.masking import MASK, is_secret, masked
@@ -74,8 +74,6 @@ class Problem:
 
     message: str
     origin: Origin
-    warning: bool = False
-    """Whether the profile can be used all the same."""
 
     def lines(self) -> list[str]:
         """Return the problem as shown to a person: the place and what is wrong, the line, a mark below the key."""
@@ -107,8 +105,7 @@ class Profile:
 
     def options(self) -> dict[str, Any]:
         """Return the arguments that the command line of a backup would have, by the names of the settings."""
-        known = {(table, setting.key): setting for table, settings in TABLES.items() for setting in settings}
-        return {known[place].name: value.value for place, value in self.values.items() if place[0] != "schedule"}
+        return {KEYS[place].name: value.value for place, value in self.values.items() if place[0] != "schedule"}
 
     def sources(self, table: str) -> list[Source]:
         """Return the variables of a table."""
@@ -145,13 +142,10 @@ def check_name(name: str) -> None:
         )
 
 
-def load(path: str, *, base: str | None = None) -> tuple[Profile, list[Problem]]:
-    """Read a profile with everything it extends, from ``base`` or its own folder; return it and its warnings.
-
-    Raises ProfileError with every problem found.
-    """
+def load(path: str) -> Profile:
+    """Read a profile with everything from its folder that it extends. Raises ProfileError with every problem found."""
     name = os.path.basename(path).removesuffix(SUFFIX)
-    files, problems = _chain(path, os.path.dirname(path) if base is None else base)
+    files, problems = _chain(path)
     merged: dict[Path, Value] = {}
     for file in reversed(files):
         merged |= file.values
@@ -163,9 +157,9 @@ def load(path: str, *, base: str | None = None) -> tuple[Profile, list[Problem]]
         tuple(file.path for file in files),
     )
     problems += _contradictions(profile)
-    if any(not problem.warning for problem in problems):
+    if problems:
         raise ProfileError(problems)
-    return profile, problems
+    return profile
 
 
 # One file
@@ -265,14 +259,13 @@ class _File:
             self.extends = name.removesuffix(SUFFIX)
 
     def _take_table(self, table: str, content: Mapping[str, Any]) -> None:
-        settings = {setting.key: setting for setting in TABLES[table]}
         for key, given in content.items():
             if key == "environment" and table in WITH_ENVIRONMENT:
                 self._take_environment(table, given)
-            elif key not in settings:
+            elif (table, key) not in KEYS:
                 self.wrong(_unknown_key(table, key), table, key)
             else:
-                self._take_value(settings[key], given, table, key)
+                self._take_value(KEYS[table, key], given, table, key)
 
     def _take_value(self, setting: Setting, given: object, table: str, key: str) -> None:
         if isinstance(given, list) and (setting.repeated or setting.words):
@@ -335,8 +328,9 @@ class _File:
         )
 
 
-def _chain(path: str, folder: str) -> tuple[list[_File], list[Problem]]:
+def _chain(path: str) -> tuple[list[_File], list[Problem]]:
     """Return a file and those that it extends, in this order, and the problems with each of them."""
+    folder = os.path.dirname(path)
     files = [_File(path)]
     problems = list(files[0].problems)
     while files[-1].extends is not None:
@@ -416,11 +410,7 @@ def _duration(setting: Setting, given: object) -> float:
             raise ValueError(f'must be a duration such as "30s", "10m", "2h" or "1d", not {_shown(given)}') from None
     else:
         seconds = float(given) if abs(given) < 1e18 else float("inf")
-    if not seconds <= setting.most:
-        raise ValueError(f"{_shown(given)} is longer than ten years")
-    if seconds < setting.least:
-        raise ValueError(f"{_shown(given)} is shorter than {setting.least:g} s")
-    return seconds
+    return within(seconds, _shown(given), setting.least)
 
 
 def _bad_source(name: str, given: object) -> str:
@@ -460,9 +450,8 @@ def _contradictions(profile: Profile) -> Iterator[Problem]:
         )
     name = None if command is not None else profile.value("engine", "engine", "kopia")
     layout = profile.value("view", "layout", "merged")
-    settings = {(table, setting.key): setting for table, found in TABLES.items() for setting in found}
     for place, value in profile.values.items():
-        setting = settings[place]
+        setting = KEYS[place]
         if value.value is False or value.value == ():
             continue
         if setting.engines and name not in setting.engines:
@@ -479,35 +468,32 @@ def _contradictions(profile: Profile) -> Iterator[Problem]:
 # How it is said
 
 
+_HOMES = {key: table for table, key in KEYS}
+"""The table of each key."""
+
+
 def _unknown_table(name: str, content: object) -> str:
     """Say that there is no such table, and what was probably meant."""
     if isinstance(content, dict):
         return f"unknown table [{printable(name)}]{_near(name, (*TABLES, 'extends'))}"
-    homes = _homes(name.replace("-", "_"))
-    if homes:
-        return f"{printable(name)} belongs into [{homes[0]}]"
-    return f"unknown key {printable(name)}{_near(name, ['extends'])}: keys other than extends belong into a table ({_tables()})"
+    home = _HOMES.get(name.replace("-", "_"))
+    if home is not None:
+        return f"{printable(name)} belongs into [{home}]"
+    tables = ", ".join(f"[{table}]" for table in TABLES)
+    return f"unknown key {printable(name)}{_near(name, ['extends'])}: keys other than extends belong into a table ({tables})"
 
 
 def _unknown_key(table: str, key: str) -> str:
-    homes = _homes(key.replace("-", "_"))
-    if homes and table not in homes:
-        return f"{printable(key)} belongs into [{homes[0]}], not into [{table}]"
+    word = key.replace("-", "_")
+    home = _HOMES.get(word, table)
+    if home != table:
+        return f"{printable(key)} belongs into [{home}], not into [{table}]"
     known = [setting.key for setting in TABLES[table]]
-    near = _near(key.replace("-", "_"), [*known, *(["environment"] if table in WITH_ENVIRONMENT else [])])
+    near = _near(word, [*known, *(["environment"] if table in WITH_ENVIRONMENT else [])])
     if not near:
-        everywhere = {setting.key: name for name, found in TABLES.items() for setting in found}
-        found = difflib.get_close_matches(key.replace("-", "_"), everywhere, n=1, cutoff=0.75)
-        near = f"; did you mean {found[0]} in [{everywhere[found[0]]}]?" if found else ""
+        found = difflib.get_close_matches(word, _HOMES, n=1, cutoff=0.75)
+        near = f"; did you mean {found[0]} in [{_HOMES[found[0]]}]?" if found else ""
     return f"unknown key {printable(key)} in [{table}]{near}"
-
-
-def _homes(key: str) -> list[str]:
-    return [table for table, settings in TABLES.items() if any(setting.key == key for setting in settings)]
-
-
-def _tables() -> str:
-    return ", ".join(f"[{table}]" for table in TABLES)
 
 
 def _near(word: str, known: Any) -> str:

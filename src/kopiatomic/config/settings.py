@@ -15,6 +15,9 @@ from kopiatomic.model.user_property import PROPERTY
 STATE_DIRECTORY = "/var/lib/kopiatomic"
 """Where the state database is kept by default."""
 
+LONGEST = 3650 * 86400.0
+"""Seconds. The longest duration."""
+
 
 class Group(StrEnum):
     """What an option is about."""
@@ -70,8 +73,8 @@ class Setting:
     choices: tuple[str, ...] = ()
     least: float = 0.0
     """The shortest duration, in seconds, or the smallest number."""
-    most: float = 3650 * 86400.0
-    """The longest duration, in seconds, or the largest number."""
+    most: float = LONGEST
+    """The largest number."""
     repeated: bool = False
     words: bool = False
     """A command line or a part of one, which a file may also give as an array of words."""
@@ -546,6 +549,11 @@ TABLES: Mapping[str, tuple[Setting, ...]] = {
     if group is not Group.OUTPUT
 }
 """The tables of a profile, and the settings in each."""
+
+KEYS: Mapping[tuple[str, str], Setting] = {
+    (table, setting.key): setting for table, settings in TABLES.items() for setting in settings
+}
+"""The settings by table and key."""
 
 WITH_ENVIRONMENT = ("engine", "hooks")
 """The tables that have a table ``environment``: variables and their values, or where these are."""

@@ -51,7 +51,7 @@ def folder(machine: Machine) -> Path:
 @pytest.fixture
 def install(machine: Machine, folder: Path) -> Install:
     def install() -> int:
-        found, _ = Folder(str(folder), top=str(machine.base)).load("home")
+        found = Folder(str(folder), top=str(machine.base)).load("home")
         options = replace(profiles.options(found, {}), state_dir=str(machine.base / "state"))
         wanted = ScheduleRequest("home", "", {}, (), options, profile=found, config_dir=str(folder))
         caller = {name: value for name, value in machine.caller.items() if name != "KOPIA_PASSWORD"}
@@ -102,7 +102,7 @@ def test_a_change_is_told_until_it_is_installed_again(
     machine: Machine, folder: Path, install: Install, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def told() -> list[str]:
-        found, _ = Folder(str(folder), top=str(machine.base)).load("home")
+        found = Folder(str(folder), top=str(machine.base)).load("home")
         return scheduling.outdated(machine.scheduler, found, profiles.options(found, {}))
 
     write(machine, folder)
