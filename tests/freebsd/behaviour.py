@@ -146,9 +146,7 @@ class Runs:
         if ROOT.exists():
             found.append(str(ROOT))
         if os.path.isdir(locks.DIRECTORY):
-            # That of a run that was killed may stay until its end is recorded, whatever test it is of.
-            dead = {f"run-{run_id}" for run_id in locks.runs() if not locks.alive(run_id)}
-            found += set(os.listdir(locks.DIRECTORY)) - {"id"} - dead
+            found += set(os.listdir(locks.DIRECTORY)) - {"id"}
         return found + [f"{pid} {words}" for pid, (_, words) in processes().items() if str(self.folder) in words]
 
 

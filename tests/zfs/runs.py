@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import kopiatomic.cli.entry
-from kopiatomic.state import locks
 from tests.support import forked
 from tests.support.filesystems import Pool
 from tests.support.leftovers import mounts
@@ -145,9 +144,7 @@ class Runner:
         found = [f"process {line}" for line in self.group.processes()]
         found += [f"mount {line}" for line in mounts(root)]
         # The directory's own id stays with it.
-        # That of a run that was killed may stay until its end is recorded, whatever test it is of.
-        dead = {f"run-{run_id}" for run_id in locks.runs() if not locks.alive(run_id)}
-        found += [f"lock {path}" for path in LOCKS.glob("*") if path.name not in {"id", *dead}]
+        found += [f"lock {path}" for path in LOCKS.glob("*") if path.name != "id"]
         if os.path.lexists(root):
             found.append(f"mount root {root}")
         if pools:

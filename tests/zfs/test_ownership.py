@@ -303,6 +303,9 @@ def test_a_dead_run_elsewhere_goes_when_it_is_said_to_be_dead(mine: str, killed:
     assert (run("recover", before=elsewhere).returncode, ours(pool)) == (4, [mine])
     ended = run("recover", "--assume-dead", killed, before=elsewhere)
     assert (ended.returncode, ours(pool)) == (0, []), ended
+    # The file of its lock is here, and goes with whoever looks here.
+    assert run("recover").returncode == 0
+    assert run.left(pool) == []
 
 
 # Pinned
