@@ -55,6 +55,9 @@ import os
 def test_rest(): open("ran", "a").write(f"rest {os.environ['KOPIATOMIC_VM_GUEST']}\\n")
 """
 
+# What is mounted is the business of the session that runs this one.
+NOT_LOADED = ["-p", "no:cacheprovider", "-p", "no:tests.support.dead_sessions"]
+
 Tests = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -82,7 +85,7 @@ def tests(tmp_path: Path) -> Tests:
             shutil.copy(SUPPORT / module, tmp_path / "tests/support")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("KOPIATOMIC_")}
         return subprocess.run(
-            [sys.executable, "-m", "pytest", "-rA", "-p", "no:cacheprovider", *words, "tests"],
+            [sys.executable, "-m", "pytest", "-rA", *NOT_LOADED, *words, "tests"],
             cwd=tmp_path,
             env={**inherited, **settings},
             stdin=subprocess.DEVNULL,
