@@ -97,8 +97,8 @@ def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], An
     """Return what the words of a backup say, by table and key of a profile. Raises click's errors, and UsageError."""
     import os
 
+    from kopiatomic.config.options import names_path
     from kopiatomic.config.settings import COMMANDS, Form
-    from kopiatomic.model.request import is_path
 
     _, context, raw = parsed(words, group)
     tables = {setting.name: table for table, settings in TABLES.items() for setting in settings}
@@ -109,9 +109,9 @@ def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], An
         value: Any = raw.get(setting.name) if setting.form is Form.DURATION else context.params[setting.name]
         if setting.alone is not None and value == setting.alone:
             value = True
-        if setting.name in {"names", "exclude", "writable"}:
-            value = [os.path.abspath(one) if is_path(one) else one for one in value]
-        elif setting.name in {"mount_root", "state_dir"}:
+        if setting.repeated:
+            value = [os.path.abspath(one) if names_path(setting, one) else one for one in value]
+        elif isinstance(value, str) and names_path(setting, value):
             value = os.path.abspath(value)
         given[tables[setting.name], setting.key] = str(value) if setting.form is Form.CHOICE else value
     merged = given.get(("view", "layout"), "merged") == "merged"

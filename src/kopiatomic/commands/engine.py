@@ -10,10 +10,12 @@ from kopiatomic.commands import profiles
 from kopiatomic.commands.failures import ended, require_root
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.config import credentials
+from kopiatomic.engines import program
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.output.console import Console
 from kopiatomic.schedules.environment import created
 from kopiatomic.system import inherited
+from kopiatomic.text import printable
 
 
 def run(name: str, argv: Sequence[str], folder: Folder, console: Console) -> int:
@@ -33,13 +35,19 @@ def _run(name: str, argv: Sequence[str], folder: Folder, shown: str) -> NoReturn
     environment = {**os.environ, **taken, **credentials.resolve(options.variables, place).values}
     engine = created(options, environment)
     environment |= engine.by_hand(environment)
-    program = environment.get(f"KOPIATOMIC_{engine.name.upper()}") or engine.name
+    variable = f"KOPIATOMIC_{engine.name.upper()}"
+    path = program.find(
+        environment.get(variable) or engine.name,
+        environment,
+        kind=engine.name,
+        hint=f"Install it, or set {variable} in [engine.environment] to where it is.",
+    )
     inherited.hand_on()
     try:
-        os.execvpe(program, [program, *argv], environment)  # noqa: S606 - that is what this is for
+        os.execve(path, [path, *argv], environment)  # noqa: S606 - that is what this is for
     except OSError as error:
         raise KopiatomicError(
-            f"{program} cannot be started: {error.strerror}",
-            kind=f"{engine.name}-missing",
-            hint=f"Install it, or set KOPIATOMIC_{engine.name.upper()} in [engine.environment] to where it is.",
+            f"cannot start {printable(path)}: {error.strerror}",
+            kind=f"{engine.name}-not-executable",
+            hint="Is it made for this machine, and is its interpreter installed?",
         ) from None

@@ -16,19 +16,19 @@ from kopiatomic.commands import profiles
 from kopiatomic.commands.failures import ended
 from kopiatomic.commands.history import result_of
 from kopiatomic.commands.profiles import Folder
-from kopiatomic.commands.schedule import of_profiles, outdated
+from kopiatomic.commands.schedule import all_of, of_profiles, outdated
+from kopiatomic.config import credentials, profile_text
 from kopiatomic.config import profile as reading
-from kopiatomic.config import profile_text
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
-from kopiatomic.config.profile import Profile, Value
+from kopiatomic.config.profile import Problem, Profile, ProfileError, Value
 from kopiatomic.config.settings import TABLES
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
 from kopiatomic.output.console import Console
-from kopiatomic.planning import plan
 from kopiatomic.schedules import here, trust
+from kopiatomic.schedules.environment import created
 from kopiatomic.secrets.masking import MASK, is_secret
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records
@@ -173,7 +173,7 @@ def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
     """Show all profiles: engine, schedule, last result, selection. Return the exit code: 1 if a file is wrong."""
 
     def run() -> int:
-        schedules = of_profiles(here())
+        schedules = of_profiles(all_of(here()))
         found = [_listed(name, folder, schedules) for name in folder.names()]
         if as_json:
             console.document({"format": LIST_FORMAT, "profiles": [_listed_document(one) for one in found]})
@@ -271,12 +271,13 @@ def _check(load: Callable[[], Profile], console: Console, called: Invocation, *,
 def _checked(found: Profile, console: Console, called: Invocation, *, offline: bool) -> int:
     """Check what a profile asks for. Raises KopiatomicError."""
     options = profiles.options(found, {})
-    plan.require_names(options.request("", ""))
-    for text in outdated(here(), found, options):
+    for text in outdated(all_of(here()), found, options):
         console.warning(text)
     if offline:
+        created(options, credentials.plain(options.variables).values)
         console.result(f"{found.name}: the file is right")
         return errors.SAVED
+    _check_calendar(found)
     from kopiatomic.commands.backup import check as look  # noqa: PLC0415 - it loads all that a run needs
 
     report = look(replace(options, profile=found.name), console, called)
@@ -290,6 +291,17 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
     where = "" if target is None else f" saves to {target.repository} as {target.identity}"
     console.result(f"{found.name}: {first_few(taken)}; {engine.name if engine is not None else 'the engine'}{where}")
     return errors.SAVED
+
+
+def _check_calendar(found: Profile) -> None:
+    """Refuse a time that this machine's scheduler does not know. Raises ProfileError, KopiatomicError."""
+    wanted = found.values.get(("schedule", "calendar"))
+    if wanted is not None:
+        try:
+            here().calendar(found.name, wanted.value)
+        except UsageError as error:
+            problem = Problem(error.message.removeprefix("--"), wanted.origin)
+            raise ProfileError([problem], hint=error.hint) from None
 
 
 def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Console) -> None:

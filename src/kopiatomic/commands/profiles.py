@@ -9,7 +9,7 @@ from typing import Any
 from kopiatomic import presence
 from kopiatomic.config import profile as profiles
 from kopiatomic.config.options import Options
-from kopiatomic.config.profile import SUFFIX, Profile, ProfileError
+from kopiatomic.config.profile import SUFFIX, Origin, Problem, Profile, ProfileError
 from kopiatomic.config.settings import STATE_DIRECTORY
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
@@ -91,9 +91,13 @@ def folder(asked: str | None) -> Folder:
 def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
     """Return what a run of a profile is asked for. ``overrides``, by the names of the settings, hold against the file.
 
-    A merged view has a root of its own by default, ``/kopia/NAME``, so that no two profiles share a history. Raises UsageError.
+    A merged view has a root of its own by default, ``/kopia/NAME``, so that no two profiles share a history. Raises
+    ProfileError if nothing is selected.
     """
     values = {**profile.options(), **overrides}
+    if not any(values.get(name) for name in ("names", "everything", "by_property")):
+        nothing = "nothing is selected: below [select] it needs datasets = [...], all = true or by_property = true"
+        raise ProfileError([Problem(nothing, Origin(profile.path, None, ""))])
     values["layout"] = layout = Layout(values.get("layout", Layout.MERGED))
     if layout is Layout.MERGED and not {"mount_root", "name"} & values.keys():
         values["name"] = profile.name

@@ -10,8 +10,9 @@ from kopiatomic.commands import profiles
 from kopiatomic.commands.backup import backup
 from kopiatomic.commands.failures import require_root_to_freeze
 from kopiatomic.commands.profiles import Folder
-from kopiatomic.commands.schedule import outdated
+from kopiatomic.commands.schedule import all_of, outdated
 from kopiatomic.config.invocation import Invocation
+from kopiatomic.config.profile import Profile
 from kopiatomic.errors import SIGNAL_BASE, KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
@@ -44,10 +45,11 @@ def run(
     names = wanted.folder.some(wanted.names, everything=wanted.everything)
     if not wanted.overrides.get("dry_run"):
         require_root_to_freeze(make_console().command_line, "-n shows without root what would be done. As root: ")
+    older = _schedules()
     codes = []
     for name in names:
         console = make_console()
-        report = _one(wanted, name, console, called)
+        report = _one(wanted, name, console, called, older)
         done(name, report, console)
         console.acted = not report.dry_run
         codes.append(console.exit_code(report.exit_code))
@@ -56,13 +58,26 @@ def run(
     return profiles.worst(codes)
 
 
-def _one(wanted: RunRequest, name: str, console: Console, called: Invocation) -> Report:
+def _schedules() -> Callable[[Profile], Sequence[str]]:
+    """Return what says which schedules were installed for an older version of a profile. They are read once, here."""
+    try:
+        installed = all_of(here())
+    except KopiatomicError as error:
+        # No backup fails for that.
+        unknown = f"whether a schedule was installed for an older profile cannot be told: {error.message}"
+        return lambda _profile: [unknown]
+    return lambda profile: outdated(installed, profile, profiles.options(profile, {}))
+
+
+def _one(
+    wanted: RunRequest, name: str, console: Console, called: Invocation, older: Callable[[Profile], Sequence[str]]
+) -> Report:
     """Run one profile; every failure is in the report."""
     try:
         # A dry run acts on nothing, so any user may look at any file.
         profile = wanted.folder.load(name, trusted=not wanted.overrides.get("dry_run"))
         options = profiles.options(profile, wanted.overrides)
-        for text in outdated(here(), profile, profiles.options(profile, {})):
+        for text in older(profile):
             console.warning(text)
     except KopiatomicError as error:
         return Report(run_id="", root="", error=error)

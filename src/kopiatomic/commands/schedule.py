@@ -151,14 +151,11 @@ def _times(profile: Profile) -> dict[str, Any]:
     }
 
 
-def outdated(scheduler: Scheduler, profile: Profile, options: Options) -> list[str]:
-    """Return the schedules that were installed for an older version of a profile, in words: what a run does not read.
-
-    Raises KopiatomicError.
-    """
+def outdated(installed: Sequence[Schedule], profile: Profile, options: Options) -> list[str]:
+    """Return those of the schedules that were installed for an older version of a profile, in words: what a run does not read."""
     return [
         f"the schedule {one.name} was {_OUTDATED.format(name=one.name)}"
-        for one in _all(scheduler)
+        for one in installed
         if one.profile == profile.name and not one.agrees(_now(one, profile, options))
     ]
 
@@ -171,9 +168,9 @@ def _now(installed: Schedule, profile: Profile, options: Options) -> Schedule:
     return replace(installed, end_timeout=_end_timeout(options), **_times(profile))
 
 
-def of_profiles(scheduler: Scheduler) -> dict[str, str]:
-    """Return when each profile starts that has a schedule, in words. Raises KopiatomicError."""
-    return {one.profile: one.calendar for one in _all(scheduler) if one.profile}
+def of_profiles(installed: Sequence[Schedule]) -> dict[str, str]:
+    """Return when each profile starts that has a schedule, in words."""
+    return {one.profile: one.calendar for one in installed if one.profile}
 
 
 def _check_words(wanted: ScheduleRequest, scheduler: Scheduler) -> None:
@@ -288,7 +285,7 @@ def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) ->
     def run() -> int:
         _require_root(console)
         found, failures = [], []
-        for one in [_installed(scheduler, name)] if name else _all(scheduler):
+        for one in [_installed(scheduler, name)] if name else all_of(scheduler):
             try:
                 found.append(_standing(one))
             except KopiatomicError as error:
@@ -309,7 +306,8 @@ def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) ->
     return ended(run, console)
 
 
-def _all(scheduler: Scheduler) -> list[Schedule]:
+def all_of(scheduler: Scheduler) -> list[Schedule]:
+    """Return all installed schedules. Raises KopiatomicError if they cannot be read."""
     found = (scheduler.read(name) for name in scheduler.names())
     return [schedule for schedule in found if schedule is not None]
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 
 from kopiatomic.config.credentials import Source
-from kopiatomic.config.settings import LONGEST, STATE_DIRECTORY
+from kopiatomic.config.settings import LONGEST, STATE_DIRECTORY, Setting
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import Facts
 from kopiatomic.model.plan import Layout
-from kopiatomic.model.request import Request
-from kopiatomic.model.user_property import PROPERTY
+from kopiatomic.model.request import Request, is_path, is_pattern
+from kopiatomic.model.user_property import PROPERTY, is_user_property
 from kopiatomic.state import ownership
 from kopiatomic.text import printable
 
@@ -106,12 +107,58 @@ class Options:
 
 def check_name(name: str) -> None:
     """Refuse a --name that is not a plain directory name. Raises UsageError."""
-    if name in {"", ".", ".."} or "/" in name or name.startswith("-"):
-        raise UsageError(
-            f"--name {printable(name)}: it must be one path component, not '.' or '..', without a leading dash",
-            kind="bad-name",
-            hint="For example: --name home",
-        )
+    if problem := _bad_directory(name):
+        raise UsageError(f"--name {printable(name)}: it {problem}", kind="bad-name", hint="For example: --name home")
+
+
+def names_path(setting: Setting, value: str) -> bool:
+    """Whether a value is a path, which a profile must give as an absolute one: who reads a profile may be in any directory."""
+    return setting.directory or (setting.completion is not None and is_path(value))
+
+
+def problem_with(setting: Setting, value: str) -> str:
+    """Return what is wrong with a text in a file, as it follows the setting's name; empty if the text alone shows nothing."""
+    if not value.strip() and setting.default != "":
+        return "is empty"
+    if names_path(setting, value) and not os.path.isabs(value):
+        return f"must be an absolute path, and {printable(value)} is not"
+    return _WRONG[setting.name](value) if setting.name in _WRONG else ""
+
+
+def _bad_dataset(name: str) -> str:
+    if name.startswith("-"):
+        return f"must hold datasets and paths, and {printable(name)} is an option, which has a key of its own"
+    if not is_path(name) and not is_pattern(name) and ("@" in name or "#" in name):
+        return f"must hold datasets and paths, and {printable(name)} is a snapshot or bookmark"
+    return ""
+
+
+def _bad_directory(name: str) -> str:
+    plain = name not in {"", ".", ".."} and "/" not in name and not name.startswith("-")
+    return "" if plain else "must be one path component, not '.' or '..', without a leading dash"
+
+
+def _bad_property(name: str) -> str:
+    return "" if is_user_property(name) else "must be a user property of ZFS, such as backup:this (see zfsprops(7))"
+
+
+def _bad_words(text: str) -> str:
+    try:
+        shlex.split(text)
+    except ValueError as error:
+        return f"is not words as a shell takes them: {str(error)[0].lower()}{str(error)[1:]}"
+    return ""
+
+
+_WRONG = {
+    "names": _bad_dataset,
+    "exclude": _bad_dataset,
+    "property": _bad_property,
+    "name": _bad_directory,
+    "command": _bad_words,
+    "options": _bad_words,
+}
+"""What finds out, by setting, what is wrong with a text."""
 
 
 def words(flag: str, text: str) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.config.credentials import Source
-from kopiatomic.config.options import duration, within
+from kopiatomic.config.options import duration, problem_with, within
 from kopiatomic.config.positions import Path, Position, index
 from kopiatomic.config.settings import KEYS, TABLES, WITH_ENVIRONMENT, Form, Setting
 from kopiatomic.errors import KopiatomicError, UsageError
@@ -122,13 +122,13 @@ class Profile:
 class ProfileError(UsageError):
     """Files that are wrong, with all that is wrong with them."""
 
-    def __init__(self, problems: list[Problem]) -> None:
+    def __init__(self, problems: list[Problem], hint: str | None = None) -> None:
         lines = [line for problem in problems for line in problem.lines()]
-        super().__init__("\n".join(lines), kind="bad-profile")
+        super().__init__("\n".join(lines), kind="bad-profile", hint=hint)
         self.problems = problems
 
     def __reduce__(self) -> tuple[object, ...]:
-        return ProfileError, (self.problems,)
+        return ProfileError, (self.problems, self.hint)
 
 
 def check_name(name: str) -> None:
@@ -274,6 +274,9 @@ class _File:
                 return
             texts = [item for item in items if item is not None]
             value: Any = tuple(texts) if setting.repeated else shlex.join(texts)
+            if not setting.repeated and not texts and setting.default != "":
+                self.wrong(f"{key} is empty", table, key)
+                return
         else:
             try:
                 value = _converted(setting, given)
@@ -294,14 +297,20 @@ class _File:
         if "\0" in given:
             self.wrong(f"{place[1]} has a NUL character, which no name and no argument can have", *place)
             return None
-        if setting.repeated and not given:
+        if setting.repeated and not given.strip():
             self.wrong(f"{place[1]} has an empty text", *place)
             return None
         unknown = [name for name in _REFERENCE.findall(given) if name != "hostname"]
         if unknown and setting.name not in _SHELL:
             self.wrong(f"{place[1]} refers to ${{{printable(unknown[0])}}}; only ${{hostname}} is replaced", *place)
             return None
-        return given.replace("${hostname}", socket.gethostname()) if "${hostname}" in given else given
+        text = given.replace("${hostname}", socket.gethostname()) if "${hostname}" in given else given
+        # A word of an array may be anything.
+        problem = "" if setting.words and len(place) > 2 else problem_with(setting, text)
+        if problem:
+            self.wrong(f"{place[1]} {problem}", *place)
+            return None
+        return text
 
     def _take_environment(self, table: str, content: object) -> None:
         if not isinstance(content, dict):
@@ -447,6 +456,11 @@ def _contradictions(profile: Profile) -> Iterator[Problem]:
     if engine is not None and command is not None:
         yield Problem(
             "command and engine exclude each other: command runs any program, engine one that is known", command.origin
+        )
+    if profile.value("select", "recursive") and profile.value("select", "no_nested"):
+        yield Problem(
+            "recursive and no_nested exclude each other: the one takes what is nested in the subvolumes, the other leaves it out",
+            profile.values["select", "no_nested"].origin,
         )
     name = None if command is not None else profile.value("engine", "engine", "kopia")
     layout = profile.value("view", "layout", "merged")

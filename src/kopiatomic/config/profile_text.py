@@ -43,11 +43,7 @@ def toml(value: Any) -> str:
     Raises UsageError for text that is not UTF-8, which TOML cannot hold.
     """
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {_item(below)}" for key, below in value.items()) + " }"
-    return _item(value)
-
-
-def _item(value: Any) -> str:
+        return "{ " + ", ".join(f"{key} = {toml(below)}" for key, below in value.items()) + " }"
     if not isinstance(value, str) and isinstance(value, Iterable):
         return "[" + ", ".join(map(_plain, value)) + "]"
     return _plain(value)
@@ -57,7 +53,7 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if not isinstance(value, str):
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -113,7 +109,9 @@ def _default(setting: Setting) -> str:
             return toml("1h")
         case Form.NUMBER:
             return "0"
-    return "[]" if setting.words else toml(setting.value or "")
+    if setting.words:
+        return "[]" if setting.default == "" else toml(["..."])
+    return toml(f"/{setting.value}" if setting.directory else setting.value or "")
 
 
 # For editors
@@ -147,7 +145,7 @@ def schema() -> dict[str, Any]:
             **tables,
         },
         "definitions": {
-            "text": {"type": "string", "pattern": "^[^\\u0000]*$"},
+            "text": {"type": "string", "pattern": _TEXT},
             "duration": {
                 "description": "Seconds, or a text with a unit.",
                 "anyOf": [
@@ -185,13 +183,32 @@ def _sources() -> list[dict[str, Any]]:
     ]
 
 
+_TEXT = r"^[^\u0000]*$"
+_FILLED = r"^[^\u0000]*[^\s\u0000][^\u0000]*$"
+_ABSOLUTE = r"^/[^\u0000]*$"
+_RULES = {
+    "names": r"^(/[^\u0000]*|(?!\s*$|-|\.{1,2}(/|$))[^@#\u0000]*)$",
+    "exclude": r"^(/[^\u0000]*|(?!\s*$|-|\.{1,2}(/|$))([^@#\u0000]*|[^\u0000]*\*[^\u0000]*))$",
+    "property": r"^(?=.*:)([a-z0-9_.:]|\$\{hostname\})([a-z0-9_.:-]|\$\{hostname\}){0,255}$",
+    "name": r"^(?!\s*$|-|\.{1,2}$)[^/\u0000]+$",
+    "repository": r"^(?!\s*$|\.{1,2}(/|$))[^\u0000]+$",
+}
+"""What a text must be, by setting, for what ``config.options.problem_with`` refuses and a pattern can say."""
+
+
+def _pattern(setting: Setting) -> str:
+    if setting.directory:
+        return _ABSOLUTE
+    return _RULES.get(setting.name, _TEXT if setting.default == "" else _FILLED)
+
+
 def _schema_of(setting: Setting) -> dict[str, Any]:
     told: dict[str, Any] = {"description": _help(setting)}
     if setting.default not in {None, ""}:
         told["default"] = setting.default
-    text = {"$ref": "#/definitions/text"}
+    text = {"type": "string", "pattern": _pattern(setting)}
     if setting.repeated:
-        return told | {"type": "array", "items": {"type": "string", "pattern": "^[^\\u0000]+$"}}
+        return told | {"type": "array", "items": text}
     match setting.form:
         case Form.FLAG:
             return told | {"type": "boolean", "default": bool(setting.default)}
@@ -202,4 +219,7 @@ def _schema_of(setting: Setting) -> dict[str, Any]:
             return told | ({"anyOf": [rule, {"const": True}]} if setting.alone is not None else {"allOf": [rule]})
         case Form.NUMBER | Form.COUNT:
             return told | {"type": "integer", "minimum": int(setting.least), "maximum": int(setting.most)}
-    return told | {"anyOf": [text, {"type": "array", "items": text}]} if setting.words else told | {"allOf": [text]}
+    if setting.words:
+        least = 0 if setting.default == "" else 1
+        return told | {"anyOf": [text, {"type": "array", "minItems": least, "items": {"$ref": "#/definitions/text"}}]}
+    return told | text

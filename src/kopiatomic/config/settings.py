@@ -84,6 +84,8 @@ class Setting:
     """The only layout that it is for."""
     alone: str | None = None
     """The value of the option when it is given without one."""
+    directory: bool = False
+    """A directory of this machine, whatever its name looks like."""
     shows_default: bool = False
     variable: str | None = None
     """The environment variable that sets it."""
@@ -125,6 +127,7 @@ _STATE_DIR = _text(
     default=STATE_DIRECTORY,
     shows_default=True,
     variable="KOPIATOMIC_STATE_DIR",
+    directory=True,
     completion=Completion.DIRECTORIES,
 )
 _JSON = _flag("as_json", "--json", Group.OUTPUT, "One JSON document on stdout.")
@@ -206,6 +209,7 @@ _MOUNT_ROOT = _text(
     default="/kopia",
     shows_default=True,
     layout="merged",
+    directory=True,
     completion=Completion.DIRECTORIES,
 )
 
@@ -259,6 +263,7 @@ _ENGINE = (
         "In place: a directory that the engine must write to stays live. Repeatable.",
         repeated=True,
         layout="in-place",
+        directory=True,
         completion=Completion.DIRECTORIES,
     ),
     _flag(

@@ -103,7 +103,7 @@ def test_a_change_is_told_until_it_is_installed_again(
 ) -> None:
     def told() -> list[str]:
         found = Folder(str(folder), top=str(machine.base)).load("home")
-        return scheduling.outdated(machine.scheduler, found, profiles.options(found, {}))
+        return scheduling.outdated(scheduling.all_of(machine.scheduler), found, profiles.options(found, {}))
 
     write(machine, folder)
     assert install() == 0
@@ -128,7 +128,7 @@ def test_who_looks_at_schedules_sees_the_profile(
     monkeypatch.setattr("kopiatomic.schedules.trust.check", lambda *_, **__: None)
     write(machine, folder)
     assert install() == 0
-    assert scheduling.of_profiles(machine.scheduler) == {"home": "daily"}
+    assert scheduling.of_profiles(scheduling.all_of(machine.scheduler)) == {"home": "daily"}
     write(machine, folder, '[schedule]\ncalendar = "hourly"\n')
     capsys.readouterr()
     assert scheduling.show(machine.scheduler, Console(), name="home", as_json=False) == 0

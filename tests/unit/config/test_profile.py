@@ -47,7 +47,7 @@ datasets = ["tank/home", "/srv"]
 recursive = true
 exclude = ["tank/home/cache"]
 by_property = false
-no_nested = true
+no_nested = false
 include_unmounted = true
 property = "org:backup"
 
@@ -98,7 +98,6 @@ def test_a_profile_says_what_the_command_line_says(write: Write) -> None:
         names=("tank/home", "/srv"),
         recursive=True,
         exclude=("tank/home/cache",),
-        no_nested=True,
         include_unmounted=True,
         property="org:backup",
         layout="in-place",  # type: ignore[arg-type]
@@ -340,6 +339,59 @@ WRONG = {
         "home.toml:1:1: a profile cannot extend itself: home.toml extends home.toml",
         '    extends = "home"',
         "    ^^^^^^^",
+    ],
+    '[select]\ndatasets = ["/srv", "./x"]\n': [
+        "home.toml:2:21: datasets must be an absolute path, and ./x is not",
+        '    datasets = ["/srv", "./x"]',
+        " " * 24 + "^",
+    ],
+    '[select]\ndatasets = ["-r"]\n': [
+        "home.toml:2:13: datasets must hold datasets and paths, and -r is an option, which has a key of its own",
+        '    datasets = ["-r"]',
+        " " * 16 + "^",
+    ],
+    '[select]\nexclude = ["tank@monday"]\n': [
+        "home.toml:2:12: exclude must hold datasets and paths, and tank@monday is a snapshot or bookmark",
+        '    exclude = ["tank@monday"]',
+        " " * 15 + "^",
+    ],
+    '[select]\nproperty = "mountpoint"\n': [
+        "home.toml:2:1: property must be a user property of ZFS, such as backup:this (see zfsprops(7))",
+        '    property = "mountpoint"',
+        "    ^^^^^^^^",
+    ],
+    "[select]\nrecursive = true\nno_nested = true\n": [
+        "home.toml:3:1: recursive and no_nested exclude each other: the one takes what is nested in the subvolumes, the other "
+        "leaves it out",
+        "    no_nested = true",
+        "    ^^^^^^^^^",
+    ],
+    '[view]\nmount_root = "view"\n': [
+        "home.toml:2:1: mount_root must be an absolute path, and view is not",
+        '    mount_root = "view"',
+        "    ^^^^^^^^^^",
+    ],
+    '[view]\nname = "a/b"\n': [
+        "home.toml:2:1: name must be one path component, not '.' or '..', without a leading dash",
+        '    name = "a/b"',
+        "    ^^^^",
+    ],
+    '[engine]\nengine = "restic"\nrepository = "../repository"\n': [
+        "home.toml:3:1: repository must be an absolute path, and ../repository is not",
+        '    repository = "../repository"',
+        "    ^^^^^^^^^^",
+    ],
+    "[engine]\ncommand = []\n": ["home.toml:2:1: command is empty", "    command = []", "    ^^^^^^^"],
+    '[engine]\noptions = "--tag \'a"\n': [
+        "home.toml:2:1: options is not words as a shell takes them: no closing quotation",
+        '    options = "--tag \'a"',
+        "    ^^^^^^^",
+    ],
+    '[hooks]\npost_hook = " "\n': ["home.toml:2:1: post_hook is empty", '    post_hook = " "', "    ^^^^^^^^^"],
+    '[records]\nstate_dir = "state"\n': [
+        "home.toml:2:1: state_dir must be an absolute path, and state is not",
+        '    state_dir = "state"',
+        "    ^^^^^^^^^",
     ],
 }
 
