@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shlex
 import shutil
+import signal
 import sqlite3
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -14,7 +18,9 @@ from typing import Any
 import pytest
 
 from kopiatomic.config.profile_text import toml
+from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
+from tests.support.leftovers import processes
 from tests.support.programs import Completed, Kopia, Kopiatomic
 from tests.support.repositories import PASSWORD, Borg, Restic
 from tests.support.schema import valid
@@ -79,6 +85,17 @@ def document(ended: Completed) -> Any:
     for one in whole["profiles"]:
         valid(json.dumps(one["run"]))
     return whole["profiles"]
+
+
+def holders(secret: str) -> set[str]:
+    """What of which programs has a text in it, of all processes of this machine."""
+    found = set()
+    for what in ("cmdline", "environ"):
+        for path in Path("/proc").glob(f"[0-9]*/{what}"):
+            with contextlib.suppress(OSError):
+                if secret.encode() in path.read_bytes():
+                    found.add(f"{what} of {path.with_name('comm').read_text().strip()}")
+    return found
 
 
 def variables(environment: Mapping[str, str], secret: str, source: Any) -> dict[str, Any]:
@@ -149,6 +166,44 @@ def test_a_password_from_elsewhere_reaches_the_engine_and_nothing_else(
     for place in (told, ended.stdout, ended.stderr, dumped, profiles("history", "--json").stdout):
         assert PASSWORD not in place
     assert leftovers() == []
+
+
+def test_a_secret_is_in_the_engine_alone_and_in_no_core_dump(
+    data: Path, kopiatomic: Kopiatomic, profiles: Profiles, write: Write, folder: Path, tmp_path: Path
+) -> None:
+    """A caller who wants core dumps gets none, whichever process of the run it is that dies of a fault."""
+    pattern = Path("/proc/sys/kernel/core_pattern").read_text()
+    if pattern.startswith(("|", "/")):
+        pytest.skip(f"this machine keeps core dumps elsewhere: {pattern}")
+    secret = folder / "password"
+    secret.touch(0o600)
+    secret.write_text(f"{PASSWORD}\n")
+    write(
+        "home",
+        select={"datasets": [str(data)]},
+        view={"mount_root": str(tmp_path / "view")},
+        engine={
+            "command": ["sh", "-c", f"touch {tmp_path}/begun; sleep 60"],
+            "environment": {"DB_PASSWORD": {"file": str(secret)}},
+        },
+    )
+    place = tmp_path / "cwd"
+    place.mkdir()
+    # A process that does as it likes dumps core there, so that finding none means something.
+    environment = {**kopiatomic.environment, "KOPIATOMIC_CONFIG_DIR": str(folder)}
+    words = shlex.join(Kopiatomic.argv("run", "home"))
+    script = f"ulimit -S -c unlimited; cd {place}; sleep 60 & kill -ABRT $!; wait $!; mv core* {tmp_path}; exec {words}"
+    with subprocess.Popen(["sh", "-c", script], env=environment, stdin=subprocess.DEVNULL) as run:
+        wait_for((tmp_path / "begun").exists, "the engine's start")
+        of_the_run = [int(line.split()[0]) for line in processes(kopiatomic.environment["KOPIATOMIC_TEST_MARK"])]
+        assert len(of_the_run) >= 4
+        assert holders(PASSWORD) == {"environ of sh", "environ of sleep"}
+        for pid in of_the_run:
+            os.kill(pid, signal.SIGABRT)
+        run.wait(30)
+    assert len(list(tmp_path.glob("core*"))) == 1
+    assert [str(path) for top in ("/", place, data) for path in Path(top).glob("core*")] == []
+    assert profiles("recover").returncode == 0
 
 
 def test_the_engine_by_hand_has_repository_and_password(

@@ -47,6 +47,8 @@ def settle() -> None:
     _settle_descriptors()
     # Not earlier: if descriptors cannot be listed, the limit bounds their numbers.
     _callers = replace(_callers, files=_more_files())
+    # What we hold, and the engine, may be a password. Nothing gets this limit back: 'ulimit -S -c' of a command's own raises it.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     _settle_streams()
     _settle_path()
 
