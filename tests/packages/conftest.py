@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.packages.machine import TREE, Machine, machine
+from tests.packages.booted import PASSWORD, Host
+from tests.packages.machine import TREE, Machine, booted_machine, machine
 from tests.support.filesystems import Btrfs, mounted_btrfs
 from tests.support.programs import command
 
@@ -67,4 +68,24 @@ def host(
         shutil.copy(file, exchange)
     with machine(request.param, exchange) as host:
         host.apt("install", "python3-click", "python3-rich")
+        yield host
+
+
+@pytest.fixture(scope="session", params=SUITES)
+def booted(
+    request: pytest.FixtureRequest,
+    made_btrfs: tuple[Path, Btrfs],
+    package: Path,
+) -> Iterator[Host]:
+    exchange, filesystem = made_btrfs
+    kopia = shutil.which("kopia")
+    assert kopia is not None
+    for file in (package, Path(kopia)):
+        shutil.copy(file, exchange)
+    with booted_machine(request.param, exchange) as machine:
+        machine("dpkg", "-i", machine.there(exchange / package.name))
+        machine("install", "-m", "0755", "/exchange/kopia", "/usr/local/bin/kopia")
+        machine.shell(f"umask 077; printf %s '{PASSWORD}' >/etc/kopia.pw")
+        host = Host(machine, machine.there(filesystem.mountpoint / "home"), filesystem)
+        host.kopia("repository", "create", "filesystem", "--path=/srv/repository", "--no-persist-credentials")
         yield host

@@ -29,12 +29,8 @@ _ENVIRONMENT = {
     "hooks": "Variables for the hooks.",
 }
 
-_EXAMPLES = (
-    '# RESTIC_REPOSITORY = "/srv/backup"',
-    '# RESTIC_PASSWORD = { file = "/root/restic.pw" }',
-    '# RESTIC_PASSWORD = { credential = "restic" }',
-    '# RESTIC_PASSWORD = { command = ["pass", "show", "backup"] }',
-)
+_SECRETS = {"kopia": "KOPIA_PASSWORD", "restic": "RESTIC_PASSWORD", "borg": "BORG_PASSPHRASE"}
+"""The variable that has an engine's password."""
 
 
 def toml(value: Any) -> str:
@@ -85,8 +81,24 @@ def starting_file(name: str, given: Mapping[tuple[str, str], Any], schema: str) 
                 f"{setting.key} = {toml(value)}" if value is not None else f"# {setting.key} = {_default(setting)}"
             ]
         if table in WITH_ENVIRONMENT:
-            lines += ["", f"[{table}.environment]  # {_ENVIRONMENT[table]}", *_EXAMPLES]
+            lines += ["", f"[{table}.environment]  # {_ENVIRONMENT[table]}", *_examples(_secret(table, given))]
     return "\n".join(lines) + "\n"
+
+
+def _secret(table: str, given: Mapping[tuple[str, str], Any]) -> str:
+    """Return a variable that probably holds a password there."""
+    if table == "hooks" or ("engine", "command") in given:
+        return "PGPASSWORD"
+    return _SECRETS[given.get(("engine", "engine"), "kopia")]
+
+
+def _examples(variable: str) -> list[str]:
+    word = variable.lower().removesuffix("password").removesuffix("passphrase").strip("_")
+    return [
+        f'# {variable} = {{ file = "/root/{word}.pw" }}',
+        f'# {variable} = {{ credential = "{word}" }}',
+        f'# {variable} = {{ command = ["pass", "show", "{word}"] }}',
+    ]
 
 
 def _help(setting: Setting) -> str:
