@@ -58,6 +58,7 @@ def _btrfs(rounds: int, folder: Path, state: Path, results: Results) -> None:
         goals = {1000: {"loop": ">=4", "bare": "<=1.3"}}
         for count in COUNTS:
             contest.compare(contest.measure(count, count), **goals.get(count, {}))
+        contest.profile(GROUPS[0])
 
 
 def _scale(rounds: int, folder: Path, state: Path, results: Results) -> None:

@@ -144,6 +144,32 @@ class Orchestration:
         # Without that of the round that fills the caches.
         return Measured(count, times, {name: seconds[1:] for name, seconds in self._frozen.items()})
 
+    def profile(self, count: int) -> None:
+        """Add what a run of a profile takes more than a run of the same words."""
+        heads, _ = self._many.first(count)
+        profiles = self._state / "profiles"
+        profiles.mkdir(mode=0o700)
+        (profiles / "many.toml").write_text(
+            f"[select]\ndatasets = {json.dumps(list(map(str, heads)))}\nrecursive = true\n"
+            f'[view]\nmount_root = "{self._folder}/view"\n[engine]\ncommand = ["true"]\n'
+        )
+        words = ["run", "--config-dir", str(profiles), "--quiet", "--json", "many"]
+
+        def run() -> float:
+            argv = [sys.executable, "-m", "kopiatomic", *words]
+            cost = once(argv, output=self._document, env=self.environment())
+            assert json.loads(self._document.read_text())["exit_code"] == 0
+            return cost.seconds
+
+        contestants: dict[str, Callable[[], float]] = {"words": lambda: self._kopiatomic(heads), "profile": run}
+        times = in_turns(contestants, 3 * self._rounds, f"{self._many.filesystem}, {count} datasets, from a profile")
+        for name, seconds in times.items():
+            self._results.times.append(Times(f"run of {name}", count, seconds))
+        more = [1000 * (long - short) for long, short in zip(times["profile"], times["words"], strict=True)]
+        self._results.figures.append(
+            figure(f"{self._many.filesystem}, {count} datasets: profile - words", more, "<=40", unit="ms")
+        )
+
     def whole_loop_once(self, count: int) -> None:
         """Time the loop over all, once."""
         seconds = self._loop(self._many.first(count)[1])
