@@ -35,7 +35,7 @@ CASES = (
         "files",
         (),
         'KOPIA_PASSWORD = { file = "/etc/kopia.pw" }',
-        'id=$(kopiatomic engine files -- snapshot list --json | python3 -c "import json, sys; print(json.load(sys.stdin)[-1][\'id\'])")\n'
+        "id=$(kopiatomic engine files -- snapshot list --json | python3 -c \"import json, sys; print(json.load(sys.stdin)[-1]['id'])\")\n"
         "kopiatomic engine files -- snapshot restore $id $TO",
     ),
     Case(

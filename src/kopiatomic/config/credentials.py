@@ -46,18 +46,31 @@ def take(environment: MutableMapping[str, str]) -> dict[str, str]:
     folder = environment.pop("CREDENTIALS_DIRECTORY", "")
     if not folder:
         return {}
+    found = {}
     try:
-        return {name: _value(os.path.join(folder, name)) for name in sorted(os.listdir(folder)) if is_variable(name)}
+        for name in sorted(filter(is_variable, os.listdir(folder))):
+            path = os.path.join(folder, name)
+            try:
+                found[name] = _text(_handed(path))
+            except ValueError as error:
+                raise _unusable(path, str(error)) from None
     except OSError as error:
         raise _unusable(error.filename or folder, error.strerror or str(error)) from None
+    return found
 
 
-def _value(path: str) -> str:
-    """Return the content of a file. Raises OSError, KopiatomicError."""
+def _handed(path: str) -> bytes:
+    """Return what a service manager has handed over, as far as a variable could hold it. Raises OSError."""
     with open(path, "rb") as file:
-        content = file.read()
+        return file.read(_LARGEST + 1)
+
+
+def _text(content: bytes) -> str:
+    """Return a value without its trailing newline. Raises ValueError with the reason if no variable can have it."""
     if b"\0" in content:
-        raise _unusable(path, "it holds a NUL byte, which no environment variable can")
+        raise ValueError("it holds a NUL byte, which no environment variable can")
+    if len(content) >= _LARGEST:
+        raise ValueError(f"it is larger than {_LARGEST >> 10} KiB, which no environment variable can be")
     return os.fsdecode(content.removesuffix(b"\n"))
 
 
@@ -118,14 +131,13 @@ def _read(source: Source, folder: str) -> str:
             content = _credential(source, str(source.value), folder)
     except OSError as error:
         raise _bad(source, f"{printable(error.filename or str(source.value))}: {error.strerror}") from None
-    value = content.removesuffix(b"\n")
+    try:
+        value = _text(content)
+    except ValueError as error:
+        raise _bad(source, str(error)) from None
     if not value:
         raise _bad(source, "it is empty")
-    if b"\0" in value:
-        raise _bad(source, "it holds a NUL byte, which no environment variable can")
-    if len(value) >= _LARGEST:
-        raise _bad(source, f"it is larger than {_LARGEST >> 10} KiB, which no environment variable can be")
-    return os.fsdecode(value)
+    return value
 
 
 def _private(source: Source, path: str) -> bytes:
@@ -148,8 +160,7 @@ def _private(source: Source, path: str) -> bytes:
 def _credential(source: Source, name: str, folder: str) -> bytes:
     """Return a credential of systemd, from the unit or from where a unit would get it. Raises OSError, KopiatomicError."""
     if folder and presence.exists(os.path.join(folder, name)):
-        with open(os.path.join(folder, name), "rb") as file:
-            return file.read(_LARGEST + 1)
+        return _handed(os.path.join(folder, name))
     path = os.path.join(_STORE, name)
     if presence.exists(path):
         return _private(source, path)
