@@ -33,8 +33,8 @@ class Host:
         """Remove a schedule, when no run of it is alive, and see that nothing of it is left."""
         remove = ("kopiatomic", "schedule", "remove", "--yes", name)
         wait_for(lambda: self.run(*remove, check=False).returncode == 0, "the end of its runs", within=60)
-        left = self.run("find", UNITS, "/var/lib/systemd/timers", "-name", "*kopiatomic*").stdout
-        assert left == ""
+        left = self.run("find", UNITS, "/var/lib/systemd/timers", "-name", f"*kopiatomic@{name}.*").stdout
+        assert left == "", left
 
     def kopia(self, *words: str | Path) -> str:
         return self.run("env", f"KOPIA_PASSWORD={PASSWORD}", "kopia", *words).stdout

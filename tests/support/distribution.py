@@ -27,8 +27,8 @@ from tests.support.stations import BESIDE, BUDGET_S, EMULATORS, GUEST, HERE, TES
 OTHER_GUESTS = os.environ.get("KOPIATOMIC_TEST_OTHER_GUESTS", "").split()
 """Where the core runs as well."""
 
-OTHER_SHARE = 44
-"""How many tests of the core each of them runs where the whole suite runs."""
+OTHER_SHARE = {"qemu": 24, "uml": 44}
+"""How many tests of the core each of them runs where the whole suite runs, by its emulator."""
 
 NOTES = os.environ.get("KOPIATOMIC_TEST_NOTES", "").splitlines()
 """What ./test must say of the guests, for the last lines."""
@@ -90,7 +90,9 @@ class Distribution:
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         core = [item for item in items if item.path.is_relative_to(TESTS / "zfs") and item.get_closest_marker("core")]
         for guest in OTHER_GUESTS:
-            for item in parts.drawn(core, f"the core of tests/zfs on {guest}", OTHER_SHARE):
+            for item in parts.drawn(
+                core, f"the core of tests/zfs on {guest}", OTHER_SHARE[EMULATORS.get(guest, "uml")]
+            ):
                 assert item.parent is not None
                 name = f"{item.name}@{guest}"
                 items.append(ElsewhereItem.from_parent(item.parent, name=name, test=item, guest=guest))

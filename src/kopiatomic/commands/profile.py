@@ -53,6 +53,7 @@ def new(name: str, given: Mapping[tuple[str, str], Any], folder: Folder, console
         trust.check(folder.path, "the folder of the profiles", top=folder.top)
         _write(path, text)
         console.acted = True
+        _warn_of_shared_histories(folder, [name], console)
         console.result(
             f"Wrote {printable(path)}. Next: edit it; kopiatomic profile check {name}; kopiatomic run {name}"
         )
@@ -322,6 +323,6 @@ def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Con
     for what, names in sharing.items():
         if len(names) > 1 and not set(names).isdisjoint(asked):
             console.warning(
-                f"{', '.join(names)} share {what}: kopia keeps one history of both, and takes what one run leaves out for "
-                "deleted; for views of their own, give them different names under [view]"
+                f"{', '.join(names)} share {what}: only one of them can run at a time, and in one repository kopia takes what "
+                "one run leaves out for deleted; for views of their own, give them different names under [view]"
             )
