@@ -20,7 +20,8 @@ class Qemu(Machine):
         accelerator = setting("ACCEL", "tcg")
         drives = [
             f"file={images.root}/root.ext4,format=raw,if=virtio,snapshot=on,cache=unsafe",
-            f"file={images.kopia}/kopia.ext4,format=raw,if=virtio,readonly=on",
+            # User-Mode Linux locks what it only reads, too, and qemu then would not start beside it.
+            f"file={images.kopia}/kopia.ext4,format=raw,if=virtio,readonly=on,file.locking=off",
             *(f"file={disk},format=raw,if=virtio,cache=unsafe" for disk in disks),
         ]
         command = ["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
