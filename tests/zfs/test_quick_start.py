@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.support.filesystems import Pool
-from tests.support.programs import IN_QEMU, Completed, Kopia, command
+from tests.support.programs import IN_QEMU, SOURCE, Completed, Kopia, command
 from tests.zfs.runs import Runner
 from tests.zfs.tracing import tracing
 
@@ -71,6 +73,30 @@ def test_quick_start(pool: Pool, kopia: Kopia, run: Runner, tmp_path: Path) -> N
     type_in("kopia", "snapshot", "restore", backups[-1]["id"], "restored")
     for name in names:
         assert (tmp_path / f"restored{usr}" / name / "file").read_text() == name
+
+
+def test_profiles_as_the_readme_has_them(pool: Pool, kopia: Kopia, run: Runner) -> None:
+    """Its commands, but those of a timer: tests/packages/test_profiles.py has these."""
+    readme = (SOURCE.parent / "README.md").read_text()
+    block = readme.partition("## Profiles\n")[2].partition("```\n")[2].partition("```")[0]
+    lines = [line.partition("  #")[0].removeprefix("sudo ").replace("tank", pool.name) for line in block.splitlines()]
+    assert [line.split()[1] for line in lines] == ["profile", "profile", "run", "schedule", "profile", "engine"]
+    pool.dataset("home")
+    (pool.mountpoint / "home" / "letter").write_text("Dear Ann,\n")
+    said = {}
+    try:
+        for line in lines:
+            if " schedule " not in line:
+                said[line] = command(*shlex.split(line), env={**os.environ, **kopia.environment}, timeout=120).stdout
+    finally:
+        shutil.rmtree("/etc/kopiatomic")
+    wrote, checked, _, listed, snapshots = said.values()
+    assert wrote.startswith("Wrote /etc/kopiatomic/home.toml.")
+    assert checked.startswith(f"home: {pool.name}/home; kopia saves to filesystem ")
+    assert [line.split()[:2] for line in listed.splitlines()[1:]] == [["home", "kopia"]]
+    assert "saved" in listed
+    assert ":/kopia\n" in snapshots
+    assert run.left(pool) == []
 
 
 def test_cron_has_no_sbin_on_its_path(pool: Pool) -> None:

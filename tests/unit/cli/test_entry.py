@@ -301,6 +301,18 @@ def test_help_needs_no_module_of_the_run(kopiatomic: Kopiatomic) -> None:
     assert command(sys.executable, "-c", code, env=kopiatomic.environment).stdout == "[]\n"
 
 
+def test_help_loads_nothing_of_profiles(kopiatomic: Kopiatomic) -> None:
+    code = (
+        "import atexit, sys; sys.argv = ['kopiatomic', '-h']\n"
+        "late = ('tomllib', 'kopiatomic.commands', 'kopiatomic.config.credentials', 'kopiatomic.config.p')\n"
+        "atexit.register(lambda: print('loaded:', [m for m in sys.modules if m.startswith(late)]))\n"
+        "from kopiatomic.cli.entry import main; main()"
+    )
+    ended = command(sys.executable, "-c", code, env=kopiatomic.environment)
+    assert ended.stdout.startswith("Usage: kopiatomic")
+    assert ended.stdout.endswith("\nloaded: []\n")
+
+
 def test_a_run_loads_nothing_of_another_system(kopiatomic: Kopiatomic) -> None:
     code = "import sys, kopiatomic.commands.backup; from kopiatomic import platforms; platforms.here(); print(*sys.modules)"
     loaded = command(sys.executable, "-c", code, env=kopiatomic.environment).stdout.split()
