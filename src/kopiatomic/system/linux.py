@@ -42,6 +42,11 @@ _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+_OPEN_TREE_CLONE = 1
+_AT_RECURSIVE = 0x8000
+_MOVE_MOUNT_EMPTY_PATHS = 0x04 | 0x40
+_SYS_OPEN_TREE = 428
+_SYS_MOVE_MOUNT = 429
 _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
@@ -312,6 +317,22 @@ def device_of(fd: int) -> int:
     if _libc().statx(fd, b"", _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC, 0, found) != 0:
         raise _failed()
     return os.makedev(found[34], found[35])
+
+
+def bind_onto_itself(fd: int, *, recursive: bool) -> int:
+    """Bind an open directory onto itself; return the new mount, open with O_PATH. Raises OSError.
+
+    The mount is never looked for by its path, where another may have been put over it meanwhile (open_tree(2), move_mount(2)).
+    """
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
+    tree = _libc().syscall(_SYS_OPEN_TREE, fd, b"", flags)
+    if tree < 0:
+        raise _failed()
+    if _libc().syscall(_SYS_MOVE_MOUNT, tree, b"", fd, b"", _MOVE_MOUNT_EMPTY_PATHS) < 0:
+        error = _failed()
+        os.close(tree)
+        raise error
+    return int(tree)
 
 
 def detached_mount(fstype: str, source: str, options: dict[str, str], *, read_only: bool = False) -> int:

@@ -3,7 +3,8 @@
 A new mount of the host's propagates to each of our mounts that follows the one it is made on. So each directory between ``/`` and
 a place is bound onto itself, and finally made independent of the host's. A mount below it should still disappear when the host
 unmounts it: an unmount propagates to what follows the mount that it stood on. So below each of these mounts there is one more, of
-nothing but its mount point, which still follows the host's.
+nothing but its mount point, which still follows the host's. Only what is on the way to a place may not disappear: our own
+mounts would go with it, and whatever the host mounts there next would be seen in their stead.
 """
 
 from __future__ import annotations
@@ -35,9 +36,12 @@ class Anchors:
 
     def __init__(self, places: Collection[str], points: Iterable[str]) -> None:
         self._places = places
-        self._held: dict[str, int] = {}
+        self._held: set[str] = set()
+        self._independent: list[int] = []
+        """The mounts that will no longer follow the host's, open."""
         self._above_mounts = {directory for point in points if point not in places for directory in parents(point)}
         """Directories with mounts below them that stay as they are."""
+        self._ways = {directory for place in places for directory in parents(place)}
         self._entries: dict[str, set[str]] = {}
         for place in places:
             for entry in (place, *parents(place)[:-1]):
@@ -67,9 +71,11 @@ class Anchors:
                         opened = stack.enter_context(closing(linux.open_beneath(fd, name, _ANY)))
                         if mountinfo.id_of(opened) == mount.id:
                             kept[name] = opened
-            path = f"/proc/self/fd/{fd}"
-            linux.mount(path, path, None, linux.MS_BIND | (linux.MS_REC if copied else 0))
-            held = self._held[directory] = linux.open_without_links(directory, _DIRECTORY)
+            # Not opened by its path: a mount of the host's that came over it since would be held in its stead, and ours go on
+            # following the host.
+            held = linux.bind_onto_itself(fd, recursive=copied)
+            self._held.add(directory)
+            self._independent.append(held)
             for name in covered if copied else ():
                 with suppress(OSError):
                     os.close(_uncovered(held, name))
@@ -77,7 +83,11 @@ class Anchors:
             for name, mounted in kept.items():
                 # What a user has moved meanwhile no longer has a place.
                 with suppress(OSError):
-                    owners[name] = _hang(held, name, mounted)
+                    owners[name], below_it = _hang(held, name, mounted)
+                    if f"{directory}/{name}" in self._ways:
+                        self._independent.append(below_it)
+                    else:
+                        os.close(below_it)
             self._require_safe(directory, held, owners)
 
     def _require_safe(self, directory: str, held: int, owners: Mapping[str, int]) -> None:
@@ -98,9 +108,10 @@ class Anchors:
 
     def settle(self) -> None:
         """Stop the propagation of the host's mounts into what is held. Raises OSError."""
-        for fd in self._held.values():
+        for fd in self._independent:
             linux.mount("none", f"/proc/self/fd/{fd}", None, linux.MS_PRIVATE)
             os.close(fd)
+        self._independent.clear()
         self._held.clear()
 
 
@@ -132,15 +143,17 @@ def _uncovered(held: int, name: str) -> int:
         os.close(fd)
 
 
-def _hang(held: int, name: str, mounted: int) -> int:
-    """Put a mount that was below a directory there again, on a mount of its mount point. Return that point's owner.
+def _hang(held: int, name: str, mounted: int) -> tuple[int, int]:
+    """Put a mount that was below a directory there again, on a mount of its mount point.
 
-    Raises OSError.
+    Return that point's owner, and the mount of it, open. Raises OSError.
     """
     with closing(_uncovered(held, name)) as under:
-        path = f"/proc/self/fd/{under}"
-        linux.mount(path, path, None, linux.MS_BIND)
         owner = os.fstat(under).st_uid
-    with closing(linux.open_beneath(held, name, _ANY)) as point:
+        point = linux.bind_onto_itself(under, recursive=False)
+    try:
         linux.mount(f"/proc/self/fd/{mounted}", f"/proc/self/fd/{point}", None, linux.MS_MOVE)
-    return owner
+    except OSError:
+        os.close(point)
+        raise
+    return owner, point
