@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.attacks import ATTACKS, MINE, Ground, examine, populate
+from tests.support.attacks import ATTACKS, BATCHES, MINE, Ground, examine, populate
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopiatomic, command
 from tests.support.swapper import USER
@@ -30,8 +30,9 @@ def ground(btrfs: Btrfs, kopiatomic: Kopiatomic, tmp_path: Path) -> Iterator[Gro
         command("umount", ground.vm)
 
 
+@pytest.mark.parametrize("first", BATCHES)
 @pytest.mark.parametrize("name", ATTACKS)
-def test_nothing_foreign_is_read(name: str, ground: Ground, tmp_path: Path, leftovers: Leftovers) -> None:
-    examine(name, ground)
+def test_nothing_foreign_is_read(name: str, first: int, ground: Ground, tmp_path: Path, leftovers: Leftovers) -> None:
+    examine(name, ground, first)
     assert (ground.home / "ann").stat().st_uid == USER
     assert leftovers(tmp_path / "view") == []

@@ -121,6 +121,50 @@ def test_a_new_mount_does_not_come_over_a_live_one_that_a_place_is_in(
     assert leftovers(tmp_path / "view") == []
 
 
+@pytest.mark.parametrize("layout", ["in place", "exec"])
+def test_what_the_host_unmounts_above_a_place_stays_above_it(
+    layout: str,
+    make_btrfs: Callable[[], Btrfs],
+    make_gate: Callable[..., Gate],
+    kopiatomic: Kopiatomic,
+    root: Path,
+    tmp_path: Path,
+    leftovers: Leftovers,
+) -> None:
+    """A live filesystem with a dataset in it goes away while the dataset is read, and something else comes to its place."""
+    btrfs = make_btrfs()
+    above, said = tmp_path / "above", tmp_path / "said"
+    place = above / "deep" / "place"
+    above.mkdir()
+    (btrfs.mountpoint / "file").write_text("frozen\n")
+    gate = make_gate(f"cat {place}/file > {said}")
+    script = f"""
+        set -e
+        mount --make-rshared /
+        trap 'touch {gate.folder}/go' EXIT
+        mount -t tmpfs -o mode=755 none {above}
+        mkdir -p {place}
+        mount --bind {btrfs.mountpoint} {place}
+        "$@" &
+        while [ ! -e {gate.folder}/started ]; do sleep 0.02; kill -0 $!; done
+        umount --lazy {above}
+        mount -t tmpfs none {above}
+        mkdir -p {place}
+        echo foreign > {place}/file
+        touch {gate.folder}/go
+        wait $!
+    """
+    argv = kopiatomic.argv(*run_of(layout, gate, root, place))
+    ended = command(
+        *("unshare", "-m", "--propagation", "private", "bash", "-c", script, "bash", *argv),
+        env=kopiatomic.environment,
+        check=False,
+    )
+    assert ended.returncode == 0, str(ended)
+    assert said.read_text() == "frozen\n"
+    assert leftovers(root) == []
+
+
 def test_a_mount_over_the_mount_roots_directory_is_not_touched(
     btrfs: Btrfs, gate: Gate, kopiatomic: Kopiatomic, tmp_path: Path, root: Path
 ) -> None:

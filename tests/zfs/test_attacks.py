@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.attacks import ATTACKS, MINE, Ground, examine, populate
+from tests.support.attacks import ATTACKS, BATCHES, MINE, Ground, examine, populate
 from tests.support.filesystems import Pool
 from tests.support.programs import Kopiatomic, command
 
@@ -29,7 +29,8 @@ def ground(pool: Pool, kopiatomic: Kopiatomic, tmp_path: Path) -> Ground:
     return ground
 
 
+@pytest.mark.parametrize("first", BATCHES)
 @pytest.mark.parametrize("name", ATTACKS)
-def test_nothing_foreign_is_read(name: str, ground: Ground, tmp_path: Path, leftovers: Leftovers) -> None:
-    examine(name, ground)
+def test_nothing_foreign_is_read(name: str, first: int, ground: Ground, tmp_path: Path, leftovers: Leftovers) -> None:
+    examine(name, ground, first)
     assert leftovers(tmp_path / "view") == []

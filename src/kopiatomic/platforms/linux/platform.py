@@ -10,6 +10,7 @@ from kopiatomic.filesystems import KINDS
 from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.model.mounts import Mount, visible
 from kopiatomic.model.plan import Layout, Plan
+from kopiatomic.paths import parents
 from kopiatomic.platforms.linux import view as linux_view
 from kopiatomic.platforms.linux.in_place import InPlaceView
 from kopiatomic.platforms.linux.merged import MergedView
@@ -111,16 +112,17 @@ class HostMounts:
         return mountinfo.parse(bytes(data))
 
     def follow(self) -> None:
-        """Detach our copies of the mounts that the host has unmounted since."""
+        """Detach our copies of the mounts that the host has unmounted since, but not those that contain what we have mounted."""
         now = self._read()
-        stay = {_key(m) for m in now}
-        gone = {_key(m) for m in self.mounts} - stay
+        before = {_key(m) for m in self.mounts}
+        gone = before - {_key(m) for m in now}
         self.mounts = now
         if not gone:
             return
         ours = visible(mountinfo.read())
+        ways = {directory for point, mount in ours.items() if _key(mount) not in before for directory in parents(point)}
         for point, mount in sorted(ours.items(), reverse=True):
-            if _key(mount) in gone:
+            if _key(mount) in gone and point not in ways:
                 try:
                     linux.detach(point)
                 except OSError:
