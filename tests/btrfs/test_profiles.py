@@ -228,6 +228,76 @@ def test_a_secret_is_in_the_engine_alone_and_in_no_core_dump(
     assert profiles("recover").returncode == 0
 
 
+def test_a_credential_of_the_unit_is_there_for_each_profile(
+    data: Path, profiles: Profiles, write: Write, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "db").write_text(f"{PASSWORD}\n")
+    for name in ("one", "two"):
+        write(
+            name,
+            select={"datasets": [str(data)]},
+            view={"mount_root": str(tmp_path / name)},
+            engine={
+                "command": ["sh", "-c", f'test "$DB_PASSWORD" = "{PASSWORD}" && test -z "$CREDENTIALS_DIRECTORY"'],
+                "environment": {"DB_PASSWORD": {"credential": "db"}},
+            },
+        )
+    ended = profiles("run", "--all", "--json", env={"CREDENTIALS_DIRECTORY": str(folder)})
+    assert ended.returncode == 0, str(ended)
+    assert [one["run"]["exit_code"] for one in document(ended)] == [0, 0]
+
+
+def test_one_that_cannot_even_be_looked_at_stops_no_other(
+    data: Path, profiles: Profiles, write: Write, folder: Path, tmp_path: Path
+) -> None:
+    (folder / "loop.toml").symlink_to("loop.toml")
+    for name in ("first", "last"):
+        write(
+            name,
+            select={"datasets": [str(data)]},
+            view={"mount_root": str(tmp_path / name)},
+            engine={"command": ["true"]},
+        )
+    ended = profiles("run", "first", "loop", "last", "--json")
+    assert [one["run"]["exit_code"] for one in document(ended)] == [0, ended.returncode, 0]
+    assert "Too many levels of symbolic links" in ended.stderr
+    checked = profiles("profile", "check", "--offline", "first")
+    assert (checked.returncode, checked.stdout) == (0, "first: the file is right\n")
+
+
+def test_root_asks_for_nothing_that_a_users_file_says(data: Path, profiles: Profiles, tmp_path: Path) -> None:
+    path, ran = tmp_path / "theirs.toml", tmp_path / "ran"
+    path.touch(0o600)
+    path.write_text(
+        f'[select]\ndatasets = ["{data}"]\n[engine]\nengine = "restic"\n'
+        f'[engine.environment]\nRESTIC_PASSWORD = {{ command = ["touch", "{ran}"] }}\n'
+    )
+    os.chown(path, 65534, 65534)
+    refused = profiles("profile", "check", "--file", path)
+    assert refused.returncode == 1
+    assert "is used by root, and" in refused.stderr
+    assert profiles("profile", "check", "--offline", "--file", path).returncode == 0
+    assert not ran.exists()
+
+
+def test_several_profiles_are_given_no_common_root(profiles: Profiles, write: Write, data: Path) -> None:
+    for name in ("one", "two"):
+        write(name, select={"datasets": [str(data)]}, engine={"command": ["true"]})
+    for words in (("--name", "x"), ("--mount-root", "/kopia/x")):
+        ended = profiles("run", *words, "one", "two")
+        assert (ended.returncode, "one root, and with it one history" in ended.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [(["--engine", "restic"], "the words name no dataset"), (["-n", "-a"], "-n is nothing that a profile says")],
+)
+def test_words_that_are_no_backup_make_no_profile(words: list[str], why: str, profiles: Profiles, folder: Path) -> None:
+    ended = profiles("profile", "new", "home", "--", *words)
+    assert (ended.returncode, why in ended.stderr) == (2, True), str(ended)
+    assert list(folder.iterdir()) == []
+
+
 def test_the_engine_by_hand_has_repository_and_password(
     repository: Restic | Borg, data: Path, profiles: Profiles, write: Write, folder: Path
 ) -> None:

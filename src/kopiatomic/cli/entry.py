@@ -90,7 +90,7 @@ def main() -> None:
 
         completion.register()
     stdout = sys.stdout
-    called = Invocation(sys.argv[0], tuple(sys.argv[1:]), os.environ)
+    called = Invocation(sys.argv[0], tuple(sys.argv[1:]), dict(os.environ))
     try:
         cli.main(list(called.words), prog_name="kopiatomic", standalone_mode=False, obj=called)
     except click.NoSuchOption as error:

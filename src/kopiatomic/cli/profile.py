@@ -98,13 +98,17 @@ def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], An
     import os
 
     from kopiatomic.config.options import names_path
-    from kopiatomic.config.settings import COMMANDS, Form
+    from kopiatomic.config.settings import COMMANDS, Form, Group
 
     _, context, raw = parsed(words, group)
     tables = {setting.name: table for table, settings in TABLES.items() for setting in settings}
     given: dict[tuple[str, str], Any] = {}
     for setting in COMMANDS["backup"]:
-        if setting.name not in tables or context.get_parameter_source(setting.name) in {None, ParameterSource.DEFAULT}:
+        if context.get_parameter_source(setting.name) in {None, ParameterSource.DEFAULT}:
+            continue
+        if setting.name not in tables:
+            if setting.group is not Group.OUTPUT:
+                raise click.UsageError(f"{setting.flags[0]} is nothing that a profile says; leave it out", context)
             continue
         value: Any = raw.get(setting.name) if setting.form is Form.DURATION else context.params[setting.name]
         if setting.alone is not None and value == setting.alone:
@@ -114,6 +118,8 @@ def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], An
         elif isinstance(value, str) and names_path(setting, value):
             value = os.path.abspath(value)
         given[tables[setting.name], setting.key] = str(value) if setting.form is Form.CHOICE else value
+    if not any(given.get(("select", key)) for key in ("datasets", "all", "by_property")):
+        raise click.UsageError("the words name no dataset; -a takes all that are mounted", context)
     merged = given.get(("view", "layout"), "merged") == "merged"
     if merged and not {("view", "mount_root"), ("view", "name")} & given.keys():
         # The history of these words goes on.

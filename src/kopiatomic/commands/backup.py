@@ -78,8 +78,11 @@ class _Run:
         self._options = options
         self._report = report
         self._listener = listener
-        folder = os.environ.get("CREDENTIALS_DIRECTORY", "")
-        taken = credentials.take(os.environ)
+        # As the program was called, since another run of this process may have come before.
+        folder = (called.environment or os.environ).get(credentials.FOLDER, "")
+        # Hooks are not to find what is the engine's.
+        os.environ.pop(credentials.FOLDER, None)
+        taken = credentials.handed(folder)
         # A dry run needs no secret, and may be anybody's.
         find = credentials.plain if options.dry_run else partial(credentials.resolve, folder=folder)
         own, of_hooks = find(options.variables), find(options.hook_variables)

@@ -30,9 +30,12 @@ def _run(name: str, argv: Sequence[str], folder: Folder, shown: str) -> NoReturn
         raise UsageError(
             f"{name} runs a command of its own, and has no engine", kind="usage", hint="Run that command by hand."
         )
-    place = os.environ.get("CREDENTIALS_DIRECTORY", "")
-    taken = credentials.take(os.environ)
-    environment = {**os.environ, **taken, **credentials.resolve(options.variables, place).values}
+    place = os.environ.pop(credentials.FOLDER, "")
+    environment = {
+        **os.environ,
+        **credentials.handed(place),
+        **credentials.resolve(options.variables, place).values,
+    }
     engine = created(options, environment)
     environment |= engine.by_hand(environment)
     variable = f"KOPIATOMIC_{engine.name.upper()}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from kopiatomic import errors, presence
 from kopiatomic.commands import profiles
-from kopiatomic.commands.failures import ended
+from kopiatomic.commands.failures import ended, require_root
 from kopiatomic.commands.history import result_of
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.schedule import all_of, of_profiles, outdated
@@ -29,7 +29,7 @@ from kopiatomic.model.plan import Layout
 from kopiatomic.output.console import Console
 from kopiatomic.schedules import here, trust
 from kopiatomic.schedules.environment import created
-from kopiatomic.secrets.masking import MASK, is_secret
+from kopiatomic.secrets.masking import MASK, Secrets, is_secret
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records
 from kopiatomic.system.descriptors import closing
@@ -113,7 +113,7 @@ def _document(found: Profile) -> dict[str, Any]:
     tables: dict[str, dict[str, Any]] = {}
     origins: dict[str, str] = {}
     for (table, key), value in found.values.items():
-        tables.setdefault(table, {})[key] = value.given
+        tables.setdefault(table, {})[key] = _shown(value.given)
         origins[f"{table}.{key}"] = value.origin.place
     for (table, name), value in found.environment.items():
         tables.setdefault(table, {}).setdefault("environment", {})[name] = _safe(name, value)
@@ -126,6 +126,13 @@ def _document(found: Profile) -> dict[str, Any]:
         "origins": origins,
         "root": _root(found),
     }
+
+
+def _shown(given: Any) -> Any:
+    """Return a value as it may be shown: a password among words or in an address is not."""
+    if isinstance(given, list) and all(isinstance(word, str) for word in given):
+        return Secrets(given, {}).hide_words(given)
+    return Secrets([given], {}).hide(given) if isinstance(given, str) else given
 
 
 def _safe(name: str, value: Value) -> Any:
@@ -142,7 +149,7 @@ def _root(found: Profile) -> str | None:
 def _lines(found: Profile, *, origin: bool) -> list[str]:
     lines: list[str] = [f"# {printable(file)}" for file in found.files]
     for table in TABLES:
-        values = [(key, value.given, value) for (of, key), value in found.values.items() if of == table]
+        values = [(key, _shown(value.given), value) for (of, key), value in found.values.items() if of == table]
         variables = [
             (name, _safe(name, value), value) for (of, name), value in found.environment.items() if of == table
         ]
@@ -252,7 +259,9 @@ def check(
                 "--file and names exclude each other", kind="usage", hint="--file checks one file anywhere."
             )
         if file is not None:
-            return _check(lambda: reading.load(os.path.abspath(file)), console, called, offline=offline)
+            path = os.path.abspath(file)
+            # Offline nothing of it is acted on.
+            return _check(lambda: _trusted(path, folder.top, offline=offline), console, called, offline=offline)
         asked = folder.some(names, everything=not names)
         # Only root acts on a profile, and only for root does it matter who can change it.
         trusted = os.geteuid() == 0
@@ -263,6 +272,13 @@ def check(
         return console.exit_code(profiles.worst(codes))
 
     return ended(run, console)
+
+
+def _trusted(path: str, top: str, *, offline: bool) -> Profile:
+    """Read a file, which must be root's alone if root asks for more than what it says. Raises KopiatomicError."""
+    if not offline and os.geteuid() == 0:
+        trust.check(path, "the profile", top=top)
+    return reading.load(path)
 
 
 def _check(load: Callable[[], Profile], console: Console, called: Invocation, *, offline: bool) -> int:
@@ -278,6 +294,9 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
         created(options, credentials.plain(options.variables).values)
         console.result(f"{found.name}: the file is right")
         return errors.SAVED
+    require_root(
+        "what a run needs is root's to look at", console.command_line, "--offline looks at the file alone. Or: "
+    )
     _check_calendar(found)
     from kopiatomic.commands.backup import check as look  # noqa: PLC0415 - it loads all that a run needs
 
@@ -289,7 +308,7 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
     engine = report.engine
     target = engine.target if engine is not None else None
     taken = [one.dataset.name for one in report.plan.taken] if report.plan is not None else []
-    where = "" if target is None else f" saves to {target.repository} as {target.identity}"
+    where = "" if target is None or not target.repository else f" saves to {target.repository} as {target.identity}"
     console.result(f"{found.name}: {first_few(taken)}; {engine.name if engine is not None else 'the engine'}{where}")
     return errors.SAVED
 
@@ -311,12 +330,16 @@ def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Con
     for name in folder.names():
         try:
             found = folder.load(name, trusted=False)
+            root, options = _root(found), profiles.options(found, {})
+            real = "" if root is None else roots.resolve(root)
         except KopiatomicError:
             # It is said where that profile itself is checked.
             continue
-        root, options = _root(found), profiles.options(found, {})
-        if root is not None:
-            what = f"the root {printable(roots.resolve(root))}"
+        if real:
+            what = f"the root {printable(real)}"
+        elif (options.engine or "kopia") != "kopia" or options.command is not None:
+            # Other engines have no history of a path.
+            continue
         else:
             what = f"the selection {printable(shlex.join(options.selection_words()))}"
         sharing.setdefault(what, []).append(name)

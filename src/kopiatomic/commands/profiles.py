@@ -67,16 +67,26 @@ class Folder:
         ``trusted``: root acts on it, so nobody else may be able to change it. Raises KopiatomicError.
         """
         path = self.file(name)
-        if trusted and not safety.is_plainly_safe(self.path):
-            trust.check(self.path, "the folder of the profiles", top=self.top)
-        if trusted and presence.exists(path):
-            trust.check(path, "the profile", top=self.top)
         try:
-            found = profiles.load(path)
+            return self._load(path, trusted=trusted)
         except ProfileError as error:
             if not presence.exists(path, follow_links=False):
                 error.hint = f"kopiatomic profile new {name} -- DATASET... makes it from the words of a backup."
             raise
+        except OSError as error:
+            raise KopiatomicError(
+                f"the profile {printable(path)} cannot be looked at: {error.strerror}",
+                kind="profiles",
+                hint="Look at it, and at its folder (ls -l); --config-dir names another folder.",
+            ) from None
+
+    def _load(self, path: str, *, trusted: bool) -> Profile:
+        if trusted and not safety.is_plainly_safe(self.path):
+            trust.check(self.path, "the folder of the profiles", top=self.top)
+        # Not only if it exists: a link of root's may lead to where a user makes it a moment later.
+        if trusted and (presence.is_link(path) or presence.exists(path)):
+            trust.check(path, "the profile", top=self.top)
+        found = profiles.load(path)
         if trusted:
             for file in found.files[1:]:
                 trust.check(file, "the profile", top=self.top)

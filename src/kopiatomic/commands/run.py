@@ -13,7 +13,7 @@ from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.schedule import all_of, outdated
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.profile import Profile
-from kopiatomic.errors import SIGNAL_BASE, KopiatomicError
+from kopiatomic.errors import SIGNAL_BASE, KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
@@ -43,6 +43,12 @@ def run(
     A failure of one does not stop the others, but a signal does. Raises KopiatomicError for words that make no sense.
     """
     names = wanted.folder.some(wanted.names, everything=wanted.everything)
+    if len(names) > 1 and {"mount_root", "name"} & wanted.overrides.keys():
+        raise UsageError(
+            "--mount-root and --name would give several profiles one root, and with it one history",
+            kind="usage",
+            hint="Run one profile at a time with them, or write them into each file.",
+        )
     if not wanted.overrides.get("dry_run"):
         require_root_to_freeze(make_console().command_line, "-n shows without root what would be done. As root: ")
     older = _schedules()

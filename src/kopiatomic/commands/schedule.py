@@ -113,9 +113,12 @@ def _schedule(wanted: ScheduleRequest, place: Place, console: Console) -> tuple[
     home = pwd.getpwuid(0).pw_dir
     # What the profile itself says does not come from here.
     handed = {*wanted.credentials, *(source.name for source in options.variables)}
-    variables = environment.of(options, place.caller, home, handed, top=place.top)
+    # Its options are read at each run, and may be others by then.
+    fixed = options if profile is None else replace(options, options="")
+    variables = environment.of(fixed, place.caller, home, handed, top=place.top)
     environment.check_no_secrets(variables, place.scheduler, console.command_line)
     unsure = started.check(options, variables, top=place.top)
+    state_dir = os.path.abspath(options.state_dir)
     schedule = Schedule(
         name=wanted.name,
         calendar=calendar.text,
@@ -124,11 +127,12 @@ def _schedule(wanted: ScheduleRequest, place: Place, console: Console) -> tuple[
         words=tuple(wanted.words),
         environment={
             **variables,
-            "KOPIATOMIC_STATE_DIR": os.path.abspath(options.state_dir),
+            # What a profile says of it is read at each run.
+            **({} if profile and profile.value("records", "state_dir") else {"KOPIATOMIC_STATE_DIR": state_dir}),
             **({"KOPIATOMIC_CONFIG_DIR": wanted.config_dir} if wanted.config_dir else {}),
         },
         credentials=dict(wanted.credentials),
-        state_dir=os.path.abspath(options.state_dir),
+        state_dir=state_dir,
         end_timeout=_end_timeout(options),
         **({} if profile is None else _times(profile)),
     )
@@ -165,7 +169,8 @@ _OUTDATED = "installed for an older profile: kopiatomic schedule install {name}"
 
 def _now(installed: Schedule, profile: Profile, options: Options) -> Schedule:
     """Return a schedule as it would be installed now, as far as :meth:`Schedule.agrees` asks."""
-    return replace(installed, end_timeout=_end_timeout(options), **_times(profile))
+    state_dir = os.path.abspath(options.state_dir)
+    return replace(installed, end_timeout=_end_timeout(options), state_dir=state_dir, **_times(profile))
 
 
 def of_profiles(installed: Sequence[Schedule]) -> dict[str, str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
@@ -19,6 +19,9 @@ from kopiatomic.secrets.masking import is_secret
 from kopiatomic.system import process, safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
+
+FOLDER = "CREDENTIALS_DIRECTORY"
+"""The variable that says where a service manager has put credentials."""
 
 _STORE = "/etc/credstore"
 _ENCRYPTED_STORE = "/etc/credstore.encrypted"
@@ -38,12 +41,11 @@ def is_variable(name: str) -> bool:
     return _VARIABLE.fullmatch(name) is not None
 
 
-def take(environment: MutableMapping[str, str]) -> dict[str, str]:
-    """Return the credentials that an environment points to, by variable, each without its trailing newline.
+def handed(folder: str) -> dict[str, str]:
+    """Return the credentials that a service manager has put into a folder, by variable, each without its trailing newline.
 
-    The environment no longer points to them afterwards. Raises KopiatomicError of kind ``credential``.
+    The folder is empty outside of a unit. Raises KopiatomicError of kind ``credential``.
     """
-    folder = environment.pop("CREDENTIALS_DIRECTORY", "")
     if not folder:
         return {}
     found = {}

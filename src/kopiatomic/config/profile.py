@@ -24,7 +24,7 @@ from kopiatomic.config.positions import Path, Position, index
 from kopiatomic.config.settings import KEYS, TABLES, WITH_ENVIRONMENT, Form, Setting
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
-from kopiatomic.secrets.masking import MASK, is_secret, masked
+from kopiatomic.secrets.masking import MASK, Secrets, is_secret, masked
 from kopiatomic.secrets.names import names_secret
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
@@ -33,7 +33,7 @@ SUFFIX = ".toml"
 LARGEST = 1 << 20
 """Bytes. A larger file is not a profile."""
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}?")
 _SHELL = ("pre_hook", "post_hook", "command")
@@ -273,6 +273,9 @@ class _File:
             if None in items:
                 return
             texts = [item for item in items if item is not None]
+            if not self._private and Secrets(texts, {}).found:
+                self.wrong(f"{key} holds a password, and others can read this file: {self._mend()}", table, key)
+                return
             value: Any = tuple(texts) if setting.repeated else shlex.join(texts)
             if not setting.repeated and not texts and setting.default != "":
                 self.wrong(f"{key} is empty", table, key)
@@ -300,6 +303,9 @@ class _File:
         if setting.repeated and not given.strip():
             self.wrong(f"{place[1]} has an empty text", *place)
             return None
+        if not self._private and (Secrets([given], {}).found or masked(given) != given):
+            self.wrong(f"{place[1]} holds a password, and others can read this file: {self._mend()}", *place)
+            return None
         unknown = [name for name in _REFERENCE.findall(given) if name != "hostname"]
         if unknown and setting.name not in _SHELL:
             self.wrong(f"{place[1]} refers to ${{{printable(unknown[0])}}}; only ${{hostname}} is replaced", *place)
@@ -311,6 +317,9 @@ class _File:
             self.wrong(f"{place[1]} {problem}", *place)
             return None
         return text
+
+    def _mend(self) -> str:
+        return f"chmod 600 {printable(self.path)}, or hand it over by a variable below [engine.environment]"
 
     def _take_environment(self, table: str, content: object) -> None:
         if not isinstance(content, dict):
@@ -440,10 +449,11 @@ def _bad_source(name: str, given: object) -> str:
         return ""
     if not isinstance(value, str) or not value or "\0" in value:
         return f"{form} must be a text, and not empty"
+    # The value is not repeated: somebody may have written the secret itself there.
     if form == "file" and not os.path.isabs(value):
-        return f"file must be an absolute path, and {_shown(value)} is not"
+        return "file must be an absolute path: it names the file that holds the secret"
     if form == "credential" and ("/" in value or value in {".", ".."}):
-        return f"credential must be a name, and {_shown(value)} is a path: use file for that"
+        return "credential must be a name, without '/': use file for a path"
     return ""
 
 
@@ -543,13 +553,15 @@ def _toml(text: str) -> str:
     return '"' + printable(text.replace("\\", "\\\\").replace('"', '\\"')) + '"'
 
 
-_ASSIGNED = re.compile(r"""([A-Za-z0-9_-]+)(["']?\s*=\s*)(?!\s*\{)\S.*""")
+_WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def _shown_line(line: str) -> str:
-    """Return a line of a file as shown to a person: what follows the name of a secret is not."""
-    hidden = _ASSIGNED.sub(lambda found: f"{found[1]}{found[2]}{MASK}" if names_secret(found[1]) else found[0], line)
-    return printable(masked(hidden.replace("\t", " ")))
+    """Return a line of a file as shown to a person: whatever follows the name of a secret is not, and no credential in a URL."""
+    named = next((found for found in _WORD.finditer(line) if names_secret(found[0])), None)
+    if named is not None and line[named.end() :].strip():
+        line = f"{line[: named.end()]} {MASK}"
+    return printable(masked(line.replace("\t", " ")))
 
 
 def _kind(mode: int) -> str:
@@ -586,7 +598,7 @@ def _syntax(path: str, lines: list[str], message: str) -> Problem:
     elif found:
         position, text = Position(len(lines), len(lines[-1]) + 1, 1), lines[-1]
     above = "\n".join(lines[: position.line - 1]) if position else ""
-    if above.count('"""') % 2 or above.count("'''") % 2:
+    if '"""' in above or "'''" in above:
         # It may be in the middle of a secret.
         text = ""
     hints = {

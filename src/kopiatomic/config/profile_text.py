@@ -77,9 +77,11 @@ def starting_file(name: str, given: Mapping[tuple[str, str], Any], schema: str) 
         for setting in settings:
             value = given.get((table, setting.key))
             lines += [f"# {_help(setting)}"]
-            lines += [
-                f"{setting.key} = {toml(value)}" if value is not None else f"# {setting.key} = {_default(setting)}"
-            ]
+            if value is None:
+                lines += [f"# {setting.key} = {_default(setting).replace('NAME', name)}"]
+            else:
+                kept = "  # As it was: another root is another history." if setting.name == "mount_root" else ""
+                lines += [f"{setting.key} = {toml(value)}{kept}"]
         if table in WITH_ENVIRONMENT:
             lines += ["", f"[{table}.environment]  # {_ENVIRONMENT[table]}", *_examples(_secret(table, given))]
     return "\n".join(lines) + "\n"
@@ -107,7 +109,13 @@ def _help(setting: Setting) -> str:
     return text.removesuffix(" Repeatable.")
 
 
+DEFAULT_ROOT = "/kopia/NAME"
+"""The root of a merged view of the profile NAME, so that no two share a history."""
+
+
 def _default(setting: Setting) -> str:
+    if setting.name == "mount_root":
+        return toml(DEFAULT_ROOT)
     if setting.form is Form.FLAG:
         return toml(bool(setting.default))
     if setting.repeated:
@@ -216,7 +224,9 @@ def _pattern(setting: Setting) -> str:
 
 def _schema_of(setting: Setting) -> dict[str, Any]:
     told: dict[str, Any] = {"description": _help(setting)}
-    if setting.default not in {None, ""}:
+    if setting.name == "mount_root":
+        told["default"] = DEFAULT_ROOT
+    elif setting.default not in {None, ""}:
         told["default"] = setting.default
     text = {"type": "string", "pattern": _pattern(setting)}
     if setting.repeated:

@@ -50,4 +50,4 @@ class Schedule:
         return printable(shlex.join(["run", self.profile] if self.profile else self.words))
 
 
-_INSTALLED = ("asked", "random_delay", "persistent", "on_battery", "end_timeout")
+_INSTALLED = ("asked", "random_delay", "persistent", "on_battery", "end_timeout", "state_dir")

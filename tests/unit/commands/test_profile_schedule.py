@@ -35,7 +35,8 @@ hook_timeout = "20m"
 
 
 @pytest.fixture
-def folder(machine: Machine) -> Path:
+def folder(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("KOPIATOMIC_STATE_DIR", str(machine.base / "state"))
     folder = machine.base / "profiles"
     folder.mkdir(mode=0o755)
     # The timer's own process looks at everything from / on, and pytest's folders are below /tmp.
@@ -52,7 +53,7 @@ def folder(machine: Machine) -> Path:
 def install(machine: Machine, folder: Path) -> Install:
     def install() -> int:
         found = Folder(str(folder), top=str(machine.base)).load("home")
-        options = replace(profiles.options(found, {}), state_dir=str(machine.base / "state"))
+        options = profiles.options(found, {})
         wanted = ScheduleRequest("home", "", {}, (), options, profile=found, config_dir=str(folder))
         caller = {name: value for name, value in machine.caller.items() if name != "KOPIA_PASSWORD"}
         place = Place(machine.scheduler, str(machine.program), caller, top=str(machine.base))
@@ -108,7 +109,14 @@ def test_a_change_is_told_until_it_is_installed_again(
     write(machine, folder)
     assert install() == 0
     assert told() == []
-    for change in ('[schedule]\ncalendar = "hourly"\n', "[schedule]\nrandom_delay = 0\n", "[run]\nstop_timeout = 90\n"):
+    state = f'[records]\nstate_dir = "{machine.base}/other"\n'
+    changes = (
+        '[schedule]\ncalendar = "hourly"\n',
+        "[schedule]\nrandom_delay = 0\n",
+        "[run]\nstop_timeout = 90\n",
+        state,
+    )
+    for change in changes:
         write(machine, folder, change)
         assert told() == ["the schedule home was installed for an older profile: kopiatomic schedule install home"]
         assert install() == 0, capsys.readouterr()

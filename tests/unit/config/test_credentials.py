@@ -44,13 +44,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_without_a_service_manager_there_are_none() -> None:
-    assert credentials.take({}) == {}
-    assert credentials.take({"CREDENTIALS_DIRECTORY": ""}) == {}
+    assert credentials.handed("") == {}
 
 
 def test_those_that_are_named_like_a_variable_are_taken_without_their_newline(folder: Path) -> None:
     (folder / "RESTIC_PASSWORD").write_bytes(b"caf\xe9\n\n")
-    found = credentials.take(dict(os.environ))
+    found = credentials.handed(str(folder))
     assert found == {"KOPIA_PASSWORD": PASSWORD, "RESTIC_PASSWORD": os.fsdecode(b"caf\xe9\n")}
 
 
@@ -58,7 +57,7 @@ def test_one_that_cannot_be_read_is_said_before_anything_is_made(folder: Path) -
     (folder / "KOPIA_PASSWORD").write_bytes(b"a\0b")
     for wanted in ("NUL", "No such file"):
         with pytest.raises(KopiatomicError) as caught:
-            credentials.take(dict(os.environ))
+            credentials.handed(str(folder))
         assert caught.value.kind == "credential"
         assert wanted in caught.value.message
         (folder / "KOPIA_PASSWORD").unlink()

@@ -305,17 +305,17 @@ WRONG = {
         "    ^",
     ],
     '[engine.environment]\nA = { file = "x" }\n': [
-        'home.toml:2:1: file must be an absolute path, and "x" is not',
+        "home.toml:2:1: file must be an absolute path: it names the file that holds the secret",
         '    A = { file = "x" }',
         "    ^",
     ],
     '[engine.environment]\nA = { command = "pass show" }\n': [
         'home.toml:2:1: command must be an array of words, such as ["pass", "show", "backup"], not a text',
-        '    A = { command = "pass show" }',
+        '    A = { command = "pass ***',
         "    ^",
     ],
     '[engine.environment]\nA = { credential = "/x" }\n': [
-        'home.toml:2:1: credential must be a name, and "/x" is a path: use file for that',
+        "home.toml:2:1: credential must be a name, without '/': use file for a path",
         '    A = { credential = "/x" }',
         "    ^",
     ],
@@ -420,9 +420,45 @@ def test_a_secret_in_a_file_that_others_can_read_is_refused(write: Write) -> Non
         "home.toml:2:1: RESTIC_PASSWORD holds a secret, and others can read this file: chmod 600 "
     )
     assert lines[0].endswith('{ file = "/root/restic_password" }')
-    assert lines[1:] == ["    RESTIC_PASSWORD = ***", "    ^^^^^^^^^^^^^^^"]
-    for bad in ("RESTIC_PASSWORD = wet paint", "RESTIC_PASSWORD = ['wet paint']", 'P_SECRET = """\nwet paint\\q\n"""'):
-        assert "wet paint" not in "".join(wrong(write(f"[engine.environment]\n{bad}\n")))
+    assert lines[1:] == ["    RESTIC_PASSWORD ***", "    ^^^^^^^^^^^^^^^"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "RESTIC_PASSWORD = wet paint",
+        "RESTIC_PASSWORD = ['wet paint']",
+        'RESTIC_PASSWORD: "wet paint"',
+        'RESTIC_PASSWORD "wet paint"',
+        'RESTIC_PASSWORD = {} "wet paint"',
+        'RESTIC_PASSWORD = { file = "wet paint" }',
+        'RESTIC_PASSWORD = { credential = "wet paint/" }',
+        'RESTIC_PASSWORD = { file = "/x", comand = "wet paint" }',
+        'RESTIC_CACHE_DIR = 1\nRESTIC_PASSWORD = 2\n[engine]\noptions = ["--password", "wet paint", 3]',
+        'P_SECRET = """\nwet paint\\q\n"""',
+        'A = \'\'\' x""" \'\'\'\nP_SECRET = """a\nwet paint\\q\n"""',
+    ],
+)
+def test_what_a_wrong_file_is_told_repeats_no_secret(bad: str, write: Write) -> None:
+    assert "wet paint" not in "".join(wrong(write(f"[engine.environment]\n{bad}\n")))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[engine]\nenvironment = { RESTIC_CACHE_DIR = "/c", RESTIC_PASSWORD = "wet paint" }\n',
+        '[engine]\nengine = "restic"\nrepository = "rest:https://u:wetpaint@host/"\n',
+        '[engine]\noptions = ["--password=wetpaint"]\n',
+        '[engine]\noptions = "--password wetpaint"\n',
+        '[engine]\ncommand = ["mysqldump", "--password=wetpaint"]\n',
+        '[hooks]\npre_hook = "PGPASSWORD=wetpaint pg_dump"\n',
+    ],
+)
+def test_no_password_may_stand_in_a_file_that_others_can_read(text: str, write: Write) -> None:
+    read(write(text))
+    told = "".join(wrong(write(text, mode=0o644)))
+    assert "others can read this file: chmod 600 " in told
+    assert "paint" not in told
 
 
 def test_what_is_no_file_of_text_is_told(tmp_path: Path, write: Write) -> None:
