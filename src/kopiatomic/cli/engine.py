@@ -14,7 +14,7 @@ from kopiatomic.cli.schedule import WithWords
 @options("engine")
 @click.pass_context
 def engine(context: click.Context, /, *, name: str, config_dir: str | None) -> None:
-    """Run the engine of a profile by hand, with its repository and secrets: kopiatomic engine NAME -- snapshots.
+    """Run the engine of a profile by hand, with its repository and secrets: kopiatomic engine NAME -- snapshot list.
 
     It works on the live system; streams and exit code are the engine's.
     """
@@ -24,5 +24,5 @@ def engine(context: click.Context, /, *, name: str, config_dir: str | None) -> N
 
     words = context.meta.get(COMMAND)
     if not words:
-        raise click.UsageError("the engine's own words are missing: kopiatomic engine NAME -- snapshots")
+        raise click.UsageError("the engine's own words are missing: kopiatomic engine NAME -- snapshot list")
     raise SystemExit(run(name, words, folder(config_dir), Console(called())))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from kopiatomic.cli.arguments import COMMAND, HELP, Command
+from kopiatomic.cli.arguments import COMMAND, HELP
 from kopiatomic.cli.endings import called
 from kopiatomic.cli.options import options
 from kopiatomic.cli.schedule import WithWords, all_commands, parsed
@@ -42,7 +42,7 @@ def new(context: click.Context, /, *, name: str, config_dir: str | None) -> None
     raise SystemExit(run(name, given, _folder(config_dir), console))
 
 
-@profile.command("list", cls=Command, context_settings=HELP)
+@profile.command("list", context_settings=HELP)
 @options("profile list")
 def listing(*, config_dir: str | None, as_json: bool) -> None:
     """Show which profiles there are, what each selects, and what came of its last run."""
@@ -51,7 +51,7 @@ def listing(*, config_dir: str | None, as_json: bool) -> None:
     raise SystemExit(run(_folder(config_dir), _console(), as_json=as_json))
 
 
-@profile.command(cls=Command, context_settings=HELP)
+@profile.command(context_settings=HELP)
 @options("profile show")
 def show(*, name: str, origin: bool, config_dir: str | None, as_json: bool) -> None:
     """Show what a profile says, with all that it extends."""
@@ -60,7 +60,7 @@ def show(*, name: str, origin: bool, config_dir: str | None, as_json: bool) -> N
     raise SystemExit(run(name, _folder(config_dir), _console(), origin=origin, as_json=as_json))
 
 
-@profile.command(cls=Command, context_settings=HELP)
+@profile.command(context_settings=HELP)
 @options("profile check")
 def check(*, names: tuple[str, ...], file: str | None, offline: bool, config_dir: str | None) -> None:
     """Check profiles, by default all of them: the files, what they select, the engine, its repository, the secrets.
@@ -72,7 +72,7 @@ def check(*, names: tuple[str, ...], file: str | None, offline: bool, config_dir
     raise SystemExit(run(names, file, _folder(config_dir), _console(), called(), offline=offline))
 
 
-@profile.command(cls=Command, context_settings=HELP)
+@profile.command(context_settings=HELP)
 @options("profile schema")
 def schema() -> None:
     """Print the JSON Schema of a profile, with which an editor completes and checks."""

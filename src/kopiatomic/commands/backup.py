@@ -79,9 +79,9 @@ class _Run:
         self._report = report
         self._listener = listener
         # As the program was called, since another run of this process may have come before.
-        folder = (called.environment or os.environ).get(credentials.FOLDER, "")
+        folder = credentials.folder_of(called.environment or os.environ)
         # Hooks are not to find what is the engine's.
-        os.environ.pop(credentials.FOLDER, None)
+        os.environ.pop("CREDENTIALS_DIRECTORY", None)
         taken = credentials.handed(folder)
         # A dry run needs no secret, and may be anybody's.
         find = credentials.plain if options.dry_run else partial(credentials.resolve, folder=folder)

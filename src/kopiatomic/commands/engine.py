@@ -30,7 +30,7 @@ def _run(name: str, argv: Sequence[str], folder: Folder, shown: str) -> NoReturn
         raise UsageError(
             f"{name} runs a command of its own, and has no engine", kind="usage", hint="Run that command by hand."
         )
-    place = os.environ.pop(credentials.FOLDER, "")
+    place = os.environ.pop("CREDENTIALS_DIRECTORY", "")
     environment = {
         **os.environ,
         **credentials.handed(place),

@@ -265,9 +265,12 @@ def check(
         asked = folder.some(names, everything=not names)
         # Only root acts on a profile, and only for root does it matter who can change it.
         trusted = os.geteuid() == 0
-        codes = [
-            _check(partial(folder.load, name, trusted=trusted), console, called, offline=offline) for name in asked
-        ]
+        codes = []
+        for name in asked:
+            code = _check(partial(folder.load, name, trusted=trusted), console, called, offline=offline)
+            if code != errors.SAVED:
+                console.result(f"{name}: NOT right, as said above")
+            codes.append(code)
         _warn_of_shared_histories(folder, asked, console)
         return console.exit_code(profiles.worst(codes))
 
@@ -292,7 +295,7 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
         console.warning(text)
     if offline:
         created(options, credentials.plain(options.variables).values)
-        console.result(f"{found.name}: the file is right")
+        console.result(f"{found.name}: the file is right (not looked at: datasets, secrets, engine, times)")
         return errors.SAVED
     require_root(
         "what a run needs is root's to look at", console.command_line, "--offline looks at the file alone. Or: "

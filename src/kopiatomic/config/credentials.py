@@ -20,9 +20,6 @@ from kopiatomic.system import process, safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 
-FOLDER = "CREDENTIALS_DIRECTORY"
-"""The variable that says where a service manager has put credentials."""
-
 _STORE = "/etc/credstore"
 _ENCRYPTED_STORE = "/etc/credstore.encrypted"
 """Where systemd looks for credentials that a unit names without a path (systemd.exec(5)), and so do we outside of a unit."""
@@ -39,6 +36,11 @@ _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*|https?_proxy")
 def is_variable(name: str) -> bool:
     """Whether a credential of this name is meant for the engine's environment."""
     return _VARIABLE.fullmatch(name) is not None
+
+
+def folder_of(environment: Mapping[str, str]) -> str:
+    """Return where a service manager has put credentials; empty outside of a unit."""
+    return environment.get("CREDENTIALS_DIRECTORY", "")
 
 
 def handed(folder: str) -> dict[str, str]:

@@ -445,7 +445,8 @@ def _bad_source(name: str, given: object) -> str:
     [(form, value)] = given.items()
     if form == "command":
         if not isinstance(value, list) or not value or not all(isinstance(word, str) and word for word in value):
-            return f'command must be an array of words, such as ["pass", "show", "backup"], not {_type(value)}'
+            what = "an array of something else" if isinstance(value, list) else _type(value)
+            return f'command must be an array of words, such as ["pass", "show", "backup"], not {what}'
         return ""
     if not isinstance(value, str) or not value or "\0" in value:
         return f"{form} must be a text, and not empty"
@@ -508,6 +509,8 @@ def _unknown_table(name: str, content: object) -> str:
 
 
 def _unknown_key(table: str, key: str) -> str:
+    if key == "extends":
+        return "extends belongs at the top of the file, above all tables"
     word = key.replace("-", "_")
     home = _HOMES.get(word, table)
     if home != table:

@@ -29,8 +29,8 @@ _ENVIRONMENT = {
     "hooks": "Variables for the hooks.",
 }
 
-_SECRETS = {"kopia": "KOPIA_PASSWORD", "restic": "RESTIC_PASSWORD", "borg": "BORG_PASSPHRASE"}
-"""The variable that has an engine's password."""
+_SECRETS = {"kopia": "PASSWORD", "restic": "PASSWORD", "borg": "PASSPHRASE"}
+"""What the variable that has an engine's password is called, behind the engine's own name."""
 
 
 def toml(value: Any) -> str:
@@ -91,7 +91,8 @@ def _secret(table: str, given: Mapping[tuple[str, str], Any]) -> str:
     """Return a variable that probably holds a password there."""
     if table == "hooks" or ("engine", "command") in given:
         return "PGPASSWORD"
-    return _SECRETS[given.get(("engine", "engine"), "kopia")]
+    engine = given.get(("engine", "engine"), "kopia")
+    return f"{engine.upper()}_{_SECRETS[engine]}"
 
 
 def _examples(variable: str) -> list[str]:

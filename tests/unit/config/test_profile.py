@@ -288,6 +288,16 @@ WRONG = {
         "    only_frozen = true",
         "    ^^^^^^^^^^^",
     ],
+    '[select]\nextends = "_common"\n': [
+        "home.toml:2:1: extends belongs at the top of the file, above all tables",
+        '    extends = "_common"',
+        "    ^^^^^^^",
+    ],
+    "[engine.environment]\nA = { command = [] }\n": [
+        'home.toml:2:1: command must be an array of words, such as ["pass", "show", "backup"], not an array of something else',
+        "    A = { command = [] }",
+        "    ^",
+    ],
     "[engine]\nenvironment = 3\n": [
         "home.toml:2:1: environment must be a table of variables: [engine.environment]",
         "    environment = 3",
