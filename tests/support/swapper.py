@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import random
 import signal
@@ -47,6 +48,22 @@ def exchange(one: str | Path, other: str | Path) -> None:
     """Exchange two entries. Raises OSError."""
     if _libc.renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _EXCHANGE) != 0:
         raise OSError(ctypes.get_errno(), "renameat2")
+
+
+def can_exchange(folder: Path) -> bool:
+    """Whether the filesystem of a folder knows RENAME_EXCHANGE: OpenZFS does from 2.2 on."""
+    one, other = folder / "exchanged", folder / "exchanged-for"
+    for path in (one, other):
+        path.touch()
+    try:
+        exchange(one, other)
+    except OSError as error:
+        assert error.errno == errno.EINVAL
+        return False
+    finally:
+        for path in (one, other):
+            path.unlink()
+    return True
 
 
 def _swap(folder: Path, one: str, other: str, drawn: random.Random) -> None:
