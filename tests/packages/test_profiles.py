@@ -15,6 +15,8 @@ import pytest
 from tests.btrfs.conftest import wait_for
 from tests.packages.booted import PASSWORD, UNITS, Host
 
+pytestmark = pytest.mark.in_part(2)
+
 FOLDER = "/etc/kopiatomic"
 
 

@@ -17,7 +17,7 @@ from kopiatomic.engines.names import OddNames, find_breaking
 from kopiatomic.model.engine import EngineEnd
 from tests.unit.support.kopia_fixtures import PASSWORD, Bench, back_up, make_job, taken
 
-pytestmark = pytest.mark.in_part(32)
+pytestmark = pytest.mark.in_part(18)
 
 
 @pytest.fixture
