@@ -342,6 +342,26 @@ def test_a_failure_stops_no_other_and_the_worst_code_is_that_of_all(
     assert leftovers(folder / "view") == []
 
 
+def test_a_run_that_found_another_is_not_listed_as_a_failure(
+    data: Path, kopiatomic: Kopiatomic, profiles: Profiles, write: Write, folder: Path, tmp_path: Path
+) -> None:
+    begun, go = tmp_path / "begun", tmp_path / "go"
+    command = ["sh", "-c", f"touch {begun}; while [ ! -e {go} ]; do sleep 0.05; done"]
+    write(
+        "slow",
+        select={"datasets": [str(data)]},
+        view={"mount_root": str(tmp_path / "view")},
+        engine={"command": command},
+    )
+    with kopiatomic.started("run", "slow", env={"KOPIATOMIC_CONFIG_DIR": str(folder)}) as first:
+        wait_for(begun.exists, "the engine's start")
+        assert profiles("run", "slow").returncode == 75
+        listed = json.loads(profiles("profile", "list", "--json").stdout)["profiles"]
+        assert listed[0]["last_run"].startswith("another run had the root, ")
+        go.touch()
+        assert first.wait(30) == 0
+
+
 def test_an_option_holds_against_the_file(data: Path, profiles: Profiles, write: Write) -> None:
     write("home", select={"datasets": [str(data)]}, view={"mount_root": "/one"}, engine={"command": ["ls"]})
     assert document(profiles("run", "home", "-n", "--json", "--mount-root", "/two"))[0]["run"]["root"] == "/two"

@@ -215,7 +215,8 @@ def _last(name: str, options: Options) -> str:
         return f"unknown: {error.message}"
     if record is None:
         return "never run"
-    return f"{result_of(record)}, {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(record.started))}"
+    what = "another run had the root" if record.exit_code == errors.LOCKED else result_of(record)
+    return f"{what}, {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(record.started))}"
 
 
 def _table(found: Sequence[_Listed], console: Console) -> None:
