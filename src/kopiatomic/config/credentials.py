@@ -114,13 +114,22 @@ def plain(sources: Sequence[Source]) -> Resolved:
 
 
 def resolve(sources: Sequence[Source], folder: str) -> Resolved:
-    """Return the values of variables, each without its trailing newline.
+    """Return the values of variables, each without its trailing newline. What is wrong with several is said at once.
 
     ``folder`` is where a service manager has put credentials; empty outside of a unit. Raises KopiatomicError of kind
     ``credential``, and Interrupted.
     """
     found = plain(sources)
-    read = {source.name: _read(source, folder) for source in sources if source.form != "text"}
+    read: dict[str, str] = {}
+    wrong: list[KopiatomicError] = []
+    for source in sources:
+        if source.form != "text":
+            try:
+                read[source.name] = _read(source, folder)
+            except KopiatomicError as error:
+                wrong.append(error)
+    if wrong:
+        raise KopiatomicError("\n".join(error.message for error in wrong), kind="credential", hint=wrong[0].hint)
     return Resolved({**found.values, **read}, [*found.secrets, *read.values()])
 
 
@@ -199,5 +208,5 @@ def _bad(source: Source, reason: str) -> KopiatomicError:
     return KopiatomicError(
         f"{printable(source.place)}: the value of {source.name} cannot be had: {reason}",
         kind="credential",
-        hint="Nothing was started. 'kopiatomic profile check' looks at all values.",
+        hint="No backup was started. 'kopiatomic profile check NAME' looks at all values again.",
     )

@@ -216,6 +216,19 @@ def test_a_credential_is_the_units_or_systemds(
     assert credentials.resolve([source("credential", "other")], "").values == {"RESTIC_PASSWORD": "of the store"}
 
 
+def test_all_that_cannot_be_had_is_said_at_once() -> None:
+    sources = [
+        credentials.Source("ONE", "command", ("false",), "home.toml:4:1"),
+        credentials.Source("TWO", "command", ("echo", "x"), "home.toml:5:1"),
+        credentials.Source("THREE", "credential", "none", "home.toml:6:1"),
+    ]
+    with pytest.raises(KopiatomicError) as caught:
+        credentials.resolve(sources, "")
+    first, second = caught.value.message.split("\n")
+    assert first == "home.toml:4:1: the value of ONE cannot be had: false failed (status 1)"
+    assert second.startswith("home.toml:6:1: the value of THREE cannot be had: there is no credential none")
+
+
 def test_a_dry_run_reads_and_starts_nothing(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     sources = [source("command", ("touch", str(touched))), credentials.Source("PLAIN", "text", "x", "home.toml:4:1")]
