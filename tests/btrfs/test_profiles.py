@@ -291,6 +291,26 @@ def test_several_profiles_are_given_no_common_root(profiles: Profiles, write: Wr
         assert (ended.returncode, "one root, and with it one history" in ended.stderr) == (2, True)
 
 
+def test_what_the_environment_says_to_the_engine_comes_along_and_no_secret(
+    data: Path, profiles: Profiles, folder: Path
+) -> None:
+    environment = {
+        "RESTIC_REPOSITORY": "/srv/backup",
+        "RESTIC_PASSWORD": PASSWORD,
+        "AWS_DEFAULT_REGION": "eu-1",
+        "BORG_REPO": "/b",
+    }
+    made = profiles("profile", "new", "home", "--", "--engine", "restic", data, env=environment)
+    assert made.returncode == 0, str(made)
+    assert "RESTIC_PASSWORD of this environment is not in the file" in made.stderr
+    text = (folder / "home.toml").read_text()
+    assert '\nRESTIC_REPOSITORY = "/srv/backup"\n' in text
+    assert PASSWORD not in text
+    assert "BORG_REPO =" not in text
+    shown = json.loads(profiles("profile", "show", "home", "--json").stdout)["profile"]["engine"]["environment"]
+    assert shown["RESTIC_REPOSITORY"] == "/srv/backup"
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [(["--engine", "restic"], "the words name no dataset"), (["-n", "-a"], "-n is nothing that a profile says")],

@@ -34,12 +34,14 @@ def new(context: click.Context, /, *, name: str, config_dir: str | None) -> None
     The first run of the profile then continues that history. Without arguments it takes everything that is mounted, with the
     engine that is installed. An existing file is never overwritten.
     """
+    import os
+
     from kopiatomic.commands.profile import new as run
 
     words = context.meta.get(COMMAND) or ()
     given = _given(words, all_commands(context)) if words else _found_here()
     console = _console()
-    raise SystemExit(run(name, given, _folder(config_dir), console))
+    raise SystemExit(run(name, given, _folder(config_dir), console, os.environ))
 
 
 @profile.command("list", context_settings=HELP)

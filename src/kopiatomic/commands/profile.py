@@ -42,17 +42,29 @@ LIST_FORMAT = "kopiatomic-profile-list-1"
 # new
 
 
-def new(name: str, given: Mapping[tuple[str, str], Any], folder: Folder, console: Console) -> int:
-    """Write the starting file of a profile with these values, by table and key; never over a file. Return the exit code."""
+def new(
+    name: str, given: Mapping[tuple[str, str], Any], folder: Folder, console: Console, caller: Mapping[str, str]
+) -> int:
+    """Write the starting file of a profile with these values, by table and key; never over a file. Return the exit code.
+
+    It takes along what the ``caller``'s environment says to the engine, except secrets.
+    """
 
     def run() -> int:
         path = folder.file(name)
-        text = profile_text.starting_file(name, given, _schema_path())
+        variables = _said_to_the_engine(given, caller)
+        secret = [variable for variable, value in variables.items() if is_secret(variable, value)]
+        plain = {variable: value for variable, value in variables.items() if variable not in secret}
+        text = profile_text.starting_file(name, given, _schema_path(), plain)
         if not presence.is_directory(folder.path):
             os.makedirs(folder.path, 0o755)
         trust.check(folder.path, "the folder of the profiles", top=folder.top)
         _write(path, text)
         console.acted = True
+        for variable in secret:
+            console.warning(
+                f"{variable} of this environment is not in the file: write below [engine.environment] where it is"
+            )
         _warn_of_shared_histories(folder, [name], console)
         console.result(
             f"Wrote {printable(path)}. Next: edit it; kopiatomic profile check {name}; kopiatomic run {name}"
@@ -60,6 +72,12 @@ def new(name: str, given: Mapping[tuple[str, str], Any], folder: Folder, console
         return errors.SAVED
 
     return ended(run, console)
+
+
+def _said_to_the_engine(given: Mapping[tuple[str, str], Any], caller: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that configure the engine of these values."""
+    engine = created(Options(engine=given.get(("engine", "engine")), command=given.get(("engine", "command"))), {})
+    return {name: value for name, value in sorted(caller.items()) if name.startswith(engine.variables)}
 
 
 def _write(path: str, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from kopiatomic.config.profile import SUFFIX
@@ -61,10 +62,12 @@ def _plain(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def starting_file(name: str, given: Mapping[tuple[str, str], Any], schema: str) -> str:
-    """Return a commented profile with these values, by table and key; ``schema`` is where editors find the schema.
+def starting_file(
+    name: str, given: Mapping[tuple[str, str], Any], schema: str, variables: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """Return a commented profile with these values, by table and key, and these variables of the engine.
 
-    Every other key is there as a comment, with its default. Raises UsageError.
+    ``schema`` is where editors find the schema. Every other key is there as a comment, with its default. Raises UsageError.
     """
     lines = [
         f"#:schema {schema}",
@@ -78,12 +81,14 @@ def starting_file(name: str, given: Mapping[tuple[str, str], Any], schema: str) 
             value = given.get((table, setting.key))
             lines += [f"# {_help(setting)}"]
             if value is None:
-                lines += [f"# {setting.key} = {_default(setting).replace('NAME', name)}"]
+                default = _default(setting).replace(DEFAULT_ROOT, f"/kopia/{name}")
+                lines += [f"# {setting.key} = {default}"]
             else:
                 kept = "  # As it was: another root is another history." if setting.name == "mount_root" else ""
                 lines += [f"{setting.key} = {toml(value)}{kept}"]
         if table in WITH_ENVIRONMENT:
             lines += ["", f"[{table}.environment]  # {_ENVIRONMENT[table]}", *_examples(_secret(table, given))]
+            lines += [f"{variable} = {toml(value)}" for variable, value in variables.items() if table == "engine"]
     return "\n".join(lines) + "\n"
 
 
