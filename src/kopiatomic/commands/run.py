@@ -17,7 +17,9 @@ from kopiatomic.errors import SIGNAL_BASE, KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
+from kopiatomic.runs.freezing import failures_in
 from kopiatomic.schedules import here
+from kopiatomic.system import signals
 
 FORMAT = "kopiatomic-profiles-1"
 
@@ -79,12 +81,14 @@ def _one(
     wanted: RunRequest, name: str, console: Console, called: Invocation, older: Callable[[Profile], Sequence[str]]
 ) -> Report:
     """Run one profile; every failure is in the report."""
-    try:
+    report = Report(run_id="", root="")
+    # A signal must not cost the reports of the runs before this one.
+    with signals.handled(), failures_in(report):
         # A dry run acts on nothing, so any user may look at any file.
         profile = wanted.folder.load(name, trusted=not wanted.overrides.get("dry_run"))
-        options = profiles.options(profile, wanted.overrides)
+        found = profiles.options(profile, wanted.overrides)
         for text in older(profile):
             console.warning(text)
-    except KopiatomicError as error:
-        return Report(run_id="", root="", error=error)
-    return backup(replace(options, profile=name), console, called)
+        signals.check()
+        options = replace(found, profile=name)
+    return report if report.error is not None else backup(options, console, called)
