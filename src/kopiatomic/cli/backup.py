@@ -94,12 +94,22 @@ def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, *
 
 
 def _suggest_command(error: EndError, called: Invocation) -> None:
-    """Have an error say that its word may be a mistyped command: what is no command is a dataset."""
+    """Have an error say that its word may be a mistyped command, or a profile: what is no command is a dataset."""
     import difflib
 
+    from kopiatomic.commands.profiles import folder
+    from kopiatomic.errors import KopiatomicError
     from kopiatomic.secrets.masking import Secrets
 
     words = called.words
+    try:
+        known = folder(called.environment.get("KOPIATOMIC_CONFIG_DIR")).names()
+    except KopiatomicError:
+        # Whoever means no profile need not know that there is something wrong with their folder.
+        known = []
+    if words[-1] in known:
+        error.hint = f"{error.hint or ''} If the profile was meant: kopiatomic run {words[-1]}".lstrip()
+        return
     commands = click.get_current_context().find_root().command
     assert isinstance(commands, click.Group)
     near = difflib.get_close_matches(words[0], commands.commands, n=1, cutoff=0.7)

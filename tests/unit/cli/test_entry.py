@@ -285,6 +285,15 @@ def test_help_tells_every_flag_and_every_exit_code(kopiatomic: Kopiatomic) -> No
     assert kopiatomic("--help").stdout == kopiatomic("backup", "-h").stdout == ended.stdout
 
 
+def test_the_profile_of_that_name_is_suggested(kopiatomic: Kopiatomic, tmp_path: Path) -> None:
+    (tmp_path / "home.toml").touch()
+    ended = kopiatomic("-n", "home", env={"KOPIATOMIC_CONFIG_DIR": str(tmp_path)})
+    assert ended.returncode != 0
+    assert "If the profile was meant: kopiatomic run home" in ended.stderr
+    other = kopiatomic("-n", "hom", env={"KOPIATOMIC_CONFIG_DIR": str(tmp_path / "none")})
+    assert "profile" not in other.stderr
+
+
 def test_help_is_there_where_nothing_else_works(kopiatomic: Kopiatomic) -> None:
     ended = command(
         *as_nobody(*Kopiatomic.argv("-h")),
