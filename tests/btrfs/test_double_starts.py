@@ -87,3 +87,25 @@ def test_runs_on_many_roots_go_side_by_side(ground: BtrfsGround) -> None:
     assert all("of this instant" in one.stdout + one.stderr for one in ended)
     assert not [root for root in roots if root.exists()]
     assert ground.left_after(2) == []
+
+
+def test_the_last_of_two_runs_removes_a_root_that_one_has_in_the_others(ground: BtrfsGround) -> None:
+    """The outer one has its view no longer when the inner one ends, but has not ended itself: its post-hook goes on."""
+    outer = ground.folder / "outer"
+    marks = {name: ground.folder / name for name in ("inner-begun", "inner-go", "hook-begun", "hook-go")}
+
+    def until(begun: str, go: str) -> str:
+        return f"touch {marks[begun]}; while [ ! -e {marks[go]} ]; do sleep 0.02; done"
+
+    inner = ground.start(
+        "--mount-root", outer / "inner", "-c", f"sh -c '{until('inner-begun', 'inner-go')}'", *ground.names
+    )
+    inner.until(marks["inner-begun"].exists, LIMIT_S)
+    other = ground.start("--mount-root", outer, "-q", until("hook-begun", "hook-go"), "-c", "true", *ground.names)
+    other.until(marks["hook-begun"].exists, LIMIT_S)
+    marks["inner-go"].touch()
+    assert inner.wait(LIMIT_S).returncode == 0
+    marks["hook-go"].touch()
+    assert other.wait(LIMIT_S).returncode == 0
+    assert not outer.exists()
+    assert ground.left_after(2) == []

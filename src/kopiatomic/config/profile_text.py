@@ -40,7 +40,11 @@ def toml(value: Any) -> str:
     Raises UsageError for text that is not UTF-8, which TOML cannot hold.
     """
     if isinstance(value, Mapping):
-        return "{ " + ", ".join(f"{key} = {toml(below)}" for key, below in value.items()) + " }"
+        return "{ " + ", ".join(f"{key} = {_item(below)}" for key, below in value.items()) + " }"
+    return _item(value)
+
+
+def _item(value: Any) -> str:
     if not isinstance(value, str) and isinstance(value, Iterable):
         return "[" + ", ".join(map(_plain, value)) + "]"
     return _plain(value)

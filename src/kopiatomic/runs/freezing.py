@@ -71,10 +71,22 @@ def recorded(selecting: Selecting, secrets: Secrets, shown: str) -> Iterator[Ses
 
     ``shown`` is the command line as it may be shown.
     """
-    report, options = selecting.report, selecting.options
+    report = selecting.report
     for value in secrets.values:
         linux.hide_argument(value)
-    records = Records(options.state_dir)
+    records = Records(selecting.options.state_dir)
+    try:
+        with _locked_and_recorded(selecting, records, secrets, shown) as session:
+            yield session
+    finally:
+        if report.root:
+            with signals.deferred():
+                roots.remove_unneeded(selecting.directories())
+
+
+@contextmanager
+def _locked_and_recorded(selecting: Selecting, records: Records, secrets: Secrets, shown: str) -> Iterator[Session]:
+    report, options = selecting.report, selecting.options
     with locks.run(report.run_id, records.directory) as held:
         recorder = Recorder(records, report, secrets, selecting.warn)
         recorder.begin(shown, options.keep_history, schedule=options.schedule or "", profile=options.profile)
@@ -204,6 +216,7 @@ class Session:
             self._recorder.end_as_orphan([*left, *self._without_directories()])
         finally:
             self._held.let_go()
+            roots.remove_unneeded(self._selecting.directories())
 
     @contextmanager
     def _frozen(self, again: Callable[[], Plan]) -> Iterator[tuple[Supervisor, Sets]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 from kopiatomic import presence
@@ -207,6 +207,20 @@ def remove(root: str, *, own: bool = True) -> list[str]:
     except OSError as error:
         reason = error.strerror or str(error)
     return [f"directory {printable(root)}: {reason} (remove it with: rmdir)"]
+
+
+def remove_unneeded(directories: Sequence[str]) -> None:
+    """Remove the directories of a run once more, now that it has unlocked them: another run may have been in them before.
+
+    That run left them to this one, whose lock it saw, and this one had left them to that run. What is wrong was said before.
+    """
+    for directory in directories:
+        try:
+            needless = is_noted(directory)
+        except OSError:
+            continue
+        if needless:
+            remove(directory, own=False)
 
 
 def _remove(root: str, *, own: bool) -> list[str]:

@@ -61,7 +61,9 @@ def said(profile: Profile) -> dict[tuple[str, ...], Any]:
 def written(tables: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for table, content in tables.items():
-        lines += [f"[{table}]", *(f"{key} = {toml(value)}" for key, value in content.items())]
+        variables = content.get("environment", {})
+        lines += [f"[{table}]", *(f"{key} = {toml(value)}" for key, value in content.items() if key != "environment")]
+        lines += [f"[{table}.environment]", *(f"{name} = {toml(value)}" for name, value in variables.items())]
     return "\n".join(lines) + "\n"
 
 
