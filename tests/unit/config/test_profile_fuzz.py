@@ -63,7 +63,8 @@ def written(tables: Mapping[str, Mapping[str, Any]]) -> str:
     for table, content in tables.items():
         variables = content.get("environment", {})
         lines += [f"[{table}]", *(f"{key} = {toml(value)}" for key, value in content.items() if key != "environment")]
-        lines += [f"[{table}.environment]", *(f"{name} = {toml(value)}" for name, value in variables.items())]
+        if variables:
+            lines += [f"[{table}.environment]", *(f"{name} = {toml(value)}" for name, value in variables.items())]
     return "\n".join(lines) + "\n"
 
 
