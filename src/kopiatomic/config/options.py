@@ -134,8 +134,15 @@ def _bad_dataset(name: str) -> str:
 
 
 def _bad_directory(name: str) -> str:
-    plain = name not in {"", ".", ".."} and "/" not in name and not name.startswith("-")
-    return "" if plain else "must be one path component, not '.' or '..', without a leading dash"
+    if name in {"", ".", ".."} or "/" in name or name.startswith("-"):
+        return "must be one path component, not '.' or '..', without a leading dash"
+    if len(os.fsencode(name)) > _LONGEST_NAME or any(letter < " " or letter == "\x7f" for letter in name):
+        return f"must be one path component, of at most {_LONGEST_NAME} bytes and without control characters"
+    return ""
+
+
+def _bad_root(path: str) -> str:
+    return "must be a directory below /, and is / itself" if os.path.normpath(path) in {"/", "//"} else ""
 
 
 def _bad_property(name: str) -> str:
@@ -150,10 +157,14 @@ def _bad_words(text: str) -> str:
     return ""
 
 
+_LONGEST_NAME = 255
+"""Bytes (NAME_MAX, limits.h)."""
+
 _WRONG = {
     "names": _bad_dataset,
     "exclude": _bad_dataset,
     "property": _bad_property,
+    "mount_root": _bad_root,
     "name": _bad_directory,
     "command": _bad_words,
     "options": _bad_words,

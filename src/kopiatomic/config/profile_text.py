@@ -220,7 +220,7 @@ _RULES = {
     "names": r"^(/[^\u0000]*|(?!\s*$|-|\.{1,2}(/|$))[^@#\u0000]*)$",
     "exclude": r"^(/[^\u0000]*|(?!\s*$|-|\.{1,2}(/|$))([^@#\u0000]*|[^\u0000]*\*[^\u0000]*))$",
     "property": r"^(?=.*:)([a-z0-9_.:]|\$\{hostname\})([a-z0-9_.:-]|\$\{hostname\}){0,255}$",
-    "name": r"^(?!\s*$|-|\.{1,2}$)[^/\u0000]+$",
+    "name": r"^(?!\s*$|-|\.{1,2}$)[^/\u0000-\u001f\u007f]{1,255}$",
     "repository": r"^(?!\s*$|\.{1,2}(/|$))[^\u0000]+$",
 }
 """What a text must be, by setting, for what ``config.options.problem_with`` refuses and a pattern can say."""

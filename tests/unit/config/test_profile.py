@@ -381,6 +381,16 @@ WRONG = {
         '    mount_root = "view"',
         "    ^^^^^^^^^^",
     ],
+    '[view]\nname = "a\\nb"\n': [
+        "home.toml:2:1: name must be one path component, of at most 255 bytes and without control characters",
+        '    name = "a\\nb"',
+        "    ^^^^",
+    ],
+    '[view]\nmount_root = "//"\n': [
+        "home.toml:2:1: mount_root must be a directory below /, and is / itself",
+        '    mount_root = "//"',
+        "    ^^^^^^^^^^",
+    ],
     '[view]\nname = "a/b"\n': [
         "home.toml:2:1: name must be one path component, not '.' or '..', without a leading dash",
         '    name = "a/b"',
