@@ -215,12 +215,7 @@ def remove_unneeded(directories: Sequence[str]) -> None:
     That run left them to this one, whose lock it saw, and this one had left them to that run. What is wrong was said before.
     """
     for directory in directories:
-        try:
-            needless = is_noted(directory)
-        except OSError:
-            continue
-        if needless:
-            remove(directory, own=False)
+        remove(directory, own=False)
 
 
 def _remove(root: str, *, own: bool) -> list[str]:
