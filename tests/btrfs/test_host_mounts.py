@@ -27,6 +27,20 @@ def run_of(layout: str, gate: Gate, root: Path, *words: str | Path) -> list[str 
     return [*LAYOUTS[layout], "--mount-root", root, "--json", "-c", gate.command, *words]
 
 
+def on_a_host(script: str, kopiatomic: Kopiatomic, *words: str | Path) -> None:
+    """Run a script in a mount namespace that plays the host; its arguments are a run's command line. It must end with 0."""
+    begin = "set -e; mount --make-rshared /\n"
+    argv = ("unshare", "-m", "--propagation", "private", "bash", "-c", begin + script, "bash", *kopiatomic.argv(*words))
+    ended = command(*argv, env=kopiatomic.environment, check=False)
+    assert ended.returncode == 0, str(ended)
+
+
+def begun(gate: Gate) -> str:
+    """What starts the run in such a script, and waits for its engine."""
+    return f""""$@" &
+        while [ ! -e {gate.folder}/started ]; do sleep 0.02; kill -0 $!; done"""
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_new_mount_comes_over_no_place(
     layout: str,
@@ -54,12 +68,9 @@ def test_a_new_mount_comes_over_no_place(
             if same.is_relative_to(path):
                 meanwhile += f"mkdir -p {same}; echo foreign > {same}/file\n"
     script = f"""
-        set -e
-        mount --make-rshared /
         trap 'touch {gate.folder}/go {end}' EXIT
         mount --bind {btrfs.mountpoint} {place}
-        "$@" &
-        while [ ! -e {gate.folder}/started ]; do sleep 0.02; kill -0 $!; done
+        {begun(gate)}
         {meanwhile}
         touch {gate.folder}/go
         while [ ! -e {said} ]; do sleep 0.02; kill -0 $!; done
@@ -67,13 +78,7 @@ def test_a_new_mount_comes_over_no_place(
         touch {end}
         wait $!
     """
-    argv = kopiatomic.argv(*run_of(layout, gate, root, place))
-    ended = command(
-        *("unshare", "-m", "--propagation", "private", "bash", "-c", script, "bash", *argv),
-        env=kopiatomic.environment,
-        check=False,
-    )
-    assert ended.returncode == 0, str(ended)
+    on_a_host(script, kopiatomic, *run_of(layout, gate, root, place))
     assert said.read_text() == "frozen\n"
     assert leftovers(root) == []
 
@@ -93,15 +98,12 @@ def test_a_new_mount_does_not_come_over_a_live_one_that_a_place_is_in(
     (inner.mountpoint / "file").write_text("frozen\n")
     gate = make_gate(f"cat {place}/file {middle}/live > {said}")
     script = f"""
-        set -e
-        mount --make-rshared /
         trap 'touch {gate.folder}/go' EXIT
         mount -t tmpfs -o mode=755 none {middle}
         echo live > {middle}/live
         mkdir -p {place}
         mount --bind {inner.mountpoint} {place}
-        "$@" &
-        while [ ! -e {gate.folder}/started ]; do sleep 0.02; kill -0 $!; done
+        {begun(gate)}
         for path in {place} {middle}/deep {middle}; do
             mount -t tmpfs none $path
             mkdir -p {place}
@@ -110,13 +112,7 @@ def test_a_new_mount_does_not_come_over_a_live_one_that_a_place_is_in(
         touch {gate.folder}/go
         wait $!
     """
-    argv = kopiatomic.argv("--layout", "in-place", "-c", gate.command, outer.mountpoint, place)
-    ended = command(
-        *("unshare", "-m", "--propagation", "private", "bash", "-c", script, "bash", *argv),
-        env=kopiatomic.environment,
-        check=False,
-    )
-    assert ended.returncode == 0, str(ended)
+    on_a_host(script, kopiatomic, "--layout", "in-place", "-c", gate.command, outer.mountpoint, place)
     assert said.read_text() == "frozen\nlive\n"
     assert leftovers(tmp_path / "view") == []
 
@@ -139,14 +135,11 @@ def test_what_the_host_unmounts_above_a_place_stays_above_it(
     (btrfs.mountpoint / "file").write_text("frozen\n")
     gate = make_gate(f"cat {place}/file > {said}")
     script = f"""
-        set -e
-        mount --make-rshared /
         trap 'touch {gate.folder}/go' EXIT
         mount -t tmpfs -o mode=755 none {above}
         mkdir -p {place}
         mount --bind {btrfs.mountpoint} {place}
-        "$@" &
-        while [ ! -e {gate.folder}/started ]; do sleep 0.02; kill -0 $!; done
+        {begun(gate)}
         umount --lazy {above}
         mount -t tmpfs none {above}
         mkdir -p {place}
@@ -154,13 +147,7 @@ def test_what_the_host_unmounts_above_a_place_stays_above_it(
         touch {gate.folder}/go
         wait $!
     """
-    argv = kopiatomic.argv(*run_of(layout, gate, root, place))
-    ended = command(
-        *("unshare", "-m", "--propagation", "private", "bash", "-c", script, "bash", *argv),
-        env=kopiatomic.environment,
-        check=False,
-    )
-    assert ended.returncode == 0, str(ended)
+    on_a_host(script, kopiatomic, *run_of(layout, gate, root, place))
     assert said.read_text() == "frozen\n"
     assert leftovers(root) == []
 
@@ -224,8 +211,7 @@ def test_what_the_host_unmounts_is_free(
         mount $one {first.mountpoint}
         mkdir -p {inner}
         mount $two {inner}
-        "$@" &
-        while [ ! -e {gate.folder}/started ]; do sleep 0.02; kill -0 $!; done
+        {begun(gate)}
         umount {inner}
         is_free $two
         umount {first.mountpoint}

@@ -84,7 +84,7 @@ class Folder:
         if trusted and not safety.is_plainly_safe(self.path):
             trust.check(self.path, "the folder of the profiles", top=self.top)
         # Not only if it exists: a link of root's may lead to where a user makes it a moment later.
-        if trusted and (presence.is_link(path) or presence.exists(path)):
+        if trusted and presence.exists(path, follow_links=False):
             trust.check(path, "the profile", top=self.top)
         found = profiles.load(path)
         if trusted:

@@ -277,8 +277,9 @@ class _File:
                 self.wrong(f"{key} holds a password, and others can read this file: {self._mend()}", table, key)
                 return
             value: Any = tuple(texts) if setting.repeated else shlex.join(texts)
-            if not setting.repeated and not texts and setting.default != "":
-                self.wrong(f"{key} is empty", table, key)
+            problem = "" if setting.repeated else problem_with(setting, value)
+            if problem:
+                self.wrong(f"{key} {problem}", table, key)
                 return
         else:
             try:
