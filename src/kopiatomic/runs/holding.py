@@ -52,15 +52,16 @@ def start(hold: Callable[[Starter], int], tell: Callable[[object], None]) -> int
     """
     ours, theirs = channel.pair()
     starter = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        try:
-            ours.close()
-            _be_holder(hold, theirs, starter)
-        finally:
-            os._exit(1)
-    theirs.close()
+    # Before the fork: a signal that comes right after it is passed on, too.
     with signals.handled():
+        pid = os.fork()
+        if pid == 0:
+            try:
+                ours.close()
+                _be_holder(hold, theirs, starter)
+            finally:
+                os._exit(1)
+        theirs.close()
         try:
             return _follow(ours, tell)
         except Interrupted as error:

@@ -367,8 +367,18 @@ def test_a_caller_that_cannot_be_told_has_no_view(tmp_path: Path) -> None:
     os.waitpid(int(pid), 0)
 
 
-def test_a_signal_is_passed_on_and_the_end_waited_for(told: list[object]) -> None:
+@pytest.mark.parametrize("slow", [0, 0.2], ids=["waiting", "right after the fork"])
+def test_a_signal_is_passed_on_and_the_end_waited_for(
+    slow: float, told: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     starter = os.getpid()
+
+    def fork(real: Callable[[], int] = os.fork) -> int:
+        if pid := real():
+            time.sleep(slow)
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork)
 
     def hold(_: Starter) -> int:
         with signals.handled():
