@@ -444,6 +444,28 @@ def test_check_looks_at_all_that_a_run_needs(
     assert leftovers() == []
 
 
+def test_check_says_at_once_all_that_is_wrong(data: Path, profiles: Profiles, write: Write, folder: Path) -> None:
+    write(
+        "home",
+        select={"datasets": [str(data / "none")]},
+        engine={"engine": "restic", "environment": {"RESTIC_PASSWORD": {"file": str(folder / "none")}}},
+        hooks={"pre_hook": "no-such-program --now", "post_hook": "if true; then"},
+        schedule={"calendar": "never"},
+    )
+    ended = profiles("profile", "check")
+    assert ended.returncode == 1, str(ended)
+    for said in (
+        f"{folder}/home.toml:8:1: pre_hook begins with no-such-program, which is not there or cannot be executed",
+        f"{folder}/home.toml:9:1: post_hook is no line of a shell: ",
+        "the value of RESTIC_PASSWORD cannot be had",
+        f"{data}/none",
+        f"{folder}/home.toml:11:1: calendar never: ",
+        "home: NOT right, as said above",
+    ):
+        assert said in ended.stderr + ended.stdout, str(ended)
+    assert not (data / "now").exists()
+
+
 def test_files_are_checked_by_anybody_without_a_look_at_anything_else(profiles: Profiles, tmp_path: Path) -> None:
     path = tmp_path / "site.toml"
     path.write_text('[select]\ndatasets = ["no/such/pool"]\n[engine]\nengine = "borg"\n')

@@ -20,7 +20,36 @@ if TYPE_CHECKING:
 
 
 class WithWords(WithCommand):
-    """A command that takes the words of a backup after ``--``."""
+    """A command that takes the words of a backup, or of an engine, after ``--``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.UsageError as error:
+            own = self._own(ctx, given)
+            mistyped = isinstance(error, click.NoSuchOption) and error.possibilities
+            if COMMAND in ctx.meta or mistyped or not 0 < own < len(given):
+                raise
+            from kopiatomic.secrets.masking import Secrets
+
+            meant = ["kopiatomic", *ctx.command_path.split()[1:], *given[:own], "--", *given[own:]]
+            shown = Secrets(given, os.environ).command_line(meant)
+            raise click.UsageError(f"what follows the name must stand behind '--': {shown}", ctx) from None
+
+    def _own(self, ctx: click.Context, args: list[str]) -> int:
+        """Return how many words from the left this command understands."""
+        understood = 0
+        for count, word in enumerate(args, start=1):
+            if word in ctx.help_option_names:
+                break
+            try:
+                super().parse_args(click.Context(self, parent=ctx.parent), args[:count])
+                understood = count
+            except click.UsageError:
+                # The next word may be the value of an option.
+                continue
+        return understood
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*click.Command.collect_usage_pieces(self, ctx), "-- ARGUMENT..."]
@@ -221,19 +250,20 @@ def parsed(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], cli
         words = words[1:]
     elif words and words[0] in group.commands:
         raise click.UsageError(
-            f"a schedule makes backups, and '{words[0]}' is another command; '-- backup {words[0]}' is a dataset of that name"
+            f"these words make a backup, and '{words[0]}' is another command; '-- backup {words[0]}' is a dataset of that name"
         )
     if not words:
         raise click.UsageError("the words of a backup are missing: kopiatomic schedule install NAME -- DATASET...")
     # Creating a context from these would show version or help, and exit.
     assert isinstance(backup, Command)
-    context = click.Context(backup, **backup.context_settings)
+    called_by = "kopiatomic backup"
+    context = click.Context(backup, info_name=called_by, **backup.context_settings)
     given, _, _ = backup.make_parser(context).parse_args(backup.spelled_out(list(words)))
     for parameter in backup.get_params(context):
         for flag in {"--version", "--help"}.intersection(parameter.opts):
             if parameter.name in given:
                 raise click.UsageError(f"{flag} is nothing for a schedule")
-    return words, backup.make_context("backup", list(words)), given
+    return words, backup.make_context(called_by, list(words)), given
 
 
 def meant(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], Options]:

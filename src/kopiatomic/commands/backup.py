@@ -53,11 +53,15 @@ def backup(options: Options, listener: Listener, called: Invocation = Invocation
 def check(options: Options, listener: Listener, called: Invocation = Invocation()) -> Report:  # noqa: B008 - immutable
     """Look, plan and query the engine, as a run does before it makes anything; nothing is made and nothing recorded.
 
-    The report says where the engine would save. Every failure is in it; nothing is raised.
+    The report says where the engine would save. Of a dry run, only the plan is looked at. Every failure is in the report;
+    nothing is raised.
     """
     report = Report(new_run_id(), options.mount_root, dry_run=True)
     with signals.handled(limit=options.timeout, on_stop=None), failures_in(report):
-        _Run(options, report, listener, called).check()
+        run = _Run(options, report, listener, called)
+        run.check_plan()
+        if not options.dry_run:
+            run.check_engine()
     return report
 
 
@@ -111,9 +115,13 @@ class _Run:
         report.root, report.series = self._place()
         self._selecting = Selecting(options, report, listener, refuses=engine.refuses, breaks_at=engine.breaks_at)
 
-    def check(self) -> None:
+    def check_plan(self) -> None:
         selected = self._report.plan = self._selecting.select()
         self._selecting.check_places(selected)
+
+    def check_engine(self) -> None:
+        selected = self._report.plan
+        assert selected is not None
         repository = self._checked(selected)
         if selected.layout is Layout.IN_PLACE:
             require_skipped(self._written(repository, selected), selected)

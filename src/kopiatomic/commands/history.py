@@ -80,6 +80,7 @@ def _run_document(record: RunRecord) -> dict[str, Any]:
         "command": record.command,
         "root": record.series,
         "schedule": record.schedule or None,
+        "profile": record.profile or None,
         "started": record.started,
         "ended": record.ended,
         "seconds": record.took,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -23,7 +23,8 @@ from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
 from kopiatomic.config.profile import Problem, Profile, ProfileError, Value
 from kopiatomic.config.settings import TABLES
-from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.errors import EndError, KopiatomicError, UsageError
+from kopiatomic.hooks import shell
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
 from kopiatomic.output.console import Console
@@ -319,14 +320,20 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
     require_root(
         "what a run needs is root's to look at", console.command_line, "--offline looks at the file alone. Or: "
     )
-    _check_calendar(found)
     from kopiatomic.commands.backup import check as look  # noqa: PLC0415 - it loads all that a run needs
 
-    report = look(replace(options, profile=found.name), console, called)
+    options = replace(options, profile=found.name)
+    report = look(options, console, called)
+    wrong = [*_wrong_around(found), *([report.error] if report.error is not None else [])]
+    if report.error is not None and report.error.kind == "credential":
+        # Without a secret nothing can be asked of the engine, but what is selected can be looked at.
+        planned = look(replace(options, dry_run=True), console, called)
+        wrong += [planned.error] if planned.error is not None else []
     console.end()
-    if report.error is not None:
-        console.error(report.error)
-        return report.error.exit_code
+    for error in wrong:
+        console.error(error)
+    if wrong:
+        return profiles.worst(error.exit_code for error in wrong)
     engine = report.engine
     target = engine.target if engine is not None else None
     taken = [one.dataset.name for one in report.plan.taken] if report.plan is not None else []
@@ -335,15 +342,24 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
     return errors.SAVED
 
 
-def _check_calendar(found: Profile) -> None:
-    """Refuse a time that this machine's scheduler does not know. Raises ProfileError, KopiatomicError."""
-    wanted = found.values.get(("schedule", "calendar"))
-    if wanted is not None:
+def _wrong_around(found: Profile) -> Iterator[EndError]:
+    """Yield what is wrong with the times and the hooks: times that this machine's scheduler does not know, no shell's lines."""
+    looks: dict[tuple[str, str], Callable[[str], object]] = {
+        ("schedule", "calendar"): lambda text: here().calendar(found.name, text),
+        ("hooks", "pre_hook"): shell.check,
+        ("hooks", "post_hook"): shell.check,
+    }
+    for place, look in looks.items():
+        wanted = found.values.get(place)
+        if wanted is None:
+            continue
         try:
-            here().calendar(found.name, wanted.value)
+            look(wanted.value)
         except UsageError as error:
-            problem = Problem(error.message.removeprefix("--"), wanted.origin)
-            raise ProfileError([problem], hint=error.hint) from None
+            problem = Problem(f"{place[1]} {error.message.removeprefix('--calendar ')}", wanted.origin)
+            yield ProfileError([problem], hint=error.hint)
+        except KopiatomicError as error:
+            yield error
 
 
 def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Console) -> None:

@@ -149,6 +149,18 @@ def _bad_property(name: str) -> str:
     return "" if is_user_property(name) else "must be a user property of ZFS, such as backup:this (see zfsprops(7))"
 
 
+_CRON = re.compile(r"@\w+|[\d*,/-]+(\s+[\w*,/-]+){4}")
+
+
+def _bad_calendar(text: str) -> str:
+    fields = text.split()
+    if _CRON.fullmatch(text.strip()) is None:
+        return ""
+    daily = len(fields) == 5 and fields[2:] == ["*"] * 3 and all(field.isdigit() for field in fields[:2])
+    here = f'here that is "{int(fields[1]):02}:{int(fields[0]):02}"' if daily else 'here it is "Mon..Fri 02:30"'
+    return f"is in cron's notation; {here}, as systemd.time(7) has it"
+
+
 def _bad_words(text: str) -> str:
     try:
         shlex.split(text)
@@ -168,6 +180,7 @@ _WRONG = {
     "name": _bad_directory,
     "command": _bad_words,
     "options": _bad_words,
+    "calendar": _bad_calendar,
 }
 """What finds out, by setting, what is wrong with a text."""
 

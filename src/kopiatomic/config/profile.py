@@ -368,7 +368,9 @@ def _chain(path: str) -> tuple[list[_File], list[Problem]]:
             near = _near(name, names(folder))
             problems.append(Problem(f"{printable(following)} does not exist{near}", last.origin("extends")))
             break
-        problems += file.problems
+        # Whoever asked for the profile may not know the base.
+        of = f" (the base of {printable(os.path.basename(last.path))})"
+        problems += [Problem(problem.message + of, problem.origin) for problem in file.problems]
         files.append(file)
     return files, problems
 
@@ -608,7 +610,7 @@ def _syntax(path: str, lines: list[str], message: str) -> Problem:
     hints = {
         "Invalid value": 'text must be in quotes ("in-place"), and true and false in small letters',
         "Cannot overwrite a value": "this key is there twice",
-        "Expected '=' after a key": "a line is a [table], or KEY = VALUE",
+        "Expected '=' after a key": "a line is a [table], or KEY = VALUE (not KEY: VALUE)",
         "Unclosed array": "the ']' is missing",
     }
     hint = next((hint for begin, hint in hints.items() if said.startswith(begin)), "")

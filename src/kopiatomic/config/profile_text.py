@@ -221,6 +221,7 @@ _RULES = {
     "exclude": r"^(/[^\u0000]*|(?!\s*$|-|\.{1,2}(/|$))([^@#\u0000]*|[^\u0000]*\*[^\u0000]*))$",
     "property": r"^(?=.*:)([a-z0-9_.:]|\$\{hostname\})([a-z0-9_.:-]|\$\{hostname\}){0,255}$",
     "name": r"^(?!\s*$|-|\.{1,2}$)[^/\u0000-\u001f\u007f]{1,255}$",
+    "calendar": r"^(?!\s*$|\s*(@\w+|[0-9*,/-]+(\s+[\w*,/-]+){4})\s*$)[^\u0000]+$",
     "repository": r"^(?!\s*$|\.{1,2}(/|$))[^\u0000]+$",
 }
 """What a text must be, by setting, for what ``config.options.problem_with`` refuses and a pattern can say."""

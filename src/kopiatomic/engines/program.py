@@ -9,7 +9,7 @@ import stat
 from collections.abc import Callable, Mapping, Sequence
 
 from kopiatomic import presence
-from kopiatomic.errors import KopiatomicError, advice_of, unforeseen
+from kopiatomic.errors import KopiatomicError, UsageError, advice_of, unforeseen
 from kopiatomic.immutable import immutable
 from kopiatomic.system import process
 from kopiatomic.text import printable
@@ -119,6 +119,14 @@ class Program:
                 kind=f"{self.name}-not-executable",
                 hint=self._install,
             ) from None
+
+    def refused_option(self, why: str) -> UsageError:
+        """Return the error that the program does not take what the user added to its options."""
+        return UsageError(
+            f"{self.name} refuses what -o gives it: {printable(why)}",
+            kind="engine-option",
+            hint=f"{self.name}'s own help lists its options; this is checked before anything is made.",
+        )
 
     def version_in(self, said: str, form: str) -> Version:
         """Return the version in a program's answer. ``form`` is a pattern with the groups text, major, minor and patch."""

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.plan import Plan
-from kopiatomic.secrets.masking import Secrets
+from kopiatomic.secrets.masking import Secrets, masked
 from kopiatomic.state import lists, locks
 from kopiatomic.system import process
 from kopiatomic.text import ended, printable
 
 _ROOM = 64 << 10
 """How many bytes lists may take in an environment, in total. The kernel accepts no variable of more than 128 KiB (execve(2))."""
+
+_PROGRAM = re.compile(r"\s*([A-Za-z0-9_./+-]+)(?=\s*(?:$|[;&|<>])|\s+[^\s(])")
+"""The first word of a shell line that begins with the plain name of a program, and is no function's."""
+
+_LOOK_TIMEOUT = 10.0
+"""Seconds that the shell has to look at a line."""
 
 _OF_A_RUN = frozenset(
     [
@@ -52,6 +59,35 @@ def variables(run_id: str, plan: Plan) -> dict[str, str]:
 def environment(base: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:
     """Return an environment with the variables of a run, and nothing of another run in which kopiatomic may itself be running."""
     return {name: value for name, value in base.items() if name not in _OF_A_RUN} | dict(variables)
+
+
+def check(line: str) -> None:
+    """Refuse a line that no shell understands, or whose program is not there. Nothing of it is run.
+
+    Raises UsageError, whose message follows the name of the hook, and Interrupted.
+    """
+    parsed = process.run(["/bin/sh", "-n", "-c", line], timeout=_LOOK_TIMEOUT)
+    if parsed.status != 0:
+        why = printable(masked(parsed.why.rpartition(": ")[2]))
+        raise UsageError(f"is no line of a shell: {why}", kind="hook-syntax", hint="Try it with: sh -n -c LINE")
+    first = _PROGRAM.match(line)
+    if first is None:
+        # An assignment, a variable, or the shell's own language, about which only a run can tell.
+        return
+    if not _can_be_run(first[1]):
+        raise UsageError(
+            f"begins with {first[1]}, which is not there or cannot be executed",
+            kind="hook-program",
+            hint="Name its whole path: a timer's PATH is another than yours.",
+        )
+
+
+def _can_be_run(word: str) -> bool:
+    """Whether a shell would find a program, or something of its own, under a plain name. Raises Interrupted."""
+    if "/" in word:
+        # The shell itself looks only whether the file is there.
+        return os.access(word, os.X_OK)
+    return process.run(["/bin/sh", "-c", 'command -v -- "$1"', "sh", word], timeout=_LOOK_TIMEOUT).status == 0
 
 
 def run(line: str, flag: str, variables: Mapping[str, str], timeout: float, secrets: Secrets) -> None:

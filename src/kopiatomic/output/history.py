@@ -42,6 +42,7 @@ def lines_of(run: RunRecord, result: str, intents: Sequence[Intent]) -> list[str
         f"Run:      {run.id} (kopiatomic {run.version})",
         f"Command:  {run.command}",
         f"Root:     {printable(run.series)}",
+        *([f"Profile:  {printable(run.profile)}"] if run.profile else []),
         *([f"Schedule: {printable(run.schedule)}"] if run.schedule else []),
         f"Started:  {_time(run.started)} UTC",
         f"Ended:    {_time(run.ended)} UTC, after {_took(run)}"

@@ -117,6 +117,45 @@ def test_an_option_of_another_command_is_said_to_be_its(
     assert "Did you mean" not in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ("profile new home -r 'tank/a b'", "profile new home -- -r 'tank/a b'"),
+        ("profile new home tank/home", "profile new home -- tank/home"),
+        ("schedule install --daily home tank/home", "schedule install --daily home -- tank/home"),
+        (
+            "schedule install --calendar 02:30 home -a -o --password=x1y2",
+            "schedule install --calendar 02:30 home -- -a -o '--password=***'",
+        ),
+        ("engine --config-dir /etc/x home snapshots -c", "engine --config-dir /etc/x home -- snapshots -c"),
+    ],
+)
+def test_words_without_the_dashes_before_them_are_said_to_lack_them(
+    words: str, shown: str, kopiatomic: Kopiatomic
+) -> None:
+    ended = kopiatomic(*shlex.split(words))
+    assert ended.returncode == 2, ended
+    assert (
+        ended.stderr.splitlines()[0] == f"kopiatomic: what follows the name must stand behind '--': kopiatomic {shown}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("schedule", "install", "home", "--dayly"), "--dayly"),
+        (("engine", "-a"), "-a is an option of"),
+        (("profile", "new", "home", "--", "-r", "tank", "--bogus"), "\n  'kopiatomic -h' shows the options."),
+        (("profile", "new"), "Missing argument 'NAME'"),
+    ],
+)
+def test_other_mistakes_are_not_taken_for_that(words: tuple[str, ...], said: str, kopiatomic: Kopiatomic) -> None:
+    ended = kopiatomic(*words)
+    assert ended.returncode == 2, ended
+    assert said in ended.stderr
+    assert "must stand behind" not in ended.stderr
+
+
 def test_what_is_said_to_be_typed_is_understood(parse: Parse, kopiatomic: Kopiatomic) -> None:
     ended = kopiatomic("-n", "--diff-last", "-r", "ta nk")
     (typed,) = [line.partition("as -n does: kopiatomic ")[2] for line in ended.stderr.splitlines() if "as -n" in line]

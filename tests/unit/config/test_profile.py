@@ -225,8 +225,24 @@ WRONG = {
         "    recursive = false",
         "                     ^",
     ],
+    '[select]\nall = true\n[schedule]\ncalendar = "5 14 * * *"\n': [
+        'home.toml:4:1: calendar is in cron\'s notation; here that is "14:05", as systemd.time(7) has it',
+        '    calendar = "5 14 * * *"',
+        "    ^^^^^^^^",
+    ],
+    '[select]\nall = true\n[schedule]\ncalendar = " @daily "\n': [
+        'home.toml:4:1: calendar is in cron\'s notation; here it is "Mon..Fri 02:30", as systemd.time(7) has it',
+        '    calendar = " @daily "',
+        "    ^^^^^^^^",
+    ],
+    '[select]\nall = true\n[schedule]\ncalendar = "*/5 2-4 1,2 * mon"\n': [
+        'home.toml:4:1: calendar is in cron\'s notation; here it is "Mon..Fri 02:30", as systemd.time(7) has it',
+        '    calendar = "*/5 2-4 1,2 * mon"',
+        "    ^^^^^^^^",
+    ],
     "[select]\nall\n": [
-        "home.toml:2:4: this is not TOML: expected '=' after a key in a key/value pair: a line is a [table], or KEY = VALUE",
+        "home.toml:2:4: this is not TOML: expected '=' after a key in a key/value pair: a line is a [table], or KEY = VALUE "
+        "(not KEY: VALUE)",
         "    all",
         "       ^",
     ],
@@ -430,6 +446,8 @@ def test_all_that_is_wrong_is_told_at_once(write: Write) -> None:
         "home.toml:6:1",
         "_base.toml:2:1",
     ]
+    (of_the_base,) = [line for line in lines if line.startswith("_base")]
+    assert of_the_base.endswith(" (the base of home.toml)")
 
 
 def test_a_secret_in_a_file_that_others_can_read_is_refused(write: Write) -> None:

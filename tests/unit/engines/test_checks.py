@@ -56,6 +56,13 @@ def test_a_repository_that_is_only_read_is_not_said_to_be_locked(bench: EngineBe
     assert error.message.lower().count("read-only file system") == 1
 
 
+def test_an_option_that_the_engine_has_not_is_refused_before_anything_is_made(bench: EngineBench) -> None:
+    error = bench.refused("--no-such-option")
+    assert (error.kind, error.exit_code) == ("engine-option", 2)
+    assert "no-such-option" in error.message
+    assert bench.engine("--exclude", "*.o", "--verbose").check(bench.plan).warnings == ()
+
+
 def test_a_wrong_password(bench: EngineBench) -> None:
     bench.environment[bench.repository.password_variable] = "wrong"
     assert bench.refused().kind == f"{bench.repository.engine}-wrong-password"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.errors import Interrupted, KopiatomicError, UsageError
 from kopiatomic.hooks import shell
 from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.secrets.masking import Secrets
@@ -184,3 +184,41 @@ def test_the_clean_up_of_children_cannot_be_interrupted(tmp_path: Path) -> None:
         assert why is not None
         assert why.signum == signal.SIGINT
     assert ends(int((tmp_path / "child").read_text()))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "true",
+        " ls -l / | wc",
+        "cd /; umount x",
+        "if true; then ls; fi",
+        "A=1 no-such-program",
+        "no_such () { true; }; no_such",
+        "$PROGRAM",
+        "'no such program'",
+        "# only a comment",
+        ". /etc/none",
+        "/bin/ls",
+    ],
+)
+def test_a_line_that_a_run_could_take_is_accepted_and_not_run(line: str) -> None:
+    shell.check(line)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("no-such-program -x", "begins with no-such-program, which is not there or cannot be executed"),
+        ("no-such-program", "begins with no-such-program, which is not there or cannot be executed"),
+        ("/etc/passwd", "begins with /etc/passwd, which is not there or cannot be executed"),
+        ("/none/of/this; true", "begins with /none/of/this, which"),
+        ("none|wc", "begins with none, which"),
+        ("if true; then", "is no line of a shell: "),
+        ("echo 'x", "is no line of a shell: "),
+    ],
+)
+def test_a_line_that_no_run_could_take_is_refused(line: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        shell.check(line)
+    assert caught.value.message.startswith(said)

@@ -99,6 +99,10 @@ ARCHIVE = "{hostname}-{instant}"
 """The default name of an archive: ``{instant}`` is ours, everything else in braces is Borg's."""
 
 
+_NOWHERE = "/dev/null/none"
+"""A path at which nothing can be."""
+
+
 class Client(RepositoryClient):
     """Borg as a program that answers queries. ``named`` is the repository (``--repository``), ``archive`` the archives' name.
 
@@ -117,6 +121,16 @@ class Client(RepositoryClient):
         if self._without_passphrase:
             # If the repository needs no passphrase, this changes nothing; otherwise Borg fails at once and prompts nobody.
             self.additions["BORG_PASSPHRASE"] = ""
+
+    def check_options(self) -> None:
+        """Refuse options that Borg does not have, and values that it does not take. Raises UsageError."""
+        words = [word for given in self.given for word in given.words]
+        if words:
+            # Its help is shown whatever the options are. It reads them before it looks for the repository.
+            finished = self.run("create", *words, f"{_NOWHERE}::none", _NOWHERE)
+            refusal = re.search(r"^borg[^:]*: error: (.*)", finished.errors, re.MULTILINE)
+            if refusal is not None:
+                raise self.refused_option(refusal[1])
 
     @property
     def where(self) -> str | None:

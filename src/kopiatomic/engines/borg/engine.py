@@ -56,6 +56,7 @@ class Borg(repository.RepositoryEngine):
         """
         version = self._client.check_version("--version", lambda numbers: OLDEST <= numbers < NEWEST)
         warnings = [*version.warnings]
+        self._client.check_options()
         repository.check_mounts("borg", self._client.given, plan)
         if not self._client.repository:
             raise KopiatomicError(

@@ -143,6 +143,14 @@ class Client(Program):
             )
         return version
 
+    def check_options(self) -> None:
+        """Refuse options that kopia does not have. Raises UsageError; that values are right only a backup shows."""
+        if self._options.words:
+            finished = self.run("snapshot", "create", *self._options.words, "--help")
+            if finished.status != 0:
+                why = last_error(finished).removeprefix("kopia: error: ").removesuffix(", try --help")
+                raise self.refused_option(why)
+
     def check_connected(self) -> None:
         """Make sure that the configuration file exists. Raises KopiatomicError of kind kopia-not-connected, and OSError."""
         if not presence.exists(self.config.path):

@@ -92,6 +92,7 @@ class Kopia:
         client = self._client
         version = client.check_version()
         warnings = [*self._options.warnings, *version.warnings]
+        client.check_options()
         client.check_connected()
         questions: list[tuple[str, ...]] = [("repository", "status", "--json"), ("policy", "list", "--json")]
         if plan.layout is Layout.IN_PLACE:

@@ -128,6 +128,14 @@ class Client(RepositoryClient):
             # Not in its argv, which every user can read: it may contain a password.
             self.additions |= {"RESTIC_REPOSITORY": self.repository, "RESTIC_REPOSITORY_FILE": ""}
 
+    def check_options(self) -> None:
+        """Refuse options that restic does not have, and values that it does not take. Raises UsageError."""
+        words = [word for given in self.given if given.flag != "--repo" for word in given.words]
+        if words:
+            finished = self.run("backup", *words, "--help")
+            if finished.status != 0:
+                raise self.refused_option(finished.errors.partition("\n")[0])
+
     @property
     def where(self) -> str | None:
         """The repository as restic will find it. Raises OSError if a file that names it cannot be read."""

@@ -47,6 +47,7 @@ class Restic(repository.RepositoryEngine):
         """
         version = self._client.check_version("version", lambda numbers: numbers >= OLDEST)
         warnings = [*version.warnings]
+        self._client.check_options()
         repository.check_mounts("restic", self._client.given, plan)
         # Takes and releases a lock, as the backup will.
         finished = self._client.run("cat", "config", *self._client.shared)

@@ -17,7 +17,7 @@ from kopiatomic import engines
 from kopiatomic.engines import program
 from kopiatomic.engines.engine import Remembering
 from kopiatomic.engines.kopia import location
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.state import locks
 from kopiatomic.text import printable
@@ -68,6 +68,15 @@ def test_no_password_is_in_the_name_of_a_repository() -> None:
     assert location.storage({"storage": webdav, "uniqueIDHex": "0123456789abcdef"}) == (
         "webdav https://me:***@host/dav (id 0123456789ab)"
     )
+
+
+def test_an_option_that_kopia_has_not_is_refused_before_anything_is_made(bench: Bench) -> None:
+    with pytest.raises(
+        UsageError, match="kopia refuses what -o gives it: unknown long flag '--no-such-option'"
+    ) as caught:
+        bench.engine("--parallel=2", "--no-such-option").check(bench.plan("/a"))
+    assert caught.value.kind == "engine-option"
+    assert bench.engine("--parallel=2").check(bench.plan("/a")).warnings == ()
 
 
 def test_kopia_missing(bench: Bench) -> None:
