@@ -100,7 +100,7 @@ def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], An
     import os
 
     from kopiatomic.config.options import names_path
-    from kopiatomic.config.settings import COMMANDS, Form, Group
+    from kopiatomic.config.settings import COMMANDS, MOUNT_ROOT, Form, Group
 
     _, context, raw = parsed(words, group)
     tables = {setting.name: table for table, settings in TABLES.items() for setting in settings}
@@ -125,7 +125,7 @@ def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], An
     merged = given.get(("view", "layout"), "merged") == "merged"
     if merged and not {("view", "mount_root"), ("view", "name")} & given.keys():
         # The history of these words goes on.
-        given["view", "mount_root"] = "/kopia"
+        given["view", "mount_root"] = MOUNT_ROOT
     return given
 
 

@@ -105,20 +105,21 @@ def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
     ProfileError if nothing is selected.
     """
     values = {**profile.options(), **overrides}
-    if not any(values.get(name) for name in ("names", "everything", "by_property")):
-        nothing = "nothing is selected: below [select] it needs datasets = [...], all = true or by_property = true"
-        raise ProfileError([Problem(nothing, Origin(profile.path, None, ""))])
     values["layout"] = layout = Layout(values.get("layout", Layout.MERGED))
     if layout is Layout.MERGED and not {"mount_root", "name"} & values.keys():
         values["name"] = profile.name
     # As on a command line, the environment counts where nothing else is said.
     values.setdefault("state_dir", os.environ.get("KOPIATOMIC_STATE_DIR") or STATE_DIRECTORY)
-    return Options(
+    found = Options(
         maintenance=not values.pop("no_maintenance", False),
         variables=tuple(profile.sources("engine")),
         hook_variables=tuple(profile.sources("hooks")),
         **values,
     )
+    if found.request("", "").asks_for_nothing():
+        nothing = "nothing is selected: below [select] it needs datasets = [...], all = true or by_property = true"
+        raise ProfileError([Problem(nothing, Origin(profile.path, None, ""))])
+    return found
 
 
 WORST = (1, 2, 4, 3, 75, 0)

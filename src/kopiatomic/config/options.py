@@ -7,7 +7,7 @@ import re
 import shlex
 
 from kopiatomic.config.credentials import Source
-from kopiatomic.config.settings import LONGEST, STATE_DIRECTORY, Setting
+from kopiatomic.config.settings import LONGEST, MOUNT_ROOT, STATE_DIRECTORY, Setting
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import Facts
@@ -45,7 +45,7 @@ class Options:
     post_hook: str | None = None
     hook_timeout: float = 600.0
     stop_timeout: float = 30.0
-    mount_root: str = "/kopia"
+    mount_root: str = MOUNT_ROOT
     name: str | None = None
     require_atomic: bool = False
     dry_run: bool = False

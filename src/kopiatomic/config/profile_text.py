@@ -85,7 +85,7 @@ def starting_file(
             value = given.get((table, setting.key))
             lines += [f"# {_help(setting)}"]
             if value is None:
-                default = _default(setting).replace(DEFAULT_ROOT, f"/kopia/{name}")
+                default = _default(setting, name)
                 lines += [f"# {setting.key} = {default}"]
             else:
                 kept = "  # As it was: another root is another history." if setting.name == "mount_root" else ""
@@ -119,13 +119,9 @@ def _help(setting: Setting) -> str:
     return text.removesuffix(" Repeatable.")
 
 
-DEFAULT_ROOT = "/kopia/NAME"
-"""The root of a merged view of the profile NAME, so that no two share a history."""
-
-
-def _default(setting: Setting) -> str:
-    if setting.name == "mount_root":
-        return toml(DEFAULT_ROOT)
+def _default(setting: Setting, name: str) -> str:
+    if setting.of_profiles is not None:
+        return toml(setting.of_profiles.replace("NAME", name))
     if setting.form is Form.FLAG:
         return toml(bool(setting.default))
     if setting.repeated:
@@ -235,8 +231,8 @@ def _pattern(setting: Setting) -> str:
 
 def _schema_of(setting: Setting) -> dict[str, Any]:
     told: dict[str, Any] = {"description": _help(setting)}
-    if setting.name == "mount_root":
-        told["default"] = DEFAULT_ROOT
+    if setting.of_profiles is not None:
+        told["default"] = setting.of_profiles
     elif setting.default not in {None, ""}:
         told["default"] = setting.default
     text = {"type": "string", "pattern": _pattern(setting)}

@@ -12,6 +12,9 @@ from typing import Any
 from kopiatomic.immutable import immutable
 from kopiatomic.model.user_property import PROPERTY
 
+MOUNT_ROOT = "/kopia"
+"""Where a merged view is mounted by default."""
+
 STATE_DIRECTORY = "/var/lib/kopiatomic"
 """Where the state database is kept by default."""
 
@@ -87,6 +90,8 @@ class Setting:
     directory: bool = False
     """A directory of this machine, whatever its name looks like."""
     shows_default: bool = False
+    of_profiles: str | None = None
+    """The default in a profile, where it is another; NAME stands for the profile's name."""
     variable: str | None = None
     """The environment variable that sets it."""
     completion: Completion | None = None
@@ -206,8 +211,10 @@ _MOUNT_ROOT = _text(
     Group.VIEW,
     "DIR",
     "Where a merged view is mounted; in directories that root alone can change.",
-    default="/kopia",
+    default=MOUNT_ROOT,
     shows_default=True,
+    # So that no two profiles share a history.
+    of_profiles=f"{MOUNT_ROOT}/NAME",
     layout="merged",
     directory=True,
     completion=Completion.DIRECTORIES,

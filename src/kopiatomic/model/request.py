@@ -31,6 +31,10 @@ class Request:
     bookmark: str = ""
     """The name of the bookmarks to keep; empty for no bookmarks."""
 
+    def asks_for_nothing(self) -> bool:
+        """Whether nothing is selected."""
+        return not (self.names or self.everything or self.by_property)
+
 
 def is_path(name: str) -> bool:
     """Whether a name on the command line is a path rather than a ZFS name."""

@@ -101,7 +101,7 @@ def _room(shared: Selection) -> int | None:
 
 def require_names(request: Request) -> None:
     """Refuse a request for nothing. Raises UsageError."""
-    if not request.names and not request.everything and not request.by_property:
+    if request.asks_for_nothing():
         raise UsageError(
             "no dataset was named",
             kind="no-arguments",

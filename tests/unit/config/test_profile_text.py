@@ -13,7 +13,7 @@ import pytest
 
 import kopiatomic
 from kopiatomic.config.profile import Problem, ProfileError, load
-from kopiatomic.config.profile_text import DEFAULT_ROOT, SCHEMA, schema, starting_file, toml
+from kopiatomic.config.profile_text import SCHEMA, schema, starting_file, toml
 from kopiatomic.config.settings import TABLES, Form, Setting
 from kopiatomic.errors import UsageError
 from tests.support.programs import SOURCE
@@ -147,8 +147,8 @@ def default_of(setting: Setting) -> str:
         return "true" if setting.default else "false"
     if setting.name == "engine":
         return '"kopia"'
-    if setting.name == "mount_root":
-        return f"`{toml(DEFAULT_ROOT)}`"
+    if setting.of_profiles is not None:
+        return f"`{toml(setting.of_profiles)}`"
     return f"`{toml(setting.default)}`" if setting.default not in {None, ""} else ""
 
 
