@@ -127,6 +127,7 @@ def test_recover_does_not_say_that_nothing_is_left_in_a_suspended_pool(run: Runn
         assert "Nothing is left" not in ended.stdout
 
 
+@pytest.mark.usefixtures("tank")
 def test_a_name_that_no_file_can_have_is_no_dataset_all_the_same(run: Runner) -> None:
     """The hint that names a directory looks for one, and no filesystem takes that name."""
     ended = run("-c", "true", "n" * 300)
