@@ -21,7 +21,7 @@ from kopiatomic.config import credentials, profile_text
 from kopiatomic.config import profile as reading
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
-from kopiatomic.config.profile import Problem, Profile, ProfileError, Value
+from kopiatomic.config.profile import Entry, Problem, Profile, ProfileError, Value
 from kopiatomic.config.settings import TABLES
 from kopiatomic.errors import EndError, KopiatomicError, UsageError
 from kopiatomic.hooks import shell
@@ -129,7 +129,7 @@ def show(name: str, folder: Folder, console: Console, *, origin: bool, as_json: 
 
 def _document(found: Profile) -> dict[str, Any]:
     """Return a profile as JSON: ``profile`` has the form of the file, ``origins`` the file and line of each value."""
-    tables: dict[str, dict[str, Any]] = {}
+    tables: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for (table, key), value in found.values.items():
         tables.setdefault(table, {})[key] = _shown(value.given)
@@ -137,6 +137,11 @@ def _document(found: Profile) -> dict[str, Any]:
     for (table, name), value in found.environment.items():
         tables.setdefault(table, {}).setdefault("environment", {})[name] = _safe(name, value)
         origins[f"{table}.environment.{name}"] = value.origin.place
+    for place, value in found.blocks.items():
+        *above, key = place
+        within = tables.setdefault(above[0], {}) if above else tables
+        within[key] = [_block(entry) for entry in value.value]
+        origins[".".join(place)] = value.origin.place
     return {
         "format": FORMAT,
         "name": found.name,
@@ -145,6 +150,13 @@ def _document(found: Profile) -> dict[str, Any]:
         "origins": origins,
         "root": _root(found),
     }
+
+
+def _block(entry: Entry) -> dict[str, Any]:
+    """Return one block in the form of the file, as it may be shown."""
+    found = {key: _shown(value.given) for key, value in entry.values.items()}
+    variables = {name: _safe(name, value) for name, value in entry.environment.items()}
+    return {**found, **({"environment": variables} if variables else {})}
 
 
 def _shown(given: Any) -> Any:
@@ -177,6 +189,11 @@ def _lines(found: Profile, *, origin: bool) -> list[str]:
                 lines += ["", f"[{heading}]"]
             for key, given, value in shown:
                 lines.append(f"{key} = {profile_text.toml(given)}" + (f"  # {value.origin.place}" if origin else ""))
+        for place, blocks in found.blocks.items():
+            if place[0] == table:
+                for entry in blocks.value:
+                    lines += ["", f"[[{'.'.join(place)}]]" + (f"  # {entry.origin.place}" if origin else "")]
+                    lines += profile_text.block(".".join(place), _block(entry))
     root = _root(found)
     if root is not None:
         lines += ["", f"# The root of its view, which is its history in kopia: {printable(root)}"]

@@ -16,6 +16,7 @@ from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.secrets.masking import is_secret
+from kopiatomic.secrets.source import Source
 from kopiatomic.system import process, safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
@@ -84,17 +85,6 @@ def _unusable(path: str, reason: str) -> KopiatomicError:
         kind="credential",
         hint="Look at LoadCredential= in the unit, and at the file that it names.",
     )
-
-
-@immutable
-class Source:
-    """A variable of a profile: its value, or where that is (``form`` is ``text``, ``file``, ``credential`` or ``command``)."""
-
-    name: str
-    form: str
-    value: str | tuple[str, ...]
-    place: str
-    """The file and line of the profile, for messages."""
 
 
 @immutable

@@ -6,14 +6,15 @@ import os
 import re
 import shlex
 
-from kopiatomic.config.credentials import Source
 from kopiatomic.config.settings import LONGEST, MOUNT_ROOT, STATE_DIRECTORY, Setting
 from kopiatomic.errors import UsageError
+from kopiatomic.hooks.hook import Hook
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import Facts
 from kopiatomic.model.plan import Layout
 from kopiatomic.model.request import Request, is_path, is_pattern
 from kopiatomic.model.user_property import PROPERTY, is_user_property
+from kopiatomic.secrets.source import Source
 from kopiatomic.state import ownership
 from kopiatomic.text import printable
 
@@ -60,6 +61,10 @@ class Options:
     variables: tuple[Source, ...] = ()
     """Variables for the engine alone."""
     hook_variables: tuple[Source, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    """The hooks of a profile, in their order."""
+    on_lock: str = "failure"
+    """Whether a lock that another run has is a ``failure`` for the hooks; ``skip``: it is not."""
     nice: int | None = None
     """The engine's nice value; None for the caller's."""
     ionice: str | None = None
