@@ -1,9 +1,12 @@
-"""Users and groups by name, for messages."""
+"""Users and groups: by name for messages, and as what a program becomes."""
 
 from __future__ import annotations
 
 import grp
+import os
 import pwd
+
+from kopiatomic.system.spawn import User
 
 
 def user(uid: int) -> str:
@@ -20,3 +23,26 @@ def group(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except (KeyError, OverflowError):
         return str(gid)
+
+
+def find(name: str) -> pwd.struct_passwd | None:
+    """Return the account with a name or a number; None if there is none."""
+    try:
+        return pwd.getpwuid(int(name)) if name.isascii() and name.isdecimal() else pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        return None
+
+
+def identity(account: pwd.struct_passwd) -> User:
+    """Return what a program of this account becomes: its numbers, and all its groups."""
+    return User(account.pw_uid, account.pw_gid, tuple(os.getgrouplist(account.pw_name, account.pw_gid)))
+
+
+def variables(account: pwd.struct_passwd) -> dict[str, str]:
+    """Return the environment variables that login(1) sets for an account."""
+    return {
+        "HOME": account.pw_dir,
+        "USER": account.pw_name,
+        "LOGNAME": account.pw_name,
+        "SHELL": account.pw_shell or "/bin/sh",
+    }
