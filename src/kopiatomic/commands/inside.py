@@ -33,6 +33,7 @@ from kopiatomic.runs.streams import CallerStreams
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import lists, roots
 from kopiatomic.system import accounts, inherited, signals
+from kopiatomic.system.spawn import User
 from kopiatomic.text import first_few, printable
 
 _SHELL = "/bin/sh"
@@ -131,7 +132,7 @@ class _Inside:
         self._is_shell = not wanted.argv
         self._account = None if wanted.user is None else _account(wanted.user)
         self._argv = wanted.argv or [self._shell()]
-        self._user = self._account and accounts.identity(self._account)
+        self._user = self._account and User.of(self._account)
 
     def run(self) -> None:
         options, report = self._options, self._report

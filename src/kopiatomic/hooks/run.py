@@ -12,7 +12,7 @@ from kopiatomic.hooks import shell
 from kopiatomic.hooks.hook import Hook
 from kopiatomic.system import accounts, process
 from kopiatomic.system.lines import Lines
-from kopiatomic.system.spawn import DirectoryError, InterpreterError, UserError
+from kopiatomic.system.spawn import DirectoryError, InterpreterError, User, UserError
 from kopiatomic.text import ended, printable
 
 LONGEST_OUTPUT = 64 << 10
@@ -62,7 +62,7 @@ def run(
                 kind="no-such-user",
                 hint="'getent passwd' lists them.",
             )
-        user = accounts.identity(account)
+        user = User.of(account)
         own = {**accounts.variables(account), **own}
     around = process.Surroundings(
         shell.environment(base, own), hook.directory, user, json.dumps(document).encode() + b"\n"

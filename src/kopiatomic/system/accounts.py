@@ -1,12 +1,9 @@
-"""Users and groups: by name for messages, and as what a program becomes."""
+"""Users and groups by name."""
 
 from __future__ import annotations
 
 import grp
-import os
 import pwd
-
-from kopiatomic.system.spawn import User
 
 
 def user(uid: int) -> str:
@@ -31,11 +28,6 @@ def find(name: str) -> pwd.struct_passwd | None:
         return pwd.getpwuid(int(name)) if name.isascii() and name.isdecimal() else pwd.getpwnam(name)
     except (KeyError, OverflowError):
         return None
-
-
-def identity(account: pwd.struct_passwd) -> User:
-    """Return what a program of this account becomes: its numbers, and all its groups."""
-    return User(account.pw_uid, account.pw_gid, tuple(os.getgrouplist(account.pw_name, account.pw_gid)))
 
 
 def variables(account: pwd.struct_passwd) -> dict[str, str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import shutil
 import signal
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from kopiatomic import presence
 from kopiatomic.immutable import immutable
@@ -22,6 +23,11 @@ class User:
     uid: int
     gid: int
     groups: tuple[int, ...]
+
+    @classmethod
+    def of(cls, account: pwd.struct_passwd) -> Self:
+        """Return the user of an account."""
+        return cls(account.pw_uid, account.pw_gid, tuple(os.getgrouplist(account.pw_name, account.pw_gid)))
 
 
 @immutable
