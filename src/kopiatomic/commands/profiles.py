@@ -117,6 +117,7 @@ def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
         variables=tuple(profile.sources("engine")),
         hook_variables=tuple(profile.sources("hooks")),
         hooks=tuple(_hooks(profile)),
+        profile_file=profile.path,
         **values,
     )
     if found.request("", "").asks_for_nothing():

@@ -123,6 +123,23 @@ def resolve(sources: Sequence[Source], folder: str) -> Resolved:
     return Resolved({**found.values, **read}, [*found.secrets, *read.values()])
 
 
+def resolve_each(groups: Sequence[Sequence[Source]], folder: str) -> list[Resolved]:
+    """Return the values of several groups of variables, as :func:`resolve` does: what is wrong with any is said at once.
+
+    Raises KopiatomicError of kind ``credential``, and Interrupted.
+    """
+    found: list[Resolved] = []
+    wrong: list[KopiatomicError] = []
+    for group in groups:
+        try:
+            found.append(resolve(group, folder))
+        except KopiatomicError as error:
+            wrong.append(error)
+    if wrong:
+        raise KopiatomicError("\n".join(error.message for error in wrong), kind="credential", hint=wrong[0].hint)
+    return found
+
+
 def _read(source: Source, folder: str) -> str:
     """Return the value of a variable from where it is. Raises KopiatomicError, Interrupted."""
     try:

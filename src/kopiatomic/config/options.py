@@ -58,6 +58,8 @@ class Options:
     keep_history: float = 400 * 86400.0
     profile: str = ""
     """The profile that says all this; empty for words on the command line."""
+    profile_file: str = ""
+    """The path of its file."""
     variables: tuple[Source, ...] = ()
     """Variables for the engine alone."""
     hook_variables: tuple[Source, ...] = ()

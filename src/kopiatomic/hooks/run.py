@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+import pwd
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.hooks import shell
 from kopiatomic.hooks.hook import Hook
 from kopiatomic.system import accounts, process
 from kopiatomic.system.lines import Lines
@@ -40,34 +40,21 @@ def _rebuilt(message: str, kind: str, hint: str | None, status: int | None) -> H
 def run(
     hook: Hook,
     document: Mapping[str, Any],
-    variables: Mapping[str, str],
-    base: Mapping[str, str],
+    environment: Mapping[str, str],
     say: Callable[[str], None],
     *,
     insistent: bool = True,
 ) -> None:
     """Run a hook to its end; its children end with it.
 
-    It reads ``document`` as JSON from its standard input. Its environment is ``base``, without what describes another run, and
-    ``variables``. ``say`` takes each line of its output, up to :data:`LONGEST_OUTPUT`. Where signals are deferred, the second
-    one ends it, unless ``insistent`` is False. Raises HookError, Interrupted.
+    It reads ``document`` as JSON from its standard input. ``say`` takes each line of its output, up to :data:`LONGEST_OUTPUT`.
+    Where signals are deferred, the second one ends it, unless ``insistent`` is False. Raises HookError, Interrupted.
     """
-    own = dict(variables)
-    user = None
-    if hook.user:
-        account = accounts.find(hook.user)
-        if account is None:
-            raise HookError(
-                f"{hook.shown}: there is no user {printable(hook.user)}",
-                kind="no-such-user",
-                hint="'getent passwd' lists them.",
-            )
-        user = User.of(account)
-        own = {**accounts.variables(account), **own}
-    around = process.Surroundings(
-        shell.environment(base, own), hook.directory, user, json.dumps(document).encode() + b"\n"
-    )
-    output = _Output(hook, say)
+    account = account_of(hook)
+    whole = dict(environment) if account is None else {**environment, **accounts.variables(account)}
+    user = None if account is None else User.of(account)
+    around = process.Surroundings(whole, hook.directory, user, json.dumps(document).encode() + b"\n")
+    output = Output(hook, say)
     try:
         status = process.run_for_effect(
             hook.argv, timeout=hook.timeout, around=around, take=output.take, insistent=insistent
@@ -79,20 +66,47 @@ def run(
             hint="What it should have done is not done.",
         ) from None
     except process.TimeLimitError:
-        raise HookError(
-            f"{hook.shown} did not end within {hook.timeout:g} s and was ended",
-            kind="hook-timeout",
-            hint="Give it longer (timeout), or make it end.",
-        ) from None
+        raise too_late(hook) from None
     except OSError as error:
         raise _not_started(hook, error) from None
     finally:
         output.end()
     if status != 0:
-        how = "it waits in the kernel" if status is None else ended(status)
+        raise failed(hook, status, output.last)
+
+
+def account_of(hook: Hook) -> pwd.struct_passwd | None:
+    """Return the account of the user that a hook runs as; None for root. Raises HookError."""
+    if not hook.user:
+        return None
+    found = accounts.find(hook.user)
+    if found is None:
         raise HookError(
-            f"{hook.shown} failed ({how})", kind="hook-failed", hint="Its own messages stand above.", status=status
+            f"{hook.shown}: there is no user {printable(hook.user)}",
+            kind="no-such-user",
+            hint="'getent passwd' lists them.",
         )
+    return found
+
+
+def failed(hook: Hook, status: int | None, last: str) -> HookError:
+    """Return what a hook's end means. ``last`` is the last line of its output."""
+    how = "it waits in the kernel" if status is None else ended(status)
+    return HookError(
+        f"{hook.shown} failed ({how})" + (f": {last}" if last else ""),
+        kind="hook-failed",
+        hint="Run it by hand to see more.",
+        status=status,
+    )
+
+
+def too_late(hook: Hook) -> HookError:
+    """Return the error that a hook's time was over."""
+    return HookError(
+        f"{hook.shown} did not end within {hook.timeout:g} s and was ended",
+        kind="hook-timeout",
+        hint="Give it longer (timeout), or make it end.",
+    )
 
 
 def _not_started(hook: Hook, error: OSError) -> HookError:
@@ -109,7 +123,7 @@ def _not_started(hook: Hook, error: OSError) -> HookError:
     )
 
 
-class _Output:
+class Output:
     """The output of a hook, as lines with its name, and no more of it than is shown."""
 
     def __init__(self, hook: Hook, say: Callable[[str], None]) -> None:
@@ -117,18 +131,23 @@ class _Output:
         self._say = say
         self._lines = Lines()
         self._left = LONGEST_OUTPUT
+        self.last = ""
+        """The last line that was not blank."""
 
     def take(self, data: bytes) -> None:
         """Take a piece of it."""
         before = self._left
         self._left -= len(data)
         if before > 0:
-            for line in self._lines.feed(data[:before]):
-                self._say(f"{self._name}: {line}")
+            self._show(self._lines.feed(data[:before]))
 
     def end(self) -> None:
         """Show what is left of it."""
-        for line in self._lines.feed(b""):
-            self._say(f"{self._name}: {line}")
+        self._show(self._lines.feed(b""))
         if self._left < 0:
             self._say(f"{self._name}: {-self._left:,} bytes more are not shown")
+
+    def _show(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.last = line.strip() or self.last
+            self._say(f"{self._name}: {line}")

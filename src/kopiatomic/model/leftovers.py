@@ -17,6 +17,9 @@ class Intent:
     or the directory. ``origin`` is the source of a Btrfs snapshot (that subvolume's UUID), what is mounted, or the
     boot during which a directory was made. ``identity`` is the snapshot's guid (ZFS) or UUID (Btrfs) and ``transaction`` its
     createtxg or otransid: None until it is made.
+
+    A "hook" is not made but owed (``runs/owed.py``): ``place`` is the profile, ``origin`` says what is to be run, and
+    ``identity`` that it was started.
     """
 
     kind: str

@@ -195,7 +195,7 @@ def run_for_effect(
             os.close(fd)
         watch = host.here().watch(pid)
         ends.callback(os.close, watch)
-        feed = _Feed(our_input, around.content)
+        feed = Feed(our_input, around.content)
         try:
             _attend(watch, feed, output, take, timeout, insistent=insistent)
         except TimeoutError:
@@ -210,16 +210,16 @@ def _pipes(ends: ExitStack) -> tuple[int, int, int, int]:
     """Return our end and the program's of its input, and of its output; ours of the output is closed with ``ends``."""
     its_input, our_input = os.pipe2(os.O_CLOEXEC)
     output, its_output = os.pipe2(os.O_CLOEXEC)
-    for fd in (our_input, output):
-        os.set_blocking(fd, False)
+    os.set_blocking(output, False)
     ends.callback(os.close, output)
     return our_input, its_input, output, its_output
 
 
-class _Feed:
+class Feed:
     """Writes a content into a pipe, as far as it is read."""
 
     def __init__(self, fd: int, content: bytes) -> None:
+        os.set_blocking(fd, False)
         self.fd = fd
         self._left = memoryview(content)
 
@@ -242,7 +242,7 @@ class _Feed:
 
 
 def _attend(
-    watch: int, feed: _Feed, output: int, take: Callable[[bytes], None], timeout: float, *, insistent: bool
+    watch: int, feed: Feed, output: int, take: Callable[[bytes], None], timeout: float, *, insistent: bool
 ) -> None:
     """Feed a program and take its output until it has ended. Raises TimeoutError, ImpatientError, Interrupted."""
     deadline = time.monotonic() + timeout
