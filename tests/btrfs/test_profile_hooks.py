@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import sqlite3
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from kopiatomic.config.profile_text import block, toml
+from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
+from tests.support.killing import kill_together
+from tests.support.moments import children
 from tests.support.programs import SOURCE, Completed, Kopiatomic
 from tests.support.schema import valid
 
@@ -31,7 +40,7 @@ class World:
         self.data = data
         self.notes = notes
         self.root = root
-        self._kopiatomic = kopiatomic
+        self.kopiatomic = kopiatomic
         self.hooks: dict[str, list[dict[str, Any]]] = {moment: [self.noting(moment)] for moment in MOMENTS}
         self.engine: dict[str, Any] = {"command": ["ls"]}
         self.options: dict[str, Any] = {}
@@ -61,9 +70,23 @@ class World:
         path.touch(0o600)
         path.write_text("\n".join(lines))
 
+    def blocking(self, name: str) -> dict[str, Any]:
+        """A hook that notes that it ran, and goes on as long as the file ``block`` is there."""
+        return self.noting(
+            name, f"while test -e {self.notes}/block; do sleep 0.05; done; echo {name}-ended >> {self.notes}/order"
+        )
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[str]]:
+        """A run in the background."""
+        self.write()
+        (self.notes / "block").touch()
+        with self.kopiatomic.started("run", "home", env={"KOPIATOMIC_CONFIG_DIR": str(self.folder)}) as process:
+            yield process
+
     def run(self, *words: str, env: Mapping[str, str] | None = None) -> Completed:
         self.write()
-        return self._kopiatomic("run", "home", *words, env={"KOPIATOMIC_CONFIG_DIR": str(self.folder), **(env or {})})
+        return self.kopiatomic("run", "home", *words, env={"KOPIATOMIC_CONFIG_DIR": str(self.folder), **(env or {})})
 
     def document(self, ended: Completed) -> Any:
         one = json.loads(ended.stdout)["profiles"][0]["run"]
@@ -203,3 +226,152 @@ def test_several_of_a_moment_run_in_their_order_up_to_the_first_failure(world: W
     world.hooks["after_freeze"] = [world.noting("four", "exit 1"), world.noting("five")]
     assert world.run().returncode == 1
     assert world.order == ["before", "one", "two", "four", "five", "after", "on_failure"]
+
+
+# Whatever dies
+
+GUARDIAN, MAIN, ALL = "guardian", "main", "all"
+
+
+def kill(victim: str, process: subprocess.Popen[str]) -> None:
+    guardian = next(pid for pid in children(process.pid) if b"kopiatomic" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    kill_together({GUARDIAN: [guardian], MAIN: [process.pid], ALL: [process.pid, guardian]}[victim])
+
+
+@pytest.mark.parametrize("victim", [GUARDIAN, MAIN, ALL])
+@pytest.mark.parametrize("moment", ["before_freeze", "after_freeze"])
+def test_after_freeze_comes_to_its_end_whatever_dies(
+    moment: str, victim: str, world: World, leftovers: Leftovers
+) -> None:
+    world.hooks = {
+        "before_freeze": [world.noting("before_freeze")],
+        "after_freeze": [world.noting("after_freeze", f"echo after_freeze-ended >> {world.notes}/order")],
+        moment: [world.blocking(moment)],
+    }
+    with world.running() as process:
+        wait_for(lambda: moment in world.order, f"the start of {moment}")
+        kill(victim, process)
+        (world.notes / "block").unlink()
+        process.wait(30)
+        if victim != ALL:
+            wait_for(lambda: "after_freeze-ended" in world.order, "the end of after_freeze")
+    started = world.order.count("after_freeze")
+    if victim == ALL:
+        assert started == (moment == "after_freeze")
+        said = world.kopiatomic("recover", "--dry-run")
+        assert said.returncode == 4, str(said)
+        assert "would be run: /bin/sh -c " in said.stdout
+        assert world.kopiatomic("recover", "--no-hooks").returncode == 4
+        assert "after_freeze-ended" not in world.order
+        recovered = world.kopiatomic("recover")
+        assert recovered.returncode == 0, str(recovered)
+    assert world.order.count("after_freeze-ended") == 1
+    # Again only where it was killed in the middle, and then it says so.
+    again = moment == "after_freeze" and victim != MAIN
+    assert world.order.count("after_freeze") == 1 + again
+    assert world.told("after_freeze")["again"] == ("1" if again else None)
+    assert world.variables("after_freeze").get("KOPIATOMIC_AGAIN") == ("1" if again else None)
+    if moment == "before_freeze":
+        assert "before_freeze-ended" not in world.order
+    wait_for(lambda: leftovers(world.root) == [], "the end of everything")
+    assert world.kopiatomic("recover").returncode == 0
+    assert world.order.count("after_freeze-ended") == 1
+
+
+@pytest.fixture
+def owing(world: World) -> World:
+    """A run of which nothing lives, and which owes its after_freeze."""
+    world.hooks = {
+        "before_freeze": [world.blocking("before_freeze")],
+        "after_freeze": [
+            {**world.noting("after_freeze"), "environment": {"COLOUR": {"file": f"{world.folder}/secret"}}}
+        ],
+    }
+    (world.folder / "secret").touch(0o600)
+    (world.folder / "secret").write_text("first")
+    with world.running() as process:
+        wait_for(lambda: "before_freeze" in world.order, "the start of before_freeze")
+        kill(ALL, process)
+        process.wait(30)
+    (world.notes / "block").unlink()
+    (world.notes / "order").unlink()
+    return world
+
+
+def test_the_next_run_of_the_profile_pays_and_no_other(owing: World, leftovers: Leftovers) -> None:
+    (owing.folder / "secret").write_text("second")
+    other = owing.kopiatomic("--mount-root", owing.root, "-c", "ls", owing.data)
+    assert other.returncode == 0, str(other)
+    assert "owed: it is run by the next run of that profile, or by 'kopiatomic recover'" in other.stderr
+    assert owing.order == []
+    owing.hooks["before_freeze"] = []
+    (owed,) = owing.hooks["after_freeze"]
+    owing.hooks["after_freeze"] = [{**owed, **owing.noting("new")}]
+    ended = owing.run()
+    assert ended.returncode == 0, str(ended)
+    # What was recorded is run, with the secret of today, before anything else.
+    assert owing.order == ["after_freeze", "new"]
+    assert "COLOUR=second" in (owing.notes / "after_freeze.env").read_text()
+    assert leftovers(owing.root) == []
+
+
+def test_after_a_reboot_it_says_so(owing: World) -> None:
+    with sqlite3.connect(Path(owing.kopiatomic.environment["KOPIATOMIC_STATE_DIR"]) / "state.db") as database:
+        ((origin,),) = database.execute("SELECT origin FROM intent WHERE kind = 'hook'")
+        changed = json.dumps({**json.loads(origin), "boot": "another"})
+        database.execute("UPDATE intent SET origin = ? WHERE kind = 'hook'", (changed,))
+    assert owing.kopiatomic("recover").returncode == 0
+    assert owing.told("after_freeze")["again"] == "reboot"
+    assert owing.variables("after_freeze")["KOPIATOMIC_AGAIN"] == "reboot"
+
+
+def test_what_others_can_change_pays_nothing(owing: World) -> None:
+    path = owing.folder / "home.toml"
+    os.chown(path, 65534, 65534)
+    said = owing.kopiatomic("recover")
+    assert said.returncode == 4, str(said)
+    assert "OWED: it is not run: " in said.stdout
+    assert owing.order == []
+    os.chown(path, 0, 0)
+    path.rename(path.with_name("moved.toml"))
+    said = owing.kopiatomic("recover")
+    assert said.returncode == 4, str(said)
+    (line,) = [line for line in said.stdout.splitlines() if "OWED" in line]
+    forget = line.rpartition("then: kopiatomic ")[2].rstrip(")").split()
+    said = owing.kopiatomic(*forget)
+    assert said.returncode == 0, str(said)
+    assert owing.kopiatomic("recover").returncode == 0
+    assert owing.order == []
+
+
+def test_one_that_fails_has_come_to_its_end(owing: World) -> None:
+    (owing.notes / "fail").touch()
+    with sqlite3.connect(Path(owing.kopiatomic.environment["KOPIATOMIC_STATE_DIR"]) / "state.db") as database:
+        ((origin,),) = database.execute("SELECT origin FROM intent WHERE kind = 'hook'")
+        changed = json.loads(origin)
+        changed["hooks"][0]["argv"] = ["/bin/sh", "-c", "echo because; exit 3"]
+        database.execute("UPDATE intent SET origin = ? WHERE kind = 'hook'", (json.dumps(changed),))
+    said = owing.kopiatomic("recover")
+    assert said.returncode == 4, str(said)
+    assert "it was run: the hook after_freeze" in said.stdout
+    assert "failed (exit status 3): because" in said.stdout
+    assert owing.kopiatomic("recover").returncode == 0
+
+
+@pytest.mark.parametrize("moment", ["before", "before_freeze", "after_freeze", "in_view", "after"])
+def test_a_signal_ends_what_may_be_ended(moment: str, world: World, leftovers: Leftovers) -> None:
+    world.hooks[moment] = [world.blocking(moment)]
+    with world.running() as process:
+        wait_for(lambda: moment in world.order, f"the start of {moment}")
+        process.send_signal(signal.SIGTERM)
+        if moment in {"after_freeze", "after"}:
+            # It is waited for, and the run ends as it would have.
+            time.sleep(0.5)
+            assert process.poll() is None
+            (world.notes / "block").unlink()
+        # In the last of them everything is done already.
+        assert process.wait(30) == (0 if moment == "after" else 143)
+    assert (f"{moment}-ended" in world.order) == (moment in {"after_freeze", "after"})
+    assert ("after_freeze" in world.order) == (moment != "before")
+    assert world.order[-2:] == ["after", "on_failure"] or moment == "after"
+    assert leftovers(world.root) == []

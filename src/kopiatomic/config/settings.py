@@ -436,6 +436,7 @@ _RECOVER = (
         "Take a run for dead that cannot be judged from here, such as one of another container. Repeatable.",
         repeated=True,
     ),
+    _flag("no_hooks", "--no-hooks", Group.RUN, "Leave the hooks that killed runs of profiles still owe."),
     _STATE_DIR,
     _JSON,
 )

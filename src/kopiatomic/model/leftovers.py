@@ -47,7 +47,7 @@ class Claim(StrEnum):
 
 @immutable
 class Leftover:
-    """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot", "mount" or "directory".
+    """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot", "mount", "directory" or "hook" (owed).
 
     ``place``, ``name`` and ``origin`` as in :class:`Intent`; the origin of a ZFS snapshot that was renamed is its recorded
     name. ``proof`` says why it is ours, ``command`` is what a person would type to remove it.
@@ -64,7 +64,9 @@ class Leftover:
     origin: str = ""
     claim: Claim = Claim.PROVEN
     identity: str = ""
-    """ZFS: the snapshot's guid, so that another snapshot of the same name is not mistaken for it."""
+    """ZFS: the snapshot's guid, so that another snapshot of the same name is not mistaken for it. Hook: that it was started."""
+    is_over: bool = False
+    """Whether nothing more is to be done about it, in spite of the problem."""
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ from kopiatomic.runs.hooks import Hooks
 from kopiatomic.runs.owed import Debt
 from kopiatomic.runs.patience import Patience
 from kopiatomic.runs.recorder import Recorder
-from kopiatomic.runs.recovery import Recovery
+from kopiatomic.runs.recovery import Allowed, Recovery
 from kopiatomic.runs.selecting import Selecting, not_atomic
 from kopiatomic.runs.supervisor import Supervisor
 from kopiatomic.secrets.masking import Secrets
@@ -142,7 +142,11 @@ class Session:
         """Clear what dead runs left, before this run makes anything."""
         with self._report.phase("recover"):
             recovery = Recovery(
-                self._recorder.records, own=self._report.run_id, dry_run=False, warn=self._selecting.warn
+                self._recorder.records,
+                own=self._report.run_id,
+                dry_run=False,
+                warn=self._selecting.warn,
+                allowed=Allowed(hooks=frozenset({self._options.profile} - {""})),
             )
             cleared = self._recorder.attempt(recovery.recorded)
             problems: list[str] = []

@@ -16,7 +16,7 @@ from kopiatomic.runs.hooks import Hooks, Prepared
 from kopiatomic.runs.launcher import Checked, Start, StartOptions
 from kopiatomic.runs.streams import FedPipes
 from kopiatomic.runs.supervisor import Supervisor
-from kopiatomic.system import accounts, inherited, process
+from kopiatomic.system import accounts, inherited, process, signals
 from kopiatomic.system.spawn import User
 
 
@@ -62,6 +62,9 @@ def _ran(prepared: Prepared, hooks: Hooks, supervisor: Supervisor, plan: Plan, s
         raise HookError(f"{hook.shown}: {error.message}", kind="hook-not-started", hint=error.hint) from None
     finally:
         output.end()
+    reason = signals.reason()
+    if checked.end.stopped and reason is not None:
+        raise reason
     if checked.end.status != 0:
         raise failed(hook, checked.end.status, output.last)
     return checked

@@ -188,7 +188,7 @@ def run_for_effect(
     """
     with _children_ended(), ExitStack() as ends:
         our_input, its_input, output, its_output = _pipes(ends)
-        options = spawn.SpawnOptions(its_input, its_output, its_output, around.directory, user=around.user)
+        options = spawn.SpawnOptions(its_input, its_output, its_output, around.directory, user=around.user, tied=True)
         pid = spawn.start(argv, around.environment, options)
         ends.callback(_end_group, pid)
         for fd in (its_input, its_output):

@@ -59,6 +59,8 @@ class SpawnOptions:
     foreground: bool = False
     """Whether the program is in that terminal's foreground."""
     priority: Priority = Priority()
+    tied: bool = False
+    """Whether it ends when this process does, by SIGKILL."""
     first: Callable[[], None] | None = None
     """What the new process does before anything else; may raise OSError."""
 
@@ -85,9 +87,10 @@ def start(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOpt
     Raises DirectoryError, UserError, InterpreterError, and OSError if it cannot be executed for another reason.
     """
     failure_read, failure_write = os.pipe2(os.O_CLOEXEC)
+    starter = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _become(argv, environment, options, failure_write)
+        _become(argv, environment, options, failure_write, starter)
     os.close(failure_write)
     try:
         failure = os.read(failure_read, 16)
@@ -100,7 +103,9 @@ def start(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOpt
     return pid
 
 
-def _become(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOptions, failure_write: int) -> NoReturn:
+def _become(
+    argv: Sequence[str], environment: Mapping[str, str], options: SpawnOptions, failure_write: int, starter: int
+) -> NoReturn:
     at = _ELSE
     try:
         if options.first is not None:
@@ -124,6 +129,11 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], options: SpawnO
         at = _AT_DIRECTORY
         os.chdir(options.cwd)
         at = _ELSE
+        if options.tied:
+            # Not earlier: a change of the user undoes it (PR_SET_PDEATHSIG in prctl(2)).
+            host.here().end_with_parent(signal.SIGKILL)
+            if os.getppid() != starter:
+                os._exit(127)
         # Not earlier: the caller's limit of open files may be below the descriptors that were moved.
         inherited.hand_on()
         os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - that is what this is for
