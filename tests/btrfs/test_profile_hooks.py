@@ -228,6 +228,38 @@ def test_several_of_a_moment_run_in_their_order_up_to_the_first_failure(world: W
     assert world.order == ["before", "one", "two", "four", "five", "after", "on_failure"]
 
 
+def test_a_run_that_could_not_begin_is_a_failure_too(world: World, leftovers: Leftovers) -> None:
+    """A secret is missing; the records are of a newer version."""
+    world.hooks["before"][0]["environment"] = {"A": {"file": f"{world.folder}/none"}}
+    ended = world.run("--json")
+    assert ended.returncode == 1, str(ended)
+    assert world.order == ["on_failure"]
+    assert world.told("on_failure")["run"]["error"]["kind"] == "credential"
+    world.hooks["before"] = []
+    state = Path(world.kopiatomic.environment["KOPIATOMIC_STATE_DIR"])
+    state.mkdir(0o700)
+    with sqlite3.connect(state / "state.db") as database:
+        database.execute("PRAGMA user_version = 9999")
+    ended = world.run("--json")
+    assert ended.returncode == 1, str(ended)
+    assert world.order == ["on_failure"] * 2
+    assert leftovers(world.root) == []
+
+
+@pytest.mark.parametrize("on_lock", ["failure", "skip"])
+def test_whether_a_lock_is_a_failure_is_for_the_profile_to_say(on_lock: str, world: World) -> None:
+    world.options["on_lock"] = on_lock
+    world.hooks["before"] = [world.blocking("before")]
+    with world.running() as process:
+        wait_for(lambda: "before" in world.order, "the start of the first run")
+        ended = world.run("--json")
+        assert ended.returncode == 75, str(ended)
+        (world.notes / "block").unlink()
+        assert process.wait(30) == 0
+    assert world.order.count("on_failure") == (on_lock == "failure")
+    assert world.order.count("after") == 1
+
+
 # Whatever dies
 
 GUARDIAN, MAIN, ALL = "guardian", "main", "all"

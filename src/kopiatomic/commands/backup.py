@@ -47,8 +47,13 @@ def backup(options: Options, listener: Listener, called: Invocation = Invocation
     """Do a whole run. Every failure is in the report, including defects in kopiatomic; nothing is raised."""
     report = Report(new_run_id(), options.mount_root, dry_run=options.dry_run)
 
-    with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP), failures_in(report):
-        _Run(options, report, listener, called).run()
+    with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP):
+        begun: list[_Run] = []
+        with failures_in(report):
+            begun.append(_Run(options, report, listener, called))
+            begun[0].run()
+        if report.error is not None and not options.dry_run and not any(run.is_over for run in begun):
+            _tell_failed(begun[0].hooks if begun else _hooks_alone(options, report, listener, called), report)
     return report
 
 
@@ -65,6 +70,31 @@ def check(options: Options, listener: Listener, called: Invocation = Invocation(
         if not options.dry_run:
             run.check_engine()
     return report
+
+
+def _tell_failed(hooks: Hooks, report: Report) -> None:
+    """Run ``on_failure`` where the run did not come so far that it could do that itself."""
+    with signals.deferred():
+        report.warnings += [error.message for error in hooks.run_all(Moment.ON_FAILURE)]
+
+
+def _hooks_alone(options: Options, report: Report, listener: Listener, called: Invocation) -> Hooks:
+    """Return the hooks ``on_failure`` of a run that could not begin, as far as the values of their variables can be had."""
+    folder = credentials.folder_of(called.environment or os.environ)
+    ready: list[Prepared] = []
+    for hook in options.hooks if os.geteuid() == 0 else ():
+        if hook.moment is not Moment.ON_FAILURE:
+            continue
+        try:
+            found = credentials.resolve([*options.hook_variables, *hook.variables], folder)
+        except KopiatomicError as error:
+            report.warnings.append(f"{hook.shown} is not run: {error.message}")
+        else:
+            ready.append(Prepared(hook, found.values))
+    secrets = Secrets(called.words, os.environ, [value for one in ready for value in one.variables.values()])
+    listener.hide(secrets)
+    base = secrets.withheld_from(os.environ)
+    return Hooks(ready, base, report, secrets=secrets, profile=options.profile, say=listener.engine_line)
 
 
 class _Run:
@@ -123,7 +153,9 @@ class _Run:
             require_root_to_freeze(self._shown, "-n shows without root what would be done. As root: ")
         self._begun = False
         """Whether the run has come to the hook ``before``, whether there is one or not."""
-        self._hooks = Hooks(
+        self.is_over = False
+        """Whether the hooks that come last have run."""
+        self.hooks = Hooks(
             [
                 Prepared(hook, {**of_hooks.values, **each.values})
                 for hook, each in zip(options.hooks, of_each, strict=True)
@@ -157,7 +189,7 @@ class _Run:
             argv = self._secrets.hide_words(engine.describe(report.plan))
             report.engine = EngineReport(engine.name, None, argv)
             return
-        with recorded(self._selecting, self._secrets, self._shown, self._hooks) as session:
+        with recorded(self._selecting, self._secrets, self._shown, self.hooks) as session:
             with failures_in(report):
                 session.take_root(report.series, self._shown, options.wait)
                 if report.series != report.root:
@@ -173,12 +205,12 @@ class _Run:
     def _before(self) -> None:
         """Run ``before``, which may say that there is nothing to back up now. Raises HookError, Interrupted."""
         self._begun = True
-        if not self._hooks.of(Moment.BEFORE):
+        if not self.hooks.of(Moment.BEFORE):
             return
         self._listener.phase("running the hook before")
         with self._report.phase("before"):
             try:
-                self._hooks.run(Moment.BEFORE)
+                self.hooks.run(Moment.BEFORE)
             except HookError as error:
                 if error.status != SKIP:
                     raise
@@ -194,13 +226,14 @@ class _Run:
             moment = self._by_result()
             for error in self._last(moment) if moment is not None else []:
                 self._selecting.warn(error.message)
+        self.is_over = True
 
     def _last(self, moment: Moment) -> list[KopiatomicError]:
-        if not self._hooks.of(moment):
+        if not self.hooks.of(moment):
             return []
         self._listener.phase(f"running the hook {moment.value}")
         with self._report.phase(moment.value.replace("_", "-")):
-            return self._hooks.run_all(moment)
+            return self.hooks.run_all(moment)
 
     def _by_result(self) -> Moment | None:
         """Return which hooks the run's result asks for."""
@@ -342,10 +375,10 @@ class _Run:
 
     def _in_view(self, frozen: Frozen, job: Job) -> None:
         """Run the hooks ``in_view``: each reads the frozen view, before the engine. Raises KopiatomicError, Interrupted."""
-        for one in self._hooks.of(Moment.IN_VIEW):
+        for one in self.hooks.of(Moment.IN_VIEW):
             self._listener.phase("running the hook in_view")
             with self._report.phase("in-view"):
-                ran = in_view.run(one, self._hooks, frozen.supervisor, job.plan, self._options.stop_timeout)
+                ran = in_view.run(one, self.hooks, frozen.supervisor, job.plan, self._options.stop_timeout)
             self._report.hooks.append(ran)
             if ran.error is None:
                 continue

@@ -21,10 +21,11 @@ from kopiatomic.config import credentials, profile_text
 from kopiatomic.config import profile as reading
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
-from kopiatomic.config.profile import Entry, Problem, Profile, ProfileError, Value
+from kopiatomic.config.profile import Entry, Origin, Problem, Profile, ProfileError, Value
 from kopiatomic.config.settings import TABLES
 from kopiatomic.errors import EndError, KopiatomicError, UsageError
 from kopiatomic.hooks import shell
+from kopiatomic.hooks.hook import Moment
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
 from kopiatomic.output.console import Console
@@ -33,6 +34,7 @@ from kopiatomic.schedules.environment import created
 from kopiatomic.secrets.masking import MASK, Secrets, is_secret
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records
+from kopiatomic.system import accounts
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import first_few, printable
 
@@ -360,23 +362,40 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
 
 
 def _wrong_around(found: Profile) -> Iterator[EndError]:
-    """Yield what is wrong with the times and the hooks: times that this machine's scheduler does not know, no shell's lines."""
-    looks: dict[tuple[str, str], Callable[[str], object]] = {
-        ("schedule", "calendar"): lambda text: here().calendar(found.name, text),
-        ("hooks", "pre_hook"): shell.check,
-        ("hooks", "post_hook"): shell.check,
-    }
-    for place, look in looks.items():
-        wanted = found.values.get(place)
-        if wanted is None:
-            continue
+    """Yield what is wrong with the times and the hooks: unknown to this machine's scheduler, no shell's line, no program."""
+    looks: list[tuple[str, Origin, Callable[[], object]]] = []
+    calendar = found.values.get(("schedule", "calendar"))
+    if calendar is not None:
+        looks.append(("calendar", calendar.origin, partial(here().calendar, found.name, calendar.value)))
+    for key in ("pre_hook", "post_hook"):
+        line = found.values.get(("hooks", key))
+        if line is not None:
+            looks.append((key, line.origin, partial(shell.check, line.value)))
+    for moment in Moment:
+        for entry in found.entries("hooks", moment.value):
+            looks.append((moment.value, entry.origin, partial(_look_at_hook, entry)))
+    for name, origin, look in looks:
         try:
-            look(wanted.value)
+            look()
         except UsageError as error:
-            problem = Problem(f"{place[1]} {error.message.removeprefix('--calendar ')}", wanted.origin)
+            problem = Problem(f"{name} {error.message.removeprefix('--calendar ')}", origin)
             yield ProfileError([problem], hint=error.hint)
         except KopiatomicError as error:
             yield error
+
+
+def _look_at_hook(entry: Entry) -> None:
+    """Refuse a hook that cannot be started. Raises UsageError, whose message follows the hook's name."""
+    line = entry.value("shell")
+    if line is not None:
+        shell.check(line)
+    else:
+        shell.check_program(shlex.split(entry.value("command"))[0])
+    user = entry.value("user")
+    if user is not None and accounts.find(user) is None:
+        raise UsageError(
+            f"runs as {printable(user)}, and there is no such user", kind="no-such-user", hint="See: getent passwd"
+        )
 
 
 def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Console) -> None:

@@ -24,6 +24,10 @@ class Moment(StrEnum):
     ON_FAILURE = "on_failure"
 
 
+AT_THE_END = frozenset(Moment) - {Moment.BEFORE, Moment.BEFORE_FREEZE, Moment.IN_VIEW}
+"""What runs also when the run has been asked to end."""
+
+
 @immutable
 class Hook:
     """A program and when it runs. ``timeout`` in seconds."""

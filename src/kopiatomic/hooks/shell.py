@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping
 
 from kopiatomic.errors import KopiatomicError, UsageError
@@ -78,11 +79,21 @@ def check(line: str) -> None:
         # An assignment, a variable, or the shell's own language, about which only a run can tell.
         return
     if not _can_be_run(first[1]):
-        raise UsageError(
-            f"begins with {first[1]}, which is not there or cannot be executed",
-            kind="hook-program",
-            hint="Name its whole path: a timer's PATH is another than yours.",
-        )
+        raise _no_program(first[1])
+
+
+def check_program(program: str) -> None:
+    """Refuse a program that is not there or cannot be executed. Raises UsageError, as :func:`check` does."""
+    if shutil.which(program) is None:
+        raise _no_program(program)
+
+
+def _no_program(program: str) -> UsageError:
+    return UsageError(
+        f"begins with {printable(program)}, which is not there or cannot be executed",
+        kind="hook-program",
+        hint="Name its whole path: a timer's PATH is another than yours.",
+    )
 
 
 def _can_be_run(word: str) -> bool:
