@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -76,6 +77,7 @@ class Distribution:
         self.queue: Queue | None = None
         self.batches: list[Batch] = []
         self.durations = known_durations()
+        self.averages = averages(self.durations)
         self.measured: dict[str, float] = defaultdict(float)
         self.spread = False
 
@@ -124,7 +126,7 @@ class Distribution:
             for item in tests:
                 nodeid = nodeid_of(item)
                 core = item.get_closest_marker("core") is not None or isinstance(item, ElsewhereItem)
-                seconds = self.durations.get(f"{place}:{nodeid}", 1.0)
+                seconds = self.expected(place, nodeid)
                 if batch is None or batch.seconds + seconds > limit:
                     if batch is not None:
                         yield batch
@@ -133,6 +135,11 @@ class Distribution:
                 batch.seconds += seconds
             if batch is not None:
                 yield batch
+
+    def expected(self, place: str, nodeid: str) -> float:
+        """How long a test will take (seconds): as long as the last time, or as its function's other cases did on average."""
+        known = self.durations.get(f"{place}:{nodeid}")
+        return self.averages.get(f"{place}:{nodeid.partition('[')[0]}", 1.0) if known is None else known
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
@@ -203,6 +210,14 @@ def known_durations() -> dict[str, float]:
     except (OSError, ValueError):
         return {}
     return known
+
+
+def averages(durations: Mapping[str, float]) -> dict[str, float]:
+    """What one case took on average (seconds), by place and function."""
+    cases: defaultdict[str, list[float]] = defaultdict(list)
+    for name, seconds in durations.items():
+        cases[name.partition("[")[0]].append(seconds)
+    return {name: statistics.fmean(known) for name, known in cases.items()}
 
 
 def report_of(item: pytest.Item, message: dict[str, Any]) -> pytest.TestReport:

@@ -154,3 +154,18 @@ def test_what_took_longest_comes_first(tests: Tests, tmp_path: Path) -> None:
     assert ended.returncode == 0
     assert (tmp_path / "ran").read_text() == "b trixie\nc trixie\na trixie\n"
     assert '"trixie:tests/zfs/test_a.py::test_a"' in known.read_text()
+
+
+def test_what_was_never_measured_is_expected_to_take_as_long_as_the_other_cases(tests: Tests, tmp_path: Path) -> None:
+    """New cases of a sweep would otherwise be one batch, which one machine has at the end while the others wait."""
+    several = REST.replace("rest", "cases").replace(
+        "def test_cases()", "@pytest.mark.parametrize('n', range(4))\ndef test_cases(n)"
+    )
+    files = {"tests/zfs/test_a.py": REST.replace("rest", "a"), "tests/zfs/test_cases.py": "import pytest\n" + several}
+    known = tmp_path / "durations"
+    name = "trixie:tests/zfs/test_cases.py::test_cases"
+    known.write_text(f'{{"{name}[8]": 30.0, "{name}[9]": 50.0, "trixie:tests/zfs/test_a.py::test_a": 39.0}}')
+    ended = tests(files, KOPIATOMIC_TEST_DURATIONS=str(known), KOPIATOMIC_TEST_VMS="1")
+    assert ended.returncode == 0, ended.stdout
+    # Each of the four is a batch of its own, of 40 s.
+    assert (tmp_path / "ran").read_text() == "cases trixie\n" * 4 + "a trixie\n"

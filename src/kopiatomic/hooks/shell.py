@@ -96,12 +96,13 @@ def _no_program(program: str) -> UsageError:
     )
 
 
+_FINDS = 'case $1 in */*) [ -f "$1" ] && [ -x "$1" ];; *) command -v -- "$1";; esac'
+"""A shell line that succeeds if its first argument is a program, or something of the shell's own."""
+
+
 def _can_be_run(word: str) -> bool:
-    """Whether a shell would find a program, or something of its own, under a plain name. Raises Interrupted."""
-    if "/" in word:
-        # The shell itself looks only whether the file is there.
-        return os.access(word, os.X_OK)
-    return process.run(["/bin/sh", "-c", 'command -v -- "$1"', "sh", word], timeout=_LOOK_TIMEOUT).status == 0
+    """Whether a shell would find a program, or something of its own, under a plain name. Raises KopiatomicError, Interrupted."""
+    return process.run(["/bin/sh", "-c", _FINDS, "sh", word], timeout=_LOOK_TIMEOUT).status == 0
 
 
 def run(line: str, flag: str, variables: Mapping[str, str], timeout: float, secrets: Secrets) -> None:

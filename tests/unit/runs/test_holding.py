@@ -166,6 +166,9 @@ def supervisor(tmp_path: Path) -> Iterator[Unmounted]:
 @pytest.fixture
 def reader() -> Iterator[subprocess.Popen[bytes]]:
     with subprocess.Popen(["sleep", "1000"]) as process:
+        # Popen returns when the kernel has closed its pipe, which is shortly before the process has its new name.
+        while Path(f"/proc/{process.pid}/comm").read_text() != "sleep\n":
+            time.sleep(0.001)
         yield process
         process.kill()
 
