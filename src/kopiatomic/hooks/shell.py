@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Mapping
 
 from kopiatomic.errors import KopiatomicError, UsageError
@@ -84,7 +83,7 @@ def check(line: str) -> None:
 
 def check_program(program: str) -> None:
     """Refuse a program that is not there or cannot be executed. Raises UsageError, as :func:`check` does."""
-    if shutil.which(program) is None:
+    if not _can_be_run(program):
         raise _no_program(program)
 
 
