@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kopiatomic import filesystems
 from kopiatomic.errors import end_of
@@ -24,7 +24,6 @@ from kopiatomic.model.report import Report
 from kopiatomic.model.snapshots import Sets
 from kopiatomic.output.summary import cleared_lines
 from kopiatomic.platforms.steps import View
-from kopiatomic.runs.guardian import Guardian
 from kopiatomic.runs.hooks import Hooks
 from kopiatomic.runs.owed import Debt
 from kopiatomic.runs.patience import Patience
@@ -38,6 +37,9 @@ from kopiatomic.state.locks import RunLocks
 from kopiatomic.state.records import Records
 from kopiatomic.system import linux, signals
 from kopiatomic.text import first_few
+
+if TYPE_CHECKING:
+    from kopiatomic.runs.guardian import Guardian
 
 T = TypeVar("T")
 
@@ -254,6 +256,8 @@ class Session:
         if hooks is None or not hooks.of(Moment.BEFORE_FREEZE, Moment.AFTER_FREEZE):
             yield None
             return
+        from kopiatomic.runs.guardian import Guardian  # noqa: PLC0415 - few runs need it
+
         debt = Debt(self._recorder.records, self._report.run_id, options.profile, options.profile_file)
         try:
             with Guardian(hooks, self._report, debt) as guardian:

@@ -14,8 +14,6 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from kopiatomic.config.credentials import folder_of, resolve
-from kopiatomic.config.profile import load
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.hooks import run as hook_run
 from kopiatomic.hooks import shell
@@ -24,7 +22,6 @@ from kopiatomic.hooks.run import HookError
 from kopiatomic.model.leftovers import Intent, Leftover
 from kopiatomic.output.document import FORMAT as RUN_FORMAT
 from kopiatomic.runs.hooks import FORMAT, Prepared
-from kopiatomic.schedules import trust
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state.liveness import Life
 from kopiatomic.state.ownership import Mark
@@ -174,6 +171,11 @@ def _prepared(owed: Mapping[str, Any]) -> list[Prepared]:
 
     What was recorded is run. The profile says where the values of its variables are.
     """
+    # Here, since every run loads this module, and few owe anything.
+    from kopiatomic.config.credentials import folder_of, resolve  # noqa: PLC0415
+    from kopiatomic.config.profile import load  # noqa: PLC0415
+    from kopiatomic.schedules import trust  # noqa: PLC0415
+
     file = owed["file"]
     trust.check(file, "the profile")
     profile = load(file)
