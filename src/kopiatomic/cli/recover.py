@@ -26,10 +26,11 @@ def recover(
     unrecorded: bool,
     received: bool,
     assume_dead: frozenset[str],
+    no_hooks: bool,
     state_dir: str,
     as_json: bool,
 ) -> None:
-    """Remove what killed runs left, and nothing that is not proven to be theirs.
+    """Remove what killed runs left, and nothing that is not proven to be theirs; run the after_freeze that they still owe.
 
     Every run does this for what is recorded before it makes anything of its own. This command also finds by itself what
     no record speaks of. Exit code 0: nothing of this host's is left. 4: something is.
@@ -42,7 +43,8 @@ def recover(
         raise click.UsageError("--forget and --schedule exclude each other")
     if (unrecorded or received) and schedule is not None:
         raise click.UsageError("--schedule goes by the record alone: it excludes --unrecorded and --received")
-    allowed = Allowed(unrecorded=unrecorded, received=received, assumed_dead=assume_dead)
+    hooks = frozenset[str]() if no_hooks else None
+    allowed = Allowed(unrecorded=unrecorded, received=received, assumed_dead=assume_dead, hooks=hooks)
     raise SystemExit(
         run(
             state_dir,

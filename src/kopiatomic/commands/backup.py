@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import shlex
 from dataclasses import replace
-from functools import partial
 
-from kopiatomic import engines
+from kopiatomic import engines, errors
 from kopiatomic.commands.failures import require_root_to_freeze
 from kopiatomic.config import credentials
 from kopiatomic.config.invocation import Invocation
@@ -15,14 +14,17 @@ from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.engines.engine import Backup, Job, Remembering, Repository
 from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.written import WrittenDirectory, in_place, prepared, require_skipped
-from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.errors import KopiatomicError, LockedError, UsageError
 from kopiatomic.hooks import shell
+from kopiatomic.hooks.hook import Moment
+from kopiatomic.hooks.run import SKIP, HookError
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.model.report import EngineReport, Report
 from kopiatomic.planning import plan
-from kopiatomic.runs import skipping
+from kopiatomic.runs import in_view, skipping
 from kopiatomic.runs.freezing import Frozen, Session, failures_in, new_run_id, recorded
+from kopiatomic.runs.hooks import Hooks, Prepared
 from kopiatomic.runs.launcher import Checked, Start, StartOptions
 from kopiatomic.runs.selecting import Listener, Selecting
 from kopiatomic.runs.streams import Pipes
@@ -45,8 +47,13 @@ def backup(options: Options, listener: Listener, called: Invocation = Invocation
     """Do a whole run. Every failure is in the report, including defects in kopiatomic; nothing is raised."""
     report = Report(new_run_id(), options.mount_root, dry_run=options.dry_run)
 
-    with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP), failures_in(report):
-        _Run(options, report, listener, called).run()
+    with signals.handled(limit=options.timeout, on_stop=_REFUSES_TO_STOP):
+        begun: list[_Run] = []
+        with failures_in(report):
+            begun.append(_Run(options, report, listener, called))
+            begun[0].run()
+        if report.error is not None and not options.dry_run and not any(run.is_over for run in begun):
+            _tell_failed(begun[0].hooks if begun else _hooks_alone(options, report, listener, called), report)
     return report
 
 
@@ -63,6 +70,31 @@ def check(options: Options, listener: Listener, called: Invocation = Invocation(
         if not options.dry_run:
             run.check_engine()
     return report
+
+
+def _tell_failed(hooks: Hooks, report: Report) -> None:
+    """Run ``on_failure`` where the run did not come so far that it could do that itself."""
+    with signals.deferred():
+        report.warnings += [error.message for error in hooks.run_all(Moment.ON_FAILURE)]
+
+
+def _hooks_alone(options: Options, report: Report, listener: Listener, called: Invocation) -> Hooks:
+    """Return the hooks ``on_failure`` of a run that could not begin, as far as the values of their variables can be had."""
+    folder = credentials.folder_of(called.environment or os.environ)
+    ready: list[Prepared] = []
+    for hook in options.hooks if os.geteuid() == 0 else ():
+        if hook.moment is not Moment.ON_FAILURE:
+            continue
+        try:
+            found = credentials.resolve([*options.hook_variables, *hook.variables], folder)
+        except KopiatomicError as error:
+            report.warnings.append(f"{hook.shown} is not run: {error.message}")
+        else:
+            ready.append(Prepared(hook, found.values))
+    secrets = Secrets(called.words, os.environ, [value for one in ready for value in one.variables.values()])
+    listener.hide(secrets)
+    base = secrets.withheld_from(os.environ)
+    return Hooks(ready, base, report, secrets=secrets, profile=options.profile, say=listener.engine_line)
 
 
 class _Run:
@@ -87,9 +119,10 @@ class _Run:
         # Hooks are not to find what is the engine's.
         os.environ.pop("CREDENTIALS_DIRECTORY", None)
         taken = credentials.handed(folder)
+        groups = [options.variables, options.hook_variables, *(hook.variables for hook in options.hooks)]
         # A dry run needs no secret, and may be anybody's.
-        find = credentials.plain if options.dry_run else partial(credentials.resolve, folder=folder)
-        own, of_hooks = find(options.variables), find(options.hook_variables)
+        plain = [credentials.plain(group) for group in groups] if options.dry_run else None
+        own, of_hooks, *of_each = plain or credentials.resolve_each(groups, folder)
         self._handed = {**taken, **own.values}
         """What the engine alone has in its environment."""
         self._of_hooks = of_hooks.values
@@ -105,13 +138,34 @@ class _Run:
         if options.skip_unchanged:
             skipping.require(engine, options.layout)
         self._secrets = Secrets(
-            called.words, os.environ, [*engine.secrets, *taken.values(), *own.secrets, *of_hooks.secrets]
+            called.words,
+            os.environ,
+            [
+                *engine.secrets,
+                *taken.values(),
+                *(secret for one in (own, of_hooks, *of_each) for secret in one.secrets),
+            ],
         )
         listener.hide(self._secrets)
         self._shown = self._secrets.command_line(["kopiatomic", *called.words])
         """The command line as it may be shown."""
         if not options.dry_run:
             require_root_to_freeze(self._shown, "-n shows without root what would be done. As root: ")
+        self._begun = False
+        """Whether the run has come to the hook ``before``, whether there is one or not."""
+        self.is_over = False
+        """Whether the hooks that come last have run."""
+        self.hooks = Hooks(
+            [
+                Prepared(hook, {**of_hooks.values, **each.values})
+                for hook, each in zip(options.hooks, of_each, strict=True)
+            ],
+            self._secrets.withheld_from(os.environ),
+            report,
+            secrets=self._secrets,
+            profile=options.profile,
+            say=listener.engine_line,
+        )
         report.root, report.series = self._place()
         self._selecting = Selecting(options, report, listener, refuses=engine.refuses, breaks_at=engine.breaks_at)
 
@@ -135,14 +189,60 @@ class _Run:
             argv = self._secrets.hide_words(engine.describe(report.plan))
             report.engine = EngineReport(engine.name, None, argv)
             return
-        with recorded(self._selecting, self._secrets, self._shown) as session:
-            session.take_root(report.series, self._shown, options.wait)
-            if report.series != report.root:
-                session.take_root(report.root, self._shown, None)
-            session.clear_leftovers()
-            report.plan = self._selecting.select()
-            repository = self._prepare(session, report.plan)
-            self._between_hooks(session, repository)
+        with recorded(self._selecting, self._secrets, self._shown, self.hooks) as session:
+            with failures_in(report):
+                session.take_root(report.series, self._shown, options.wait)
+                if report.series != report.root:
+                    session.take_root(report.root, self._shown, None)
+                session.clear_leftovers()
+                self._before()
+                if not report.skipped:
+                    report.plan = self._selecting.select()
+                    repository = self._prepare(session, report.plan)
+                    self._between_hooks(session, repository)
+            self._afterwards()
+
+    def _before(self) -> None:
+        """Run ``before``, which may say that there is nothing to back up now. Raises HookError, Interrupted."""
+        self._begun = True
+        if not self.hooks.of(Moment.BEFORE):
+            return
+        self._listener.phase("running the hook before")
+        with self._report.phase("before"):
+            try:
+                self.hooks.run(Moment.BEFORE)
+            except HookError as error:
+                if error.status != SKIP:
+                    raise
+                self._report.skipped = f"{error.message}: there is nothing to back up now"
+
+    def _afterwards(self) -> None:
+        """Run what comes last: ``after`` if ``before`` was started, then what the profile wants by the result."""
+        report = self._report
+        with signals.deferred():
+            if self._begun:
+                failed = self._last(Moment.AFTER)
+                report.hook_error = report.hook_error or next(iter(failed), None)
+            moment = self._by_result()
+            for error in self._last(moment) if moment is not None else []:
+                self._selecting.warn(error.message)
+        self.is_over = True
+
+    def _last(self, moment: Moment) -> list[KopiatomicError]:
+        if not self.hooks.of(moment):
+            return []
+        self._listener.phase(f"running the hook {moment.value}")
+        with self._report.phase(moment.value.replace("_", "-")):
+            return self.hooks.run_all(moment)
+
+    def _by_result(self) -> Moment | None:
+        """Return which hooks the run's result asks for."""
+        report = self._report
+        if report.skipped or (isinstance(report.error, LockedError) and self._options.on_lock == "skip"):
+            return None
+        if report.exit_code == errors.SAVED:
+            return Moment.ON_SUCCESS
+        return Moment.ON_INCOMPLETE if report.exit_code in {errors.INCOMPLETE, errors.UNCLEAN} else Moment.ON_FAILURE
 
     def _place(self) -> tuple[str, str]:
         """Return where on the host the view is mounted, and the series that this run belongs to. Raises KopiatomicError."""
@@ -247,6 +347,7 @@ class _Run:
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
             if remembering is not None:
                 job = self._without_unchanged(session, job, remembering)
+            self._in_view(frozen, job)
             made = repository.backup(job)
             checked = self._run_engine(frozen, job, made) if job.sources else _NOTHING_READ
         report.engine.end = checked.end if job.sources else None
@@ -271,6 +372,19 @@ class _Run:
             # What is read now may come to nothing.
             session.attempt(lambda records: records.stand(series, dict.fromkeys(job.sources)))
         return job
+
+    def _in_view(self, frozen: Frozen, job: Job) -> None:
+        """Run the hooks ``in_view``: each reads the frozen view, before the engine. Raises KopiatomicError, Interrupted."""
+        for one in self.hooks.of(Moment.IN_VIEW):
+            self._listener.phase("running the hook in_view")
+            with self._report.phase("in-view"):
+                ran = in_view.run(one, self.hooks, frozen.supervisor, job.plan, self._options.stop_timeout)
+            self._report.hooks.append(ran)
+            if ran.error is None:
+                continue
+            if one.hook.required:
+                raise ran.error
+            self._report.incomplete.append(ran.error.message)
 
     def _run_engine(self, frozen: Frozen, job: Job, made: Backup) -> Checked:
         report, engine = self._report, self._engine

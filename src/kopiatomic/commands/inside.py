@@ -32,7 +32,7 @@ from kopiatomic.runs.selecting import Listener, Selecting
 from kopiatomic.runs.streams import CallerStreams
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import lists, roots
-from kopiatomic.system import inherited, signals
+from kopiatomic.system import accounts, inherited, signals
 from kopiatomic.system.spawn import User
 from kopiatomic.text import first_few, printable
 
@@ -132,7 +132,7 @@ class _Inside:
         self._is_shell = not wanted.argv
         self._account = None if wanted.user is None else _account(wanted.user)
         self._argv = wanted.argv or [self._shell()]
-        self._user = self._account and _user(self._account)
+        self._user = self._account and User.of(self._account)
 
     def run(self) -> None:
         options, report = self._options, self._report
@@ -229,9 +229,7 @@ class _Inside:
         callers = os.environ if self._user is None else self._secrets.withheld_from(os.environ)
         variables = {**shell.variables(self._report.run_id, plan), "KOPIATOMIC_INSTANT": instant}
         if self._account is not None:
-            name = self._account.pw_name
-            variables |= {"HOME": self._account.pw_dir, "USER": name, "LOGNAME": name}
-            variables["SHELL"] = self._account.pw_shell or _SHELL
+            variables |= accounts.variables(self._account)
         elif in_place(plan, inherited.temporary_directory()):
             variables["TMPDIR"] = plan.scratch
         if self._is_shell:
@@ -260,16 +258,12 @@ class _Inside:
 
 def _account(name: str) -> pwd.struct_passwd:
     """Return the account with a name or a number. Raises KopiatomicError."""
-    try:
-        return pwd.getpwuid(int(name)) if name.isascii() and name.isdecimal() else pwd.getpwnam(name)
-    except (KeyError, OverflowError):
+    found = accounts.find(name)
+    if found is None:
         raise KopiatomicError(
             f"--user {printable(name)}: there is no such user", kind="no-such-user", hint="'getent passwd' lists them."
-        ) from None
-
-
-def _user(account: pwd.struct_passwd) -> User:
-    return User(account.pw_uid, account.pw_gid, tuple(os.getgrouplist(account.pw_name, account.pw_gid)))
+        )
+    return found
 
 
 def _as_a_shell_says(error: StartError) -> KopiatomicError:

@@ -21,10 +21,11 @@ from kopiatomic.config import credentials, profile_text
 from kopiatomic.config import profile as reading
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
-from kopiatomic.config.profile import Problem, Profile, ProfileError, Value
+from kopiatomic.config.profile import Entry, Origin, Problem, Profile, ProfileError, Value
 from kopiatomic.config.settings import TABLES
 from kopiatomic.errors import EndError, KopiatomicError, UsageError
 from kopiatomic.hooks import shell
+from kopiatomic.hooks.hook import Moment
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
 from kopiatomic.output.console import Console
@@ -33,6 +34,7 @@ from kopiatomic.schedules.environment import created
 from kopiatomic.secrets.masking import MASK, Secrets, is_secret
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records
+from kopiatomic.system import accounts
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import first_few, printable
 
@@ -129,7 +131,7 @@ def show(name: str, folder: Folder, console: Console, *, origin: bool, as_json: 
 
 def _document(found: Profile) -> dict[str, Any]:
     """Return a profile as JSON: ``profile`` has the form of the file, ``origins`` the file and line of each value."""
-    tables: dict[str, dict[str, Any]] = {}
+    tables: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for (table, key), value in found.values.items():
         tables.setdefault(table, {})[key] = _shown(value.given)
@@ -137,6 +139,11 @@ def _document(found: Profile) -> dict[str, Any]:
     for (table, name), value in found.environment.items():
         tables.setdefault(table, {}).setdefault("environment", {})[name] = _safe(name, value)
         origins[f"{table}.environment.{name}"] = value.origin.place
+    for place, value in found.blocks.items():
+        *above, key = place
+        within = tables.setdefault(above[0], {}) if above else tables
+        within[key] = [_block(entry) for entry in value.value]
+        origins[".".join(place)] = value.origin.place
     return {
         "format": FORMAT,
         "name": found.name,
@@ -145,6 +152,13 @@ def _document(found: Profile) -> dict[str, Any]:
         "origins": origins,
         "root": _root(found),
     }
+
+
+def _block(entry: Entry) -> dict[str, Any]:
+    """Return one block in the form of the file, as it may be shown."""
+    found = {key: _shown(value.given) for key, value in entry.values.items()}
+    variables = {name: _safe(name, value) for name, value in entry.environment.items()}
+    return {**found, **({"environment": variables} if variables else {})}
 
 
 def _shown(given: Any) -> Any:
@@ -177,6 +191,11 @@ def _lines(found: Profile, *, origin: bool) -> list[str]:
                 lines += ["", f"[{heading}]"]
             for key, given, value in shown:
                 lines.append(f"{key} = {profile_text.toml(given)}" + (f"  # {value.origin.place}" if origin else ""))
+        for place, blocks in found.blocks.items():
+            if place[0] == table:
+                for entry in blocks.value:
+                    lines += ["", f"[[{'.'.join(place)}]]" + (f"  # {entry.origin.place}" if origin else "")]
+                    lines += profile_text.block(".".join(place), _block(entry))
     root = _root(found)
     if root is not None:
         lines += ["", f"# The root of its view, which is its history in kopia: {printable(root)}"]
@@ -343,23 +362,40 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
 
 
 def _wrong_around(found: Profile) -> Iterator[EndError]:
-    """Yield what is wrong with the times and the hooks: times that this machine's scheduler does not know, no shell's lines."""
-    looks: dict[tuple[str, str], Callable[[str], object]] = {
-        ("schedule", "calendar"): lambda text: here().calendar(found.name, text),
-        ("hooks", "pre_hook"): shell.check,
-        ("hooks", "post_hook"): shell.check,
-    }
-    for place, look in looks.items():
-        wanted = found.values.get(place)
-        if wanted is None:
-            continue
+    """Yield what is wrong with the times and the hooks: unknown to this machine's scheduler, no shell's line, no program."""
+    looks: list[tuple[str, Origin, Callable[[], object]]] = []
+    calendar = found.values.get(("schedule", "calendar"))
+    if calendar is not None:
+        looks.append(("calendar", calendar.origin, partial(here().calendar, found.name, calendar.value)))
+    for key in ("pre_hook", "post_hook"):
+        line = found.values.get(("hooks", key))
+        if line is not None:
+            looks.append((key, line.origin, partial(shell.check, line.value)))
+    for moment in Moment:
+        for entry in found.entries("hooks", moment.value):
+            looks.append((moment.value, entry.origin, partial(_look_at_hook, entry)))
+    for name, origin, look in looks:
         try:
-            look(wanted.value)
+            look()
         except UsageError as error:
-            problem = Problem(f"{place[1]} {error.message.removeprefix('--calendar ')}", wanted.origin)
+            problem = Problem(f"{name} {error.message.removeprefix('--calendar ')}", origin)
             yield ProfileError([problem], hint=error.hint)
         except KopiatomicError as error:
             yield error
+
+
+def _look_at_hook(entry: Entry) -> None:
+    """Refuse a hook that cannot be started. Raises UsageError, whose message follows the hook's name."""
+    line = entry.value("shell")
+    if line is not None:
+        shell.check(line)
+    else:
+        shell.check_program(shlex.split(entry.value("command"))[0])
+    user = entry.value("user")
+    if user is not None and accounts.find(user) is None:
+        raise UsageError(
+            f"runs as {printable(user)}, and there is no such user", kind="no-such-user", hint="See: getent passwd"
+        )
 
 
 def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Console) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from kopiatomic import presence
@@ -12,6 +13,7 @@ from kopiatomic.config.options import Options
 from kopiatomic.config.profile import SUFFIX, Origin, Problem, Profile, ProfileError
 from kopiatomic.config.settings import STATE_DIRECTORY
 from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.hooks.hook import DEFAULT_TIMEOUT, Hook, Moment
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
 from kopiatomic.schedules import trust
@@ -114,12 +116,31 @@ def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
         maintenance=not values.pop("no_maintenance", False),
         variables=tuple(profile.sources("engine")),
         hook_variables=tuple(profile.sources("hooks")),
+        hooks=tuple(_hooks(profile)),
+        profile_file=profile.path,
         **values,
     )
     if found.request("", "").asks_for_nothing():
         nothing = "nothing is selected: below [select] it needs datasets = [...], all = true or by_property = true"
         raise ProfileError([Problem(nothing, Origin(profile.path, None, ""))])
     return found
+
+
+def _hooks(profile: Profile) -> Iterator[Hook]:
+    """Yield the hooks of a profile, by moment and then in the order of the file."""
+    for moment in Moment:
+        for entry in profile.entries("hooks", moment.value):
+            line, words = entry.value("shell"), entry.value("command", "")
+            yield Hook(
+                moment,
+                tuple(shlex.split(words)) if line is None else ("/bin/sh", "-c", line),
+                timeout=entry.value("timeout", DEFAULT_TIMEOUT),
+                user=entry.value("user", ""),
+                directory=entry.value("directory", "/"),
+                required=entry.value("required", True),
+                variables=tuple(entry.sources()),
+                place=entry.origin.place,
+            )
 
 
 WORST = (1, 2, 4, 3, 75, 0)

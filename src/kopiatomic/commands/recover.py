@@ -10,7 +10,7 @@ from kopiatomic.commands.history import one_of
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.filesystems import KINDS, backends
 from kopiatomic.filesystems.backends import Bookmarks
-from kopiatomic.model.leftovers import Cleared
+from kopiatomic.model.leftovers import Cleared, Leftover
 from kopiatomic.output.console import Console
 from kopiatomic.output.summary import ends_of_dead
 from kopiatomic.runs.recovery import Allowed, Recovery
@@ -171,7 +171,9 @@ def _recover_document(cleared: Cleared, *, dry_run: bool, left: int, bookmarks: 
 def _recover_lines(cleared: Cleared, *, dry_run: bool, left: int, bookmarks: int) -> list[str]:
     lines = []
     for leftover in cleared.leftovers:
-        if leftover.problem is not None:
+        if leftover.kind == "hook":
+            did = _of_a_hook(leftover, dry_run=dry_run)
+        elif leftover.problem is not None:
             did = f"LEFT: {leftover.problem} (remove it with: {leftover.command})"
         else:
             did = "would be removed" if dry_run else "removed"
@@ -190,6 +192,16 @@ def _recover_lines(cleared: Cleared, *, dry_run: bool, left: int, bookmarks: int
             "which destroys the bookmark ('kopiatomic recover --forget' removes them all)"
         )
     return lines + _recover_verdict(cleared, dry_run=dry_run, left=left)
+
+
+def _of_a_hook(leftover: Leftover, *, dry_run: bool) -> str:
+    if leftover.problem is None:
+        return f"would be run: {leftover.command}" if dry_run else f"run: {leftover.command}"
+    if leftover.is_over:
+        return leftover.problem
+    return (
+        f"OWED: {leftover.problem} (by hand: {leftover.command}; then: kopiatomic recover --forget {leftover.run_id})"
+    )
 
 
 def _recover_verdict(cleared: Cleared, *, dry_run: bool, left: int) -> list[str]:

@@ -18,6 +18,7 @@ from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options, check_name
 from kopiatomic.config.profile import Profile
 from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.hooks.hook import AT_THE_END
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
 from kopiatomic.model.schedule import Schedule
@@ -197,10 +198,12 @@ def _check_words(wanted: ScheduleRequest, scheduler: Scheduler) -> None:
 
 
 def _end_timeout(options: Options) -> float:
-    """Return how long a run's end may take: ``--stop-timeout`` for the engine and again for a suspended pool, ``-q``, cleaning
-    up.
+    """Return how long a run's end may take: ``--stop-timeout`` for the engine and again for a suspended pool, the hooks that
+    still run then, cleaning up.
     """
-    return 2 * options.stop_timeout + (options.hook_timeout if options.post_hook is not None else 0.0) + _CLEAN_UP
+    hooks = sum(hook.timeout for hook in options.hooks if hook.moment in AT_THE_END)
+    last = options.hook_timeout if options.post_hook is not None else 0.0
+    return 2 * options.stop_timeout + hooks + last + _CLEAN_UP
 
 
 def _when(schedule: Schedule) -> str:

@@ -16,6 +16,7 @@ from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.secrets.masking import is_secret
+from kopiatomic.secrets.source import Source
 from kopiatomic.system import process, safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
@@ -87,17 +88,6 @@ def _unusable(path: str, reason: str) -> KopiatomicError:
 
 
 @immutable
-class Source:
-    """A variable of a profile: its value, or where that is (``form`` is ``text``, ``file``, ``credential`` or ``command``)."""
-
-    name: str
-    form: str
-    value: str | tuple[str, ...]
-    place: str
-    """The file and line of the profile, for messages."""
-
-
-@immutable
 class Resolved:
     """The values of variables, and which of them are secret."""
 
@@ -131,6 +121,23 @@ def resolve(sources: Sequence[Source], folder: str) -> Resolved:
     if wrong:
         raise KopiatomicError("\n".join(error.message for error in wrong), kind="credential", hint=wrong[0].hint)
     return Resolved({**found.values, **read}, [*found.secrets, *read.values()])
+
+
+def resolve_each(groups: Sequence[Sequence[Source]], folder: str) -> list[Resolved]:
+    """Return the values of several groups of variables, as :func:`resolve` does: what is wrong with any is said at once.
+
+    Raises KopiatomicError of kind ``credential``, and Interrupted.
+    """
+    found: list[Resolved] = []
+    wrong: list[KopiatomicError] = []
+    for group in groups:
+        try:
+            found.append(resolve(group, folder))
+        except KopiatomicError as error:
+            wrong.append(error)
+    if wrong:
+        raise KopiatomicError("\n".join(error.message for error in wrong), kind="credential", hint=wrong[0].hint)
+    return found
 
 
 def _read(source: Source, folder: str) -> str:

@@ -6,14 +6,15 @@ import os
 import re
 import shlex
 
-from kopiatomic.config.credentials import Source
 from kopiatomic.config.settings import LONGEST, MOUNT_ROOT, STATE_DIRECTORY, Setting
 from kopiatomic.errors import UsageError
+from kopiatomic.hooks.hook import Hook
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import Facts
 from kopiatomic.model.plan import Layout
 from kopiatomic.model.request import Request, is_path, is_pattern
 from kopiatomic.model.user_property import PROPERTY, is_user_property
+from kopiatomic.secrets.source import Source
 from kopiatomic.state import ownership
 from kopiatomic.text import printable
 
@@ -57,9 +58,15 @@ class Options:
     keep_history: float = 400 * 86400.0
     profile: str = ""
     """The profile that says all this; empty for words on the command line."""
+    profile_file: str = ""
+    """The path of its file."""
     variables: tuple[Source, ...] = ()
     """Variables for the engine alone."""
     hook_variables: tuple[Source, ...] = ()
+    hooks: tuple[Hook, ...] = ()
+    """The hooks of a profile, in their order."""
+    on_lock: str = "failure"
+    """Whether a lock that another run has is a ``failure`` for the hooks; ``skip``: it is not."""
     nice: int | None = None
     """The engine's nice value; None for the caller's."""
     ionice: str | None = None

@@ -18,14 +18,14 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kopiatomic import presence
-from kopiatomic.config.credentials import Source
 from kopiatomic.config.options import duration, problem_with, within
 from kopiatomic.config.positions import Path, Position, index
-from kopiatomic.config.settings import KEYS, TABLES, WITH_ENVIRONMENT, Form, Setting
+from kopiatomic.config.settings import BLOCKS, KEYS, TABLES, WITH_ENVIRONMENT, Block, Form, Setting
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.secrets.masking import MASK, Secrets, is_secret, masked
 from kopiatomic.secrets.names import names_secret
+from kopiatomic.secrets.source import Source
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 
@@ -36,7 +36,7 @@ LARGEST = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,199}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _REFERENCE = re.compile(r"\$\{([^}]*)\}?")
-_SHELL = ("pre_hook", "post_hook", "command")
+_SHELL = ("pre_hook", "post_hook", "command", "shell")
 """Values in which a shell, or the user's own command, replaces variables too."""
 
 _FORMS = ("file", "credential", "command")
@@ -69,6 +69,24 @@ class Value:
 
 
 @immutable
+class Entry:
+    """One block of a profile, such as a hook: its values by key, and its variables by name."""
+
+    values: Mapping[str, Value]
+    environment: Mapping[str, Value]
+    origin: Origin
+
+    def value(self, key: str, default: Any = None) -> Any:
+        """Return what is said of a key, or a default."""
+        found = self.values.get(key)
+        return default if found is None else found.value
+
+    def sources(self) -> list[Source]:
+        """Return the variables."""
+        return [_source(name, value) for name, value in self.environment.items()]
+
+
+@immutable
 class Problem:
     """What is wrong with a file, and where."""
 
@@ -95,6 +113,8 @@ class Profile:
     values: Mapping[tuple[str, str], Value]
     environment: Mapping[tuple[str, str], Value]
     """Variables by table and name; a value is a text, or a table that says where the value is."""
+    blocks: Mapping[tuple[str, ...], Value]
+    """By the tables that lead to them; each value is a tuple of :class:`Entry`."""
     files: tuple[str, ...]
     """The files that were read, the profile's own first."""
 
@@ -109,14 +129,17 @@ class Profile:
 
     def sources(self, table: str) -> list[Source]:
         """Return the variables of a table."""
-        found = []
-        for (of, name), value in self.environment.items():
-            if of == table:
-                form, given = (
-                    next(iter(value.value.items())) if isinstance(value.value, dict) else ("text", value.value)
-                )
-                found.append(Source(name, form, tuple(given) if isinstance(given, list) else given, value.origin.place))
-        return found
+        return [_source(name, value) for (of, name), value in self.environment.items() if of == table]
+
+    def entries(self, *place: str) -> tuple[Entry, ...]:
+        """Return the blocks of one kind, in their order."""
+        found = self.blocks.get(place)
+        return () if found is None else found.value
+
+
+def _source(name: str, value: Value) -> Source:
+    form, given = next(iter(value.value.items())) if isinstance(value.value, dict) else ("text", value.value)
+    return Source(name, form, tuple(given) if isinstance(given, list) else given, value.origin.place)
 
 
 class ProfileError(UsageError):
@@ -146,14 +169,15 @@ def load(path: str) -> Profile:
     """Read a profile with everything from its folder that it extends. Raises ProfileError with every problem found."""
     name = os.path.basename(path).removesuffix(SUFFIX)
     files, problems = _chain(path)
-    merged: dict[Path, Value] = {}
+    merged: dict[tuple[str, ...], Value] = {}
     for file in reversed(files):
         merged |= file.values
     profile = Profile(
         name,
         path,
-        {(str(place[0]), str(place[1])): value for place, value in merged.items() if len(place) == 2},
-        {(str(place[0]), str(place[2])): value for place, value in merged.items() if len(place) == 3},
+        {(place[0], place[1]): value for place, value in merged.items() if place in KEYS},
+        {(place[0], place[2]): value for place, value in merged.items() if len(place) == 3},
+        {place: value for place, value in merged.items() if place in BLOCKS},
         tuple(file.path for file in files),
     )
     problems += _contradictions(profile)
@@ -170,7 +194,7 @@ class _File:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.values: dict[Path, Value] = {}
+        self.values: dict[tuple[str, ...], Value] = {}
         self.problems: list[Problem] = []
         self.extends: str | None = None
         self.missing = False
@@ -243,6 +267,8 @@ class _File:
         for name, content in tree.items():
             if name == "extends":
                 self._take_extends(content)
+            elif (name,) in BLOCKS:
+                self._take_blocks(content, name)
             elif name not in TABLES:
                 self.wrong(_unknown_table(name, content), name)
             elif not isinstance(content, dict):
@@ -261,81 +287,116 @@ class _File:
     def _take_table(self, table: str, content: Mapping[str, Any]) -> None:
         for key, given in content.items():
             if key == "environment" and table in WITH_ENVIRONMENT:
-                self._take_environment(table, given)
+                for name, variable in self._variables(given, table, key).items():
+                    self.values[table, key, name] = variable
+            elif (table, key) in BLOCKS:
+                self._take_blocks(given, table, key)
             elif (table, key) not in KEYS:
                 self.wrong(_unknown_key(table, key), table, key)
-            else:
-                self._take_value(KEYS[table, key], given, table, key)
+            elif value := self._value(KEYS[table, key], given, table, key):
+                self.values[table, key] = value
 
-    def _take_value(self, setting: Setting, given: object, table: str, key: str) -> None:
+    def _take_blocks(self, given: object, *place: str) -> None:
+        """Take a table, or an array of tables, each of which is one block."""
+        name = ".".join(place)
+        several = given if isinstance(given, list) else [given]
+        if not several or not all(isinstance(one, dict) for one in several):
+            self.wrong(f"{place[-1]} must be a table, [{name}], or one of several, [[{name}]]", *place)
+            return
+        numbers: list[tuple[int, ...]] = [(number,) for number in range(len(several))] if several is given else [()]
+        entries = [self._entry(BLOCKS[place], one, *place, *at) for one, at in zip(several, numbers, strict=True)]
+        self.values[place] = Value(tuple(entries), given, self.origin(*place))
+
+    def _entry(self, block: Block, content: Mapping[str, Any], *place: str | int) -> Entry:
+        settings = {setting.key: setting for setting in block.settings}
+        values: dict[str, Value] = {}
+        variables: dict[str, Value] = {}
+        for key, given in content.items():
+            if key == "environment" and block.has_environment:
+                variables = self._variables(given, *place, key)
+            elif key not in settings:
+                known = [*settings, *(["environment"] if block.has_environment else [])]
+                self.wrong(f"unknown key {printable(key)} in {_named(place)}{_near(key, known)}", *place, key)
+            elif value := self._value(settings[key], given, *place, key):
+                values[key] = value
+        if block.one_of and len([key for key in block.one_of if key in content]) != 1:
+            self.wrong(f"{_named(place)} must have one of {' and '.join(block.one_of)}, and no more of them", *place)
+        return Entry(values, variables, self.origin(*place))
+
+    def _value(self, setting: Setting, given: object, *place: str | int) -> Value | None:
+        """Return a value; None if it is wrong, which is noted."""
+        key = setting.key
         if isinstance(given, list) and (setting.repeated or setting.words):
-            items = [self._text(item, setting, table, key, number) for number, item in enumerate(given)]
+            items = [self._text(item, setting, *place, number) for number, item in enumerate(given)]
             if None in items:
-                return
+                return None
             texts = [item for item in items if item is not None]
             if not self._private and Secrets(texts, {}).found:
-                self.wrong(f"{key} holds a password, and others can read this file: {self._mend()}", table, key)
-                return
+                self.wrong(f"{key} holds a password, and others can read this file: {self._mend()}", *place)
+                return None
             value: Any = tuple(texts) if setting.repeated else shlex.join(texts)
             problem = "" if setting.repeated else problem_with(setting, value)
             if problem:
-                self.wrong(f"{key} {problem}", table, key)
-                return
+                self.wrong(f"{key} {problem}", *place)
+                return None
         else:
             try:
                 value = _converted(setting, given)
             except ValueError as error:
-                self.wrong(f"{key} {error}", table, key)
-                return
+                self.wrong(f"{key} {error}", *place)
+                return None
             if isinstance(value, str) and setting.form is Form.TEXT:
-                value = self._text(value, setting, table, key)
+                value = self._text(value, setting, *place)
                 if value is None:
-                    return
-        self.values[table, key] = Value(value, given, self.origin(table, key))
+                    return None
+        return Value(value, given, self.origin(*place))
 
     def _text(self, given: object, setting: Setting, *place: str | int) -> str | None:
         """Return a text with its references replaced; None if it is wrong, which is noted."""
         if not isinstance(given, str):
-            self.wrong(f"{place[1]} must be an array of texts, and holds {_shown(given)}", *place)
+            self.wrong(f"{setting.key} must be an array of texts, and holds {_shown(given)}", *place)
             return None
         if "\0" in given:
-            self.wrong(f"{place[1]} has a NUL character, which no name and no argument can have", *place)
+            self.wrong(f"{setting.key} has a NUL character, which no name and no argument can have", *place)
             return None
         if setting.repeated and not given.strip():
-            self.wrong(f"{place[1]} has an empty text", *place)
+            self.wrong(f"{setting.key} has an empty text", *place)
             return None
         if not self._private and (Secrets([given], {}).found or masked(given) != given):
-            self.wrong(f"{place[1]} holds a password, and others can read this file: {self._mend()}", *place)
+            self.wrong(f"{setting.key} holds a password, and others can read this file: {self._mend()}", *place)
             return None
         unknown = [name for name in _REFERENCE.findall(given) if name != "hostname"]
         if unknown and setting.name not in _SHELL:
-            self.wrong(f"{place[1]} refers to ${{{printable(unknown[0])}}}; only ${{hostname}} is replaced", *place)
+            self.wrong(f"{setting.key} refers to ${{{printable(unknown[0])}}}; only ${{hostname}} is replaced", *place)
             return None
         text = given.replace("${hostname}", socket.gethostname()) if "${hostname}" in given else given
         # A word of an array may be anything.
-        problem = "" if setting.words and len(place) > 2 else problem_with(setting, text)
+        problem = "" if setting.words and isinstance(place[-1], int) else problem_with(setting, text)
         if problem:
-            self.wrong(f"{place[1]} {problem}", *place)
+            self.wrong(f"{setting.key} {problem}", *place)
             return None
         return text
 
     def _mend(self) -> str:
         return f"chmod 600 {printable(self.path)}, or hand it over by a variable below [engine.environment]"
 
-    def _take_environment(self, table: str, content: object) -> None:
+    def _variables(self, content: object, *place: str | int) -> dict[str, Value]:
+        """Return the variables of a table ``environment`` that are right; what is wrong is noted."""
+        found: dict[str, Value] = {}
         if not isinstance(content, dict):
-            self.wrong(f"environment must be a table of variables: [{table}.environment]", table, "environment")
-            return
+            self.wrong(f"environment must be a table of variables: [{_named(place)[1:-1]}]", *place)
+            return found
         for name, given in content.items():
-            place = (table, "environment", name)
+            at = (*place, name)
             if _VARIABLE.fullmatch(name) is None:
-                self.wrong(f"{printable(name)} is not the name of a variable", *place)
+                self.wrong(f"{printable(name)} is not the name of a variable", *at)
                 continue
             problem = _bad_source(name, given) or self._told_to_all(name, given)
             if problem:
-                self.wrong(problem, *place)
+                self.wrong(problem, *at)
             else:
-                self.values[place] = Value(given, given, self.origin(*place))
+                found[name] = Value(given, given, self.origin(*at))
+        return found
 
     def _told_to_all(self, name: str, given: object) -> str:
         """Return why a secret may not stand here."""
@@ -500,6 +561,11 @@ _HOMES = {key: table for table, key in KEYS}
 """The table of each key."""
 
 
+def _named(place: tuple[str | int, ...]) -> str:
+    """Return a table as a file names it, without the numbers of those in an array."""
+    return f"[{'.'.join(part for part in place if isinstance(part, str))}]"
+
+
 def _unknown_table(name: str, content: object) -> str:
     """Say that there is no such table, and what was probably meant."""
     if isinstance(content, dict):
@@ -518,7 +584,7 @@ def _unknown_key(table: str, key: str) -> str:
     home = _HOMES.get(word, table)
     if home != table:
         return f"{printable(key)} belongs into [{home}], not into [{table}]"
-    known = [setting.key for setting in TABLES[table]]
+    known = [setting.key for setting in TABLES[table]] + [place[-1] for place in BLOCKS if place[0] == table]
     near = _near(word, [*known, *(["environment"] if table in WITH_ENVIRONMENT else [])])
     if not near:
         found = difflib.get_close_matches(word, _HOMES, n=1, cutoff=0.75)

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kopiatomic.config.profile import SUFFIX
-from kopiatomic.config.settings import TABLES, WITH_ENVIRONMENT, Form, Setting
+from kopiatomic.config.settings import BLOCKS, TABLES, WITH_ENVIRONMENT, Block, Form, Setting
 from kopiatomic.errors import UsageError
 from kopiatomic.text import printable
 
@@ -66,6 +66,15 @@ def _plain(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
+def block(name: str, content: Mapping[str, Any]) -> list[str]:
+    """Return the lines of one block below its header; ``name`` is what leads to it, with dots."""
+    lines = [f"{key} = {toml(value)}" for key, value in content.items() if key != "environment"]
+    variables = content.get("environment", {})
+    if variables:
+        lines += [f"[{name}.environment]", *(f"{variable} = {toml(value)}" for variable, value in variables.items())]
+    return lines
+
+
 def starting_file(
     name: str, given: Mapping[tuple[str, str], Any], schema: str, variables: Mapping[str, str] = MappingProxyType({})
 ) -> str:
@@ -90,10 +99,17 @@ def starting_file(
             else:
                 kept = "  # As it was: another root is another history." if setting.name == "mount_root" else ""
                 lines += [f"{setting.key} = {toml(value)}{kept}"]
+        for place, block in BLOCKS.items():
+            if place[0] == table:
+                lines += [f"# {block.help}", f"# {place[-1]} = {_EXAMPLE}"]
         if table in WITH_ENVIRONMENT:
             lines += ["", f"[{table}.environment]  # {_ENVIRONMENT[table]}", *_examples(_secret(table, given))]
             lines += [f"{variable} = {toml(value)}" for variable, value in variables.items() if table == "engine"]
     return "\n".join(lines) + "\n"
+
+
+_EXAMPLE = '{ command = ["/usr/local/sbin/...", "..."], timeout = "10m" }'
+"""A hook on one line."""
 
 
 def _secret(table: str, given: Mapping[tuple[str, str], Any]) -> str:
@@ -151,7 +167,8 @@ def schema() -> dict[str, Any]:
             "description": _ABOUT[table],
             "additionalProperties": False,
             "properties": {setting.key: _schema_of(setting) for setting in settings}
-            | ({"environment": {"$ref": "#/definitions/environment"}} if table in WITH_ENVIRONMENT else {}),
+            | ({"environment": _ENVIRONMENT_SCHEMA} if table in WITH_ENVIRONMENT else {})
+            | {place[1]: _schema_of_block(block) for place, block in BLOCKS.items() if place[0] == table},
         }
         for table, settings in TABLES.items()
     }
@@ -186,6 +203,20 @@ def schema() -> dict[str, Any]:
             },
         },
     }
+
+
+_ENVIRONMENT_SCHEMA = {"$ref": "#/definitions/environment"}
+
+
+def _schema_of_block(block: Block) -> dict[str, Any]:
+    one = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {setting.key: _schema_of(setting) for setting in block.settings}
+        | ({"environment": _ENVIRONMENT_SCHEMA} if block.has_environment else {}),
+        "oneOf": [{"required": [key]} for key in block.one_of],
+    }
+    return {"description": block.help, "anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}
 
 
 def _sources() -> list[dict[str, Any]]:

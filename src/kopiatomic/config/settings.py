@@ -436,6 +436,7 @@ _RECOVER = (
         "Take a run for dead that cannot be judged from here, such as one of another container. Repeatable.",
         repeated=True,
     ),
+    _flag("no_hooks", "--no-hooks", Group.RUN, "Leave the hooks that killed runs of profiles still owe."),
     _STATE_DIR,
     _JSON,
 )
@@ -549,6 +550,14 @@ _ONLY_IN_A_FILE = (
         "persistent", "", Group.SCHEDULE, "Make up for a start that was missed while the machine was off.", default=True
     ),
     _flag("on_battery", "", Group.SCHEDULE, "Start on battery power, too.", default=True),
+    _choice(
+        "on_lock",
+        "",
+        Group.HOOKS,
+        ("failure", "skip"),
+        "Whether on_failure runs where another run has the lock (exit code 75).",
+        default="failure",
+    ),
 )
 
 TABLES: Mapping[str, tuple[Setting, ...]] = {
@@ -569,3 +578,46 @@ KEYS: Mapping[tuple[str, str], Setting] = {
 
 WITH_ENVIRONMENT = ("engine", "hooks")
 """The tables that have a table ``environment``: variables and their values, or where these are."""
+
+
+@immutable
+class Block:
+    """A table in a profile that says one thing among several of its kind, such as a hook; also written as an array of tables."""
+
+    help: str
+    settings: tuple[Setting, ...]
+    one_of: tuple[str, ...] = ()
+    """The keys of which it needs exactly one."""
+    has_environment: bool = False
+    """Whether it may have a table ``environment``."""
+
+
+_HOOK = (
+    _text("command", "", Group.HOOKS, "ARGV", "The program with its arguments; no shell reads it.", words=True),
+    _text("shell", "", Group.HOOKS, "LINE", "A shell line, instead of command."),
+    _duration("timeout", "", Group.HOOKS, "How long it may take.", default="10m"),
+    _text("user", "", Group.HOOKS, "USER", "Run as this user, without root's rights, descriptors and secrets."),
+    _text("directory", "", Group.HOOKS, "DIR", "Where it runs; by default in /.", directory=True),
+)
+_REQUIRED = _flag(
+    "required", "", Group.HOOKS, "Whether its failure fails the run; else it makes it incomplete.", default=True
+)
+
+_HOOKS = {
+    "before": "First, when the locks are taken, before anything is looked at. Exit status 75 skips the backup.",
+    "before_freeze": "Right before the snapshots, after all checks. If it was started, after_freeze runs, whatever happens.",
+    "after_freeze": "As soon as the snapshots exist or cannot be made.",
+    "in_view": "In the frozen view, before the engine.",
+    "after": "Last, when everything is removed, if before was started.",
+    "on_success": "After that, if everything was saved.",
+    "on_incomplete": "After that, if something was not saved.",
+    "on_failure": "After that, if nothing was saved.",
+}
+
+BLOCKS: Mapping[tuple[str, ...], Block] = {
+    ("hooks", moment): Block(
+        text, (*_HOOK, _REQUIRED) if moment == "in_view" else _HOOK, one_of=("command", "shell"), has_environment=True
+    )
+    for moment, text in _HOOKS.items()
+}
+"""The blocks of a profile, by the tables that lead to them."""

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 
 from kopiatomic.engines import program
 from kopiatomic.engines.engine import Job
-from kopiatomic.engines.lines import Lines
 from kopiatomic.engines.names import OddNames
 from kopiatomic.engines.written import WrittenDirectory
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress, Target
 from kopiatomic.model.plan import Plan, Refusal
+from kopiatomic.system.lines import Lines
 from kopiatomic.text import ended, printable
 
 

@@ -24,11 +24,14 @@ _LOOK_TIMEOUT = 10.0
 
 _OF_A_RUN = frozenset(
     [
+        "KOPIATOMIC_AGAIN",
         "KOPIATOMIC_DATASETS",
         "KOPIATOMIC_DATASETS_FILE",
         "KOPIATOMIC_EXIT_CODE",
+        "KOPIATOMIC_HOOK",
         "KOPIATOMIC_INSTANT",
         "KOPIATOMIC_KOPIA_SNAPSHOT_ID",
+        "KOPIATOMIC_PROFILE",
         "KOPIATOMIC_RESULT",
         "KOPIATOMIC_ROOT",
         "KOPIATOMIC_RUN_ID",
@@ -75,11 +78,21 @@ def check(line: str) -> None:
         # An assignment, a variable, or the shell's own language, about which only a run can tell.
         return
     if not _can_be_run(first[1]):
-        raise UsageError(
-            f"begins with {first[1]}, which is not there or cannot be executed",
-            kind="hook-program",
-            hint="Name its whole path: a timer's PATH is another than yours.",
-        )
+        raise _no_program(first[1])
+
+
+def check_program(program: str) -> None:
+    """Refuse a program that is not there or cannot be executed. Raises UsageError, as :func:`check` does."""
+    if not _can_be_run(program):
+        raise _no_program(program)
+
+
+def _no_program(program: str) -> UsageError:
+    return UsageError(
+        f"begins with {printable(program)}, which is not there or cannot be executed",
+        kind="hook-program",
+        hint="Name its whole path: a timer's PATH is another than yours.",
+    )
 
 
 _FINDS = 'case $1 in */*) [ -f "$1" ] && [ -x "$1" ];; *) command -v -- "$1";; esac'

@@ -17,6 +17,9 @@ class Intent:
     or the directory. ``origin`` is the source of a Btrfs snapshot (that subvolume's UUID), what is mounted, or the
     boot during which a directory was made. ``identity`` is the snapshot's guid (ZFS) or UUID (Btrfs) and ``transaction`` its
     createtxg or otransid: None until it is made.
+
+    A "hook" is not made but owed (``runs/owed.py``): ``place`` is the profile, ``origin`` says what is to be run, and
+    ``identity`` that it was started.
     """
 
     kind: str
@@ -44,7 +47,7 @@ class Claim(StrEnum):
 
 @immutable
 class Leftover:
-    """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot", "mount" or "directory".
+    """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot", "mount", "directory" or "hook" (owed).
 
     ``place``, ``name`` and ``origin`` as in :class:`Intent`; the origin of a ZFS snapshot that was renamed is its recorded
     name. ``proof`` says why it is ours, ``command`` is what a person would type to remove it.
@@ -61,7 +64,9 @@ class Leftover:
     origin: str = ""
     claim: Claim = Claim.PROVEN
     identity: str = ""
-    """ZFS: the snapshot's guid, so that another snapshot of the same name is not mistaken for it."""
+    """ZFS: the snapshot's guid, so that another snapshot of the same name is not mistaken for it. Hook: that it was started."""
+    is_over: bool = False
+    """Whether nothing more is to be done about it, in spite of the problem."""
 
 
 @dataclass(slots=True)

@@ -18,6 +18,16 @@ from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets
 
 
+@immutable
+class HookRun:
+    """A hook of the profile that was run: its moment, where it stands, how long it took (seconds), and what went wrong."""
+
+    moment: str
+    place: str
+    seconds: float
+    error: KopiatomicError | None = None
+
+
 @dataclass(slots=True)
 class EngineReport:
     """What the engine was asked to do, and the outcome."""
@@ -58,7 +68,11 @@ class Report:
     left_behind: list[str] = field(default_factory=list)
     error: EndError | None = None
     hook_error: KopiatomicError | None = None
-    """What went wrong in ``-q``, which runs last."""
+    """What went wrong in a hook when the rest was done: ``-q``, after_freeze, after."""
+    hooks: list[HookRun] = field(default_factory=list)
+    """The hooks of the profile that were run, in this order."""
+    skipped: str = ""
+    """Why there was nothing to back up, by the word of the hook ``before``; empty if it did not say so."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -81,7 +95,7 @@ class Report:
             return self.error.exit_code
         if self.error is not None:
             return self.error.exit_code
-        if not self.dry_run and not self.saved:
+        if not self.dry_run and not self.saved and not self.skipped:
             return errors.FAILED
         if self.left_behind or self.hook_error is not None:
             return errors.UNCLEAN
@@ -92,8 +106,9 @@ class Report:
         """The outcome in one word, for hooks and programs."""
         if isinstance(self.error, Interrupted):
             return "interrupted"
+        done = "skipped" if self.skipped else self.success
         return {
-            errors.SAVED: "planned" if self.dry_run else self.success,
+            errors.SAVED: "planned" if self.dry_run else done,
             errors.INCOMPLETE: "incomplete",
             errors.UNCLEAN: "unclean",
         }.get(self.exit_code, "failed")

@@ -46,6 +46,11 @@ def _document(report: Report) -> dict[str, Any]:
         "exit_code": report.exit_code,
         "error": _error(report.error),
         "hook_error": _error(report.hook_error),
+        "hooks": [
+            {"hook": one.moment, "place": one.place, "seconds": one.seconds, "error": _error(one.error)}
+            for one in report.hooks
+        ],
+        "skipped": report.skipped or None,
         "atomic": report.sets.atomic if report.sets else None,
         "instant": instant_text(report.sets.started_ns) if report.sets else None,
         "skew_seconds": report.sets.skew_ns / 1e9 if report.sets else None,

@@ -188,7 +188,10 @@ def cleared_lines(cleared: Cleared) -> list[str]:
     left: list[str] = []
     for leftover in cleared.leftovers:
         what = f"{leftover.kind.replace('-', ' ')} {printable(leftover.name)}"
-        if leftover.problem is None:
+        if leftover.kind == "hook":
+            whose = f"the {what} that run {leftover.run_id} of profile {printable(leftover.place)} owed"
+            lines.append(f"{whose}: {leftover.problem}" if leftover.problem else f"ran {whose}")
+        elif leftover.problem is None:
             gone.setdefault(leftover.run_id, []).append(what)
         else:
             left.append(f"{what} is left: {leftover.problem} (remove it with: {leftover.command})")

@@ -10,12 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from kopiatomic import filesystems
 from kopiatomic.errors import end_of
 from kopiatomic.filesystems import backends
 from kopiatomic.filesystems.backends import Maker
+from kopiatomic.hooks.hook import Moment
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.plan import Plan, Refusal
@@ -23,9 +24,11 @@ from kopiatomic.model.report import Report
 from kopiatomic.model.snapshots import Sets
 from kopiatomic.output.summary import cleared_lines
 from kopiatomic.platforms.steps import View
+from kopiatomic.runs.hooks import Hooks
+from kopiatomic.runs.owed import Debt
 from kopiatomic.runs.patience import Patience
 from kopiatomic.runs.recorder import Recorder
-from kopiatomic.runs.recovery import Recovery
+from kopiatomic.runs.recovery import Allowed, Recovery
 from kopiatomic.runs.selecting import Selecting, not_atomic
 from kopiatomic.runs.supervisor import Supervisor
 from kopiatomic.secrets.masking import Secrets
@@ -34,6 +37,9 @@ from kopiatomic.state.locks import RunLocks
 from kopiatomic.state.records import Records
 from kopiatomic.system import linux, signals
 from kopiatomic.text import first_few
+
+if TYPE_CHECKING:
+    from kopiatomic.runs.guardian import Guardian
 
 T = TypeVar("T")
 
@@ -66,17 +72,17 @@ def failures_in(report: Report) -> Iterator[None]:
 
 
 @contextmanager
-def recorded(selecting: Selecting, secrets: Secrets, shown: str) -> Iterator[Session]:
+def recorded(selecting: Selecting, secrets: Secrets, shown: str, hooks: Hooks | None = None) -> Iterator[Session]:
     """Hold the lock that marks this run as alive, and keep its record, up to its exit code; failures go into the report.
 
-    ``shown`` is the command line as it may be shown.
+    ``shown`` is the command line as it may be shown, ``hooks`` are those of the profile.
     """
     report = selecting.report
     for value in secrets.values:
         linux.hide_argument(value)
     records = Records(selecting.options.state_dir)
     try:
-        with _locked_and_recorded(selecting, records, secrets, shown) as session:
+        with _locked_and_recorded(selecting, records, secrets, shown, hooks) as session:
             yield session
     finally:
         if report.root:
@@ -85,14 +91,16 @@ def recorded(selecting: Selecting, secrets: Secrets, shown: str) -> Iterator[Ses
 
 
 @contextmanager
-def _locked_and_recorded(selecting: Selecting, records: Records, secrets: Secrets, shown: str) -> Iterator[Session]:
+def _locked_and_recorded(
+    selecting: Selecting, records: Records, secrets: Secrets, shown: str, hooks: Hooks | None
+) -> Iterator[Session]:
     report, options = selecting.report, selecting.options
     with locks.run(report.run_id, records.directory) as held:
         recorder = Recorder(records, report, secrets, selecting.warn)
         recorder.begin(shown, options.keep_history, schedule=options.schedule or "", profile=options.profile)
         try:
             with failures_in(report):
-                yield Session(selecting, held, recorder)
+                yield Session(selecting, held, recorder, hooks)
         finally:
             with signals.deferred():
                 recorder.end()
@@ -101,7 +109,8 @@ def _locked_and_recorded(selecting: Selecting, records: Records, secrets: Secret
 class Session:
     """A run that has its own lock and is recorded, from its beginning to its exit code."""
 
-    def __init__(self, selecting: Selecting, held: RunLocks, recorder: Recorder) -> None:
+    def __init__(self, selecting: Selecting, held: RunLocks, recorder: Recorder, hooks: Hooks | None = None) -> None:
+        self._hooks = hooks
         self._selecting = selecting
         self._options = selecting.options
         self._report = selecting.report
@@ -135,7 +144,11 @@ class Session:
         """Clear what dead runs left, before this run makes anything."""
         with self._report.phase("recover"):
             recovery = Recovery(
-                self._recorder.records, own=self._report.run_id, dry_run=False, warn=self._selecting.warn
+                self._recorder.records,
+                own=self._report.run_id,
+                dry_run=False,
+                warn=self._selecting.warn,
+                allowed=Allowed(hooks=frozenset({self._options.profile} - {""})),
             )
             cleared = self._recorder.attempt(recovery.recorded)
             problems: list[str] = []
@@ -221,8 +234,12 @@ class Session:
     @contextmanager
     def _frozen(self, again: Callable[[], Plan]) -> Iterator[tuple[Supervisor, Sets]]:
         """The sets, made and tied; removed at the end of the block."""
-        with ExitStack() as processes:
-            supervisor, sets = self._freeze_until_settled(processes, again)
+        with self._guarded() as guardian, ExitStack() as processes:
+            if guardian is not None:
+                with self._report.phase("before-freeze"):
+                    guardian.begin()
+            supervisor, sets = self._freeze_until_settled(processes, again, guardian)
+            self._let_go(guardian)
             self._selecting.report_moved()
             self._selecting.look_again()
             yield supervisor, sets
@@ -232,18 +249,44 @@ class Session:
         self._report.frozen_seconds = time.monotonic() - first / 1e9
         self._report.durations["release"] = time.monotonic() - released
 
-    def _freeze_until_settled(self, processes: ExitStack, again: Callable[[], Plan]) -> tuple[Supervisor, Sets]:
+    @contextmanager
+    def _guarded(self) -> Iterator[Guardian | None]:
+        """Have a guardian around the freeze, if the profile has hooks for it."""
+        hooks, options = self._hooks, self._options
+        if hooks is None or not hooks.of(Moment.BEFORE_FREEZE, Moment.AFTER_FREEZE):
+            yield None
+            return
+        from kopiatomic.runs.guardian import Guardian  # noqa: PLC0415 - few runs need it
+
+        debt = Debt(self._recorder.records, self._report.run_id, options.profile, options.profile_file)
+        try:
+            with Guardian(hooks, self._report, debt) as guardian:
+                yield guardian
+        finally:
+            failed = [one.error for one in self._report.hooks if one.moment == Moment.AFTER_FREEZE and one.error]
+            self._report.hook_error = next(iter(failed), self._report.hook_error)
+
+    def _let_go(self, guardian: Guardian | None) -> None:
+        """Run what is to come right after the snapshots."""
+        if guardian is not None:
+            with self._report.phase("after-freeze"):
+                guardian.end()
+
+    def _freeze_until_settled(
+        self, processes: ExitStack, again: Callable[[], Plan], guardian: Guardian | None
+    ) -> tuple[Supervisor, Sets]:
         """Try until nothing must be listed again. The processes of the try that made the sets end with ``processes``."""
         deadline = time.monotonic() + _LIST_AGAIN_FOR
         for attempt in range(1, _FREEZE_TRIES + 1):
             last = attempt == _FREEZE_TRIES or time.monotonic() > deadline
-            made = self._try(processes, partial(self._selecting.leave_out, again=again, last=last))
+            leave_out = partial(self._selecting.leave_out, again=again, last=last)
+            made = self._try(processes, leave_out, guardian)
             if made is not None:
                 return made
         raise AssertionError("the last try lists nothing again")
 
     def _try(
-        self, processes: ExitStack, leave_out: Callable[[Sequence[Refusal]], bool]
+        self, processes: ExitStack, leave_out: Callable[[Sequence[Refusal]], bool], guardian: Guardian | None
     ) -> tuple[Supervisor, Sets] | None:
         """Take the snapshots once; None where everything was listed again.
 
@@ -256,15 +299,21 @@ class Session:
         if leave_out([r for maker in makers for r in maker.refused]):
             return None
         with ExitStack() as these:
-            supervisor = these.enter_context(self._supervised(makers, intents))
-            sets = self._freeze(supervisor)
+            making = None if guardian is None else guardian.making
+            supervisor = these.enter_context(self._supervised(makers, intents, making))
+            try:
+                sets = self._freeze(supervisor)
+            except BaseException:
+                # Not only when the keeper has removed what it made.
+                self._let_go(guardian)
+                raise
             if leave_out(sets.refused):
                 return None
             processes.push(these.pop_all())
         return supervisor, sets
 
     @contextmanager
-    def _supervised(self, makers: list[Maker], intents: list[Intent]) -> Iterator[Supervisor]:
+    def _supervised(self, makers: list[Maker], intents: list[Intent], making: int | None) -> Iterator[Supervisor]:
         """Run the processes of one try; what they could not remove goes into the report."""
         report = self._report
         assert report.plan is not None
@@ -279,6 +328,7 @@ class Session:
             Patience(pools, self._options.stop_timeout, self._selecting.warn, others=others.values()),
             platform=self._platform,
             record=self._recorder.intend_also,
+            making=making,
         )
         self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
         try:

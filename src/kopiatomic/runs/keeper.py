@@ -73,6 +73,8 @@ class Equipment:
     record: RecordIntents
     close_in_child: Callable[[], None]
     """Closes the main process's own ends."""
+    making: int | None
+    """A descriptor that is closed when the snapshots exist or cannot be made."""
     orphaned: Callable[[Sequence[str]], None]
     """Ends the run in place of a dead main process; takes what is left of the snapshots, in words."""
 
@@ -130,7 +132,10 @@ class _Keeper:
             while len(self._spare) < _SPARE:
                 self._spare.append(inherited.open_null())
             self._equipment.platform.adopt()
-            self._sets = self._make_sets()
+            try:
+                self._sets = self._make_sets()
+            finally:
+                close_quietly(self._equipment.making)
             self._send(self._sets)
             message = self._receive()
             if isinstance(message, Mount):

@@ -35,6 +35,8 @@ class StartOptions:
     user: spawn.User | None = None
     anywhere: bool = True
     """Whether it may start in ``/`` if its working directory does not exist."""
+    directory: str | None = None
+    """Its working directory; None for the caller's."""
     stop: signal.Signals = signal.SIGTERM
     """The signal that asks it to end."""
     priority: spawn.Priority = spawn.Priority()
@@ -347,11 +349,12 @@ class _Program:
         argv = list(start.command.argv)
         environment = {**start.environment, **start.command.environment}
         streams, options = self._streams, start.options
+        directory = self._cwd if options.directory is None else options.directory
         spawn_options = spawn.SpawnOptions(
             streams.stdin,
             streams.stdout,
             streams.stderr,
-            cwd=self._cwd,
+            cwd=directory,
             root=root,
             user=options.user,
             terminal=self._terminal,
@@ -364,7 +367,7 @@ class _Program:
                 pid = spawn.start(argv, environment, spawn_options)
             except spawn.DirectoryError as error:
                 if not options.anywhere:
-                    raise _no_directory(self._cwd, error) from None
+                    raise _no_directory(directory, error) from None
                 spawn_options = replace(spawn_options, cwd="/")
                 pid = spawn.start(argv, {**environment, "PWD": "/"}, spawn_options)
         except spawn.UserError as error:
@@ -387,7 +390,7 @@ class _Program:
                 hint=advice_of(error) or "Is it installed and executable, also for root's PATH?",
                 number=error.errno or 0,
             ) from None
-        self._channel.send(Started(elsewhere=spawn_options.cwd != self._cwd))
+        self._channel.send(Started(elsewhere=spawn_options.cwd != directory))
         return pid
 
     def _reap(self, pid: int) -> int | None:

@@ -16,6 +16,7 @@ from kopiatomic.filesystems import KINDS, backends, watched
 from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Claim, Cleared, Intent, Leftover
+from kopiatomic.runs import owed
 from kopiatomic.runs.patience import Patience
 from kopiatomic.state import liveness, locks, root_leftovers
 from kopiatomic.state.liveness import Life
@@ -36,11 +37,12 @@ _STALE = 1000
 def kinds() -> dict[str, Leftovers]:
     """Return what finds leftovers, by the kind of their intents, in the order of removal.
 
-    Mounts first: what they show cannot be removed before. Directories last: the snapshots' clean-up does not need them.
+    What is owed first: something may be held still. Then mounts: what they show cannot be removed before. Directories last: the
+    snapshots' clean-up does not need them.
     """
     platform = platforms.here()
     made = {name: backends.of(KINDS[name]).leftovers for name in platform.filesystems}
-    return {**platform.leftovers(), **made, "directory": root_leftovers}
+    return {"hook": owed, **platform.leftovers(), **made, "directory": root_leftovers}
 
 
 @immutable
@@ -53,6 +55,8 @@ class Allowed:
     """What another host's run made, or what came with a stream."""
     assumed_dead: frozenset[str] = frozenset()
     """What these runs made, which cannot be judged from here."""
+    hooks: frozenset[str] | None = frozenset()
+    """The profiles whose hooks may be run, if they are owed; None: all."""
 
     def settle(self, leftover: Leftover) -> Leftover:
         """Return the leftover, with the reason if it must stay."""
@@ -61,6 +65,8 @@ class Allowed:
             return replace(leftover, problem=problem)
         if leftover.claim is Claim.UNRECORDED and not self.unrecorded:
             return replace(leftover, problem=_UNRECORDED)
+        if leftover.kind == owed.KIND and self.hooks is not None and leftover.place not in self.hooks:
+            return replace(leftover, problem=_OWED)
         return leftover
 
 
@@ -68,6 +74,9 @@ _UNRECORDED = (
     "no record proves that a run made it, and others may have given it name and mark (zfs allow): look at it first; "
     "'kopiatomic recover --unrecorded' removes all such"
 )
+
+
+_OWED = "it is run by the next run of that profile, or by 'kopiatomic recover'"
 
 
 @immutable
@@ -148,7 +157,8 @@ class Recovery:
 
     def _clear(self, run_id: str, held: RunLocks) -> _Result:
         """Have a child clear what a run left; the child shares the lock that we hold for it."""
-        places = {(intent.kind, intent.place) for intent in self._records.intents(run_id)}
+        intents = self._records.intents(run_id)
+        places = {(intent.kind, intent.place) for intent in intents}
 
         def clear() -> _Result:
             try:
@@ -157,20 +167,21 @@ class Recovery:
                 held.let_go()
 
         try:
-            return self._in_child(clear, places)
+            return self._in_child(clear, places, owed.time_limit(intents))
         except EndError as error:
             held.keep()
             if isinstance(error, Interrupted):
                 raise
             return _Result([], [f"what run {run_id} left: {error.message}"])
 
-    def _in_child(self, function: Callable[[], _Result], places: set[tuple[str, str]]) -> _Result:
+    def _in_child(self, function: Callable[[], _Result], places: set[tuple[str, str]], longer: float = 0.0) -> _Result:
+        """Call a function in a child, for ``longer`` seconds more than removing something takes."""
         pools = watched(places)
         others = {place for kind, place in places if kind in KINDS} - pools
         patience = Patience(pools, 0.0, self._warn, others=others)
 
         def receive(channel: Channel) -> object:
-            return patience.receive_at_the_end(channel, _TIMEOUT)
+            return patience.receive_at_the_end(channel, _TIMEOUT + longer)
 
         try:
             return worker.call(function, receive)
@@ -188,7 +199,7 @@ class Recovery:
         for kind, leftovers in _by_kind(found):
             left += _removed(kinds()[kind], leftovers)
         still = [leftover for leftover in [*left, *found] if leftover.problem is not None]
-        kept = {(leftover.place, name) for leftover in still for name in (leftover.name, leftover.origin)}
+        kept = {(one.place, name) for one in still if not one.is_over for name in (one.name, one.origin)}
         gone = [i for i in intents if (i.kind, i.place) not in unknown and (i.place, i.name) not in kept]
         self._records.forget(run_id, gone)
         news = self._records.end_dead(run_id, end)
@@ -204,6 +215,7 @@ class Recovery:
             if held is None:
                 return Life.ALIVE
             self._records.forget(mark.run_id)
+            self._records.settle(mark.run_id, owed.KIND)
             self._records.end_dead(mark.run_id, _end_of(held))
             held.settle()
             return life

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from kopiatomic.runs import launcher
 from kopiatomic.system import signals
+from kopiatomic.system.process import Feed
 from kopiatomic.system.terminal import Screen, Terminal, is_same
 
 _READ = 1 << 16
@@ -96,6 +97,43 @@ class Pipes:
         for fd in self._ends:
             os.close(fd)
         self._ends = {}
+
+
+class FedPipes(Pipes):
+    """Streams of a program that reads a content from its standard input; its output goes to ``take`` as of :class:`Pipes`."""
+
+    def __init__(self, content: bytes, take: Callable[[str, bytes], None]) -> None:
+        super().__init__(take)
+        self._content = content
+        self._feed: Feed | None = None
+
+    def open(self) -> launcher.ProgramStreams:
+        """Make three pipes."""
+        theirs = super().open()
+        os.close(theirs.stdin)
+        theirs.stdin, ours = os.pipe2(os.O_CLOEXEC)
+        self._feed = Feed(ours, self._content)
+        return theirs
+
+    def interests(self) -> Mapping[int, int]:
+        """Return those that have not ended, and what is written to as long as there is more."""
+        found = dict(super().interests())
+        if self._feed is not None and self._feed.fd >= 0:
+            found[self._feed.fd] = select.POLLOUT
+        return found
+
+    def handle(self, fd: int, events: int, /) -> None:
+        """Read what is available, or write what fits."""
+        if self._feed is not None and fd == self._feed.fd:
+            self._feed.write()
+        else:
+            super().handle(fd, events)
+
+    def close(self) -> None:
+        """Close our ends."""
+        super().close()
+        if self._feed is not None:
+            self._feed.close()
 
 
 class CallerStreams:

@@ -62,7 +62,10 @@ class Supervisor:
         *,
         platform: Platform,
         record: RecordIntents,
+        making: int | None = None,
     ) -> None:
+        """``making`` is a descriptor that the keeper closes when the snapshots exist or cannot be made."""
+        self._making = making
         self._platform = platform
         self._record = record
         self._sets: Sets | None = None
@@ -92,6 +95,7 @@ class Supervisor:
             platform=self._platform,
             run_id=self._run_id,
             record=self._record,
+            making=self._making,
             close_in_child=self._close_own_ends,
             orphaned=self._orphaned,
         )
@@ -139,12 +143,14 @@ class Supervisor:
         assert isinstance(view, View)
         return view
 
-    def run(self, start: launcher.Start, streams: Streams, stop_timeout: float) -> launcher.Checked:
-        """Start a program in the view and wait for its end. Raises KopiatomicError, Interrupted.
+    def run(
+        self, start: launcher.Start, streams: Streams, stop_timeout: float, *, limit: float | None = None
+    ) -> launcher.Checked:
+        """Start a program in the view and wait for its end, ``limit`` seconds at most. Raises KopiatomicError, Interrupted.
 
-        A signal that asks the run to end stops it: politely once, with SIGKILL after ``stop_timeout`` seconds or at the next
-        signal; after that no other is started. Another program, with other streams, can be started when one has ended, also
-        where that could not be started (StartError).
+        When that time is over, it is stopped and TimeLimitError is raised. A signal that asks the run to end stops it: politely
+        once, with SIGKILL after ``stop_timeout`` seconds or at the next signal; after that no other is started. Another program,
+        with other streams, can be started when one has ended, also where that could not be started (StartError).
         """
         signals.check()
         self._close_streams()
@@ -153,7 +159,7 @@ class Supervisor:
         with streams.attended():
             self._start(start, theirs)
             stopping = _Stopping(
-                self._launcher, stop_timeout, self._patience, shell=start.options.stop == signal.SIGHUP
+                self._launcher, stop_timeout, self._patience, shell=start.options.stop == signal.SIGHUP, limit=limit
             )
             result: launcher.Checked | None = None
             while result is None or streams.unfinished:
@@ -177,6 +183,8 @@ class Supervisor:
         if signals.count():
             # It may have received the same signal (systemctl stop signals the whole group) before the launcher was told.
             return replace(result, end=replace(result.end, stopped=True))
+        if stopping.is_late:
+            raise process.TimeLimitError(f"it did not end within {limit:g} s", kind="time-limit")
         return result
 
     def hold(self, watch: int, deadline: float, asked: Callable[[], bool]) -> HoldEnd:
@@ -388,7 +396,12 @@ class _Stopping:
     A shell is signalled every second: bash ignores a SIGHUP that arrives while it starts (seen on 5.2).
     """
 
-    def __init__(self, to_launcher: Channel, timeout: float, patience: Patience, *, shell: bool) -> None:
+    def __init__(
+        self, to_launcher: Channel, timeout: float, patience: Patience, *, shell: bool, limit: float | None = None
+    ) -> None:
+        self._limit = None if limit is None else time.monotonic() + limit
+        self.is_late = False
+        """Whether its own time was over."""
         self._channel = to_launcher
         self._pause = _SHELL_TOLD_AGAIN if shell else timeout
         self._again = 0.0
@@ -399,7 +412,8 @@ class _Stopping:
 
     def consider(self) -> None:
         """Do what is due now. Raises KopiatomicError if even SIGKILL has not ended the engine."""
-        if self._deadline is None and signals.count():
+        self.is_late = self.is_late or (self._limit is not None and time.monotonic() >= self._limit)
+        if self._deadline is None and (signals.count() or self.is_late):
             self._deadline = time.monotonic() + self._timeout
             self._tell()
         elif self._deadline is not None and self._forced is None and self._due():
@@ -434,7 +448,9 @@ class _Stopping:
         """Return how many seconds to wait at most before something is due."""
         if self._forced is not None:
             return _HELD_UP_TIMEOUT
-        return None if self._deadline is None else max(0.0, min(self._deadline, self._again) - time.monotonic())
+        if self._deadline is None:
+            return None if self._limit is None else max(0.0, self._limit - time.monotonic())
+        return max(0.0, min(self._deadline, self._again) - time.monotonic())
 
     def _send(self, *, forcefully: bool) -> None:
         try:

@@ -57,6 +57,10 @@ def check(options: Options, variables: Mapping[str, str], *, top: str = "/") -> 
     for flag, line in (("-p", options.pre_hook), ("-q", options.post_hook)):
         if line is not None:
             judge.line(flag, line)
+    for hook in options.hooks:
+        # What another user runs is that user's.
+        if not hook.user:
+            judge.command(hook.moment.value, hook.argv)
     if options.command is not None:
         judge.command("-c", [*words("-c", options.command), *words("-o", options.options)])
     else:

@@ -222,10 +222,10 @@ class Records(StateFile):
     # Intents
 
     def intend(self, run_id: str, intents: Sequence[Intent], selection: str) -> None:
-        """Record what a run is about to make, in one transaction; this replaces what it intended before."""
+        """Record what a run is about to make, in one transaction; this replaces what it intended to make before."""
         rows = [_row(run_id, intent) for intent in intents]
         with self.transaction() as database:
-            database.execute("DELETE FROM intent WHERE run = ?", (run_id,))
+            database.execute("DELETE FROM intent WHERE run = ? AND kind != 'hook'", (run_id,))
             database.executemany(f"INSERT {_INTENT}", rows)
             database.execute("UPDATE run SET selection = ? WHERE id = ?", (selection, run_id))
 
@@ -268,11 +268,21 @@ class Records(StateFile):
                 for kind, place, name, origin, identity, txn, first, last in rows
             ]
 
+    def start(self, run_id: str, kind: str, word: str) -> None:
+        """Mark what a run intends of a kind as begun, by a word in place of an identity."""
+        with self.transaction() as database:
+            database.execute("UPDATE intent SET identity = ? WHERE run = ? AND kind = ?", (word, run_id, kind))
+
+    def settle(self, run_id: str, kind: str) -> None:
+        """Delete what a run intends of a kind."""
+        with self.transaction() as database:
+            database.execute("DELETE FROM intent WHERE run = ? AND kind = ?", (run_id, kind))
+
     def forget(self, run_id: str, intents: Sequence[Intent] | None = None) -> None:
-        """Delete intents whose objects are gone: all of a run, or these."""
+        """Delete intents whose objects are gone: all that a run intended to make, or these."""
         with self.transaction() as database:
             if intents is None:
-                database.execute("DELETE FROM intent WHERE run = ?", (run_id,))
+                database.execute("DELETE FROM intent WHERE run = ? AND kind != 'hook'", (run_id,))
             else:
                 rows = [(run_id, i.kind, i.place, os.fsencode(i.name)) for i in intents]
                 database.executemany("DELETE FROM intent WHERE run = ? AND kind = ? AND place = ? AND name = ?", rows)

@@ -1,4 +1,4 @@
-"""Users and groups by name, for messages."""
+"""Users and groups by name."""
 
 from __future__ import annotations
 
@@ -20,3 +20,21 @@ def group(gid: int) -> str:
         return grp.getgrgid(gid).gr_name
     except (KeyError, OverflowError):
         return str(gid)
+
+
+def find(name: str) -> pwd.struct_passwd | None:
+    """Return the account with a name or a number; None if there is none."""
+    try:
+        return pwd.getpwuid(int(name)) if name.isascii() and name.isdecimal() else pwd.getpwnam(name)
+    except (KeyError, OverflowError):
+        return None
+
+
+def variables(account: pwd.struct_passwd) -> dict[str, str]:
+    """Return the environment variables that login(1) sets for an account."""
+    return {
+        "HOME": account.pw_dir,
+        "USER": account.pw_name,
+        "LOGNAME": account.pw_name,
+        "SHELL": account.pw_shell or "/bin/sh",
+    }

@@ -19,6 +19,14 @@ def has_ended(pid: int) -> bool:
         return True
 
 
+def status(pid: int) -> int | None:
+    """Return the status of a child that has ended, without reaping it: negative if a signal ended it. None: it has not ended."""
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    if found is None:
+        return None
+    return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
+
+
 def kill(pid: int) -> None:
     """Send SIGKILL to a child, unless it has been reaped."""
     with suppress(ProcessLookupError):

@@ -7,18 +7,19 @@ has started itself must notice its end, as ``borg serve`` does by the end of its
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import field
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.system import channel, children, host, inherited, looking, signals
+from kopiatomic.system import channel, children, host, inherited, looking, signals, spawn
 from kopiatomic.text import ended, printable
 
 KEEP = 4 << 20
@@ -165,11 +166,155 @@ def run_with_family(argv: Sequence[str], *, timeout: float, environment: Mapping
     return process.returncode
 
 
+@immutable
+class Surroundings:
+    """What a program that is run for its effects has around it."""
+
+    environment: Mapping[str, str]
+    directory: str = "/"
+    user: spawn.User | None = None
+    content: bytes = b""
+    """What it reads from its standard input."""
+
+
+def run_for_effect(
+    argv: Sequence[str], *, timeout: float, around: Surroundings, take: Callable[[bytes], None], insistent: bool = True
+) -> int | None:
+    """Run a program to its end and end all that it has started. ``take`` gets its output and errors piece by piece.
+
+    ``timeout`` is in seconds. If signals are deferred, the second signal ends it, unless nobody's insistence counts
+    (``insistent`` is False). Return its status, None if it waits in the kernel and not even SIGKILL ends it. Raises
+    TimeLimitError, ImpatientError, Interrupted, and OSError as :func:`spawn.start` does.
+    """
+    with _children_ended(), ExitStack() as ends:
+        our_input, its_input, output, its_output = _pipes(ends)
+        options = spawn.SpawnOptions(its_input, its_output, its_output, around.directory, user=around.user, tied=True)
+        pid = spawn.start(argv, around.environment, options)
+        ends.callback(_end_group, pid)
+        for fd in (its_input, its_output):
+            os.close(fd)
+        watch = host.here().watch(pid)
+        ends.callback(os.close, watch)
+        feed = Feed(our_input, around.content)
+        try:
+            _attend(watch, feed, output, take, timeout, insistent=insistent)
+        except TimeoutError:
+            raise _too_long(argv, "did not", timeout) from None
+        finally:
+            feed.close()
+        _drain(output, take)
+        return children.status(pid)
+
+
+def _pipes(ends: ExitStack) -> tuple[int, int, int, int]:
+    """Return our end and the program's of its input, and of its output; ours of the output is closed with ``ends``."""
+    its_input, our_input = os.pipe2(os.O_CLOEXEC)
+    output, its_output = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(output, False)
+    ends.callback(os.close, output)
+    return our_input, its_input, output, its_output
+
+
+class Feed:
+    """Writes a content into a pipe, as far as it is read."""
+
+    def __init__(self, fd: int, content: bytes) -> None:
+        os.set_blocking(fd, False)
+        self.fd = fd
+        self._left = memoryview(content)
+
+    def write(self) -> None:
+        """Write what the pipe takes; close it at the end, or if nobody reads."""
+        try:
+            while self._left:
+                self._left = self._left[os.write(self.fd, self._left) :]
+        except BlockingIOError:
+            return
+        except BrokenPipeError:
+            pass
+        self.close()
+
+    def close(self) -> None:
+        """Close the pipe, unless it is closed."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _attend(
+    watch: int, feed: Feed, output: int, take: Callable[[bytes], None], timeout: float, *, insistent: bool
+) -> None:
+    """Feed a program and take its output until it has ended. Raises TimeoutError, ImpatientError, Interrupted."""
+    deadline = time.monotonic() + timeout
+    impatience = _Impatience()
+    wakeup = signals.fd()
+    is_open = True
+    while True:
+        signals.check()
+        poll = select.poll()
+        for fd in (watch, *([output] if is_open else []), *([wakeup] if wakeup is not None else [])):
+            poll.register(fd, select.POLLIN)
+        if feed.fd >= 0:
+            poll.register(feed.fd, select.POLLOUT)
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        ready = {fd for fd, _ in poll.poll(min(_LOOK, left) * 1000)}
+        if feed.fd in ready:
+            feed.write()
+        if output in ready:
+            is_open = _pass_on(output, take)
+        if watch in ready:
+            return
+        if wakeup in ready:
+            signals.drain()
+        if insistent:
+            impatience.check()
+
+
+def _pass_on(output: int, take: Callable[[bytes], None]) -> bool:
+    """Take what is there. Return whether more may come."""
+    try:
+        data = os.read(output, 1 << 16)
+    except BlockingIOError:
+        return True
+    if data:
+        take(data)
+    return bool(data)
+
+
+def _drain(output: int, take: Callable[[bytes], None]) -> None:
+    """Take what an ended program has left in its pipe; what it left running may hold that open."""
+    while select.select([output], [], [], 0)[0] and _pass_on(output, take):
+        pass
+
+
+def _end_group(pid: int) -> None:
+    """Kill what is left of a program's process group, even if the program itself has ended, and reap it."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    deadline = time.monotonic() + KILLED_TIMEOUT
+    while not children.has_ended(pid) and time.monotonic() < deadline:
+        time.sleep(_PAUSE)
+    children.reap(pid, wait=False)
+
+
+class _Impatience:
+    """Notices a second signal since now; a time limit that falls into an orderly stop does not count."""
+
+    def __init__(self) -> None:
+        self._before = signals.count() - signals.alarms()
+
+    def check(self) -> None:
+        """Raise ImpatientError if it came."""
+        if signals.count() - signals.alarms() - self._before > 1:
+            raise ImpatientError
+
+
 def _wait(watch: int, timeout: float) -> None:
     """Wait for a program's end. Raises TimeoutError, ImpatientError, Interrupted."""
     deadline = time.monotonic() + timeout
-    before = signals.count()
-    alarms = signals.alarms()
+    impatience = _Impatience()
     while True:
         left = deadline - time.monotonic()
         try:
@@ -179,8 +324,7 @@ def _wait(watch: int, timeout: float) -> None:
                 raise
         else:
             return
-        if signals.count() - before - (signals.alarms() - alarms) > 1:
-            raise ImpatientError
+        impatience.check()
 
 
 @contextmanager

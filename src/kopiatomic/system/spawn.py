@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pwd
 import shutil
 import signal
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from kopiatomic import presence
 from kopiatomic.immutable import immutable
@@ -22,6 +23,11 @@ class User:
     uid: int
     gid: int
     groups: tuple[int, ...]
+
+    @classmethod
+    def of(cls, account: pwd.struct_passwd) -> Self:
+        """Return the user of an account."""
+        return cls(account.pw_uid, account.pw_gid, tuple(os.getgrouplist(account.pw_name, account.pw_gid)))
 
 
 @immutable
@@ -53,6 +59,8 @@ class SpawnOptions:
     foreground: bool = False
     """Whether the program is in that terminal's foreground."""
     priority: Priority = Priority()
+    tied: bool = False
+    """Whether it ends when this process does, by SIGKILL."""
     first: Callable[[], None] | None = None
     """What the new process does before anything else; may raise OSError."""
 
@@ -79,9 +87,10 @@ def start(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOpt
     Raises DirectoryError, UserError, InterpreterError, and OSError if it cannot be executed for another reason.
     """
     failure_read, failure_write = os.pipe2(os.O_CLOEXEC)
+    starter = os.getpid()
     pid = os.fork()
     if pid == 0:
-        _become(argv, environment, options, failure_write)
+        _become(argv, environment, options, failure_write, starter)
     os.close(failure_write)
     try:
         failure = os.read(failure_read, 16)
@@ -94,7 +103,9 @@ def start(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOpt
     return pid
 
 
-def _become(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOptions, failure_write: int) -> NoReturn:
+def _become(
+    argv: Sequence[str], environment: Mapping[str, str], options: SpawnOptions, failure_write: int, starter: int
+) -> NoReturn:
     at = _ELSE
     try:
         if options.first is not None:
@@ -118,6 +129,11 @@ def _become(argv: Sequence[str], environment: Mapping[str, str], options: SpawnO
         at = _AT_DIRECTORY
         os.chdir(options.cwd)
         at = _ELSE
+        if options.tied:
+            # Not earlier: a change of the user undoes it (PR_SET_PDEATHSIG in prctl(2)).
+            host.here().end_with_parent(signal.SIGKILL)
+            if os.getppid() != starter:
+                os._exit(127)
         # Not earlier: the caller's limit of open files may be below the descriptors that were moved.
         inherited.hand_on()
         os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - that is what this is for

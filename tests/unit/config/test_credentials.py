@@ -25,6 +25,7 @@ from kopiatomic.runs import freezing, selecting
 from kopiatomic.runs.freezing import Frozen
 from kopiatomic.runs.launcher import Checked, Start
 from kopiatomic.runs.streams import Streams
+from kopiatomic.secrets.source import Source
 from kopiatomic.state.records import Records
 from kopiatomic.system import process
 from tests.unit.support.kopia_fixtures import make_job, taken
@@ -148,8 +149,8 @@ def test_they_are_masked_where_they_would_be_shown_or_kept(
 # What a profile says of where a value is
 
 
-def source(form: str, value: str | tuple[str, ...]) -> credentials.Source:
-    return credentials.Source("RESTIC_PASSWORD", form, value, "home.toml:3:1")
+def source(form: str, value: str | tuple[str, ...]) -> Source:
+    return Source("RESTIC_PASSWORD", form, value, "home.toml:3:1")
 
 
 @pytest.fixture
@@ -218,9 +219,9 @@ def test_a_credential_is_the_units_or_systemds(
 
 def test_all_that_cannot_be_had_is_said_at_once() -> None:
     sources = [
-        credentials.Source("ONE", "command", ("false",), "home.toml:4:1"),
-        credentials.Source("TWO", "command", ("echo", "x"), "home.toml:5:1"),
-        credentials.Source("THREE", "credential", "none", "home.toml:6:1"),
+        Source("ONE", "command", ("false",), "home.toml:4:1"),
+        Source("TWO", "command", ("echo", "x"), "home.toml:5:1"),
+        Source("THREE", "credential", "none", "home.toml:6:1"),
     ]
     with pytest.raises(KopiatomicError) as caught:
         credentials.resolve(sources, "")
@@ -231,6 +232,6 @@ def test_all_that_cannot_be_had_is_said_at_once() -> None:
 
 def test_a_dry_run_reads_and_starts_nothing(tmp_path: Path) -> None:
     touched = tmp_path / "touched"
-    sources = [source("command", ("touch", str(touched))), credentials.Source("PLAIN", "text", "x", "home.toml:4:1")]
+    sources = [source("command", ("touch", str(touched))), Source("PLAIN", "text", "x", "home.toml:4:1")]
     assert credentials.plain(sources).values == {"PLAIN": "x"}
     assert not touched.exists()

@@ -72,6 +72,24 @@ BORG_RSH = "ssh -i /root/key"
 pre_hook = "echo ${hostname} ${KOPIATOMIC_RUN_ID}"
 hook_timeout = "5m"
 environment = { PGPASSWORD = { command = ["pass", "show", "pg"] } }
+on_lock = "skip"
+after = { shell = "umount ${HERE} ${hostname}" }
+
+[[hooks.before]]
+command = ["mount", "/srv/a b"]
+timeout = 30
+
+[[hooks.before]]
+shell = "test -e /srv/stop && exit 75"
+directory = "/srv"
+
+[hooks.in_view]
+command = "ls -l"
+user = "nobody"
+required = false
+[hooks.in_view.environment]
+TOKEN = { credential = "token" }
+LANG = "C"
 
 [run]
 timeout = 7200
@@ -117,6 +135,7 @@ def test_a_profile_says_what_the_command_line_says(write: Write) -> None:
         keep_history=30 * 86400.0,
         nice=10,
         ionice="best-effort:7",
+        on_lock="skip",
     )
     assert profile.value("schedule", "random_delay") == 600.0
     assert {place: value.value for place, value in profile.environment.items()} == {
@@ -124,6 +143,23 @@ def test_a_profile_says_what_the_command_line_says(write: Write) -> None:
         ("engine", "BORG_RSH"): "ssh -i /root/key",
         ("hooks", "PGPASSWORD"): {"command": ["pass", "show", "pg"]},
     }
+    hooks = {
+        place[1]: [{key: value.value for key, value in one.values.items()} for one in profile.entries(*place)]
+        for place in profile.blocks
+    }
+    assert hooks == {
+        "before": [
+            {"command": "mount '/srv/a b'", "timeout": 30.0},
+            {"shell": "test -e /srv/stop && exit 75", "directory": "/srv"},
+        ],
+        "after": [{"shell": f"umount ${{HERE}} {host}"}],
+        "in_view": [{"command": "ls -l", "user": "nobody", "required": False}],
+    }
+    (inside,) = profile.entries("hooks", "in_view")
+    assert [(one.name, one.form, one.value) for one in inside.sources()] == [
+        ("TOKEN", "credential", "token"),
+        ("LANG", "text", "C"),
+    ]
 
 
 def test_a_value_knows_its_file_and_line(write: Write) -> None:
@@ -239,6 +275,50 @@ WRONG = {
         'home.toml:4:1: calendar is in cron\'s notation; here it is "Mon..Fri 02:30", as systemd.time(7) has it',
         '    calendar = "*/5 2-4 1,2 * mon"',
         "    ^^^^^^^^",
+    ],
+    '[[hooks.before]]\ncommand = ["a"]\nshell = "a"\n[hooks.after]\ntimeout = 3\n': [
+        "home.toml:1:9: [hooks.before] must have one of command and shell, and no more of them",
+        "    [[hooks.before]]",
+        "            ^^^^^^",
+        "home.toml:4:8: [hooks.after] must have one of command and shell, and no more of them",
+        "    [hooks.after]",
+        "           ^^^^^",
+    ],
+    '[hooks]\nbefore = "a"\nafter = [1]\non_success = []\n': [
+        "home.toml:2:1: before must be a table, [hooks.before], or one of several, [[hooks.before]]",
+        '    before = "a"',
+        "    ^^^^^^",
+        "home.toml:3:1: after must be a table, [hooks.after], or one of several, [[hooks.after]]",
+        "    after = [1]",
+        "    ^^^^^",
+        "home.toml:4:1: on_success must be a table, [hooks.on_success], or one of several, [[hooks.on_success]]",
+        "    on_success = []",
+        "    ^^^^^^^^^^",
+    ],
+    '[[hooks.before]]\nshell = "a"\n[[hooks.before]]\nshel = "b"\nrequired = true\nenvironment = 1\ncommand = "b"\n': [
+        "home.toml:4:1: unknown key shel in [hooks.before]; did you mean shell?",
+        '    shel = "b"',
+        "    ^^^^",
+        "home.toml:5:1: unknown key required in [hooks.before]",
+        "    required = true",
+        "    ^^^^^^^^",
+        "home.toml:6:1: environment must be a table of variables: [hooks.before.environment]",
+        "    environment = 1",
+        "    ^^^^^^^^^^^",
+    ],
+    '[hooks]\nbefor = { shell = "a" }\n[hooks.after]\ncommand = ["a", 1]\ndirectory = "x"\nuser = ""\n': [
+        "home.toml:2:1: unknown key befor in [hooks]; did you mean before?",
+        '    befor = { shell = "a" }',
+        "    ^^^^^",
+        "home.toml:4:17: command must be an array of texts, and holds 1",
+        '    command = ["a", 1]',
+        "                    ^",
+        "home.toml:5:1: directory must be an absolute path, and x is not",
+        '    directory = "x"',
+        "    ^^^^^^^^^",
+        "home.toml:6:1: user is empty",
+        '    user = ""',
+        "    ^^^^",
     ],
     "[select]\nall\n": [
         "home.toml:2:4: this is not TOML: expected '=' after a key in a key/value pair: a line is a [table], or KEY = VALUE "

@@ -15,7 +15,8 @@ import pytest
 from kopiatomic.commands.profile import show
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.config.profile import Profile, ProfileError, load
-from kopiatomic.config.profile_text import toml
+from kopiatomic.config.profile_text import block, toml
+from kopiatomic.config.settings import BLOCKS
 from kopiatomic.output.console import Console
 from kopiatomic.secrets.masking import MASK
 from tests.support.parts import share
@@ -55,16 +56,28 @@ def damaged(chance: random.Random) -> bytes:
 def said(profile: Profile) -> dict[tuple[str, ...], Any]:
     """What a profile says, without where."""
     values = {("value", *place): value.value for place, value in profile.values.items()}
-    return values | {("variable", *place): value.value for place, value in profile.environment.items()}
+    blocks = {
+        ("block", *place): [
+            [{k: v.value for k, v in part.items()} for part in (entry.values, entry.environment)]
+            for entry in value.value
+        ]
+        for place, value in profile.blocks.items()
+    }
+    return values | blocks | {("variable", *place): value.value for place, value in profile.environment.items()}
 
 
 def written(tables: Mapping[str, Mapping[str, Any]]) -> str:
     lines = []
     for table, content in tables.items():
         variables = content.get("environment", {})
-        lines += [f"[{table}]", *(f"{key} = {toml(value)}" for key, value in content.items() if key != "environment")]
+        blocks = [key for key in content if (table, key) in BLOCKS]
+        plain = {key: value for key, value in content.items() if key != "environment" and key not in blocks}
+        lines += [f"[{table}]", *(f"{key} = {toml(value)}" for key, value in plain.items())]
         if variables:
             lines += [f"[{table}.environment]", *(f"{name} = {toml(value)}" for name, value in variables.items())]
+        for key in blocks:
+            for one in content[key]:
+                lines += [f"[[{table}.{key}]]", *block(f"{table}.{key}", one)]
     return "\n".join(lines) + "\n"
 
 

@@ -14,7 +14,7 @@ import pytest
 import kopiatomic
 from kopiatomic.config.profile import Problem, ProfileError, load
 from kopiatomic.config.profile_text import SCHEMA, schema, starting_file, toml
-from kopiatomic.config.settings import TABLES, Form, Setting
+from kopiatomic.config.settings import BLOCKS, TABLES, Form, Setting
 from kopiatomic.errors import UsageError
 from tests.support.programs import SOURCE
 from tests.unit.config.test_profile import EVERYTHING, WRONG
@@ -121,7 +121,14 @@ def table_of_keys() -> str:
             help_ = setting.help.partition("  [default")[0].removesuffix(" Repeatable.").replace("|", "\\|")
             more = f" (only {', '.join(only)})" if only else ""
             lines.append(f"| `{setting.key}` | {value_of(setting)} | {default_of(setting)} | {help_}{more} |")
+        blocks = {place: block for place, block in BLOCKS.items() if place[0] == table}
+        lines += [f"| `{place[-1]}` | table, or several |  | {block.help} |" for place, block in blocks.items()]
         lines.append("")
+        if blocks:
+            lines += [f"### [{table}.before] and the others", "", "| key | value | by default | |", "|---|---|---|---|"]
+            every = {setting.key: setting for block in blocks.values() for setting in block.settings}
+            lines += [f"| `{one.key}` | {value_of(one)} | {default_of(one)} | {one.help} |" for one in every.values()]
+            lines += ["| `environment` | table |  | Variables for it alone, with the same forms. |", ""]
     return "\n".join(lines)
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.engines.lines import LONGEST_DOCUMENT, LONGEST_LINE, JsonLines
 from kopiatomic.engines.listing import Listing, left_out, pattern
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.state import locks
+from kopiatomic.system.lines import LONGEST_DOCUMENT, LONGEST_LINE, JsonLines
 from tests.unit.support.engine_bench import EngineBench
 from tests.unit.support.kopia_fixtures import make_job, taken
 

@@ -8,10 +8,10 @@ from kopiatomic.engines import flags, repository
 from kopiatomic.engines.borg.backup import BorgBackup, argv
 from kopiatomic.engines.borg.client import WARNINGS, Client
 from kopiatomic.engines.engine import Job
-from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.listing import Inside
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.plan import Plan
+from kopiatomic.system.lines import JsonLines
 from kopiatomic.text import printable
 
 OLDEST = (1, 2, 0)

@@ -14,10 +14,10 @@ from typing import Any
 from kopiatomic.engines import reader
 from kopiatomic.engines.borg.client import Client
 from kopiatomic.engines.borg.output import messages
-from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
 from kopiatomic.engines.tar import archive
 from kopiatomic.paths import below as lies_in
+from kopiatomic.system.lines import JsonLines
 from kopiatomic.text import printable
 
 _KINDS = {

@@ -10,9 +10,9 @@ from typing import Any
 
 from kopiatomic.engines.causes import cause
 from kopiatomic.engines.kopia.client import error_lines
-from kopiatomic.engines.lines import Lines
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Progress
+from kopiatomic.system.lines import Lines
 
 KEEP_RESULT = 4 << 20
 """How much of standard output is kept (bytes). A result has some 800 bytes, plus 70 for each file that failed."""

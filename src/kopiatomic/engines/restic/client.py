@@ -13,10 +13,10 @@ from typing import Any
 from kopiatomic import presence
 from kopiatomic.engines import flags, known_options
 from kopiatomic.engines.causes import cause
-from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.repository_client import RepositoryClient
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import process
+from kopiatomic.system.lines import JsonLines
 from kopiatomic.text import ended
 
 _INSTALL = "Install restic (https://restic.net), or set KOPIATOMIC_RESTIC to where it is."

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kopiatomic.engines.causes import Cause, cause
-from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.numbers import about
 from kopiatomic.engines.results import PROBLEMS
 from kopiatomic.model.engine import FileProblem, Progress
+from kopiatomic.system.lines import JsonLines
 from kopiatomic.text import printable
 
 KEEP_ERRORS = 20

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kopiatomic.engines import reader
-from kopiatomic.engines.lines import JsonLines
 from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
 from kopiatomic.engines.restic.client import Client
 from kopiatomic.engines.single import SingleFile
 from kopiatomic.engines.tar import archive
 from kopiatomic.paths import below as lies_in
 from kopiatomic.system import process
+from kopiatomic.system.lines import JsonLines
 from kopiatomic.text import printable
 
 _KINDS = {
