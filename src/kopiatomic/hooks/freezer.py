@@ -9,9 +9,10 @@ outside of every group that a kill of ours reaches: in a transient scope of syst
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
+import re
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -93,7 +94,8 @@ _NEEDED: Mapping[str, str] = MappingProxyType(
 serves only a container, but for storage.
 """
 
-_numbers = itertools.count(1)
+_NAMES_OF_THAWERS = re.compile(r"kopiatomic-thaw-(\d+)-[0-9a-f]+")
+"""The names of the thawers' groups: the process that starts one, and a random number. A kill of all may leave one."""
 
 
 def require_freezable(label: str, group: Group, place_of: PlaceOf) -> int:
@@ -143,14 +145,16 @@ class _Thawer:
 
     def __init__(self, group: Group, deadline: float) -> None:
         own = cgroups.path_of(os.getpid())
-        name = f"kopiatomic-thaw-{os.getpid()}-{next(_numbers)}"
+        name = f"kopiatomic-thaw-{os.getpid()}-{secrets.token_hex(4)}"
         first: list[str] = []
         theirs = home = ""
         if cgroups.belong_to_systemd():
             first = ["systemd-run", "--scope", "--quiet", "--collect", f"--unit={name}", "--"]
         else:
             home = cgroups.group_at(own).directory
-            theirs = f"{cgroups.group_at(parents(own)[0] if own != '/' else '/').directory}/{name}"
+            beside = cgroups.group_at(parents(own)[0] if own != "/" else "/").directory
+            cgroups.remove_unused(beside, _NAMES_OF_THAWERS)
+            theirs = f"{beside}/{name}"
         package = os.path.dirname(os.path.dirname(kopiatomic.__file__))
         code = "import sys; sys.path.insert(0, sys.argv[1]); from kopiatomic.system import thawer; thawer.main(*sys.argv[2:])"
         words = [sys.executable, "-I", "-S", "-c", code, package, group.directory, theirs, home]

@@ -141,6 +141,8 @@ class _MySQL:
         who = servers.account(wanted, "root")
         argv = [str(settings.get("client", self.name)), "--batch", "--raw", "--skip-column-names", "--unbuffered"]
         argv += ["--skip-reconnect", f"--connect-timeout={servers.CONNECT_TIMEOUT}"]
+        # A server may otherwise ask its client for any file, and this one is root's.
+        argv.append("--local-infile=0")
         address = {**settings, **({"socket": wanted.name} if wanted.name.startswith("/") else {})}
         argv += [f"--{key}={address[key]}" for key in ("host", "port", "socket", "user") if key in address]
         variables = {"MYSQL_PWD": settings["password"]} if "password" in settings else {}

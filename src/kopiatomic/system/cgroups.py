@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import time
 from collections.abc import Iterator
@@ -186,6 +187,20 @@ def _opened(pid: int) -> Iterator[str]:
         except (FileNotFoundError, ProcessLookupError):
             # It was closed meanwhile.
             continue
+
+
+def remove_unused(directory: str, name: re.Pattern[str]) -> None:
+    """Remove the groups directly in a directory that have such a name and no process. Raises OSError."""
+    for entry in presence.names(directory):
+        match = name.fullmatch(entry)
+        # The pattern's first group is the process that made it: one that still lives may be about to use it.
+        if match is None or presence.exists(f"/proc/{match[1]}"):
+            continue
+        try:
+            os.rmdir(f"{directory}/{entry}")
+        except OSError as error:
+            if error.errno != errno.EBUSY and not presence.absent(error):
+                raise
 
 
 class GoneError(Exception):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -21,6 +22,7 @@ from kopiatomic.hooks import freezer, kinds
 from kopiatomic.hooks.freezer import FrozenHolder
 from kopiatomic.hooks.holder import Place, Wanted
 from kopiatomic.system import cgroups, fuse, host, mappings
+from tests.support.killing import kill_together
 from tests.support.programs import SOURCE, command
 from tests.unit.support.holders import (
     WITHIN,
@@ -523,3 +525,52 @@ def test_missing_programs_and_names_are_said(programs: Path, monkeypatch: pytest
     for kind in ("unit", "container", "cgroup"):
         with pytest.raises(UsageError, match="it needs a name"):
             kinds.find(Wanted(kind), around())
+
+
+# Kills at any moment
+
+
+def test_it_is_never_left_frozen_however_early_or_late_the_holder_is_killed(group: Grouped) -> None:
+    """40 instants of the whole life of a holder, chosen by the seed; the holder holds for a few milliseconds in between."""
+    random = Random(os.environ["KOPIATOMIC_TEST_SEED"])
+    group.start("sleep", "60")
+    began = time.monotonic()
+    _hold_once(freezing(group))
+    whole = time.monotonic() - began
+    frozen = 0
+    for _ in range(40):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                while True:
+                    _hold_once(freezing(group))
+            finally:
+                os._exit(1)
+        time.sleep(random.uniform(0, 2 * whole))
+        os.kill(pid, signal.SIGKILL)
+        frozen += group.is_asked()
+        os.waitpid(pid, 0)
+        assert eventually(lambda: not group.is_asked() and not group.is_frozen(), WITHIN)
+        assert eventually(lambda: not thawers(), WITHIN)
+    # Otherwise no kill has hit what this is about.
+    assert frozen
+
+
+def _hold_once(holder: FrozenHolder) -> None:
+    with held(holder):
+        time.sleep(0.05)
+        holder.release()
+
+
+def test_a_group_that_a_killed_thawer_has_left_goes_with_the_next(group: Grouped) -> None:
+    group.start("sleep", "60")
+    with held_elsewhere(freezing(group)) as pid:
+        (left,) = thawers()
+        thawer = (Path(cgroups.hierarchy().point) / left / "cgroup.procs").read_text()
+        kill_together([pid, int(thawer)])
+        assert group.is_frozen()
+    group.freeze(frozen=False)
+    assert thawers() == [left]
+    with held(freezing(group)):
+        assert left not in thawers()

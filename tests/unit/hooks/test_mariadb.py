@@ -7,7 +7,8 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,17 @@ from kopiatomic.hooks.holder import Finding, Place, Wanted
 from kopiatomic.hooks.mariadb import BackupStage
 from tests.support.programs import command
 from tests.unit.support.databases import MariaDB, mariadb
-from tests.unit.support.holders import WITHIN, around, eventually, held, held_elsewhere, holder_of, thawers, used
+from tests.unit.support.holders import (
+    WITHIN,
+    around,
+    eventually,
+    grouped,
+    held,
+    held_elsewhere,
+    holder_of,
+    thawers,
+    used,
+)
 
 POOL, OTHER = "tank", "other"
 WORD = "not-to-be-seen"
@@ -225,3 +236,89 @@ def test_a_wrong_password_is_an_error_and_a_right_one_is_not_seen(server: MariaD
         assert "--user=secret" in words
         assert WORD not in words
     assert WORD not in repr(holder.wanted)
+
+
+# Other versions: a client stands in for them, since these servers are not installed here
+
+VERSIONS = """#!/bin/sh
+while read -r line; do
+    case $line in
+        SHOW*) printf 'version\\t{version}\\ndatadir\\t{data}/\\npid_file\\t{data}/pid\\n'
+               printf 'innodb_data_file_path\\tibdata1:12M:autoextend\\ninnodb_data_home_dir\\t\\n'
+               printf 'innodb_undo_directory\\t./\\ninnodb_log_group_home_dir\\t{log}\\nlog_bin_basename\\t\\n' ;;
+        *INNODB*) echo "$line" >> {data}/asked; printf './test/plain.ibd\\n./undo_001\\n' ;;
+        *) exit 9 ;;
+    esac
+done
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Iterator[Callable[[str], dict[str, Any]]]:
+    """The settings for a server of a version; its process works in the data directory, in a control group of its own."""
+    data, log, client = tmp_path / "data", tmp_path / "redo", tmp_path / "client"
+    for directory in (data, log, data / "test"):
+        directory.mkdir()
+    (data / "ibdata1").touch()
+    with grouped() as group:
+        server = group.start("sh", "-c", f"cd {data} && exec sleep 60")
+        (data / "pid").write_text(f"{server.pid}\n")
+        assert eventually(lambda: os.readlink(f"/proc/{server.pid}/cwd") == str(data))
+
+        def settings(version: str) -> dict[str, Any]:
+            client.write_text(VERSIONS.format(version=version, data=data, log=log))
+            client.chmod(0o755)
+            return {"client": str(client)}
+
+        yield settings
+
+
+def found_at(tmp_path: Path, settings: dict[str, Any], kind: str, redo: str = POOL) -> Finding:
+    places = {str(tmp_path / "data"): Place("tank/data", POOL), str(tmp_path / "redo"): Place(f"{redo}/redo", redo)}
+    (finding,) = kinds.find(Wanted(kind, settings=settings), around(places))
+    return finding
+
+
+def test_mysql_is_frozen_or_nothing(tmp_path: Path, stand_in: Callable[[str], dict[str, Any]]) -> None:
+    settings = stand_in("8.0.36")
+    finding = found_at(tmp_path, settings, "mysql")
+    assert (finding.holder, finding.text.startswith("InnoDB in one instant, nothing to hold; ")) == (None, True)
+    assert "information_schema.INNODB_DATAFILES" in (tmp_path / "data/asked").read_text()
+    finding = found_at(tmp_path, settings, "mysql", redo=OTHER)
+    assert finding.text == (
+        "InnoDB in other/redo, tank/data, which share no instant, so that no lock helps: its process is frozen for the snapshots"
+    )
+    with held(holder_of([finding])) as holder:
+        assert holder.release().proven
+
+
+@pytest.mark.parametrize(
+    ("version", "kind"), [("5.7.44-log", "mysql"), ("10.3.39-MariaDB-1", "mariadb"), ("5.5.68-MariaDB", "mariadb")]
+)
+def test_older_versions_are_refused(
+    tmp_path: Path, stand_in: Callable[[str], dict[str, Any]], version: str, kind: str
+) -> None:
+    with pytest.raises(KopiatomicError) as caught:
+        found_at(tmp_path, stand_in(version), kind)
+    assert (caught.value.kind, version in caught.value.message) == ("hold-version", True)
+
+
+def test_an_older_mariadb_names_its_files_elsewhere(tmp_path: Path, stand_in: Callable[[str], dict[str, Any]]) -> None:
+    assert found_at(tmp_path, stand_in("10.5.23-MariaDB"), "mariadb", redo=OTHER).holder is not None
+    assert "information_schema.INNODB_SYS_DATAFILES" in (tmp_path / "data/asked").read_text()
+
+
+def test_a_server_that_is_not_of_this_host_is_refused(
+    tmp_path: Path, stand_in: Callable[[str], dict[str, Any]]
+) -> None:
+    """Its paths mean something else here: all of them could be taken for those of another server."""
+    settings = stand_in("8.0.36")
+    for text in (str(os.getpid()), "no number", "4194304"):
+        (tmp_path / "data/pid").write_text(text)
+        with pytest.raises(KopiatomicError) as caught:
+            found_at(tmp_path, settings, "mysql")
+        assert caught.value.kind == "hold-elsewhere"
+    (tmp_path / "data/pid").unlink()
+    with pytest.raises(KopiatomicError) as caught:
+        found_at(tmp_path, settings, "mysql")
+    assert caught.value.kind == "hold-elsewhere"
