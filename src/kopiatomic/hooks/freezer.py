@@ -313,10 +313,7 @@ class FrozenHolder:
         stall = 0
         try:
             if not self._freezer.is_frozen():
-                held = False
-                why = f"its processes ran before the last snapshot existed: the limit is {self._limit:g} s"
-                if not self._ours:
-                    why = "somebody else had frozen it, and thawed it meanwhile"
+                held, why = False, self._why_not()
             elif not self._ours:
                 why = "frozen by somebody else before and after"
             if self._ours:
@@ -327,6 +324,15 @@ class FrozenHolder:
         if self._thawer is not None:
             self._thawer.let_off()
         return Held(self.label, stall, held, why)
+
+    def _why_not(self) -> str:
+        """Say why it is not frozen any more. Raises GoneError."""
+        assert self._freezer is not None
+        if self._freezer.is_asked():
+            return "one of its processes was killed or came to it meanwhile"
+        if not self._ours:
+            return "somebody else had frozen it, and thawed it meanwhile"
+        return f"its processes ran before the last snapshot existed: the limit is {self._limit:g} s"
 
     def close(self) -> None:
         """Thaw it if it is frozen, and end the thawer."""

@@ -127,7 +127,9 @@ def test_the_server_can_be_killed_while_it_is_held() -> None:
     with postgresql() as server:
         with held(holder_of([found(server, wal=OTHER)])) as holder:
             (server.group.directory / "cgroup.kill").write_text("1")
-            assert holder.release().proven
+            how = holder.release()
+            # It may be seen while its processes end.
+            assert how.proven or how.why == "one of its processes was killed or came to it meanwhile"
         assert refused(server).kind == "hold-no-server"
 
 
