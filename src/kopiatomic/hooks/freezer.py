@@ -22,7 +22,7 @@ from typing import Any
 import kopiatomic
 from kopiatomic.errors import KopiatomicError, UsageError, unforeseen
 from kopiatomic.hooks.holder import SHORT_LIMIT, Around, Finding, Held, PlaceOf, Wanted, not_in_time
-from kopiatomic.model.leftovers import Intent, Leftover
+from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.mounts import visible
 from kopiatomic.paths import is_at_or_below, parents
 from kopiatomic.system import cgroups, host, mappings, process
@@ -515,56 +515,3 @@ class _Cgroup:
 UNIT = _Unit()
 CONTAINER = _Container()
 CGROUP = _Cgroup()
-
-
-def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
-    """Return the groups that a dead run has recorded and that are still frozen. Raises KopiatomicError, OSError."""
-    boot = host.here().boot_id()
-    found = []
-    for intent in intents:
-        group = _still_there(intent) if intent.kind == INTENT and intent.origin == boot else None
-        if group is not None and _is_asked(group):
-            command = f"echo 0 > {group.directory}/cgroup.freeze"
-            proof = "the run recorded that it would freeze this control group"
-            found.append(
-                Leftover(run_id, INTENT, intent.place, intent.name, proof, command, identity=intent.identity or "")
-            )
-    return found
-
-
-def remove(leftovers: Sequence[Leftover]) -> None:
-    """Thaw them. Raises OSError."""
-    for leftover in leftovers:
-        group = _still_there(leftover)
-        if group is None:
-            continue
-        try:
-            freezer = Freezer(group)
-            try:
-                freezer.ask(frozen=False)
-            finally:
-                freezer.close()
-        except (GoneError, FileNotFoundError):
-            continue
-
-
-def _still_there(what: Intent | Leftover) -> Group | None:
-    """Return the group if it is the same one: another of this path has another inode."""
-    try:
-        group = cgroups.group_at(what.name)
-    except KopiatomicError as error:
-        if error.kind == "hold-no-group":
-            return None
-        raise
-    return group if str(group.identity) == what.identity else None
-
-
-def _is_asked(group: Group) -> bool:
-    try:
-        freezer = Freezer(group)
-        try:
-            return freezer.is_asked()
-        finally:
-            freezer.close()
-    except (GoneError, FileNotFoundError):
-        return False

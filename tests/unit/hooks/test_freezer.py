@@ -18,7 +18,8 @@ from random import Random
 import pytest
 
 from kopiatomic.errors import KopiatomicError, UsageError
-from kopiatomic.hooks import freezer, kinds
+from kopiatomic.filesystems.backends import Leftovers
+from kopiatomic.hooks import freezer, kinds, leftovers
 from kopiatomic.hooks.freezer import FrozenHolder
 from kopiatomic.hooks.holder import Place, Wanted
 from kopiatomic.system import cgroups, fuse, host, mappings
@@ -427,15 +428,16 @@ def test_what_was_frozen_when_all_were_killed_is_thawed_by_its_record(group: Gro
     assert [(intent.kind, intent.name, intent.origin) for intent in intents] == [
         ("cgroup", group.path, host.here().boot_id())
     ]
-    assert freezer.recorded("RUN", intents) == []
+    kind: Leftovers = leftovers
+    assert kind.recorded("RUN", intents) == []
     group.freeze(frozen=True)
-    (left,) = freezer.recorded("RUN", intents)
+    (left,) = leftovers.recorded("RUN", intents)
     assert (left.kind, left.name, left.command) == ("cgroup", group.path, f"echo 0 > {group.directory}/cgroup.freeze")
-    assert freezer.recorded("RUN", [replace(intents[0], origin="another boot")]) == []
-    assert freezer.recorded("RUN", [replace(intents[0], identity="1")]) == []
-    freezer.remove([left])
+    assert leftovers.recorded("RUN", [replace(intents[0], origin="another boot")]) == []
+    assert leftovers.recorded("RUN", [replace(intents[0], identity="1")]) == []
+    assert leftovers.remove([left]) == []
     assert not group.is_asked()
-    freezer.remove([left])
+    assert leftovers.remove([left]) == []
 
 
 # Units and containers
