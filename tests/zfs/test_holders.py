@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,22 +12,7 @@ from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import Holder, Wanted
 from tests.support.filesystems import Pool
 from tests.support.programs import command
-from tests.unit.support.holders import Grouped, around, eventually, grouped, holder_of, used
-
-WRITER = """
-import mmap, sys
-pages = []
-for name in sys.argv[1:]:
-    with open(name, "w+b") as file:
-        file.write(bytes(4096))
-        file.flush()
-        pages.append(mmap.mmap(file.fileno(), 4096))
-number = 0
-while True:
-    number += 1
-    for page in pages:
-        page[:8] = number.to_bytes(8, "little")
-"""
+from tests.unit.support.holders import Grouped, around, eventually, grouped, holder_of, number, used, write_in_order
 
 SETS = 20
 
@@ -52,13 +36,8 @@ def _is_destroyed(tank: Pool, name: str) -> bool:
 def writer(files: list[Path]) -> Iterator[Grouped]:
     """A process that writes the same growing number to both, one after the other, by mmap alone."""
     with grouped() as group:
-        group.start(sys.executable, "-c", WRITER, *files)
-        assert eventually(lambda: all(file.exists() and number(file) > 0 for file in files), within=20)
+        write_in_order(group, files, mapped=True)
         yield group
-
-
-def number(file: Path) -> int:
-    return int.from_bytes(file.read_bytes()[:8], "little")
 
 
 def snapshotted(tank: Pool, files: list[Path], name: str, at: Path) -> list[int]:

@@ -6,8 +6,9 @@ import os
 import secrets
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,25 @@ import pytest
 
 from kopiatomic.hooks.holder import Around, Finding, Holder, Place
 from kopiatomic.system import cgroups
+
+_WRITER = """
+import mmap, os, sys
+files = []
+for name in sys.argv[2:]:
+    file = os.open(name, os.O_RDWR | os.O_CREAT)
+    os.write(file, bytes(4096))
+    files.append((file, mmap.mmap(file, 4096)))
+number = 0
+while True:
+    number += 1
+    text = number.to_bytes(8, "little")
+    for file, page in files:
+        if sys.argv[1] == "mapped":
+            page[:8] = text
+        else:
+            os.pwrite(file, text, 0)
+"""
+"""Writes the same growing number to each file, one after the other, without fsync."""
 
 WITHIN = 2.0
 """Seconds after a kill within which nothing may be held any more."""
@@ -100,6 +120,17 @@ def eventually(happens: Callable[[], bool], within: float = 5.0) -> bool:
 def counter(file: Path) -> list[str | Path]:
     """A program that writes a growing number to a file, all the time."""
     return ["sh", "-c", 'i=0; while :; do i=$((i + 1)); echo $i > "$0.new"; mv "$0.new" "$0"; done', file]
+
+
+def write_in_order(group: Grouped, files: Sequence[Path], *, mapped: bool) -> None:
+    """Start a process that writes the same growing number to each file, one after the other: by mmap(2), or by pwrite(2)."""
+    group.start(sys.executable, "-c", _WRITER, "mapped" if mapped else "written", *files)
+    assert eventually(lambda: all(file.exists() and number(file) > 0 for file in files), within=20)
+
+
+def number(file: Path) -> int:
+    """The number in such a file."""
+    return int.from_bytes(file.read_bytes()[:8], "little")
 
 
 def counts(file: Path, seconds: float = 0.2) -> bool:
