@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import Finding, Place, Wanted, require_in_backup
 from tests.support.programs import command
-from tests.unit.support.databases import PostgreSQL, as_user, postgresql
+from tests.unit.support.databases import PostgreSQL, as_user, copied, postgresql, program, restored, transfers
 from tests.unit.support.holders import WITHIN, around, eventually, held, held_elsewhere, holder_of, thawers, used
 
 POOL, OTHER = "tank", "other"
@@ -38,14 +40,16 @@ def wanted(server: PostgreSQL, **settings: Any) -> Wanted:
     return Wanted("postgresql", settings={"host": str(server.folder), "port": int(server.number), **settings})
 
 
-def found(server: PostgreSQL, data: str = POOL, wal: str = POOL, **settings: Any) -> Finding:
+def found(
+    server: PostgreSQL, data: str = POOL, wal: str = POOL, limit: float | None = None, **settings: Any
+) -> Finding:
     """What is found where data directory and WAL are in the instants of these pools; in none if empty."""
     places = {
         str(path): Place(f"{pool}/{path.name}", pool)
         for path, pool in ((server.data, data), (server.apart, wal))
         if pool
     }
-    (finding,) = kinds.find(wanted(server, **settings), around(places))
+    (finding,) = kinds.find(replace(wanted(server, **settings), limit=limit), around(places))
     return finding
 
 
@@ -131,6 +135,43 @@ def test_the_server_can_be_killed_while_it_is_held() -> None:
             # It may be seen while its processes end.
             assert how.proven or how.why == "one of its processes was killed or came to it meanwhile"
         assert refused(server).kind == "hold-no-server"
+
+
+# What is restored
+
+
+def test_copies_made_one_after_the_other_while_it_is_frozen_recover() -> None:
+    with postgresql() as server, transfers(server):
+        with held(holder_of([found(server, wal=OTHER, limit=60)])) as holder:
+            data = copied(server.data, server.folder / "data2")
+            time.sleep(0.3)
+            wal = copied(server.apart, server.folder / "wal2")
+            assert holder.release().proven
+        with restored(server, data, wal) as copy:
+            assert copy.sql("SELECT sum(money), count(*) FROM account") == "10000|100"
+            command(
+                *as_user(copy.user),
+                program("pg_amcheck"),
+                "-h",
+                copy.folder,
+                "-p",
+                copy.number,
+                "-d",
+                "postgres",
+                "--install-missing",
+            )
+
+
+def test_copies_made_one_after_the_other_do_not_recover_otherwise() -> None:
+    """The control: checkpoints between the two copies remove what the first one needs of the second."""
+    with postgresql() as server, transfers(server):
+        data = copied(server.data, server.folder / "data2")
+        for _ in range(3):
+            server.sql("SELECT pg_switch_wal()")
+            server.sql("CHECKPOINT")
+        wal = copied(server.apart, server.folder / "wal2")
+        with pytest.raises(AssertionError, match="the server has ended"), restored(server, data, wal):
+            pass
 
 
 # What can be wrong

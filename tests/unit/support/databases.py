@@ -87,22 +87,22 @@ class PostgreSQL(Server):
         return command(*self.words(), text, timeout=timeout, check=check)
 
 
-def _postgresql_folder() -> Path:
+def program(name: str) -> Path:
+    """A program of PostgreSQL's newest version here."""
     folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[4]))
     if not folders:
         pytest.fail("there is no PostgreSQL; ./test installs it", pytrace=False)
-    return folders[-1].parent
+    return folders[-1].parent / name
 
 
 @contextmanager
 def postgresql(*settings: str, user: str = "postgres", standby: bool = False) -> Iterator[PostgreSQL]:
     """A cluster whose WAL lies outside of its data directory."""
-    bin_ = _postgresql_folder()
     with folder_of(user) as folder, grouped() as group:
         server = PostgreSQL(user, folder, folder / "data", folder / "wal", group, str(20000 + secrets.randbelow(20000)))
         words: list[str | Path] = [
             *as_user(user),
-            bin_ / "initdb",
+            program("initdb"),
             "-D",
             server.data,
             "-X",
@@ -123,8 +123,57 @@ def postgresql(*settings: str, user: str = "postgres", standby: bool = False) ->
         if standby:
             (server.data / "standby.signal").touch()
             shutil.chown(server.data / "standby.signal", user)
-        start(server, bin_ / "postgres", "-D", server.data)
+        start(server, program("postgres"), "-D", server.data)
         yield server
+
+
+@contextmanager
+def transfers(server: PostgreSQL, clients: int = 4) -> Iterator[None]:
+    """Clients that move money between 100 accounts, whose sum stays 10000."""
+    server.sql("CREATE TABLE IF NOT EXISTS account (id int PRIMARY KEY, money int)")
+    server.sql("TRUNCATE account; INSERT INTO account SELECT i, 100 FROM generate_series(1, 100) i")
+    script = server.folder / "transfer"
+    script.write_text(
+        "\\set a random(1, 100)\n\\set b random(1, 100)\n"
+        "BEGIN; UPDATE account SET money = money - 1 WHERE id = least(:a, :b);\n"
+        "UPDATE account SET money = money + 1 WHERE id = greatest(:a, :b); COMMIT;\n"
+    )
+    words = [
+        *as_user(server.user),
+        str(program("pgbench")),
+        "-n",
+        "-h",
+        str(server.folder),
+        "-p",
+        server.number,
+    ]
+    words += ["-c", str(clients), "-T", "600", "-f", str(script), "postgres"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bench:
+        try:
+            time.sleep(1)
+            assert bench.poll() is None
+            yield
+        finally:
+            bench.kill()
+
+
+@contextmanager
+def restored(server: PostgreSQL, data: Path, wal: Path) -> Iterator[PostgreSQL]:
+    """A server that starts from copies of another's files. Fails with an AssertionError if it does not start."""
+    (data / "postmaster.pid").unlink(missing_ok=True)
+    (data / "pg_wal").unlink()
+    (data / "pg_wal").symlink_to(wal)
+    with grouped() as group:
+        number = str(int(server.number) + 1)
+        copy = PostgreSQL(server.user, server.folder, data, wal, group, number)
+        start(copy, program("postgres"), "-D", data, "-p", number)
+        yield copy
+
+
+def copied(source: Path, target: Path) -> Path:
+    """A copy with owners and times, as a backup has it."""
+    command("cp", "-a", source, target)
+    return target
 
 
 def start(server: Server, *argv: str | Path) -> None:
