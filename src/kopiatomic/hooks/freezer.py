@@ -22,6 +22,7 @@ from typing import Any
 import kopiatomic
 from kopiatomic.errors import KopiatomicError, UsageError, unforeseen
 from kopiatomic.hooks.holder import SHORT_LIMIT, Around, Finding, Held, PlaceOf, Wanted, not_in_time
+from kopiatomic.hooks.leftovers import KIND as INTENT
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.mounts import visible
 from kopiatomic.paths import is_at_or_below, parents
@@ -29,11 +30,6 @@ from kopiatomic.system import cgroups, host, mappings, process
 from kopiatomic.system.cgroups import Freezer, GoneError, Group
 from kopiatomic.system.coprocess import Coprocess, EndedError
 from kopiatomic.text import printable
-
-INTENT = "cgroup"
-"""The kind of an intent to freeze: ``place`` is where the groups are mounted, ``name`` the group's path, ``origin`` the boot,
-``identity`` the inode of its directory.
-"""
 
 _ASK_TIMEOUT = 10.0
 """Seconds that systemctl, docker and podman have to answer."""

@@ -11,14 +11,16 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.hooks.freezer import INTENT
 from kopiatomic.model.leftovers import Intent, Leftover
 from kopiatomic.state.liveness import Life
 from kopiatomic.state.ownership import Mark
 from kopiatomic.system import cgroups, host
 from kopiatomic.system.cgroups import Freezer, GoneError, Group
 
-KIND = INTENT
+KIND = "cgroup"
+"""The kind of an intent to freeze: ``place`` is where the groups are mounted, ``name`` the group's path, ``origin`` the boot,
+``identity`` the inode of its directory.
+"""
 
 
 def recorded(run_id: str, intents: Sequence[Intent], /) -> list[Leftover]:

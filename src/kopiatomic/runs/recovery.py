@@ -14,6 +14,7 @@ from kopiatomic import platforms
 from kopiatomic.errors import EndError, Interrupted, KopiatomicError
 from kopiatomic.filesystems import KINDS, backends, watched
 from kopiatomic.filesystems.backends import Leftovers
+from kopiatomic.hooks import leftovers as frozen_groups
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Claim, Cleared, Intent, Leftover
 from kopiatomic.runs import owed
@@ -42,7 +43,7 @@ def kinds() -> dict[str, Leftovers]:
     """
     platform = platforms.here()
     made = {name: backends.of(KINDS[name]).leftovers for name in platform.filesystems}
-    return {"hook": owed, **platform.leftovers(), **made, "directory": root_leftovers}
+    return {"cgroup": frozen_groups, "hook": owed, **platform.leftovers(), **made, "directory": root_leftovers}
 
 
 @immutable
