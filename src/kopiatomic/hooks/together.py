@@ -20,6 +20,7 @@ class Together:
 
     def __init__(self, holders: Sequence[Holder]) -> None:
         self._holders = list(holders)
+        self._required = {holder.label for holder in holders if holder.wanted.required}
         self.left_out: list[KopiatomicError] = []
 
     def __enter__(self) -> Self:
@@ -29,6 +30,25 @@ class Together:
         self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def any(self) -> bool:
+        """Whether there is any writer to hold."""
+        return bool(self._holders)
+
+    def require_held(self, held: Sequence[Held]) -> None:
+        """Refuse what was made if a required writer was not held throughout. Raises KopiatomicError."""
+        for one in held:
+            if one.proven:
+                continue
+            error = KopiatomicError(
+                f"{one.label} was not held still until the last snapshot existed: {one.why}",
+                kind="hold-lost",
+                hint="Nothing was saved. Run again; a higher limit gives the snapshots more time.",
+            )
+            if one.label in self._required:
+                raise error
+            self.left_out.append(error)
 
     def intents(self) -> list[Intent]:
         """Return what must be recorded before :meth:`hold`. In the main process. Raises KopiatomicError."""
