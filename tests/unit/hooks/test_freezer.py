@@ -17,6 +17,7 @@ from random import Random
 
 import pytest
 
+import kopiatomic
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.hooks import freezer, kinds, leftovers
@@ -236,6 +237,54 @@ def test_what_does_not_freeze_in_time_runs_again(group: Grouped, dead_mount: Pat
     assert "within 0.5 s" in caught.value.message
     assert time.monotonic() - began < 3
     assert not group.is_asked()
+
+
+# The thawer
+
+
+def thawer_of(group_name: str) -> int:
+    return int((Path(cgroups.hierarchy().point) / group_name / "cgroup.procs").read_text())
+
+
+def test_nothing_is_frozen_without_a_thawer(group: Grouped, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/none/python")
+    with pytest.raises(KopiatomicError) as caught, held(freezing(group)):
+        pass
+    assert caught.value.kind == "hold-no-thawer"
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(KopiatomicError, match="could not be used: exit status 1"), held(freezing(group)):
+        pass
+    assert not group.is_asked()
+
+
+def test_nothing_is_frozen_if_the_thawer_was_killed(group: Grouped) -> None:
+    with used(freezing(group)) as holder:
+        (name,) = thawers()
+        os.kill(thawer_of(name), signal.SIGKILL)
+        with pytest.raises(KopiatomicError) as caught:
+            holder.hold(time.monotonic() + 5)
+    assert caught.value.kind == "hold-no-thawer"
+    assert not group.is_asked()
+    (Path(cgroups.hierarchy().point) / name).rmdir()
+
+
+def test_a_thawer_that_is_killed_while_it_is_held_is_not_needed(group: Grouped) -> None:
+    with held(freezing(group)) as holder:
+        (name,) = thawers()
+        os.kill(thawer_of(name), signal.SIGKILL)
+        assert holder.release().proven
+    assert not group.is_asked()
+    (Path(cgroups.hierarchy().point) / name).rmdir()
+
+
+def test_the_thawer_starts_from_a_zip_as_well(group: Grouped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the pyz, where the package is a file."""
+    shutil.make_archive(str(tmp_path / "packed"), "zip", SOURCE)
+    monkeypatch.setattr(kopiatomic, "__file__", f"{tmp_path}/packed.zip/kopiatomic/__init__.py")
+    group.start("sleep", "60")
+    with held_elsewhere(freezing(group)) as pid:
+        os.kill(pid, signal.SIGKILL)
+        assert eventually(lambda: not group.is_frozen(), WITHIN)
 
 
 # What is refused

@@ -18,7 +18,7 @@ from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import Finding, Place, Wanted
 from kopiatomic.hooks.mariadb import BackupStage
 from tests.support.programs import command
-from tests.unit.support.databases import MariaDB, mariadb
+from tests.unit.support.databases import MariaDB, copied, mariadb, restored_mariadb, transfers_in_innodb
 from tests.unit.support.holders import (
     WITHIN,
     around,
@@ -204,6 +204,36 @@ def test_the_server_can_be_killed_while_it_is_held() -> None:
             how = holder.release()
         assert (how.proven, "ERROR 20" in how.why) == (False, True)
         assert refused(server).kind == "hold-no-server"
+
+
+# What is restored
+
+
+def copies(server: MariaDB) -> list[Path]:
+    """Copies of the data, the redo log and the binary log, the redo log's first, and the others only half a second later."""
+    log = copied(server.apart, server.folder / "log2")
+    time.sleep(0.5)
+    data = copied(server.data, server.folder / "data2")
+    return [data, log, copied(server.folder / "binary", server.folder / "binary2")]
+
+
+def test_copies_made_one_after_the_other_while_it_is_frozen_recover() -> None:
+    with mariadb() as server, transfers_in_innodb(server):
+        with held(holder_of([found(server, wanted(server, limit=60), log=OTHER)])) as holder:
+            paths = copies(server)
+            assert holder.release().proven
+        with restored_mariadb(server, *paths) as copy:
+            assert copy.sql("SELECT SUM(money), COUNT(*) FROM bank.account") == "100000\t1000"
+            checked = copy.sql("CHECK TABLE bank.account, mysql.user, mysql.global_priv EXTENDED")
+            assert [line.split("\t")[2:] for line in checked.splitlines()] == [["status", "OK"]] * 3
+
+
+def test_copies_made_one_after_the_other_do_not_recover_otherwise() -> None:
+    """The control: pages are newer than the redo log."""
+    with mariadb() as server, transfers_in_innodb(server):
+        paths = copies(server)
+        with pytest.raises(AssertionError, match="the server has ended"), restored_mariadb(server, *paths):
+            pass
 
 
 # What can be wrong

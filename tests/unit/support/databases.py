@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import re
 import secrets
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -194,9 +196,19 @@ class MariaDB(Server):
         return command(*self.words(), text, timeout=timeout, check=check)
 
 
+_COMMON = ("--no-defaults", "--innodb-buffer-pool-size=16M", "--innodb-log-file-size=16M", "--skip-networking")
+
+
+def _places(folder: Path, data: Path, log: Path, binary: Path) -> list[str]:
+    return [
+        *(f"--datadir={data}", f"--innodb-log-group-home-dir={log}", f"--log-bin={binary}/log"),
+        *(f"--tmpdir={folder}", f"--socket={folder}/socket", f"--pid-file={folder}/pid"),
+    ]
+
+
 @contextmanager
-def mariadb(*options: str, user: str = "nobody") -> Iterator[MariaDB]:
-    """A server whose binary log, redo and undo lie outside of its data directory."""
+def mariadb(user: str = "nobody") -> Iterator[MariaDB]:
+    """A server whose redo log and binary log lie outside of its data directory."""
     if shutil.which("mariadbd") is None:
         pytest.fail("there is no MariaDB; ./test installs it", pytrace=False)
     with folder_of(user) as folder, grouped() as group:
@@ -204,20 +216,50 @@ def mariadb(*options: str, user: str = "nobody") -> Iterator[MariaDB]:
         for directory in (server.data, server.apart, folder / "binary"):
             directory.mkdir()
             shutil.chown(directory, user)
-        common = ["--no-defaults", f"--datadir={server.data}", f"--innodb-log-group-home-dir={server.apart}"]
-        common += ["--innodb-buffer-pool-size=16M", "--innodb-log-file-size=16M", f"--tmpdir={folder}"]
-        command(
-            "mariadb-install-db",
-            *common,
-            f"--user={user}",
-            "--skip-test-db",
-            "--auth-root-authentication-method=normal",
-        )
-        more = [
-            f"--socket={folder}/socket",
-            "--skip-networking",
-            f"--log-bin={folder}/binary/log",
-            f"--pid-file={folder}/pid",
-        ]
-        start(server, "mariadbd", *common, *more, *options)
+        places = _places(folder, server.data, server.apart, folder / "binary")
+        how = ["--skip-test-db", "--auth-root-authentication-method=normal", f"--user={user}"]
+        command("mariadb-install-db", *_COMMON, *places[:2], places[3], *how)
+        start(server, "mariadbd", *_COMMON, *places)
         yield server
+
+
+@contextmanager
+def restored_mariadb(server: MariaDB, data: Path, log: Path, binary: Path) -> Iterator[MariaDB]:
+    """A server that starts from copies of another's files. Fails with an AssertionError if it does not start."""
+    folder = server.folder / "restored"
+    folder.mkdir()
+    shutil.chown(folder, server.user)
+    with grouped() as group:
+        copy = MariaDB(server.user, folder, data, log, group)
+        start(copy, "mariadbd", *_COMMON, *_places(folder, data, log, binary))
+        yield copy
+
+
+@contextmanager
+def transfers_in_innodb(server: MariaDB, clients: int = 4) -> Iterator[None]:
+    """Clients that move money between 1000 accounts on many pages, whose sum stays 100000."""
+    server.sql(
+        "CREATE DATABASE bank; USE bank; CREATE TABLE account (id int PRIMARY KEY, money int, fill char(250)) ENGINE=InnoDB;"
+        "INSERT INTO account SELECT seq, 100, 'x' FROM seq_1_to_1000"
+    )
+    program = """
+BEGIN {
+    srand(seed)
+    change = "UPDATE account SET money = money + %d WHERE id = %d;"
+    while (1) {
+        a = int(rand() * 1000) + 1
+        b = int(rand() * 1000) + 1
+        if (a > b) { c = a; a = b; b = c }
+        printf "BEGIN; " change change " COMMIT;\\n", -1, a, 1, b
+    }
+}
+"""
+    line = f'awk -v seed="$1" "$0" | mariadb --no-defaults --batch --socket={server.folder}/socket bank'
+    with ExitStack() as stack:
+        for number in range(clients):
+            words = ["sh", "-c", line, program, str(number)]
+            writer = stack.enter_context(subprocess.Popen(words, process_group=0, stderr=subprocess.DEVNULL))
+            stack.callback(os.killpg, writer.pid, signal.SIGKILL)
+        time.sleep(1)
+        assert server.sql("SELECT MIN(money) < 100 FROM bank.account") == "1"
+        yield
