@@ -187,6 +187,7 @@ class _Run:
             require_skipped(self._written(repository, selected), selected)
         assert self._report.engine is not None
         self._report.engine.target = repository.target
+        self._writers(selected)
 
     def run(self) -> None:
         options, report, engine = self._options, self._report, self._engine

@@ -11,10 +11,11 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -41,6 +42,20 @@ def folder_of(user: str) -> Iterator[Path]:
         yield path
     finally:
         shutil.rmtree(path)
+
+
+@contextmanager
+def bound(folder: Path, on: Mapping[str, Path], user: str) -> Iterator[None]:
+    """Directories mounted in a folder, by name (empty: as the folder itself), and given to a user."""
+    with ExitStack() as stack:
+        for name, source in on.items():
+            point = folder / name
+            point.mkdir(exist_ok=True)
+            command("mount", "--bind", source, point)
+            stack.callback(command, "umount", "--lazy", point)
+            shutil.chown(point, user)
+            point.chmod(0o755 if point == folder else 0o700)
+        yield
 
 
 @dataclass
@@ -98,9 +113,11 @@ def program(name: str) -> Path:
 
 
 @contextmanager
-def postgresql(*settings: str, user: str = "postgres", standby: bool = False) -> Iterator[PostgreSQL]:
-    """A cluster whose WAL lies outside of its data directory."""
-    with folder_of(user) as folder, grouped() as group:
+def postgresql(
+    *settings: str, user: str = "postgres", standby: bool = False, on: Mapping[str, Path] = MappingProxyType({})
+) -> Iterator[PostgreSQL]:
+    """A cluster whose WAL lies outside of its data directory. ``on``: directories that are mounted as ``data`` and ``wal``."""
+    with folder_of(user) as folder, bound(folder, on, user), grouped() as group:
         server = PostgreSQL(user, folder, folder / "data", folder / "wal", group, str(20000 + secrets.randbelow(20000)))
         words: list[str | Path] = [
             *as_user(user),
