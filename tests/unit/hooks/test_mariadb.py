@@ -379,6 +379,11 @@ def test_a_server_that_is_not_of_this_host_is_refused(
             found_at(tmp_path, settings, "mysql")
         assert caught.value.kind == "hold-elsewhere"
     (tmp_path / "data/pid").unlink()
+    os.mkfifo(tmp_path / "data/pid")
+    with pytest.raises(KopiatomicError) as caught:
+        found_at(tmp_path, settings, "mysql")
+    assert caught.value.kind == "hold-elsewhere"
+    (tmp_path / "data/pid").unlink()
     with pytest.raises(KopiatomicError) as caught:
         found_at(tmp_path, settings, "mysql")
     assert caught.value.kind == "hold-elsewhere"
