@@ -37,7 +37,7 @@ _ASK_TIMEOUT = 10.0
 _END_TIMEOUT = 2.0
 """Seconds that a thawer has to end when it is no longer needed."""
 
-_LATE = frozenset(["zfs", "overlay"])
+_LATE = frozenset(["overlay", "zfs"])
 """Types of filesystems whose snapshots lack what is written by mmap(2) until it is written out.
 
 ZFS puts such a page into a transaction group only at its writeback (zpl_writepage, module/os/linux/zfs/zpl_file.c). Btrfs writes

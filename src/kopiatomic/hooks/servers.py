@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
@@ -14,7 +15,7 @@ from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.hooks.holder import Around, Place, Wanted
 from kopiatomic.immutable import immutable
 from kopiatomic.model.mounts import holder, visible
-from kopiatomic.system import cgroups, coprocess, host, looking
+from kopiatomic.system import cgroups, coprocess, descriptors, host, looking
 from kopiatomic.system.coprocess import Coprocess
 from kopiatomic.system.process import Finished
 from kopiatomic.system.spawn import User
@@ -171,8 +172,12 @@ _ELSEWHERE = (
 def _process_of(pid_file: str, directory: str) -> int | None:
     """In a child: read the number, and see whether that process works there and is the owner's."""
     looking.at(pid_file)
-    with open(pid_file, encoding="ascii", errors="replace") as file:
-        first = file.readline(32).strip()
+    # A device or a pipe must not be opened, and its path may lead to another one between two looks.
+    with descriptors.closing(os.open(pid_file, os.O_PATH | os.O_CLOEXEC)) as fd:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        with open(host.here().open_again(fd, os.O_RDONLY | os.O_CLOEXEC), encoding="ascii", errors="replace") as file:
+            first = file.readline(32).strip()
     looking.at(directory)
     data = os.stat(directory)
     if not first.isdecimal():

@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -128,6 +129,35 @@ def test_the_lock_ends_with_the_process_that_holds_it(server: MariaDB) -> None:
         assert not server.answers(COMMIT, within=0.5)
         os.kill(pid, signal.SIGKILL)
         assert server.answers(COMMIT, within=WITHIN)
+
+
+def test_nothing_stays_locked_however_early_or_late_the_holder_is_killed(server: MariaDB) -> None:
+    """25 instants of the whole life of a holder, chosen by the seed."""
+    random = Random(os.environ["KOPIATOMIC_TEST_SEED"])
+    holder = found(server).holder
+    assert isinstance(holder, BackupStage)
+    began = time.monotonic()
+    _hold_once(holder)
+    whole = time.monotonic() - began
+    for _ in range(25):
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.setsid()
+                while True:
+                    _hold_once(holder)
+            finally:
+                os._exit(1)
+        time.sleep(random.uniform(0, 2 * whole))
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        assert server.answers(COMMIT, within=WITHIN)
+
+
+def _hold_once(holder: BackupStage) -> None:
+    with held(holder):
+        time.sleep(0.02)
+        holder.release()
 
 
 def client_of(server: MariaDB) -> int:
@@ -348,6 +378,11 @@ def test_a_server_that_is_not_of_this_host_is_refused(
         with pytest.raises(KopiatomicError) as caught:
             found_at(tmp_path, settings, "mysql")
         assert caught.value.kind == "hold-elsewhere"
+    (tmp_path / "data/pid").unlink()
+    os.mkfifo(tmp_path / "data/pid")
+    with pytest.raises(KopiatomicError) as caught:
+        found_at(tmp_path, settings, "mysql")
+    assert caught.value.kind == "hold-elsewhere"
     (tmp_path / "data/pid").unlink()
     with pytest.raises(KopiatomicError) as caught:
         found_at(tmp_path, settings, "mysql")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +15,18 @@ from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import Held, Wanted
 from kopiatomic.hooks.together import Together
 from kopiatomic.model.leftovers import Intent
-from tests.unit.support.holders import around
+from tests.unit.support.holders import (
+    WITHIN,
+    Grouped,
+    around,
+    counter,
+    counts,
+    eventually,
+    group,
+    holder_of,
+)
+
+__all__ = ["group"]
 
 
 class Noted:
@@ -106,6 +121,37 @@ def test_the_others_are_released_whatever_fails() -> None:
             ("b", False, "b failed"),
         ]
     assert not any(holder.is_held for holder in holders)
+
+
+def test_real_ones_are_held_at_one_time_and_all_released_after_a_kill(group: Grouped, tmp_path: Path) -> None:
+    file, lock = tmp_path / "count", tmp_path / "lock"
+    group.start(*counter(file))
+    assert eventually(file.exists)
+    line = ["sh", "-c", f"touch {lock}; echo held; read -r line; rm {lock}; true"]
+    wanted = [Wanted("cgroup", group.path), Wanted("command", settings={"command": line})]
+
+    def all_of_them() -> Together:
+        return Together([holder_of(kinds.find(one, around())) for one in wanted])
+
+    with all_of_them() as together:
+        together.prepare()
+        together.hold()
+        assert lock.exists()
+        assert not counts(file)
+        assert [held.proven for held in together.release()] == [True, True]
+        assert not lock.exists()
+        assert counts(file)
+    pid = os.fork()
+    if pid == 0:
+        together = all_of_them()
+        together.prepare()
+        together.hold()
+        time.sleep(60)
+        os._exit(0)
+    assert eventually(lambda: lock.exists() and group.is_frozen())
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert eventually(lambda: not lock.exists() and counts(file, 0.05), WITHIN)
 
 
 @pytest.mark.parametrize("name", kinds.KINDS)
