@@ -197,7 +197,6 @@ ROOTS_OWN = {
     "engines/kopia/location.py": {"cache"},  # kopia's configuration
     "engines/program.py": {"_why_not"},  # where programs are looked for
     "engines/restic/client.py": {"where"},  # a file with the repository's name
-    "hooks/shell.py": {"_can_be_run"},  # a word of the administrator's line
     "output/console.py": {"discard"},  # /dev/null
 }
 """What is no user's to replace. This list may only shrink."""
