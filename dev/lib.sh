@@ -35,7 +35,9 @@ need_root() {
     ((EUID == 0)) || die "this needs root (it mounts filesystems and installs packages)" "run it as root: sudo $0"
 }
 
-test_packages() { printf '%s\n' borgbackup btrfs-progs mandoc mount restic rsync shellcheck strace systemd; }
+test_packages() {
+    printf '%s\n' borgbackup btrfs-progs mandoc mariadb-client-core mariadb-server-core mount postgresql restic rsync shellcheck strace systemd
+}
 venv_packages() { printf '%s\n' ca-certificates python3 python3-venv; }
 uml_packages() { printf '%s\n' debian-archive-keyring e2fsprogs mmdebstrap python3 util-linux; }
 qemu_packages() {

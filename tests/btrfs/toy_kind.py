@@ -78,6 +78,7 @@ class ToyMaker:
         self._pool = pool
         self._copies = {f"{run_id}/{number}": one.dataset for number, one in enumerate(taken)}
         self.refused: list[Refusal] = []
+        self.once = False
 
     def check(self) -> None:
         assert store("rw").is_dir()

@@ -16,11 +16,12 @@ from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.written import WrittenDirectory, in_place, prepared, require_skipped
 from kopiatomic.errors import KopiatomicError, LockedError, UsageError
 from kopiatomic.hooks import shell
+from kopiatomic.hooks.holder import Finding
 from kopiatomic.hooks.hook import Moment
 from kopiatomic.hooks.run import SKIP, HookError
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Layout, Plan
-from kopiatomic.model.report import EngineReport, Report
+from kopiatomic.model.report import EngineReport, Report, WriterReport
 from kopiatomic.planning import plan
 from kopiatomic.runs import in_view, skipping
 from kopiatomic.runs.freezing import Frozen, Session, failures_in, new_run_id, recorded
@@ -111,6 +112,7 @@ class _Run:
             )
         command = None if options.command is None else words("-c", options.command)
         extra = words("-o", options.options)
+        blocks = options.hold_wanted()
         self._options = options
         self._report = report
         self._listener = listener
@@ -119,10 +121,14 @@ class _Run:
         # Hooks are not to find what is the engine's.
         os.environ.pop("CREDENTIALS_DIRECTORY", None)
         taken = credentials.handed(folder)
-        groups = [options.variables, options.hook_variables, *(hook.variables for hook in options.hooks)]
+        holds = [block.sources for block in blocks]
+        groups = [options.variables, options.hook_variables, *holds, *(hook.variables for hook in options.hooks)]
         # A dry run needs no secret, and may be anybody's.
         plain = [credentials.plain(group) for group in groups] if options.dry_run else None
-        own, of_hooks, *of_each = plain or credentials.resolve_each(groups, folder)
+        own, of_hooks, *more = plain or credentials.resolve_each(groups, folder)
+        of_holds, of_each = more[: len(holds)], more[len(holds) :]
+        self._wanted = [(block.wanted, each.values) for block, each in zip(blocks, of_holds, strict=True)]
+        """The writers to hold still, and the secret ones among their settings."""
         self._handed = {**taken, **own.values}
         """What the engine alone has in its environment."""
         self._of_hooks = of_hooks.values
@@ -143,7 +149,7 @@ class _Run:
             [
                 *engine.secrets,
                 *taken.values(),
-                *(secret for one in (own, of_hooks, *of_each) for secret in one.secrets),
+                *(secret for one in (own, of_hooks, *more) for secret in one.secrets),
             ],
         )
         listener.hide(self._secrets)
@@ -181,11 +187,13 @@ class _Run:
             require_skipped(self._written(repository, selected), selected)
         assert self._report.engine is not None
         self._report.engine.target = repository.target
+        self._writers(selected)
 
     def run(self) -> None:
         options, report, engine = self._options, self._report, self._engine
         if options.dry_run:
             report.plan = self._selecting.select()
+            self._plan_writers(report.plan)
             argv = self._secrets.hide_words(engine.describe(report.plan))
             report.engine = EngineReport(engine.name, None, argv)
             return
@@ -260,7 +268,34 @@ class _Run:
             session.check(selected)
             repository = self._checked(selected)
             report.plan = self._with_writable(repository, selected)
+            session.holders = [one.holder for one in self._writers(selected) if one.holder is not None]
         return repository
+
+    def _writers(self, selected: Plan) -> list[Finding]:
+        """Find the writers that must be held still. Raises KopiatomicError, Interrupted."""
+        wanted = [replace(one, settings={**one.settings, **more}) for one, more in self._wanted]
+        if not wanted:
+            return []
+        from kopiatomic.runs import holds  # noqa: PLC0415 - few runs need it
+
+        self._listener.phase("looking for the writers to hold still")
+        base = self._secrets.withheld_from(os.environ)
+        found = list(holds.find(wanted, selected, base, lambda error: self._selecting.warn(error.message)))
+        self._report.writers = [
+            WriterReport(one.label, one.text, one.note, needed=one.holder is not None) for one in found
+        ]
+        return found
+
+    def _plan_writers(self, selected: Plan) -> None:
+        """Say what would be held still, as far as this user may know. Raises Interrupted."""
+        if self._options.facts is not None:
+            for one, _ in self._wanted:
+                self._report.writers.append(WriterReport(str(one), "not asked: the plan is made from a file"))
+            return
+        try:
+            self._writers(selected)
+        except KopiatomicError as error:
+            self._selecting.warn(f"what would be held still cannot be told: {error.message}")
 
     def _checked(self, selected: Plan) -> Repository:
         """Have the engine check whether it can back this up; return the repository that it found. Raises KopiatomicError."""

@@ -156,7 +156,7 @@ def _document(found: Profile) -> dict[str, Any]:
 
 def _block(entry: Entry) -> dict[str, Any]:
     """Return one block in the form of the file, as it may be shown."""
-    found = {key: _shown(value.given) for key, value in entry.values.items()}
+    found = {key: _shown(_safe(key, value)) for key, value in entry.values.items()}
     variables = {name: _safe(name, value) for name, value in entry.environment.items()}
     return {**found, **({"environment": variables} if variables else {})}
 
@@ -191,14 +191,22 @@ def _lines(found: Profile, *, origin: bool) -> list[str]:
                 lines += ["", f"[{heading}]"]
             for key, given, value in shown:
                 lines.append(f"{key} = {profile_text.toml(given)}" + (f"  # {value.origin.place}" if origin else ""))
-        for place, blocks in found.blocks.items():
-            if place[0] == table:
-                for entry in blocks.value:
-                    lines += ["", f"[[{'.'.join(place)}]]" + (f"  # {entry.origin.place}" if origin else "")]
-                    lines += profile_text.block(".".join(place), _block(entry))
+        lines += _block_lines(found, table, origin=origin)
+    for place in found.blocks:
+        if place[0] not in TABLES:
+            lines += _block_lines(found, place[0], origin=origin)
     root = _root(found)
     if root is not None:
         lines += ["", f"# The root of its view, which is its history in kopia: {printable(root)}"]
+    return lines
+
+
+def _block_lines(found: Profile, table: str, *, origin: bool) -> list[str]:
+    lines = []
+    for place, blocks in found.blocks.items():
+        for entry in blocks.value if place[0] == table else ():
+            lines += ["", f"[[{'.'.join(place)}]]" + (f"  # {entry.origin.place}" if origin else "")]
+            lines += profile_text.block(".".join(place), _block(entry))
     return lines
 
 

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.config import profile as profiles
-from kopiatomic.config.options import Options
-from kopiatomic.config.profile import SUFFIX, Origin, Problem, Profile, ProfileError
+from kopiatomic.config.options import HoldBlock, Options
+from kopiatomic.config.profile import SUFFIX, Entry, Origin, Problem, Profile, ProfileError, source_of
 from kopiatomic.config.settings import STATE_DIRECTORY
 from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.hooks import kinds
+from kopiatomic.hooks.holder import TIMEOUT, Wanted, check_settings
 from kopiatomic.hooks.hook import DEFAULT_TIMEOUT, Hook, Moment
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
@@ -118,12 +121,37 @@ def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
         hook_variables=tuple(profile.sources("hooks")),
         hooks=tuple(_hooks(profile)),
         profile_file=profile.path,
+        # Writers that are named for one run stand for all of the file's.
+        hold_blocks=() if values.get("holds") else tuple(map(_hold, profile.entries("hold"))),
         **values,
     )
     if found.request("", "").asks_for_nothing():
         nothing = "nothing is selected: below [select] it needs datasets = [...], all = true or by_property = true"
         raise ProfileError([Problem(nothing, Origin(profile.path, None, ""))])
     return found
+
+
+def _hold(entry: Entry) -> HoldBlock:
+    """Return a writer that a profile wants held still. Raises ProfileError for what its kind does not have."""
+    common = {"kind", "name", "timeout", "limit", "required"}
+    own = {key: value for key, value in entry.values.items() if key not in common}
+    settings = {key: value.value for key, value in own.items() if not isinstance(value.value, dict)}
+    sources = tuple(source_of(key, value) for key, value in own.items() if isinstance(value.value, dict))
+    wanted = Wanted(
+        entry.value("kind"),
+        entry.value("name", ""),
+        entry.value("timeout", TIMEOUT),
+        entry.value("limit"),
+        entry.value("required", True),
+        settings,
+    )
+    try:
+        kind = kinds.of(wanted.kind)
+        check_settings(kind, replace(wanted, settings={**settings, **dict.fromkeys((one.name for one in sources), "")}))
+    except UsageError as error:
+        message = error.message.removeprefix(f"--hold {wanted}: ").removeprefix("--hold ")
+        raise ProfileError([Problem(message, entry.origin)], hint=error.hint) from None
+    return HoldBlock(wanted, sources)
 
 
 def _hooks(profile: Profile) -> Iterator[Hook]:

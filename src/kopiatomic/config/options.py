@@ -8,6 +8,7 @@ import shlex
 
 from kopiatomic.config.settings import LONGEST, MOUNT_ROOT, STATE_DIRECTORY, Setting
 from kopiatomic.errors import UsageError
+from kopiatomic.hooks.holder import Wanted
 from kopiatomic.hooks.hook import Hook
 from kopiatomic.immutable import immutable
 from kopiatomic.model.facts import Facts
@@ -17,6 +18,14 @@ from kopiatomic.model.user_property import PROPERTY, is_user_property
 from kopiatomic.secrets.source import Source
 from kopiatomic.state import ownership
 from kopiatomic.text import printable
+
+
+@immutable
+class HoldBlock:
+    """A writer that a profile wants held still. ``sources`` are those of the kind's own settings that say where a text is."""
+
+    wanted: Wanted
+    sources: tuple[Source, ...] = ()
 
 
 @immutable
@@ -65,6 +74,10 @@ class Options:
     hook_variables: tuple[Source, ...] = ()
     hooks: tuple[Hook, ...] = ()
     """The hooks of a profile, in their order."""
+    holds: tuple[str, ...] = ()
+    """Writers to hold still, as words: ``KIND`` or ``KIND:NAME``."""
+    hold_blocks: tuple[HoldBlock, ...] = ()
+    """Those of a profile."""
     on_lock: str = "failure"
     """Whether a lock that another run has is a ``failure`` for the hooks; ``skip``: it is not."""
     nice: int | None = None
@@ -91,6 +104,10 @@ class Options:
         more = [f"--exclude={pattern}" for pattern in sorted(self.exclude)]
         return [*(flag for flag, given in flags.items() if given), *more, *sorted(self.names)]
 
+    def hold_wanted(self) -> list[HoldBlock]:
+        """Return the writers that must be held still, in their order. Raises UsageError for words that name none."""
+        return [*self.hold_blocks, *(HoldBlock(_hold(word)) for word in self.holds)]
+
     def request(self, root: str, suffix: str) -> Request:
         """Return the request for the selection."""
         return Request(
@@ -110,6 +127,17 @@ class Options:
             live_system=self.live_system,
             bookmark=ownership.bookmark() if self.skip_unchanged else "",
         )
+
+
+def _hold(word: str) -> Wanted:
+    kind, _, name = word.partition(":")
+    if not kind:
+        raise UsageError(
+            f"--hold {printable(word)}: it must be a kind of writer, or KIND:NAME",
+            kind="hold-kind",
+            hint="For example: --hold postgresql --hold unit:mail.service",
+        )
+    return Wanted(kind, name)
 
 
 def check_name(name: str) -> None:

@@ -83,7 +83,7 @@ class Entry:
 
     def sources(self) -> list[Source]:
         """Return the variables."""
-        return [_source(name, value) for name, value in self.environment.items()]
+        return [source_of(name, value) for name, value in self.environment.items()]
 
 
 @immutable
@@ -129,7 +129,7 @@ class Profile:
 
     def sources(self, table: str) -> list[Source]:
         """Return the variables of a table."""
-        return [_source(name, value) for (of, name), value in self.environment.items() if of == table]
+        return [source_of(name, value) for (of, name), value in self.environment.items() if of == table]
 
     def entries(self, *place: str) -> tuple[Entry, ...]:
         """Return the blocks of one kind, in their order."""
@@ -137,7 +137,8 @@ class Profile:
         return () if found is None else found.value
 
 
-def _source(name: str, value: Value) -> Source:
+def source_of(name: str, value: Value) -> Source:
+    """Return where the value of a variable is."""
     form, given = next(iter(value.value.items())) if isinstance(value.value, dict) else ("text", value.value)
     return Source(name, form, tuple(given) if isinstance(given, list) else given, value.origin.place)
 
@@ -314,11 +315,20 @@ class _File:
         for key, given in content.items():
             if key == "environment" and block.has_environment:
                 variables = self._variables(given, *place, key)
+            elif key not in settings and block.is_open:
+                problem = _bad_setting(key, given) or self._told_to_all(key, given)
+                if problem:
+                    self.wrong(problem, *place, key)
+                else:
+                    values[key] = Value(given, given, self.origin(*place, key))
             elif key not in settings:
                 known = [*settings, *(["environment"] if block.has_environment else [])]
                 self.wrong(f"unknown key {printable(key)} in {_named(place)}{_near(key, known)}", *place, key)
             elif value := self._value(settings[key], given, *place, key):
                 values[key] = value
+        for key in block.needs:
+            if key not in content:
+                self.wrong(f"{_named(place)} must have {key}", *place)
         if block.one_of and len([key for key in block.one_of if key in content]) != 1:
             self.wrong(f"{_named(place)} must have one of {' and '.join(block.one_of)}, and no more of them", *place)
         return Entry(values, variables, self.origin(*place))
@@ -493,6 +503,20 @@ def _duration(setting: Setting, given: object) -> float:
     else:
         seconds = float(given) if abs(given) < 1e18 else float("inf")
     return within(seconds, _shown(given), setting.least)
+
+
+def _bad_setting(key: str, given: object) -> str:
+    """Return what is wrong with a setting whose meaning is not known here."""
+    if _VARIABLE.fullmatch(key) is None:
+        return f"{printable(key)} is not the name of a setting"
+    if isinstance(given, dict):
+        return _bad_source(key, given)
+    if isinstance(given, list):
+        words = all(isinstance(word, str) and "\0" not in word for word in given)
+        return "" if words else f"{key} must be an array of texts"
+    if isinstance(given, str):
+        return f"{key} has a NUL character, which no argument can have" if "\0" in given else ""
+    return "" if isinstance(given, bool | int) else f"{key} must be a text, a number, true or false, not {_type(given)}"
 
 
 def _bad_source(name: str, given: object) -> str:

@@ -87,6 +87,7 @@ def starting_file(
         f"# What 'kopiatomic run {name}' backs up. A key that is commented out shows its default, or an example.",
         f"# 'kopiatomic profile check {name}' says whether all of it works.",
         '# extends = "_common"',
+        '# hold = [{ kind = "postgresql" }]  # Writers that are held still while the snapshots are made.',
     ]
     for table, settings in TABLES.items():
         lines += ["", f"[{table}]  # {_ABOUT[table]}"]
@@ -100,7 +101,7 @@ def starting_file(
                 kept = "  # As it was: another root is another history." if setting.name == "mount_root" else ""
                 lines += [f"{setting.key} = {toml(value)}{kept}"]
         for place, block in BLOCKS.items():
-            if place[0] == table:
+            if place[0] == table and len(place) > 1:
                 lines += [f"# {block.help}", f"# {place[-1]} = {_EXAMPLE}"]
         if table in WITH_ENVIRONMENT:
             lines += ["", f"[{table}.environment]  # {_ENVIRONMENT[table]}", *_examples(_secret(table, given))]
@@ -186,6 +187,7 @@ def schema() -> dict[str, Any]:
                 "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]*$",
             },
             **tables,
+            **{place[0]: _schema_of_block(block) for place, block in BLOCKS.items() if len(place) == 1},
         },
         "definitions": {
             "text": {"type": "string", "pattern": _TEXT},
@@ -209,13 +211,24 @@ _ENVIRONMENT_SCHEMA = {"$ref": "#/definitions/environment"}
 
 
 def _schema_of_block(block: Block) -> dict[str, Any]:
-    one = {
+    one: dict[str, Any] = {
         "type": "object",
         "additionalProperties": False,
         "properties": {setting.key: _schema_of(setting) for setting in block.settings}
         | ({"environment": _ENVIRONMENT_SCHEMA} if block.has_environment else {}),
-        "oneOf": [{"required": [key]} for key in block.one_of],
+        **({"oneOf": [{"required": [key]} for key in block.one_of]} if block.one_of else {}),
+        **({"required": list(block.needs)} if block.needs else {}),
     }
+    if block.is_open:
+        one["additionalProperties"] = {
+            "anyOf": [
+                {"$ref": "#/definitions/text"},
+                {"type": ["integer", "boolean"]},
+                {"type": "array", "items": {"$ref": "#/definitions/text"}},
+                *_sources(),
+            ]
+        }
+        one["propertyNames"] = {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}
     return {"description": block.help, "anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}
 
 

@@ -220,6 +220,15 @@ _MOUNT_ROOT = _text(
     completion=Completion.DIRECTORIES,
 )
 
+_HOLDS = _text(
+    "holds",
+    "--hold",
+    Group.HOOKS,
+    "KIND[:NAME]",
+    "Hold a writer still for the snapshots: postgresql, mariadb, mysql, unit, container, cgroup. Repeatable.",
+    repeated=True,
+)
+
 _ENGINE = (
     _text(
         "command",
@@ -326,6 +335,7 @@ _BACKUP = (
         "Shell line to run first; if it fails, nothing is made.",
     ),
     _text("post_hook", "-q --post-hook", Group.HOOKS, "COMMAND", "Shell line to run last, also after a failure."),
+    _HOLDS,
     _duration(
         "hook_timeout",
         "--hook-timeout",
@@ -383,6 +393,7 @@ _BACKUP = (
 _PLAN = (
     *_SELECT,
     *_ENGINE,
+    _HOLDS,
     _flag("save_facts", "--facts", Group.OUTPUT, "Print what was found as JSON, to plan from it elsewhere."),
     Setting("from_facts", ("--from-facts",), Group.SELECT, "Plan from such a file.", Form.FILE, value="FILE"),
     _flag("diff_last", "--diff-last", Group.OUTPUT, "Say what changed against the last run of that root."),
@@ -530,7 +541,7 @@ COMMANDS: Mapping[str, tuple[Setting, ...]] = {
 """The options of each command, in the order of its help."""
 
 
-_NOT_IN_A_FILE = frozenset({"dry_run", "schedule"})
+_NOT_IN_A_FILE = frozenset({"dry_run", "schedule", "holds"})
 """Options of a backup that are about one run alone."""
 
 _ONLY_IN_A_FILE = (
@@ -588,8 +599,12 @@ class Block:
     settings: tuple[Setting, ...]
     one_of: tuple[str, ...] = ()
     """The keys of which it needs exactly one."""
+    needs: tuple[str, ...] = ()
+    """The keys that it must have."""
     has_environment: bool = False
     """Whether it may have a table ``environment``."""
+    is_open: bool = False
+    """Whether it may have other keys, which are for what its values name: a text, a number, an array, or where a text is."""
 
 
 _HOOK = (
@@ -614,10 +629,24 @@ _HOOKS = {
     "on_failure": "After that, if nothing was saved.",
 }
 
+_HOLD = (
+    _text("kind", "", Group.HOOKS, "KIND", "postgresql, mariadb, mysql, unit, container, cgroup or command."),
+    _text("name", "", Group.HOOKS, "NAME", "Which one, where there are several.", default=""),
+    _duration("timeout", "", Group.HOOKS, "Within which time it must be held.", default="10s"),
+    _duration("limit", "", Group.HOOKS, "How long it may be held at most."),
+    _flag("required", "", Group.HOOKS, "Whether a backup fails where it cannot be held.", default=True),
+)
+
 BLOCKS: Mapping[tuple[str, ...], Block] = {
-    ("hooks", moment): Block(
-        text, (*_HOOK, _REQUIRED) if moment == "in_view" else _HOOK, one_of=("command", "shell"), has_environment=True
-    )
-    for moment, text in _HOOKS.items()
+    ("hold",): Block("A writer that is held still while the snapshots are made.", _HOLD, needs=("kind",), is_open=True),
+    **{
+        ("hooks", moment): Block(
+            text,
+            (*_HOOK, _REQUIRED) if moment == "in_view" else _HOOK,
+            one_of=("command", "shell"),
+            has_environment=True,
+        )
+        for moment, text in _HOOKS.items()
+    },
 }
 """The blocks of a profile, by the tables that lead to them."""

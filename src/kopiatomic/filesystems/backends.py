@@ -31,6 +31,8 @@ class Maker(Protocol):
     """
 
     refused: list[Refusal]
+    once: bool
+    """Whether ``make`` must not be repeated for a better proof, as something is held still meanwhile."""
 
     def check(self) -> None:
         """Check whether a set can be made at all: libraries, devices, permissions. Raises KopiatomicError."""

@@ -81,6 +81,8 @@ class Kind:
     """Whether a mount of this kind is known to be one of a snapshot."""
     is_tied: bool = False
     """Whether the kernel ties the snapshots to a run's processes, so that they go with the last one."""
+    one_instant: bool = False
+    """Whether the snapshots of one pool are of one instant, however many they are."""
     suspends: bool = False
     """Whether the kernel may suspend a pool, so that every call into it waits."""
     pool_of: Callable[[Mount], str] = _no_pool

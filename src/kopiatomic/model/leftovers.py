@@ -12,11 +12,12 @@ from kopiatomic.immutable import immutable
 class Intent:
     """Something that a run is about to make, or has made.
 
-    ``kind`` is "zfs", "btrfs", "mount" (FreeBSD) or "directory". ``place`` is the pool, the UUID of the Btrfs filesystem,
-    the type of the mount, or empty; ``name`` the snapshot's name, its path below the top-level subvolume, the mount point,
-    or the directory. ``origin`` is the source of a Btrfs snapshot (that subvolume's UUID), what is mounted, or the
-    boot during which a directory was made. ``identity`` is the snapshot's guid (ZFS) or UUID (Btrfs) and ``transaction`` its
-    createtxg or otransid: None until it is made.
+    ``kind`` is "zfs", "btrfs", "mount" (FreeBSD), "directory" or "cgroup" (frozen). ``place`` is the pool, the UUID of the Btrfs
+    filesystem, the type of the mount, where control groups are mounted, or empty; ``name`` the snapshot's name, its path below
+    the top-level subvolume, the mount point, the directory, or the control group's path. ``origin`` is the source of a Btrfs
+    snapshot (that subvolume's UUID), what is mounted, or the boot during which a directory was made or a control group was
+    frozen. ``identity`` is the snapshot's guid (ZFS) or UUID (Btrfs), None until it is made, or the inode of a control group, and
+    ``transaction`` the snapshot's createtxg or otransid.
 
     A "hook" is not made but owed (``runs/owed.py``): ``place`` is the profile, ``origin`` says what is to be run, and
     ``identity`` that it was started.
@@ -47,7 +48,7 @@ class Claim(StrEnum):
 
 @immutable
 class Leftover:
-    """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot", "mount", "directory" or "hook" (owed).
+    """Something that a dead run left. ``kind`` is "zfs-snapshot", "btrfs-snapshot", "mount", "directory", "cgroup" or "hook".
 
     ``place``, ``name`` and ``origin`` as in :class:`Intent`; the origin of a ZFS snapshot that was renamed is its recorded
     name. ``proof`` says why it is ours, ``command`` is what a person would type to remove it.

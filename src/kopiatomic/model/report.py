@@ -29,6 +29,21 @@ class HookRun:
 
 
 @dataclass(slots=True)
+class WriterReport:
+    """A writer that was to be held still: what the plan says of it, and how it was held."""
+
+    label: str
+    text: str
+    note: str = ""
+    needed: bool = True
+    """Whether it had to be held."""
+    stall: int | None = None
+    """How long it had to wait (ns); None if it was not held."""
+    why: str = ""
+    """What proves that it was held, or why it was not."""
+
+
+@dataclass(slots=True)
 class EngineReport:
     """What the engine was asked to do, and the outcome."""
 
@@ -71,6 +86,8 @@ class Report:
     """What went wrong in a hook when the rest was done: ``-q``, after_freeze, after."""
     hooks: list[HookRun] = field(default_factory=list)
     """The hooks of the profile that were run, in this order."""
+    writers: list[WriterReport] = field(default_factory=list)
+    """The writers that were to be held still, in their order."""
     skipped: str = ""
     """Why there was nothing to back up, by the word of the hook ``before``; empty if it did not say so."""
 

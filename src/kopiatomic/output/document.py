@@ -50,6 +50,17 @@ def _document(report: Report) -> dict[str, Any]:
             {"hook": one.moment, "place": one.place, "seconds": one.seconds, "error": _error(one.error)}
             for one in report.hooks
         ],
+        "writers": [
+            {
+                "writer": one.label,
+                "plan": one.text,
+                "note": one.note or None,
+                "needed": one.needed,
+                "stall_seconds": None if one.stall is None else one.stall / 1e9,
+                "why": one.why or None,
+            }
+            for one in report.writers
+        ],
         "skipped": report.skipped or None,
         "atomic": report.sets.atomic if report.sets else None,
         "instant": instant_text(report.sets.started_ns) if report.sets else None,

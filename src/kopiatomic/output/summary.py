@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from kopiatomic.filesystems import KINDS
 from kopiatomic.model.plan import MIGHT_HANG, Plan, Uncovered
-from kopiatomic.model.report import EngineReport, Report
+from kopiatomic.model.report import EngineReport, Report, WriterReport
 from kopiatomic.model.snapshots import Sets
 from kopiatomic.output.document import instant_words
 from kopiatomic.state import liveness
@@ -47,6 +48,7 @@ def summary(report: Report, *, verbose: bool) -> list[Line]:
     lines = [_headline(report)]
     lines += [("", line) for line in _table(report.plan, all_of_it=verbose)]
     lines += [("", line) for line in proof(report.sets)]
+    lines += [("", line) for line in _held(report.writers)]
     lines += [("", line) for line in _engine_lines(report.engine)]
     lines += [("", line) for line in _others(report.plan)]
     lines += [("", line) for line in _not_in_it(report.plan, all_of_it=verbose)]
@@ -104,6 +106,26 @@ def proof(sets: Sets) -> list[str]:
     if not sets.atomic:
         lines.append(f"the sets are up to {sets.skew_ns / 1e9:.3f} s apart (an upper bound)")
     return [("Proof:    " if not i else "          ") + line for i, line in enumerate(lines)]
+
+
+def _held(writers: Sequence[WriterReport]) -> list[str]:
+    """Return how the writers were held still, with what they waited."""
+    said = []
+    for one in writers:
+        if one.stall is not None:
+            said.append(f"{printable(one.label)} {one.stall / 1e6:.1f} ms")
+        else:
+            said.append(f"{printable(one.label)} {'NOT held: ' + one.why if one.needed else 'not needed'}")
+    return [f"Held:     {', '.join(said)}"] if said else []
+
+
+def writers(found: Sequence[WriterReport]) -> list[str]:
+    """Return what the plan says of the writers that are to be held still."""
+    width = max((len(one.label) for one in found), default=0)
+    return [
+        f"  {printable(one.label):<{width}}  {printable(one.text)}" + (f" ({printable(one.note)})" if one.note else "")
+        for one in found
+    ]
 
 
 def _untied(sets: Sets) -> list[str]:

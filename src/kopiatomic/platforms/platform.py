@@ -83,7 +83,7 @@ class Platform(Protocol):
         """Whether mounts outlive the processes of a run: then nothing is mounted without a record."""
 
     def leftovers(self) -> Mapping[str, Leftovers]:
-        """Return what finds the mounts of dead runs, by the kind of their intents."""
+        """Return what finds what only this system has, such as mounts of dead runs, by the kind of their intents."""
 
     def check(self, plan: Plan) -> list[str]:
         """Refuse what cannot be made of a plan here. Return what the user should know. Raises KopiatomicError, OSError."""

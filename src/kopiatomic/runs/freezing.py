@@ -16,7 +16,9 @@ from kopiatomic import filesystems
 from kopiatomic.errors import end_of
 from kopiatomic.filesystems import backends
 from kopiatomic.filesystems.backends import Maker
+from kopiatomic.hooks.holder import Holder
 from kopiatomic.hooks.hook import Moment
+from kopiatomic.hooks.together import Together
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.plan import Plan, Refusal
@@ -118,6 +120,8 @@ class Session:
         self._platform = selecting.platform
         self._held = held
         self._recorder = recorder
+        self.holders: Sequence[Holder] = ()
+        """What is held still while the snapshots are made."""
         self._unfinished = False
         """Whether the keeper lives on, since the kernel holds it up."""
 
@@ -295,12 +299,13 @@ class Session:
         report = self._report
         assert report.plan is not None
         makers = backends.makers(report.plan, report.run_id)
-        intents = [intent for maker in makers for intent in maker.intents()]
+        writers = Together(self.holders)
+        intents = [*(intent for maker in makers for intent in maker.intents()), *writers.intents()]
         if leave_out([r for maker in makers for r in maker.refused]):
             return None
         with ExitStack() as these:
             making = None if guardian is None else guardian.making
-            supervisor = these.enter_context(self._supervised(makers, intents, making))
+            supervisor = these.enter_context(self._supervised(makers, intents, writers, making))
             try:
                 sets = self._freeze(supervisor)
             except BaseException:
@@ -313,7 +318,9 @@ class Session:
         return supervisor, sets
 
     @contextmanager
-    def _supervised(self, makers: list[Maker], intents: list[Intent], making: int | None) -> Iterator[Supervisor]:
+    def _supervised(
+        self, makers: list[Maker], intents: list[Intent], writers: Together, making: int | None
+    ) -> Iterator[Supervisor]:
         """Run the processes of one try; what they could not remove goes into the report."""
         report = self._report
         assert report.plan is not None
@@ -328,6 +335,7 @@ class Session:
             Patience(pools, self._options.stop_timeout, self._selecting.warn, others=others.values()),
             platform=self._platform,
             record=self._recorder.intend_also,
+            writers=writers,
             making=making,
         )
         self._listener.phase(f"taking {len(report.plan.taken)} snapshot(s)")
@@ -347,7 +355,17 @@ class Session:
         report = self._report
         with report.phase("snapshot"):
             sets = supervisor.freeze()
+        self._note_held(supervisor)
         if sets.sets:
             report.sets = sets
             self._recorder.made()
         return sets
+
+    def _note_held(self, supervisor: Supervisor) -> None:
+        """Put into the report how the writers were held still."""
+        known = {one.label: one for one in self._report.writers}
+        for held in supervisor.held:
+            known[held.label].stall = held.stall if held.proven else None
+            known[held.label].why = held.why
+        for reason in supervisor.not_held:
+            self._selecting.warn(reason)

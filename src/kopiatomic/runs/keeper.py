@@ -16,6 +16,8 @@ from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.filesystems.backends import Maker
+from kopiatomic.hooks.holder import Held
+from kopiatomic.hooks.together import Together
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets
@@ -24,6 +26,9 @@ from kopiatomic.platforms.steps import steps_of
 from kopiatomic.runs import launcher
 from kopiatomic.system import children, host, inherited, worker
 from kopiatomic.system.channel import Channel, ClosedError, close_quietly
+
+_WRITE_OUT = 30.0
+"""Seconds that writing out may take before anything is held still: it may wait for a filesystem that does not answer."""
 
 _SPARE = 8
 """Descriptors that are kept for the removal: where they cannot be had, nothing is made that could then not be removed."""
@@ -39,6 +44,15 @@ class Mount:
 @immutable
 class Release:
     """To the keeper: the main process has closed its descriptor; release the snapshots."""
+
+
+@immutable
+class Made:
+    """From the keeper: the sets; how the writers were held, by label; and those that were not, with the reason."""
+
+    sets: Sets
+    held: tuple[Held, ...] = ()
+    not_held: tuple[str, ...] = ()
 
 
 @immutable
@@ -73,6 +87,8 @@ class Equipment:
     record: RecordIntents
     close_in_child: Callable[[], None]
     """Closes the main process's own ends."""
+    writers: Together
+    """What is held still while the snapshots are made."""
     making: int | None
     """A descriptor that is closed when the snapshots exist or cannot be made."""
     orphaned: Callable[[Sequence[str]], None]
@@ -115,6 +131,12 @@ def untie_all(makers: Sequence[Maker]) -> None:
             maker.untie()
 
 
+def _write_out() -> None:
+    """Write out what programs have written, so that the snapshot calls have less to wait for. It may take its time."""
+    with suppress(KopiatomicError):
+        worker.call(os.sync, lambda end: end.receive(_WRITE_OUT))
+
+
 class _Keeper:
     def __init__(self, equipment: Equipment) -> None:
         self._equipment = equipment
@@ -133,10 +155,11 @@ class _Keeper:
                 self._spare.append(inherited.open_null())
             self._equipment.platform.adopt()
             try:
-                self._sets = self._make_sets()
+                made = self._make_sets()
             finally:
                 close_quietly(self._equipment.making)
-            self._send(self._sets)
+            self._sets = made.sets
+            self._send(made)
             message = self._receive()
             if isinstance(message, Mount):
                 self._launch(message.plan)
@@ -171,12 +194,25 @@ class _Keeper:
         except ClosedError:
             self._main_alive = False
 
-    def _make_sets(self) -> Sets:
+    def _make_sets(self) -> Made:
         """Make all snapshot calls back to back, then tie each set, then read each back."""
         makers = self._equipment.makers
-        for maker in makers:
-            maker.prepare()
-        made = [(maker, instant) for maker in makers if (instant := maker.make()) is not None]
+        writers = self._equipment.writers
+        with writers:
+            writers.prepare()
+            for maker in makers:
+                maker.prepare()
+            if writers.any:
+                _write_out()
+                for maker in makers:
+                    maker.once = True
+            writers.hold()
+            # As little as possible from here to the release.
+            try:
+                made = [(maker, instant) for maker in makers if (instant := maker.make()) is not None]
+            finally:
+                held = writers.release()
+        writers.require_held(held)
         untied = []
         self._tied = True
         for maker, instant in made:
@@ -185,7 +221,8 @@ class _Keeper:
             untied.append(since if maker.needs_descriptor() else None)
         read = [maker.read_back(instant) for maker, instant in made]
         sets = [replace(one, untied_ns=since) for one, since in zip(read, untied, strict=True) if one.snapshots]
-        return Sets(tuple(sets), tuple(refusal for maker in makers for refusal in maker.refused))
+        made_sets = Sets(tuple(sets), tuple(refusal for maker in makers for refusal in maker.refused))
+        return Made(made_sets, tuple(held), tuple(error.message for error in writers.left_out))
 
     def _launch(self, plan: Plan) -> None:
         """Fork the launcher the way the platform does it."""

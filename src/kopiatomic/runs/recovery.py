@@ -37,12 +37,12 @@ _STALE = 1000
 def kinds() -> dict[str, Leftovers]:
     """Return what finds leftovers, by the kind of their intents, in the order of removal.
 
-    What is owed first: something may be held still. Then mounts: what they show cannot be removed before. Directories last: the
-    snapshots' clean-up does not need them.
+    The platform's own first: frozen processes wait, and what mounts show cannot be removed before. Then what is owed. Directories
+    last: the snapshots' clean-up does not need them.
     """
     platform = platforms.here()
     made = {name: backends.of(KINDS[name]).leftovers for name in platform.filesystems}
-    return {"hook": owed, **platform.leftovers(), **made, "directory": root_leftovers}
+    return {**platform.leftovers(), "hook": owed, **made, "directory": root_leftovers}
 
 
 @immutable

@@ -15,6 +15,8 @@ from typing import Self
 
 from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.filesystems.backends import Maker
+from kopiatomic.hooks.holder import Held
+from kopiatomic.hooks.together import Together
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.report import HoldEnd
 from kopiatomic.model.snapshots import Sets
@@ -62,10 +64,19 @@ class Supervisor:
         *,
         platform: Platform,
         record: RecordIntents,
+        writers: Together | None = None,
         making: int | None = None,
     ) -> None:
-        """``making`` is a descriptor that the keeper closes when the snapshots exist or cannot be made."""
+        """``writers`` are held still while the snapshots are made.
+
+        ``making`` is a descriptor that the keeper closes when the snapshots exist or cannot be made.
+        """
         self._making = making
+        self._writers = writers or Together(())
+        self.held: Sequence[Held] = ()
+        """How the writers were held."""
+        self.not_held: Sequence[str] = ()
+        """Why those that are not required were not held."""
         self._platform = platform
         self._record = record
         self._sets: Sets | None = None
@@ -95,6 +106,7 @@ class Supervisor:
             platform=self._platform,
             run_id=self._run_id,
             record=self._record,
+            writers=self._writers,
             making=self._making,
             close_in_child=self._close_own_ends,
             orphaned=self._orphaned,
@@ -120,11 +132,12 @@ class Supervisor:
     def freeze(self) -> Sets:
         """Wait until the keeper has made the sets. Raises KopiatomicError, Interrupted."""
         message = self._from_keeper()
-        assert isinstance(message, Sets)
-        self._sets = message
+        assert isinstance(message, keeper.Made)
+        self._sets = sets = message.sets
+        self.held, self.not_held = message.held, message.not_held
         for maker in self._makers:
-            maker.recall(message)
-        return message
+            maker.recall(sets)
+        return sets
 
     def mount(self, plan: Plan) -> View:
         """Have the view assembled from a plan of what was made. Raises KopiatomicError, Interrupted."""

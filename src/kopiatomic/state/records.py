@@ -302,7 +302,7 @@ class Records(StateFile):
 
 
 _SELECT = "SELECT id, version, command, root, started, ended, result, exit_code, document, schedule, took, mark, profile FROM run"
-_INTENT = "INTO intent (run, kind, place, name, origin, txn_first, txn_last) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_INTENT = "INTO intent (run, kind, place, name, origin, identity, txn_first, txn_last) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
 
 def _run(row: tuple[Any, ...]) -> RunRecord:
@@ -329,11 +329,11 @@ def _run(row: tuple[Any, ...]) -> RunRecord:
     )
 
 
-def _row(run_id: str, intent: Intent) -> tuple[str, str, str, bytes, str | bytes, int | None, int | None]:
+def _row(run_id: str, intent: Intent) -> tuple[str, str, str, bytes, str | bytes, str | None, int | None, int | None]:
     # Text where possible, as other versions of the program read it too. Only a path may not be UTF-8.
     origin = intent.origin if intent.origin.isascii() else os.fsencode(intent.origin)
     first, last = intent.between or (None, None)
-    return run_id, intent.kind, intent.place, os.fsencode(intent.name), origin, first, last
+    return run_id, intent.kind, intent.place, os.fsencode(intent.name), origin, intent.identity, first, last
 
 
 def _packed(document: Mapping[str, Any]) -> bytes:

@@ -235,6 +235,12 @@ def set_io_class(text: str) -> None:
         raise _failed()
 
 
+def syncfs(fd: int) -> None:
+    """Write out all that the filesystem of an open file has in memory (syncfs(2)). Raises OSError."""
+    if _libc().syncfs(fd) != 0:
+        raise _failed()
+
+
 def adopt_orphans(*, adopt: bool) -> None:
     """Choose whether orphaned descendants become our children instead of the first process's."""
     if _libc().prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0) != 0:

@@ -68,6 +68,19 @@ ionice = "best-effort:7"
 BORG_PASSPHRASE = { file = "/root/borg.pw" }
 BORG_RSH = "ssh -i /root/key"
 
+[[hold]]
+kind = "mariadb"
+name = "shop"
+limit = 1
+password = { file = "/root/db.pw" }
+port = 3307
+
+[[hold]]
+kind = "unit"
+name = "mail.service"
+required = false
+timeout = "5s"
+
 [hooks]
 pre_hook = "echo ${hostname} ${KOPIATOMIC_RUN_ID}"
 hook_timeout = "5m"
@@ -146,6 +159,7 @@ def test_a_profile_says_what_the_command_line_says(write: Write) -> None:
     hooks = {
         place[1]: [{key: value.value for key, value in one.values.items()} for one in profile.entries(*place)]
         for place in profile.blocks
+        if place[0] == "hooks"
     }
     assert hooks == {
         "before": [
@@ -155,6 +169,10 @@ def test_a_profile_says_what_the_command_line_says(write: Write) -> None:
         "after": [{"shell": f"umount ${{HERE}} {host}"}],
         "in_view": [{"command": "ls -l", "user": "nobody", "required": False}],
     }
+    assert [{key: value.value for key, value in one.values.items()} for one in profile.entries("hold")] == [
+        {"kind": "mariadb", "name": "shop", "limit": 1.0, "password": {"file": "/root/db.pw"}, "port": 3307},
+        {"kind": "unit", "name": "mail.service", "required": False, "timeout": 5.0},
+    ]
     (inside,) = profile.entries("hooks", "in_view")
     assert [(one.name, one.form, one.value) for one in inside.sources()] == [
         ("TOKEN", "credential", "token"),
@@ -275,6 +293,25 @@ WRONG = {
         'home.toml:4:1: calendar is in cron\'s notation; here it is "Mon..Fri 02:30", as systemd.time(7) has it',
         '    calendar = "*/5 2-4 1,2 * mon"',
         "    ^^^^^^^^",
+    ],
+    'hold = "postgresql"\n': [
+        "home.toml:1:1: hold must be a table, [hold], or one of several, [[hold]]",
+        '    hold = "postgresql"',
+        "    ^^^^",
+    ],
+    '[[hold]]\nname = "x"\nfrozen = 1.5\npassword = { file = "x" }\nrequired = 1\n': [
+        "home.toml:3:1: frozen must be a text, a number, true or false, not a number or date",
+        "    frozen = 1.5",
+        "    ^^^^^^",
+        "home.toml:4:1: file must be an absolute path: it names the file that holds the secret",
+        "    password ***",
+        "    ^^^^^^^^",
+        "home.toml:5:1: required must be true or false, not 1",
+        "    required = 1",
+        "    ^^^^^^^^",
+        "home.toml:1:3: [hold] must have kind",
+        "    [[hold]]",
+        "      ^^^^",
     ],
     '[[hooks.before]]\ncommand = ["a"]\nshell = "a"\n[hooks.after]\ntimeout = 3\n': [
         "home.toml:1:9: [hooks.before] must have one of command and shell, and no more of them",

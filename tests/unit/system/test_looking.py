@@ -169,7 +169,7 @@ PARTS = (
     "commands/inside",
     "engines/**/*",
     "filesystems/**/selection",
-    "hooks/shell",
+    "hooks/*",
     "model/changes",
     "output/*",
     "planning/fitting",
@@ -186,6 +186,7 @@ PARTS = (
 IN_A_CHILD = {
     "engines/self_backup.py": {"look"},
     "engines/reader.py": {"_made"},
+    "hooks/servers.py": {"_process_of", "real_entries", "real_paths"},
     "engines/names.py": {"_all", "_equal", "_walk", "find_breaking"},  # the launcher
     "engines/written.py": {"_is_tagged", "_made"},
 }

@@ -44,6 +44,7 @@ class BtrfsMaker:
     bookmark: str = ""
     """ZFS has bookmarks; Btrfs does not need them."""
     refused: list[Refusal] = field(default_factory=list)
+    once: bool = False
     _sources: dict[int, btrfs.Subvolume] = field(default_factory=dict)
     """The sources, by position in ``taken``, as they were before: each snapshot changes its source's generation."""
     _origins: set[bytes] = field(default_factory=set)
@@ -153,7 +154,7 @@ class BtrfsMaker:
         return instant if self._sources else None
 
     def _try(self, directory: int) -> Instant:
-        tries = _TRIES if len(self._sources) in _TRIED else 1
+        tries = _TRIES if len(self._sources) in _TRIED and not self.once else 1
         while True:
             before = time.time_ns(), time.monotonic_ns()
             self._snapshot_all(directory)

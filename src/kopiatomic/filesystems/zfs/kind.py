@@ -36,6 +36,7 @@ ZFS = Kind(
     mounting=lambda source, _device: Mounting(source, "zfs"),
     is_snapshot=_is_snapshot,
     is_tied=True,
+    one_instant=True,
     suspends=True,
     pool_of=lambda mount: mount.source.partition("/")[0].partition("@")[0],
     has_bookmarks=True,

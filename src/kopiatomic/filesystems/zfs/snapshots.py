@@ -54,6 +54,7 @@ class ZfsMaker:
         self._renamed: list[Intent] = []
         """The snapshots that were not found by name while still held: somebody has renamed them."""
         self.refused: list[Refusal] = []
+        self.once = False
 
     def needs_descriptor(self) -> bool:
         """Return True: temporary holds depend on a descriptor."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from kopiatomic.filesystems import KINDS
 from kopiatomic.filesystems.backends import Leftovers
+from kopiatomic.hooks import leftovers as frozen_groups
 from kopiatomic.model.mounts import Mount, visible
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.paths import parents
@@ -30,8 +31,8 @@ class LinuxPlatform:
         return tuple(KINDS)
 
     def leftovers(self) -> Mapping[str, Leftovers]:
-        """Return nothing: mounts end with their namespace."""
-        return {}
+        """Return what finds frozen control groups. Mounts end with their namespace."""
+        return {"cgroup": frozen_groups}
 
     def check(self, _plan: Plan) -> list[str]:
         """Return nothing: the kernel reports what it cannot do when asked for it."""

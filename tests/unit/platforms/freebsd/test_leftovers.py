@@ -303,7 +303,7 @@ def test_a_mount_that_comes_back_is_told(ground: Ground) -> None:
 
 
 def test_on_linux_there_is_nothing_of_the_kind_to_look_for() -> None:
-    assert list(recovery.kinds()) == ["zfs", "btrfs", "directory"]
+    assert list(recovery.kinds()) == ["cgroup", "hook", "zfs", "btrfs", "directory"]
 
 
 def test_the_shim_knows_what_an_earlier_one_mounted(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_where_python_says_freebsd_its_directories_and_recovery_are_used() -> No
         "print(locks.DIRECTORY, *recovery.kinds())"
     )
     ended = command(sys.executable, "-c", script)
-    assert ended.stdout.split() == [f"{os.path.realpath('/var/run')}/kopiatomic", "mount", "zfs", "directory"]
+    assert ended.stdout.split() == [f"{os.path.realpath('/var/run')}/kopiatomic", "mount", "hook", "zfs", "directory"]
 
 
 def test_a_setting_that_this_kernel_has_not_is_none() -> None:
@@ -71,4 +71,4 @@ def test_what_a_run_there_imports_needs_nothing_that_only_linux_has() -> None:
         "print(type(platforms.here()).__name__, *recovery.kinds())\n"
     )
     ended = command(sys.executable, "-c", script)
-    assert ended.stdout.split() == ["FreeBSDPlatform", "mount", "zfs", "directory"]
+    assert ended.stdout.split() == ["FreeBSDPlatform", "mount", "hook", "zfs", "directory"]

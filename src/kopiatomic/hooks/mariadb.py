@@ -1,0 +1,327 @@
+"""MariaDB (10.4 and later) and MySQL (8 and later).
+
+No SQL lock holds InnoDB's files still: page flushing, redo, purge and checkpoints go on under each of them. So InnoDB's data,
+undo, redo and tables with DATA DIRECTORY must share one proven instant, in which nothing is needed, or the processes are frozen.
+Other engines and binary logs are held by ``BACKUP STAGE BLOCK_COMMIT`` (MariaDB's manual: "BACKUP STAGE"): commits, Aria, MyISAM
+and DDL wait, reads go on. The global read lock (``FLUSH TABLES WITH READ LOCK``) is never used: it waits for the longest SELECT
+while everything waits for it.
+
+The lock ends with the client's connection. If the client hangs, the server ends it by ``wait_timeout``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from kopiatomic.errors import Interrupted, KopiatomicError
+from kopiatomic.hooks import freezer, servers
+from kopiatomic.hooks.holder import SHORT_LIMIT, TIMEOUT, Around, Finding, Held, Wanted, not_in_time
+from kopiatomic.hooks.servers import Client
+from kopiatomic.immutable import immutable
+from kopiatomic.model.leftovers import Intent
+from kopiatomic.system import cgroups, process
+from kopiatomic.system.coprocess import Coprocess, EndedError
+from kopiatomic.text import printable
+
+_END = "kopiatomic: so far"
+"""A line that ends an answer."""
+
+_END_TIMEOUT = 1.0
+"""Seconds that the client has to end when it holds nothing."""
+
+_RELEASE_TIMEOUT = 5.0
+"""Seconds that the server has to release the lock and say so."""
+
+_VARIABLES = (
+    "aria_log_dir_path",
+    "datadir",
+    "innodb_data_file_path",
+    "innodb_data_home_dir",
+    "innodb_doublewrite_dir",
+    "innodb_log_group_home_dir",
+    "innodb_undo_directory",
+    "log_bin_basename",
+    "pid_file",
+    "version",
+)
+"""What the server is asked. Not each version has all of them."""
+
+_FILES = {
+    "mariadb": "SELECT DISTINCT FILENAME FROM information_schema.INNODB_SYS_TABLESPACES WHERE FILENAME IS NOT NULL",
+    "old mariadb": "SELECT DISTINCT PATH FROM information_schema.INNODB_SYS_DATAFILES",
+    "mysql": "SELECT DISTINCT PATH FROM information_schema.INNODB_DATAFILES",
+}
+"""How each names InnoDB's files: absolute, or relative to the data directory."""
+
+_MEANINGS = (
+    ("ERROR 1045", "hold-password"),
+    ("ERROR 1698", "hold-password"),
+    ("ERROR 1227", "hold-no-right"),
+    ("ERROR 1142", "hold-no-right"),
+    ("ERROR 1044", "hold-no-right"),
+    ("ERROR 1205", "hold-timeout"),
+    ("ERROR 2002", "hold-no-server"),
+    ("ERROR 2003", "hold-no-server"),
+    ("ERROR 2005", "hold-no-server"),
+    ("ERROR 2006", "hold-lost"),
+    ("ERROR 2013", "hold-lost"),
+    ("ERROR 1053", "hold-recovering"),
+    ("ERROR 1040", "hold-no-answer"),
+)
+"""Numbers of the client's and the server's errors (MariaDB: "MariaDB Error Codes"), and what they mean."""
+
+_HINTS = {
+    "hold-password": "Who may log in: the client's own files (~/.my.cnf of system_user), or a password in the profile.",
+    "hold-no-right": "Its user needs RELOAD and PROCESS: GRANT RELOAD, PROCESS ON *.* TO ...",
+    "hold-no-server": "Is it running? Name its socket: socket.",
+    "hold-lost": "See the server's log: it has ended, or has closed the connection.",
+    "hold-recovering": "It is shutting down. Wait until it accepts connections again.",
+    "hold-no-answer": "It has too many connections.",
+}
+
+
+@immutable
+class _Layout:
+    """Where the real files of a server are."""
+
+    innodb: tuple[str, ...]
+    others: tuple[str, ...]
+    binary_log: str
+    """The directory of the binary log; empty if there is none."""
+
+
+class _MySQL:
+    settings: Mapping[str, type] = MappingProxyType(
+        {
+            "client": str,
+            "host": str,
+            "password": str,
+            "port": int,
+            "socket": str,
+            "system_user": str,
+            "user": str,
+        }
+    )
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def find(self, wanted: Wanted, around: Around) -> list[Finding]:
+        """Ask the server that is set, or the one that the client's own files name."""
+        client = self._client(wanted)
+        told = _told(wanted, client)
+        label = printable(f"{self.name} {wanted.name}" if wanted.name else self.name)
+        data = told["datadir"].rstrip("/") or "/"
+        pid = servers.process_of(wanted, os.path.join(data, told["pid_file"]), data)
+        files = _lines(_answer(wanted, client, f"{_FILES[_which(told)]};\n"))
+        layout = servers.look(wanted, data, lambda: _layout(data, told, files))
+        innodb, others = servers.spots(layout.innodb, around), servers.spots(layout.others, around)
+        outside = servers.outside([*innodb, *others])
+        if outside is not None:
+            return [Finding(label, str(outside), in_backup=False)]
+        note = ""
+        if layout.binary_log and around.place_of(layout.binary_log) is None:
+            note = f"its binary log in {printable(layout.binary_log)} is not in this backup"
+        if not servers.share_one_instant(innodb):
+            text = f"InnoDB in {servers.datasets(innodb)}, which share no instant, so that no lock helps: "
+            return [freezer.frozen(label, wanted, cgroups.path_of(pid), around, text=text)]
+        if "MariaDB" not in told["version"]:
+            what = "in one instant, nothing to hold; tables of other engines are as after a power cut"
+            return [Finding(label, f"InnoDB {what}", note=note)]
+        _try_lock(wanted, client)
+        text = "InnoDB in one instant; other engines held by BACKUP STAGE"
+        return [Finding(label, text, BackupStage(label, wanted, client), note=note)]
+
+    def _client(self, wanted: Wanted) -> Client:
+        settings = wanted.settings
+        who = servers.account(wanted, "root")
+        argv = [str(settings.get("client", self.name)), "--batch", "--raw", "--skip-column-names", "--unbuffered"]
+        argv += ["--skip-reconnect", f"--connect-timeout={servers.CONNECT_TIMEOUT}"]
+        # A server may otherwise ask its client for any file, and this one is root's.
+        argv.append("--local-infile=0")
+        address = {**settings, **({"socket": wanted.name} if wanted.name.startswith("/") else {})}
+        argv += [f"--{key}={address[key]}" for key in ("host", "port", "socket", "user") if key in address]
+        variables = {"MYSQL_PWD": settings["password"]} if "password" in settings else {}
+        return Client(argv, servers.environment(who, variables), who, f"{self.name}-client")
+
+
+def _told(wanted: Wanted, client: Client) -> dict[str, str]:
+    """Return the server's variables. Raises KopiatomicError, Interrupted."""
+    names = ", ".join(f"'{name}'" for name in _VARIABLES)
+    answer = _answer(wanted, client, f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names});\n")
+    told = dict(line.split("\t", 1) for line in _lines(answer) if "\t" in line)
+    is_mariadb = "MariaDB" in told["version"]
+    if _version(told) < ((10, 4) if is_mariadb else (8, 0)):
+        oldest = "MariaDB 10.4" if is_mariadb else "MySQL 8"
+        raise KopiatomicError(
+            f"--hold {wanted}: the server is {printable(told['version'])}, and {oldest} is the oldest that is supported",
+            kind="hold-version",
+            hint="Freeze its service instead: --hold unit:NAME",
+        )
+    return told
+
+
+def _version(told: Mapping[str, str]) -> tuple[int, int]:
+    major, minor, *_ = told["version"].split(".")
+    return int(major), int("".join(character for character in minor if character.isdecimal()))
+
+
+def _which(told: Mapping[str, str]) -> str:
+    if "MariaDB" not in told["version"]:
+        return "mysql"
+    return "mariadb" if _version(told) >= (10, 6) else "old mariadb"
+
+
+def _answer(wanted: Wanted, client: Client, statements: str) -> process.Finished:
+    """Run statements in a connection of their own. Raises KopiatomicError, Interrupted."""
+    answer = client.ask(wanted, statements)
+    if answer.status != 0:
+        raise _refused(f"--hold {wanted}", answer)
+    return answer
+
+
+def _lines(answer: process.Finished) -> list[str]:
+    return os.fsdecode(answer.stdout).splitlines()
+
+
+def _refused(what: str, answer: process.Finished) -> KopiatomicError:
+    """Return the error for a client that failed, by the number of its error."""
+    kind = next((kind for number, kind in _MEANINGS if number in answer.errors), "hold-failed")
+    lines = [line for line in answer.errors.splitlines() if line.startswith("ERROR")]
+    said = lines[-1] if lines else answer.why
+    return KopiatomicError(f"{what}: {said}", kind=kind, hint=_HINTS.get(kind, "See the server's log."))
+
+
+def _try_lock(wanted: Wanted, client: Client) -> None:
+    """Begin a backup and end it, which holds nothing up, to see whether that is allowed and no other one runs.
+
+    Raises KopiatomicError, Interrupted.
+    """
+    seconds = max(1, math.floor(min(TIMEOUT, wanted.timeout) / 2))
+    try:
+        _answer(wanted, client, f"SET SESSION lock_wait_timeout={seconds}; BACKUP STAGE START; BACKUP STAGE END;\n")
+    except KopiatomicError as error:
+        if error.kind == "hold-timeout":
+            raise _another_backup(f"--hold {wanted}") from None
+        raise
+
+
+def _another_backup(what: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"{what}: another backup of this server is running, or holds its global read lock",
+        kind="hold-backup-running",
+        hint="Wait for it; SHOW PROCESSLIST names it.",
+    )
+
+
+def _layout(data: str, told: Mapping[str, str], files: Iterable[str]) -> _Layout:
+    """In a child: return where the files are. Raises OSError."""
+    home = told.get("innodb_data_home_dir", "")
+    system = [item.partition(":")[0] for item in told.get("innodb_data_file_path", "").split(";") if item]
+    # An empty home means that the names are absolute, or relative to the data directory.
+    innodb = [os.path.join(data, home, name) for name in system]
+    for name in ("innodb_undo_directory", "innodb_log_group_home_dir", "innodb_doublewrite_dir"):
+        innodb.append(os.path.join(data, told.get(name, "")))
+    # Thousands of tables are in few directories; a table elsewhere may be a link itself.
+    innodb += {os.path.dirname(os.path.join(data, name)) for name in files if not name.startswith("innodb_")}
+    log = told.get("log_bin_basename", "")
+    others = [*servers.real_entries(data, ()), os.path.join(data, told.get("aria_log_dir_path", ""))]
+    (binary_log,) = servers.real_paths([os.path.dirname(os.path.join(data, log))]) if log else ("",)
+    return _Layout(tuple(servers.real_paths(innodb)), tuple(servers.real_paths(others)), binary_log)
+
+
+class BackupStage:
+    """Holds what is not InnoDB by a backup lock. Satisfies :class:`kopiatomic.hooks.holder.Holder`."""
+
+    def __init__(self, label: str, wanted: Wanted, client: Client) -> None:
+        self.label = label
+        self.wanted = wanted
+        self._client = client
+        self._program: Coprocess | None = None
+        self._since = 0
+        self._held = False
+        self._limit = max(1, math.ceil(SHORT_LIMIT if wanted.limit is None else wanted.limit))
+
+    def intents(self) -> tuple[Intent, ...]:
+        """Return nothing: the lock ends with its connection."""
+        return ()
+
+    def prepare(self, deadline: float) -> None:
+        """Connect."""
+        self._program = self._client.start(self.wanted)
+        self._say("", deadline)
+
+    def hold(self, deadline: float) -> None:
+        """Take the lock."""
+        left = max(1, math.floor(deadline - time.monotonic()))
+        # Not earlier: it also counts while nothing is asked of the connection.
+        self._say(f"SET SESSION wait_timeout={self._limit}, lock_wait_timeout={left};", deadline)
+        try:
+            self._say("BACKUP STAGE START;", deadline)
+        except KopiatomicError as error:
+            if error.kind == "hold-timeout":
+                raise _another_backup(self.label) from None
+            raise
+        self._since = time.monotonic_ns()
+        self._held = True
+        self._say("BACKUP STAGE BLOCK_COMMIT;", deadline)
+
+    def settle(self) -> None:
+        """Do nothing: the server has written what it has committed."""
+
+    def release(self) -> Held:
+        """End the backup in the session that began it: had it ended, the server would not know of any."""
+        try:
+            self._say("BACKUP STAGE END;", time.monotonic() + _RELEASE_TIMEOUT)
+        except KopiatomicError as error:
+            return Held(self.label, time.monotonic_ns() - self._since, False, error.message)
+        self._held = False
+        return Held(self.label, time.monotonic_ns() - self._since, True, "released in the session that held it")
+
+    def close(self) -> None:
+        """End the connection."""
+        program, self._program = self._program, None
+        if program is None:
+            return
+        if not self._held:
+            try:
+                program.finish(time.monotonic() + _END_TIMEOUT)
+            except (TimeoutError, Interrupted):
+                # It has been killed.
+                pass
+        program.kill()
+
+    def _say(self, statements: str, deadline: float) -> None:
+        """Have statements executed. If that fails, the connection has ended. Raises KopiatomicError, Interrupted."""
+        program = self._program
+        if program is None:
+            raise KopiatomicError(f"{self.label}: it is not connected", kind="hold-lost", hint=_HINTS["hold-lost"])
+        try:
+            program.send(f"{statements}\nSELECT '{_END}';\n".encode())
+            program.lines(_END.encode(), deadline)
+        except TimeoutError:
+            self.close()
+            what = "something that writes to a table of another engine than InnoDB, or DDL, takes that long"
+            raise not_in_time(self.label, what, self.wanted.timeout) from None
+        except EndedError as error:
+            self.close()
+            raise self._ended(error.finished) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def _ended(self, finished: process.Finished) -> KopiatomicError:
+        error = _refused(self.label, finished)
+        if error.kind == "hold-timeout":
+            return not_in_time(
+                self.label, "something writes to a table of another engine, or DDL runs", self.wanted.timeout
+            )
+        return error
+
+
+MARIADB = _MySQL("mariadb")
+MYSQL = _MySQL("mysql")

@@ -1,0 +1,224 @@
+"""What the kinds of databases share: where a server's files lie, which process it is, and how its client is run."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import stat
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import field
+from typing import TypeVar
+
+from kopiatomic import presence
+from kopiatomic.errors import KopiatomicError, unforeseen
+from kopiatomic.hooks.holder import Around, Place, Wanted
+from kopiatomic.immutable import immutable
+from kopiatomic.model.mounts import holder, visible
+from kopiatomic.system import cgroups, coprocess, descriptors, host, looking
+from kopiatomic.system.coprocess import Coprocess
+from kopiatomic.system.process import Finished
+from kopiatomic.system.spawn import User
+from kopiatomic.text import printable
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT = 5
+"""Seconds that a client has to connect."""
+
+
+@immutable
+class Account:
+    """The user that a client runs as; None for our own."""
+
+    name: str
+    home: str
+    user: User | None
+
+
+def account(wanted: Wanted, default: str) -> Account:
+    """Return the user that a client runs as. Raises KopiatomicError."""
+    name = str(wanted.settings.get("system_user", default))
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise KopiatomicError(
+            f"--hold {wanted}: there is no user {printable(name)}",
+            kind="no-such-user",
+            hint="Name the user that the database's client runs as: system_user.",
+        ) from None
+    user = User(entry.pw_uid, entry.pw_gid, tuple(os.getgrouplist(name, entry.pw_gid)))
+    return Account(name, entry.pw_dir, None if entry.pw_uid == os.geteuid() else user)
+
+
+def environment(who: Account, more: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment of a client, with nothing of ours but PATH. Its messages are read, so they are in English."""
+    path = os.environ.get("PATH", os.defpath)
+    return {"HOME": who.home, "LC_ALL": "C", "LOGNAME": who.name, "PATH": path, "USER": who.name, **more}
+
+
+@immutable
+class Client:
+    """A database's own client, ready to be started. ``package`` has it in Debian."""
+
+    argv: Sequence[str]
+    variables: Mapping[str, str] = field(repr=False)
+    who: Account
+    package: str
+
+    def ask(self, wanted: Wanted, text: str) -> Finished:
+        """Run it with statements as its input. Raises KopiatomicError, Interrupted."""
+        deadline = time.monotonic() + wanted.timeout
+        try:
+            return coprocess.run(self.argv, self.variables, deadline, text=text.encode(), user=self.who.user)
+        except TimeoutError:
+            raise KopiatomicError(
+                f"--hold {wanted}: the server did not answer within {wanted.timeout:g} s",
+                kind="hold-no-answer",
+                hint="See its log. A longer time: timeout.",
+            ) from None
+        except OSError as error:
+            raise self.not_started(wanted, error) from None
+
+    def start(self, wanted: Wanted) -> Coprocess:
+        """Start it, for statements one after the other. Raises KopiatomicError."""
+        try:
+            return Coprocess(self.argv, self.variables, user=self.who.user)
+        except OSError as error:
+            raise self.not_started(wanted, error) from None
+
+    def not_started(self, wanted: Wanted, error: OSError) -> KopiatomicError:
+        """Return the error for a client that could not be started."""
+        program = printable(self.argv[0])
+        if not isinstance(error, FileNotFoundError | PermissionError):
+            return unforeseen(error)
+        return KopiatomicError(
+            f"--hold {wanted}: the client {program} is not there or cannot be executed",
+            kind="hold-no-client",
+            hint=f"Install it (in Debian: {self.package}), or name another one: client.",
+        )
+
+
+@immutable
+class Spot:
+    """A path of a server's. ``real`` is without links; ``place`` None if it is not in the backup; ``fstype`` what it lies on."""
+
+    real: str
+    place: Place | None
+    fstype: str
+
+    def __str__(self) -> str:
+        if self.place is None:
+            return f"{printable(self.real)} is on {printable(self.fstype)}: NOT in this backup"
+        return f"{printable(self.real)} in {printable(self.place.dataset)}"
+
+
+def spots(paths: Iterable[str], around: Around) -> list[Spot]:
+    """Return where real paths lie, in their order, each once. Raises KopiatomicError, OSError."""
+    seen = visible(host.here().mounts())
+    return [Spot(path, around.place_of(path), holder(path, seen).fstype) for path in dict.fromkeys(paths)]
+
+
+def share_one_instant(places: Iterable[Spot]) -> bool:
+    """Whether all of these are in the backup, and in one proven instant."""
+    instants = {spot.place.instant if spot.place else None for spot in places}
+    return len(instants) == 1 and None not in instants
+
+
+def datasets(places: Iterable[Spot]) -> str:
+    """Return the datasets of these, in words."""
+    names = sorted({spot.place.dataset for spot in places if spot.place})
+    return ", ".join(map(printable, names))
+
+
+def outside(places: Iterable[Spot]) -> Spot | None:
+    """Return the first that is not in the backup."""
+    return next((spot for spot in places if spot.place is None), None)
+
+
+def look(wanted: Wanted, path: str, at: Callable[[], T]) -> T:
+    """Look at what the server's user controls, in a child. Raises KopiatomicError, Interrupted."""
+    try:
+        return looking.call(at, path)
+    except OSError as error:
+        raise KopiatomicError(
+            f"--hold {wanted}: its files cannot be examined: {printable(path)}: {error.strerror}",
+            kind="hold-elsewhere" if presence.absent(error) else "hold-files",
+            hint=_ELSEWHERE,
+        ) from None
+
+
+def process_of(wanted: Wanted, pid_file: str, directory: str) -> int:
+    """Return the process of a server that works in its data directory and has written its number into a file.
+
+    So a server in a container or on another host, whose paths mean something else here, is recognized. Raises KopiatomicError,
+    Interrupted.
+    """
+    pid = look(wanted, pid_file, lambda: _process_of(pid_file, directory))
+    if pid is None:
+        raise KopiatomicError(
+            f"--hold {wanted}: no process here works in {printable(directory)}, although the server says so",
+            kind="hold-elsewhere",
+            hint=_ELSEWHERE,
+        )
+    return pid
+
+
+_ELSEWHERE = (
+    "Does it run in a container or on another host? Then its paths are not those of here: --hold container:NAME"
+)
+
+
+def _process_of(pid_file: str, directory: str) -> int | None:
+    """In a child: read the number, and see whether that process works there and is the owner's."""
+    looking.at(pid_file)
+    # A device or a pipe must not be opened, and its path may lead to another one between two looks.
+    with descriptors.closing(os.open(pid_file, os.O_PATH | os.O_CLOEXEC)) as fd:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        with open(host.here().open_again(fd, os.O_RDONLY | os.O_CLOEXEC), encoding="ascii", errors="replace") as file:
+            first = file.readline(32).strip()
+    looking.at(directory)
+    data = os.stat(directory)
+    if not first.isdecimal():
+        return None
+    # The directory is reached through the kernel's own link, and may be on what does not answer.
+    works_in = presence.status(f"/proc/{first}/cwd")
+    if works_in is None or not os.path.samestat(works_in, data):
+        return None
+    # Whoever can write to the file could otherwise name a process of another user's.
+    return int(first) if cgroups.user_of(int(first)) == data.st_uid else None
+
+
+def real_entries(directory: str, below: Sequence[str]) -> list[str]:
+    """In a child: return the real paths of a directory, of the directories and links in it, and of those in some of them.
+
+    ``below`` are names of directories in it, or empty for all. Raises OSError.
+    """
+    looking.at(directory)
+    found = [os.path.realpath(directory)]
+    inner = []
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_symlink() or entry.is_dir(follow_symlinks=False):
+                looking.at(entry.path)
+                found.append(os.path.realpath(entry.path))
+                inner += [entry.path] if not below or entry.name in below else []
+    for path in inner:
+        looking.at(path)
+        if presence.is_directory(path):
+            with os.scandir(path) as entries:
+                for entry in entries:
+                    if entry.is_symlink() or (below and entry.is_dir(follow_symlinks=False)):
+                        looking.at(entry.path)
+                        found.append(os.path.realpath(entry.path))
+    return list(dict.fromkeys(found))
+
+
+def real_paths(paths: Iterable[str]) -> list[str]:
+    """In a child: return paths without links, each once. Raises OSError."""
+    found = []
+    for path in dict.fromkeys(paths):
+        looking.at(path)
+        found.append(os.path.realpath(path, strict=True))
+    return list(dict.fromkeys(found))

@@ -1,0 +1,206 @@
+"""Writers that are held still by a run (``--hold``), from the plan to what is in the backup."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.btrfs.conftest import wait_for
+from tests.support.filesystems import Btrfs
+from tests.support.programs import Completed, Kopiatomic, command
+from tests.support.schema import valid
+from tests.unit.support.databases import as_user, folder_of, postgresql, program, restored, transfers
+from tests.unit.support.holders import Grouped, eventually, grouped, thawers, write_in_order
+
+Leftovers = Callable[..., list[str]]
+SETS = 10
+
+
+@pytest.fixture
+def files(btrfs: Btrfs) -> list[Path]:
+    """A file in each of four subvolumes."""
+    return [btrfs.subvolume(name) / "file" for name in "abcd"]
+
+
+@pytest.fixture
+def group() -> Iterator[Grouped]:
+    with grouped() as one:
+        yield one
+
+
+class Run:
+    """Runs whose engine says which numbers are in the files of the view."""
+
+    def __init__(self, files: list[Path], root: Path, kopiatomic: Kopiatomic) -> None:
+        self.words: list[str | Path] = ["--mount-root", root, "--json"]
+        reads = "; ".join(f"od -An -t u8 -N 8 {root}{file}" for file in files)
+        self.words += ["-c", f"sh -c '{reads}'", *(file.parent for file in files)]
+        self.kopiatomic = kopiatomic
+
+    def __call__(self, *more: str) -> Completed:
+        return self.kopiatomic(*self.words, *more)
+
+
+@pytest.fixture
+def run(files: list[Path], root: Path, kopiatomic: Kopiatomic) -> Run:
+    return Run(files, root, kopiatomic)
+
+
+def document(ended: Completed) -> Any:
+    valid(ended.stdout)
+    return json.loads(ended.stdout)
+
+
+def numbers(ended: Completed) -> list[int]:
+    return [int(line) for line in ended.stderr.splitlines() if line.strip().isdecimal()]
+
+
+def is_torn(found: list[int]) -> bool:
+    """Whether they are not of one instant: each is written right after the one before it."""
+    assert len(found) == 4, found
+    return found != sorted(found, reverse=True) or found[0] - found[-1] > 1
+
+
+@pytest.mark.parametrize("mapped", [False, True], ids=["written", "mapped"])
+def test_several_subvolumes_are_one_instant_for_what_is_held(
+    mapped: bool, files: list[Path], group: Grouped, run: Run, root: Path, leftovers: Leftovers
+) -> None:
+    write_in_order(group, files, mapped=mapped)
+    for _ in range(SETS):
+        ended = run("--hold", f"cgroup:{group.path}", "--verbose")
+        assert ended.returncode == 0, str(ended)
+        (writer,) = document(ended)["writers"]
+        assert writer["writer"] == f"cgroup {group.path}"
+        assert writer["needed"]
+        assert 0 < writer["stall_seconds"] < 2
+        assert writer["why"] == "frozen before and after"
+        assert not is_torn(numbers(ended))
+        assert not group.is_asked()
+    assert leftovers(root) == []
+    assert thawers() == []
+
+
+def test_otherwise_they_are_not(files: list[Path], group: Grouped, run: Run) -> None:
+    """The control: the test above could not fail otherwise."""
+    write_in_order(group, files, mapped=False)
+    assert any(is_torn(numbers(run("--verbose"))) for _ in range(4 * SETS))
+
+
+def test_the_plan_says_what_is_held(files: list[Path], group: Grouped, kopiatomic: Kopiatomic) -> None:
+    group.start("sleep", "1000")
+    ended = kopiatomic("plan", files[0].parent, "--hold", f"cgroup:{group.path}")
+    assert ended.returncode == 0, str(ended)
+    _, line = ended.stdout.split("Held still while the snapshots are made:\n")
+    assert line.startswith(f"  cgroup {group.path}  ")
+    assert not group.is_asked()
+    assert thawers() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (["--hold", "oracle"], "hold-kind"),
+        (["--hold", ":x"], "hold-kind"),
+        (["--hold", "cgroup:/no/such/group"], "hold-no-group"),
+        (["--hold", "unit:no-such.service"], None),
+    ],
+)
+def test_what_cannot_be_held_fails_before_anything_is_made(
+    words: list[str], kind: str | None, run: Run, root: Path, leftovers: Leftovers
+) -> None:
+    ended = run(*words)
+    assert ended.returncode in {1, 2}, str(ended)
+    found = document(ended)
+    assert kind in {None, found["error"]["kind"]}, found["error"]
+    assert (found["sets"], found["instant"]) == ([], None)
+    assert leftovers(root) == []
+
+
+def test_what_somebody_else_has_frozen_stays_frozen(files: list[Path], group: Grouped, run: Run) -> None:
+    for file in files:
+        file.touch()
+    group.start("sleep", "1000")
+    group.freeze(frozen=True)
+    ended = run("--hold", f"cgroup:{group.path}")
+    assert ended.returncode == 0, str(ended)
+    assert document(ended)["writers"][0]["why"] == "frozen by somebody else before and after"
+    assert group.is_frozen()
+
+
+@pytest.mark.parametrize("everyone", [False, True], ids=["main", "everyone"])
+def test_a_kill_while_it_is_held_thaws_it(
+    everyone: bool,
+    files: list[Path],
+    group: Grouped,
+    run: Run,
+    root: Path,
+    kopiatomic: Kopiatomic,
+    leftovers: Leftovers,
+) -> None:
+    """At any moment of fifteen runs: two seconds later nothing is frozen."""
+    group.start("sleep", "1000")
+    hit = 0
+    for number in range(15):
+        with kopiatomic.started(*run.words, "--hold", f"cgroup:{group.path}") as process:
+            wait_for(lambda: group.is_asked() or process.poll() is not None, "the freeze", within=30)
+            hit += group.is_asked()
+            time.sleep(number * 0.0005)
+            if everyone:
+                subprocess.run(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+            process.send_signal(signal.SIGKILL)
+            process.wait(30)
+            assert eventually(lambda: not group.is_asked(), within=2.5)
+    assert hit
+    wait_for(lambda: leftovers(root) == [] or kopiatomic("recover").returncode == 0, "the end of everything", within=30)
+    assert not group.is_asked()
+
+
+@pytest.mark.in_part(2)
+@pytest.mark.parametrize("number", range(10))
+def test_a_postgresql_over_two_subvolumes_recovers_with_its_sum(
+    number: int, btrfs: Btrfs, kopiatomic: Kopiatomic, root: Path, leftovers: Leftovers
+) -> None:
+    """Under transfers of money, data and WAL in subvolumes of their own, read one after the other; ten times."""
+    del number
+    on = {"data": btrfs.subvolume("data"), "wal": btrfs.subvolume("wal")}
+    with postgresql(on=on) as server, folder_of("postgres") as copies:
+        words: list[str | Path] = ["--hold", f"postgresql:{server.number}", server.data, server.apart]
+        with transfers(server):
+            planned = kopiatomic("plan", *words)
+            assert "which share no instant: 1 group" in planned.stdout or "are frozen" in planned.stdout, str(planned)
+            copy = f"sh -c 'cp -a {root}{server.folder} {copies}/copy'"
+            ended = kopiatomic(*words, "--mount-root", root, "--json", "-c", copy)
+        assert ended.returncode == 0, str(ended)
+        (writer,) = document(ended)["writers"]
+        assert writer["needed"]
+        assert 0 < writer["stall_seconds"] < 2
+        with restored(server, copies / "copy/data", copies / "copy/wal") as again:
+            assert again.sql("SELECT sum(money), count(*) FROM account") == "10000|100"
+            where = ["-h", str(server.folder), "-p", again.number, "-d", "postgres"]
+            command(*as_user(server.user), program("pg_amcheck"), *where, "--install-missing")
+    assert leftovers(root) == []
+
+
+def test_a_postgresql_in_one_subvolume_needs_nothing(
+    btrfs: Btrfs, kopiatomic: Kopiatomic, root: Path, leftovers: Leftovers
+) -> None:
+    with postgresql(on={"": btrfs.subvolume("whole")}) as server:
+        words: list[str | Path] = ["--hold", f"postgresql:{server.number}", "--mount-root", root, "--json", "-c", "ls"]
+        ended = kopiatomic(*words, server.folder)
+        assert ended.returncode == 0, str(ended)
+        (writer,) = document(ended)["writers"]
+        assert (writer["needed"], writer["stall_seconds"]) == (False, None)
+        assert "all in one instant, nothing to hold" in writer["plan"]
+        ended = kopiatomic(*words, btrfs.subvolume("other"))
+        assert ended.returncode == 1, str(ended)
+        error = document(ended)["error"]
+        assert error["kind"] == "hold-not-in-backup"
+        assert "NOT in this backup" in error["message"]
+    assert leftovers(root) == []

@@ -1,0 +1,282 @@
+"""Database servers of a test's own, in a control group and a folder of their own."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import pytest
+
+from tests.support.programs import Completed, command
+from tests.unit.support.holders import Grouped, grouped
+
+_START_S = 60
+_LASTS = "Hot standby mode is disabled"
+"""What a server says to all that ask it: it has started, and accepts nobody."""
+
+
+def as_user(user: str) -> list[str]:
+    """The words before a command that runs as a user."""
+    return ["setpriv", f"--reuid={user}", f"--regid={pwd.getpwnam(user).pw_gid}", "--init-groups"]
+
+
+@contextmanager
+def folder_of(user: str) -> Iterator[Path]:
+    """A folder of a user's that it can reach: those of pytest are root's alone."""
+    path = Path(tempfile.mkdtemp(prefix="kopiatomic-test-", dir="/var/tmp"))
+    try:
+        shutil.chown(path, user)
+        path.chmod(0o755)
+        yield path
+    finally:
+        shutil.rmtree(path)
+
+
+@contextmanager
+def bound(folder: Path, on: Mapping[str, Path], user: str) -> Iterator[None]:
+    """Directories mounted in a folder, by name (empty: as the folder itself), and given to a user."""
+    with ExitStack() as stack:
+        for name, source in on.items():
+            point = folder / name
+            point.mkdir(exist_ok=True)
+            command("mount", "--bind", source, point)
+            stack.callback(command, "umount", "--lazy", point)
+            shutil.chown(point, user)
+            point.chmod(0o755 if point == folder else 0o700)
+        yield
+
+
+@dataclass
+class Server:
+    """A server that runs. ``apart`` is the part of its files that lies outside of ``data``."""
+
+    user: str
+    folder: Path
+    data: Path
+    apart: Path
+    group: Grouped
+    number: str = ""
+    """PostgreSQL: the number of its port, with which its socket is named."""
+
+    def sql(self, text: str, timeout: float = 60) -> str:
+        """What it answers, as its administrator."""
+        return self.client(text, timeout).stdout.strip()
+
+    def client(self, text: str, timeout: float = 60, *, check: bool = True) -> Completed:
+        raise NotImplementedError
+
+    def started(self, text: str) -> subprocess.Popen[str]:
+        """A client that waits for the answer."""
+        return subprocess.Popen([*self.words(), text], stdout=subprocess.PIPE, text=True)
+
+    def words(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def answers(self, text: str, within: float) -> bool:
+        """Whether a statement is answered within so many seconds."""
+        with self.started(text) as client:
+            try:
+                return client.wait(within) == 0
+            except subprocess.TimeoutExpired:
+                return False
+            finally:
+                client.kill()
+
+
+class PostgreSQL(Server):
+    def words(self) -> Sequence[str]:
+        psql = ["psql", "-XqAt", "-h", str(self.folder), "-p", self.number, "-d", "postgres", "-c"]
+        return [*as_user(self.user), *psql]
+
+    def client(self, text: str, timeout: float = 60, *, check: bool = True) -> Completed:
+        return command(*self.words(), text, timeout=timeout, check=check)
+
+
+def program(name: str) -> Path:
+    """A program of PostgreSQL's newest version here."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: int(path.parts[4]))
+    if not folders:
+        pytest.fail("there is no PostgreSQL; ./test installs it", pytrace=False)
+    return folders[-1].parent / name
+
+
+@contextmanager
+def postgresql(
+    *settings: str, user: str = "postgres", standby: bool = False, on: Mapping[str, Path] = MappingProxyType({})
+) -> Iterator[PostgreSQL]:
+    """A cluster whose WAL lies outside of its data directory. ``on``: directories that are mounted as ``data`` and ``wal``."""
+    with folder_of(user) as folder, bound(folder, on, user), grouped() as group:
+        server = PostgreSQL(user, folder, folder / "data", folder / "wal", group, str(20000 + secrets.randbelow(20000)))
+        words: list[str | Path] = [
+            *as_user(user),
+            program("initdb"),
+            "-D",
+            server.data,
+            "-X",
+            server.apart,
+            "--auth=trust",
+            "--no-sync",
+        ]
+        command(*words, "--username=postgres", "--locale=C.UTF-8")
+        options = [
+            f"unix_socket_directories={folder}",
+            f"port={server.number}",
+            "listen_addresses=",
+            "cluster_name=15/test",
+            *settings,
+        ]
+        with (folder / "data/postgresql.conf").open("a") as file:
+            file.writelines(re.sub("=(.*)", r"='\1'", option, count=1) + "\n" for option in options)
+        if standby:
+            (server.data / "standby.signal").touch()
+            shutil.chown(server.data / "standby.signal", user)
+        start(server, program("postgres"), "-D", server.data)
+        yield server
+
+
+@contextmanager
+def transfers(server: PostgreSQL, clients: int = 4) -> Iterator[None]:
+    """Clients that move money between 100 accounts, whose sum stays 10000."""
+    server.sql("CREATE TABLE IF NOT EXISTS account (id int PRIMARY KEY, money int)")
+    server.sql("TRUNCATE account; INSERT INTO account SELECT i, 100 FROM generate_series(1, 100) i")
+    script = server.folder / "transfer"
+    script.write_text(
+        "\\set a random(1, 100)\n\\set b random(1, 100)\n"
+        "BEGIN; UPDATE account SET money = money - 1 WHERE id = least(:a, :b);\n"
+        "UPDATE account SET money = money + 1 WHERE id = greatest(:a, :b); COMMIT;\n"
+    )
+    words = [
+        *as_user(server.user),
+        str(program("pgbench")),
+        "-n",
+        "-h",
+        str(server.folder),
+        "-p",
+        server.number,
+    ]
+    words += ["-c", str(clients), "-T", "600", "-f", str(script), "postgres"]
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bench:
+        try:
+            time.sleep(1)
+            assert bench.poll() is None
+            yield
+        finally:
+            bench.kill()
+
+
+@contextmanager
+def restored(server: PostgreSQL, data: Path, wal: Path) -> Iterator[PostgreSQL]:
+    """A server that starts from copies of another's files. Fails with an AssertionError if it does not start."""
+    (data / "postmaster.pid").unlink(missing_ok=True)
+    (data / "pg_wal").unlink()
+    (data / "pg_wal").symlink_to(wal)
+    with grouped() as group:
+        number = str(int(server.number) + 1)
+        copy = PostgreSQL(server.user, server.folder, data, wal, group, number)
+        start(copy, program("postgres"), "-D", data, "-p", number)
+        yield copy
+
+
+def copied(source: Path, target: Path) -> Path:
+    """A copy with owners and times, as a backup has it."""
+    command("cp", "-a", source, target)
+    return target
+
+
+def start(server: Server, *argv: str | Path) -> None:
+    """Start it in its control group and wait until it answers."""
+    process = server.group.start(*as_user(server.user), *argv)
+    deadline = time.monotonic() + _START_S
+    while (asked := server.client("SELECT 1", check=False)).returncode != 0 and _LASTS not in asked.stderr:
+        assert process.poll() is None, "the server has ended"
+        assert time.monotonic() < deadline, "the server does not answer"
+        time.sleep(0.1)
+
+
+class MariaDB(Server):
+    def words(self) -> Sequence[str]:
+        return ["mariadb", "--no-defaults", f"--socket={self.folder}/socket", "--batch", "--skip-column-names", "-e"]
+
+    def client(self, text: str, timeout: float = 60, *, check: bool = True) -> Completed:
+        return command(*self.words(), text, timeout=timeout, check=check)
+
+
+_COMMON = ("--no-defaults", "--innodb-buffer-pool-size=16M", "--innodb-log-file-size=16M", "--skip-networking")
+
+
+def _places(folder: Path, data: Path, log: Path, binary: Path) -> list[str]:
+    return [
+        *(f"--datadir={data}", f"--innodb-log-group-home-dir={log}", f"--log-bin={binary}/log"),
+        *(f"--tmpdir={folder}", f"--socket={folder}/socket", f"--pid-file={folder}/pid"),
+    ]
+
+
+@contextmanager
+def mariadb(user: str = "nobody") -> Iterator[MariaDB]:
+    """A server whose redo log and binary log lie outside of its data directory."""
+    if shutil.which("mariadbd") is None:
+        pytest.fail("there is no MariaDB; ./test installs it", pytrace=False)
+    with folder_of(user) as folder, grouped() as group:
+        server = MariaDB(user, folder, folder / "data", folder / "log", group)
+        for directory in (server.data, server.apart, folder / "binary"):
+            directory.mkdir()
+            shutil.chown(directory, user)
+        places = _places(folder, server.data, server.apart, folder / "binary")
+        how = ["--skip-test-db", "--auth-root-authentication-method=normal", f"--user={user}"]
+        command("mariadb-install-db", *_COMMON, *places[:2], places[3], *how)
+        start(server, "mariadbd", *_COMMON, *places)
+        yield server
+
+
+@contextmanager
+def restored_mariadb(server: MariaDB, data: Path, log: Path, binary: Path) -> Iterator[MariaDB]:
+    """A server that starts from copies of another's files. Fails with an AssertionError if it does not start."""
+    folder = server.folder / "restored"
+    folder.mkdir()
+    shutil.chown(folder, server.user)
+    with grouped() as group:
+        copy = MariaDB(server.user, folder, data, log, group)
+        start(copy, "mariadbd", *_COMMON, *_places(folder, data, log, binary))
+        yield copy
+
+
+@contextmanager
+def transfers_in_innodb(server: MariaDB, clients: int = 4) -> Iterator[None]:
+    """Clients that move money between 1000 accounts on many pages, whose sum stays 100000."""
+    server.sql(
+        "CREATE DATABASE bank; USE bank; CREATE TABLE account (id int PRIMARY KEY, money int, fill char(250)) ENGINE=InnoDB;"
+        "INSERT INTO account SELECT seq, 100, 'x' FROM seq_1_to_1000"
+    )
+    program = """
+BEGIN {
+    srand(seed)
+    change = "UPDATE account SET money = money + %d WHERE id = %d;"
+    while (1) {
+        a = int(rand() * 1000) + 1
+        b = int(rand() * 1000) + 1
+        if (a > b) { c = a; a = b; b = c }
+        printf "BEGIN; " change change " COMMIT;\\n", -1, a, 1, b
+    }
+}
+"""
+    line = f'awk -v seed="$1" "$0" | mariadb --no-defaults --batch --socket={server.folder}/socket bank'
+    with ExitStack() as stack:
+        for number in range(clients):
+            words = ["sh", "-c", line, program, str(number)]
+            writer = stack.enter_context(subprocess.Popen(words, process_group=0, stderr=subprocess.DEVNULL))
+            stack.callback(os.killpg, writer.pid, signal.SIGKILL)
+        time.sleep(1)
+        assert server.sql("SELECT MIN(money) < 100 FROM bank.account") == "1"
+        yield
