@@ -83,18 +83,20 @@ def swept() -> list[tuple[str, Chunk | None]]:
 def all_chunks(kind: str) -> list[Chunk]:
     """The whole sweep of a kind of run.
 
-    Right after one call a process is where it is right before its next: only the default kind is killed at both.
+    Right after one call a process is where it is right before its next: only the default kind is killed at both, and at all
+    instants; the other kinds at a third of these, as the processes are the same.
     """
+    default = kind == KINDS[0]
     return [
         Chunk(role, when, everyone, helpers, share)
         for everyone in (False, True)
         # A view that is held has no engine.
         for helpers in ((0,) if kind == HOLDING else (0, HELPERS))
-        for when in ("before", *(["after"] if kind == KINDS[0] else []), INSTANT)
+        for when in ("before", *(["after"] if default else []), INSTANT)
         for role in (ROLES if when != INSTANT else ("any",))
         # All of its points lie before the start of the engine.
         if not (helpers and role == "launcher")
-        for share in range(_SHARES)
+        for share in range(_SHARES if default or when != INSTANT else 1)
     ]
 
 
