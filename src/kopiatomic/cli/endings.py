@@ -27,13 +27,14 @@ def called() -> Invocation:
 
 def or_end(load: Callable[[], T], console: Console) -> T:
     """Load something, or end with an error that says what is wrong with it."""
-    from kopiatomic.errors import KopiatomicError
+    from kopiatomic.errors import end_of
 
     try:
         return load()
-    except KopiatomicError as error:
-        console.error(error)
-        raise SystemExit(error.exit_code) from None
+    except Exception as error:
+        failure = end_of(error)
+        console.error(failure)
+        raise SystemExit(failure.exit_code) from None
 
 
 def finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:

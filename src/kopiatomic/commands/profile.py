@@ -23,7 +23,7 @@ from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
 from kopiatomic.config.profile import Entry, Origin, Problem, Profile, ProfileError, Value
 from kopiatomic.config.settings import TABLES
-from kopiatomic.errors import EndError, KopiatomicError, UsageError
+from kopiatomic.errors import EndError, Interrupted, KopiatomicError, UsageError
 from kopiatomic.hooks import shell
 from kopiatomic.hooks.hook import Moment
 from kopiatomic.immutable import immutable
@@ -212,7 +212,7 @@ class _Listed:
     engine: str
     schedule: str
     last: str
-    problem: KopiatomicError | None = None
+    problem: EndError | None = None
 
 
 def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
@@ -239,8 +239,9 @@ def _listed(name: str, folder: Folder, schedules: Mapping[str, str]) -> _Listed:
     schedule = schedules.get(name, "")
     try:
         options = profiles.options(folder.load(name, trusted=False), {})
-    except KopiatomicError as error:
-        return _Listed(name, "", "", schedule, "", error)
+    except Exception as error:
+        # Not even a defect of ours keeps the others from being listed.
+        return _Listed(name, "", "", schedule, "", errors.end_of(error))
     engine = "command" if options.command is not None else options.engine or "kopia"
     return _Listed(name, shlex.join(options.selection_words()), engine, schedule, _last(name, options))
 
@@ -249,8 +250,8 @@ def _last(name: str, options: Options) -> str:
     """Return what came of the last run of a profile, as far as this user may know."""
     try:
         record = Records(options.state_dir).last_of(name)
-    except KopiatomicError as error:
-        return f"unknown: {error.message}"
+    except Exception as error:
+        return f"unknown: {errors.end_of(error).message}"
     if record is None:
         return "never run"
     what = "another run had the root" if record.exit_code == errors.LOCKED else result_of(record)
@@ -304,9 +305,12 @@ def check(
         asked = folder.some(names, everything=not names)
         # Only root acts on a profile, and only for root does it matter who can change it.
         trusted = os.geteuid() == 0
-        codes = []
+        codes: list[int] = []
         for name in asked:
             code = _check(partial(folder.load, name, trusted=trusted), console, called, offline=offline)
+            if code > errors.SIGNAL_BASE:
+                # Whoever asked for the end of it waits for no other profile.
+                return console.exit_code(profiles.worst([*codes, code]))
             if code != errors.SAVED:
                 console.result(f"{name}: NOT right, as said above")
             codes.append(code)
@@ -406,8 +410,9 @@ def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Con
             found = folder.load(name, trusted=False)
             root, options = _root(found), profiles.options(found, {})
             real = "" if root is None else roots.resolve(root)
-        except KopiatomicError:
-            # It is said where that profile itself is checked.
+        except Interrupted:
+            raise
+        except Exception:  # noqa: S112 - it is said where that profile itself is checked
             continue
         if real:
             what = f"the root {printable(real)}"

@@ -1,0 +1,141 @@
+"""The commands about profiles: what happens to one keeps no other from being looked at, and a signal ends all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kopiatomic.cli import entry
+from kopiatomic.commands import backup, profile, schedule
+from kopiatomic.commands.profiles import Folder
+from kopiatomic.config.invocation import Invocation
+from kopiatomic.config.profile import Profile
+from kopiatomic.errors import SAVED
+from kopiatomic.model.report import Report
+from kopiatomic.output.console import Console
+from kopiatomic.runs.freezing import failures_in
+from kopiatomic.system import signals
+
+Main = Callable[..., int]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three profiles, with the second of which a defect of ours shows itself: there is no file that does that for ever."""
+    for name in ("one", "second", "third"):
+        path = tmp_path / f"{name}.toml"
+        path.touch(0o600)
+        path.write_text(f'[select]\ndatasets = ["/srv"]\n[view]\nname = "{name[0]}"\n')
+    load = Folder.load
+
+    def broken(folder: Folder, name: str, *, trusted: bool = True) -> Profile:
+        if name == "second":
+            raise ValueError("invalid literal")
+        return load(Folder(folder.path, str(tmp_path)), name, trusted=trusted)
+
+    monkeypatch.setattr(Folder, "load", broken)
+    monkeypatch.setenv("KOPIATOMIC_STATE_DIR", str(tmp_path / "state"))
+    return tmp_path
+
+
+@pytest.fixture
+def main(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Main:
+    """Runs a command in this process, which has the defect; returns its exit code."""
+
+    def main(*words: str) -> int:
+        monkeypatch.setattr(sys, "argv", ["kopiatomic", *words, "--config-dir", str(folder)])
+        with pytest.raises(SystemExit) as ended:
+            entry.main()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code
+
+    return main
+
+
+def test_a_defect_with_one_profile_is_told_and_the_others_are_listed(
+    main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("profile", "list") == 1
+    said = capsys.readouterr()
+    assert [line.split()[0] for line in said.out.splitlines()] == ["PROFILE", "one", "second", "third"]
+    assert "internal error: ValueError: invalid literal" in said.err
+
+
+def test_a_defect_with_one_profile_changes_no_verdict_on_another(
+    main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("profile", "check", "one", "--offline") == 0
+    said = capsys.readouterr()
+    assert (said.out.startswith("one: the file is right"), said.err) == (True, "")
+    assert main("profile", "check", "--offline") == 1
+    said = capsys.readouterr()
+    assert [line.split(":")[0] for line in said.out.splitlines()] == ["one", "second", "third"]
+    assert "internal error: ValueError: invalid literal" in said.err
+
+
+def test_a_defect_with_one_profile_keeps_no_new_one_from_being_told(
+    main: Main, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kopiatomic.schedules.trust.check", lambda *_, **__: None)
+    assert main("profile", "new", "other") == 0
+    assert f"Wrote {folder}/other.toml" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ends", [SAVED, 130])
+def test_a_defect_with_one_profile_keeps_no_other_from_being_scheduled(
+    ends: int, main: Main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[str] = []
+
+    def install(wanted: schedule.ScheduleRequest, *_: Any, **__: Any) -> int:
+        asked.append(wanted.name)
+        return ends if wanted.name == "one" else SAVED
+
+    monkeypatch.setattr(schedule, "install", install)
+    monkeypatch.setattr("kopiatomic.schedules.here", lambda: None)
+    assert main("schedule", "install", "--all") == (130 if ends else 1)
+    assert asked == (["one"] if ends else ["one", "third"])
+    assert ("internal error: ValueError: invalid literal" in capsys.readouterr().err) is (not ends)
+
+
+def test_no_command_shows_a_traceback(
+    main: Main, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a defect that nothing on the way caught."""
+
+    def broken(*_: Any, **__: Any) -> int:
+        raise ValueError("invalid literal")
+
+    monkeypatch.setattr(profile, "show", broken)
+    assert main("profile", "show", "one") == 1
+    assert capsys.readouterr().err.startswith(
+        "kopiatomic: internal error: ValueError: invalid literal (test_profiles.py:"
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a check needs root")
+def test_a_signal_ends_the_check_of_all_profiles(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It comes while the first is looked at, which takes too short a time to hit from outside."""
+    looked: list[str] = []
+
+    def look(options: Any, *_: Any) -> Report:
+        report = Report(run_id="", root="")
+        looked.append(options.profile)
+        with signals.handled(), failures_in(report):
+            os.kill(os.getpid(), signal.SIGINT)
+            signals.check()
+        return report
+
+    monkeypatch.setattr(backup, "check", look)
+    names = ("one", "third")
+    code = profile.check(names, None, Folder(str(folder)), Console(), Invocation(), offline=False)
+    assert (code, looked) == (130, ["one"])
+    assert capsys.readouterr().out == ""
