@@ -31,7 +31,7 @@ from kopiatomic.model.plan import Layout
 from kopiatomic.output.console import Console
 from kopiatomic.schedules import here, trust
 from kopiatomic.schedules.environment import created
-from kopiatomic.secrets.masking import MASK, Secrets, is_secret
+from kopiatomic.secrets.masking import MASK, Secrets, found_in, is_secret
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records
 from kopiatomic.system import accounts
@@ -134,7 +134,7 @@ def _document(found: Profile) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for (table, key), value in found.values.items():
-        tables.setdefault(table, {})[key] = _shown(value.given)
+        tables.setdefault(table, {})[key] = _shown(value.given, _receives(found, key))
         origins[f"{table}.{key}"] = value.origin.place
     for (table, name), value in found.environment.items():
         tables.setdefault(table, {}).setdefault("environment", {})[name] = _safe(name, value)
@@ -161,11 +161,19 @@ def _block(entry: Entry) -> dict[str, Any]:
     return {**found, **({"environment": variables} if variables else {})}
 
 
-def _shown(given: Any) -> Any:
-    """Return a value as it may be shown: a password among words or in an address is not."""
+def _shown(given: Any, program: str = "") -> Any:
+    """Return a value as it may be shown: a password among words or in an address is not.
+
+    ``program`` receives the words; empty for what a program receives that they name, or none.
+    """
     if isinstance(given, list) and all(isinstance(word, str) for word in given):
-        return Secrets(given, {}).hide_words(given)
-    return Secrets([given], {}).hide(given) if isinstance(given, str) else given
+        return Secrets(given, {}, found_in(given, program)).hide_words(given, program)
+    return Secrets([given], {}).hide(given, program) if isinstance(given, str) else given
+
+
+def _receives(found: Profile, key: str) -> str:
+    """Return the program that receives the words of a key; empty if they name it themselves."""
+    return found.program() if key == "options" else ""
 
 
 def _safe(name: str, value: Value) -> Any:
@@ -182,7 +190,11 @@ def _root(found: Profile) -> str | None:
 def _lines(found: Profile, *, origin: bool) -> list[str]:
     lines: list[str] = [f"# {printable(file)}" for file in found.files]
     for table in TABLES:
-        values = [(key, _shown(value.given), value) for (of, key), value in found.values.items() if of == table]
+        values = [
+            (key, _shown(value.given, _receives(found, key)), value)
+            for (of, key), value in found.values.items()
+            if of == table
+        ]
         variables = [
             (name, _safe(name, value), value) for (of, name), value in found.environment.items() if of == table
         ]

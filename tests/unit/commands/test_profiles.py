@@ -139,3 +139,25 @@ def test_a_signal_ends_the_check_of_all_profiles(
     code = profile.check(names, None, Folder(str(folder)), Console(), Invocation(), offline=False)
     assert (code, looked) == (130, ["one"])
     assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        'options = ["-p", "wetpaint"]',
+        'options = "-p wetpaint"',
+        "options = ['-pwetpaint']",
+        'command = "mysqldump"\noptions = "-u x -pwetpaint"',
+        'command = ["mysqldump", "-pwetpaint"]',
+        'environment = { BORG_PASSCOMMAND = "echo wetpaint" }',
+    ],
+)
+def test_no_password_among_options_is_shown(engine: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "home.toml"
+    path.touch(0o600)
+    path.write_text(f"[select]\nall = true\n[engine]\n{engine}\n")
+    for as_json in (True, False):
+        assert profile.show("home", Folder(str(tmp_path)), Console(), origin=False, as_json=as_json) == 0
+    shown = capsys.readouterr().out
+    assert "wetpaint" not in shown
+    assert shown.count("***") == 2
