@@ -359,7 +359,7 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
 
     options = replace(options, profile=found.name)
     report = look(options, console, called)
-    wrong = [*_wrong_around(found), *([report.error] if report.error is not None else [])]
+    wrong = [*_wrong_around(found, console.warning), *([report.error] if report.error is not None else [])]
     if report.error is not None and report.error.kind == "credential":
         # Without a secret nothing can be asked of the engine, but what is selected can be looked at.
         planned = look(replace(options, dry_run=True), console, called)
@@ -377,22 +377,28 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
     return errors.SAVED
 
 
-def _wrong_around(found: Profile) -> Iterator[EndError]:
-    """Yield what is wrong with the times and the hooks: unknown to this machine's scheduler, no shell's line, no program."""
+def _wrong_around(found: Profile, warn: Callable[[str], None]) -> Iterator[EndError]:
+    """Yield what is wrong with the times and the hooks: unknown to this machine's scheduler, no shell's line, no program.
+
+    ``warn`` is called with what need not be wrong.
+    """
     looks: list[tuple[str, Origin, Callable[[], object]]] = []
+    path = _path_in({name: value for (table, name), value in found.environment.items() if table == "hooks"})
     calendar = found.values.get(("schedule", "calendar"))
     if calendar is not None:
         looks.append(("calendar", calendar.origin, partial(here().calendar, found.name, calendar.value)))
     for key in ("pre_hook", "post_hook"):
         line = found.values.get(("hooks", key))
         if line is not None:
-            looks.append((key, line.origin, partial(shell.check, line.value)))
+            looks.append((key, line.origin, partial(shell.check, line.value, path)))
     for moment in Moment:
         for entry in found.entries("hooks", moment.value):
-            looks.append((moment.value, entry.origin, partial(_look_at_hook, entry)))
+            looks.append((moment.value, entry.origin, partial(_look_at_hook, entry, path)))
     for name, origin, look in looks:
         try:
-            look()
+            said = look()
+            if isinstance(said, str) and said:
+                warn(f"{origin.place}: {name} {said}")
         except UsageError as error:
             problem = Problem(f"{name} {error.message.removeprefix('--calendar ')}", origin)
             yield ProfileError([problem], hint=error.hint)
@@ -400,18 +406,29 @@ def _wrong_around(found: Profile) -> Iterator[EndError]:
             yield error
 
 
-def _look_at_hook(entry: Entry) -> None:
-    """Refuse a hook that cannot be started. Raises UsageError, whose message follows the hook's name."""
-    line = entry.value("shell")
+def _path_in(variables: Mapping[str, Value]) -> str | None:
+    """Return the PATH among the variables of hooks; None if it is not among them, or not in the file."""
+    found = variables.get("PATH")
+    return found.value if found is not None and isinstance(found.value, str) else None
+
+
+def _look_at_hook(entry: Entry, path: str | None) -> str:
+    """Refuse a hook that cannot be started; return what need not be wrong, as it follows the hook's name.
+
+    ``path`` is the PATH of all hooks. Raises UsageError, whose message follows the hook's name.
+    """
+    line, path = entry.value("shell"), _path_in(entry.environment) or path
+    said = ""
     if line is not None:
-        shell.check(line)
+        said = shell.check(line, path)
     else:
-        shell.check_program(shlex.split(entry.value("command"))[0])
+        shell.check_program(shlex.split(entry.value("command"))[0], path)
     user = entry.value("user")
     if user is not None and accounts.find(user) is None:
         raise UsageError(
             f"runs as {printable(user)}, and there is no such user", kind="no-such-user", hint="See: getent passwd"
         )
+    return said
 
 
 def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Console) -> None:

@@ -161,3 +161,36 @@ def test_no_password_among_options_is_shown(engine: str, tmp_path: Path, capsys:
     shown = capsys.readouterr().out
     assert "wetpaint" not in shown
     assert shown.count("***") == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a check needs root")
+def test_a_hook_is_checked_with_the_path_that_it_will_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("all", "own"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"of-{name}").touch(0o755)
+    path = tmp_path / "home.toml"
+    path.touch(0o600)
+    path.write_text(
+        f"""
+[select]
+all = true
+[hooks]
+pre_hook = "of-all -x"
+post_hook = "none | true"
+environment = {{ PATH = "{tmp_path}/all:/usr/bin:/bin" }}
+[[hooks.before]]
+command = ["of-own"]
+environment = {{ PATH = "{tmp_path}/own:/usr/bin:/bin" }}
+[[hooks.after]]
+shell = "of-own"
+"""
+    )
+    monkeypatch.setattr(backup, "check", lambda *_: Report(run_id="", root=""))
+    folder = Folder(str(tmp_path), str(tmp_path))
+    assert profile.check(["home"], None, folder, Console(), Invocation(), offline=False) == 2
+    said = capsys.readouterr().err
+    assert "home.toml:6:1: post_hook begins with none, which is not there or cannot be executed" in said
+    assert "home.toml:11:9: after begins with of-own, which is not there or cannot be executed" in said
+    assert said.count("which is not there") == 2
