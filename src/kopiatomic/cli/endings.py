@@ -119,4 +119,12 @@ def end(error: EndError, called: Invocation) -> NoReturn:
     from kopiatomic.model.report import Report
     from kopiatomic.output.console import Console
 
-    finish(Report(run_id="", root="", error=error), Console(called), as_json="--json" in called.words)
+    console, as_json = Console(called), "--json" in called.words
+    if as_json and called.words[0] == "run":
+        from kopiatomic.commands.run import document
+
+        # Who reads the runs of several profiles expects no single one.
+        console.document(document(error.exit_code, [], error))
+        console.error(error)
+        raise SystemExit(console.exit_code(error.exit_code))
+    finish(Report(run_id="", root="", error=error), console, as_json=as_json)

@@ -56,6 +56,8 @@ def new(
     def run() -> int:
         path = folder.file(name)
         variables = _said_to_the_engine(given, caller)
+        odd = [variable for variable in variables if not reading.is_variable(variable)]
+        variables = {variable: value for variable, value in variables.items() if variable not in odd}
         secret = [variable for variable, value in variables.items() if is_secret(variable, value)]
         plain = {variable: value for variable, value in variables.items() if variable not in secret}
         text = profile_text.starting_file(name, given, _schema_path(), plain)
@@ -64,6 +66,8 @@ def new(
         trust.check(folder.path, "the folder of the profiles", top=folder.top)
         _write(path, text)
         console.acted = True
+        for variable in odd:
+            console.warning(f"{printable(variable)} of this environment is not in the file: no profile can name it")
         for variable in secret:
             console.warning(
                 f"{variable} of this environment is not in the file: write below [engine.environment] where it is"
@@ -233,6 +237,8 @@ def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
     def run() -> int:
         schedules = of_profiles(all_of(here()))
         found = [_listed(name, folder, schedules) for name in folder.names()]
+        if not found:
+            folder.require()
         if as_json:
             console.document({"format": LIST_FORMAT, "profiles": [_listed_document(one) for one in found]})
         elif not found:

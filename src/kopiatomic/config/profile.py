@@ -178,6 +178,11 @@ def check_name(name: str) -> None:
         )
 
 
+def is_variable(name: str) -> bool:
+    """Whether a profile can name a variable like that."""
+    return _VARIABLE.fullmatch(name) is not None
+
+
 def load(path: str) -> Profile:
     """Read a profile with everything from its folder that it extends. Raises ProfileError with every problem found."""
     name = os.path.basename(path).removesuffix(SUFFIX)
@@ -425,7 +430,7 @@ class _File:
             return found
         for name, given in content.items():
             at = (*place, name)
-            if _VARIABLE.fullmatch(name) is None:
+            if not is_variable(name):
                 self.wrong(f"{printable(name)} is not the name of a variable", *at)
                 continue
             if problem := _bad_source(name, given):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -14,13 +15,14 @@ import pytest
 from kopiatomic.cli import entry
 from kopiatomic.commands import backup, profile, schedule
 from kopiatomic.commands.profiles import Folder
+from kopiatomic.config import profile as reading
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.profile import Profile
 from kopiatomic.errors import SAVED
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.runs.freezing import failures_in
-from kopiatomic.system import signals
+from kopiatomic.system import host, signals
 
 Main = Callable[..., int]
 
@@ -194,3 +196,41 @@ shell = "of-own"
     assert "home.toml:6:1: post_hook begins with none, which is not there or cannot be executed" in said
     assert "home.toml:11:9: after begins with of-own, which is not there or cannot be executed" in said
     assert said.count("which is not there") == 2
+
+
+def test_a_folder_that_is_not_there_is_no_empty_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path, code in ((tmp_path / "none", 1), (tmp_path, 0)):
+        assert profile.listing(Folder(str(path)), Console(), as_json=True) == code
+        said = capsys.readouterr()
+        assert (f"there is no profile in {path}" in said.err, '"profiles": []' in said.out) == (code == 1, code == 0)
+    # A machine that has none is not to fail whatever looks there.
+    monkeypatch.setattr(type(host.here()), "profiles", str(tmp_path / "none"))
+    assert profile.listing(Folder(str(tmp_path / "none")), Console(), as_json=True) == 0
+
+
+def test_a_new_profile_has_no_variable_that_none_can_name(
+    main: Main, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("kopiatomic.schedules.trust.check", lambda *_, **__: None)
+    monkeypatch.setenv("KOPIA_X.Y", "1")
+    monkeypatch.setenv("KOPIA_CONFIG_PATH", "/root/kopia.config")
+    assert main("profile", "new", "other") == 0
+    assert "KOPIA_X.Y of this environment is not in the file: no profile can name it" in capsys.readouterr().err
+    found = reading.load(str(folder / "other.toml"))
+    assert found.environment["engine", "KOPIA_CONFIG_PATH"].value == "/root/kopia.config"
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"), [(["a b"], "bad-name"), (["home.toml"], "bad-name"), ([], "usage"), (["one", "--nope"], "usage")]
+)
+def test_words_that_run_nothing_are_answered_in_the_form_of_a_run_of_profiles(
+    words: list[str], kind: str, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main("run", "--json", "-n", *words) == 2
+    said = capsys.readouterr()
+    answer = json.loads(said.out)
+    assert (answer["format"], answer["exit_code"], answer["profiles"]) == ("kopiatomic-profiles-1", 2, [])
+    assert answer["error"]["kind"] == kind
+    assert answer["error"]["message"] in said.err
