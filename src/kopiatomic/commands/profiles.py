@@ -64,7 +64,7 @@ class Folder:
         )
 
     def require(self) -> None:
-        """Refuse a folder that does not exist, unless it is the system's, which is made when it is needed. Raises KopiatomicError."""
+        """Refuse a folder that does not exist, unless it is the system's, which is made when needed. Raises KopiatomicError."""
         if self.path != host.here().profiles and not presence.is_directory(self.path):
             raise self.empty()
 
