@@ -190,6 +190,30 @@ def test_a_password_from_elsewhere_reaches_the_engine_and_nothing_else(
     assert leftovers() == []
 
 
+def test_a_password_among_the_options_is_in_no_list_of_processes_and_not_shown(
+    kopia: Kopia, data: Path, tmp_path: Path, profiles: Profiles, write: Write, folder: Path
+) -> None:
+    """kopia's -p too, which for other programs is something else. Nobody is warned of what is not so."""
+    given = {name: value for name, value in kopia.environment.items() if name.startswith("KOPIA")}
+    password = given.pop("KOPIA_PASSWORD")
+    seen = tmp_path / "seen"
+    write(
+        "home",
+        select={"datasets": [str(data)]},
+        engine={"options": ["-p", password], "environment": given},
+        hooks={"pre_hook": f"for p in /proc/[0-9]*; do cat $p/cmdline; done > {seen} 2>/dev/null || true"},
+    )
+    ended = profiles("run", "home", "--json", "--mount-root", folder / "view", env={"HOME": str(tmp_path)})
+    assert ended.returncode == 0, str(ended)
+    shown = profiles("profile", "show", "home").stdout + profiles("profile", "show", "home", "--json").stdout
+    hint = profiles("engine", "home", "snapshot", "list", "-p", password).stderr
+    assert "kopiatomic engine home -- snapshot list -p '***'" in hint
+    assert "must stand behind '--'" in hint
+    for place in (seen.read_text(errors="replace"), ended.stdout, ended.stderr, shown):
+        assert password not in place
+    assert "list of processes" not in ended.stderr
+
+
 def test_a_secret_is_in_the_engine_alone_and_in_no_core_dump(
     data: Path, kopiatomic: Kopiatomic, profiles: Profiles, write: Write, folder: Path, tmp_path: Path
 ) -> None:

@@ -27,13 +27,14 @@ def called() -> Invocation:
 
 def or_end(load: Callable[[], T], console: Console) -> T:
     """Load something, or end with an error that says what is wrong with it."""
-    from kopiatomic.errors import KopiatomicError
+    from kopiatomic.errors import end_of
 
     try:
         return load()
-    except KopiatomicError as error:
-        console.error(error)
-        raise SystemExit(error.exit_code) from None
+    except Exception as error:
+        failure = end_of(error)
+        console.error(failure)
+        raise SystemExit(failure.exit_code) from None
 
 
 def finish(report: Report, console: Console, *, as_json: bool) -> NoReturn:
@@ -118,4 +119,12 @@ def end(error: EndError, called: Invocation) -> NoReturn:
     from kopiatomic.model.report import Report
     from kopiatomic.output.console import Console
 
-    finish(Report(run_id="", root="", error=error), Console(called), as_json="--json" in called.words)
+    console, as_json = Console(called), "--json" in called.words
+    if as_json and called.words[0] == "run":
+        from kopiatomic.commands.run import document
+
+        # Who reads the runs of several profiles expects no single one.
+        console.document(document(error.exit_code, [], error))
+        console.error(error)
+        raise SystemExit(console.exit_code(error.exit_code))
+    finish(Report(run_id="", root="", error=error), console, as_json=as_json)

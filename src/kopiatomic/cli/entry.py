@@ -117,3 +117,8 @@ def main() -> None:
         from kopiatomic.errors import Interrupted
 
         end(Interrupted(signal.SIGINT), called)
+    except Exception as error:
+        # Nobody is shown a traceback.
+        from kopiatomic.errors import end_of
+
+        end(end_of(error), called)

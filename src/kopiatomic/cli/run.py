@@ -38,7 +38,8 @@ def run(
     holds against the file.
     """
     from kopiatomic.commands.profiles import folder
-    from kopiatomic.commands.run import FORMAT, RunRequest
+    from kopiatomic.commands.run import RunRequest
+    from kopiatomic.commands.run import document as document_of_all
     from kopiatomic.commands.run import run as make
     from kopiatomic.errors import KopiatomicError
     from kopiatomic.output.console import Console
@@ -72,6 +73,6 @@ def run(
     if as_json:
         last = console()
         last.acted = True
-        last.document({"format": FORMAT, "exit_code": code, "profiles": documents})
+        last.document(document_of_all(code, documents))
         code = last.exit_code(code)
     raise SystemExit(code)

@@ -108,7 +108,7 @@ def install(
     from kopiatomic.commands import profiles
     from kopiatomic.commands.schedule import Place, ScheduleRequest
     from kopiatomic.commands.schedule import install as run
-    from kopiatomic.errors import KopiatomicError
+    from kopiatomic.errors import SIGNAL_BASE, end_of
     from kopiatomic.output.console import Console
     from kopiatomic.schedules import here
     from kopiatomic.schedules.schedule import DAILY, HOURLY
@@ -133,12 +133,15 @@ def install(
     for one in names:
         try:
             wanted = _of_profile(one, config_dir)
-        except KopiatomicError as error:
+        except Exception as error:
             # It does not keep the others from being installed.
-            console.error(error)
-            codes.append(error.exit_code)
+            failure = end_of(error)
+            console.error(failure)
+            codes.append(failure.exit_code)
             continue
         codes.append(run(wanted, place, console, yes=yes))
+        if codes[-1] > SIGNAL_BASE:
+            break
     raise SystemExit(profiles.worst(codes))
 
 

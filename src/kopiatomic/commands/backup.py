@@ -153,6 +153,7 @@ class _Run:
             ],
         )
         listener.hide(self._secrets)
+        self._words = called.words
         self._shown = self._secrets.command_line(["kopiatomic", *called.words])
         """The command line as it may be shown."""
         if not options.dry_run:
@@ -304,6 +305,12 @@ class _Run:
         self._listener.phase(f"checking {engine.name}")
         with understood(engine.name):
             repository = engine.check(selected)
+        # One in a profile is in no list of processes.
+        if any(secret in word for secret in engine.secrets for word in self._words):
+            self._selecting.warn(
+                "a password in -o can be read by every local user in the list of processes, as long as kopiatomic runs; "
+                "let kopia remember it (kopia repository connect) or set KOPIA_PASSWORD instead"
+            )
         for warning in repository.warnings:
             self._selecting.warn(warning)
         asked.version = repository.version

@@ -23,7 +23,7 @@ from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options
 from kopiatomic.config.profile import Entry, Origin, Problem, Profile, ProfileError, Value
 from kopiatomic.config.settings import TABLES
-from kopiatomic.errors import EndError, KopiatomicError, UsageError
+from kopiatomic.errors import EndError, Interrupted, KopiatomicError, UsageError
 from kopiatomic.hooks import shell
 from kopiatomic.hooks.hook import Moment
 from kopiatomic.immutable import immutable
@@ -31,7 +31,7 @@ from kopiatomic.model.plan import Layout
 from kopiatomic.output.console import Console
 from kopiatomic.schedules import here, trust
 from kopiatomic.schedules.environment import created
-from kopiatomic.secrets.masking import MASK, Secrets, is_secret
+from kopiatomic.secrets.masking import MASK, Secrets, found_in, is_secret
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records
 from kopiatomic.system import accounts
@@ -56,6 +56,8 @@ def new(
     def run() -> int:
         path = folder.file(name)
         variables = _said_to_the_engine(given, caller)
+        odd = [variable for variable in variables if not reading.is_variable(variable)]
+        variables = {variable: value for variable, value in variables.items() if variable not in odd}
         secret = [variable for variable, value in variables.items() if is_secret(variable, value)]
         plain = {variable: value for variable, value in variables.items() if variable not in secret}
         text = profile_text.starting_file(name, given, _schema_path(), plain)
@@ -64,6 +66,8 @@ def new(
         trust.check(folder.path, "the folder of the profiles", top=folder.top)
         _write(path, text)
         console.acted = True
+        for variable in odd:
+            console.warning(f"{printable(variable)} of this environment is not in the file: no profile can name it")
         for variable in secret:
             console.warning(
                 f"{variable} of this environment is not in the file: write below [engine.environment] where it is"
@@ -134,7 +138,7 @@ def _document(found: Profile) -> dict[str, Any]:
     tables: dict[str, Any] = {}
     origins: dict[str, str] = {}
     for (table, key), value in found.values.items():
-        tables.setdefault(table, {})[key] = _shown(value.given)
+        tables.setdefault(table, {})[key] = _shown(value.given, _receives(found, key))
         origins[f"{table}.{key}"] = value.origin.place
     for (table, name), value in found.environment.items():
         tables.setdefault(table, {}).setdefault("environment", {})[name] = _safe(name, value)
@@ -161,11 +165,19 @@ def _block(entry: Entry) -> dict[str, Any]:
     return {**found, **({"environment": variables} if variables else {})}
 
 
-def _shown(given: Any) -> Any:
-    """Return a value as it may be shown: a password among words or in an address is not."""
+def _shown(given: Any, program: str = "") -> Any:
+    """Return a value as it may be shown: a password among words or in an address is not.
+
+    ``program`` receives the words; empty for what a program receives that they name, or none.
+    """
     if isinstance(given, list) and all(isinstance(word, str) for word in given):
-        return Secrets(given, {}).hide_words(given)
-    return Secrets([given], {}).hide(given) if isinstance(given, str) else given
+        return Secrets(given, {}, found_in(given, program)).hide_words(given, program)
+    return Secrets([given], {}).hide(given, program) if isinstance(given, str) else given
+
+
+def _receives(found: Profile, key: str) -> str:
+    """Return the program that receives the words of a key; empty if they name it themselves."""
+    return found.program() if key == "options" else ""
 
 
 def _safe(name: str, value: Value) -> Any:
@@ -182,7 +194,11 @@ def _root(found: Profile) -> str | None:
 def _lines(found: Profile, *, origin: bool) -> list[str]:
     lines: list[str] = [f"# {printable(file)}" for file in found.files]
     for table in TABLES:
-        values = [(key, _shown(value.given), value) for (of, key), value in found.values.items() if of == table]
+        values = [
+            (key, _shown(value.given, _receives(found, key)), value)
+            for (of, key), value in found.values.items()
+            if of == table
+        ]
         variables = [
             (name, _safe(name, value), value) for (of, name), value in found.environment.items() if of == table
         ]
@@ -220,7 +236,7 @@ class _Listed:
     engine: str
     schedule: str
     last: str
-    problem: KopiatomicError | None = None
+    problem: EndError | None = None
 
 
 def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
@@ -229,6 +245,8 @@ def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
     def run() -> int:
         schedules = of_profiles(all_of(here()))
         found = [_listed(name, folder, schedules) for name in folder.names()]
+        if not found:
+            folder.require()
         if as_json:
             console.document({"format": LIST_FORMAT, "profiles": [_listed_document(one) for one in found]})
         elif not found:
@@ -247,8 +265,9 @@ def _listed(name: str, folder: Folder, schedules: Mapping[str, str]) -> _Listed:
     schedule = schedules.get(name, "")
     try:
         options = profiles.options(folder.load(name, trusted=False), {})
-    except KopiatomicError as error:
-        return _Listed(name, "", "", schedule, "", error)
+    except Exception as error:
+        # Not even a defect of ours keeps the others from being listed.
+        return _Listed(name, "", "", schedule, "", errors.end_of(error))
     engine = "command" if options.command is not None else options.engine or "kopia"
     return _Listed(name, shlex.join(options.selection_words()), engine, schedule, _last(name, options))
 
@@ -257,8 +276,8 @@ def _last(name: str, options: Options) -> str:
     """Return what came of the last run of a profile, as far as this user may know."""
     try:
         record = Records(options.state_dir).last_of(name)
-    except KopiatomicError as error:
-        return f"unknown: {error.message}"
+    except Exception as error:
+        return f"unknown: {errors.end_of(error).message}"
     if record is None:
         return "never run"
     what = "another run had the root" if record.exit_code == errors.LOCKED else result_of(record)
@@ -312,9 +331,12 @@ def check(
         asked = folder.some(names, everything=not names)
         # Only root acts on a profile, and only for root does it matter who can change it.
         trusted = os.geteuid() == 0
-        codes = []
+        codes: list[int] = []
         for name in asked:
             code = _check(partial(folder.load, name, trusted=trusted), console, called, offline=offline)
+            if code > errors.SIGNAL_BASE:
+                # Whoever asked for the end of it waits for no other profile.
+                return console.exit_code(profiles.worst([*codes, code]))
             if code != errors.SAVED:
                 console.result(f"{name}: NOT right, as said above")
             codes.append(code)
@@ -351,7 +373,7 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
 
     options = replace(options, profile=found.name)
     report = look(options, console, called)
-    wrong = [*_wrong_around(found), *([report.error] if report.error is not None else [])]
+    wrong = [*_wrong_around(found, console.warning), *([report.error] if report.error is not None else [])]
     if report.error is not None and report.error.kind == "credential":
         # Without a secret nothing can be asked of the engine, but what is selected can be looked at.
         planned = look(replace(options, dry_run=True), console, called)
@@ -369,22 +391,28 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
     return errors.SAVED
 
 
-def _wrong_around(found: Profile) -> Iterator[EndError]:
-    """Yield what is wrong with the times and the hooks: unknown to this machine's scheduler, no shell's line, no program."""
+def _wrong_around(found: Profile, warn: Callable[[str], None]) -> Iterator[EndError]:
+    """Yield what is wrong with the times and the hooks: unknown to this machine's scheduler, no shell's line, no program.
+
+    ``warn`` is called with what need not be wrong.
+    """
     looks: list[tuple[str, Origin, Callable[[], object]]] = []
+    path = _path_in({name: value for (table, name), value in found.environment.items() if table == "hooks"})
     calendar = found.values.get(("schedule", "calendar"))
     if calendar is not None:
         looks.append(("calendar", calendar.origin, partial(here().calendar, found.name, calendar.value)))
     for key in ("pre_hook", "post_hook"):
         line = found.values.get(("hooks", key))
         if line is not None:
-            looks.append((key, line.origin, partial(shell.check, line.value)))
+            looks.append((key, line.origin, partial(shell.check, line.value, path)))
     for moment in Moment:
         for entry in found.entries("hooks", moment.value):
-            looks.append((moment.value, entry.origin, partial(_look_at_hook, entry)))
+            looks.append((moment.value, entry.origin, partial(_look_at_hook, entry, path)))
     for name, origin, look in looks:
         try:
-            look()
+            said = look()
+            if isinstance(said, str) and said:
+                warn(f"{origin.place}: {name} {said}")
         except UsageError as error:
             problem = Problem(f"{name} {error.message.removeprefix('--calendar ')}", origin)
             yield ProfileError([problem], hint=error.hint)
@@ -392,18 +420,29 @@ def _wrong_around(found: Profile) -> Iterator[EndError]:
             yield error
 
 
-def _look_at_hook(entry: Entry) -> None:
-    """Refuse a hook that cannot be started. Raises UsageError, whose message follows the hook's name."""
-    line = entry.value("shell")
+def _path_in(variables: Mapping[str, Value]) -> str | None:
+    """Return the PATH among the variables of hooks; None if it is not among them, or not in the file."""
+    found = variables.get("PATH")
+    return found.value if found is not None and isinstance(found.value, str) else None
+
+
+def _look_at_hook(entry: Entry, path: str | None) -> str:
+    """Refuse a hook that cannot be started; return what need not be wrong, as it follows the hook's name.
+
+    ``path`` is the PATH of all hooks. Raises UsageError, whose message follows the hook's name.
+    """
+    line, path = entry.value("shell"), _path_in(entry.environment) or path
+    said = ""
     if line is not None:
-        shell.check(line)
+        said = shell.check(line, path)
     else:
-        shell.check_program(shlex.split(entry.value("command"))[0])
+        shell.check_program(shlex.split(entry.value("command"))[0], path)
     user = entry.value("user")
     if user is not None and accounts.find(user) is None:
         raise UsageError(
             f"runs as {printable(user)}, and there is no such user", kind="no-such-user", hint="See: getent passwd"
         )
+    return said
 
 
 def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Console) -> None:
@@ -414,8 +453,9 @@ def _warn_of_shared_histories(folder: Folder, asked: Sequence[str], console: Con
             found = folder.load(name, trusted=False)
             root, options = _root(found), profiles.options(found, {})
             real = "" if root is None else roots.resolve(root)
-        except KopiatomicError:
-            # It is said where that profile itself is checked.
+        except Interrupted:
+            raise
+        except Exception:  # noqa: S112 - it is said where that profile itself is checked
             continue
         if real:
             what = f"the root {printable(real)}"

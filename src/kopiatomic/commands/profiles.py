@@ -66,6 +66,11 @@ class Folder:
             hint="kopiatomic profile new NAME -- DATASET... makes one.",
         )
 
+    def require(self) -> None:
+        """Refuse a folder that does not exist, unless it is the system's, which is made when needed. Raises KopiatomicError."""
+        if self.path != host.here().profiles and not presence.is_directory(self.path):
+            raise self.empty()
+
     def load(self, name: str, *, trusted: bool = True) -> Profile:
         """Read a profile.
 

@@ -13,7 +13,7 @@ from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.schedule import all_of, outdated
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.profile import Profile
-from kopiatomic.errors import SIGNAL_BASE, KopiatomicError, UsageError
+from kopiatomic.errors import SIGNAL_BASE, EndError, UsageError, end_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
@@ -66,13 +66,19 @@ def run(
     return profiles.worst(codes)
 
 
+def document(code: int, runs: Sequence[Mapping[str, Any]], error: EndError | None = None) -> dict[str, Any]:
+    """Return the runs of profiles as JSON, or why none of them could begin. ``runs`` have the profile and its run."""
+    told = None if error is None else {"kind": error.kind, "message": error.message, "hint": error.hint}
+    return {"format": FORMAT, "exit_code": code, "error": told, "profiles": list(runs)}
+
+
 def _schedules() -> Callable[[Profile], Sequence[str]]:
     """Return what says which schedules were installed for an older version of a profile. They are read once, here."""
     try:
         installed = all_of(here())
-    except KopiatomicError as error:
+    except Exception as error:
         # No backup fails for that.
-        unknown = f"whether a schedule was installed for an older profile cannot be told: {error.message}"
+        unknown = f"whether a schedule was installed for an older profile cannot be told: {end_of(error).message}"
         return lambda _profile: [unknown]
     return lambda profile: outdated(installed, profile, profiles.options(profile, {}))
 

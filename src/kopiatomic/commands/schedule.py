@@ -17,7 +17,7 @@ from kopiatomic.commands.history import result_of
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options, check_name
 from kopiatomic.config.profile import Profile
-from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.errors import EndError, KopiatomicError, UsageError
 from kopiatomic.hooks.hook import AT_THE_END
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
@@ -292,13 +292,14 @@ def show(scheduler: Scheduler, console: Console, *, name: str, as_json: bool) ->
 
     def run() -> int:
         _require_root(console)
-        found, failures = [], []
+        found: list[lateness.Standing] = []
+        failures: list[EndError] = []
         for one in [_installed(scheduler, name)] if name else all_of(scheduler):
             try:
                 found.append(_standing(one))
-            except KopiatomicError as error:
+            except Exception as error:
                 # It does not keep the others from being shown.
-                failures.append(error)
+                failures.append(errors.end_of(error))
         if as_json:
             console.document({"format": FORMAT, "schedules": [_document(one, scheduler) for one in found]})
         else:
@@ -375,8 +376,8 @@ def _profile_lines(schedule: Schedule) -> list[str]:
         if schedule.agrees(_now(schedule, found, profiles.options(found, {}))):
             return []
         return [f"  {'OUTDATED:':<14} {_OUTDATED.format(name=schedule.name)}"]
-    except KopiatomicError as error:
-        return [f"  {'PROFILE:':<14} {line}" for line in error.message.splitlines()]
+    except Exception as error:
+        return [f"  {'PROFILE:':<14} {line}" for line in errors.end_of(error).message.splitlines()]
 
 
 def _lines(standing: lateness.Standing, scheduler: Scheduler) -> list[str]:

@@ -171,7 +171,8 @@ def _private(source: Source, path: str) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise _bad(source, f"{printable(path)} is not a file")
         if status.st_mode & 0o077 or status.st_uid != os.geteuid():
-            mend = f"chown root: {printable(path)}; chmod 600 {printable(path)}"
+            # What others could read is no secret any more, and the file may be meant for them.
+            mend = "put the secret into a new file that root alone can read (mode 600), and name that"
             raise _bad(source, f"others than root can read or change {printable(path)}: {mend}")
         with open(fd, "rb", closefd=False) as file:
             return file.read(_LARGEST + 1)

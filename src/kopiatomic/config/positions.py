@@ -183,9 +183,10 @@ class _Scanner:
 
     def _position(self, begin: int, length: int | None = None) -> Position:
         """Return the place of what begins there; positions are asked for in the order of the text."""
+        # Only what is new is searched: all keys may be on one line.
         self._line += self._text.count("\n", self._counted, begin)
+        self._line_begins = max(self._line_begins, self._text.rfind("\n", self._counted, begin) + 1)
         self._counted = begin
-        self._line_begins = self._text.rfind("\n", 0, begin) + 1
         return Position(self._line, begin - self._line_begins + 1, self._at - begin if length is None else length)
 
     def _note(self, path: Path, position: Position) -> None:

@@ -15,6 +15,7 @@ import socket
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from kopiatomic import presence
@@ -23,9 +24,10 @@ from kopiatomic.config.positions import Path, Position, index
 from kopiatomic.config.settings import BLOCKS, KEYS, TABLES, WITH_ENVIRONMENT, Block, Form, Setting
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
-from kopiatomic.secrets.masking import MASK, Secrets, is_secret, masked
-from kopiatomic.secrets.names import names_secret
+from kopiatomic.secrets.masking import MASK, Secrets, found_in, is_secret, masked
+from kopiatomic.secrets.names import names_secret, tells_secret
 from kopiatomic.secrets.source import Source
+from kopiatomic.system import safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 
@@ -50,7 +52,14 @@ class Origin:
     file: str
     position: Position | None
     text: str
-    """The line at that place."""
+    """The line at that place; empty where it may be a part of a value that began above."""
+    mode: int = 0o600
+    """The permissions of the file."""
+
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody but its owner can read the file."""
+        return not self.mode & 0o077
 
     @property
     def place(self) -> str:
@@ -98,10 +107,8 @@ class Problem:
         position = self.origin.position
         if position is None:
             return [f"{self.origin.place}: {self.message}"]
-        before = self.origin.text[: position.column - 1]
-        shown = _shown_line(self.origin.text)
-        mark = " " * len(_shown_line(before)) + "^" * max(1, min(position.length, len(shown) - len(before)))
-        return [f"{self.origin.place}: {self.message}", f"    {shown}", f"    {mark}"]
+        quoted = _quoted(self.origin.text, position, public=bool(self.origin.mode & 0o004))
+        return [f"{self.origin.place}: {self.message}", *(f"    {line}" for line in quoted)]
 
 
 @immutable
@@ -131,6 +138,11 @@ class Profile:
         """Return the variables of a table."""
         return [source_of(name, value) for (of, name), value in self.environment.items() if of == table]
 
+    def program(self) -> str:
+        """Return the program that receives the words of ``options``."""
+        command = shlex.split(self.value("engine", "command", ""))
+        return command[0] if command else str(self.value("engine", "engine", "kopia"))
+
     def entries(self, *place: str) -> tuple[Entry, ...]:
         """Return the blocks of one kind, in their order."""
         found = self.blocks.get(place)
@@ -147,7 +159,8 @@ class ProfileError(UsageError):
     """Files that are wrong, with all that is wrong with them."""
 
     def __init__(self, problems: list[Problem], hint: str | None = None) -> None:
-        lines = [line for problem in problems for line in problem.lines()]
+        lines = [line for problem in problems[:_MOST] for line in problem.lines()]
+        lines += [f"and {len(problems) - _MOST} more"] if len(problems) > _MOST else []
         super().__init__("\n".join(lines), kind="bad-profile", hint=hint)
         self.problems = problems
 
@@ -166,6 +179,11 @@ def check_name(name: str) -> None:
         )
 
 
+def is_variable(name: str) -> bool:
+    """Whether a profile can name a variable like that."""
+    return _VARIABLE.fullmatch(name) is not None
+
+
 def load(path: str) -> Profile:
     """Read a profile with everything from its folder that it extends. Raises ProfileError with every problem found."""
     name = os.path.basename(path).removesuffix(SUFFIX)
@@ -182,6 +200,7 @@ def load(path: str) -> Profile:
         tuple(file.path for file in files),
     )
     problems += _contradictions(profile)
+    problems += _told_to_others(profile)
     if problems:
         raise ProfileError(problems)
     return profile
@@ -202,8 +221,9 @@ class _File:
         """Whether there is no such file."""
         self._lines: list[str] = []
         self._positions: Mapping[Path, Position] = {}
-        self._private = True
-        """Whether only its owner can read it."""
+        self._mode = 0o600
+        self._plain = 0
+        """The number of lines before the first that can be a part of a text of several lines."""
         tree = self._tree()
         if tree is not None:
             self._take(tree)
@@ -213,11 +233,28 @@ class _File:
         while place and place not in self._positions:
             place = place[:-1]
         position = self._positions.get(place)
-        return Origin(self.path, position, "" if position is None else self._lines[position.line - 1])
+        if position is None:
+            return Origin(self.path, None, "", self._mode)
+        hidden = position.line > self._plain and not self._mode & 0o004
+        return Origin(self.path, position, "" if hidden else self._lines[position.line - 1], self._mode)
+
+    @property
+    def _asks(self) -> bool:
+        """Whether another problem will be shown, so that it is worth looking for what was meant."""
+        return len(self.problems) < _MOST
 
     def wrong(self, message: str, *place: str | int) -> None:
         """Note a problem."""
         self.problems.append(Problem(message, self.origin(*place)))
+
+    @property
+    def is_private(self) -> bool:
+        """Whether only its owner can read it."""
+        return not self._mode & 0o077
+
+    def _wrong_secret(self, message: str, *place: str | int) -> None:
+        """Note a secret that others can read. It is not shown: who reads this need not be able to read the file."""
+        self.problems.append(Problem(message, replace(self.origin(*place), mode=0o600)))
 
     def _tree(self) -> dict[str, Any] | None:
         """Return what the file says; None if it cannot be read as TOML."""
@@ -230,13 +267,19 @@ class _File:
         if text is None:
             return None
         self._lines = text.replace("\r\n", "\n").split("\n")
+        self._plain = next(
+            (number for number, line in enumerate(self._lines, 1) if '"""' in line or "'''" in line), len(self._lines)
+        )
+        if any(found.lastgroup == "deep" for found in _DEEP.finditer(text)):
+            self.wrong(f"a key in it has more than {_DEEPEST} parts")
+            return None
         try:
             tree = tomllib.loads(text)
         except RecursionError:
             self.wrong("its tables or arrays are nested too deeply")
             return None
         except ValueError as error:
-            self.problems.append(_syntax(self.path, self._lines, str(error)))
+            self.problems.append(_syntax(self.path, self._lines, str(error), self._mode))
             return None
         self._positions = index(text, tree)
         return tree
@@ -248,7 +291,7 @@ class _File:
             if not stat.S_ISREG(status.st_mode):
                 self.wrong(f"it is {_kind(status.st_mode)}, and must be a file")
                 return None
-            self._private = not status.st_mode & 0o077
+            self._mode = stat.S_IMODE(status.st_mode)
             with open(fd, "rb", closefd=False) as file:
                 content = file.read(LARGEST + 1)
         if len(content) > LARGEST:
@@ -271,7 +314,7 @@ class _File:
             elif (name,) in BLOCKS:
                 self._take_blocks(content, name)
             elif name not in TABLES:
-                self.wrong(_unknown_table(name, content), name)
+                self.wrong(_unknown_table(name, content) if self._asks else "", name)
             elif not isinstance(content, dict):
                 self.wrong(f"{name} must be a table: write [{name}] on a line of its own, and its keys below", name)
             else:
@@ -293,7 +336,7 @@ class _File:
             elif (table, key) in BLOCKS:
                 self._take_blocks(given, table, key)
             elif (table, key) not in KEYS:
-                self.wrong(_unknown_key(table, key), table, key)
+                self.wrong(_unknown_key(table, key) if self._asks else "", table, key)
             elif value := self._value(KEYS[table, key], given, table, key):
                 self.values[table, key] = value
 
@@ -323,7 +366,8 @@ class _File:
                     values[key] = Value(given, given, self.origin(*place, key))
             elif key not in settings:
                 known = [*settings, *(["environment"] if block.has_environment else [])]
-                self.wrong(f"unknown key {printable(key)} in {_named(place)}{_near(key, known)}", *place, key)
+                near = _near(key, known) if self._asks else ""
+                self.wrong(f"unknown key {printable(key)} in {_named(place)}{near}", *place, key)
             elif value := self._value(settings[key], given, *place, key):
                 values[key] = value
         for key in block.needs:
@@ -341,8 +385,8 @@ class _File:
             if None in items:
                 return None
             texts = [item for item in items if item is not None]
-            if not self._private and Secrets(texts, {}).found:
-                self.wrong(f"{key} holds a password, and others can read this file: {self._mend()}", *place)
+            if not self.is_private and Secrets(texts, {}).found:
+                self._wrong_secret(f"{key} holds a password, and others can read this file: {_mend(self.path)}", *place)
                 return None
             value: Any = tuple(texts) if setting.repeated else shlex.join(texts)
             problem = "" if setting.repeated else problem_with(setting, value)
@@ -372,8 +416,9 @@ class _File:
         if setting.repeated and not given.strip():
             self.wrong(f"{setting.key} has an empty text", *place)
             return None
-        if not self._private and (Secrets([given], {}).found or masked(given) != given):
-            self.wrong(f"{setting.key} holds a password, and others can read this file: {self._mend()}", *place)
+        if not self.is_private and (Secrets([given], {}).found or masked(given) != given):
+            told = f"{setting.key} holds a password, and others can read this file: {_mend(self.path)}"
+            self._wrong_secret(told, *place)
             return None
         unknown = [name for name in _REFERENCE.findall(given) if name != "hostname"]
         if unknown and setting.name not in _SHELL:
@@ -387,9 +432,6 @@ class _File:
             return None
         return text
 
-    def _mend(self) -> str:
-        return f"chmod 600 {printable(self.path)}, or hand it over by a variable below [engine.environment]"
-
     def _variables(self, content: object, *place: str | int) -> dict[str, Value]:
         """Return the variables of a table ``environment`` that are right; what is wrong is noted."""
         found: dict[str, Value] = {}
@@ -398,24 +440,29 @@ class _File:
             return found
         for name, given in content.items():
             at = (*place, name)
-            if _VARIABLE.fullmatch(name) is None:
+            if not is_variable(name):
                 self.wrong(f"{printable(name)} is not the name of a variable", *at)
                 continue
-            problem = _bad_source(name, given) or self._told_to_all(name, given)
-            if problem:
+            if problem := _bad_source(name, given):
                 self.wrong(problem, *at)
+            elif problem := self._told_to_all(name, given):
+                self._wrong_secret(problem, *at)
             else:
                 found[name] = Value(given, given, self.origin(*at))
         return found
 
     def _told_to_all(self, name: str, given: object) -> str:
         """Return why a secret may not stand here."""
-        if self._private or not isinstance(given, str) or not is_secret(name, given):
+        if self.is_private or not isinstance(given, str) or not is_secret(name, given):
             return ""
         return (
-            f"{name} holds a secret, and others can read this file: chmod 600 {printable(self.path)}, or put it into a file "
+            f"{name} holds a secret, and others can read this file: {safety.shut(self.path)}, or put it into a file "
             f'of its own: {name} = {{ file = "/root/{name.lower()}" }}'
         )
+
+
+def _mend(path: str) -> str:
+    return f"{safety.shut(path)}, or hand it over by a variable below [engine.environment]"
 
 
 def _chain(path: str) -> tuple[list[_File], list[Problem]]:
@@ -482,7 +529,7 @@ def _converted(setting: Setting, given: object) -> Any:
             if isinstance(given, bool) or not isinstance(given, int):
                 raise ValueError(f"must be a whole number, not {_shown(given)}")
             if not setting.least <= given <= setting.most:
-                raise ValueError(f"must be from {setting.least:g} to {setting.most:g}, and is {given}")
+                raise ValueError(f"must be from {setting.least:g} to {setting.most:g}, and is {_shown(given)}")
         case _:
             if not isinstance(given, str):
                 also = " or an array of words" if setting.words else ""
@@ -535,6 +582,8 @@ def _bad_source(name: str, given: object) -> str:
         if not isinstance(value, list) or not value or not all(isinstance(word, str) and word for word in value):
             what = "an array of something else" if isinstance(value, list) else _type(value)
             return f'command must be an array of words, such as ["pass", "show", "backup"], not {what}'
+        if any("\0" in word for word in value):
+            return "command has a NUL character, which no argument can have"
         return ""
     if not isinstance(value, str) or not value or "\0" in value:
         return f"{form} must be a text, and not empty"
@@ -578,8 +627,38 @@ def _contradictions(profile: Profile) -> Iterator[Problem]:
             )
 
 
+def _told_to_others(profile: Profile) -> Iterator[Problem]:
+    """Yield the engine's own options with a password, in a file that others can read: which these are, the engine says."""
+    options = profile.values.get(("engine", "options"))
+    if options is None or options.origin.is_private:
+        return
+    if found_in(shlex.split(options.value), profile.program()):
+        origin = replace(options.origin, mode=0o600)
+        yield Problem(f"options holds a password, and others can read this file: {_mend(origin.file)}", origin)
+
+
 # How it is said
 
+
+_MOST = 100
+"""How many problems are shown."""
+
+_WIDEST = 160
+"""How long a line may be that is shown, in characters."""
+
+_DEEPEST = 32
+"""How many parts a key with dots may have. ``tomllib`` takes a time that grows with the square of it."""
+
+_DEEP = re.compile(
+    rf"(?P<deep>(?:(?:[A-Za-z0-9_-]+|\"(?:[^\"\\\n]|\\.)*\"|'[^'\n]*')[ \t]*\.[ \t]*){{{_DEEPEST}}})"
+    r"|[A-Za-z0-9_-]+|#[^\n]*"
+    r'|"""(?:[^"\\]|\\.|"{1,2}(?!"))*"{3,5}'
+    r"|'''(?:[^']|'{1,2}(?!'))*'{3,5}"
+    r'|"(?:[^"\\\n]|\\.)*"'
+    r"|'[^'\n]*'",
+    re.DOTALL,
+)
+"""A key with too many parts; words, comments and texts are there so that none is looked for inside of them."""
 
 _HOMES = {key: table for table, key in KEYS}
 """The table of each key."""
@@ -652,9 +731,41 @@ def _toml(text: str) -> str:
 _WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 
+_KEY_PART = re.compile(r"[ \t]*[A-Za-z0-9_-]+(?:[ \t]*\.[ \t]*[A-Za-z0-9_-]+)*[ \t]*=(?=[ \t]*[^=\s])")
+"""A line up to its equals sign. Base64 ends with one, and nothing follows it."""
+
+_HEADER = re.compile(r"[ \t]*\[{1,2}[A-Za-z0-9_. \t-]+\]{1,2}")
+_SHORT = re.compile(r"[ \t]*options[ \t]*=.*?[\"'\s]-p", re.DOTALL)
+"""kopia's ``-p`` is followed by a password."""
+
+
+def _key_part(line: str) -> str:
+    """Return what of a line can be no value; empty if that is not certain of any of it."""
+    found = _KEY_PART.match(line) or _HEADER.fullmatch(line.rstrip())
+    return "" if found is None else found[0]
+
+
+def _quoted(line: str, position: Position, *, public: bool) -> list[str]:
+    """Return a line of a file and a mark below a place in it, as shown to a person; nothing if the line may not be shown.
+
+    Of a file that is not ``public``, which every user can read, no values are shown.
+    """
+    at, length = position.column - 1, position.length
+    if len(line) > _WIDEST:
+        # A part of a line is not masked as the whole of it is, but the name of a key is no secret.
+        key = printable(line[at : at + min(length, _WIDEST // 2)])
+        return [f"... {key} ...", f"    {'^' * len(key)}"] if length > 1 else []
+    if not public:
+        shown = _key_part(line).replace("\t", " ")
+        return [printable(shown), " " * at + "^" * length] if shown else []
+    before, shown = line[:at], _shown_line(line)
+    return [shown, " " * len(_shown_line(before)) + "^" * max(1, min(length, len(shown) - len(before)))]
+
+
 def _shown_line(line: str) -> str:
     """Return a line of a file as shown to a person: whatever follows the name of a secret is not, and no credential in a URL."""
-    named = next((found for found in _WORD.finditer(line) if names_secret(found[0])), None)
+    named = next((found for found in _WORD.finditer(line) if names_secret(found[0]) or tells_secret(found[0])), None)
+    named = named or _SHORT.match(line)
     if named is not None and line[named.end() :].strip():
         line = f"{line[: named.end()]} {MASK}"
     return printable(masked(line.replace("\t", " ")))
@@ -682,7 +793,7 @@ def _unreadable(path: str, error: OSError, *, missing: bool) -> str:
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
-def _syntax(path: str, lines: list[str], message: str) -> Problem:
+def _syntax(path: str, lines: list[str], message: str, mode: int) -> Problem:
     """Return tomllib's error with its place, and what is usually meant."""
     found = _PLACE.search(message)
     said = message[: found.start()] if found else message
@@ -697,6 +808,11 @@ def _syntax(path: str, lines: list[str], message: str) -> Problem:
     if '"""' in above or "'''" in above:
         # It may be in the middle of a secret.
         text = ""
+    if not mode & 0o004:
+        # Where it is not TOML, what looks like a table may be a value.
+        text = text if _KEY_PART.match(text) else ""
+    if said.startswith("Exceeds the limit"):
+        said = "A number has more digits than any that is of use"
     hints = {
         "Invalid value": 'text must be in quotes ("in-place"), and true and false in small letters',
         "Cannot overwrite a value": "this key is there twice",
@@ -705,4 +821,4 @@ def _syntax(path: str, lines: list[str], message: str) -> Problem:
     }
     hint = next((hint for begin, hint in hints.items() if said.startswith(begin)), "")
     said = f"{said[:1].lower()}{said[1:]}" + (f": {hint}" if hint else "")
-    return Problem(f"this is not TOML: {printable(said)}", Origin(path, position, text))
+    return Problem(f"this is not TOML: {printable(said)}", Origin(path, position, text, mode))

@@ -235,11 +235,11 @@ def _schema_of_block(block: Block) -> dict[str, Any]:
 def _sources() -> list[dict[str, Any]]:
     """Return the forms in which a variable says where its value is."""
     forms: dict[str, tuple[str, dict[str, Any]]] = {
-        "file": ("The path of a file that root alone can read.", {"type": "string", "pattern": "^/"}),
-        "credential": ("The name of a credential of systemd.", {"type": "string", "pattern": "^[^/]+$"}),
+        "file": ("The path of a file that root alone can read.", {"type": "string", "pattern": _ABSOLUTE}),
+        "credential": ("The name of a credential of systemd.", {"type": "string", "pattern": r"^[^/\u0000]+$"}),
         "command": (
             "A command that prints it.",
-            {"type": "array", "minItems": 1, "items": {"type": "string", "minLength": 1}},
+            {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": r"^[^\u0000]+$"}},
         ),
     }
     return [

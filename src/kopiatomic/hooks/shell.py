@@ -64,10 +64,12 @@ def environment(base: Mapping[str, str], variables: Mapping[str, str]) -> dict[s
     return {name: value for name, value in base.items() if name not in _OF_A_RUN} | dict(variables)
 
 
-def check(line: str) -> None:
+def check(line: str, path: str | None = None) -> str:
     """Refuse a line that no shell understands, or whose program is not there. Nothing of it is run.
 
-    Raises UsageError, whose message follows the name of the hook, and Interrupted.
+    ``path`` is the PATH that the hook will have; None for our own. Where more follows than what only its success starts, the line
+    may succeed all the same: then what is missing is the result, as it follows the name of the hook. Raises UsageError, whose
+    message does so, too, and Interrupted.
     """
     parsed = process.run(["/bin/sh", "-n", "-c", line], timeout=_LOOK_TIMEOUT)
     if parsed.status != 0:
@@ -76,14 +78,25 @@ def check(line: str) -> None:
     first = _PROGRAM.match(line)
     if first is None:
         # An assignment, a variable, or the shell's own language, about which only a run can tell.
-        return
-    if not _can_be_run(first[1]):
-        raise _no_program(first[1])
+        return ""
+    if _can_be_run(first[1], path):
+        return ""
+    missing = _no_program(first[1])
+    if _MORE.search(_JOINED.sub("", line[first.end() :].rstrip("; \t\n"))):
+        return missing.message
+    raise missing
 
 
-def check_program(program: str) -> None:
+_JOINED = re.compile(r"&&|[<>]&|&>")
+"""What stands before a command that is run only after success, and redirections."""
+
+_MORE = re.compile(r"[|;&\n]")
+"""What ends a command, so that another may decide how a line ends. In quotes it may end none, which nothing is refused for."""
+
+
+def check_program(program: str, path: str | None = None) -> None:
     """Refuse a program that is not there or cannot be executed. Raises UsageError, as :func:`check` does."""
-    if not _can_be_run(program):
+    if not _can_be_run(program, path):
         raise _no_program(program)
 
 
@@ -99,9 +112,10 @@ _FINDS = 'case $1 in */*) [ -f "$1" ] && [ -x "$1" ];; *) command -v -- "$1";; e
 """A shell line that succeeds if its first argument is a program, or something of the shell's own."""
 
 
-def _can_be_run(word: str) -> bool:
+def _can_be_run(word: str, path: str | None) -> bool:
     """Whether a shell would find a program, or something of its own, under a plain name. Raises KopiatomicError, Interrupted."""
-    return process.run(["/bin/sh", "-c", _FINDS, "sh", word], timeout=_LOOK_TIMEOUT).status == 0
+    around = None if path is None else {**os.environ, "PATH": path}
+    return process.run(["/bin/sh", "-c", _FINDS, "sh", word], timeout=_LOOK_TIMEOUT, environment=around).status == 0
 
 
 def run(line: str, flag: str, variables: Mapping[str, str], timeout: float, secrets: Secrets) -> None:

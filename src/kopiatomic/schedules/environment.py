@@ -99,5 +99,5 @@ def check_credential(name: str, path: str, *, top: str = "/") -> None:
         raise KopiatomicError(
             f"the credential {printable(path)} must be a file that root alone can read, and not empty",
             kind="bad-credential",
-            hint=f"chown root: {printable(path)}; chmod 600 {printable(path)}",
+            hint="Put the secret into a new file that root alone can read (mode 600), and name that.",
         )

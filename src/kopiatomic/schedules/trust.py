@@ -84,12 +84,12 @@ def _refuse(step: str, path: str, what: str, top: str) -> None:
     """Refuse one step of a path if others can write to it. Raises KopiatomicError, OSError."""
     who = safety.writers(step)
     if who and is_at_or_below(step, top):
-        mend = f", or: chown root: {printable(step)}; chmod go-w {printable(step)}"
+        mend = safety.mend(step, "chmod", "go-w")
         raise KopiatomicError(
             f"{what} {printable(path)} is used by root, and {who} can change {printable(step)}",
             kind="not-roots-alone",
-            # A folder that is meant to be writable for every user stays so.
-            hint=f"Install it where root alone can write{'' if safety.is_sticky(os.lstat(step)) else mend}",
+            # A folder stays as it is: others may be meant to write to it, and what they have put there stays, too.
+            hint=f"{mend[:1].upper()}{mend[1:]}." if mend == safety.COPY else f"Look at it, then: {mend}",
         )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from kopiatomic.secrets import places
-from kopiatomic.secrets.names import is_file_of, is_setting, names_secret
+from kopiatomic.secrets.names import is_file_of, is_setting, names_secret, tells_secret
 from kopiatomic.secrets.places import MASK, WORD, unquoted
 from kopiatomic.text import printable
 
@@ -27,11 +27,15 @@ _TELLING = 8
 """With so many characters, a secret is not part of a variable's value by chance."""
 
 
+_SAYS = re.compile(r"\s*(?:\S*/)?(?:echo|printf)\s")
+"""How a command begins that prints what is in itself."""
+
+
 def is_secret(variable: str, value: str) -> bool:
     """Whether an environment variable holds a secret: by its name, or by its value."""
     if names_secret(variable):
         return not is_setting(value) and not is_file_of(variable, value)
-    return bool(credentials(value))
+    return bool(credentials(value)) or (tells_secret(variable) and _SAYS.match(value) is not None)
 
 
 def credentials(text: str) -> list[str]:
@@ -41,9 +45,16 @@ def credentials(text: str) -> list[str]:
     return found
 
 
-def masked(text: str) -> str:
-    """Return a text with its secrets masked."""
-    return places.in_text(text, _mask)
+def found_in(words: Sequence[str], program: str) -> list[str]:
+    """Return the secrets in words that a program receives."""
+    found: list[str] = []
+    places.in_words(words, lambda secret: _noted(found, secret), program)
+    return found
+
+
+def masked(text: str, program: str = "") -> str:
+    """Return a text with its secrets masked. ``program`` receives its words, if it is not a shell's line."""
+    return places.in_text(text, _mask, program)
 
 
 def _noted(found: list[str], secret: str) -> str:
@@ -84,13 +95,16 @@ class Secrets:
         self.values = sorted((value for value in known if len(value) >= _SHORTEST), key=len, reverse=True)
         self._hidden.clear()
 
-    def hide(self, text: str) -> str:
-        """Return a text with every secret masked: those recognised by their place, and those known."""
-        return self._without_known(masked(text))
+    def hide(self, text: str, program: str = "") -> str:
+        """Return a text with every secret masked: those recognised by their place, and those known.
 
-    def hide_words(self, words: Sequence[str]) -> list[str]:
+        ``program`` receives its words, if it is not a shell's line.
+        """
+        return self._without_known(masked(text, program))
+
+    def hide_words(self, words: Sequence[str], program: str = "") -> list[str]:
         """Return the words of a command line, likewise masked."""
-        return [self._without_known(word) for word in places.in_words(words, _mask)]
+        return [self._without_known(word) for word in places.in_words(words, _mask, program)]
 
     def _without_known(self, text: str) -> str:
         # Whole words first, while their quotes are in pairs.

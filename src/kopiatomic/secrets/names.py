@@ -31,6 +31,8 @@ _ORDINARY = frozenset({"BYPASS", "COMPASS", "OVERPASS", "TRESPASS", "UNDERPASS"}
 _ELSEWHERE = ("FILE", "FILES", "COMMAND", "CMD")
 """Endings of the last word of names that say where a secret is, and not what it is."""
 
+_COMMAND = re.compile(r"(?:COMMAND|CMD)$", re.IGNORECASE)
+
 _ABOUT = frozenset(
     {"PATH", "DIR", "DIRECTORY", "FD", "HINT", "URL", "URI", "NAME", "TYPE", "CACHE", "POLICY", "SOCK", "SOCKET"}
     | {"LENGTH", "TIMEOUT", "TTL", "EXPIRY", "ALGORITHM", "FORMAT", "PROMPT", "KEYRING"}
@@ -64,6 +66,12 @@ def names_secret(name: str) -> bool:
     if words[-1] in _ABOUT or words[-1].endswith(_ELSEWHERE):
         return False
     return any(map(_is_secret, words)) or _may_be_in_a_file(words)
+
+
+def tells_secret(name: str) -> bool:
+    """Whether a name denotes a command that prints a secret (``BORG_PASSCOMMAND``)."""
+    found = _COMMAND.search(name)
+    return found is not None and names_secret(name[: found.start()])
 
 
 def _is_secret(word: str) -> bool:

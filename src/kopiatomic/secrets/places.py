@@ -149,6 +149,8 @@ class _Command:
         self._engine = "kopia"
         """The engine that receives the words of our own ``-o``."""
         self._next: Take | None = None
+        self._first = False
+        """Whether the next word is the first that is for us."""
         self._begin(program)
 
     def end(self, word: str = "") -> None:
@@ -159,6 +161,7 @@ class _Command:
     def _begin(self, word: str) -> None:
         """Use the flags of a program from here on, if the word names one with known flags."""
         name = os.path.basename(_BETWEEN_COMMANDS.split(word)[-1])
+        self._first = name == _OURS
         if name == _OURS:
             self._flags = self._our_flags()
         elif name in _FLAGS:
@@ -172,6 +175,10 @@ class _Command:
 
     def word(self, word: str) -> str:
         """Return the next word, as it may be shown."""
+        if self._first and word == "engine":
+            # All that follows the name of the profile is the engine's own, and which it is, the profile says.
+            self._begin("kopia")
+            return word
         follows, self._next = self._next, None
         if follows is not None and not re.match(r"--[A-Za-z]", word):
             return follows(word)

@@ -264,7 +264,10 @@ class StateFile:
             f"the state directory {shown} is not one",
             shut=False,
             kind="state-directory",
-            hint=f"Look at it, then: chown root {shown}; chmod 700 {shown}",
+            # A user's directory is not ours to take.
+            hint=f"Look at it, then: chmod 700 {printable(shlex.quote(self.directory))}"
+            if stat.S_ISDIR(status.st_mode) and status.st_uid == 0
+            else "Name a directory of root's with --state-dir.",
             error=StateError,
         )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
 
@@ -150,6 +151,29 @@ def unsafe_way(path: str) -> str:
 def _unsafe_way(path: str) -> str:
     followed, why = follow(path)
     return why or unsafe(followed)
+
+
+COPY = "copy it to where root alone can write, after reading it"
+"""What to do about a file that others than root may have put there, or may exchange before a command on it has run."""
+
+
+def mend(path: str, *words: str) -> str:
+    """Return a command that changes a file, quoted for a shell; or :data:`COPY` unless that can do no harm.
+
+    The file must belong to this process's user, which is root or somebody who asks about files of their own, have no other name,
+    and be no link, which a command would follow. Of root's, nobody else may be able to exchange it. Raises OSError, and what
+    :func:`looking.call` raises.
+    """
+    if os.geteuid() == 0 and unsafe_way(path):
+        return COPY
+    status = os.lstat(path)
+    plain = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1
+    return printable(shlex.join([*words, path])) if plain else COPY
+
+
+def shut(path: str) -> str:
+    """Return how to make a file readable for its owner alone, as :func:`mend` does."""
+    return mend(path, "chmod", "600")
 
 
 def unsafe(path: str, until: Collection[str] = ()) -> str:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +16,8 @@ from kopiatomic.config.options import Options
 from kopiatomic.config.profile import Profile, ProfileError, check_name, load
 from kopiatomic.config.settings import TABLES
 from kopiatomic.errors import UsageError
+from kopiatomic.system.safety import COPY
+from tests.support.programs import SLOWNESS
 
 Write = Callable[..., Path]
 
@@ -39,6 +44,12 @@ def wrong(path: Path) -> list[str]:
     with pytest.raises(ProfileError) as caught:
         load(str(path))
     return caught.value.message.replace(f"{path.parent}/", "").split("\n")
+
+
+def failure(path: Path) -> ProfileError:
+    with pytest.raises(ProfileError) as caught:
+        load(str(path))
+    return caught.value
 
 
 EVERYTHING = """
@@ -551,7 +562,17 @@ WRONG = {
 
 @pytest.mark.parametrize("text", WRONG)
 def test_a_wrong_file_is_told_what_is_wrong_and_where(text: str, write: Write) -> None:
-    assert wrong(write(text)) == WRONG[text]
+    assert wrong(write(text, mode=0o644)) == WRONG[text]
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_of_a_file_that_is_not_for_all_no_values_are_shown(text: str, write: Write) -> None:
+    """The same is wrong at the same places, and a line is shown up to its equals sign, if at all."""
+    shown = wrong(write(text, mode=0o640))
+    told = [line for line in shown if not line.startswith(" ")]
+    assert told == [line for line in WRONG[text] if not line.startswith(" ")]
+    for line in set(shown) - set(told):
+        assert re.fullmatch(r"    ( *[\w.-]+ *=|\[\[?[\w.]+\]\]?| *\^+)", line), shown
 
 
 def test_all_that_is_wrong_is_told_at_once(write: Write) -> None:
@@ -575,7 +596,8 @@ def test_a_secret_in_a_file_that_others_can_read_is_refused(write: Write) -> Non
         "home.toml:2:1: RESTIC_PASSWORD holds a secret, and others can read this file: chmod 600 "
     )
     assert lines[0].endswith('{ file = "/root/restic_password" }')
-    assert lines[1:] == ["    RESTIC_PASSWORD ***", "    ^^^^^^^^^^^^^^^"]
+    assert lines[1:] == ["    RESTIC_PASSWORD =", "    ^^^^^^^^^^^^^^^"]
+    assert wrong(write(text, mode=0o644))[1:] == lines[1:]
 
 
 @pytest.mark.parametrize(
@@ -594,8 +616,84 @@ def test_a_secret_in_a_file_that_others_can_read_is_refused(write: Write) -> Non
         'A = \'\'\' x""" \'\'\'\nP_SECRET = """a\nwet paint\\q\n"""',
     ],
 )
-def test_what_a_wrong_file_is_told_repeats_no_secret(bad: str, write: Write) -> None:
-    assert "wet paint" not in "".join(wrong(write(f"[engine.environment]\n{bad}\n")))
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_what_a_wrong_file_is_told_repeats_no_secret(bad: str, mode: int, write: Write) -> None:
+    assert "wet paint" not in "".join(wrong(write(f"[engine.environment]\n{bad}\n", mode=mode)))
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('[engine]\noptions = [\n  "--password"\n  "wetpaint",\n]\n', []),
+        ('[hooks]\npre_hook = "curl -u me:wetpaint http://x\n', ["    pre_hook =", "    " + " " * 40 + "^"]),
+        ('[hooks]\npre_hook = "curl -u me:wetpaint \\x"\n', ["    pre_hook =", "    " + " " * 34 + "^"]),
+        (
+            '[hooks.before]\ncommand = ["curl", "-u", "me:wetpaint", 3]\n',
+            ["    command =", "    " + " " * 40 + "^"],
+        ),
+        ('[hooks]\npre_hook = ["curl"\n  wetpaint=\n', []),
+        ("[hooks]\npre_hook = '''\nlogin = wetpaint\nwetpaint = x'''\nnope = \"wetpaint\"\n", []),
+        ('[engine]\nwetpaint = 1\noptions = [ "a",\n[wetpaint]\n', []),
+    ],
+)
+def test_no_word_of_a_private_file_is_shown_for_a_slip_beside_it(text: str, shown: list[str], write: Write) -> None:
+    place, *lines = wrong(write(text))
+    assert place.startswith("home.toml:")
+    assert lines == shown
+
+
+SEVERAL = 2_500
+
+
+def test_very_many_mistakes_are_told_at_once(write: Write) -> None:
+    """On one line of 20 KB. What is told of it does not grow with the square of them."""
+    keys = ", ".join(f"k{number} = 1" for number in range(SEVERAL))
+    began = time.monotonic()
+    lines = wrong(write(f"select = {{ {keys}, recursive = 1 }}\n", mode=0o644))
+    assert time.monotonic() - began < 5 * SLOWNESS
+    assert lines[:3] == ["home.toml:1:12: unknown key k0 in [select]", "    ... k0 ...", "        ^^"]
+    assert lines[-1] == f"and {SEVERAL + 1 - 100} more"
+    assert len([line for line in lines if line.startswith("home.toml")]) == 100
+    assert max(map(len, lines)) < 160
+
+
+def test_a_long_line_is_cut_to_the_name_of_the_key(write: Write) -> None:
+    long = "x" * 200
+    assert wrong(write(f'[run]\n{long} = "wetpaint"\n', mode=0o644))[1:] == [
+        f"    ... {'x' * 80} ...",
+        f"        {'^' * 80}",
+    ]
+    assert wrong(write(f'[run]\nwait = [ "{long}"\n', mode=0o644)) == [
+        "home.toml:3:1: this is not TOML: unclosed array: the ']' is missing",
+        "    ",
+        "    ^",
+    ]
+    assert len(wrong(write(f'[run]\nwait = "{long}" x\n', mode=0o644))) == 1
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["a." * 32 + "a = 1", "[" + "a . " * 32 + "a]", "x = { " + '"a b".' * 32 + "a = 1 }", "a." * 200_000 + "a = 1"],
+)
+def test_no_key_is_too_deep_to_be_read(key: str, write: Write) -> None:
+    assert wrong(write(f"{key}\n")) == ["home.toml: a key in it has more than 32 parts"]
+    shallow = key.replace("a . ", "", 1).replace('"a b".', "", 1).removeprefix("a.")
+    if len(key) < 1000:
+        assert "more than 32 parts" not in "".join(wrong(write(f"{shallow}\n")))
+    dots = "a." * 40
+    read(write(f"[select] # {dots}\ndatasets = [\"{dots}\", '{dots}', \"\"\"{dots}\n{dots}\"\"\", '''{dots}''']\n"))
+
+
+@pytest.mark.parametrize("number", ["0x" + "f" * 6000, "9" * 6000])
+def test_a_number_of_any_length_is_told_in_our_own_words(number: str, write: Write) -> None:
+    told = "".join(wrong(write(f"[engine]\nnice = {number}\n")))
+    assert "4300" not in told
+    assert "a very large number" in told or "this is not TOML: a number has more digits than any that is of use" in told
+
+
+def test_no_argument_has_a_nul_character(write: Write) -> None:
+    told = wrong(write('[engine.environment]\nX = { command = ["a\\u0000b"] }\n'))
+    assert told[0] == "home.toml:2:1: command has a NUL character, which no argument can have"
 
 
 @pytest.mark.parametrize(
@@ -607,6 +705,12 @@ def test_what_a_wrong_file_is_told_repeats_no_secret(bad: str, write: Write) -> 
         '[engine]\noptions = "--password wetpaint"\n',
         '[engine]\ncommand = ["mysqldump", "--password=wetpaint"]\n',
         '[hooks]\npre_hook = "PGPASSWORD=wetpaint pg_dump"\n',
+        '[engine]\noptions = ["-p", "wetpaint"]\n',
+        '[engine]\nengine = "kopia"\noptions = "-p wetpaint"\n',
+        '[engine]\noptions = ["-pwetpaint"]\n',
+        '[engine]\ncommand = "/usr/bin/mysqldump"\noptions = ["-pwetpaint"]\n',
+        '[engine.environment]\nBORG_PASSCOMMAND = "echo wetpaint"\n',
+        '[engine.environment]\nRESTIC_PASSWORD_COMMAND = "/usr/bin/printf %s wetpaint"\n',
     ],
 )
 def test_no_password_may_stand_in_a_file_that_others_can_read(text: str, write: Write) -> None:
@@ -614,6 +718,43 @@ def test_no_password_may_stand_in_a_file_that_others_can_read(text: str, write: 
     told = "".join(wrong(write(text, mode=0o644)))
     assert "others can read this file: chmod 600 " in told
     assert "paint" not in told
+
+
+def test_whose_password_it_is_the_engine_decides(write: Write) -> None:
+    """restic's -p names a file. Which engine it is may be said in another file than the options."""
+    write('[engine]\nengine = "restic"\n', "_restic", mode=0o644)
+    options = '[engine]\noptions = ["-p", "/root/pw"]\n'
+    read(write(f'extends = "_restic"\n{options}', mode=0o644))
+    told = wrong(write(options, mode=0o644))
+    assert told[0].startswith("home.toml:2:1: options holds a password, and others can read this file: chmod 600 ")
+    assert told[1:] == ["    options =", "    ^^^^^^^"]
+    also = wrong(write('[engine]\noptions = ["-p", "wetpaint"]\nnice = 30\nrepository = "/x"\n', mode=0o644))
+    assert "wetpaint" not in "".join(also)
+    assert "wetpaint" not in "".join(wrong(write('[engine]\noptions = ["-p", "wetpaint", 3]\n', mode=0o644)))
+
+
+def test_a_command_that_prints_a_secret_is_none_where_it_is_kept_elsewhere(write: Write) -> None:
+    read(write('[engine.environment]\nBORG_PASSCOMMAND = "cat /root/pw"\nX_COMMAND = "echo x"\n', mode=0o644))
+
+
+def test_nothing_is_advised_that_does_harm(write: Write, tmp_path: Path) -> None:
+    """A command is, for a file of one's own that nobody else can exchange, and it can be copied as it stands."""
+    text = '[engine]\noptions = ["--password=wetpaint"]\n'
+    path = write(text, "q; touch PWNED; #", mode=0o644)
+    assert f"read this file: chmod 600 {shlex.quote(str(path))}, or hand it over" in str(failure(path))
+    link = tmp_path / "home.toml"
+    link.symlink_to(path)
+    assert f"read this file: {COPY}, or hand it over" in str(failure(link))
+    link.unlink()
+    link.hardlink_to(path)
+    assert f"read this file: {COPY}, or hand it over" in str(failure(link))
+    if os.geteuid() == 0:
+        link.unlink()
+        tmp_path.chmod(0o777)
+        assert f"read this file: {COPY}, or hand it over" in str(failure(path))
+        tmp_path.chmod(0o700)
+        os.chown(path, 12345, -1)
+        assert f"read this file: {COPY}, or hand it over" in str(failure(path))
 
 
 def test_what_is_no_file_of_text_is_told(tmp_path: Path, write: Write) -> None:

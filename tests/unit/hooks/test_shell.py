@@ -1,6 +1,7 @@
 """Hooks are the administrator's shell lines: bounded in time, told what happens, never told a password."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -203,7 +204,38 @@ def test_the_clean_up_of_children_cannot_be_interrupted(tmp_path: Path) -> None:
     ],
 )
 def test_a_line_that_a_run_could_take_is_accepted_and_not_run(line: str) -> None:
-    shell.check(line)
+    assert shell.check(line) == ""
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "none | true",
+        "none|wc",
+        "none || true",
+        "/none/of/this; true",
+        "none\ntrue",
+        "none & wait",
+        "none -x 2>&1 | true",
+        "none && true || true",
+    ],
+)
+def test_a_line_that_may_succeed_without_its_first_program_is_warned_of(line: str) -> None:
+    name = re.split(r"[ ;|\n]", line)[0]
+    assert shell.check(line) == f"begins with {name}, which is not there or cannot be executed"
+
+
+def test_the_program_is_looked_for_where_the_hook_will(tmp_path: Path) -> None:
+    """Where that is, its own PATH says, and nothing else."""
+    (tmp_path / "of-the-hook").touch(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    assert shell.check("of-the-hook -x", path) == ""
+    shell.check_program("of-the-hook", path)
+    for look in (shell.check, shell.check_program):
+        with pytest.raises(UsageError, match="begins with of-the-hook, which is not there"):
+            look("of-the-hook")
+        with pytest.raises(UsageError, match="begins with ls, which is not there"):
+            look("ls", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -212,8 +244,10 @@ def test_a_line_that_a_run_could_take_is_accepted_and_not_run(line: str) -> None
         ("no-such-program -x", "begins with no-such-program, which is not there or cannot be executed"),
         ("no-such-program", "begins with no-such-program, which is not there or cannot be executed"),
         ("/etc/passwd", "begins with /etc/passwd, which is not there or cannot be executed"),
-        ("/none/of/this; true", "begins with /none/of/this, which"),
-        ("none|wc", "begins with none, which"),
+        ("/etc", "begins with /etc, which is not there or cannot be executed"),
+        ("none;", "begins with none, which"),
+        ("none && true", "begins with none, which"),
+        ("none 2>&1 >/dev/null", "begins with none, which"),
         ("if true; then", "is no line of a shell: "),
         ("echo 'x", "is no line of a shell: "),
     ],

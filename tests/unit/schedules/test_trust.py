@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import sys
 from collections.abc import Callable, Mapping
@@ -180,7 +181,11 @@ def test_a_program_that_others_can_exchange_is_refused(
     assert error.kind == "not-roots-alone"
     assert who in error.message
     assert str(tmp_path / what) in error.message
-    assert "chmod go-w" in str(error.hint)
+    # What a user may have put there is not given to root, and a folder is shut for nobody.
+    path = tmp_path / what
+    owned = path.stat().st_uid == 0 and path.is_file()
+    command = f"Look at it, then: chmod go-w {shlex.quote(str(path))}"
+    assert error.hint == (command if owned else "Copy it to where root alone can write, after reading it.")
 
 
 def test_what_links_lead_to_is_looked_at_as_well(installation: Path, tmp_path: Path) -> None:
@@ -354,6 +359,22 @@ def test_a_command_among_the_options_is_looked_at(engine: str | None, words: str
     wanted = words.replace("EVIL", str(evil))
     error = error_of(lambda: judged(tmp_path, engine=engine, command=command, options=wanted))
     assert error.kind == "not-roots-alone"
+
+
+def test_a_device_behind_a_link_is_left_as_it_is(tmp_path: Path) -> None:
+    link = tmp_path / "home.toml"
+    link.symlink_to("/dev/null")
+    error = error_of(lambda: trust.check(str(link), "the profile", top="/dev"))
+    assert "everybody can change /dev/null" in error.message
+    assert error.hint == "Copy it to where root alone can write, after reading it."
+
+
+def test_a_command_that_is_advised_can_be_copied(tmp_path: Path) -> None:
+    path = tmp_path / "x; touch PWNED #.toml"
+    path.touch()
+    path.chmod(0o666)
+    error = error_of(lambda: trust.check(str(path), "the profile", top=str(tmp_path)))
+    assert error.hint == f"Look at it, then: chmod go-w {shlex.quote(str(path))}"
 
 
 def test_nobody_is_told_to_take_a_folder_from_everybody(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import shutil
 import signal
 import sqlite3
@@ -328,6 +329,13 @@ def test_a_directory_that_others_can_write_to_is_refused(state: Records) -> None
     with pytest.raises(StateError, match="not one that only root can write to") as caught:
         state.begin(run_record(), keep=YEAR)
     assert caught.value.kind == "state-directory"
+    if os.geteuid() == 0:
+        assert caught.value.hint == f"Look at it, then: chmod 700 {shlex.quote(state.directory)}"
+        # A user's directory is not taken away, and not given to root with what is in it.
+        os.chown(state.directory, 12345, -1)
+        with pytest.raises(StateError) as caught:
+            state.begin(run_record(), keep=YEAR)
+        assert caught.value.hint == "Name a directory of root's with --state-dir."
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="root's records alone can be bent by others")

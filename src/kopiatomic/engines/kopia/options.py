@@ -78,11 +78,6 @@ def parse(words: Sequence[str]) -> Options:
         if flag.replace("--no-", "--", 1) != "--auto-maintenance":
             plain += originals
     warnings = []
-    if secrets:
-        warnings.append(
-            "a password in -o can be read by every local user in the list of processes, as long as kopiatomic runs; "
-            "let kopia remember it (kopia repository connect) or set KOPIA_PASSWORD instead"
-        )
     if "--start-time" in values:
         warnings.append(f"-o sets kopia's start time to {values['--start-time']}: not the instant of the snapshots")
     return Options(tuple(plain), tuple(shared), values, secrets, tuple(warnings))
