@@ -14,7 +14,7 @@ import shlex
 import socket
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from kopiatomic import presence
@@ -165,10 +165,18 @@ def check_name(name: str) -> None:
         )
 
 
-def load(path: str) -> Profile:
-    """Read a profile with everything from its folder that it extends. Raises ProfileError with every problem found."""
+def anything(_path: str) -> None:
+    """Allow every file to be read (:func:`load`)."""
+
+
+def load(path: str, allow: Callable[[str], None] = anything) -> Profile:
+    """Read a profile with everything from its folder that it extends. Raises ProfileError with every problem found.
+
+    ``allow`` gets the path of each file before it is opened, and raises what is to keep it from being read: what is wrong with a
+    file is shown with its lines.
+    """
     name = os.path.basename(path).removesuffix(SUFFIX)
-    files, problems = _chain(path)
+    files, problems = _chain(path, allow)
     merged: dict[tuple[str, ...], Value] = {}
     for file in reversed(files):
         merged |= file.values
@@ -408,9 +416,10 @@ class _File:
         )
 
 
-def _chain(path: str) -> tuple[list[_File], list[Problem]]:
+def _chain(path: str, allow: Callable[[str], None]) -> tuple[list[_File], list[Problem]]:
     """Return a file and those that it extends, in this order, and the problems with each of them."""
     folder = os.path.dirname(path)
+    allow(path)
     files = [_File(path)]
     problems = list(files[0].problems)
     while files[-1].extends is not None:
@@ -424,6 +433,7 @@ def _chain(path: str) -> tuple[list[_File], list[Problem]]:
                 )
             )
             break
+        allow(following)
         file = _File(following)
         if file.missing:
             near = _near(name, names(folder))
