@@ -152,6 +152,23 @@ def _unsafe_way(path: str) -> str:
     return why or unsafe(followed)
 
 
+def changeable(path: str) -> str:
+    """Return who besides root can change a file's content, or what an absolute path leads to, in words; empty if only root can.
+
+    Looks in a child, since a user could hold that up. Raises OSError, and what :func:`looking.call` raises.
+    """
+    return looking.call(lambda: _changeable(path), path)
+
+
+def _changeable(path: str) -> str:
+    for step in steps(path, links=True):
+        if presence.is_link(step) and (why := unsafe(step)):
+            return why
+    real = os.path.realpath(path)
+    who = writers(real)
+    return unsafe(real) or (f"{who} can write to {printable(real)}" if who else "")
+
+
 def diverted(path: str) -> str:
     """Return how others than root have led an absolute path to a file that may not be theirs, in words; empty if they have not.
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -259,11 +262,84 @@ SYNTAX = flags.Syntax(
         (["-xr", "-b"], [("--one-file-system", ""), ("--repo", "-b")]),
         (["-v=2"], [("--verbose", "2")]),
         (["-z", "b", "-x"], [("-z", "b"), ("--one-file-system", "")]),
+        (["-z=/b", "-x"], [("-z", "/b"), ("--one-file-system", "")]),
         (["--repo"], [("--repo", "")]),
     ],
 )
 def test_how_options_are_read(words: list[str], found: list[tuple[str, str]]) -> None:
     assert [(given.flag, given.value) for given in flags.parse("x", words, SYNTAX)] == found
+
+
+def test_a_path_behind_an_unknown_option_is_refused_whether_or_not_it_is_there() -> None:
+    """Whoever has written the options may not be allowed to know."""
+
+    def said(path: str) -> str:
+        with pytest.raises(UsageError) as refused:
+            flags.parse("x", ["--zz", path], SYNTAX)
+        return refused.value.message.replace(path, "PATH") + str(refused.value.hint)
+
+    assert said("/etc/passwd") == said("/no/such/file")
+
+
+# Borg's files of patterns
+
+
+@pytest.fixture
+def patterns() -> Iterator[Path]:
+    """A folder of root's: pytest's are below /tmp, where users are."""
+    made = Path(tempfile.mkdtemp(prefix="kopiatomic-patterns-", dir="/run"))
+    yield made
+    shutil.rmtree(made)
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="it is about what root has Borg read")
+
+
+@as_root
+def test_a_file_of_patterns_may_not_add_sources_and_is_not_quoted(borg_bench: EngineBench, patterns: Path) -> None:
+    (patterns / "shadow").write_text("- *.o\nroot:hunter2zz\n")
+    error = borg_bench.refused(f"--patterns-from={patterns}/shadow")
+    assert f"line 2 of {patterns}/shadow has Borg back up more" in error.message
+    assert "hunter2zz" not in error.message + str(error.hint)
+    (patterns / "plain").write_text("- *.o\n")
+    assert borg_bench.engine("--patterns-from", str(patterns / "plain")).check(borg_bench.plan).warnings == ()
+
+
+@as_root
+@pytest.mark.parametrize("how", ["file", "folder", "link"])
+def test_nor_be_one_that_a_user_can_change_until_borg_reads_it(
+    borg_bench: EngineBench, patterns: Path, how: str
+) -> None:
+    path = patterns / "folder" / "patterns"
+    path.parent.mkdir()
+    path.write_text("- *.o\n")
+    os.chown(path.parent if how == "folder" else path, 12345, 12345)
+    if how == "link":
+        (patterns / "link").symlink_to(path)
+        path = patterns / "link"
+    error = borg_bench.refused(f"--patterns-from={path}")
+    assert (error.kind, "user 12345 can" in error.message) == ("not-roots-alone", True), error.message
+
+
+@as_root
+@pytest.mark.parametrize("what", ["pipe", "directory", "large"])
+def test_what_is_no_file_of_patterns_holds_nothing_up(borg_bench: EngineBench, patterns: Path, what: str) -> None:
+    path = patterns / "patterns"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "directory":
+        path.mkdir()
+    else:
+        path.touch()
+        os.truncate(path, 5 << 20)
+    wanted = "is larger than 4 MiB" if what == "large" else "must be a file"
+    assert wanted in borg_bench.refused(f"--patterns-from={path}").message
+
+
+def test_nothing_that_an_option_names_is_looked_at_before_the_check(tmp_path: Path) -> None:
+    """A profile is checked offline without a look at anything but the profile."""
+    for words in (["--patterns-from", str(tmp_path / "none")], ["--exclude-from", str(tmp_path / "none")]):
+        engines.create(None, words, engine="borg", environment={"HOME": "/"})
 
 
 def test_mounts_that_would_be_left_out_are_refused(bench: EngineBench) -> None:

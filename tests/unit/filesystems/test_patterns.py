@@ -18,7 +18,7 @@ def by_expression(pattern: str, name: str) -> bool:
     return re.fullmatch(expression, name, re.DOTALL) is not None
 
 
-def test_all_short_patterns_and_names_match_as_their_regular_expressions():
+def test_all_short_patterns_and_names_match_as_their_regular_expressions() -> None:
     """Every pattern of up to 5 characters, against every name of up to 4."""
     names = ["".join(found) for length in range(5) for found in itertools.product("ab/", repeat=length)]
     wrong = []
@@ -30,7 +30,7 @@ def test_all_short_patterns_and_names_match_as_their_regular_expressions():
     assert wrong == []
 
 
-def test_longer_patterns_and_names_match_as_their_regular_expressions():
+def test_longer_patterns_and_names_match_as_their_regular_expressions() -> None:
     """With characters that a regular expression treats specially, line ends and bytes that are no text."""
     chance = random.Random(20)
     hits = 0
@@ -46,7 +46,7 @@ def test_longer_patterns_and_names_match_as_their_regular_expressions():
 @pytest.mark.parametrize(
     "pattern", ["*a" * 40 + "x", "**a" * 40 + "x", "home/*" + "*a**a" * 20 + "/x", "*" + "/**" * 30 + "x"]
 )
-def test_no_name_makes_a_match_take_long(pattern: str):
+def test_no_name_makes_a_match_take_long(pattern: str) -> None:
     """A user who may create subvolumes chooses their names: with backtracking, each of these would take years."""
     began = time.monotonic()
     assert not matches(pattern, "home/" + "a" * 255 + "/a" * 1500)

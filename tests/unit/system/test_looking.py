@@ -184,14 +184,13 @@ PARTS = (
 """What the main process does with a plan."""
 
 IN_A_CHILD = {
+    "engines/borg/engine.py": {"_patterns"},
     "engines/self_backup.py": {"look"},
     "engines/reader.py": {"_made"},
     "engines/names.py": {"_all", "_equal", "_walk", "find_breaking"},  # the launcher
     "engines/written.py": {"_is_tagged", "_made"},
 }
 ROOTS_OWN = {
-    "engines/borg/engine.py": {"_require_no_root"},  # a file of patterns that an option names
-    "engines/flags.py": {"_is_path"},  # a word of the command line
     "engines/kopia/client.py": {"_find_config", "check_connected", "_invoking_users_config"},
     "engines/kopia/location.py": {"cache"},  # kopia's configuration
     "engines/program.py": {"_why_not"},  # where programs are looked for

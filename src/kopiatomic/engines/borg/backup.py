@@ -74,6 +74,10 @@ class BorgBackup(repository.RepositoryBackup):
         if self._client.value("--timestamp") is None and archive["start"][: len(start)] != start:
             reasons.append(f"the time of Borg's archive is {printable(archive['start'])}, which is not the instant")
         reasons += self._listing.lacking()
+        if self._listing.outside:
+            reasons.append(
+                f"Borg saved {printable(self._listing.outside)} as well, which is not part of this backup, live"
+            )
         return EngineResult(
             saved=True,
             complete=not reasons,
