@@ -569,6 +569,8 @@ def test_what_a_wrong_file_is_told_repeats_no_secret(bad: str, write: Write) -> 
         '[engine]\noptions = ["--password=wetpaint"]\n',
         '[engine]\noptions = "--password wetpaint"\n',
         '[engine]\ncommand = ["mysqldump", "--password=wetpaint"]\n',
+        '[engine]\nengine = "borg"\noptions = ["--rsh=sshpass -p wetpaint ssh"]\n',
+        '[engine]\nengine = "borg"\noptions = ["--rsh", "sshpass -p wetpaint ssh"]\n',
         '[hooks]\npre_hook = "PGPASSWORD=wetpaint pg_dump"\n',
     ],
 )

@@ -29,7 +29,7 @@ from kopiatomic.secrets.masking import MASK, Secrets
 from tests.support.repositories import Borg, Restic
 from tests.support.small_disk import on_small_disk
 from tests.unit.support.engine_bench import EngineBench
-from tests.unit.support.kopia_fixtures import holding
+from tests.unit.support.kopia_fixtures import Driven, holding, make_job
 
 pytestmark = pytest.mark.in_part(24)
 
@@ -369,6 +369,21 @@ def test_a_password_in_the_repositorys_name_is_in_no_argv(words: list[str], rest
     with pytest.raises(KopiatomicError):
         restic_bench.engine("-r", url).check(restic_bench.plan)
     assert (restic_bench.base / "fake.seen").read_text() == url + "\n"
+
+
+@pytest.mark.parametrize("words", [["--rsh", "{}"], ["--rsh={}"]])
+def test_a_password_in_borgs_remote_shell_is_in_no_argv(words: list[str], borg_bench: EngineBench) -> None:
+    shell = "sshpass -p hunter2zz ssh"
+    options = [word.format(shell) for word in words]
+    engine = borg_bench.engine(*options)
+    assert "hunter2zz" not in " ".join(engine.describe(borg_bench.plan))
+    borg_bench.fake('echo "$*" "in $BORG_RSH" >> $0.seen; exec $REAL "$@"')
+    borg_bench.environment["BORG_RSH"] = "another"
+    Driven(borg_bench.engine(*options).check(borg_bench.plan).backup(make_job(borg_bench.plan)), borg_bench)
+    seen = [line.partition(" in ") for line in (borg_bench.base / "fake.seen").read_text().splitlines()]
+    assert {words.split()[0] for words, _, _ in seen} >= {"--version", "info", "create"}
+    assert [words for words, _, _ in seen if "hunter2zz" in words or "rsh" in words] == []
+    assert {variable for _, _, variable in seen} == {shell}
 
 
 def test_a_password_in_a_url_is_masked() -> None:

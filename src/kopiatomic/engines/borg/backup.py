@@ -143,7 +143,7 @@ def argv(client: Client, program: str, plan: Plan, time: str, instant: str) -> l
     # The first pattern that matches decides.
     for directory in left_out(plan):
         words += ["--exclude", f"sh:{pattern(directory)}"]
-    words += [word for given in client.given for word in given.words]
+    words += client.words
     if client.value("--timestamp") is None:
         words += ["--timestamp", time]
     # The last of these decides: how we get the output is not up to the user.

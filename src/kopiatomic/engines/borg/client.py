@@ -25,8 +25,11 @@ _PASSPHRASES = ("BORG_PASSPHRASE", "BORG_PASSCOMMAND", "BORG_PASSPHRASE_FD")
 WARNINGS = frozenset({1, *range(100, 128)})
 """Exit statuses for warnings: the classic one, and those of BORG_EXIT_CODES=modern (1.4)."""
 
-_SHARED = frozenset({"--rsh", "--remote-path", "--lock-wait", "--umask"})
+_SHARED = frozenset({"--remote-path", "--lock-wait", "--umask"})
 """Flags that every command of a run gets."""
+
+_VARIABLES = MappingProxyType({"--rsh": "BORG_RSH"})
+"""Flags that become variables, which every command of a run gets: ``--rsh='sshpass -p PASSWORD ssh'``."""
 
 _SYNTAX = flags.Syntax(
     known_options.BORG,
@@ -112,7 +115,16 @@ class Client(RepositoryClient):
     def __init__(
         self, options: Sequence[str], environment: Mapping[str, str], named: str | None, archive: str | None = None
     ) -> None:
-        super().__init__("borg", options, environment, _SYNTAX, _SHARED, install=_INSTALL, attempt="borg info")
+        super().__init__(
+            "borg",
+            options,
+            environment,
+            _SYNTAX,
+            shared=_SHARED,
+            variables=_VARIABLES,
+            install=_INSTALL,
+            attempt="borg info",
+        )
         self.repository = named or environment.get("BORG_REPO")
         self.archive = archive or ARCHIVE
         if named:
@@ -124,10 +136,9 @@ class Client(RepositoryClient):
 
     def check_options(self) -> None:
         """Refuse options that Borg does not have, and values that it does not take. Raises UsageError."""
-        words = [word for given in self.given for word in given.words]
-        if words:
+        if self.words:
             # Its help is shown whatever the options are. It reads them before it looks for the repository.
-            finished = self.run("create", *words, f"{_NOWHERE}::none", _NOWHERE)
+            finished = self.run("create", *self.words, f"{_NOWHERE}::none", _NOWHERE)
             refusal = re.search(r"^borg[^:]*: error: (.*)", finished.errors, re.MULTILINE)
             if refusal is not None:
                 raise self.refused_option(refusal[1])

@@ -23,7 +23,6 @@ _INSTALL = "Install restic (https://restic.net), or set KOPIATOMIC_RESTIC to whe
 
 _SHARED = frozenset(
     [
-        "--repo",
         "--repository-file",
         "--password-file",
         "--password-command",
@@ -121,18 +120,23 @@ class Client(RepositoryClient):
 
     def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
         super().__init__(
-            "restic", options, environment, _SYNTAX, _SHARED - {"--repo"}, install=_INSTALL, attempt="restic snapshots"
+            "restic",
+            options,
+            environment,
+            _SYNTAX,
+            shared=_SHARED,
+            variables={"--repo": "RESTIC_REPOSITORY"},
+            install=_INSTALL,
+            attempt="restic snapshots",
         )
         self.repository = next((g.value for g in self.given if g.flag == "--repo"), named)
         if self.repository is not None:
-            # Not in its argv, which every user can read: it may contain a password.
             self.additions |= {"RESTIC_REPOSITORY": self.repository, "RESTIC_REPOSITORY_FILE": ""}
 
     def check_options(self) -> None:
         """Refuse options that restic does not have, and values that it does not take. Raises UsageError."""
-        words = [word for given in self.given if given.flag != "--repo" for word in given.words]
-        if words:
-            finished = self.run("backup", *words, "--help")
+        if self.words:
+            finished = self.run("backup", *self.words, "--help")
             if finished.status != 0:
                 raise self.refused_option(finished.errors.partition("\n")[0])
 
