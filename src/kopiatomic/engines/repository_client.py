@@ -36,7 +36,8 @@ class RepositoryClient(Program):
         self.given = flags.parse(name, options, syntax)
         self.words = [word for g in self.given if g.flag not in variables for word in g.words]
         """The options as words of an argv."""
-        self.shared = [word for g in self.given if g.flag in shared and g.flag not in variables for word in g.words]
+        self.common = [g.words for g in self.given if g.flag in shared and g.flag not in variables]
+        self.shared = [word for words in self.common for word in words]
         self.additions |= {variables[g.flag]: g.value for g in self.given if g.flag in variables}
         # Times that are passed in, and that are written, are in the process's time zone.
         self.additions["TZ"] = "UTC"

@@ -15,6 +15,7 @@ from kopiatomic.config.credentials import is_variable, plain
 from kopiatomic.config.options import Options, words
 from kopiatomic.engines import program
 from kopiatomic.engines.engine import Engine
+from kopiatomic.engines.ways import without_others
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.schedules import trust
 from kopiatomic.schedules.schedule import Scheduler
@@ -36,6 +37,8 @@ def of(
     others than root can change it; from ``top`` on.
     """
     own = plain(options.variables).values
+    # A profile's secrets count as well, whose values are not read here.
+    caller = without_others(caller, {*credentials, *(source.name for source in options.variables)})
     engine = created(options, {**caller, **own})
     prefixes = engine.variables
     taken = {name for name in caller if (name in _SHARED or name.startswith(prefixes)) and name not in credentials}

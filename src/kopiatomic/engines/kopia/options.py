@@ -38,15 +38,20 @@ _SYNTAX = flags.Syntax(
 
 @immutable
 class Options:
-    """Parsed ``-o``. ``words`` are for the command line of ``snapshot create``, ``shared`` for all commands."""
+    """Parsed ``-o``. ``words`` are for the command line of ``snapshot create``, ``common`` are the options for all commands."""
 
     words: tuple[str, ...]
-    shared: tuple[str, ...]
+    common: tuple[tuple[str, ...], ...]
     values: Mapping[str, str]
     """The last value of each flag that had one; for a flag without a value, an empty text."""
     secrets: Mapping[str, str]
     """Environment variables with the secrets from the command line."""
     warnings: tuple[str, ...]
+
+    @property
+    def shared(self) -> tuple[str, ...]:
+        """The words for the command lines of all commands."""
+        return tuple(word for words in self.common for word in words)
 
     def has(self, flag: str) -> bool:
         """Whether a flag was given, also in its negative form (``--no-progress`` for ``--progress``)."""
@@ -64,7 +69,7 @@ def _negative(flag: str) -> str:
 def parse(words: Sequence[str]) -> Options:
     """Parse the options. Raises UsageError for those that would turn the run into something else."""
     plain: list[str] = []
-    shared: list[str] = []
+    common: list[tuple[str, ...]] = []
     values: dict[str, str] = {}
     secrets: dict[str, str] = {}
     for given in flags.parse("kopia", words, _SYNTAX):
@@ -74,7 +79,7 @@ def parse(words: Sequence[str]) -> Options:
             continue
         values[flag] = value
         if flag in _SHARED_VALUES or flag.replace("--no-", "--", 1) in _SHARED_SWITCHES:
-            shared += originals
+            common.append(originals)
         if flag.replace("--no-", "--", 1) != "--auto-maintenance":
             plain += originals
     warnings = []
@@ -85,4 +90,4 @@ def parse(words: Sequence[str]) -> Options:
         )
     if "--start-time" in values:
         warnings.append(f"-o sets kopia's start time to {values['--start-time']}: not the instant of the snapshots")
-    return Options(tuple(plain), tuple(shared), values, secrets, tuple(warnings))
+    return Options(tuple(plain), tuple(common), values, secrets, tuple(warnings))

@@ -58,6 +58,15 @@ _SYNTAX = flags.Syntax(
     ),
 )
 
+_OTHER_WAYS = MappingProxyType(
+    {
+        "--password-file": "RESTIC_PASSWORD_COMMAND",
+        "--password-command": "RESTIC_PASSWORD_FILE",
+        "--repository-file": "RESTIC_REPOSITORY",
+    }
+)
+"""Options, and the variables that would say the same in another way."""
+
 _KINDS: tuple[tuple[int, str, str, str, str], ...] = (
     (
         12,
@@ -132,6 +141,10 @@ class Client(RepositoryClient):
         self.repository = next((g.value for g in self.given if g.flag == "--repo"), named)
         if self.repository is not None:
             self.additions |= {"RESTIC_REPOSITORY": self.repository, "RESTIC_REPOSITORY_FILE": ""}
+        # restic fails where the environment says it another way than an option.
+        for flag, other in _OTHER_WAYS.items():
+            if self.value(flag) is not None and other not in self.additions:
+                self.additions[other] = ""
 
     def check_options(self) -> None:
         """Refuse options that restic does not have, and values that it does not take. Raises UsageError."""
