@@ -211,6 +211,19 @@ def test_it_does_not_claim_to_remember(bench: EngineBench) -> None:
     [
         ("restic", ["--dry-run"]),
         ("restic", ["-vn"]),
+        ("restic", ["--help"]),
+        ("restic", ["-qh"]),
+        ("restic", ["--version"]),
+        ("borg", ["--help"]),
+        ("borg", ["-h"]),
+        ("borg", ["--hel"]),
+        *(
+            ("kopia", [f"--{flag}"])
+            for flag in ("help", "version", "help-man", "completion-bash", "completion-script-zsh")
+        ),
+        ("kopia", ["--parallel=abc"]),
+        ("kopia", ["--tags=nocolon"]),
+        ("kopia", ["--tags=a:b", "--tags", "nocolon"]),
         ("restic", ["--stdin"]),
         ("restic", ["--files-from=/x"]),
         ("restic", ["--skip-if-unchanged"]),
@@ -340,6 +353,25 @@ def test_nothing_that_an_option_names_is_looked_at_before_the_check(tmp_path: Pa
     """A profile is checked offline without a look at anything but the profile."""
     for words in (["--patterns-from", str(tmp_path / "none")], ["--exclude-from", str(tmp_path / "none")]):
         engines.create(None, words, engine="borg", environment={"HOME": "/"})
+
+
+def test_values_that_a_backup_would_not_take_are_refused(bench: EngineBench, tmp_path: Path) -> None:
+    wrong = {
+        "restic": ["--time=x", "--time=2020-01-01", "--exclude-file=/nonexistent", "--iexclude-file=/nonexistent"],
+        "borg": ["--exclude-from=/nonexistent", "--compression=zz"],
+    }
+    for words in wrong[bench.repository.engine]:
+        assert bench.refused(words).kind == "engine-option", words
+    file = tmp_path / "exclusions"
+    file.write_text("*.o\n")
+    flag = {"restic": "--exclude-file", "borg": "--exclude-from"}[bench.repository.engine]
+    assert bench.engine(f"{flag}={file}").check(bench.plan).warnings == ()
+
+
+@pytest.mark.parametrize("flag", ["--debug-profile", "--debug-prof"])
+def test_a_check_of_borgs_options_writes_nothing(borg_bench: EngineBench, tmp_path: Path, flag: str) -> None:
+    borg_bench.engine(f"{flag}={tmp_path}/written", "--show-rc").check(borg_bench.plan)
+    assert not (tmp_path / "written").exists()
 
 
 def test_mounts_that_would_be_left_out_are_refused(bench: EngineBench) -> None:

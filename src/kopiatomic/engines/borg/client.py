@@ -36,6 +36,8 @@ _SYNTAX = flags.Syntax(
     refused=MappingProxyType(
         {
             "--dry-run": "nothing is saved",
+            "--help": "nothing is saved",
+            "--version": "nothing is saved",
             "--content-from-command": "it backs up a command's output in place of the view",
             "--paths-from-stdin": "it backs up other files than the view",
             "--paths-from-command": "it backs up other files than the view",
@@ -136,10 +138,13 @@ class Client(RepositoryClient):
 
     def check_options(self) -> None:
         """Refuse options that Borg does not have, and values that it does not take. Raises UsageError."""
-        if self.words:
+        # What writes a file as soon as Borg starts is for a run alone.
+        left = [g.words for g in self.given if g.flag not in _VARIABLES and g.flag != "--debug-profile"]
+        if left:
             # Its help is shown whatever the options are. It reads them before it looks for the repository.
-            finished = self.run("create", *self.words, f"{_NOWHERE}::none", _NOWHERE)
-            refusal = re.search(r"^borg[^:]*: error: (.*)", finished.errors, re.MULTILINE)
+            words = [word for given in left for word in given]
+            finished = self.run("create", *words, f"{_NOWHERE}::none", _NOWHERE)
+            refusal = re.search(r"^(?:borg[^:]*: error|Error): (.*)", finished.errors, re.MULTILINE)
             if refusal is not None:
                 raise self.refused_option(refusal[1])
 

@@ -5,11 +5,14 @@ kopia's parser (kingpin) accepts no abbreviations, and refuses a flag given twic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from kopiatomic.engines import flags, known_options
+from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
+from kopiatomic.text import printable
 
 _SECRETS = MappingProxyType(
     {
@@ -30,10 +33,23 @@ _SYNTAX = flags.Syntax(
             "--all": "it backs up other folders than the view",
             "--no-json": "kopia's result could not be read",
             "--stdin-file": "it backs up an input stream in place of the view",
+            **dict.fromkeys(("--help", "--help-full", "--help-long", "--help-man", "--version"), "nothing is saved"),
+            **dict.fromkeys(
+                ("--completion-bash", "--completion-script-bash", "--completion-script-zsh"), "nothing is saved"
+            ),
         }
     ),
     kingpin=True,
 )
+
+
+_FORMS = MappingProxyType(
+    {
+        "--parallel": (re.compile(r"[+-]?[0-9][0-9A-Fa-f_xob]*"), "a whole number"),
+        "--tags": (re.compile(r"[^:]+:.*", re.DOTALL), "NAME:VALUE"),
+    }
+)
+"""What kopia takes as values of some flags. Its own ``--help``, which is asked for all names, looks at no value."""
 
 
 @immutable
@@ -77,6 +93,13 @@ def parse(words: Sequence[str]) -> Options:
         if flag in _SECRETS:
             secrets[_SECRETS[flag]] = value
             continue
+        form, what = _FORMS.get(flag, (None, ""))
+        if form is not None and form.fullmatch(value) is None:
+            raise UsageError(
+                f"-o {flag} {printable(value)}: kopia takes {what}",
+                kind="engine-option",
+                hint="See: kopia snapshot create --help",
+            )
         values[flag] = value
         if flag in _SHARED_VALUES or flag.replace("--no-", "--", 1) in _SHARED_SWITCHES:
             common.append(originals)

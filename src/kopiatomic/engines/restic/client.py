@@ -15,7 +15,7 @@ from kopiatomic.engines import flags, known_options
 from kopiatomic.engines.causes import cause
 from kopiatomic.engines.repository_client import RepositoryClient
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.system import process
+from kopiatomic.system import looking, process
 from kopiatomic.system.lines import JsonLines
 from kopiatomic.text import ended
 
@@ -48,6 +48,8 @@ _SYNTAX = flags.Syntax(
     refused=MappingProxyType(
         {
             "--dry-run": "nothing is saved",
+            "--help": "nothing is saved",
+            "--version": "nothing is saved",
             "--stdin": "it backs up an input stream in place of the view",
             "--stdin-from-command": "it backs up a command's output in place of the view",
             "--files-from": "it backs up other files than the view",
@@ -57,6 +59,9 @@ _SYNTAX = flags.Syntax(
         }
     ),
 )
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d{1,2}:\d\d:\d\d([.,]\d+)?")
+"""What restic takes as a time (``TimeFormat`` in cmd/restic/global.go, as Go's time.Parse reads it)."""
 
 _OTHER_WAYS = MappingProxyType(
     {
@@ -148,10 +153,24 @@ class Client(RepositoryClient):
 
     def check_options(self) -> None:
         """Refuse options that restic does not have, and values that it does not take. Raises UsageError."""
+        for given in self.given:
+            # restic reads these values after it has shown its help.
+            if given.flag == "--time" and _TIME.fullmatch(given.value) is None:
+                raise self.refused_option(f"--time {given.value} is not YYYY-MM-DD HH:MM:SS")
+            if given.flag in {"--exclude-file", "--iexclude-file"}:
+                self._check_file(given)
         if self.words:
             finished = self.run("backup", *self.words, "--help")
             if finished.status != 0:
                 raise self.refused_option(finished.errors.partition("\n")[0])
+
+    def _check_file(self, given: flags.Given) -> None:
+        """Refuse a file that cannot be read. Raises UsageError."""
+        path = os.path.abspath(given.value)
+        try:
+            looking.call(lambda: os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)), path)
+        except OSError as error:
+            raise self.refused_option(f"{given.flag} {path} cannot be read: {error.strerror}") from None
 
     @property
     def where(self) -> str | None:
