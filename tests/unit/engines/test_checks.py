@@ -314,7 +314,10 @@ def test_a_file_of_patterns_may_not_add_sources_and_is_not_quoted(borg_bench: En
     error = borg_bench.refused(f"--patterns-from={patterns}/shadow")
     assert f"line 2 of {patterns}/shadow has Borg back up more" in error.message
     assert "hunter2zz" not in error.message + str(error.hint)
-    (patterns / "plain").write_text("- *.o\n")
+    (patterns / "indented").write_text("+ /home\n  R /etc\n")
+    assert "line 2 of" in borg_bench.refused("--patterns-fro", str(patterns / "indented")).message
+    assert "cannot be read: No such file" in borg_bench.refused("--patterns-from", str(patterns / "none")).message
+    (patterns / "plain").write_text("# R /etc is no line\n+ /home\n- *.o\n")
     assert borg_bench.engine("--patterns-from", str(patterns / "plain")).check(borg_bench.plan).warnings == ()
 
 
