@@ -50,6 +50,15 @@ def test_no_password_is_in_the_name_of_a_repository() -> None:
     assert ResticRepository(client, None, ()).target.repository == "rest:https://me:***@host/"
 
 
+def test_a_file_that_names_the_repository_holds_nothing_up(tmp_path: Path) -> None:
+    (tmp_path / "name").write_text("/srv/repository\n")
+    assert Client([f"--repository-file={tmp_path}/name"], {"HOME": "/"}, None).where == "/srv/repository"
+    assert Client([f"--repository-file={tmp_path}/none"], {"HOME": "/"}, None).where is None
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no plain file"):
+        _ = Client([], {"HOME": "/", "RESTIC_REPOSITORY_FILE": f"{tmp_path}/pipe"}, None).where
+
+
 @pytest.mark.in_part(1)
 def test_a_repository_that_is_only_read_is_not_said_to_be_locked(bench: EngineBench) -> None:
     with on_small_disk(bench.repository.path, read_only=True):
@@ -348,7 +357,7 @@ def test_what_is_no_file_of_patterns_holds_nothing_up(borg_bench: EngineBench, p
     else:
         path.touch()
         os.truncate(path, 5 << 20)
-    wanted = "is larger than 4 MiB" if what == "large" else "must be a file"
+    wanted = "it is larger than 4194304 bytes" if what == "large" else "it is no plain file"
     assert wanted in borg_bench.refused(f"--patterns-from={path}").message
 
 

@@ -57,6 +57,17 @@ def test_errors_come_back_as_what_they_are() -> None:
         looking.call(lambda: 1 // 0, "/")
 
 
+def test_a_file_is_read_if_it_is_a_plain_one_of_that_size(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert looking.read(str(tmp_path / "file"), 3) == b"abc"
+    os.mkfifo(tmp_path / "pipe")
+    wrong = (("file", 2, errno.EFBIG), ("pipe", 3, errno.EINVAL), (".", 3, errno.EINVAL), ("none", 3, errno.ENOENT))
+    for name, most, number in wrong:
+        with pytest.raises(OSError, match=r".") as refused:
+            looking.read(str(tmp_path / name), most)
+        assert refused.value.errno == number, name
+
+
 def test_a_child_that_is_killed_is_told_from_an_answer() -> None:
     with pytest.raises(KopiatomicError) as killed:
         looking.call(lambda: os.kill(os.getpid(), signal.SIGKILL), "/")
@@ -184,7 +195,6 @@ PARTS = (
 """What the main process does with a plan."""
 
 IN_A_CHILD = {
-    "engines/borg/engine.py": {"_patterns"},
     "engines/self_backup.py": {"look"},
     "engines/reader.py": {"_made"},
     "engines/names.py": {"_all", "_equal", "_walk", "find_breaking"},  # the launcher
@@ -194,7 +204,6 @@ ROOTS_OWN = {
     "engines/kopia/client.py": {"_find_config", "check_connected", "_invoking_users_config"},
     "engines/kopia/location.py": {"cache"},  # kopia's configuration
     "engines/program.py": {"_why_not"},  # where programs are looked for
-    "engines/restic/client.py": {"where"},  # a file with the repository's name
     "output/console.py": {"discard"},  # /dev/null
 }
 """What is no user's to replace. This list may only shrink."""

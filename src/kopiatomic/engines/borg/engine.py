@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from kopiatomic.engines import repository
@@ -14,7 +13,6 @@ from kopiatomic.engines.listing import Inside
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.plan import Plan
 from kopiatomic.system import looking, safety
-from kopiatomic.system.descriptors import closing
 from kopiatomic.system.lines import JsonLines
 from kopiatomic.text import printable
 
@@ -146,7 +144,7 @@ def _check_patterns(flag: str, named: str) -> None:
                 kind="not-roots-alone",
                 hint="Copy it to where root alone can write: such a file may name more to back up.",
             )
-        lines = looking.call(lambda: _patterns(path), path).splitlines()
+        lines = looking.read(path, _LARGEST).decode("utf-8", "replace").splitlines()
     except OSError as error:
         raise UsageError(
             f"-o {flag}: {printable(path)} cannot be read: {error.strerror}",
@@ -154,19 +152,3 @@ def _check_patterns(flag: str, named: str) -> None:
             hint="It may name more to back up than the view, so it is looked at first.",
         ) from None
     _require_no_root(flag, lines, lambda number: f"line {number} of {printable(path)}")
-
-
-def _patterns(path: str) -> str:
-    """Return the content of a file of patterns. Raises OSError, UsageError."""
-    with closing(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)) as fd:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise _no_patterns(path, "must be a file")
-        with open(fd, "rb", closefd=False) as file:
-            content = file.read(_LARGEST + 1)
-    if len(content) > _LARGEST:
-        raise _no_patterns(path, f"is larger than {_LARGEST >> 20} MiB")
-    return content.decode("utf-8", "replace")
-
-
-def _no_patterns(path: str, wrong: str) -> UsageError:
-    return UsageError(f"-o --patterns-from: {printable(path)} {wrong}", kind="usage", hint="Name a file with patterns.")

@@ -60,6 +60,9 @@ _SYNTAX = flags.Syntax(
     ),
 )
 
+_LARGEST = 64 << 10
+"""Bytes of a file that names a repository."""
+
 _TIME = re.compile(r"\d{4}-\d\d-\d\d \d{1,2}:\d\d:\d\d([.,]\d+)?")
 """What restic takes as a time (``TimeFormat`` in cmd/restic/global.go, as Go's time.Parse reads it)."""
 
@@ -181,8 +184,7 @@ class Client(RepositoryClient):
         if not file:
             return self._given.get("RESTIC_REPOSITORY")
         try:
-            with open(file, encoding="utf-8", errors="surrogateescape") as opened:
-                return opened.read().strip()
+            return os.fsdecode(looking.read(os.path.abspath(file), _LARGEST)).strip()
         except OSError as error:
             if presence.absent(error):
                 return None
