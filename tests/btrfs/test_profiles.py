@@ -361,6 +361,38 @@ def test_the_engine_by_hand_has_repository_and_password(
     assert profiles("engine", "home", "--", "--no-such-option").returncode not in {0, 3, 4}
 
 
+def test_what_a_profile_says_of_the_password_holds_whatever_the_environment_says(
+    restic: Restic, data: Path, profiles: Profiles, write: Write, folder: Path
+) -> None:
+    wrong = folder / "wrong.pw"
+    wrong.write_text("not the password\n")
+    around = {"RESTIC_PASSWORD_FILE": str(wrong)}
+    write("home", select={"datasets": [str(data)]}, engine={"engine": "restic", "environment": restic.environment})
+    ran = profiles("run", "home", "--mount-root", folder / "view", env=around)
+    assert ran.returncode == 0, str(ran)
+    listed = profiles("engine", "home", "--", "snapshots", env=around)
+    assert (listed.returncode, restic.kept()[0].id[:8] in listed.stdout) == (0, True), str(listed)
+
+
+def test_the_engine_by_hand_opens_the_repository_as_the_options_say(
+    restic: Restic, data: Path, profiles: Profiles, write: Write, folder: Path
+) -> None:
+    given = dict(restic.environment)
+    right, wrong = folder / "right.pw", folder / "wrong.pw"
+    right.write_text(given.pop("RESTIC_PASSWORD"))
+    wrong.write_text("not the password")
+    options = ["--password-file", str(right), "--exclude=*.o"]
+    write(
+        "home", select={"datasets": [str(data)]}, engine={"engine": "restic", "options": options, "environment": given}
+    )
+    assert profiles("profile", "check", "home").returncode == 0
+    listed = profiles("engine", "home", "--", "snapshots", env={"RESTIC_PASSWORD_COMMAND": "echo wrong"})
+    assert listed.returncode == 0, str(listed)
+    # What is said by hand holds.
+    refused = profiles("engine", "home", "--", "snapshots", f"--password-file={wrong}")
+    assert "wrong password" in refused.stderr, str(refused)
+
+
 def test_a_failure_stops_no_other_and_the_worst_code_is_that_of_all(
     data: Path, profiles: Profiles, write: Write, folder: Path, leftovers: Leftovers
 ) -> None:

@@ -42,7 +42,6 @@ EXCEPTIONS: dict[str, tuple[int, str]] = {
     "cli.completion._listed": (1, SHOWN),
     "cli.completion.datasets": (1, SHOWN),
     "cli.completion._if_known": (1, SHOWN),
-    "engines.flags._is_path": (1, AS_IT_MAY_BE),
     "filesystems.btrfs.listing._Walk._holds": (1, AS_IT_MAY_BE),
     "filesystems.zfs.listing._at_boot": (1, SAID),
     "planning.gather._loop_files": (1, SHOWN),

@@ -13,6 +13,7 @@ from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options, check_name, words
 from kopiatomic.engines.engine import Backup, Job, Remembering, Repository
 from kopiatomic.engines.numbers import understood
+from kopiatomic.engines.ways import combined
 from kopiatomic.engines.written import WrittenDirectory, in_place, prepared, require_skipped
 from kopiatomic.errors import KopiatomicError, LockedError, UsageError
 from kopiatomic.hooks import shell
@@ -129,7 +130,7 @@ class _Run:
         of_holds, of_each = more[: len(holds)], more[len(holds) :]
         self._wanted = [(block.wanted, each.values) for block, each in zip(blocks, of_holds, strict=True)]
         """The writers to hold still, and the secret ones among their settings."""
-        self._handed = {**taken, **own.values}
+        self._handed = combined(taken, own.values)
         """What the engine alone has in its environment."""
         self._of_hooks = of_hooks.values
         self._engine = engine = engines.create(
@@ -139,7 +140,7 @@ class _Run:
             repository=options.repository,
             archive=options.archive,
             maintenance=options.maintenance,
-            environment={**os.environ, **self._handed},
+            environment=combined(os.environ, self._handed),
         )
         if options.skip_unchanged:
             skipping.require(engine, options.layout)
@@ -436,7 +437,7 @@ class _Run:
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
         # What is taken may have changed meanwhile.
         lists.write(job.run_id, job.plan)
-        environment = shell.environment({**os.environ, **self._handed}, shell.variables(job.run_id, job.plan))
+        environment = shell.environment(combined(os.environ, self._handed), shell.variables(job.run_id, job.plan))
         if in_place(job.plan, inherited.temporary_directory()):
             environment["TMPDIR"] = job.plan.scratch
 

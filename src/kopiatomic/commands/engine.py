@@ -11,6 +11,7 @@ from kopiatomic.commands.failures import ended, require_root
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.config import credentials
 from kopiatomic.engines import program
+from kopiatomic.engines.ways import combined
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.output.console import Console
 from kopiatomic.schedules.environment import created
@@ -31,11 +32,8 @@ def _run(name: str, argv: Sequence[str], folder: Folder, shown: str) -> NoReturn
             f"{name} runs a command of its own, and has no engine", kind="usage", hint="Run that command by hand."
         )
     place = os.environ.pop("CREDENTIALS_DIRECTORY", "")
-    environment = {
-        **os.environ,
-        **credentials.handed(place),
-        **credentials.resolve(options.variables, place).values,
-    }
+    own = credentials.resolve(options.variables, place).values
+    environment = combined(os.environ, combined(credentials.handed(place), own))
     engine = created(options, environment)
     environment |= engine.by_hand(environment)
     variable = f"KOPIATOMIC_{engine.name.upper()}"
@@ -47,10 +45,16 @@ def _run(name: str, argv: Sequence[str], folder: Folder, shown: str) -> NoReturn
     )
     inherited.hand_on()
     try:
-        os.execve(path, [path, *argv], environment)  # noqa: S606 - that is what this is for
+        os.execve(path, [path, *_without(engine.common, argv), *argv], environment)  # noqa: S606 - that is what this is for
     except OSError as error:
         raise KopiatomicError(
             f"cannot start {printable(path)}: {error.strerror}",
             kind=f"{engine.name}-not-executable",
             hint="Is it made for this machine, and is its interpreter installed?",
         ) from None
+
+
+def _without(options: Sequence[Sequence[str]], argv: Sequence[str]) -> list[str]:
+    """Return the words of those options that the user does not give: some programs take no option twice."""
+    given = {word.partition("=")[0] for word in argv}
+    return [word for words in options if words[0].partition("=")[0] not in given for word in words]

@@ -327,7 +327,7 @@ def check(
         if file is not None:
             path = os.path.abspath(file)
             # Offline nothing of it is acted on.
-            return _check(lambda: _trusted(path, folder.top, offline=offline), console, called, offline=offline)
+            return _check(lambda: _trusted(path, folder, offline=offline), console, called, offline=offline)
         asked = folder.some(names, everything=not names)
         # Only root acts on a profile, and only for root does it matter who can change it.
         trusted = os.geteuid() == 0
@@ -346,11 +346,20 @@ def check(
     return ended(run, console)
 
 
-def _trusted(path: str, top: str, *, offline: bool) -> Profile:
-    """Read a file, which must be root's alone if root asks for more than what it says. Raises KopiatomicError."""
-    if not offline and os.geteuid() == 0:
-        trust.check(path, "the profile", top=top)
-    return reading.load(path)
+def _trusted(path: str, folder: Folder, *, offline: bool) -> Profile:
+    """Read a file, which must be root's alone, with its bases, if root asks for more than what it says.
+
+    Raises KopiatomicError.
+    """
+    acted_on = not offline and os.geteuid() == 0
+    try:
+        return reading.load(path, folder.require_roots_alone if acted_on else profiles.require_plain)
+    except OSError as error:
+        raise KopiatomicError(
+            f"the profile {printable(path)} cannot be looked at: {error.strerror}",
+            kind="profiles",
+            hint="Look at it, and at its folder (ls -l).",
+        ) from None
 
 
 def _check(load: Callable[[], Profile], console: Console, called: Invocation, *, offline: bool) -> int:

@@ -93,14 +93,27 @@ class Folder:
     def _load(self, path: str, *, trusted: bool) -> Profile:
         if trusted and not safety.is_plainly_safe(self.path):
             trust.check(self.path, "the folder of the profiles", top=self.top)
-        # Not only if it exists: a link of root's may lead to where a user makes it a moment later.
-        if trusted and presence.exists(path, follow_links=False):
+        return profiles.load(path, self.require_roots_alone if trusted else require_plain)
+
+    def require_roots_alone(self, path: str) -> None:
+        """Refuse a file of a profile that others than root can change, as root acts on it. Raises KopiatomicError, OSError."""
+        # Not only if what it leads to exists: a user may make that a moment later.
+        if presence.exists(path, follow_links=False):
             trust.check(path, "the profile", top=self.top)
-        found = profiles.load(path)
-        if trusted:
-            for file in found.files[1:]:
-                trust.check(file, "the profile", top=self.top)
-        return found
+
+
+def require_plain(path: str) -> None:
+    """Refuse a file to which another user has led root by a link. Raises KopiatomicError, OSError.
+
+    A profile is shown, and its lines where something is wrong with it, to whoever asked root for that.
+    """
+    why = safety.diverted(path) if os.geteuid() == 0 else ""
+    if why:
+        raise KopiatomicError(
+            f"the profile {printable(path)} is not read by root: {why}",
+            kind="not-roots-alone",
+            hint="Ask as the user whose file it is, or copy the file itself to where root alone can write.",
+        )
 
 
 def folder(asked: str | None) -> Folder:

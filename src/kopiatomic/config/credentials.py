@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 from collections.abc import Mapping, Sequence
 
@@ -201,6 +202,7 @@ def _printed(source: Source) -> bytes:
 
 def _output(source: Source, argv: Sequence[str]) -> bytes:
     try:
+        _require_roots(source, argv[0])
         finished = process.run(argv, timeout=_COMMAND_TIMEOUT)
     except process.TimeLimitError:
         raise _bad(source, f"{printable(argv[0])} did not end within {_COMMAND_TIMEOUT:g} s") from None
@@ -210,6 +212,16 @@ def _output(source: Source, argv: Sequence[str]) -> bytes:
         # What it says is not shown: it may be the secret.
         raise _bad(source, f"{printable(argv[0])} failed (status {finished.status})")
     return finished.stdout
+
+
+def _require_roots(source: Source, name: str) -> None:
+    """Refuse a program that others than root can exchange, since root starts it. Raises OSError, KopiatomicError."""
+    if os.geteuid() != 0:
+        return
+    path = shutil.which(name) if "/" not in name else os.path.abspath(name)
+    why = safety.changeable(path) if path is not None else ""
+    if why:
+        raise _bad(source, f"root would start {printable(path or name)}, and others can change that: {why}")
 
 
 def _bad(source: Source, reason: str) -> KopiatomicError:

@@ -14,7 +14,7 @@ import shlex
 import socket
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -184,10 +184,18 @@ def is_variable(name: str) -> bool:
     return _VARIABLE.fullmatch(name) is not None
 
 
-def load(path: str) -> Profile:
-    """Read a profile with everything from its folder that it extends. Raises ProfileError with every problem found."""
+def anything(_path: str) -> None:
+    """Allow every file to be read (:func:`load`)."""
+
+
+def load(path: str, allow: Callable[[str], None] = anything) -> Profile:
+    """Read a profile with everything from its folder that it extends. Raises ProfileError with every problem found.
+
+    ``allow`` gets the path of each file before it is opened, and raises what is to keep it from being read: what is wrong with a
+    file is shown with its lines.
+    """
     name = os.path.basename(path).removesuffix(SUFFIX)
-    files, problems = _chain(path)
+    files, problems = _chain(path, allow)
     merged: dict[tuple[str, ...], Value] = {}
     for file in reversed(files):
         merged |= file.values
@@ -465,9 +473,10 @@ def _mend(path: str) -> str:
     return f"{safety.shut(path)}, or hand it over by a variable below [engine.environment]"
 
 
-def _chain(path: str) -> tuple[list[_File], list[Problem]]:
+def _chain(path: str, allow: Callable[[str], None]) -> tuple[list[_File], list[Problem]]:
     """Return a file and those that it extends, in this order, and the problems with each of them."""
     folder = os.path.dirname(path)
+    allow(path)
     files = [_File(path)]
     problems = list(files[0].problems)
     while files[-1].extends is not None:
@@ -481,6 +490,7 @@ def _chain(path: str) -> tuple[list[_File], list[Problem]]:
                 )
             )
             break
+        allow(following)
         file = _File(following)
         if file.missing:
             near = _near(name, names(folder))

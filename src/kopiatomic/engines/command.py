@@ -45,6 +45,11 @@ class CommandEngine:
         """Return nothing: it has no repository that is known."""
         return {}
 
+    @property
+    def common(self) -> Sequence[Sequence[str]]:
+        """Empty: nothing is known about the program."""
+        return ()
+
     def pinned(self, _environment: Mapping[str, str]) -> Mapping[str, str]:
         """Return nothing: nothing is known about the program."""
         return {}

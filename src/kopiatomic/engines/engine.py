@@ -90,6 +90,10 @@ class Engine(Protocol):
         """Return variables with which a person's own call of the program finds the same repository."""
 
     @property
+    def common(self) -> Sequence[Sequence[str]]:
+        """The options that every command of the program gets, each as its words: which repository, how to open it."""
+
+    @property
     def remembers(self) -> bool:
         """Whether its repositories are :class:`Remembering`."""
 

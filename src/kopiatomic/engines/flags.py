@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from kopiatomic import presence
 from kopiatomic.engines.known_options import Known
 from kopiatomic.errors import UsageError
 from kopiatomic.immutable import immutable
@@ -105,17 +104,12 @@ def _cluster(word: str, rest: list[str], syntax: Syntax) -> Iterator[Given]:
 
 
 def _takes_next(flag: str, rest: Sequence[str], syntax: Syntax) -> bool:
-    """Whether the next word is a flag's value. For an unknown flag it may be one, unless it is an existing path."""
+    """Whether the next word is a flag's value. For an unknown flag it may be one, unless it may be a path.
+
+    Whether there is such a path is not looked at: that would tell whoever has written the options what root can see.
+    """
     if not rest or (syntax.kingpin and rest[0].startswith("-")):
         return False
     if flag in syntax.known.valued:
         return True
-    return flag not in syntax.known.switches and not rest[0].startswith("-") and not _is_path(rest[0])
-
-
-def _is_path(word: str) -> bool:
-    try:
-        return "/" in word and presence.exists(word)
-    except (OSError, ValueError):
-        # It may be a value.
-        return True
+    return flag not in syntax.known.switches and not rest[0].startswith("-") and "/" not in rest[0]

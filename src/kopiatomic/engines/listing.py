@@ -54,6 +54,9 @@ class Listing:
         self._paths = paths
         self._volumes = job.volumes
         self._left_out = left_out(job.plan)
+        self._within = tuple(f"{self.spelled(source).strip('/')}/".lstrip("/") for source in job.plan.sources)
+        self.outside = ""
+        """The first entry that lies in no source, as the engine writes it; empty if there is none."""
 
     def spelled(self, path: str) -> str:
         """Return a path as the engine writes it."""
@@ -62,6 +65,8 @@ class Listing:
     def take(self, path: str, kind: str, size: int | None = None) -> None:
         """Take an entry of the listing, with its kind."""
         path = path.strip("/")
+        if not self.outside and not f"{path}/".startswith(self._within):
+            self.outside = path
         parent = self._found.get(path.rpartition("/")[0])
         if parent is not None and path:
             parent.filled = True

@@ -80,6 +80,11 @@ class RepositoryEngine(ABC):
         """Return its own variables that say where the repository is."""
         return {name: value for name, value in self._program.additions.items() if name.startswith(self.variables)}
 
+    @property
+    def common(self) -> Sequence[Sequence[str]]:
+        """The options that every command of the program gets."""
+        return self._program.common
+
     def refuses(self, _plan: Plan) -> list[Refusal]:
         """Return no refusals: names are kept as bytes."""
         return []

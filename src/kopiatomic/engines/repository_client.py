@@ -13,7 +13,11 @@ from kopiatomic.text import printable
 
 
 class RepositoryClient(Program):
-    """A program with the user's options (``-o``); ``shared`` is what every command of it gets. Raises UsageError."""
+    """A program with the user's options (``-o``); ``shared`` is what every command of it gets.
+
+    ``variables`` has the options whose value may hold a password, and the variables by which the program gets it in their place:
+    its argv can be read by every user. Raises UsageError.
+    """
 
     def __init__(
         self,
@@ -21,15 +25,20 @@ class RepositoryClient(Program):
         options: Sequence[str],
         environment: Mapping[str, str],
         syntax: flags.Syntax,
-        shared: Collection[str],
         *,
+        shared: Collection[str],
+        variables: Mapping[str, str],
         install: str,
         attempt: str,
     ) -> None:
         super().__init__(name, environment, install=install, attempt=lambda: attempt)
         self.install = install
         self.given = flags.parse(name, options, syntax)
-        self.shared = [word for g in self.given if g.flag in shared for word in g.words]
+        self.words = [word for g in self.given if g.flag not in variables for word in g.words]
+        """The options as words of an argv."""
+        self.common = [g.words for g in self.given if g.flag in shared and g.flag not in variables]
+        self.shared = [word for words in self.common for word in words]
+        self.additions |= {variables[g.flag]: g.value for g in self.given if g.flag in variables}
         # Times that are passed in, and that are written, are in the process's time zone.
         self.additions["TZ"] = "UTC"
         if not environment.get("HOME"):

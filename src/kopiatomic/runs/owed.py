@@ -177,10 +177,8 @@ def _prepared(owed: Mapping[str, Any]) -> list[Prepared]:
     from kopiatomic.schedules import trust  # noqa: PLC0415
 
     file = owed["file"]
-    trust.check(file, "the profile")
-    profile = load(file)
-    for base in profile.files[1:]:
-        trust.check(base, "the profile")
+    # Each file before it is read, its bases too.
+    profile = load(file, lambda path: trust.check(path, "the profile"))
     entries = profile.entries("hooks", NAME)
     sources = {source.name: source for source in profile.sources("hooks")}
     sources |= {source.name: source for entry in entries for source in entry.sources()}

@@ -11,10 +11,11 @@ import stat
 from collections.abc import Collection, Mapping
 
 from kopiatomic import engines
-from kopiatomic.config.credentials import is_variable
+from kopiatomic.config.credentials import is_variable, plain
 from kopiatomic.config.options import Options, words
 from kopiatomic.engines import program
 from kopiatomic.engines.engine import Engine
+from kopiatomic.engines.ways import without_others
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.schedules import trust
 from kopiatomic.schedules.schedule import Scheduler
@@ -32,15 +33,21 @@ def of(
 ) -> Mapping[str, str]:
     """Return the environment of a schedule of this backup. ``home`` is root's, ``credentials`` the variables passed that way.
 
-    Raises KopiatomicError if the engine's program is missing, or others than root can change it; from ``top`` on.
+    What a profile says to the engine holds against the caller. Raises KopiatomicError if the engine's program is missing, or
+    others than root can change it; from ``top`` on.
     """
-    engine = created(options, caller)
+    own = plain(options.variables).values
+    # A profile's secrets count as well, whose values are not read here.
+    caller = without_others(caller, {*credentials, *(source.name for source in options.variables)})
+    engine = created(options, {**caller, **own})
     prefixes = engine.variables
     taken = {name for name in caller if (name in _SHARED or name.startswith(prefixes)) and name not in credentials}
     found = {name: caller[name] for name in taken} | {"HOME": home, "PATH": PATH}
-    found |= engine.pinned(found)
-    found |= _program(options, None if options.command is not None else engine.name, caller, top)
-    return found
+    found |= engine.pinned({**found, **own})
+    if options.command is not None:
+        _check_command(options.command, own.get("PATH", PATH), top)
+        return found
+    return found | _program(engine.name, {**caller, **own}, top)
 
 
 def created(options: Options, environment: Mapping[str, str]) -> Engine:
@@ -71,16 +78,18 @@ def check_no_secrets(variables: Mapping[str, str], scheduler: Scheduler, shown: 
         )
 
 
-def _program(options: Options, engine: str | None, caller: Mapping[str, str], top: str) -> dict[str, str]:
-    """Return where the engine's program is, as a variable; for a command only check that it will be found."""
-    if engine is None:
-        name = words("-c", options.command or "")[0]
-        hint = f"A schedule looks for programs in {PATH}; name the command by its path."
-        trust.check(program.find(name, {"PATH": PATH}, kind="command", hint=hint), "the command", top=top)
-        return {}
+def _check_command(command: str, path: str, top: str) -> None:
+    """Check that a command will be found, and is root's."""
+    hint = f"A schedule looks for programs in {printable(path)}; name the command by its path."
+    found = program.find(words("-c", command)[0], {"PATH": path}, kind="command", hint=hint)
+    trust.check(found, "the command", top=top)
+
+
+def _program(engine: str, variables: Mapping[str, str], top: str) -> dict[str, str]:
+    """Return where the engine's program is, as a variable."""
     variable = f"KOPIATOMIC_{engine.upper()}"
-    named = caller.get(variable) or engine
-    path = program.find(named, caller, kind=engine, hint=f"Install it, or set {variable} to where it is.")
+    named = variables.get(variable) or engine
+    path = program.find(named, variables, kind=engine, hint=f"Install it, or set {variable} to where it is.")
     trust.check(path, f"the engine {engine}", top=top)
     return {variable: path}
 

@@ -12,10 +12,12 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 
 from kopiatomic import presence
+from kopiatomic.config.credentials import plain
 from kopiatomic.config.options import Options, words
 from kopiatomic.engines import program
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.schedules import trust
+from kopiatomic.schedules.environment import PATH
 from kopiatomic.text import first_few, printable
 
 _OPERATORS = ";&|()<>\n"
@@ -44,6 +46,9 @@ _RUN = re.compile(r"(?:COMMAND|_RSH)$")
 _READ = re.compile(r"(?:_FILE|_PATH|_CONFIG|XDG_CONFIG_HOME|BORG_(?:BASE|CONFIG|KEYS|SECURITY)_DIR)$")
 """Variables that name a configuration, a key or a secret. A configuration can name commands, or another repository."""
 
+_SEARCHED = frozenset({"PATH", "LD_LIBRARY_PATH", "LD_PRELOAD", "PERL5LIB", "PYTHONPATH"})
+"""Variables that name where programs are, or what becomes part of them."""
+
 _OPTION = re.compile(r"(?:--[\w-]*(?:command|rsh)|[\w-]+\.(?:command|program))")
 """Options of engines that hold a command line."""
 
@@ -51,31 +56,40 @@ _OPTION = re.compile(r"(?:--[\w-]*(?:command|rsh)|[\w-]+\.(?:command|program))")
 def check(options: Options, variables: Mapping[str, str], *, top: str = "/") -> list[str]:
     """Refuse what others than root can change, from ``top`` on. Return what cannot be judged, in words.
 
-    Raises KopiatomicError of kind ``not-roots-alone``, UsageError.
+    ``variables`` are those of the schedule; what a profile says of the engine's and the hooks' own holds against them. Raises
+    KopiatomicError of kind ``not-roots-alone``, UsageError.
     """
     judge = _Judge(variables["PATH"], top)
+    for source in (*options.variables, *options.hook_variables, *(one for h in options.hooks for one in h.variables)):
+        if source.form == "command":
+            judge.command(source.name, source.value)
+    of_hooks = plain(options.hook_variables).values
+    judge.variables(of_hooks)
+    judge.path = of_hooks.get("PATH", variables["PATH"])
     for flag, line in (("-p", options.pre_hook), ("-q", options.post_hook)):
         if line is not None:
             judge.line(flag, line)
     for hook in options.hooks:
         # What another user runs is that user's.
         if not hook.user:
+            said = plain(hook.variables).values
+            judge.variables(said)
+            judge.path = {**variables, **of_hooks, **said}["PATH"]
             judge.command(hook.moment.value, hook.argv)
+    said = {**variables, **plain(options.variables).values}
+    judge.path = said["PATH"]
     if options.command is not None:
         judge.command("-c", [*words("-c", options.command), *words("-o", options.options)])
     else:
         judge.options(words("-o", options.options))
-    for name, value in variables.items():
-        if _RUN.search(name):
-            judge.text(name, value)
-        elif _READ.search(name) and os.path.isabs(value):
-            judge.file(name, value)
+    judge.variables(said)
     return judge.said()
 
 
 class _Judge:
     def __init__(self, path: str, top: str) -> None:
-        self._path = path
+        self.path = path
+        """Where programs are looked for."""
         self._top = top
         self._unsure: dict[str, list[str]] = {}
 
@@ -133,7 +147,7 @@ class _Judge:
             self._cannot(what, name)
             return
         try:
-            found = program.find(name, {"PATH": self._path}, kind="command", hint="")
+            found = program.find(name, {"PATH": self.path}, kind="command", hint="")
         except KopiatomicError:
             if name not in _BUILTINS | _WRAPPERS | _INTERPRETERS:
                 self._cannot(what, name)
@@ -173,6 +187,30 @@ class _Judge:
                 self.text(f"-o {name}", value if equals else next(rest, ""))
             else:
                 self._argument("-o", word, runs=False)
+
+    def variables(self, found: Mapping[str, str]) -> None:
+        """Judge the variables of one environment."""
+        for name, value in found.items():
+            if _RUN.search(name):
+                self.text(name, value)
+            elif name in _SEARCHED:
+                self._folders(name, value)
+            elif _READ.search(name) and os.path.isabs(value):
+                self.file(name, value)
+
+    def _folders(self, what: str, value: str) -> None:
+        """Judge folders and files in which programs, or parts of them, are looked for: what is not there yet could be made."""
+        # What a schedule always searches is judged with what it finds there.
+        for path in re.split(r"[:\s]", value):
+            if path in PATH.split(":"):
+                continue
+            if not os.path.isabs(path):
+                self._cannot(what, path or ".")
+                continue
+            found = path
+            while self._status(what, found) is None and found != "/":
+                found = os.path.dirname(found)
+            trust.check(found, f"what {what} names:", top=self._top)
 
     def file(self, what: str, path: str) -> None:
         """Judge a file, or a folder, that root reads; one that does not exist yet fails the engine's check."""

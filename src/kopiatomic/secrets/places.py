@@ -24,6 +24,9 @@ _TOKEN = re.compile(rf"(?P<space>\s+)|{WORD}", re.DOTALL)
 _QUOTES = re.compile(r"['\"\\]")
 _BETWEEN_COMMANDS = re.compile(r"[;&|(){}`$<>]")
 _VALUE = re.compile(r"(?P<name>-{0,2}[A-Za-z][\w.-]*)=(?P<value>.*)", re.DOTALL)
+_COMMAND_IN = re.compile(r"-{0,2}[\w.-]*(?:command|program|rsh)=(?P<program>.+)", re.DOTALL | re.IGNORECASE)
+"""An option, or a variable, whose value is a command line: ``--rsh=sshpass -p ...``, ``sftp.command=...``."""
+
 _FLAG = re.compile(r"--?[A-Za-z][\w.-]*")
 
 _PROGRAMS: tuple[tuple[str, Mapping[str, str]], ...] = (
@@ -160,7 +163,9 @@ class _Command:
 
     def _begin(self, word: str) -> None:
         """Use the flags of a program from here on, if the word names one with known flags."""
-        name = os.path.basename(_BETWEEN_COMMANDS.split(word)[-1])
+        last = _BETWEEN_COMMANDS.split(word)[-1]
+        given = _COMMAND_IN.fullmatch(last)
+        name = os.path.basename(last if given is None else given["program"])
         self._first = name == _OURS
         if name == _OURS:
             self._flags = self._our_flags()

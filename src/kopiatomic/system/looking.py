@@ -13,6 +13,7 @@ import mmap
 import os
 import signal
 import socket
+import stat
 import struct
 import threading
 import time
@@ -120,6 +121,23 @@ def call(look: Callable[[], T], first: str) -> T:
     if isinstance(answer, EndError | OSError):
         raise answer
     return answer  # type: ignore[return-value]
+
+
+def read(path: str, most: int) -> bytes:
+    """Return the content of a plain file of at most ``most`` bytes, and of nothing else. Raises as :func:`call`."""
+    return call(lambda: _read(path, most), path)
+
+
+def _read(path: str, most: int) -> bytes:
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with descriptors.closing(fd):
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(errno.EINVAL, "it is no plain file", path)
+        with open(fd, "rb", closefd=False) as file:
+            content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most} bytes", path)
+    return content
 
 
 @cache

@@ -176,6 +176,45 @@ def shut(path: str) -> str:
     return mend(path, "chmod", "600")
 
 
+def changeable(path: str) -> str:
+    """Return who besides root can change a file's content, or what an absolute path leads to, in words; empty if only root can.
+
+    Looks in a child, since a user could hold that up. Raises OSError, and what :func:`looking.call` raises.
+    """
+    return looking.call(lambda: _changeable(path), path)
+
+
+def _changeable(path: str) -> str:
+    for step in steps(path, links=True):
+        if presence.is_link(step) and (why := unsafe(step)):
+            return why
+    real = os.path.realpath(path)
+    who = writers(real)
+    return unsafe(real) or (f"{who} can write to {printable(real)}" if who else "")
+
+
+def diverted(path: str) -> str:
+    """Return how others than root have led an absolute path to a file that may not be theirs, in words; empty if they have not.
+
+    They do so by a link on the way, or by a second name of the file (link(2)). Looks in a child where a user could hold that up.
+    Raises OSError, and what :func:`looking.call` raises.
+    """
+    if is_plainly_safe(os.path.dirname(path)) and not presence.is_link(path):
+        return ""
+    return looking.call(lambda: _diverted(path), path)
+
+
+def _diverted(path: str) -> str:
+    for step in steps(path, links=True):
+        if presence.is_link(step) and (why := unsafe(step)):
+            return f"{printable(step)} is a link, and {why}"
+    status, folder = presence.status(path), presence.status(os.path.dirname(path))
+    if status is None or folder is None or status.st_mode & stat.S_IROTH or status.st_uid == folder.st_uid:
+        return ""
+    why = unsafe(os.path.realpath(path))
+    return f"it belongs to {accounts.user(status.st_uid)}, who alone may know its content, and {why}" if why else ""
+
+
 def unsafe(path: str, until: Collection[str] = ()) -> str:
     """Return why others than root can replace what is at an absolute path, in words; empty if only root can.
 

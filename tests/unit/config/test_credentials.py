@@ -207,6 +207,23 @@ def test_a_command_prints_it_or_the_run_ends(tmp_path: Path) -> None:
     assert "cannot be started" in refused("command", (str(tmp_path / "none"),))
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="it is about what root starts")
+@pytest.mark.parametrize("named", ["by path", "on PATH"])
+def test_a_command_that_others_can_exchange_is_not_started(
+    named: str, safe_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, program = safe_folder / "ran", safe_folder / "getpw"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\necho {PASSWORD}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(safe_folder), prepend=":")
+    command = (str(program) if named == "by path" else "getpw",)
+    assert credentials.resolve([source("command", command)], "").values == {"RESTIC_PASSWORD": PASSWORD}
+    ran.unlink()
+    os.chown(program, 12345, 0)
+    assert f"user 12345 can write to {program}" in refused("command", command)
+    assert not ran.exists()
+
+
 def test_a_credential_is_the_units_or_systemds(
     folder: Path, safe_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

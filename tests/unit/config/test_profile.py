@@ -704,6 +704,8 @@ def test_no_argument_has_a_nul_character(write: Write) -> None:
         '[engine]\noptions = ["--password=wetpaint"]\n',
         '[engine]\noptions = "--password wetpaint"\n',
         '[engine]\ncommand = ["mysqldump", "--password=wetpaint"]\n',
+        '[engine]\nengine = "borg"\noptions = ["--rsh=sshpass -p wetpaint ssh"]\n',
+        '[engine]\nengine = "borg"\noptions = ["--rsh", "sshpass -p wetpaint ssh"]\n',
         '[hooks]\npre_hook = "PGPASSWORD=wetpaint pg_dump"\n',
         '[engine]\noptions = ["-p", "wetpaint"]\n',
         '[engine]\nengine = "kopia"\noptions = "-p wetpaint"\n',

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from kopiatomic.secrets.masking import MASK, Secrets
 from tests.support.repositories import Borg, Restic
 from tests.support.small_disk import on_small_disk
 from tests.unit.support.engine_bench import EngineBench
-from tests.unit.support.kopia_fixtures import holding
+from tests.unit.support.kopia_fixtures import Driven, holding, make_job
 
 pytestmark = pytest.mark.in_part(24)
 
@@ -45,6 +48,15 @@ def test_all_is_well(bench: EngineBench) -> None:
 def test_no_password_is_in_the_name_of_a_repository() -> None:
     client = Client([], {"HOME": "/"}, "rest:https://me:hush@host/")
     assert ResticRepository(client, None, ()).target.repository == "rest:https://me:***@host/"
+
+
+def test_a_file_that_names_the_repository_holds_nothing_up(tmp_path: Path) -> None:
+    (tmp_path / "name").write_text("/srv/repository\n")
+    assert Client([f"--repository-file={tmp_path}/name"], {"HOME": "/"}, None).where == "/srv/repository"
+    assert Client([f"--repository-file={tmp_path}/none"], {"HOME": "/"}, None).where is None
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="no plain file"):
+        _ = Client([], {"HOME": "/", "RESTIC_REPOSITORY_FILE": f"{tmp_path}/pipe"}, None).where
 
 
 @pytest.mark.in_part(1)
@@ -208,6 +220,19 @@ def test_it_does_not_claim_to_remember(bench: EngineBench) -> None:
     [
         ("restic", ["--dry-run"]),
         ("restic", ["-vn"]),
+        ("restic", ["--help"]),
+        ("restic", ["-qh"]),
+        ("restic", ["--version"]),
+        ("borg", ["--help"]),
+        ("borg", ["-h"]),
+        ("borg", ["--hel"]),
+        *(
+            ("kopia", [f"--{flag}"])
+            for flag in ("help", "version", "help-man", "completion-bash", "completion-script-zsh")
+        ),
+        ("kopia", ["--parallel=abc"]),
+        ("kopia", ["--tags=nocolon"]),
+        ("kopia", ["--tags=a:b", "--tags", "nocolon"]),
         ("restic", ["--stdin"]),
         ("restic", ["--files-from=/x"]),
         ("restic", ["--skip-if-unchanged"]),
@@ -259,11 +284,106 @@ SYNTAX = flags.Syntax(
         (["-xr", "-b"], [("--one-file-system", ""), ("--repo", "-b")]),
         (["-v=2"], [("--verbose", "2")]),
         (["-z", "b", "-x"], [("-z", "b"), ("--one-file-system", "")]),
+        (["-z=/b", "-x"], [("-z", "/b"), ("--one-file-system", "")]),
         (["--repo"], [("--repo", "")]),
     ],
 )
 def test_how_options_are_read(words: list[str], found: list[tuple[str, str]]) -> None:
     assert [(given.flag, given.value) for given in flags.parse("x", words, SYNTAX)] == found
+
+
+def test_a_path_behind_an_unknown_option_is_refused_whether_or_not_it_is_there() -> None:
+    """Whoever has written the options may not be allowed to know."""
+
+    def said(path: str) -> str:
+        with pytest.raises(UsageError) as refused:
+            flags.parse("x", ["--zz", path], SYNTAX)
+        return refused.value.message.replace(path, "PATH") + str(refused.value.hint)
+
+    assert said("/etc/passwd") == said("/no/such/file")
+
+
+# Borg's files of patterns
+
+
+@pytest.fixture
+def patterns() -> Iterator[Path]:
+    """A folder of root's: pytest's are below /tmp, where users are."""
+    made = Path(tempfile.mkdtemp(prefix="kopiatomic-patterns-", dir="/run"))
+    yield made
+    shutil.rmtree(made)
+
+
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="it is about what root has Borg read")
+
+
+@as_root
+def test_a_file_of_patterns_may_not_add_sources_and_is_not_quoted(borg_bench: EngineBench, patterns: Path) -> None:
+    (patterns / "shadow").write_text("- *.o\nroot:hunter2zz\n")
+    error = borg_bench.refused(f"--patterns-from={patterns}/shadow")
+    assert f"line 2 of {patterns}/shadow has Borg back up more" in error.message
+    assert "hunter2zz" not in error.message + str(error.hint)
+    (patterns / "indented").write_text("+ /home\n  R /etc\n")
+    assert "line 2 of" in borg_bench.refused("--patterns-fro", str(patterns / "indented")).message
+    assert "cannot be read: No such file" in borg_bench.refused("--patterns-from", str(patterns / "none")).message
+    (patterns / "plain").write_text("# R /etc is no line\n+ /home\n- *.o\n")
+    assert borg_bench.engine("--patterns-from", str(patterns / "plain")).check(borg_bench.plan).warnings == ()
+
+
+@as_root
+@pytest.mark.parametrize("how", ["file", "folder", "link"])
+def test_nor_be_one_that_a_user_can_change_until_borg_reads_it(
+    borg_bench: EngineBench, patterns: Path, how: str
+) -> None:
+    path = patterns / "folder" / "patterns"
+    path.parent.mkdir()
+    path.write_text("- *.o\n")
+    os.chown(path.parent if how == "folder" else path, 12345, 12345)
+    if how == "link":
+        (patterns / "link").symlink_to(path)
+        path = patterns / "link"
+    error = borg_bench.refused(f"--patterns-from={path}")
+    assert (error.kind, "user 12345 can" in error.message) == ("not-roots-alone", True), error.message
+
+
+@as_root
+@pytest.mark.parametrize("what", ["pipe", "directory", "large"])
+def test_what_is_no_file_of_patterns_holds_nothing_up(borg_bench: EngineBench, patterns: Path, what: str) -> None:
+    path = patterns / "patterns"
+    if what == "pipe":
+        os.mkfifo(path)
+    elif what == "directory":
+        path.mkdir()
+    else:
+        path.touch()
+        os.truncate(path, 5 << 20)
+    wanted = "it is larger than 4194304 bytes" if what == "large" else "it is no plain file"
+    assert wanted in borg_bench.refused(f"--patterns-from={path}").message
+
+
+def test_nothing_that_an_option_names_is_looked_at_before_the_check(tmp_path: Path) -> None:
+    """A profile is checked offline without a look at anything but the profile."""
+    for words in (["--patterns-from", str(tmp_path / "none")], ["--exclude-from", str(tmp_path / "none")]):
+        engines.create(None, words, engine="borg", environment={"HOME": "/"})
+
+
+def test_values_that_a_backup_would_not_take_are_refused(bench: EngineBench, tmp_path: Path) -> None:
+    wrong = {
+        "restic": ["--time=x", "--time=2020-01-01", "--exclude-file=/nonexistent", "--iexclude-file=/nonexistent"],
+        "borg": ["--exclude-from=/nonexistent", "--compression=zz"],
+    }
+    for words in wrong[bench.repository.engine]:
+        assert bench.refused(words).kind == "engine-option", words
+    file = tmp_path / "exclusions"
+    file.write_text("*.o\n")
+    flag = {"restic": "--exclude-file", "borg": "--exclude-from"}[bench.repository.engine]
+    assert bench.engine(f"{flag}={file}").check(bench.plan).warnings == ()
+
+
+@pytest.mark.parametrize("flag", ["--debug-profile", "--debug-prof"])
+def test_a_check_of_borgs_options_writes_nothing(borg_bench: EngineBench, tmp_path: Path, flag: str) -> None:
+    borg_bench.engine(f"{flag}={tmp_path}/written", "--show-rc").check(borg_bench.plan)
+    assert not (tmp_path / "written").exists()
 
 
 def test_mounts_that_would_be_left_out_are_refused(bench: EngineBench) -> None:
@@ -293,6 +413,21 @@ def test_a_password_in_the_repositorys_name_is_in_no_argv(words: list[str], rest
     with pytest.raises(KopiatomicError):
         restic_bench.engine("-r", url).check(restic_bench.plan)
     assert (restic_bench.base / "fake.seen").read_text() == url + "\n"
+
+
+@pytest.mark.parametrize("words", [["--rsh", "{}"], ["--rsh={}"]])
+def test_a_password_in_borgs_remote_shell_is_in_no_argv(words: list[str], borg_bench: EngineBench) -> None:
+    shell = "sshpass -p hunter2zz ssh"
+    options = [word.format(shell) for word in words]
+    engine = borg_bench.engine(*options)
+    assert "hunter2zz" not in " ".join(engine.describe(borg_bench.plan))
+    borg_bench.fake('echo "$*" "in $BORG_RSH" >> $0.seen; exec $REAL "$@"')
+    borg_bench.environment["BORG_RSH"] = "another"
+    Driven(borg_bench.engine(*options).check(borg_bench.plan).backup(make_job(borg_bench.plan)), borg_bench)
+    seen = [line.partition(" in ") for line in (borg_bench.base / "fake.seen").read_text().splitlines()]
+    assert {words.split()[0] for words, _, _ in seen} >= {"--version", "info", "create"}
+    assert [words for words, _, _ in seen if "hunter2zz" in words or "rsh" in words] == []
+    assert {variable for _, _, variable in seen} == {shell}
 
 
 def test_a_password_in_a_url_is_masked() -> None:

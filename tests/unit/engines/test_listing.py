@@ -34,6 +34,20 @@ def test_what_is_listed_with_something_in_it_is_there() -> None:
     assert found.lacking() == []
 
 
+def test_what_lies_in_no_source_is_named() -> None:
+    plan = EngineBench.plan_of(Path("/home"), Path("/srv/a"))
+    found = listing(plan)
+    for path in ("/home", "home/ann/f", "/srv/a", "/srv/a/b"):
+        found.take(path, "f")
+    assert found.outside == ""
+    found.take("/srv/ab", "f")
+    found.take("/etc/shadow", "f")
+    assert found.outside == "srv/ab"
+    whole = listing(EngineBench.plan_of(Path("/")))
+    whole.take("/etc/shadow", "f")
+    assert whole.outside == ""
+
+
 def test_an_empty_one_is_lacking_only_if_its_dataset_is_not() -> None:
     for filled, lacks in ((["/home/ann"], 1), ([], 0)):
         found = listing(filled=filled)

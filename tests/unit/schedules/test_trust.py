@@ -8,15 +8,18 @@ import shlex
 import stat
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from kopiatomic.config.options import Options
+from kopiatomic.hooks.hook import Hook, Moment
 from kopiatomic.schedules import environment, files, started, systemd, trust
 from kopiatomic.schedules.files import State
 from kopiatomic.schedules.schedule import Scheduler
+from kopiatomic.secrets.source import Source
 from tests.support.programs import Kopiatomic
 from tests.unit.support.schedules import UNITS, error_of, on_freebsd, on_linux, root, schedule, tree, write_all
 
@@ -270,7 +273,7 @@ def evil(tmp_path: Path) -> Path:
     return program
 
 
-def judged(tmp_path: Path, variables: dict[str, str] | None = None, **options: Any) -> list[str]:
+def judged(tmp_path: Path, variables: dict[str, str] | None = None, /, **options: Any) -> list[str]:
     """What is said; only what lies below ``tmp_path`` is looked at."""
     return started.check(Options(**options), {"PATH": environment.PATH, **(variables or {})}, top=str(tmp_path))
 
@@ -336,6 +339,51 @@ def test_a_command_in_a_variable_is_looked_at(name: str, evil: Path, tmp_path: P
     assert error_of(lambda: judged(tmp_path, {name: f"{evil} -x"})).kind == "not-roots-alone"
     assert error_of(lambda: judged(tmp_path, {name: f"sh -c '{evil}'"})).kind == "not-roots-alone"
     assert judged(tmp_path, {name: "cat /root/pw"}) == []
+
+
+def said_by_profile(name: str, form: str, value: str | tuple[str, ...]) -> Source:
+    return Source(name, form, value, "/etc/kopiatomic/home.toml:9:1")
+
+
+def test_what_a_profile_itself_says_is_looked_at(evil: Path, tmp_path: Path) -> None:
+    """Its variables are not in the schedule's environment: the run reads them."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "users").mkdir()
+    os.chown(tmp_path / "users", 12345, 0)
+    wrong: list[dict[str, Any]] = [
+        {"variables": (said_by_profile("RESTIC_PASSWORD", "command", (str(evil), "-x")),)},
+        {"variables": (said_by_profile("RESTIC_PASSWORD_COMMAND", "text", str(evil)),)},
+        {"variables": (said_by_profile("RESTIC_PASSWORD_FILE", "text", str(evil)),)},
+        {"variables": (said_by_profile("PATH", "text", f"/usr/bin:{tmp_path}/users"),)},
+        {"variables": (said_by_profile("LD_PRELOAD", "text", str(evil)),)},
+        {"hook_variables": (said_by_profile("TOKEN", "command", ("sh", "-c", str(evil))),)},
+        # Not yet there, where a user could make it at any time.
+        {"hook_variables": (said_by_profile("PATH", "text", f"{tmp_path}/users/bin:/usr/bin"),)},
+        {"hooks": (Hook(Moment.BEFORE, ("x",), variables=(said_by_profile("TOKEN", "command", (str(evil),)),)),)},
+    ]
+    for options in wrong:
+        assert error_of(partial(judged, tmp_path, **options)).kind == "not-roots-alone", options
+    right: list[dict[str, Any]] = [
+        {"variables": (said_by_profile("RESTIC_PASSWORD", "command", ("cat", "/root/pw")),)},
+        {"variables": (said_by_profile("PATH", "text", f"/usr/local/bin:/usr/bin:{tmp_path}/bin"),)},
+        {"hook_variables": (said_by_profile("WORD", "text", str(evil)),)},
+    ]
+    for options in right:
+        assert judged(tmp_path, **options) == [], options
+
+
+def test_programs_of_hooks_are_looked_for_on_the_hooks_own_path(evil: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "dump").symlink_to(evil)
+    path = said_by_profile("PATH", "text", f"{tmp_path}/bin:/usr/bin")
+    found: list[dict[str, Any]] = [
+        {"hook_variables": (path,), "pre_hook": "dump all"},
+        {"hook_variables": (path,), "hooks": (Hook(Moment.BEFORE, ("dump", "all")),)},
+        {"hooks": (Hook(Moment.BEFORE, ("/bin/sh", "-c", "dump all"), variables=(path,)),)},
+    ]
+    for options in found:
+        error = error_of(partial(judged, tmp_path, **options))
+        assert (error.kind, str(evil) in error.message) == ("not-roots-alone", True), options
 
 
 @pytest.mark.parametrize("name", ["KOPIA_CONFIG_PATH", "RESTIC_PASSWORD_FILE", "BORG_KEY_FILE", "RCLONE_CONFIG"])
@@ -433,6 +481,19 @@ def test_where_kopias_configuration_is_said_elsewhere_that_is_the_one(tmp_path: 
     assert by_option["KOPIA_CONFIG_PATH"] == "/srv/x.config"
     elsewhere = environment_for({"XDG_CONFIG_HOME": "/srv/config"}, tmp_path)
     assert elsewhere["KOPIA_CONFIG_PATH"] == "/srv/config/kopia/repository.config"
+
+
+def test_what_a_profile_says_to_the_engine_holds(engines: Path, tmp_path: Path) -> None:
+    """Its program may be on no PATH, and its configuration elsewhere than the caller's."""
+    own = (
+        said_by_profile("KOPIATOMIC_KOPIA", "text", f"{engines}/kopia"),
+        said_by_profile("XDG_CONFIG_HOME", "text", "/srv/config"),
+    )
+    found = environment_for({"PATH": "/nowhere"}, tmp_path, variables=own)
+    assert found["KOPIATOMIC_KOPIA"] == f"{engines}/kopia"
+    assert found["KOPIA_CONFIG_PATH"] == "/srv/config/kopia/repository.config"
+    os.chown(engines / "kopia", 12345, 0)
+    assert error_of(lambda: environment_for({}, tmp_path, variables=own)).kind == "not-roots-alone"
 
 
 SECRETS = {

@@ -57,6 +57,17 @@ def test_errors_come_back_as_what_they_are() -> None:
         looking.call(lambda: 1 // 0, "/")
 
 
+def test_a_file_is_read_if_it_is_a_plain_one_of_that_size(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"abc")
+    assert looking.read(str(tmp_path / "file"), 3) == b"abc"
+    os.mkfifo(tmp_path / "pipe")
+    wrong = (("file", 2, errno.EFBIG), ("pipe", 3, errno.EINVAL), (".", 3, errno.EINVAL), ("none", 3, errno.ENOENT))
+    for name, most, number in wrong:
+        with pytest.raises(OSError, match=r".") as refused:
+            looking.read(str(tmp_path / name), most)
+        assert refused.value.errno == number, name
+
+
 def test_a_child_that_is_killed_is_told_from_an_answer() -> None:
     with pytest.raises(KopiatomicError) as killed:
         looking.call(lambda: os.kill(os.getpid(), signal.SIGKILL), "/")
@@ -191,12 +202,9 @@ IN_A_CHILD = {
     "engines/written.py": {"_is_tagged", "_made"},
 }
 ROOTS_OWN = {
-    "engines/borg/engine.py": {"_require_no_root"},  # a file of patterns that an option names
-    "engines/flags.py": {"_is_path"},  # a word of the command line
     "engines/kopia/client.py": {"_find_config", "check_connected", "_invoking_users_config"},
     "engines/kopia/location.py": {"cache"},  # kopia's configuration
     "engines/program.py": {"_why_not"},  # where programs are looked for
-    "engines/restic/client.py": {"where"},  # a file with the repository's name
     "output/console.py": {"discard"},  # /dev/null
 }
 """What is no user's to replace. This list may only shrink."""

@@ -74,6 +74,10 @@ class BorgBackup(repository.RepositoryBackup):
         if self._client.value("--timestamp") is None and archive["start"][: len(start)] != start:
             reasons.append(f"the time of Borg's archive is {printable(archive['start'])}, which is not the instant")
         reasons += self._listing.lacking()
+        if self._listing.outside:
+            reasons.append(
+                f"Borg saved {printable(self._listing.outside)} as well, which is not part of this backup, live"
+            )
         return EngineResult(
             saved=True,
             complete=not reasons,
@@ -139,7 +143,7 @@ def argv(client: Client, program: str, plan: Plan, time: str, instant: str) -> l
     # The first pattern that matches decides.
     for directory in left_out(plan):
         words += ["--exclude", f"sh:{pattern(directory)}"]
-    words += [word for given in client.given for word in given.words]
+    words += client.words
     if client.value("--timestamp") is None:
         words += ["--timestamp", time]
     # The last of these decides: how we get the output is not up to the user.

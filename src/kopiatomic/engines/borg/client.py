@@ -25,14 +25,19 @@ _PASSPHRASES = ("BORG_PASSPHRASE", "BORG_PASSCOMMAND", "BORG_PASSPHRASE_FD")
 WARNINGS = frozenset({1, *range(100, 128)})
 """Exit statuses for warnings: the classic one, and those of BORG_EXIT_CODES=modern (1.4)."""
 
-_SHARED = frozenset({"--rsh", "--remote-path", "--lock-wait", "--umask"})
+_SHARED = frozenset({"--remote-path", "--lock-wait", "--umask"})
 """Flags that every command of a run gets."""
+
+_VARIABLES = MappingProxyType({"--rsh": "BORG_RSH"})
+"""Flags that become variables, which every command of a run gets: ``--rsh='sshpass -p PASSWORD ssh'``."""
 
 _SYNTAX = flags.Syntax(
     known_options.BORG,
     refused=MappingProxyType(
         {
             "--dry-run": "nothing is saved",
+            "--help": "nothing is saved",
+            "--version": "nothing is saved",
             "--content-from-command": "it backs up a command's output in place of the view",
             "--paths-from-stdin": "it backs up other files than the view",
             "--paths-from-command": "it backs up other files than the view",
@@ -112,7 +117,16 @@ class Client(RepositoryClient):
     def __init__(
         self, options: Sequence[str], environment: Mapping[str, str], named: str | None, archive: str | None = None
     ) -> None:
-        super().__init__("borg", options, environment, _SYNTAX, _SHARED, install=_INSTALL, attempt="borg info")
+        super().__init__(
+            "borg",
+            options,
+            environment,
+            _SYNTAX,
+            shared=_SHARED,
+            variables=_VARIABLES,
+            install=_INSTALL,
+            attempt="borg info",
+        )
         self.repository = named or environment.get("BORG_REPO")
         self.archive = archive or ARCHIVE
         if named:
@@ -124,11 +138,13 @@ class Client(RepositoryClient):
 
     def check_options(self) -> None:
         """Refuse options that Borg does not have, and values that it does not take. Raises UsageError."""
-        words = [word for given in self.given for word in given.words]
-        if words:
+        # What writes a file as soon as Borg starts is for a run alone.
+        left = [g.words for g in self.given if g.flag not in _VARIABLES and g.flag != "--debug-profile"]
+        if left:
             # Its help is shown whatever the options are. It reads them before it looks for the repository.
+            words = [word for given in left for word in given]
             finished = self.run("create", *words, f"{_NOWHERE}::none", _NOWHERE)
-            refusal = re.search(r"^borg[^:]*: error: (.*)", finished.errors, re.MULTILINE)
+            refusal = re.search(r"^(?:borg[^:]*: error|Error): (.*)", finished.errors, re.MULTILINE)
             if refusal is not None:
                 raise self.refused_option(refusal[1])
 

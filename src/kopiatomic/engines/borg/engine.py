@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from kopiatomic.engines import flags, repository
+from kopiatomic.engines import repository
 from kopiatomic.engines.borg.backup import BorgBackup, argv
 from kopiatomic.engines.borg.client import WARNINGS, Client
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.listing import Inside
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.plan import Plan
+from kopiatomic.system import looking, safety
 from kopiatomic.system.lines import JsonLines
 from kopiatomic.text import printable
 
 OLDEST = (1, 2, 0)
 """The oldest supported Borg. This engine's tests were run with 1.2.4 (Debian 12) and 1.4. 2.0 has a different command line."""
 NEWEST = (2,)
+
+_LARGEST = 4 << 20
+"""Bytes. A larger file is none of patterns."""
 
 
 class Borg(repository.RepositoryEngine):
@@ -33,8 +38,8 @@ class Borg(repository.RepositoryEngine):
     ) -> None:
         self._client = Client(options, environment, named, archive)
         super().__init__(self._client)
-        for given in self._client.given:
-            _require_no_root(given)
+        for pattern in (given.value for given in self._client.given if given.flag == "--pattern"):
+            _require_no_root("--pattern", [pattern], lambda _: "it")
         name = self._client.archive
         if "/" in name or "::" in name or name != name.strip():
             raise UsageError(
@@ -52,10 +57,13 @@ class Borg(repository.RepositoryEngine):
 
         Raises KopiatomicError: kinds borg-missing, borg-not-executable, borg-unsupported, borg-no-repository,
         borg-password-missing, borg-wrong-password, borg-locked, borg-unreachable, borg-newer-format, borg-unconfirmed,
-        borg-key-missing, borg-failed, one-file-system, repository-in-selection.
+        borg-key-missing, borg-failed, one-file-system, repository-in-selection, not-roots-alone.
         """
         version = self._client.check_version("--version", lambda numbers: OLDEST <= numbers < NEWEST)
         warnings = [*version.warnings]
+        for given in self._client.given:
+            if given.flag == "--patterns-from":
+                _check_patterns(given.flag, given.value)
         self._client.check_options()
         repository.check_mounts("borg", self._client.given, plan)
         if not self._client.repository:
@@ -108,25 +116,39 @@ class BorgRepository(repository.NamedRepository):
         return BorgBackup(self._client, job)
 
 
-def _require_no_root(given: flags.Given) -> None:
-    """Refuse patterns that add more to back up (``R /etc``, ``borg help patterns``). Raises UsageError."""
-    lines: list[str] = []
-    if given.flag == "--pattern":
-        lines = [given.value]
-    elif given.flag == "--patterns-from":
-        try:
-            with open(given.value, encoding="utf-8", errors="replace") as file:
-                lines = file.readlines()
-        except OSError as error:
-            raise UsageError(
-                f"-o --patterns-from: {printable(given.value)} cannot be read: {error.strerror}",
-                kind="usage",
-                hint="It may name more to back up than the view, so it is looked at first.",
-            ) from None
-    root = next((line.strip() for line in lines if line.lstrip()[:1] in {"R", "r"}), None)
+def _require_no_root(flag: str, lines: Iterable[str], what: Callable[[int], str]) -> None:
+    """Refuse patterns that add more to back up (``R /etc``, ``borg help patterns``). Raises UsageError.
+
+    ``what`` says in words which line is such a one, by its number from 1 on.
+    """
+    root = next((number for number, line in enumerate(lines, 1) if line.lstrip()[:1] in {"R", "r"}), None)
     if root is not None:
         raise UsageError(
-            f"-o {given.flag} does not go with a backup of the view: {printable(root)} has Borg back that up as well, live",
+            f"-o {flag} does not go with a backup of the view: {what(root)} has Borg back up more, live",
             kind="usage",
             hint="What is to be backed up is named to kopiatomic itself.",
         )
+
+
+def _check_patterns(flag: str, named: str) -> None:
+    """Refuse a file of patterns that adds more to back up, or that others than root can make do so until Borg reads it.
+
+    No line of it is shown: who has written the option may not be allowed to read it. Raises KopiatomicError, UsageError.
+    """
+    path = os.path.abspath(named)
+    try:
+        why = safety.changeable(path) if os.geteuid() == 0 else ""
+        if why:
+            raise KopiatomicError(
+                f"-o {flag}: root has Borg read {printable(path)}, and others can change that: {why}",
+                kind="not-roots-alone",
+                hint="Copy it to where root alone can write: such a file may name more to back up.",
+            )
+        lines = looking.read(path, _LARGEST).decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise UsageError(
+            f"-o {flag}: {printable(path)} cannot be read: {error.strerror}",
+            kind="usage",
+            hint="It may name more to back up than the view, so it is looked at first.",
+        ) from None
+    _require_no_root(flag, lines, lambda number: f"line {number} of {printable(path)}")

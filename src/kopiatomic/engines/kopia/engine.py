@@ -62,6 +62,11 @@ class Kopia:
         """Return the configuration file, and the passwords in ``-o``."""
         return {**self.pinned(environment), **self._options.secrets}
 
+    @property
+    def common(self) -> Sequence[Sequence[str]]:
+        """The options that every kopia command gets."""
+        return self._options.common
+
     def refuses(self, plan: Plan) -> list[Refusal]:
         """Return what has a name that kopia cannot store."""
         return checks.unstorable(plan)

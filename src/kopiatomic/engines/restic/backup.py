@@ -113,7 +113,7 @@ def argv(client: Client, program: str, plan: Plan, time: str) -> list[str]:
         words += ["--exclude", pattern(directory.replace("\\", "\\\\"))]
     if client.value("--time") is None:
         words += ["--time", time]
-    words += [word for given in client.given if given.flag != "--repo" for word in given.words]
+    words += client.words
     return [*words, "--", *plan.sources]
 
 

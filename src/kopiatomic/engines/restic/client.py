@@ -15,7 +15,7 @@ from kopiatomic.engines import flags, known_options
 from kopiatomic.engines.causes import cause
 from kopiatomic.engines.repository_client import RepositoryClient
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.system import process
+from kopiatomic.system import looking, process
 from kopiatomic.system.lines import JsonLines
 from kopiatomic.text import ended
 
@@ -23,7 +23,6 @@ _INSTALL = "Install restic (https://restic.net), or set KOPIATOMIC_RESTIC to whe
 
 _SHARED = frozenset(
     [
-        "--repo",
         "--repository-file",
         "--password-file",
         "--password-command",
@@ -49,6 +48,8 @@ _SYNTAX = flags.Syntax(
     refused=MappingProxyType(
         {
             "--dry-run": "nothing is saved",
+            "--help": "nothing is saved",
+            "--version": "nothing is saved",
             "--stdin": "it backs up an input stream in place of the view",
             "--stdin-from-command": "it backs up a command's output in place of the view",
             "--files-from": "it backs up other files than the view",
@@ -58,6 +59,21 @@ _SYNTAX = flags.Syntax(
         }
     ),
 )
+
+_LARGEST = 64 << 10
+"""Bytes of a file that names a repository."""
+
+_TIME = re.compile(r"\d{4}-\d\d-\d\d \d{1,2}:\d\d:\d\d([.,]\d+)?")
+"""What restic takes as a time (``TimeFormat`` in cmd/restic/global.go, as Go's time.Parse reads it)."""
+
+_OTHER_WAYS = MappingProxyType(
+    {
+        "--password-file": "RESTIC_PASSWORD_COMMAND",
+        "--password-command": "RESTIC_PASSWORD_FILE",
+        "--repository-file": "RESTIC_REPOSITORY",
+    }
+)
+"""Options, and the variables that would say the same in another way."""
 
 _KINDS: tuple[tuple[int, str, str, str, str], ...] = (
     (
@@ -121,20 +137,43 @@ class Client(RepositoryClient):
 
     def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
         super().__init__(
-            "restic", options, environment, _SYNTAX, _SHARED - {"--repo"}, install=_INSTALL, attempt="restic snapshots"
+            "restic",
+            options,
+            environment,
+            _SYNTAX,
+            shared=_SHARED,
+            variables={"--repo": "RESTIC_REPOSITORY"},
+            install=_INSTALL,
+            attempt="restic snapshots",
         )
         self.repository = next((g.value for g in self.given if g.flag == "--repo"), named)
         if self.repository is not None:
-            # Not in its argv, which every user can read: it may contain a password.
             self.additions |= {"RESTIC_REPOSITORY": self.repository, "RESTIC_REPOSITORY_FILE": ""}
+        # restic fails where the environment says it another way than an option.
+        for flag, other in _OTHER_WAYS.items():
+            if self.value(flag) is not None and other not in self.additions:
+                self.additions[other] = ""
 
     def check_options(self) -> None:
         """Refuse options that restic does not have, and values that it does not take. Raises UsageError."""
-        words = [word for given in self.given if given.flag != "--repo" for word in given.words]
-        if words:
-            finished = self.run("backup", *words, "--help")
+        for given in self.given:
+            # restic reads these values after it has shown its help.
+            if given.flag == "--time" and _TIME.fullmatch(given.value) is None:
+                raise self.refused_option(f"--time {given.value} is not YYYY-MM-DD HH:MM:SS")
+            if given.flag in {"--exclude-file", "--iexclude-file"}:
+                self._check_file(given)
+        if self.words:
+            finished = self.run("backup", *self.words, "--help")
             if finished.status != 0:
                 raise self.refused_option(finished.errors.partition("\n")[0])
+
+    def _check_file(self, given: flags.Given) -> None:
+        """Refuse a file that cannot be read. Raises UsageError."""
+        path = os.path.abspath(given.value)
+        try:
+            looking.call(lambda: os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)), path)
+        except OSError as error:
+            raise self.refused_option(f"{given.flag} {path} cannot be read: {error.strerror}") from None
 
     @property
     def where(self) -> str | None:
@@ -145,8 +184,7 @@ class Client(RepositoryClient):
         if not file:
             return self._given.get("RESTIC_REPOSITORY")
         try:
-            with open(file, encoding="utf-8", errors="surrogateescape") as opened:
-                return opened.read().strip()
+            return os.fsdecode(looking.read(os.path.abspath(file), _LARGEST)).strip()
         except OSError as error:
             if presence.absent(error):
                 return None
