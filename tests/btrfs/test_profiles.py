@@ -10,6 +10,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,11 +19,12 @@ from typing import Any
 
 import pytest
 
+from kopiatomic.config.profile import load
 from kopiatomic.config.profile_text import toml
 from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
 from tests.support.leftovers import processes
-from tests.support.programs import Completed, Kopia, Kopiatomic
+from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.repositories import PASSWORD, Borg, Restic, make
 from tests.support.schema import valid
 
@@ -311,6 +313,60 @@ def test_what_the_environment_says_to_the_engine_comes_along_and_no_secret(
     assert shown["RESTIC_REPOSITORY"] == "/srv/backup"
 
 
+def test_relative_paths_of_a_command_line_become_absolute_ones(
+    data: Path, kopiatomic: Kopiatomic, folder: Path, tmp_path: Path
+) -> None:
+    """Also what the environment says; what is no path of this machine stays as it is."""
+
+    def new(name: str, *words: str | Path, **more: str) -> dict[str, Any]:
+        argv = (sys.executable, "-m", "kopiatomic", "profile", "new", "--config-dir", folder, name, "--", *words, data)
+        command(*argv, env={**kopiatomic.environment, **more}, cwd=tmp_path)
+        return load(str(folder / f"{name}.toml")).options() | {
+            variable: value.value for (_, variable), value in load(str(folder / f"{name}.toml")).environment.items()
+        }
+
+    words = ("--engine", "restic", "--repository", "repo/x", "-p", "./dump.sh --all", "-q", "true")
+    elsewhere = {"RESTIC_PASSWORD_FILE": "pw", "RESTIC_REPOSITORY_FILE": "/r", "RESTIC_PASSWORD_COMMAND": "../a b"}
+    made = new("one", *words, **elsewhere)
+    assert (made["repository"], made["pre_hook"], made["post_hook"]) == (
+        f"{tmp_path}/repo/x",
+        f"{tmp_path}/dump.sh --all",
+        "true",
+    )
+    assert (made["RESTIC_PASSWORD_FILE"], made["RESTIC_REPOSITORY_FILE"]) == (f"{tmp_path}/pw", "/r")
+    assert made["RESTIC_PASSWORD_COMMAND"] == f"{tmp_path.parent}/a b"
+    made = new("two", "--engine", "borg", "--repository", "b@nas:x", BORG_REPO="y", BORG_RSH="ssh")
+    assert (made["repository"], made["BORG_REPO"], made["BORG_RSH"]) == ("b@nas:x", f"{tmp_path}/y", "ssh")
+    assert new("three", "-c", "./save here")["command"] == f"{tmp_path}/save here"
+
+
+def test_a_run_and_a_check_work_where_a_timer_does(
+    data: Path, kopiatomic: Kopiatomic, write: Write, folder: Path, tmp_path: Path
+) -> None:
+    """What the environment names relative to the caller's directory is not there, and what the options name is."""
+
+    def ended(*words: str | Path) -> Completed:
+        argv = (sys.executable, "-m", "kopiatomic", *words)
+        more = {"KOPIATOMIC_STATE_DIR": "state", "KOPIATOMIC_CONFIG_DIR": os.path.relpath(folder, tmp_path)}
+        return command(*argv, env={**kopiatomic.environment, **more}, cwd=tmp_path, check=False)
+
+    seen = tmp_path / "seen"
+    write("home", select={"datasets": [str(data)]}, engine={"command": ["sh", "-c", f"pwd >{seen}"]})
+    (tmp_path / "dump.sh").write_text(f"#!/bin/sh\npwd >{seen}.hook\n")
+    (tmp_path / "dump.sh").chmod(0o755)
+    run = ended("run", "home", "--mount-root", "view", "-p", "./dump.sh")
+    assert run.returncode == 0, str(run)
+    assert (seen.read_text(), Path(f"{seen}.hook").read_text()) == ("/\n", "/\n")
+    assert (tmp_path / "state").is_dir()
+    write("other", select={"datasets": [str(data)]}, engine={"engine": "restic", "options": "--cacert=no"})
+    for words in (("run", "other"), ("profile", "check", "other"), ("schedule", "check", "--profile", "other")):
+        argv = (sys.executable, "-m", "kopiatomic", *words)
+        repository = {"RESTIC_REPOSITORY": "repo", "RESTIC_PASSWORD": PASSWORD, "KOPIATOMIC_CONFIG_DIR": str(folder)}
+        found = command(*argv, env={**kopiatomic.environment, **repository}, cwd=tmp_path, check=False)
+        assert found.returncode == 1, str(found)
+        assert str(tmp_path / "repo") not in found.stdout + found.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [(["--engine", "restic"], "the words name no dataset"), (["-n", "-a"], "-n is nothing that a profile says")],
@@ -341,8 +397,8 @@ def test_a_failure_stops_no_other_and_the_worst_code_is_that_of_all(
     data: Path, profiles: Profiles, write: Write, folder: Path, leftovers: Leftovers
 ) -> None:
     root = {"mount_root": str(folder / "view")}
-    for name, command in (("one", "false"), ("two", "ls"), ("three", "ls")):
-        write(name, select={"datasets": [str(data)]}, view={**root, "name": name}, engine={"command": [command]})
+    for name, program in (("one", "false"), ("two", "ls"), ("three", "ls")):
+        write(name, select={"datasets": [str(data)]}, view={**root, "name": name}, engine={"command": [program]})
     (folder / "_wrong.toml").write_text("[select]\nwhat = 1\n")
     (folder / "four.toml").write_text('extends = "_wrong"\n')
     ended = profiles("run", "--all", "--json")

@@ -231,6 +231,7 @@ def _options_of(profile: str) -> Options:
     from kopiatomic.commands import profiles
 
     found = profiles.folder(os.environ.get("KOPIATOMIC_CONFIG_DIR")).load(profile)
+    profiles.work_as_timers_do()
     return replace(profiles.options(found, {}), profile=profile)
 
 

@@ -20,7 +20,7 @@ from kopiatomic.commands.schedule import all_of, of_profiles, outdated
 from kopiatomic.config import credentials, profile_text
 from kopiatomic.config import profile as reading
 from kopiatomic.config.invocation import Invocation
-from kopiatomic.config.options import Options
+from kopiatomic.config.options import Options, variable_made_absolute
 from kopiatomic.config.profile import Entry, Origin, Problem, Profile, ProfileError, Value
 from kopiatomic.config.settings import TABLES
 from kopiatomic.errors import EndError, KopiatomicError, UsageError
@@ -80,7 +80,11 @@ def new(
 def _said_to_the_engine(given: Mapping[tuple[str, str], Any], caller: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that configure the engine of these values."""
     engine = created(Options(engine=given.get(("engine", "engine")), command=given.get(("engine", "command"))), {})
-    return {name: value for name, value in sorted(caller.items()) if name.startswith(engine.variables)}
+    return {
+        name: variable_made_absolute(name, value)
+        for name, value in sorted(caller.items())
+        if name.startswith(engine.variables)
+    }
 
 
 def _write(path: str, text: str) -> None:

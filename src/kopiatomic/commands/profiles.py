@@ -100,6 +100,21 @@ def folder(asked: str | None) -> Folder:
     return Folder(os.path.abspath(asked) if asked else host.here().profiles)
 
 
+def work_as_timers_do() -> None:
+    """Change to ``/``, where a timer runs: what works here must work there. Our own variables stay what they are."""
+    for name in (
+        "KOPIATOMIC_CONFIG_DIR",
+        "KOPIATOMIC_STATE_DIR",
+        "KOPIATOMIC_KOPIA",
+        "KOPIATOMIC_RESTIC",
+        "KOPIATOMIC_BORG",
+    ):
+        value = os.environ.get(name, "")
+        if value and (name.endswith("_DIR") or "/" in value):
+            os.environ[name] = os.path.abspath(value)
+    os.chdir("/")
+
+
 def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
     """Return what a run of a profile is asked for. ``overrides``, by the names of the settings, hold against the file.
 

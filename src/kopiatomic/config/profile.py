@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kopiatomic import presence
-from kopiatomic.config.options import duration, problem_with, within
+from kopiatomic.config.options import bad_program, duration, problem_with, problem_with_variable, within
 from kopiatomic.config.positions import Path, Position, index
 from kopiatomic.config.settings import BLOCKS, KEYS, TABLES, WITH_ENVIRONMENT, Block, Form, Setting
 from kopiatomic.errors import KopiatomicError, UsageError
@@ -369,7 +369,7 @@ class _File:
         if unknown and setting.name not in _SHELL:
             self.wrong(f"{setting.key} refers to ${{{printable(unknown[0])}}}; only ${{hostname}} is replaced", *place)
             return None
-        text = given.replace("${hostname}", socket.gethostname()) if "${hostname}" in given else given
+        text = str(_replaced(given))
         # A word of an array may be anything.
         problem = "" if setting.words and isinstance(place[-1], int) else problem_with(setting, text)
         if problem:
@@ -391,11 +391,12 @@ class _File:
             if _VARIABLE.fullmatch(name) is None:
                 self.wrong(f"{printable(name)} is not the name of a variable", *at)
                 continue
-            problem = _bad_source(name, given) or self._told_to_all(name, given)
+            value = _replaced(given)
+            problem = _bad_source(name, value) or self._told_to_all(name, given)
             if problem:
                 self.wrong(problem, *at)
             else:
-                found[name] = Value(given, given, self.origin(*at))
+                found[name] = Value(value, given, self.origin(*at))
         return found
 
     def _told_to_all(self, name: str, given: object) -> str:
@@ -495,11 +496,31 @@ def _duration(setting: Setting, given: object) -> float:
     return within(seconds, _shown(given), setting.least)
 
 
+def _replaced(given: object) -> object:
+    """Return a value of a file with the name of the host in all its texts; what else looks like a variable stays as it is."""
+    if isinstance(given, dict):
+        return {key: _in_texts(value) for key, value in given.items()}
+    return _in_texts(given)
+
+
+def _in_texts(given: object) -> object:
+    return [_in_text(word) for word in given] if isinstance(given, list) else _in_text(given)
+
+
+def _in_text(given: object) -> object:
+    if not isinstance(given, str) or "${hostname}" not in given:
+        return given
+    return given.replace("${hostname}", socket.gethostname())
+
+
 def _bad_source(name: str, given: object) -> str:
     """Return what is wrong with the value of a variable."""
     forms = '{ file = "/root/..." }, { credential = "..." } or { command = ["..."] }'
     if isinstance(given, str):
-        return f"{name} has a NUL character, which no variable can have" if "\0" in given else ""
+        if "\0" in given:
+            return f"{name} has a NUL character, which no variable can have"
+        problem = problem_with_variable(name, given)
+        return f"{name} {problem}" if problem else ""
     if not isinstance(given, dict):
         return f"{name} must be a text, or {forms}, not {_type(given)}"
     if len(given) != 1 or next(iter(given)) not in _FORMS:
@@ -511,7 +532,8 @@ def _bad_source(name: str, given: object) -> str:
         if not isinstance(value, list) or not value or not all(isinstance(word, str) and word for word in value):
             what = "an array of something else" if isinstance(value, list) else _type(value)
             return f'command must be an array of words, such as ["pass", "show", "backup"], not {what}'
-        return ""
+        problem = bad_program(value[0])
+        return f"command {problem}" if problem else ""
     if not isinstance(value, str) or not value or "\0" in value:
         return f"{form} must be a text, and not empty"
     # The value is not repeated: somebody may have written the secret itself there.
@@ -630,7 +652,8 @@ _WORD = re.compile(r"[A-Za-z0-9_-]+")
 
 def _shown_line(line: str) -> str:
     """Return a line of a file as shown to a person: whatever follows the name of a secret is not, and no credential in a URL."""
-    named = next((found for found in _WORD.finditer(line) if names_secret(found[0])), None)
+    # A secret may stand where its file should.
+    named = next((found for found in _WORD.finditer(line) if names_secret(found[0].removesuffix("_FILE"))), None)
     if named is not None and line[named.end() :].strip():
         line = f"{line[: named.end()]} {MASK}"
     return printable(masked(line.replace("\t", " ")))

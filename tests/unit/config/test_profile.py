@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import socket
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from kopiatomic.config.options import Options
 from kopiatomic.config.profile import Profile, ProfileError, check_name, load
+from kopiatomic.config.profile_text import schema
 from kopiatomic.config.settings import TABLES
 from kopiatomic.errors import UsageError
 
 Write = Callable[..., Path]
+
+VALID = jsonschema.Draft7Validator(schema())
 
 
 @pytest.fixture
@@ -160,6 +165,69 @@ def test_a_profile_says_what_the_command_line_says(write: Write) -> None:
         ("TOKEN", "credential", "token"),
         ("LANG", "text", "C"),
     ]
+
+
+@pytest.mark.parametrize(
+    "repository",
+    [
+        "sftp:b@nas:srv/x",
+        "rest:https://nas/x",
+        "s3:s3.example.org/x",
+        "b2:x",
+        "ssh://b@nas/./x",
+        "b@nas:x",
+        "rclone:a:b",
+        "/srv/x",
+        "local:/srv/x",
+        "file:///srv/x",
+        "${hostname}:x",
+        "/srv/${hostname}",
+    ],
+)
+def test_a_repository_elsewhere_is_no_relative_path(repository: str, write: Write) -> None:
+    text = f'[engine]\nengine = "restic"\nrepository = "{repository}"\nenvironment = {{ RESTIC_REPOSITORY = "{repository}" }}\n'
+    VALID.validate(tomllib.loads(text))
+    profile = read(write(text))
+    assert profile.value("engine", "repository") == repository.replace("${hostname}", socket.gethostname())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'KOPIA_CONFIG_PATH = "other.config"',
+        'GIT_SSH_COMMAND = "ssh"',
+        'APP_PATH = "$HOME/x"',
+        'APP_FILE = "~/x"',
+        'LIB_PATH = "/a:b"',
+        'URL_PATH = "https://x/y"',
+        'NAME = "a/b"',
+        'X_DIR = { file = "/x" }',
+        'APP_FILE = "app"',
+    ],
+)
+def test_a_variable_that_names_no_relative_path_is_right(line: str, write: Write) -> None:
+    text = f"[engine.environment]\n{line}\n"
+    VALID.validate(tomllib.loads(text))
+    read(write(text))
+
+
+def test_the_name_of_the_host_is_replaced_in_all_texts_of_variables(write: Write) -> None:
+    """Other references stay: the program that has the variable may expand them."""
+    host = socket.gethostname()
+    text = (
+        '[engine.environment]\nA = "${hostname}-${HOME}"\nRESTIC_PASSWORD = { file = "/root/${hostname}.pw" }\n'
+        'B = { credential = "${hostname}" }\n[hooks.environment]\nC = { command = ["pass", "${hostname}/x"] }\n'
+        '[hooks.after]\nshell = "true"\nenvironment = { D = "${hostname}" }\n'
+    )
+    profile = read(write(text))
+    assert {place[1]: value.value for place, value in profile.environment.items()} == {
+        "A": f"{host}-${{HOME}}",
+        "RESTIC_PASSWORD": {"file": f"/root/{host}.pw"},
+        "B": {"credential": host},
+        "C": {"command": ["pass", f"{host}/x"]},
+    }
+    (after,) = profile.entries("hooks", "after")
+    assert [source.value for source in after.sources()] == [host]
 
 
 def test_a_value_knows_its_file_and_line(write: Write) -> None:
@@ -496,6 +564,57 @@ WRONG = {
         "home.toml:3:1: repository must be an absolute path, and ../repository is not",
         '    repository = "../repository"',
         "    ^^^^^^^^^^",
+    ],
+    '[engine]\nengine = "borg"\nrepository = "repo/borg"\n': [
+        "home.toml:3:1: repository must be an absolute path, and repo/borg is not",
+        '    repository = "repo/borg"',
+        "    ^^^^^^^^^^",
+    ],
+    '[engine.environment]\nRESTIC_PASSWORD_FILE = "pw"\nRESTIC_REPOSITORY = "repo"\nBORG_REPO = "./x:y"\n': [
+        "home.toml:2:1: RESTIC_PASSWORD_FILE must be an absolute path, since a timer runs in /",
+        "    RESTIC_PASSWORD_FILE ***",
+        "    ^^^^^^^^^^^^^^^^^^^^",
+        "home.toml:3:1: RESTIC_REPOSITORY must be an absolute path, since a timer runs in /",
+        '    RESTIC_REPOSITORY = "repo"',
+        "    ^^^^^^^^^^^^^^^^^",
+        "home.toml:4:1: BORG_REPO must be an absolute path, since a timer runs in /",
+        '    BORG_REPO = "./x:y"',
+        "    ^^^^^^^^^",
+    ],
+    '[engine.environment]\nKOPIA_CONFIG_PATH = "my/kopia"\n[hooks.environment]\nCA_FILE = "./ca"\nMY_DIR = "a/b"\n': [
+        "home.toml:2:1: KOPIA_CONFIG_PATH must be an absolute path, since a timer runs in /",
+        '    KOPIA_CONFIG_PATH = "my/kopia"',
+        "    ^^^^^^^^^^^^^^^^^",
+        "home.toml:4:1: CA_FILE must be an absolute path, since a timer runs in /",
+        '    CA_FILE = "./ca"',
+        "    ^^^^^^^",
+        "home.toml:5:1: MY_DIR must be an absolute path, since a timer runs in /",
+        '    MY_DIR = "a/b"',
+        "    ^^^^^^",
+    ],
+    '[engine.environment]\nBORG_RSH = "./ssh -q"\nA = { command = ["../get"] }\n': [
+        "home.toml:2:1: BORG_RSH must name its program by an absolute path, since a timer starts it in /, and ./ssh is none",
+        '    BORG_RSH = "./ssh -q"',
+        "    ^^^^^^^^",
+        "home.toml:3:1: command must name its program by an absolute path, since a timer starts it in /, and ../get is none",
+        '    A = { command = ["../get"] }',
+        "    ^",
+    ],
+    '[hooks]\npre_hook = " ./dump.sh;true"\nafter = { command = ["./a b", "c"] }\nbefore = { shell = "../a" }\n': [
+        "home.toml:2:1: pre_hook must name its program by an absolute path, since a timer starts it in /, and ./dump.sh is none",
+        '    pre_hook = " ./dump.sh;true"',
+        "    ^^^^^^^^",
+        "home.toml:3:11: command must name its program by an absolute path, since a timer starts it in /, and ./a is none",
+        '    after = { command = ["./a b", "c"] }',
+        "              ^^^^^^^",
+        "home.toml:4:12: shell must name its program by an absolute path, since a timer starts it in /, and ../a is none",
+        '    before = { shell = "../a" }',
+        "               ^^^^^",
+    ],
+    '[engine]\ncommand = "./save"\n': [
+        "home.toml:2:1: command must name its program by an absolute path, since a timer starts it in /, and ./save is none",
+        '    command = "./save"',
+        "    ^^^^^^^",
     ],
     "[engine]\ncommand = []\n": ["home.toml:2:1: command is empty", "    command = []", "    ^^^^^^^"],
     '[engine]\noptions = "--tag \'a"\n': [
