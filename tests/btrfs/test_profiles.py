@@ -522,6 +522,101 @@ def test_check_says_at_once_all_that_is_wrong(data: Path, profiles: Profiles, wr
     assert not (data / "now").exists()
 
 
+def test_check_looks_on_behind_each_error(data: Path, profiles: Profiles, write: Write, folder: Path) -> None:
+    """All names that are not there, all secrets, options: at once."""
+    names = [str(data), str(data / "none"), str(folder / "nowhere")]
+    write(
+        "home",
+        select={"datasets": names},
+        engine={
+            "engine": "restic",
+            "options": ["--no-such-option"],
+            "environment": {"RESTIC_PASSWORD": {"file": str(folder / "one.pw")}},
+        },
+        hooks={"environment": {"PGPASSWORD": {"file": str(folder / "two.pw")}}},
+    )
+    ended = profiles("profile", "check")
+    for said in ("one.pw", "two.pw", f"{data}/none: ", f"{folder}/nowhere: "):
+        assert said in ended.stderr, str(ended)
+    assert "Each run needs all of these values" in ended.stderr
+    assert "No backup was started" not in ended.stderr
+    write("home", select={"datasets": names}, engine={"options": ["more"]})
+    ended = profiles("profile", "check")
+    for said in ("-o: more is neither", f"{data}/none: ", f"{folder}/nowhere: "):
+        assert ended.stderr.count(said) == 1, str(ended)
+    # A name that is right is not complained about.
+    assert f"kopiatomic: {data}: " not in ended.stderr
+
+
+def test_check_ends_as_each_run_would(
+    btrfs: Btrfs, data: Path, kopia: Kopia, profiles: Profiles, write: Write, folder: Path
+) -> None:
+    nested = btrfs.subvolume("data/nested")
+    (nested / "file").write_text("x")
+    write("home", select={"datasets": [str(data)]}, engine={"environment": kopia.environment})
+    ended = profiles("profile", "check", "home")
+    run = profiles("run", "home", "--mount-root", folder / "view")
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("kopiatomic: not complete: ")]
+    assert (ended.returncode, run.returncode) == (3, 3), f"{ended}{run}"
+    assert line in ended.stderr.splitlines()
+    assert "its runs end with 3" in ended.stdout
+    write("home", select={"datasets": [str(data)], "no_nested": True}, engine={"environment": kopia.environment})
+    ended = profiles("profile", "check", "home")
+    assert (ended.returncode, "end with 3" in ended.stdout) == (0, False), str(ended)
+
+
+def test_check_warns_of_a_secret_that_a_timer_will_not_have(
+    restic: Restic, data: Path, profiles: Profiles, write: Write
+) -> None:
+    said = "RESTIC_PASSWORD of this environment is not in the profile, and no timer has it"
+    write("home", select={"datasets": [str(data)]}, engine={"engine": "restic"})
+    ended = profiles("profile", "check", env=restic.environment)
+    assert (ended.returncode, said in ended.stderr) == (0, True), str(ended)
+    write("home", select={"datasets": [str(data)]}, engine={"engine": "restic", "environment": restic.environment})
+    ended = profiles("profile", "check", env={**restic.environment, "KOPIA_PASSWORD": "other"})
+    assert (ended.returncode, "warning" in ended.stderr) == (0, False), str(ended)
+
+
+def test_each_line_says_of_which_of_several_profiles_it_is(
+    data: Path, profiles: Profiles, write: Write, kopiatomic: Kopiatomic, folder: Path
+) -> None:
+    for name in ("one", "two"):
+        write(name, select={"datasets": [str(data / name)]}, engine={"command": ["ls"]})
+    ended = profiles("run", "--quiet", "one", "two")
+    told = [line for line in ended.stderr.splitlines() if not line.startswith("  ")]
+    assert [line.split(f": {data}")[0] for line in told] == ["kopiatomic: one", "kopiatomic: two"], str(ended)
+    assert ended.stdout == ""
+    assert profiles("run", "--quiet", "one").stderr.startswith(f"kopiatomic: {data}/one: ")
+    # Both on one pipe, as on a terminal.
+    environment = {**kopiatomic.environment, "KOPIATOMIC_CONFIG_DIR": str(folder)}
+    script = f"{shlex.join([sys.executable, '-m', 'kopiatomic'])} run one two 2>&1"
+    shown = command("sh", "-c", script, env=environment, check=False).stdout.splitlines()
+    assert [line for line in shown if line in {"one:", "two:"}] == ["one:", "two:"]
+    assert all("one: " in line for line in shown[shown.index("one:") + 1 : shown.index("two:")] if line[0] != " "), (
+        shown
+    )
+
+
+def test_an_option_for_another_layout_is_refused_as_its_key_in_the_file_is(
+    data: Path, profiles: Profiles, write: Write
+) -> None:
+    write("mail", select={"datasets": [str(data)]}, view={"layout": "in-place"}, engine={"command": ["ls"]})
+    for flag, value in (("--name", "x"), ("--mount-root", "/kopia/x")):
+        ended = profiles("run", "mail", flag, value)
+        assert ended.returncode == 2, str(ended)
+        assert f"{flag} is for --layout merged, and the layout of mail is in-place" in ended.stderr
+
+
+def test_what_profile_new_says_comes_next(profiles: Profiles, folder: Path) -> None:
+    made = profiles("profile", "new", "home", "--", "-a")
+    where = f"--config-dir {folder}"
+    assert made.stdout.endswith(f"kopiatomic profile check {where} home; kopiatomic run {where} home\n"), str(made)
+    made = profiles("profile", "new", "_common", "--", "-a")
+    assert made.stdout.endswith('Next: edit it; in the profiles that it is the base of: extends = "_common"\n'), str(
+        made
+    )
+
+
 def test_files_are_checked_by_anybody_without_a_look_at_anything_else(profiles: Profiles, tmp_path: Path) -> None:
     path = tmp_path / "site.toml"
     path.write_text('[select]\ndatasets = ["no/such/pool"]\n[engine]\nengine = "borg"\n')

@@ -60,16 +60,20 @@ def run(
     def console() -> Console:
         return Console(called(), verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
 
+    def begin(name: str, shown: Console) -> None:
+        if several:
+            if not as_json and not quiet:
+                shown.result(f"{name}:")
+            shown.about(name)
+
     def done(name: str, report: Report, shown: Console) -> None:
         if as_json:
             shown.end()
             documents.append({"profile": name, "run": shown.hidden(document(report))})
-        elif several and not quiet:
-            shown.result(f"{name}:")
         shown.report(report, summary=not as_json)
 
     try:
-        code = make(RunRequest(profiles, every_profile, place, given), console, called(), done)
+        code = make(RunRequest(profiles, every_profile, place, given), console, called(), begin, done)
     except KopiatomicError as error:
         end(error, called())
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,13 +29,14 @@ from kopiatomic.hooks import shell
 from kopiatomic.hooks.hook import Moment
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
+from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.schedules import here, trust
 from kopiatomic.schedules.environment import created
 from kopiatomic.secrets.masking import MASK, Secrets, is_secret
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records
-from kopiatomic.system import accounts
+from kopiatomic.system import accounts, host
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import first_few, printable
 
@@ -69,9 +71,11 @@ def new(
                 f"{variable} of this environment is not in the file: write below [engine.environment] where it is"
             )
         _warn_of_shared_histories(folder, [name], console)
-        console.result(
-            f"Wrote {printable(path)}. Next: edit it; kopiatomic profile check {name}; kopiatomic run {name}"
-        )
+        where = "" if folder.path == host.here().profiles else f" --config-dir {printable(shlex.quote(folder.path))}"
+        following = f"kopiatomic profile check{where} {name}; kopiatomic run{where} {name}"
+        if name.startswith("_"):
+            following = f'in the profiles that it is the base of: extends = "{name}"'
+        console.result(f"Wrote {printable(path)}. Next: edit it; {following}")
         return errors.SAVED
 
     return ended(run, console)
@@ -311,7 +315,7 @@ def check(
         codes = []
         for name in asked:
             code = _check(partial(folder.load, name, trusted=trusted), console, called, offline=offline)
-            if code != errors.SAVED:
+            if code not in {errors.SAVED, errors.INCOMPLETE}:
                 console.result(f"{name}: NOT right, as said above")
             codes.append(code)
         _warn_of_shared_histories(folder, asked, console)
@@ -346,23 +350,80 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
     from kopiatomic.commands.backup import check as look  # noqa: PLC0415 - it loads all that a run needs
 
     options = replace(options, profile=found.name)
+    _warn_of_callers_secrets(options, console)
+
+    def selected(options: Options) -> Report:
+        return look(replace(options, dry_run=True, options=""), console, called)
+
     report = look(options, console, called)
-    wrong = [*_wrong_around(found), *([report.error] if report.error is not None else [])]
-    if report.error is not None and report.error.kind == "credential":
-        # Without a secret nothing can be asked of the engine, but what is selected can be looked at.
-        planned = look(replace(options, dry_run=True), console, called)
-        wrong += [planned.error] if planned.error is not None else []
+    wrong = [*_wrong_around(found), *_wrong_within(options, report, selected)]
     console.end()
     for error in wrong:
+        if error.kind == "credential":
+            error.hint = "Each run needs all of these values: mend it, and check again."
         console.error(error)
+    for text in report.incomplete:
+        console.error_text("not complete: " + text)
     if wrong:
         return profiles.worst(error.exit_code for error in wrong)
     engine = report.engine
     target = engine.target if engine is not None else None
     taken = [one.dataset.name for one in report.plan.taken] if report.plan is not None else []
     where = "" if target is None or not target.repository else f" saves to {target.repository} as {target.identity}"
-    console.result(f"{found.name}: {first_few(taken)}; {engine.name if engine is not None else 'the engine'}{where}")
-    return errors.SAVED
+    but = "; its runs end with 3, as not all is taken" if report.exit_code == errors.INCOMPLETE else ""
+    console.result(
+        f"{found.name}: {first_few(taken)}; {engine.name if engine is not None else 'the engine'}{where}{but}"
+    )
+    return report.exit_code
+
+
+def _wrong_within(options: Options, report: Report, selected: Callable[[Options], Report]) -> list[EndError]:
+    """Return what is wrong with the selection, the secrets and the engine. A run ends with the first error; a check looks on.
+
+    ``selected`` only plans.
+    """
+    if report.error is None:
+        return []
+    wrong: list[EndError] = [report.error]
+    try:
+        created(options, credentials.plain(options.variables).values)
+    except UsageError as error:
+        wrong.append(error)
+    planned = report if report.plan is not None else selected(options)
+    if planned.error is not None:
+        wrong.append(planned.error)
+        for name in options.names:
+            one = selected(replace(options, names=(name,)))
+            # That nothing is left of one name is no error among all.
+            if one.error is not None and one.error.kind not in {"nothing-found", "nothing-left"}:
+                wrong.append(one.error)
+    return list({error.message: error for error in wrong}.values())
+
+
+_OF_PASSWORDS = re.compile(r"PASSWORD|PASSPHRASE|PASSCOMMAND")
+"""Variables that say an engine's password, or where it is."""
+
+
+def _warn_of_callers_secrets(options: Options, console: Console) -> None:
+    """Warn of what the engine finds in the caller's environment alone, where no timer has it."""
+    named = {source.name for source in options.variables}
+    has_password = any(map(_OF_PASSWORDS.search, named))
+    prefixes = created(replace(options, options=""), {}).variables
+    alone = [
+        name
+        for name, value in sorted(os.environ.items())
+        if name.startswith(prefixes)
+        and name not in named
+        and (
+            (_OF_PASSWORDS.search(name) and not has_password)
+            or (is_secret(name, value) and not _OF_PASSWORDS.search(name))
+        )
+    ]
+    if alone:
+        console.warning(
+            f"{', '.join(alone)} of this environment {'is' if len(alone) == 1 else 'are'} not in the profile, and no timer has "
+            f'it: below [engine.environment] write where it is, such as {alone[0]} = {{ file = "/root/..." }}'
+        )
 
 
 def _wrong_around(found: Profile) -> Iterator[EndError]:

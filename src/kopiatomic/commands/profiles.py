@@ -11,7 +11,7 @@ from kopiatomic import presence
 from kopiatomic.config import profile as profiles
 from kopiatomic.config.options import Options
 from kopiatomic.config.profile import SUFFIX, Origin, Problem, Profile, ProfileError
-from kopiatomic.config.settings import STATE_DIRECTORY
+from kopiatomic.config.settings import COMMANDS, STATE_DIRECTORY
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.hooks.hook import DEFAULT_TIMEOUT, Hook, Moment
 from kopiatomic.immutable import immutable
@@ -125,6 +125,7 @@ def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
     values["layout"] = layout = Layout(values.get("layout", Layout.MERGED))
     if layout is Layout.MERGED and not {"mount_root", "name"} & values.keys():
         values["name"] = profile.name
+    _check_overrides(profile, overrides, layout)
     # As on a command line, the environment counts where nothing else is said.
     values.setdefault("state_dir", os.environ.get("KOPIATOMIC_STATE_DIR") or STATE_DIRECTORY)
     found = Options(
@@ -139,6 +140,18 @@ def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
         nothing = "nothing is selected: below [select] it needs datasets = [...], all = true or by_property = true"
         raise ProfileError([Problem(nothing, Origin(profile.path, None, ""))])
     return found
+
+
+def _check_overrides(profile: Profile, overrides: Mapping[str, Any], layout: Layout) -> None:
+    """Refuse options that are for another layout than that of the profile, as its file may not have them. Raises UsageError."""
+    for setting in COMMANDS["run"]:
+        value = overrides.get(setting.name)
+        if value and setting.layout is not None and setting.layout != layout.value:
+            raise UsageError(
+                f"{setting.flags[-1]} is for --layout {setting.layout}, and the layout of {profile.name} is {layout.value}",
+                kind="usage",
+                hint=f"Leave {setting.flags[-1]} out.",
+            )
 
 
 def _hooks(profile: Profile) -> Iterator[Hook]:

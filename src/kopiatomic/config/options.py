@@ -237,13 +237,41 @@ def _bad_property(name: str) -> str:
 _CRON = re.compile(r"@\w+|[\d*,/-]+(\s+[\w*,/-]+){4}")
 
 
+_CRON_NAMES = {
+    "@hourly": "hourly",
+    "@daily": "daily",
+    "@midnight": "daily",
+    "@weekly": "weekly",
+    "@monthly": "monthly",
+    "@yearly": "yearly",
+    "@annually": "yearly",
+}
+_DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_EVERY_FEW = re.compile(r"\*/(\d{1,2})( \*){4}")
+_AT = re.compile(r"(?P<minute>\d{1,2}) (?P<hour>\d{1,2}|\*) \* \* (?P<days>\*|[0-7](-[0-7])?)")
+
+
 def _bad_calendar(text: str) -> str:
-    fields = text.split()
     if _CRON.fullmatch(text.strip()) is None:
         return ""
-    daily = len(fields) == 5 and fields[2:] == ["*"] * 3 and all(field.isdigit() for field in fields[:2])
-    here = f'here that is "{int(fields[1]):02}:{int(fields[0]):02}"' if daily else 'here it is "Mon..Fri 02:30"'
-    return f"is in cron's notation; {here}, as systemd.time(7) has it"
+    meant = _from_cron(" ".join(text.split()))
+    if meant:
+        return f'is in cron\'s notation; here that is "{meant}", as systemd.time(7) has it'
+    return 'is in cron\'s notation; write it as systemd.time(7) has it, for example "Mon..Fri 02:30"'
+
+
+def _from_cron(text: str) -> str:
+    """Return what a line of cron means in systemd's words; empty if that is not simple."""
+    if text in _CRON_NAMES:
+        return _CRON_NAMES[text]
+    few, at = _EVERY_FEW.fullmatch(text), _AT.fullmatch(text)
+    if few is not None and 0 < int(few[1]) < 60:
+        return f"*:0/{int(few[1])}"
+    if at is None or int(at["minute"]) > 59 or (at["hour"] != "*" and int(at["hour"]) > 23):
+        return ""
+    hour = "*" if at["hour"] == "*" else f"{int(at['hour']):02}"
+    days = "" if at["days"] == "*" else "..".join(_DAYS[int(day)] for day in at["days"].split("-")) + " "
+    return f"{days}{hour}:{int(at['minute']):02}"
 
 
 def _bad_command(text: str) -> str:

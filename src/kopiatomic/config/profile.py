@@ -332,7 +332,7 @@ class _File:
                 return None
             texts = [item for item in items if item is not None]
             if not self._private and Secrets(texts, {}).found:
-                self.wrong(f"{key} holds a password, and others can read this file: {self._mend()}", *place)
+                self.wrong(f"{key} holds a password, and others can read this file: {self._mend(place[0])}", *place)
                 return None
             value: Any = tuple(texts) if setting.repeated else shlex.join(texts)
             problem = "" if setting.repeated else problem_with(setting, value)
@@ -363,7 +363,7 @@ class _File:
             self.wrong(f"{setting.key} has an empty text", *place)
             return None
         if not self._private and (Secrets([given], {}).found or masked(given) != given):
-            self.wrong(f"{setting.key} holds a password, and others can read this file: {self._mend()}", *place)
+            self.wrong(f"{setting.key} holds a password, and others can read this file: {self._mend(place[0])}", *place)
             return None
         unknown = [name for name in _REFERENCE.findall(given) if name != "hostname"]
         if unknown and setting.name not in _SHELL:
@@ -377,8 +377,9 @@ class _File:
             return None
         return text
 
-    def _mend(self) -> str:
-        return f"chmod 600 {printable(self.path)}, or hand it over by a variable below [engine.environment]"
+    def _mend(self, table: str | int) -> str:
+        of = "hooks" if table == "hooks" else "engine"
+        return f"chmod 600 {printable(self.path)}, or hand it over by a variable below [{of}.environment]"
 
     def _variables(self, content: object, *place: str | int) -> dict[str, Value]:
         """Return the variables of a table ``environment`` that are right; what is wrong is noted."""

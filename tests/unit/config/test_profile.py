@@ -230,6 +230,48 @@ def test_the_name_of_the_host_is_replaced_in_all_texts_of_variables(write: Write
     assert [source.value for source in after.sources()] == [host]
 
 
+@pytest.mark.parametrize(
+    ("cron", "meant"),
+    [
+        ("@hourly", "hourly"),
+        ("@daily", "daily"),
+        ("@midnight", "daily"),
+        ("@weekly", "weekly"),
+        ("@monthly", "monthly"),
+        ("@yearly", "yearly"),
+        ("*/15 * * * *", "*:0/15"),
+        ("0 2 * * 1-5", "Mon..Fri 02:00"),
+        ("30  4 * * 0", "Sun 04:30"),
+        ("7 * * * *", "*:07"),
+        ("@reboot", None),
+        ("0 2 1 * *", None),
+        ("0 2 * * mon", None),
+        ("99 2 * * *", None),
+        ("0 24 * * *", None),
+        ("*/60 * * * *", None),
+    ],
+)
+def test_a_line_of_cron_is_translated_or_not_at_all(cron: str, meant: str | None, write: Write) -> None:
+    said = wrong(write(f'[schedule]\ncalendar = "{cron}"\n'))[0].partition("cron's notation; ")[2]
+    if meant is None:
+        assert said == 'write it as systemd.time(7) has it, for example "Mon..Fri 02:30"'
+    else:
+        assert said == f'here that is "{meant}", as systemd.time(7) has it'
+        read(write(f'[schedule]\ncalendar = "{meant}"\n'))
+
+
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [
+        ('[hooks]\npre_hook = "dump --password=hush"\n', "hooks"),
+        ('[hooks.after]\ncommand = ["dump", "--password=hush"]\n', "hooks"),
+        ('[engine]\noptions = ["--password=hush"]\n', "engine"),
+    ],
+)
+def test_a_password_in_a_hook_belongs_among_the_variables_of_hooks(text: str, table: str, write: Write) -> None:
+    assert f"by a variable below [{table}.environment]" in wrong(write(text, mode=0o644))[0]
+
+
 def test_a_value_knows_its_file_and_line(write: Write) -> None:
     origin = read(write(EVERYTHING)).values["engine", "archive"].origin
     assert origin.position is not None
@@ -335,12 +377,12 @@ WRONG = {
         "    ^^^^^^^^",
     ],
     '[select]\nall = true\n[schedule]\ncalendar = " @daily "\n': [
-        'home.toml:4:1: calendar is in cron\'s notation; here it is "Mon..Fri 02:30", as systemd.time(7) has it',
+        'home.toml:4:1: calendar is in cron\'s notation; here that is "daily", as systemd.time(7) has it',
         '    calendar = " @daily "',
         "    ^^^^^^^^",
     ],
     '[select]\nall = true\n[schedule]\ncalendar = "*/5 2-4 1,2 * mon"\n': [
-        'home.toml:4:1: calendar is in cron\'s notation; here it is "Mon..Fri 02:30", as systemd.time(7) has it',
+        'home.toml:4:1: calendar is in cron\'s notation; write it as systemd.time(7) has it, for example "Mon..Fri 02:30"',
         '    calendar = "*/5 2-4 1,2 * mon"',
         "    ^^^^^^^^",
     ],
