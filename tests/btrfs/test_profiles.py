@@ -433,7 +433,8 @@ def test_a_run_that_found_another_is_not_listed_as_a_failure(
         wait_for(begun.exists, "the engine's start")
         assert profiles("run", "slow").returncode == 75
         listed = json.loads(profiles("profile", "list", "--json").stdout)["profiles"]
-        assert listed[0]["last_run"].startswith("another run had the root, ")
+        assert listed[0]["last_run"]["exit_code"] == 75
+        assert "another run had the root, " in profiles("profile", "list").stdout
         go.touch()
         assert first.wait(30) == 0
 
@@ -615,6 +616,53 @@ def test_what_profile_new_says_comes_next(profiles: Profiles, folder: Path) -> N
     assert made.stdout.endswith('Next: edit it; in the profiles that it is the base of: extends = "_common"\n'), str(
         made
     )
+
+
+def test_the_list_shows_what_a_run_would_refuse(data: Path, profiles: Profiles, write: Write, folder: Path) -> None:
+    """And files that are none, what is only a base, and the last run as values."""
+    write("home", select={"datasets": [str(data)]}, engine={"command": ["ls"]})
+    write("my home", select={"datasets": [str(data)]})
+    write("_common", engine={"command": ["ls"]})
+
+    def listed() -> tuple[int, Any, str]:
+        ended = profiles("profile", "list", "--json")
+        (one,) = json.loads(ended.stdout)["profiles"]
+        return ended.returncode, one, ended.stderr
+
+    code, one, said = listed()
+    assert (code, one["last_run"], one["error"]) == (0, None, None)
+    assert f"{folder}/my home.toml is not looked at" in said
+    assert f"{folder}/my home.toml is not looked at" in profiles("profile", "check").stderr
+    run = profiles("run", "home", "--mount-root", folder / "view")
+    assert run.returncode == 0, str(run)
+    code, one, _ = listed()
+    last = one["last_run"]
+    assert (last["result"], last["exit_code"]) == ("saved", 0)
+    assert abs(last["started"] - time.time()) < 600
+    assert f"profile home: {folder}/view" in profiles("history").stdout
+    assert "each with its profile" in profiles("history", "home").stderr
+    assert last["run_id"] in profiles("history", last["run_id"]).stdout
+    shown = profiles("profile", "show", "_common")
+    assert (shown.returncode, "only a base for other profiles" in shown.stdout) == (0, True), str(shown)
+    (folder / "home.toml").chmod(0o666)
+    code, one, said = listed()
+    assert (code, one["error"]["kind"]) == (1, "not-roots-alone"), said
+    assert profiles("run", "home").returncode == 1
+
+
+def test_what_is_not_for_the_repository_stays_out_of_a_new_profile(
+    data: Path, profiles: Profiles, folder: Path
+) -> None:
+    environment = {"AWS_DEFAULT_REGION": "eu-1", "B2_ACCOUNT_ID": "x", "RESTIC_COMPRESSION": "max"}
+    for name, repository, found in (
+        ("one", "s3:x/y", {"AWS_DEFAULT_REGION", "RESTIC_COMPRESSION"}),
+        ("two", "rest:https://a:hush@nas/x", {"RESTIC_COMPRESSION"}),
+    ):
+        words = ("--engine", "restic", "--repository", repository, data)
+        made = profiles("profile", "new", name, "--", *words, env=environment)
+        assert made.returncode == 0, str(made)
+        assert {variable for _, variable in load(str(folder / f"{name}.toml")).environment} == found
+        assert ("the repository's address has a password" in made.stderr) == (name == "two")
 
 
 def test_files_are_checked_by_anybody_without_a_look_at_anything_else(profiles: Profiles, tmp_path: Path) -> None:

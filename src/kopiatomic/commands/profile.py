@@ -24,6 +24,7 @@ from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import Options, variable_made_absolute
 from kopiatomic.config.profile import Entry, Origin, Problem, Profile, ProfileError, Value
 from kopiatomic.config.settings import TABLES
+from kopiatomic.engines.engine import Engine
 from kopiatomic.errors import EndError, KopiatomicError, UsageError
 from kopiatomic.hooks import shell
 from kopiatomic.hooks.hook import Moment
@@ -34,6 +35,7 @@ from kopiatomic.output.console import Console
 from kopiatomic.schedules import here, trust
 from kopiatomic.schedules.environment import created
 from kopiatomic.secrets.masking import MASK, Secrets, is_secret
+from kopiatomic.secrets.masking import credentials as credentials_in
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records
 from kopiatomic.system import accounts, host
@@ -66,6 +68,11 @@ def new(
         trust.check(folder.path, "the folder of the profiles", top=folder.top)
         _write(path, text)
         console.acted = True
+        address = given.get(("engine", "repository"))
+        if address is not None and credentials_in(address):
+            console.warning(
+                "the repository's address has a password, which is in the file now: nobody else may read that"
+            )
         for variable in secret:
             console.warning(
                 f"{variable} of this environment is not in the file: write below [engine.environment] where it is"
@@ -84,11 +91,36 @@ def new(
 def _said_to_the_engine(given: Mapping[tuple[str, str], Any], caller: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that configure the engine of these values."""
     engine = created(Options(engine=given.get(("engine", "engine")), command=given.get(("engine", "command"))), {})
+    where = given.get(("engine", "repository")) or caller.get("RESTIC_REPOSITORY", "")
     return {
         name: variable_made_absolute(name, value)
         for name, value in sorted(caller.items())
-        if name.startswith(engine.variables)
+        if name.startswith(_prefixes(engine, where))
     }
+
+
+def _prefixes(engine: Engine, where: str) -> tuple[str, ...]:
+    """Return how the variables begin that an engine reads for a repository of this address.
+
+    Those of clouds are for many programs, and most repositories are in none.
+    """
+    return tuple(
+        prefix
+        for prefix in engine.variables
+        if prefix == f"{engine.name.upper()}_" or where.startswith(_SCHEMES.get(prefix, "?"))
+    )
+
+
+_SCHEMES = {
+    "AWS_": "s3:",
+    "AZURE_": "azure:",
+    "B2_": "b2:",
+    "GOOGLE_": "gs:",
+    "OS_": "swift:",
+    "RCLONE_": "rclone:",
+    "ST_": "swift:",
+}
+"""How the addresses of repositories begin that variables are for, by what the variables begin with."""
 
 
 def _write(path: str, text: str) -> None:
@@ -182,7 +214,9 @@ def _safe(name: str, value: Value) -> Any:
 
 
 def _root(found: Profile) -> str | None:
-    """Return the root of a merged view; None in place."""
+    """Return the root of a merged view; None in place, and of what is only a base."""
+    if found.name.startswith("_"):
+        return None
     options = profiles.options(found, {})
     return options.view_root() if options.layout is Layout.MERGED else None
 
@@ -204,6 +238,8 @@ def _lines(found: Profile, *, origin: bool) -> list[str]:
                 for entry in blocks.value:
                     lines += ["", f"[[{'.'.join(place)}]]" + (f"  # {entry.origin.place}" if origin else "")]
                     lines += profile_text.block(".".join(place), _block(entry))
+    if found.name.startswith("_"):
+        return [*lines, "", "# It is only a base for other profiles, as its name begins with '_'."]
     root = _root(found)
     if root is not None:
         lines += ["", f"# The root of its view, which is its history in kopia: {printable(root)}"]
@@ -220,6 +256,9 @@ class _Listed:
     engine: str
     schedule: str
     last: str
+    """What came of the last run, in words."""
+    last_run: Mapping[str, Any] | None = None
+    """The same as JSON; None if there was no run."""
     problem: KopiatomicError | None = None
 
 
@@ -229,6 +268,8 @@ def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
     def run() -> int:
         schedules = of_profiles(all_of(here()))
         found = [_listed(name, folder, schedules) for name in folder.names()]
+        for text in folder.warnings():
+            console.warning(text)
         if as_json:
             console.document({"format": LIST_FORMAT, "profiles": [_listed_document(one) for one in found]})
         elif not found:
@@ -246,23 +287,31 @@ def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
 def _listed(name: str, folder: Folder, schedules: Mapping[str, str]) -> _Listed:
     schedule = schedules.get(name, "")
     try:
-        options = profiles.options(folder.load(name, trusted=False), {})
+        # Only root's runs need to trust it.
+        options = profiles.options(folder.load(name, trusted=os.geteuid() == 0), {})
     except KopiatomicError as error:
-        return _Listed(name, "", "", schedule, "", error)
+        return _Listed(name, "", "", schedule, "", None, error)
     engine = "command" if options.command is not None else options.engine or "kopia"
-    return _Listed(name, shlex.join(options.selection_words()), engine, schedule, _last(name, options))
+    said, last = _last(name, options)
+    return _Listed(name, shlex.join(options.selection_words()), engine, schedule, said, last)
 
 
-def _last(name: str, options: Options) -> str:
-    """Return what came of the last run of a profile, as far as this user may know."""
+def _last(name: str, options: Options) -> tuple[str, Mapping[str, Any] | None]:
+    """Return what came of the last run of a profile, as far as this user may know: in words, and as JSON."""
     try:
         record = Records(options.state_dir).last_of(name)
     except KopiatomicError as error:
-        return f"unknown: {error.message}"
+        return f"unknown: {error.message}", {"result": "unknown", "exit_code": None, "started": None, "run_id": None}
     if record is None:
-        return "never run"
-    what = "another run had the root" if record.exit_code == errors.LOCKED else result_of(record)
-    return f"{what}, {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(record.started))}"
+        return "never run", None
+    result = result_of(record)
+    what = "another run had the root" if record.exit_code == errors.LOCKED else result
+    return f"{what}, {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(record.started))}", {
+        "result": result,
+        "exit_code": record.exit_code,
+        "started": record.started,
+        "run_id": record.id,
+    }
 
 
 def _table(found: Sequence[_Listed], console: Console) -> None:
@@ -284,7 +333,7 @@ def _listed_document(one: _Listed) -> dict[str, Any]:
         "selection": one.selection,
         "engine": one.engine,
         "starts": one.schedule or None,
-        "last_run": one.last,
+        "last_run": one.last_run,
         "error": None if one.problem is None else {"kind": one.problem.kind, "message": one.problem.message},
     }
 
@@ -310,6 +359,8 @@ def check(
             # Offline nothing of it is acted on.
             return _check(lambda: _trusted(path, folder.top, offline=offline), console, called, offline=offline)
         asked = folder.some(names, everything=not names)
+        for text in () if names else folder.warnings():
+            console.warning(text)
         # Only root acts on a profile, and only for root does it matter who can change it.
         trusted = os.geteuid() == 0
         codes = []
@@ -408,7 +459,9 @@ def _warn_of_callers_secrets(options: Options, console: Console) -> None:
     """Warn of what the engine finds in the caller's environment alone, where no timer has it."""
     named = {source.name for source in options.variables}
     has_password = any(map(_OF_PASSWORDS.search, named))
-    prefixes = created(replace(options, options=""), {}).variables
+    said = credentials.plain(options.variables).values
+    where = options.repository or said.get("RESTIC_REPOSITORY") or os.environ.get("RESTIC_REPOSITORY", "")
+    prefixes = _prefixes(created(replace(options, options=""), {}), where)
     alone = [
         name
         for name, value in sorted(os.environ.items())

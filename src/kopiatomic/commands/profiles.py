@@ -37,6 +37,14 @@ class Folder:
         """Return the profiles that can be run: not those that are only a base. Raises KopiatomicError."""
         return [name for name in profiles.names(self.path) if not name.startswith("_")]
 
+    def warnings(self) -> list[str]:
+        """Return which files no command takes for profiles, in words. Raises OSError."""
+        return [
+            f"{printable(os.path.join(self.path, entry))} is not looked at: the name of a profile has letters, digits, '.', '_' "
+            "and '-' alone"
+            for entry in profiles.no_names(self.path)
+        ]
+
     def some(self, names: Sequence[str], *, everything: bool) -> list[str]:
         """Return the names that were asked for, each once. Raises UsageError, and KopiatomicError where there are none."""
         if everything and names:

@@ -240,7 +240,7 @@ def _ask(scheduler: Scheduler, schedule: Schedule, console: Console) -> None:
         console.warning(text)
     unchecked = scheduler.unchecked
     if unchecked:
-        console.warning(unchecked)
+        console.warning_once(unchecked)
     answer = scheduler.ask(schedule)
     if answer["error"] is not None:
         error = answer["error"]

@@ -14,7 +14,7 @@ import shlex
 import socket
 import stat
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from kopiatomic import presence
@@ -180,7 +180,7 @@ def load(path: str) -> Profile:
         {place: value for place, value in merged.items() if place in BLOCKS},
         tuple(file.path for file in files),
     )
-    problems += _contradictions(profile)
+    problems += _contradictions(profile, {place for file in files for place in file.refused})
     if problems:
         raise ProfileError(problems)
     return profile
@@ -196,6 +196,8 @@ class _File:
         self.path = path
         self.values: dict[tuple[str, ...], Value] = {}
         self.problems: list[Problem] = []
+        self.refused: set[tuple[str, str]] = set()
+        """The keys whose values are wrong."""
         self.extends: str | None = None
         self.missing = False
         """Whether there is no such file."""
@@ -295,6 +297,8 @@ class _File:
                 self.wrong(_unknown_key(table, key), table, key)
             elif value := self._value(KEYS[table, key], given, table, key):
                 self.values[table, key] = value
+            else:
+                self.refused.add((table, key))
 
     def _take_blocks(self, given: object, *place: str) -> None:
         """Take a table, or an array of tables, each of which is one block."""
@@ -451,6 +455,12 @@ def names(folder: str) -> list[str]:
     return sorted(name for entry in found if _NAME.fullmatch(name := entry.removesuffix(SUFFIX)) and name != entry)
 
 
+def no_names(folder: str) -> list[str]:
+    """Return the files in a folder that look like profiles and whose names no profile can have. Raises OSError."""
+    found = (entry for entry in presence.names(folder) if entry.endswith(SUFFIX) and not entry.startswith("."))
+    return sorted(entry for entry in found if _NAME.fullmatch(entry.removesuffix(SUFFIX)) is None)
+
+
 # What a value must be
 
 
@@ -486,7 +496,8 @@ def _duration(setting: Setting, given: object) -> float:
     if given is True and setting.alone is not None:
         return duration(setting.alone)
     if isinstance(given, bool) or not isinstance(given, str | int | float):
-        raise ValueError(f'must be a duration such as "30s", "10m", "2h" or "1d", not {_shown(given)}')
+        also = ", or true for as long as it takes" if setting.alone is not None else ""
+        raise ValueError(f'must be a duration such as "30s", "10m", "2h" or "1d"{also}, not {_shown(given)}')
     if isinstance(given, str):
         try:
             seconds = duration(given)
@@ -520,6 +531,8 @@ def _bad_source(name: str, given: object) -> str:
     if isinstance(given, str):
         if "\0" in given:
             return f"{name} has a NUL character, which no variable can have"
+        if not given:
+            return f"{name} is empty"
         problem = problem_with_variable(name, given)
         return f"{name} {problem}" if problem else ""
     if not isinstance(given, dict):
@@ -548,8 +561,8 @@ def _bad_source(name: str, given: object) -> str:
 # What does not go together
 
 
-def _contradictions(profile: Profile) -> Iterator[Problem]:
-    """Yield what the merged values of all files have wrong together."""
+def _contradictions(profile: Profile, refused: Collection[tuple[str, str]]) -> Iterator[Problem]:
+    """Yield what the merged values of all files have wrong together. What a ``refused`` value would be for is not known."""
     engine, command = profile.values.get(("engine", "engine")), profile.values.get(("engine", "command"))
     if engine is not None and command is not None:
         yield Problem(
@@ -566,12 +579,13 @@ def _contradictions(profile: Profile) -> Iterator[Problem]:
         setting = KEYS[place]
         if value.value is False or value.value == ():
             continue
-        if setting.engines and name not in setting.engines:
+        engine_known = not {("engine", "engine"), ("engine", "command")}.intersection(refused)
+        if engine_known and setting.engines and name not in setting.engines:
             own = "a command" if name is None else name
             yield Problem(
                 f"{setting.key} is for {' and '.join(setting.engines)}, and the engine is {own}", value.origin
             )
-        if setting.layout is not None and layout != setting.layout:
+        if ("view", "layout") not in refused and setting.layout is not None and layout != setting.layout:
             yield Problem(
                 f'{setting.key} is for layout = "{setting.layout}", and the layout is "{layout}"', value.origin
             )
@@ -604,6 +618,12 @@ def _unknown_key(table: str, key: str) -> str:
     if key == "extends":
         return "extends belongs at the top of the file, above all tables"
     word = key.replace("-", "_")
+    if names_secret(word):
+        of = "hooks" if table == "hooks" else "engine"
+        return (
+            f"unknown key {printable(key)} in [{table}]: a secret is a variable, and below [{of}.environment] stands where it "
+            'is: NAME = { file = "/root/..." }'
+        )
     home = _HOMES.get(word, table)
     if home != table:
         return f"{printable(key)} belongs into [{home}], not into [{table}]"
@@ -679,6 +699,13 @@ def _unreadable(path: str, error: OSError, *, missing: bool) -> str:
     return f"it cannot be read: {error.strerror}"
 
 
+def _table_in(names: re.Match[str]) -> str:
+    return f"[{'.'.join(re.findall(_QUOTED, names[0]))}]"
+
+
+_QUOTED = re.compile(r"'([^']*)'")
+
+
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 
 
@@ -702,7 +729,10 @@ def _syntax(path: str, lines: list[str], message: str) -> Problem:
         "Cannot overwrite a value": "this key is there twice",
         "Expected '=' after a key": "a line is a [table], or KEY = VALUE (not KEY: VALUE)",
         "Unclosed array": "the ']' is missing",
+        "Cannot declare": "put all its keys below the first",
     }
     hint = next((hint for begin, hint in hints.items() if said.startswith(begin)), "")
+    # The names of tables as Python writes them.
+    said = re.sub(r"\(('[^()]*')?,?\)", _table_in, said)
     said = f"{said[:1].lower()}{said[1:]}" + (f": {hint}" if hint else "")
     return Problem(f"this is not TOML: {printable(said)}", Origin(path, position, text))

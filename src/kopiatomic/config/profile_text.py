@@ -206,9 +206,9 @@ def schema() -> dict[str, Any]:
                 "patternProperties": {
                     rf"^({'|'.join(REPOSITORY_VARIABLES)}|{ENGINE_FILE_VARIABLES})$": _variable(_REPOSITORY),
                     rf"^(?!{ENGINE_FILE_VARIABLES}$)({FILE_VARIABLES})$": _variable(_MAYBE_FILE),
-                    rf"^({COMMAND_VARIABLES})$": _variable(rf"^{_NO_RELATIVE}{_TEXT[1:]}"),
+                    rf"^({COMMAND_VARIABLES})$": _variable(rf"^{_NO_RELATIVE}{_NOT_EMPTY[1:]}"),
                 },
-                "additionalProperties": _variable(_TEXT),
+                "additionalProperties": _variable(_NOT_EMPTY),
             },
         },
     }
@@ -255,10 +255,11 @@ def _sources() -> list[dict[str, Any]]:
 
 
 _TEXT = r"^[^\u0000]*$"
+_NOT_EMPTY = r"^[^\u0000]+$"
 _FILLED = r"^[^\u0000]*[^\s\u0000][^\u0000]*$"
 _ABSOLUTE = r"^/[^\u0000]*$"
 _REPOSITORY = r"^((local:|file://)(/|[^/\u0000]*:)|(?!local:|file://)(/|[^/\u0000]*:))[^\u0000]*$"
-_MAYBE_FILE = r"^([/$~][^\u0000]*|[^/\u0000]*|(local:|file://)/[^\u0000]*|[^/\u0000]*:[^\u0000]*)$"
+_MAYBE_FILE = r"^([/$~][^\u0000]*|[^/\u0000]+|(local:|file://)/[^\u0000]*|[^/\u0000]*:[^\u0000]*)$"
 _NO_RELATIVE = r"(?!\s*['\"]?\.{1,2}/)"
 _RULES = {
     "names": r"^(/[^\u0000]*|(?!\s*$|-|\.{1,2}(/|$))[^@#\u0000]*)$",

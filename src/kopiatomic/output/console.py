@@ -78,6 +78,7 @@ class Console:
         """Whether a terminal may show a progress line that changes."""
         self._chatter = chatter and not quiet
         """Whether anything except warnings and errors goes to stderr."""
+        self._warned: set[str] = set()
         self._about = ""
         """What all lines on stderr that are ours begin with."""
         self._secrets = Secrets(called.words, called.environment)
@@ -118,6 +119,12 @@ class Console:
     def warning(self, text: str) -> None:
         """Show something that the user should know and that does not end the run."""
         self._line(f"warning: {text}", "yellow")
+
+    def warning_once(self, text: str) -> None:
+        """Show a warning that holds for all that this command does, at the first of these."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.warning(text)
 
     def notice(self, text: str) -> None:
         """Show something that the user must be told, whatever the flags say."""

@@ -658,6 +658,40 @@ WRONG = {
         '    command = "./save"',
         "    ^^^^^^^",
     ],
+    "[select]\nall = true\n[select]\nrecursive = true\n": [
+        "home.toml:3:8: this is not TOML: cannot declare [select] twice: put all its keys below the first",
+        "    [select]",
+        "           ^",
+    ],
+    "[hooks.environment]\n[run]\n[hooks.environment]\n": [
+        "home.toml:3:19: this is not TOML: cannot declare [hooks.environment] twice: put all its keys below the first",
+        "    [hooks.environment]",
+        " " * 22 + "^",
+    ],
+    "[run]\nwait = false\n": [
+        'home.toml:2:1: wait must be a duration such as "30s", "10m", "2h" or "1d", or true for as long as it takes, not false',
+        "    wait = false",
+        "    ^^^^",
+    ],
+    '[engine]\nengine = "rsync"\nrepository = "/srv/x"\narchive = "x"\n[view]\nlayout = "in"\nname = "x"\n': [
+        'home.toml:2:1: engine must be one of "kopia", "restic", "borg", not "rsync"',
+        '    engine = "rsync"',
+        "    ^^^^^^",
+        'home.toml:6:1: layout must be one of "merged", "in-place", not "in"',
+        '    layout = "in"',
+        "    ^^^^^^",
+    ],
+    '[engine]\npassword = "x"\n[hooks]\nDB_PASSWORD = "y"\n': [
+        "home.toml:2:1: unknown key password in [engine]: a secret is a variable, and below [engine.environment] stands where it "
+        'is: NAME = { file = "/root/..." }',
+        "    password ***",
+        "    ^^^^^^^^",
+        "home.toml:4:1: unknown key DB_PASSWORD in [hooks]: a secret is a variable, and below [hooks.environment] stands where "
+        'it is: NAME = { file = "/root/..." }',
+        "    DB_PASSWORD ***",
+        "    ^^^^^^^^^^^",
+    ],
+    '[engine.environment]\nA = ""\n': ["home.toml:2:1: A is empty", '    A = ""', "    ^"],
     "[engine]\ncommand = []\n": ["home.toml:2:1: command is empty", "    command = []", "    ^^^^^^^"],
     '[engine]\noptions = "--tag \'a"\n': [
         "home.toml:2:1: options is not words as a shell takes them: no closing quotation",
