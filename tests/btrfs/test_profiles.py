@@ -631,7 +631,8 @@ def test_the_list_shows_what_a_run_would_refuse(data: Path, profiles: Profiles, 
     code, one, said = listed()
     assert (code, one["last_run"], one["error"]) == (0, None, None)
     assert f"{folder}/my home.toml is not looked at" in said
-    assert f"{folder}/my home.toml is not looked at" in profiles("profile", "check").stderr
+    for words in (("profile", "check"), ("run", "-n", "--all")):
+        assert f"{folder}/my home.toml is not looked at" in profiles(*words).stderr
     run = profiles("run", "home", "--mount-root", folder / "view")
     assert run.returncode == 0, str(run)
     code, one, _ = listed()

@@ -54,6 +54,8 @@ def run(
         )
     if not wanted.overrides.get("dry_run"):
         require_root_to_freeze(make_console().command_line, "-n shows without root what would be done. As root: ")
+    for text in wanted.folder.warnings() if wanted.everything else ():
+        make_console().warning(text)
     older = _schedules()
     codes = []
     for name in names:
