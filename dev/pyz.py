@@ -16,6 +16,11 @@ if sys.version_info < (3, 11):
     found = "%d.%d" % (sys.version_info[0], sys.version_info[1])
     sys.exit("kopiatomic: it needs Python 3.11 or later, and this is %s: python3.11 %s" % (found, sys.argv[0]))
 
+import os
+
+# Modules are loaded late, perhaps from another directory than that in which it was started.
+sys.path[0] = os.path.abspath(sys.path[0])
+
 from kopiatomic.cli.entry import main
 
 main()

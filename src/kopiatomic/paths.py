@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 
 
@@ -48,3 +49,12 @@ def _upwards(path: str) -> Iterator[str]:
     while path != "/":
         path = path.rpartition("/")[0] or "/"
         yield path
+
+
+def local_path(repository: str) -> str | None:
+    """Return the path of a repository on this machine, without the scheme that marks it as one; None if it lies elsewhere.
+
+    Both restic and Borg take a path with a colon for something remote, unless it is preceded by a slash.
+    """
+    path = re.sub(r"^(local:|file://)", "", repository)
+    return None if re.match(r"[^/]*:", path) else path

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,11 +19,12 @@ from typing import Any
 
 import pytest
 
+from kopiatomic.config.profile import load
 from kopiatomic.config.profile_text import toml
 from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
 from tests.support.leftovers import processes
-from tests.support.programs import Completed, Kopia, Kopiatomic
+from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.repositories import PASSWORD, Borg, Restic, make
 from tests.support.schema import valid
 
@@ -335,6 +337,60 @@ def test_what_the_environment_says_to_the_engine_comes_along_and_no_secret(
     assert shown["RESTIC_REPOSITORY"] == "/srv/backup"
 
 
+def test_relative_paths_of_a_command_line_become_absolute_ones(
+    data: Path, kopiatomic: Kopiatomic, folder: Path, tmp_path: Path
+) -> None:
+    """Also what the environment says; what is no path of this machine stays as it is."""
+
+    def new(name: str, *words: str | Path, **more: str) -> dict[str, Any]:
+        argv = (sys.executable, "-m", "kopiatomic", "profile", "new", "--config-dir", folder, name, "--", *words, data)
+        command(*argv, env={**kopiatomic.environment, **more}, cwd=tmp_path)
+        return load(str(folder / f"{name}.toml")).options() | {
+            variable: value.value for (_, variable), value in load(str(folder / f"{name}.toml")).environment.items()
+        }
+
+    words = ("--engine", "restic", "--repository", "repo/x", "-p", "./dump.sh --all", "-q", "true")
+    elsewhere = {"RESTIC_PASSWORD_FILE": "pw", "RESTIC_REPOSITORY_FILE": "/r", "RESTIC_PASSWORD_COMMAND": "../a b"}
+    made = new("one", *words, **elsewhere)
+    assert (made["repository"], made["pre_hook"], made["post_hook"]) == (
+        f"{tmp_path}/repo/x",
+        f"{tmp_path}/dump.sh --all",
+        "true",
+    )
+    assert (made["RESTIC_PASSWORD_FILE"], made["RESTIC_REPOSITORY_FILE"]) == (f"{tmp_path}/pw", "/r")
+    assert made["RESTIC_PASSWORD_COMMAND"] == f"{tmp_path.parent}/a b"
+    made = new("two", "--engine", "borg", "--repository", "b@nas:x", BORG_REPO="y", BORG_RSH="ssh")
+    assert (made["repository"], made["BORG_REPO"], made["BORG_RSH"]) == ("b@nas:x", f"{tmp_path}/y", "ssh")
+    assert new("three", "-c", "./save here")["command"] == f"{tmp_path}/save here"
+
+
+def test_a_run_and_a_check_work_where_a_timer_does(
+    data: Path, kopiatomic: Kopiatomic, write: Write, folder: Path, tmp_path: Path
+) -> None:
+    """What the environment names relative to the caller's directory is not there, and what the options name is."""
+
+    def ended(*words: str | Path) -> Completed:
+        argv = (sys.executable, "-m", "kopiatomic", *words)
+        more = {"KOPIATOMIC_STATE_DIR": "state", "KOPIATOMIC_CONFIG_DIR": os.path.relpath(folder, tmp_path)}
+        return command(*argv, env={**kopiatomic.environment, **more}, cwd=tmp_path, check=False)
+
+    seen = tmp_path / "seen"
+    write("home", select={"datasets": [str(data)]}, engine={"command": ["sh", "-c", f"pwd >{seen}"]})
+    (tmp_path / "dump.sh").write_text(f"#!/bin/sh\npwd >{seen}.hook\n")
+    (tmp_path / "dump.sh").chmod(0o755)
+    run = ended("run", "home", "--mount-root", "view", "-p", "./dump.sh")
+    assert run.returncode == 0, str(run)
+    assert (seen.read_text(), Path(f"{seen}.hook").read_text()) == ("/\n", "/\n")
+    assert (tmp_path / "state").is_dir()
+    write("other", select={"datasets": [str(data)]}, engine={"engine": "restic", "options": "--cacert=no"})
+    for words in (("run", "other"), ("profile", "check", "other"), ("schedule", "check", "--profile", "other")):
+        argv = (sys.executable, "-m", "kopiatomic", *words)
+        repository = {"RESTIC_REPOSITORY": "repo", "RESTIC_PASSWORD": PASSWORD, "KOPIATOMIC_CONFIG_DIR": str(folder)}
+        found = command(*argv, env={**kopiatomic.environment, **repository}, cwd=tmp_path, check=False)
+        assert found.returncode == 1, str(found)
+        assert str(tmp_path / "repo") not in found.stdout + found.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "why"),
     [(["--engine", "restic"], "the words name no dataset"), (["-n", "-a"], "-n is nothing that a profile says")],
@@ -397,8 +453,8 @@ def test_a_failure_stops_no_other_and_the_worst_code_is_that_of_all(
     data: Path, profiles: Profiles, write: Write, folder: Path, leftovers: Leftovers
 ) -> None:
     root = {"mount_root": str(folder / "view")}
-    for name, command in (("one", "false"), ("two", "ls"), ("three", "ls")):
-        write(name, select={"datasets": [str(data)]}, view={**root, "name": name}, engine={"command": [command]})
+    for name, program in (("one", "false"), ("two", "ls"), ("three", "ls")):
+        write(name, select={"datasets": [str(data)]}, view={**root, "name": name}, engine={"command": [program]})
     (folder / "_wrong.toml").write_text("[select]\nwhat = 1\n")
     (folder / "four.toml").write_text('extends = "_wrong"\n')
     ended = profiles("run", "--all", "--json")
@@ -410,9 +466,8 @@ def test_a_failure_stops_no_other_and_the_worst_code_is_that_of_all(
         ("two", 0),
     ]
     listed = profiles("profile", "list", "--json")
-    last = {one["name"]: one["last_run"] for one in json.loads(listed.stdout)["profiles"]}
-    assert last["two"].startswith("saved, ")
-    assert last["one"].startswith("failed, ")
+    last = {one["name"]: (one["last_run"] or {}).get("result") for one in json.loads(listed.stdout)["profiles"]}
+    assert (last["one"], last["two"]) == ("failed", "saved")
     assert listed.returncode == 1
     assert "_wrong.toml:2:1: unknown key what in [select]" in listed.stderr
     assert leftovers(folder / "view") == []
@@ -433,7 +488,8 @@ def test_a_run_that_found_another_is_not_listed_as_a_failure(
         wait_for(begun.exists, "the engine's start")
         assert profiles("run", "slow").returncode == 75
         listed = json.loads(profiles("profile", "list", "--json").stdout)["profiles"]
-        assert listed[0]["last_run"].startswith("another run had the root, ")
+        assert listed[0]["last_run"]["exit_code"] == 75
+        assert "another run had the root, " in profiles("profile", "list").stdout
         go.touch()
         assert first.wait(30) == 0
 
@@ -520,6 +576,149 @@ def test_check_says_at_once_all_that_is_wrong(data: Path, profiles: Profiles, wr
     ):
         assert said in ended.stderr + ended.stdout, str(ended)
     assert not (data / "now").exists()
+
+
+def test_check_looks_on_behind_each_error(data: Path, profiles: Profiles, write: Write, folder: Path) -> None:
+    """All names that are not there, all secrets, options: at once."""
+    names = [str(data), str(data / "none"), str(folder / "nowhere")]
+    write(
+        "home",
+        select={"datasets": names},
+        engine={
+            "engine": "restic",
+            "options": ["--no-such-option"],
+            "environment": {"RESTIC_PASSWORD": {"file": str(folder / "one.pw")}},
+        },
+        hooks={"environment": {"PGPASSWORD": {"file": str(folder / "two.pw")}}},
+    )
+    ended = profiles("profile", "check")
+    for said in ("one.pw", "two.pw", f"{data}/none: ", f"{folder}/nowhere: "):
+        assert said in ended.stderr, str(ended)
+    assert "Each run needs all of these values" in ended.stderr
+    assert "No backup was started" not in ended.stderr
+    write("home", select={"datasets": names}, engine={"options": ["more"]})
+    ended = profiles("profile", "check")
+    for said in ("-o: more is neither", f"{data}/none: ", f"{folder}/nowhere: "):
+        assert ended.stderr.count(said) == 1, str(ended)
+    # A name that is right is not complained about.
+    assert f"kopiatomic: {data}: " not in ended.stderr
+
+
+def test_check_ends_as_each_run_would(
+    btrfs: Btrfs, data: Path, kopia: Kopia, profiles: Profiles, write: Write, folder: Path
+) -> None:
+    nested = btrfs.subvolume("data/nested")
+    (nested / "file").write_text("x")
+    write("home", select={"datasets": [str(data)]}, engine={"environment": kopia.environment})
+    ended = profiles("profile", "check", "home")
+    run = profiles("run", "home", "--mount-root", folder / "view")
+    (line,) = [line for line in run.stderr.splitlines() if line.startswith("kopiatomic: not complete: ")]
+    assert (ended.returncode, run.returncode) == (3, 3), f"{ended}{run}"
+    assert line in ended.stderr.splitlines()
+    assert "its runs end with 3" in ended.stdout
+    write("home", select={"datasets": [str(data)], "no_nested": True}, engine={"environment": kopia.environment})
+    ended = profiles("profile", "check", "home")
+    assert (ended.returncode, "end with 3" in ended.stdout) == (0, False), str(ended)
+
+
+def test_check_warns_of_a_secret_that_a_timer_will_not_have(
+    restic: Restic, data: Path, profiles: Profiles, write: Write
+) -> None:
+    said = "RESTIC_PASSWORD of this environment is not in the profile, and no timer has it"
+    write("home", select={"datasets": [str(data)]}, engine={"engine": "restic"})
+    ended = profiles("profile", "check", env=restic.environment)
+    assert (ended.returncode, said in ended.stderr) == (0, True), str(ended)
+    write("home", select={"datasets": [str(data)]}, engine={"engine": "restic", "environment": restic.environment})
+    ended = profiles("profile", "check", env={**restic.environment, "KOPIA_PASSWORD": "other"})
+    assert (ended.returncode, "warning" in ended.stderr) == (0, False), str(ended)
+
+
+def test_each_line_says_of_which_of_several_profiles_it_is(
+    data: Path, profiles: Profiles, write: Write, kopiatomic: Kopiatomic, folder: Path
+) -> None:
+    for name in ("one", "two"):
+        write(name, select={"datasets": [str(data / name)]}, engine={"command": ["ls"]})
+    ended = profiles("run", "--quiet", "one", "two")
+    told = [line for line in ended.stderr.splitlines() if not line.startswith("  ")]
+    assert [line.split(f": {data}")[0] for line in told] == ["kopiatomic: one", "kopiatomic: two"], str(ended)
+    assert ended.stdout == ""
+    assert profiles("run", "--quiet", "one").stderr.startswith(f"kopiatomic: {data}/one: ")
+    # Both on one pipe, as on a terminal.
+    environment = {**kopiatomic.environment, "KOPIATOMIC_CONFIG_DIR": str(folder)}
+    script = f"{shlex.join([sys.executable, '-m', 'kopiatomic'])} run one two 2>&1"
+    shown = command("sh", "-c", script, env=environment, check=False).stdout.splitlines()
+    assert [line for line in shown if line in {"one:", "two:"}] == ["one:", "two:"]
+    assert all("one: " in line for line in shown[shown.index("one:") + 1 : shown.index("two:")] if line[0] != " "), (
+        shown
+    )
+
+
+def test_an_option_for_another_layout_is_refused_as_its_key_in_the_file_is(
+    data: Path, profiles: Profiles, write: Write
+) -> None:
+    write("mail", select={"datasets": [str(data)]}, view={"layout": "in-place"}, engine={"command": ["ls"]})
+    for flag, value in (("--name", "x"), ("--mount-root", "/kopia/x")):
+        ended = profiles("run", "mail", flag, value)
+        assert ended.returncode == 2, str(ended)
+        assert f"{flag} is for --layout merged, and the layout of mail is in-place" in ended.stderr
+
+
+def test_what_profile_new_says_comes_next(profiles: Profiles, folder: Path) -> None:
+    made = profiles("profile", "new", "home", "--", "-a")
+    where = f"--config-dir {folder}"
+    assert made.stdout.endswith(f"kopiatomic profile check {where} home; kopiatomic run {where} home\n"), str(made)
+    made = profiles("profile", "new", "_common", "--", "-a")
+    assert made.stdout.endswith('Next: edit it; in the profiles that it is the base of: extends = "_common"\n'), str(
+        made
+    )
+
+
+def test_the_list_shows_what_a_run_would_refuse(data: Path, profiles: Profiles, write: Write, folder: Path) -> None:
+    """And files that are none, what is only a base, and the last run as values."""
+    write("home", select={"datasets": [str(data)]}, engine={"command": ["ls"]})
+    write("my home", select={"datasets": [str(data)]})
+    write("_common", engine={"command": ["ls"]})
+
+    def listed() -> tuple[int, Any, str]:
+        ended = profiles("profile", "list", "--json")
+        (one,) = json.loads(ended.stdout)["profiles"]
+        return ended.returncode, one, ended.stderr
+
+    code, one, said = listed()
+    assert (code, one["last_run"], one["error"]) == (0, None, None)
+    assert f"{folder}/my home.toml is not looked at" in said
+    for words in (("profile", "check"), ("run", "-n", "--all")):
+        assert f"{folder}/my home.toml is not looked at" in profiles(*words).stderr
+    run = profiles("run", "home", "--mount-root", folder / "view")
+    assert run.returncode == 0, str(run)
+    code, one, _ = listed()
+    last = one["last_run"]
+    assert (last["result"], last["exit_code"]) == ("saved", 0)
+    assert abs(last["started"] - time.time()) < 600
+    assert f"profile home: {folder}/view" in profiles("history").stdout
+    assert "each with its profile" in profiles("history", "home").stderr
+    assert last["run_id"] in profiles("history", last["run_id"]).stdout
+    shown = profiles("profile", "show", "_common")
+    assert (shown.returncode, "only a base for other profiles" in shown.stdout) == (0, True), str(shown)
+    (folder / "home.toml").chmod(0o666)
+    code, one, said = listed()
+    assert (code, one["error"]["kind"]) == (1, "not-roots-alone"), said
+    assert profiles("run", "home").returncode == 1
+
+
+def test_what_is_not_for_the_repository_stays_out_of_a_new_profile(
+    data: Path, profiles: Profiles, folder: Path
+) -> None:
+    environment = {"AWS_DEFAULT_REGION": "eu-1", "B2_ACCOUNT_ID": "x", "RESTIC_COMPRESSION": "max"}
+    for name, repository, found in (
+        ("one", "s3:x/y", {"AWS_DEFAULT_REGION", "RESTIC_COMPRESSION"}),
+        ("two", "rest:https://a:hush@nas/x", {"RESTIC_COMPRESSION"}),
+    ):
+        words = ("--engine", "restic", "--repository", repository, data)
+        made = profiles("profile", "new", name, "--", *words, env=environment)
+        assert made.returncode == 0, str(made)
+        assert {variable for _, variable in load(str(folder / f"{name}.toml")).environment} == found
+        assert ("the repository's address has a password" in made.stderr) == (name == "two")
 
 
 def test_files_are_checked_by_anybody_without_a_look_at_anything_else(profiles: Profiles, tmp_path: Path) -> None:

@@ -77,6 +77,10 @@ def test_the_one_file_runs_alone(dist: Path, tmp_path: Path) -> None:
     assert units == f"{' '.join(map(template, TEMPLATES))}\n"
     ended = alone(program, "plan", "/nowhere", folder=tmp_path)
     assert (ended.returncode, "/nowhere: No such file" in ended.stderr) == (1, True)
+    # A run of profiles works in /, and loads modules there.
+    (tmp_path / "home.toml").write_text("[select]\nall = true\nrecursiv = 1\n")
+    ended = alone(sys.executable, "-I", program.name, "run", "-n", "--config-dir", ".", "home", folder=tmp_path)
+    assert (ended.returncode, "unknown key recursiv" in ended.stderr) == (2, True), ended
 
 
 def test_the_one_file_says_which_python_it_needs(dist: Path, tmp_path: Path) -> None:

@@ -69,9 +69,14 @@ def check(*, names: tuple[str, ...], file: str | None, offline: bool, config_dir
 
     Nothing is made. With --offline any user can check any file.
     """
-    from kopiatomic.commands.profile import check as run
+    import os
 
-    raise SystemExit(run(names, file, _folder(config_dir), _console(), called(), offline=offline))
+    from kopiatomic.commands.profile import check as run
+    from kopiatomic.commands.profiles import work_as_timers_do
+
+    folder, path = _folder(config_dir), None if file is None else os.path.abspath(file)
+    work_as_timers_do()
+    raise SystemExit(run(names, path, folder, _console(), called(), offline=offline))
 
 
 @profile.command(context_settings=HELP)
@@ -97,9 +102,7 @@ def _folder(asked: str | None) -> Folder:
 
 def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], Any]:
     """Return what the words of a backup say, by table and key of a profile. Raises click's errors, and UsageError."""
-    import os
-
-    from kopiatomic.config.options import names_path
+    from kopiatomic.config.options import made_absolute
     from kopiatomic.config.settings import COMMANDS, MOUNT_ROOT, Form, Group
 
     _, context, raw = parsed(words, group)
@@ -116,9 +119,9 @@ def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], An
         if setting.alone is not None and value == setting.alone:
             value = True
         if setting.repeated:
-            value = [os.path.abspath(one) if names_path(setting, one) else one for one in value]
-        elif isinstance(value, str) and names_path(setting, value):
-            value = os.path.abspath(value)
+            value = [made_absolute(setting, one) for one in value]
+        elif isinstance(value, str) and setting.form is Form.TEXT:
+            value = made_absolute(setting, value)
         given[tables[setting.name], setting.key] = str(value) if setting.form is Form.CHOICE else value
     if not any(given.get(("select", key)) for key in ("datasets", "all", "by_property")):
         raise click.UsageError("the words name no dataset; -a takes all that are mounted", context)

@@ -33,9 +33,30 @@ class WithWords(WithCommand):
                 raise
             from kopiatomic.secrets.masking import Secrets
 
-            meant = ["kopiatomic", *ctx.command_path.split()[1:], *given[:own], "--", *given[own:]]
+            more, words = self._apart(ctx, given[own:])
+            meant = ["kopiatomic", *ctx.command_path.split()[1:], *given[:own], *more, "--", *words]
             shown = Secrets(given, os.environ).command_line(meant)
             raise click.UsageError(f"what follows the name must stand behind '--': {shown}", ctx) from None
+
+    def _apart(self, ctx: click.Context, args: list[str]) -> tuple[list[str], list[str]]:
+        """Return the options of this command alone, with their values, and all other words."""
+        backup = {flag for one in all_commands(ctx).commands["backup"].params for flag in one.opts}
+        own = {
+            flag: isinstance(one, click.Option) and not one.is_flag
+            for one in self.params
+            for flag in one.opts
+            if flag not in backup
+        }
+        mine: list[str] = []
+        others: list[str] = []
+        rest = iter(args)
+        for word in rest:
+            name, equals, _ = word.partition("=")
+            if not name.startswith("-") or name not in own:
+                others.append(word)
+                continue
+            mine += [word, *([next(rest, "")] if own[name] and not equals else [])]
+        return mine, others
 
     def _own(self, ctx: click.Context, args: list[str]) -> int:
         """Return how many words from the left this command understands."""
@@ -234,6 +255,7 @@ def _options_of(profile: str) -> Options:
     from kopiatomic.commands import profiles
 
     found = profiles.folder(os.environ.get("KOPIATOMIC_CONFIG_DIR")).load(profile)
+    profiles.work_as_timers_do()
     return replace(profiles.options(found, {}), profile=profile)
 
 

@@ -64,7 +64,7 @@ def _not_one(run_id: str, runs: list[RunRecord]) -> KopiatomicError:
         return KopiatomicError(
             f"no recorded run begins with {printable(run_id)}",
             kind="no-such-run",
-            hint="'kopiatomic history' lists the runs; --state-dir and KOPIATOMIC_STATE_DIR say whose.",
+            hint="'kopiatomic history' lists the runs, each with its profile; --state-dir and KOPIATOMIC_STATE_DIR say whose.",
         )
     return KopiatomicError(
         f"{len(runs)} recorded runs begin with {printable(run_id)}",

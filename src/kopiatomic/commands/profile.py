@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,21 +21,24 @@ from kopiatomic.commands.schedule import all_of, of_profiles, outdated
 from kopiatomic.config import credentials, profile_text
 from kopiatomic.config import profile as reading
 from kopiatomic.config.invocation import Invocation
-from kopiatomic.config.options import Options
+from kopiatomic.config.options import Options, variable_made_absolute
 from kopiatomic.config.profile import Entry, Origin, Problem, Profile, ProfileError, Value
 from kopiatomic.config.settings import TABLES
+from kopiatomic.engines.engine import Engine
 from kopiatomic.errors import EndError, Interrupted, KopiatomicError, UsageError
 from kopiatomic.hooks import shell
 from kopiatomic.hooks.hook import Moment
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
+from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.schedules import here, trust
 from kopiatomic.schedules.environment import created
 from kopiatomic.secrets.masking import MASK, Secrets, found_in, is_secret
+from kopiatomic.secrets.masking import credentials as credentials_in
 from kopiatomic.state import roots
 from kopiatomic.state.records import Records
-from kopiatomic.system import accounts
+from kopiatomic.system import accounts, host
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import first_few, printable
 
@@ -68,14 +72,21 @@ def new(
         console.acted = True
         for variable in odd:
             console.warning(f"{printable(variable)} of this environment is not in the file: no profile can name it")
+        address = given.get(("engine", "repository"))
+        if address is not None and credentials_in(address):
+            console.warning(
+                "the repository's address has a password, which is in the file now: nobody else may read that"
+            )
         for variable in secret:
             console.warning(
                 f"{variable} of this environment is not in the file: write below [engine.environment] where it is"
             )
         _warn_of_shared_histories(folder, [name], console)
-        console.result(
-            f"Wrote {printable(path)}. Next: edit it; kopiatomic profile check {name}; kopiatomic run {name}"
-        )
+        where = "" if folder.path == host.here().profiles else f" --config-dir {printable(shlex.quote(folder.path))}"
+        following = f"kopiatomic profile check{where} {name}; kopiatomic run{where} {name}"
+        if name.startswith("_"):
+            following = f'in the profiles that it is the base of: extends = "{name}"'
+        console.result(f"Wrote {printable(path)}. Next: edit it; {following}")
         return errors.SAVED
 
     return ended(run, console)
@@ -84,7 +95,36 @@ def new(
 def _said_to_the_engine(given: Mapping[tuple[str, str], Any], caller: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that configure the engine of these values."""
     engine = created(Options(engine=given.get(("engine", "engine")), command=given.get(("engine", "command"))), {})
-    return {name: value for name, value in sorted(caller.items()) if name.startswith(engine.variables)}
+    where = given.get(("engine", "repository")) or caller.get("RESTIC_REPOSITORY", "")
+    return {
+        name: variable_made_absolute(name, value)
+        for name, value in sorted(caller.items())
+        if name.startswith(_prefixes(engine, where))
+    }
+
+
+def _prefixes(engine: Engine, where: str) -> tuple[str, ...]:
+    """Return how the variables begin that an engine reads for a repository of this address.
+
+    Those of clouds are for many programs, and most repositories are in none.
+    """
+    return tuple(
+        prefix
+        for prefix in engine.variables
+        if prefix == f"{engine.name.upper()}_" or where.startswith(_SCHEMES.get(prefix, "?"))
+    )
+
+
+_SCHEMES = {
+    "AWS_": "s3:",
+    "AZURE_": "azure:",
+    "B2_": "b2:",
+    "GOOGLE_": "gs:",
+    "OS_": "swift:",
+    "RCLONE_": "rclone:",
+    "ST_": "swift:",
+}
+"""How the addresses of repositories begin that variables are for, by what the variables begin with."""
 
 
 def _write(path: str, text: str) -> None:
@@ -186,7 +226,9 @@ def _safe(name: str, value: Value) -> Any:
 
 
 def _root(found: Profile) -> str | None:
-    """Return the root of a merged view; None in place."""
+    """Return the root of a merged view; None in place, and of what is only a base."""
+    if found.name.startswith("_"):
+        return None
     options = profiles.options(found, {})
     return options.view_root() if options.layout is Layout.MERGED else None
 
@@ -211,6 +253,8 @@ def _lines(found: Profile, *, origin: bool) -> list[str]:
     for place in found.blocks:
         if place[0] not in TABLES:
             lines += _block_lines(found, place[0], origin=origin)
+    if found.name.startswith("_"):
+        return [*lines, "", "# It is only a base for other profiles, as its name begins with '_'."]
     root = _root(found)
     if root is not None:
         lines += ["", f"# The root of its view, which is its history in kopia: {printable(root)}"]
@@ -236,6 +280,9 @@ class _Listed:
     engine: str
     schedule: str
     last: str
+    """What came of the last run, in words."""
+    last_run: Mapping[str, Any] | None = None
+    """The same as JSON; None if there was no run."""
     problem: EndError | None = None
 
 
@@ -247,6 +294,8 @@ def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
         found = [_listed(name, folder, schedules) for name in folder.names()]
         if not found:
             folder.require()
+        for text in folder.warnings():
+            console.warning(text)
         if as_json:
             console.document({"format": LIST_FORMAT, "profiles": [_listed_document(one) for one in found]})
         elif not found:
@@ -264,24 +313,33 @@ def listing(folder: Folder, console: Console, *, as_json: bool) -> int:
 def _listed(name: str, folder: Folder, schedules: Mapping[str, str]) -> _Listed:
     schedule = schedules.get(name, "")
     try:
-        options = profiles.options(folder.load(name, trusted=False), {})
+        # Only root's runs need to trust it.
+        options = profiles.options(folder.load(name, trusted=os.geteuid() == 0), {})
     except Exception as error:
         # Not even a defect of ours keeps the others from being listed.
-        return _Listed(name, "", "", schedule, "", errors.end_of(error))
+        return _Listed(name, "", "", schedule, "", None, errors.end_of(error))
     engine = "command" if options.command is not None else options.engine or "kopia"
-    return _Listed(name, shlex.join(options.selection_words()), engine, schedule, _last(name, options))
+    said, last = _last(name, options)
+    return _Listed(name, shlex.join(options.selection_words()), engine, schedule, said, last)
 
 
-def _last(name: str, options: Options) -> str:
-    """Return what came of the last run of a profile, as far as this user may know."""
+def _last(name: str, options: Options) -> tuple[str, Mapping[str, Any] | None]:
+    """Return what came of the last run of a profile, as far as this user may know: in words, and as JSON."""
     try:
         record = Records(options.state_dir).last_of(name)
     except Exception as error:
-        return f"unknown: {errors.end_of(error).message}"
+        unknown = {"result": "unknown", "exit_code": None, "started": None, "run_id": None}
+        return f"unknown: {errors.end_of(error).message}", unknown
     if record is None:
-        return "never run"
-    what = "another run had the root" if record.exit_code == errors.LOCKED else result_of(record)
-    return f"{what}, {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(record.started))}"
+        return "never run", None
+    result = result_of(record)
+    what = "another run had the root" if record.exit_code == errors.LOCKED else result
+    return f"{what}, {time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime(record.started))}", {
+        "result": result,
+        "exit_code": record.exit_code,
+        "started": record.started,
+        "run_id": record.id,
+    }
 
 
 def _table(found: Sequence[_Listed], console: Console) -> None:
@@ -303,7 +361,7 @@ def _listed_document(one: _Listed) -> dict[str, Any]:
         "selection": one.selection,
         "engine": one.engine,
         "starts": one.schedule or None,
-        "last_run": one.last,
+        "last_run": one.last_run,
         "error": None if one.problem is None else {"kind": one.problem.kind, "message": one.problem.message},
     }
 
@@ -329,6 +387,8 @@ def check(
             # Offline nothing of it is acted on.
             return _check(lambda: _trusted(path, folder, offline=offline), console, called, offline=offline)
         asked = folder.some(names, everything=not names)
+        for text in () if names else folder.warnings():
+            console.warning(text)
         # Only root acts on a profile, and only for root does it matter who can change it.
         trusted = os.geteuid() == 0
         codes: list[int] = []
@@ -337,7 +397,7 @@ def check(
             if code > errors.SIGNAL_BASE:
                 # Whoever asked for the end of it waits for no other profile.
                 return console.exit_code(profiles.worst([*codes, code]))
-            if code != errors.SAVED:
+            if code not in {errors.SAVED, errors.INCOMPLETE}:
                 console.result(f"{name}: NOT right, as said above")
             codes.append(code)
         _warn_of_shared_histories(folder, asked, console)
@@ -381,23 +441,88 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
     from kopiatomic.commands.backup import check as look  # noqa: PLC0415 - it loads all that a run needs
 
     options = replace(options, profile=found.name)
-    report = look(options, console, called)
-    wrong = [*_wrong_around(found, console.warning), *([report.error] if report.error is not None else [])]
-    if report.error is not None and report.error.kind == "credential":
-        # Without a secret nothing can be asked of the engine, but what is selected can be looked at.
-        planned = look(replace(options, dry_run=True), console, called)
-        wrong += [planned.error] if planned.error is not None else []
+    _warn_of_callers_secrets(options, console)
+
+    def reported(options: Options) -> Report:
+        report = look(options, console, called)
+        if isinstance(report.error, Interrupted):
+            raise report.error
+        return report
+
+    def selected(options: Options) -> Report:
+        return reported(replace(options, dry_run=True, options=""))
+
+    report = reported(options)
+    wrong = [*_wrong_around(found, console.warning), *_wrong_within(options, report, selected)]
     console.end()
     for error in wrong:
+        if error.kind == "credential":
+            error.hint = "Each run needs all of these values: mend it, and check again."
         console.error(error)
+    for text in report.incomplete:
+        console.error_text("not complete: " + text)
     if wrong:
         return profiles.worst(error.exit_code for error in wrong)
     engine = report.engine
     target = engine.target if engine is not None else None
     taken = [one.dataset.name for one in report.plan.taken] if report.plan is not None else []
     where = "" if target is None or not target.repository else f" saves to {target.repository} as {target.identity}"
-    console.result(f"{found.name}: {first_few(taken)}; {engine.name if engine is not None else 'the engine'}{where}")
-    return errors.SAVED
+    but = "; its runs end with 3, as not all is taken" if report.exit_code == errors.INCOMPLETE else ""
+    console.result(
+        f"{found.name}: {first_few(taken)}; {engine.name if engine is not None else 'the engine'}{where}{but}"
+    )
+    return report.exit_code
+
+
+def _wrong_within(options: Options, report: Report, selected: Callable[[Options], Report]) -> list[EndError]:
+    """Return what is wrong with the selection, the secrets and the engine. A run ends with the first error; a check looks on.
+
+    ``selected`` only plans.
+    """
+    if report.error is None:
+        return []
+    wrong: list[EndError] = [report.error]
+    try:
+        created(options, credentials.plain(options.variables).values)
+    except UsageError as error:
+        wrong.append(error)
+    planned = report if report.plan is not None else selected(options)
+    if planned.error is not None:
+        wrong.append(planned.error)
+        for name in options.names:
+            one = selected(replace(options, names=(name,)))
+            # That nothing is left of one name is no error among all.
+            if one.error is not None and one.error.kind not in {"nothing-found", "nothing-left"}:
+                wrong.append(one.error)
+    return list({error.message: error for error in wrong}.values())
+
+
+_OF_PASSWORDS = re.compile(r"PASSWORD|PASSPHRASE|PASSCOMMAND")
+"""Variables that say an engine's password, or where it is."""
+
+
+def _warn_of_callers_secrets(options: Options, console: Console) -> None:
+    """Warn of what the engine finds in the caller's environment alone, where no timer has it."""
+    named = {source.name for source in options.variables}
+    has_password = any(map(_OF_PASSWORDS.search, named))
+    said = credentials.plain(options.variables).values
+    where = options.repository or said.get("RESTIC_REPOSITORY") or os.environ.get("RESTIC_REPOSITORY", "")
+    prefixes = _prefixes(created(replace(options, options=""), {}), where)
+    alone = [
+        name
+        for name, value in sorted(os.environ.items())
+        if name.startswith(prefixes)
+        and name not in named
+        and (
+            (_OF_PASSWORDS.search(name) and not has_password)
+            or (is_secret(name, value) and not _OF_PASSWORDS.search(name))
+        )
+    ]
+    if alone:
+        console.warning(
+            f"{', '.join(alone)} of this environment {'is' if len(alone) == 1 else 'are'} not in the profile, and no timer has "
+            f'it: below [engine.environment] write where it is, such as {alone[0]} = {{ file = "/root/..." }}'
+        )
 
 
 def _wrong_around(found: Profile, warn: Callable[[str], None]) -> Iterator[EndError]:

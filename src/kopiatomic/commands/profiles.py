@@ -12,7 +12,7 @@ from kopiatomic import presence
 from kopiatomic.config import profile as profiles
 from kopiatomic.config.options import HoldBlock, Options
 from kopiatomic.config.profile import SUFFIX, Entry, Origin, Problem, Profile, ProfileError, source_of
-from kopiatomic.config.settings import STATE_DIRECTORY
+from kopiatomic.config.settings import COMMANDS, STATE_DIRECTORY
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import TIMEOUT, Wanted, check_settings
@@ -39,6 +39,14 @@ class Folder:
     def names(self) -> list[str]:
         """Return the profiles that can be run: not those that are only a base. Raises KopiatomicError."""
         return [name for name in profiles.names(self.path) if not name.startswith("_")]
+
+    def warnings(self) -> list[str]:
+        """Return which files no command takes for profiles, in words. Raises OSError."""
+        return [
+            f"{printable(os.path.join(self.path, entry))} is not looked at: the name of a profile has letters, digits, '.', '_' "
+            "and '-' alone"
+            for entry in profiles.no_names(self.path)
+        ]
 
     def some(self, names: Sequence[str], *, everything: bool) -> list[str]:
         """Return the names that were asked for, each once. Raises UsageError, and KopiatomicError where there are none."""
@@ -121,6 +129,21 @@ def folder(asked: str | None) -> Folder:
     return Folder(os.path.abspath(asked) if asked else host.here().profiles)
 
 
+def work_as_timers_do() -> None:
+    """Change to ``/``, where a timer runs: what works here must work there. Our own variables stay what they are."""
+    for name in (
+        "KOPIATOMIC_CONFIG_DIR",
+        "KOPIATOMIC_STATE_DIR",
+        "KOPIATOMIC_KOPIA",
+        "KOPIATOMIC_RESTIC",
+        "KOPIATOMIC_BORG",
+    ):
+        value = os.environ.get(name, "")
+        if value and (name.endswith("_DIR") or "/" in value):
+            os.environ[name] = os.path.abspath(value)
+    os.chdir("/")
+
+
 def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
     """Return what a run of a profile is asked for. ``overrides``, by the names of the settings, hold against the file.
 
@@ -131,6 +154,7 @@ def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
     values["layout"] = layout = Layout(values.get("layout", Layout.MERGED))
     if layout is Layout.MERGED and not {"mount_root", "name"} & values.keys():
         values["name"] = profile.name
+    _check_overrides(profile, overrides, layout)
     # As on a command line, the environment counts where nothing else is said.
     values.setdefault("state_dir", os.environ.get("KOPIATOMIC_STATE_DIR") or STATE_DIRECTORY)
     found = Options(
@@ -170,6 +194,18 @@ def _hold(entry: Entry) -> HoldBlock:
         message = error.message.removeprefix(f"--hold {wanted}: ").removeprefix("--hold ")
         raise ProfileError([Problem(message, entry.origin)], hint=error.hint) from None
     return HoldBlock(wanted, sources)
+
+
+def _check_overrides(profile: Profile, overrides: Mapping[str, Any], layout: Layout) -> None:
+    """Refuse options that are for another layout than that of the profile, as its file may not have them. Raises UsageError."""
+    for setting in COMMANDS["run"]:
+        value = overrides.get(setting.name)
+        if value and setting.layout is not None and setting.layout != layout.value:
+            raise UsageError(
+                f"{setting.flags[-1]} is for --layout {setting.layout}, and the layout of {profile.name} is {layout.value}",
+                kind="usage",
+                hint=f"Leave {setting.flags[-1]} out.",
+            )
 
 
 def _hooks(profile: Profile) -> Iterator[Hook]:

@@ -38,9 +38,10 @@ def run(
     wanted: RunRequest,
     make_console: Callable[[], Console],
     called: Invocation,
+    begin: Callable[[str, Console], None],
     done: Callable[[str, Report, Console], None],
 ) -> int:
-    """Run profiles one after another; return the worst exit code. ``done`` is called with each report.
+    """Run profiles one after another; return the worst exit code. ``begin`` is called before each, ``done`` with each report.
 
     A failure of one does not stop the others, but a signal does. Raises KopiatomicError for words that make no sense.
     """
@@ -53,10 +54,13 @@ def run(
         )
     if not wanted.overrides.get("dry_run"):
         require_root_to_freeze(make_console().command_line, "-n shows without root what would be done. As root: ")
+    for text in wanted.folder.warnings() if wanted.everything else ():
+        make_console().warning(text)
     older = _schedules()
     codes = []
     for name in names:
         console = make_console()
+        begin(name, console)
         report = _one(wanted, name, console, called, older)
         done(name, report, console)
         console.acted = not report.dry_run

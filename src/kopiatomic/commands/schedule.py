@@ -117,7 +117,7 @@ def _schedule(wanted: ScheduleRequest, place: Place, console: Console) -> tuple[
     # Its options are read at each run, and may be others by then.
     fixed = options if profile is None else replace(options, options="")
     variables = environment.of(fixed, place.caller, home, handed, top=place.top)
-    environment.check_no_secrets(variables, place.scheduler, console.command_line)
+    environment.check_no_secrets(variables, _advice(wanted, place.scheduler), console.command_line)
     unsure = started.check(options, variables, top=place.top)
     state_dir = os.path.abspath(options.state_dir)
     schedule = Schedule(
@@ -193,8 +193,17 @@ def _check_words(wanted: ScheduleRequest, scheduler: Scheduler) -> None:
         raise UsageError(
             "a password stands among the words of the backup, and every user can read a schedule's",
             kind="secret-in-words",
-            hint=scheduler.advice("KOPIA_PASSWORD"),
+            hint=_advice(wanted, scheduler)("KOPIA_PASSWORD"),
         )
+
+
+def _advice(wanted: ScheduleRequest, scheduler: Scheduler) -> Callable[[str], str]:
+    """Return what says how a secret can reach the engine."""
+    return scheduler.advice if wanted.profile is None else _advice_for_a_profile
+
+
+def _advice_for_a_profile(variable: str) -> str:
+    return f'Write below [engine.environment] of the profile where it is: {variable} = {{ file = "/root/FILE" }}.'
 
 
 def _end_timeout(options: Options) -> float:
@@ -231,7 +240,7 @@ def _ask(scheduler: Scheduler, schedule: Schedule, console: Console) -> None:
         console.warning(text)
     unchecked = scheduler.unchecked
     if unchecked:
-        console.warning(unchecked)
+        console.warning_once(unchecked)
     answer = scheduler.ask(schedule)
     if answer["error"] is not None:
         error = answer["error"]

@@ -15,6 +15,8 @@ from kopiatomic.model.facts import Facts
 from kopiatomic.model.plan import Layout
 from kopiatomic.model.request import Request, is_path, is_pattern
 from kopiatomic.model.user_property import PROPERTY, is_user_property
+from kopiatomic.paths import local_path
+from kopiatomic.secrets.masking import masked
 from kopiatomic.secrets.source import Source
 from kopiatomic.state import ownership
 from kopiatomic.text import printable
@@ -148,15 +150,91 @@ def check_name(name: str) -> None:
 
 def names_path(setting: Setting, value: str) -> bool:
     """Whether a value is a path, which a profile must give as an absolute one: who reads a profile may be in any directory."""
+    if setting.name == "repository":
+        return local_path(value) is not None
     return setting.directory or (setting.completion is not None and is_path(value))
+
+
+REPOSITORY_VARIABLES = ("RESTIC_REPOSITORY", "BORG_REPO")
+"""Variables that say where a repository is, as the setting does."""
+
+ENGINE_FILE_VARIABLES = r"(?:RESTIC|BORG|KOPIA)_(?:\w+_)?(?:FILE|DIR|DIRECTORY)"
+"""Variables of engines that name a file or directory, whatever their value looks like."""
+
+FILE_VARIABLES = r"\w*_(?:FILE|PATH|DIR|DIRECTORY)|KOPIATOMIC_(?:KOPIA|RESTIC|BORG)"
+"""Variables that name one if there is a slash in their value."""
+
+COMMAND_VARIABLES = r"\w*(?:COMMAND|_RSH)"
+"""Variables that hold a command line."""
+
+
+def variable_names_path(name: str, value: str) -> bool:
+    """Whether a variable's value is a path, which must be absolute as those of settings must."""
+    path = local_path(value)
+    if name in REPOSITORY_VARIABLES or re.fullmatch(ENGINE_FILE_VARIABLES, name):
+        return path is not None
+    # What begins so may be expanded by the program that reads it.
+    return re.fullmatch(FILE_VARIABLES, name) is not None and path is not None and "/" in path and path[0] not in "$~"
+
+
+def problem_with_variable(name: str, value: str) -> str:
+    """Return what is wrong with the text of a variable in a file, as it follows its name; empty if that alone shows nothing."""
+    if variable_names_path(name, value) and not os.path.isabs(local_path(value) or ""):
+        # The value is not repeated: somebody may have written a secret itself there.
+        return "must be an absolute path, since a timer runs in /"
+    return bad_program(value) if re.fullmatch(COMMAND_VARIABLES, name) else ""
+
+
+def made_absolute(setting: Setting, value: str) -> str:
+    """Return a value of the command line as a profile must have it: a path of this machine is absolute."""
+    if names_path(setting, value):
+        return _absolute(value)
+    return _with_program(value) if setting.name in {"command", "pre_hook", "post_hook"} else value
+
+
+def variable_made_absolute(name: str, value: str) -> str:
+    """Return a variable of the environment as a profile must have it, likewise."""
+    if variable_names_path(name, value):
+        return _absolute(value)
+    return _with_program(value) if re.fullmatch(COMMAND_VARIABLES, name) else value
+
+
+def _absolute(value: str) -> str:
+    path = local_path(value)
+    assert path is not None
+    return value.removesuffix(path) + os.path.abspath(path)
+
+
+_RELATIVE = re.compile(r"\s*(?P<quote>['\"]?)(?P<folder>\.{1,2})/(?P<rest>[^\s;&|<>()'\"]*)")
+"""How a command line begins whose program is named from the working directory."""
+
+
+def _with_program(line: str) -> str:
+    """Return a command line whose program is named by an absolute path."""
+    found = _RELATIVE.match(line)
+    if found is None:
+        return line
+    folder = os.path.abspath(found["folder"]).rstrip("/") + "/"
+    begin = found["quote"] + folder if found["quote"] else shlex.quote(folder)
+    return begin + line[found.start("rest") :]
+
+
+def bad_program(line: str) -> str:
+    """Return what is wrong with the program of a command line in a file; empty if it is named by an absolute path, or by name."""
+    found = _RELATIVE.match(line)
+    if found is None:
+        return ""
+    shown = printable(f"{found['folder']}/{found['rest']}")
+    return f"must name its program by an absolute path, since a timer starts it in /, and {shown} is none"
 
 
 def problem_with(setting: Setting, value: str) -> str:
     """Return what is wrong with a text in a file, as it follows the setting's name; empty if the text alone shows nothing."""
     if not value.strip() and setting.default != "":
         return "is empty"
-    if names_path(setting, value) and not os.path.isabs(value):
-        return f"must be an absolute path, and {printable(value)} is not"
+    path = local_path(value) if setting.name == "repository" else value
+    if names_path(setting, value) and not os.path.isabs(path or ""):
+        return f"must be an absolute path, and {printable(masked(value))} is not"
     return _WRONG[setting.name](value) if setting.name in _WRONG else ""
 
 
@@ -187,13 +265,45 @@ def _bad_property(name: str) -> str:
 _CRON = re.compile(r"@\w+|[\d*,/-]+(\s+[\w*,/-]+){4}")
 
 
+_CRON_NAMES = {
+    "@hourly": "hourly",
+    "@daily": "daily",
+    "@midnight": "daily",
+    "@weekly": "weekly",
+    "@monthly": "monthly",
+    "@yearly": "yearly",
+    "@annually": "yearly",
+}
+_DAYS = ("Sun", "Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+_EVERY_FEW = re.compile(r"\*/(\d{1,2})( \*){4}")
+_AT = re.compile(r"(?P<minute>\d{1,2}) (?P<hour>\d{1,2}|\*) \* \* (?P<days>\*|[0-7](-[0-7])?)")
+
+
 def _bad_calendar(text: str) -> str:
-    fields = text.split()
     if _CRON.fullmatch(text.strip()) is None:
         return ""
-    daily = len(fields) == 5 and fields[2:] == ["*"] * 3 and all(field.isdigit() for field in fields[:2])
-    here = f'here that is "{int(fields[1]):02}:{int(fields[0]):02}"' if daily else 'here it is "Mon..Fri 02:30"'
-    return f"is in cron's notation; {here}, as systemd.time(7) has it"
+    meant = _from_cron(" ".join(text.split()))
+    if meant:
+        return f'is in cron\'s notation; here that is "{meant}", as systemd.time(7) has it'
+    return 'is in cron\'s notation; write it as systemd.time(7) has it, for example "Mon..Fri 02:30"'
+
+
+def _from_cron(text: str) -> str:
+    """Return what a line of cron means in systemd's words; empty if that is not simple."""
+    if text in _CRON_NAMES:
+        return _CRON_NAMES[text]
+    few, at = _EVERY_FEW.fullmatch(text), _AT.fullmatch(text)
+    if few is not None and 0 < int(few[1]) < 60:
+        return f"*:0/{int(few[1])}"
+    if at is None or int(at["minute"]) > 59 or (at["hour"] != "*" and int(at["hour"]) > 23):
+        return ""
+    hour = "*" if at["hour"] == "*" else f"{int(at['hour']):02}"
+    days = "" if at["days"] == "*" else "..".join(_DAYS[int(day)] for day in at["days"].split("-")) + " "
+    return f"{days}{hour}:{int(at['minute']):02}"
+
+
+def _bad_command(text: str) -> str:
+    return _bad_words(text) or bad_program(text)
 
 
 def _bad_words(text: str) -> str:
@@ -213,7 +323,10 @@ _WRONG = {
     "property": _bad_property,
     "mount_root": _bad_root,
     "name": _bad_directory,
-    "command": _bad_words,
+    "command": _bad_command,
+    "shell": bad_program,
+    "pre_hook": bad_program,
+    "post_hook": bad_program,
     "options": _bad_words,
     "calendar": _bad_calendar,
 }

@@ -14,12 +14,12 @@ import shlex
 import socket
 import stat
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from kopiatomic import presence
-from kopiatomic.config.options import duration, problem_with, within
+from kopiatomic.config.options import bad_program, duration, problem_with, problem_with_variable, within
 from kopiatomic.config.positions import Path, Position, index
 from kopiatomic.config.settings import BLOCKS, KEYS, TABLES, WITH_ENVIRONMENT, Block, Form, Setting
 from kopiatomic.errors import KopiatomicError, UsageError
@@ -207,7 +207,7 @@ def load(path: str, allow: Callable[[str], None] = anything) -> Profile:
         {place: value for place, value in merged.items() if place in BLOCKS},
         tuple(file.path for file in files),
     )
-    problems += _contradictions(profile)
+    problems += _contradictions(profile, {place for file in files for place in file.refused})
     problems += _told_to_others(profile)
     if problems:
         raise ProfileError(problems)
@@ -224,6 +224,8 @@ class _File:
         self.path = path
         self.values: dict[tuple[str, ...], Value] = {}
         self.problems: list[Problem] = []
+        self.refused: set[tuple[str, str]] = set()
+        """The keys whose values are wrong."""
         self.extends: str | None = None
         self.missing = False
         """Whether there is no such file."""
@@ -347,6 +349,8 @@ class _File:
                 self.wrong(_unknown_key(table, key) if self._asks else "", table, key)
             elif value := self._value(KEYS[table, key], given, table, key):
                 self.values[table, key] = value
+            else:
+                self.refused.add((table, key))
 
     def _take_blocks(self, given: object, *place: str) -> None:
         """Take a table, or an array of tables, each of which is one block."""
@@ -394,7 +398,8 @@ class _File:
                 return None
             texts = [item for item in items if item is not None]
             if not self.is_private and Secrets(texts, {}).found:
-                self._wrong_secret(f"{key} holds a password, and others can read this file: {_mend(self.path)}", *place)
+                told = f"{key} holds a password, and others can read this file: {_mend(self.path, place[0])}"
+                self._wrong_secret(told, *place)
                 return None
             value: Any = tuple(texts) if setting.repeated else shlex.join(texts)
             problem = "" if setting.repeated else problem_with(setting, value)
@@ -425,14 +430,14 @@ class _File:
             self.wrong(f"{setting.key} has an empty text", *place)
             return None
         if not self.is_private and (Secrets([given], {}).found or masked(given) != given):
-            told = f"{setting.key} holds a password, and others can read this file: {_mend(self.path)}"
+            told = f"{setting.key} holds a password, and others can read this file: {_mend(self.path, place[0])}"
             self._wrong_secret(told, *place)
             return None
         unknown = [name for name in _REFERENCE.findall(given) if name != "hostname"]
         if unknown and setting.name not in _SHELL:
             self.wrong(f"{setting.key} refers to ${{{printable(unknown[0])}}}; only ${{hostname}} is replaced", *place)
             return None
-        text = given.replace("${hostname}", socket.gethostname()) if "${hostname}" in given else given
+        text = str(_replaced(given))
         # A word of an array may be anything.
         problem = "" if setting.words and isinstance(place[-1], int) else problem_with(setting, text)
         if problem:
@@ -451,12 +456,13 @@ class _File:
             if not is_variable(name):
                 self.wrong(f"{printable(name)} is not the name of a variable", *at)
                 continue
-            if problem := _bad_source(name, given):
+            value = _replaced(given)
+            if problem := _bad_source(name, value):
                 self.wrong(problem, *at)
             elif problem := self._told_to_all(name, given):
                 self._wrong_secret(problem, *at)
             else:
-                found[name] = Value(given, given, self.origin(*at))
+                found[name] = Value(value, given, self.origin(*at))
         return found
 
     def _told_to_all(self, name: str, given: object) -> str:
@@ -469,8 +475,9 @@ class _File:
         )
 
 
-def _mend(path: str) -> str:
-    return f"{safety.shut(path)}, or hand it over by a variable below [engine.environment]"
+def _mend(path: str, table: str | int) -> str:
+    of = "hooks" if table == "hooks" else "engine"
+    return f"{safety.shut(path)}, or hand it over by a variable below [{of}.environment]"
 
 
 def _chain(path: str, allow: Callable[[str], None]) -> tuple[list[_File], list[Problem]]:
@@ -516,6 +523,12 @@ def names(folder: str) -> list[str]:
     return sorted(name for entry in found if _NAME.fullmatch(name := entry.removesuffix(SUFFIX)) and name != entry)
 
 
+def no_names(folder: str) -> list[str]:
+    """Return the files in a folder that look like profiles and whose names no profile can have. Raises OSError."""
+    found = (entry for entry in presence.names(folder) if entry.endswith(SUFFIX) and not entry.startswith("."))
+    return sorted(entry for entry in found if _NAME.fullmatch(entry.removesuffix(SUFFIX)) is None)
+
+
 # What a value must be
 
 
@@ -551,7 +564,8 @@ def _duration(setting: Setting, given: object) -> float:
     if given is True and setting.alone is not None:
         return duration(setting.alone)
     if isinstance(given, bool) or not isinstance(given, str | int | float):
-        raise ValueError(f'must be a duration such as "30s", "10m", "2h" or "1d", not {_shown(given)}')
+        also = ", or true for as long as it takes" if setting.alone is not None else ""
+        raise ValueError(f'must be a duration such as "30s", "10m", "2h" or "1d"{also}, not {_shown(given)}')
     if isinstance(given, str):
         try:
             seconds = duration(given)
@@ -576,11 +590,33 @@ def _bad_setting(key: str, given: object) -> str:
     return "" if isinstance(given, bool | int) else f"{key} must be a text, a number, true or false, not {_type(given)}"
 
 
+def _replaced(given: object) -> object:
+    """Return a value of a file with the name of the host in all its texts; what else looks like a variable stays as it is."""
+    if isinstance(given, dict):
+        return {key: _in_texts(value) for key, value in given.items()}
+    return _in_texts(given)
+
+
+def _in_texts(given: object) -> object:
+    return [_in_text(word) for word in given] if isinstance(given, list) else _in_text(given)
+
+
+def _in_text(given: object) -> object:
+    if not isinstance(given, str) or "${hostname}" not in given:
+        return given
+    return given.replace("${hostname}", socket.gethostname())
+
+
 def _bad_source(name: str, given: object) -> str:
     """Return what is wrong with the value of a variable."""
     forms = '{ file = "/root/..." }, { credential = "..." } or { command = ["..."] }'
     if isinstance(given, str):
-        return f"{name} has a NUL character, which no variable can have" if "\0" in given else ""
+        if "\0" in given:
+            return f"{name} has a NUL character, which no variable can have"
+        if not given:
+            return f"{name} is empty"
+        problem = problem_with_variable(name, given)
+        return f"{name} {problem}" if problem else ""
     if not isinstance(given, dict):
         return f"{name} must be a text, or {forms}, not {_type(given)}"
     if len(given) != 1 or next(iter(given)) not in _FORMS:
@@ -594,7 +630,8 @@ def _bad_source(name: str, given: object) -> str:
             return f'command must be an array of words, such as ["pass", "show", "backup"], not {what}'
         if any("\0" in word for word in value):
             return "command has a NUL character, which no argument can have"
-        return ""
+        problem = bad_program(value[0])
+        return f"command {problem}" if problem else ""
     if not isinstance(value, str) or not value or "\0" in value:
         return f"{form} must be a text, and not empty"
     # The value is not repeated: somebody may have written the secret itself there.
@@ -608,8 +645,8 @@ def _bad_source(name: str, given: object) -> str:
 # What does not go together
 
 
-def _contradictions(profile: Profile) -> Iterator[Problem]:
-    """Yield what the merged values of all files have wrong together."""
+def _contradictions(profile: Profile, refused: Collection[tuple[str, str]]) -> Iterator[Problem]:
+    """Yield what the merged values of all files have wrong together. What a ``refused`` value would be for is not known."""
     engine, command = profile.values.get(("engine", "engine")), profile.values.get(("engine", "command"))
     if engine is not None and command is not None:
         yield Problem(
@@ -626,12 +663,13 @@ def _contradictions(profile: Profile) -> Iterator[Problem]:
         setting = KEYS[place]
         if value.value is False or value.value == ():
             continue
-        if setting.engines and name not in setting.engines:
+        engine_known = not {("engine", "engine"), ("engine", "command")}.intersection(refused)
+        if engine_known and setting.engines and name not in setting.engines:
             own = "a command" if name is None else name
             yield Problem(
                 f"{setting.key} is for {' and '.join(setting.engines)}, and the engine is {own}", value.origin
             )
-        if setting.layout is not None and layout != setting.layout:
+        if ("view", "layout") not in refused and setting.layout is not None and layout != setting.layout:
             yield Problem(
                 f'{setting.key} is for layout = "{setting.layout}", and the layout is "{layout}"', value.origin
             )
@@ -644,7 +682,9 @@ def _told_to_others(profile: Profile) -> Iterator[Problem]:
         return
     if found_in(shlex.split(options.value), profile.program()):
         origin = replace(options.origin, mode=0o600)
-        yield Problem(f"options holds a password, and others can read this file: {_mend(origin.file)}", origin)
+        yield Problem(
+            f"options holds a password, and others can read this file: {_mend(origin.file, 'engine')}", origin
+        )
 
 
 # How it is said
@@ -694,6 +734,12 @@ def _unknown_key(table: str, key: str) -> str:
     if key == "extends":
         return "extends belongs at the top of the file, above all tables"
     word = key.replace("-", "_")
+    if names_secret(word):
+        of = "hooks" if table == "hooks" else "engine"
+        return (
+            f"unknown key {printable(key)} in [{table}]: a secret is a variable, and below [{of}.environment] stands where it "
+            'is: NAME = { file = "/root/..." }'
+        )
     home = _HOMES.get(word, table)
     if home != table:
         return f"{printable(key)} belongs into [{home}], not into [{table}]"
@@ -774,7 +820,15 @@ def _quoted(line: str, position: Position, *, public: bool) -> list[str]:
 
 def _shown_line(line: str) -> str:
     """Return a line of a file as shown to a person: whatever follows the name of a secret is not, and no credential in a URL."""
-    named = next((found for found in _WORD.finditer(line) if names_secret(found[0]) or tells_secret(found[0])), None)
+    # A secret may stand where its file should.
+    named = next(
+        (
+            found
+            for found in _WORD.finditer(line)
+            if names_secret(found[0].removesuffix("_FILE")) or tells_secret(found[0])
+        ),
+        None,
+    )
     named = named or _SHORT.match(line)
     if named is not None and line[named.end() :].strip():
         line = f"{line[: named.end()]} {MASK}"
@@ -798,6 +852,13 @@ def _unreadable(path: str, error: OSError, *, missing: bool) -> str:
     if isinstance(error, FileNotFoundError):
         return "it is a symbolic link that leads nowhere"
     return f"it cannot be read: {error.strerror}"
+
+
+def _table_in(names: re.Match[str]) -> str:
+    return f"[{'.'.join(re.findall(_QUOTED, names[0]))}]"
+
+
+_QUOTED = re.compile(r"'([^']*)'")
 
 
 _PLACE = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
@@ -828,7 +889,10 @@ def _syntax(path: str, lines: list[str], message: str, mode: int) -> Problem:
         "Cannot overwrite a value": "this key is there twice",
         "Expected '=' after a key": "a line is a [table], or KEY = VALUE (not KEY: VALUE)",
         "Unclosed array": "the ']' is missing",
+        "Cannot declare": "put all its keys below the first",
     }
     hint = next((hint for begin, hint in hints.items() if said.startswith(begin)), "")
+    # The names of tables as Python writes them.
+    said = re.sub(r"\(('[^()]*')?,?\)", _table_in, said)
     said = f"{said[:1].lower()}{said[1:]}" + (f": {hint}" if hint else "")
     return Problem(f"this is not TOML: {printable(said)}", Origin(path, position, text, mode))

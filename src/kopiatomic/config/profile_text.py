@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from kopiatomic.config.options import COMMAND_VARIABLES, ENGINE_FILE_VARIABLES, FILE_VARIABLES, REPOSITORY_VARIABLES
 from kopiatomic.config.profile import SUFFIX
 from kopiatomic.config.settings import BLOCKS, TABLES, WITH_ENVIRONMENT, Block, Form, Setting
 from kopiatomic.errors import UsageError
@@ -137,6 +138,8 @@ def _help(setting: Setting) -> str:
 
 
 def _default(setting: Setting, name: str) -> str:
+    if setting.name == "repository":
+        return toml("/srv/repository")
     if setting.of_profiles is not None:
         return toml(setting.of_profiles.replace("NAME", name))
     if setting.form is Form.FLAG:
@@ -198,10 +201,16 @@ def schema() -> dict[str, Any]:
                     {"type": "string", "pattern": "^\\s*[0-9]+(\\.[0-9]+)?\\s*[smhd]?\\s*$"},
                 ],
             },
+            "source": {"anyOf": _sources()},
             "environment": {
                 "type": "object",
                 "propertyNames": {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"},
-                "additionalProperties": {"anyOf": [{"$ref": "#/definitions/text"}, *_sources()]},
+                "patternProperties": {
+                    rf"^({'|'.join(REPOSITORY_VARIABLES)}|{ENGINE_FILE_VARIABLES})$": _variable(_REPOSITORY),
+                    rf"^(?!{ENGINE_FILE_VARIABLES}$)({FILE_VARIABLES})$": _variable(_MAYBE_FILE),
+                    rf"^({COMMAND_VARIABLES})$": _variable(rf"^{_NO_RELATIVE}{_NOT_EMPTY[1:]}"),
+                },
+                "additionalProperties": _variable(_NOT_EMPTY),
             },
         },
     }
@@ -232,6 +241,11 @@ def _schema_of_block(block: Block) -> dict[str, Any]:
     return {"description": block.help, "anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}
 
 
+def _variable(pattern: str) -> dict[str, Any]:
+    """Return what a variable may be: a text of this pattern, or a table that says where its value is."""
+    return {"anyOf": [{"type": "string", "pattern": pattern}, {"$ref": "#/definitions/source"}]}
+
+
 def _sources() -> list[dict[str, Any]]:
     """Return the forms in which a variable says where its value is."""
     forms: dict[str, tuple[str, dict[str, Any]]] = {
@@ -239,7 +253,12 @@ def _sources() -> list[dict[str, Any]]:
         "credential": ("The name of a credential of systemd.", {"type": "string", "pattern": r"^[^/\u0000]+$"}),
         "command": (
             "A command that prints it.",
-            {"type": "array", "minItems": 1, "items": {"type": "string", "pattern": r"^[^\u0000]+$"}},
+            {
+                "type": "array",
+                "minItems": 1,
+                "items": {"type": "string", "pattern": r"^[^\u0000]+$"},
+                "allOf": [_FIRST_WORD],
+            },
         ),
     }
     return [
@@ -254,17 +273,25 @@ def _sources() -> list[dict[str, Any]]:
 
 
 _TEXT = r"^[^\u0000]*$"
+_NOT_EMPTY = r"^[^\u0000]+$"
 _FILLED = r"^[^\u0000]*[^\s\u0000][^\u0000]*$"
 _ABSOLUTE = r"^/[^\u0000]*$"
+_REPOSITORY = r"^((local:|file://)(/|[^/\u0000]*:)|(?!local:|file://)(/|[^/\u0000]*:))[^\u0000]*$"
+_MAYBE_FILE = r"^([/$~][^\u0000]*|[^/\u0000]+|(local:|file://)/[^\u0000]*|[^/\u0000]*:[^\u0000]*)$"
+_NO_RELATIVE = r"(?!\s*['\"]?\.{1,2}/)"
 _RULES = {
     "names": r"^(/[^\u0000]*|(?!\s*$|-|\.{1,2}(/|$))[^@#\u0000]*)$",
     "exclude": r"^(/[^\u0000]*|(?!\s*$|-|\.{1,2}(/|$))([^@#\u0000]*|[^\u0000]*\*[^\u0000]*))$",
     "property": r"^(?=.*:)([a-z0-9_.:]|\$\{hostname\})([a-z0-9_.:-]|\$\{hostname\}){0,255}$",
     "name": r"^(?!\s*$|-|\.{1,2}$)[^/\u0000-\u001f\u007f]{1,255}$",
     "calendar": r"^(?!\s*$|\s*(@\w+|[0-9*,/-]+(\s+[\w*,/-]+){4})\s*$)[^\u0000]+$",
-    "repository": r"^(?!\s*$|\.{1,2}(/|$))[^\u0000]+$",
+    "repository": _REPOSITORY,
+    **dict.fromkeys(("command", "shell", "pre_hook", "post_hook"), rf"^{_NO_RELATIVE}{_FILLED[1:]}"),
 }
 """What a text must be, by setting, for what ``config.options.problem_with`` refuses and a pattern can say."""
+
+
+_FIRST_WORD = {"items": [{"pattern": r"^(?!\.{1,2}/)"}]}
 
 
 def _pattern(setting: Setting) -> str:
@@ -293,6 +320,8 @@ def _schema_of(setting: Setting) -> dict[str, Any]:
         case Form.NUMBER | Form.COUNT:
             return told | {"type": "integer", "minimum": int(setting.least), "maximum": int(setting.most)}
     if setting.words:
-        least = 0 if setting.default == "" else 1
-        return told | {"anyOf": [text, {"type": "array", "minItems": least, "items": {"$ref": "#/definitions/text"}}]}
+        words: dict[str, Any] = {"type": "array", "items": {"$ref": "#/definitions/text"}}
+        if setting.default != "":
+            words |= {"minItems": 1, "allOf": [_FIRST_WORD]}
+        return told | {"anyOf": [text, words]}
     return told | text

@@ -17,7 +17,7 @@ from kopiatomic.engines.written import WrittenDirectory, is_covered, source_of
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress, Saved, Target
 from kopiatomic.model.plan import Layout, Plan, Refusal
-from kopiatomic.paths import below
+from kopiatomic.paths import below, local_path
 from kopiatomic.secrets.masking import credentials, masked
 from kopiatomic.system import looking
 from kopiatomic.text import printable
@@ -27,11 +27,8 @@ def folder(repository: str | None) -> str | None:
     """Return a repository's absolute directory, without the scheme that marks it as one; None if it is not a directory."""
     if not repository:
         return None
-    path = re.sub(r"^(local:|file://)", "", repository)
-    # Both take a path with a colon for something remote, unless it is preceded by a slash.
-    if re.match(r"^[^/]*:", path):
-        return None
-    return os.path.abspath(os.path.expanduser(path))
+    path = local_path(repository)
+    return None if path is None else os.path.abspath(os.path.expanduser(path))
 
 
 def check_mounts(engine: str, given: Iterable[Given], plan: Plan) -> None:

@@ -79,6 +79,9 @@ class Console:
         """Whether a terminal may show a progress line that changes."""
         self._chatter = chatter and not quiet
         """Whether anything except warnings and errors goes to stderr."""
+        self._warned: set[str] = set()
+        self._about = ""
+        """What all lines on stderr that are ours begin with."""
         self._secrets = Secrets(called.words, called.environment)
         self.command_line = self._secrets.command_line(["kopiatomic", *called.words])
         """The command as it was typed, quoted for a shell, as it may be shown: for hints that can be copied."""
@@ -91,6 +94,10 @@ class Console:
         self._last_plain = self._started
         self._phase = ""
         self._progress = Progress()
+
+    def about(self, name: str) -> None:
+        """Name a profile, one of several, in every line of ours on stderr from here on."""
+        self._about = f"{name}: "
 
     def hide(self, secrets: Secrets) -> None:
         """Mask these secrets, and no others, from here on."""
@@ -113,6 +120,12 @@ class Console:
     def warning(self, text: str) -> None:
         """Show something that the user should know and that does not end the run."""
         self._line(f"warning: {text}", "yellow")
+
+    def warning_once(self, text: str) -> None:
+        """Show a warning that holds for all that this command does, at the first of these."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.warning(text)
 
     def notice(self, text: str) -> None:
         """Show something that the user must be told, whatever the flags say."""
@@ -181,7 +194,9 @@ class Console:
         parts.append(f"{duration(time.monotonic() - self._started)} elapsed")
         return ", ".join(parts)
 
-    def _line(self, text: str, style: Style = "", prefix: str = "kopiatomic: ") -> None:
+    def _line(self, text: str, style: Style = "", prefix: str | None = None) -> None:
+        if prefix is None:
+            prefix = f"kopiatomic: {self._about}"
         if self._live is not None:
             with self._surviving():
                 self._live.console.print(_rich(style, prefix + self._shown(text)), soft_wrap=True)
@@ -278,7 +293,7 @@ class Console:
 
     def error_text(self, text: str) -> None:
         """Print a failure in one line."""
-        self._styled(sys.stderr, [("red", f"kopiatomic: {text}")])
+        self._styled(sys.stderr, [("red", f"kopiatomic: {self._about}{text}")])
 
 
 def _is_terminal(stream: TextIO) -> bool:

@@ -26,7 +26,7 @@ def list_of(runs: Sequence[tuple[RunRecord, str]]) -> list[str]:
             _took(run),
             result if run.exit_code is None else f"{result} ({run.exit_code})",
             str(len(run.document["datasets"])) if run.document else "-",
-            printable(run.series),
+            (f"profile {printable(run.profile)}: " if run.profile else "") + printable(run.series),
         )
         for run, result in runs
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from kopiatomic import engines
 from kopiatomic.config.credentials import is_variable, plain
@@ -18,7 +18,6 @@ from kopiatomic.engines.engine import Engine
 from kopiatomic.engines.ways import without_others
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.schedules import trust
-from kopiatomic.schedules.schedule import Scheduler
 from kopiatomic.secrets.masking import is_secret
 from kopiatomic.text import printable
 
@@ -62,10 +61,11 @@ def created(options: Options, environment: Mapping[str, str]) -> Engine:
     )
 
 
-def check_no_secrets(variables: Mapping[str, str], scheduler: Scheduler, shown: str) -> None:
+def check_no_secrets(variables: Mapping[str, str], advice: Callable[[str], str], shown: str) -> None:
     """Refuse variables that hold a secret: every user can read a schedule's. Raises KopiatomicError.
 
-    ``shown`` is the command line as it may be shown.
+    ``advice`` says how the value of a variable can reach the engine otherwise; ``shown`` is the command line as it may be
+    shown.
     """
     secret = sorted(name for name, value in variables.items() if is_secret(name, value))
     if secret:
@@ -74,7 +74,7 @@ def check_no_secrets(variables: Mapping[str, str], scheduler: Scheduler, shown: 
             f"{', '.join(secret)} of this environment would be part of the schedule, which every user can read, and "
             f"{'holds a secret' if len(secret) == 1 else 'hold secrets'}",
             kind="secret-in-environment",
-            hint=f"{scheduler.advice(secret[0])} If the schedule does not need it: env {without} {shown}",
+            hint=f"{advice(secret[0])} If the schedule does not need it: env {without} {shown}",
         )
 
 

@@ -476,5 +476,8 @@ def _locked(root: str, path: str, *, waited: float | None) -> LockedError:
     return LockedError(
         f"another run has the view root {printable(root)}{still} ({who})",
         kind="locked",
-        hint="Wait for it (--wait), or give this selection a root of its own with --name.",
+        hint="Wait for it (--wait)."
+        # Not a directory, but what was asked for.
+        if root.startswith("in place:")
+        else "Wait for it (--wait), or give this selection a root of its own with --name.",
     )

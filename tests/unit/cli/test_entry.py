@@ -127,6 +127,11 @@ def test_an_option_of_another_command_is_said_to_be_its(
             "schedule install --calendar 02:30 home -a -o --password=x1y2",
             "schedule install --calendar 02:30 home -- -a -o '--password=***'",
         ),
+        ("schedule install home -r x --yes", "schedule install home --yes -- -r x"),
+        (
+            "schedule install home x --calendar 02:30 -a --hourly",
+            "schedule install home --calendar 02:30 --hourly -- x -a",
+        ),
         ("engine --config-dir /etc/x home snapshots -c", "engine --config-dir /etc/x home -- snapshots -c"),
     ],
 )

@@ -92,6 +92,23 @@ def test_the_unit_runs_the_profile_at_its_times_with_its_secret(
     assert (installed.profile, installed.words, installed.shown) == ("home", (), "run home")
 
 
+def test_a_secret_of_the_environment_belongs_into_the_profile(
+    machine: Machine,
+    folder: Path,
+    install: Install,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write(machine, folder)
+    monkeypatch.setitem(machine.caller, "KOPIA_SERVER_PASSWORD", "hush hush")
+    assert install() == 1
+    said = capsys.readouterr().err
+    assert (
+        'below [engine.environment] of the profile where it is: KOPIA_SERVER_PASSWORD = { file = "/root/FILE" }' in said
+    )
+    assert "--credential" not in said
+
+
 def test_without_a_schedule_in_the_file_it_starts_every_day(machine: Machine, folder: Path, install: Install) -> None:
     write(machine, folder)
     assert install() == 0

@@ -38,5 +38,5 @@ def test_a_signal_while_a_file_is_read_ends_all_and_loses_no_report(
         done.append((name, report.exit_code))
 
     wanted = RunRequest(("one", "two", "three"), False, Folder(str(tmp_path)), {"dry_run": True})
-    assert running.run(wanted, lambda: Console(quiet=True), Invocation(), note) == 128 + signal.SIGTERM
+    assert running.run(wanted, lambda: Console(quiet=True), Invocation(), lambda *_: None, note) == 128 + signal.SIGTERM
     assert done == [("one", 2), ("two", 143)]

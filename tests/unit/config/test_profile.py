@@ -7,19 +7,24 @@ import re
 import shlex
 import socket
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from kopiatomic.config.options import Options
 from kopiatomic.config.profile import Profile, ProfileError, check_name, load
+from kopiatomic.config.profile_text import schema
 from kopiatomic.config.settings import TABLES
 from kopiatomic.errors import UsageError
 from kopiatomic.system.safety import COPY
 from tests.support.programs import SLOWNESS
 
 Write = Callable[..., Path]
+
+VALID = jsonschema.Draft7Validator(schema())
 
 
 @pytest.fixture
@@ -191,6 +196,111 @@ def test_a_profile_says_what_the_command_line_says(write: Write) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "repository",
+    [
+        "sftp:b@nas:srv/x",
+        "rest:https://nas/x",
+        "s3:s3.example.org/x",
+        "b2:x",
+        "ssh://b@nas/./x",
+        "b@nas:x",
+        "rclone:a:b",
+        "/srv/x",
+        "local:/srv/x",
+        "file:///srv/x",
+        "${hostname}:x",
+        "/srv/${hostname}",
+    ],
+)
+def test_a_repository_elsewhere_is_no_relative_path(repository: str, write: Write) -> None:
+    text = f'[engine]\nengine = "restic"\nrepository = "{repository}"\nenvironment = {{ RESTIC_REPOSITORY = "{repository}" }}\n'
+    VALID.validate(tomllib.loads(text))
+    profile = read(write(text))
+    assert profile.value("engine", "repository") == repository.replace("${hostname}", socket.gethostname())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'KOPIA_CONFIG_PATH = "other.config"',
+        'GIT_SSH_COMMAND = "ssh"',
+        'APP_PATH = "$HOME/x"',
+        'APP_FILE = "~/x"',
+        'LIB_PATH = "/a:b"',
+        'URL_PATH = "https://x/y"',
+        'NAME = "a/b"',
+        'X_DIR = { file = "/x" }',
+        'APP_FILE = "app"',
+    ],
+)
+def test_a_variable_that_names_no_relative_path_is_right(line: str, write: Write) -> None:
+    text = f"[engine.environment]\n{line}\n"
+    VALID.validate(tomllib.loads(text))
+    read(write(text))
+
+
+def test_the_name_of_the_host_is_replaced_in_all_texts_of_variables(write: Write) -> None:
+    """Other references stay: the program that has the variable may expand them."""
+    host = socket.gethostname()
+    text = (
+        '[engine.environment]\nA = "${hostname}-${HOME}"\nRESTIC_PASSWORD = { file = "/root/${hostname}.pw" }\n'
+        'B = { credential = "${hostname}" }\n[hooks.environment]\nC = { command = ["pass", "${hostname}/x"] }\n'
+        '[hooks.after]\nshell = "true"\nenvironment = { D = "${hostname}" }\n'
+    )
+    profile = read(write(text))
+    assert {place[1]: value.value for place, value in profile.environment.items()} == {
+        "A": f"{host}-${{HOME}}",
+        "RESTIC_PASSWORD": {"file": f"/root/{host}.pw"},
+        "B": {"credential": host},
+        "C": {"command": ["pass", f"{host}/x"]},
+    }
+    (after,) = profile.entries("hooks", "after")
+    assert [source.value for source in after.sources()] == [host]
+
+
+@pytest.mark.parametrize(
+    ("cron", "meant"),
+    [
+        ("@hourly", "hourly"),
+        ("@daily", "daily"),
+        ("@midnight", "daily"),
+        ("@weekly", "weekly"),
+        ("@monthly", "monthly"),
+        ("@yearly", "yearly"),
+        ("*/15 * * * *", "*:0/15"),
+        ("0 2 * * 1-5", "Mon..Fri 02:00"),
+        ("30  4 * * 0", "Sun 04:30"),
+        ("7 * * * *", "*:07"),
+        ("@reboot", None),
+        ("0 2 1 * *", None),
+        ("0 2 * * mon", None),
+        ("99 2 * * *", None),
+        ("0 24 * * *", None),
+        ("*/60 * * * *", None),
+    ],
+)
+def test_a_line_of_cron_is_translated_or_not_at_all(cron: str, meant: str | None, write: Write) -> None:
+    said = wrong(write(f'[schedule]\ncalendar = "{cron}"\n'))[0].partition("cron's notation; ")[2]
+    if meant is None:
+        assert said == 'write it as systemd.time(7) has it, for example "Mon..Fri 02:30"'
+    else:
+        assert said == f'here that is "{meant}", as systemd.time(7) has it'
+        read(write(f'[schedule]\ncalendar = "{meant}"\n'))
+
+
+@pytest.mark.parametrize(
+    ("text", "table"),
+    [
+        ('[hooks]\npre_hook = "dump --password=hush"\n', "hooks"),
+        ('[hooks.after]\ncommand = ["dump", "--password=hush"]\n', "hooks"),
+        ('[engine]\noptions = ["--password=hush"]\n', "engine"),
+    ],
+)
+def test_a_password_in_a_hook_belongs_among_the_variables_of_hooks(text: str, table: str, write: Write) -> None:
+    assert f"by a variable below [{table}.environment]" in wrong(write(text, mode=0o644))[0]
+
+
 def test_a_value_knows_its_file_and_line(write: Write) -> None:
     origin = read(write(EVERYTHING)).values["engine", "archive"].origin
     assert origin.position is not None
@@ -296,12 +406,12 @@ WRONG = {
         "    ^^^^^^^^",
     ],
     '[select]\nall = true\n[schedule]\ncalendar = " @daily "\n': [
-        'home.toml:4:1: calendar is in cron\'s notation; here it is "Mon..Fri 02:30", as systemd.time(7) has it',
+        'home.toml:4:1: calendar is in cron\'s notation; here that is "daily", as systemd.time(7) has it',
         '    calendar = " @daily "',
         "    ^^^^^^^^",
     ],
     '[select]\nall = true\n[schedule]\ncalendar = "*/5 2-4 1,2 * mon"\n': [
-        'home.toml:4:1: calendar is in cron\'s notation; here it is "Mon..Fri 02:30", as systemd.time(7) has it',
+        'home.toml:4:1: calendar is in cron\'s notation; write it as systemd.time(7) has it, for example "Mon..Fri 02:30"',
         '    calendar = "*/5 2-4 1,2 * mon"',
         "    ^^^^^^^^",
     ],
@@ -545,6 +655,91 @@ WRONG = {
         '    repository = "../repository"',
         "    ^^^^^^^^^^",
     ],
+    '[engine]\nengine = "borg"\nrepository = "repo/borg"\n': [
+        "home.toml:3:1: repository must be an absolute path, and repo/borg is not",
+        '    repository = "repo/borg"',
+        "    ^^^^^^^^^^",
+    ],
+    '[engine.environment]\nRESTIC_PASSWORD_FILE = "pw"\nRESTIC_REPOSITORY = "repo"\nBORG_REPO = "./x:y"\n': [
+        "home.toml:2:1: RESTIC_PASSWORD_FILE must be an absolute path, since a timer runs in /",
+        "    RESTIC_PASSWORD_FILE ***",
+        "    ^^^^^^^^^^^^^^^^^^^^",
+        "home.toml:3:1: RESTIC_REPOSITORY must be an absolute path, since a timer runs in /",
+        '    RESTIC_REPOSITORY = "repo"',
+        "    ^^^^^^^^^^^^^^^^^",
+        "home.toml:4:1: BORG_REPO must be an absolute path, since a timer runs in /",
+        '    BORG_REPO = "./x:y"',
+        "    ^^^^^^^^^",
+    ],
+    '[engine.environment]\nKOPIA_CONFIG_PATH = "my/kopia"\n[hooks.environment]\nCA_FILE = "./ca"\nMY_DIR = "a/b"\n': [
+        "home.toml:2:1: KOPIA_CONFIG_PATH must be an absolute path, since a timer runs in /",
+        '    KOPIA_CONFIG_PATH = "my/kopia"',
+        "    ^^^^^^^^^^^^^^^^^",
+        "home.toml:4:1: CA_FILE must be an absolute path, since a timer runs in /",
+        '    CA_FILE = "./ca"',
+        "    ^^^^^^^",
+        "home.toml:5:1: MY_DIR must be an absolute path, since a timer runs in /",
+        '    MY_DIR = "a/b"',
+        "    ^^^^^^",
+    ],
+    '[engine.environment]\nBORG_RSH = "./ssh -q"\nA = { command = ["../get"] }\n': [
+        "home.toml:2:1: BORG_RSH must name its program by an absolute path, since a timer starts it in /, and ./ssh is none",
+        '    BORG_RSH = "./ssh -q"',
+        "    ^^^^^^^^",
+        "home.toml:3:1: command must name its program by an absolute path, since a timer starts it in /, and ../get is none",
+        '    A = { command = ["../get"] }',
+        "    ^",
+    ],
+    '[hooks]\npre_hook = " ./dump.sh;true"\nafter = { command = ["./a b", "c"] }\nbefore = { shell = "../a" }\n': [
+        "home.toml:2:1: pre_hook must name its program by an absolute path, since a timer starts it in /, and ./dump.sh is none",
+        '    pre_hook = " ./dump.sh;true"',
+        "    ^^^^^^^^",
+        "home.toml:3:11: command must name its program by an absolute path, since a timer starts it in /, and ./a is none",
+        '    after = { command = ["./a b", "c"] }',
+        "              ^^^^^^^",
+        "home.toml:4:12: shell must name its program by an absolute path, since a timer starts it in /, and ../a is none",
+        '    before = { shell = "../a" }',
+        "               ^^^^^",
+    ],
+    '[engine]\ncommand = "./save"\n': [
+        "home.toml:2:1: command must name its program by an absolute path, since a timer starts it in /, and ./save is none",
+        '    command = "./save"',
+        "    ^^^^^^^",
+    ],
+    "[select]\nall = true\n[select]\nrecursive = true\n": [
+        "home.toml:3:8: this is not TOML: cannot declare [select] twice: put all its keys below the first",
+        "    [select]",
+        "           ^",
+    ],
+    "[hooks.environment]\n[run]\n[hooks.environment]\n": [
+        "home.toml:3:19: this is not TOML: cannot declare [hooks.environment] twice: put all its keys below the first",
+        "    [hooks.environment]",
+        " " * 22 + "^",
+    ],
+    "[run]\nwait = false\n": [
+        'home.toml:2:1: wait must be a duration such as "30s", "10m", "2h" or "1d", or true for as long as it takes, not false',
+        "    wait = false",
+        "    ^^^^",
+    ],
+    '[engine]\nengine = "rsync"\nrepository = "/srv/x"\narchive = "x"\n[view]\nlayout = "in"\nname = "x"\n': [
+        'home.toml:2:1: engine must be one of "kopia", "restic", "borg", not "rsync"',
+        '    engine = "rsync"',
+        "    ^^^^^^",
+        'home.toml:6:1: layout must be one of "merged", "in-place", not "in"',
+        '    layout = "in"',
+        "    ^^^^^^",
+    ],
+    '[engine]\npassword = "x"\n[hooks]\nDB_PASSWORD = "y"\n': [
+        "home.toml:2:1: unknown key password in [engine]: a secret is a variable, and below [engine.environment] stands where it "
+        'is: NAME = { file = "/root/..." }',
+        "    password ***",
+        "    ^^^^^^^^",
+        "home.toml:4:1: unknown key DB_PASSWORD in [hooks]: a secret is a variable, and below [hooks.environment] stands where "
+        'it is: NAME = { file = "/root/..." }',
+        "    DB_PASSWORD ***",
+        "    ^^^^^^^^^^^",
+    ],
+    '[engine.environment]\nA = ""\n': ["home.toml:2:1: A is empty", '    A = ""', "    ^"],
     "[engine]\ncommand = []\n": ["home.toml:2:1: command is empty", "    command = []", "    ^^^^^^^"],
     '[engine]\noptions = "--tag \'a"\n': [
         "home.toml:2:1: options is not words as a shell takes them: no closing quotation",

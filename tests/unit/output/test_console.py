@@ -319,3 +319,13 @@ def test_sizes(count: int | None, text: str) -> None:
 )
 def test_durations(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_what_holds_for_all_of_a_command_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console()
+    for _ in range(2):
+        console.warning_once("long")
+        console.warning("short")
+    assert capsys.readouterr().err == (
+        "kopiatomic: warning: long\nkopiatomic: warning: short\nkopiatomic: warning: short\n"
+    )

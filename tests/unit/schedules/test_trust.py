@@ -522,7 +522,7 @@ NO_SECRETS = {
 def test_what_holds_no_secret_is_part_of_a_schedule(on_linux: Scheduler, tmp_path: Path) -> None:
     found = environment_for({**NO_SECRETS, "KOPIA_PASSWORD": "of another engine"}, tmp_path, engine="restic")
     assert set(found) == {*NO_SECRETS, "KOPIATOMIC_RESTIC", "HOME", "PATH"}
-    environment.check_no_secrets(found, on_linux, "kopiatomic x")
+    environment.check_no_secrets(found, on_linux.advice, "kopiatomic x")
 
 
 @pytest.mark.usefixtures("engines")
@@ -532,15 +532,17 @@ def test_a_variable_that_holds_a_secret_is_refused_unless_it_is_a_credential(
 ) -> None:
     caller = {**NO_SECRETS, name: SECRETS[name]}
     found = environment_for(caller, tmp_path, engine="restic")
-    error = error_of(lambda: environment.check_no_secrets(found, on_linux, "kopiatomic x"))
+    error = error_of(lambda: environment.check_no_secrets(found, on_linux.advice, "kopiatomic x"))
     assert (error.kind, "hush" in error.message) == ("secret-in-environment", False)
     assert error.message.startswith(f"{name} of this environment")
     assert f"--credential {name}=" in str(error.hint)
     assert str(error.hint).endswith(f": env -u {name} kopiatomic x")
     assert "--credential" not in str(
-        error_of(lambda: environment.check_no_secrets(found, on_freebsd, "kopiatomic x")).hint
+        error_of(lambda: environment.check_no_secrets(found, on_freebsd.advice, "kopiatomic x")).hint
     )
-    environment.check_no_secrets(environment_for(caller, tmp_path, name, engine="restic"), on_linux, "kopiatomic x")
+    environment.check_no_secrets(
+        environment_for(caller, tmp_path, name, engine="restic"), on_linux.advice, "kopiatomic x"
+    )
     environment.check_credential(name, str(_credential(tmp_path)), top=str(tmp_path))
 
 

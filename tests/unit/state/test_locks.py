@@ -191,3 +191,11 @@ def test_roots_with_any_name_have_locks_of_their_own() -> None:
     paths = {locks.path_of("root", name) for name in names} | {locks.path_of("made", "/a")}
     assert len(paths) == len(names) + 1
     assert all(len(os.path.basename(path)) < 255 for path in paths)
+
+
+def test_what_has_no_root_is_given_none_by_advice() -> None:
+    with view_root("in place: kopia /srv", {}):
+        hint = str(refused("in place: kopia /srv").hint)
+    assert ("--wait" in hint, "--name" in hint) == (True, False)
+    with view_root("/kopia", {}):
+        assert "--name" in str(refused().hint)
