@@ -92,8 +92,8 @@ password = { file = "/root/db.pw" }
 port = 3307
 
 [[hold]]
-kind = "unit"
-name = "mail.service"
+kind = "cgroup"
+name = "/machine.slice/web.scope"
 required = false
 timeout = "5s"
 
@@ -187,7 +187,7 @@ def test_a_profile_says_what_the_command_line_says(write: Write) -> None:
     }
     assert [{key: value.value for key, value in one.values.items()} for one in profile.entries("hold")] == [
         {"kind": "mariadb", "name": "shop", "limit": 1.0, "password": {"file": "/root/db.pw"}, "port": 3307},
-        {"kind": "unit", "name": "mail.service", "required": False, "timeout": 5.0},
+        {"kind": "cgroup", "name": "/machine.slice/web.scope", "required": False, "timeout": 5.0},
     ]
     (inside,) = profile.entries("hooks", "in_view")
     assert [(one.name, one.form, one.value) for one in inside.sources()] == [
