@@ -21,7 +21,7 @@ from tests.support.parts import share
 from tests.support.programs import Kopiatomic
 from tests.unit.support.holders import Grouped, eventually, grouped, thawers
 
-CASES = share(300, 12)
+CASES = share(300, 6)
 ROUND = 6
 """How many kills one test makes."""
 
