@@ -38,7 +38,7 @@ def test_each_system_has_its_own() -> None:
 
 
 def test_what_outlives_its_processes_is_looked_for() -> None:
-    assert (LinuxPlatform().outlives, dict(LinuxPlatform().leftovers())) == (False, {})
+    assert (LinuxPlatform().outlives, list(LinuxPlatform().leftovers())) == (False, ["cgroup"])
     assert (freebsd().outlives, list(freebsd().leftovers())) == (True, ["mount"])
 
 
