@@ -365,12 +365,7 @@ class _Run:
     def _post_hook(self, line: str) -> None:
         report = self._report
         assert report.plan is not None
-        result = report.engine.result if report.engine else None
-        outcome = {
-            "KOPIATOMIC_RESULT": report.result,
-            "KOPIATOMIC_EXIT_CODE": str(report.exit_code),
-            "KOPIATOMIC_KOPIA_SNAPSHOT_ID": (result.snapshot_id or "") if result else "",
-        }
+        outcome = shell.outcome(report)
         self._listener.phase("running the hook -q")
         with report.phase("post-hook"), signals.deferred():
             try:

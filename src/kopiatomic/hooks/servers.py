@@ -47,7 +47,7 @@ def account(wanted: Wanted, default: str) -> Account:
             kind="no-such-user",
             hint="Name the user that the database's client runs as: system_user.",
         ) from None
-    user = User(entry.pw_uid, entry.pw_gid, tuple(os.getgrouplist(name, entry.pw_gid)))
+    user = User.of(entry)
     return Account(name, entry.pw_dir, None if entry.pw_uid == os.geteuid() else user)
 
 

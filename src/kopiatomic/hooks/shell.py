@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.plan import Plan
+from kopiatomic.model.report import Report
 from kopiatomic.secrets.masking import Secrets, masked
 from kopiatomic.state import lists, locks
 from kopiatomic.system import process
@@ -57,6 +58,16 @@ def variables(run_id: str, plan: Plan) -> dict[str, str]:
     joined = {key: "\n".join(name for name in names if "\n" not in name) for key, names in named.items()}
     fits = sum(len(os.fsencode(text)) for text in joined.values()) <= _ROOM
     return described | joined if fits else described
+
+
+def outcome(report: Report) -> dict[str, str]:
+    """Return the environment variables that say how a run has ended."""
+    result = report.engine.result if report.engine else None
+    return {
+        "KOPIATOMIC_RESULT": report.result,
+        "KOPIATOMIC_EXIT_CODE": str(report.exit_code),
+        "KOPIATOMIC_KOPIA_SNAPSHOT_ID": (result.snapshot_id or "") if result else "",
+    }
 
 
 def environment(base: Mapping[str, str], variables: Mapping[str, str]) -> dict[str, str]:

@@ -85,12 +85,7 @@ class Hooks:
         if again:
             variables["KOPIATOMIC_AGAIN"] = again
         if final:
-            result = report.engine.result if report.engine else None
-            variables |= {
-                "KOPIATOMIC_RESULT": report.result,
-                "KOPIATOMIC_EXIT_CODE": str(report.exit_code),
-                "KOPIATOMIC_KOPIA_SNAPSHOT_ID": (result.snapshot_id or "") if result else "",
-            }
+            variables |= shell.outcome(report)
         whole = {"format": FORMAT, "hook": moment.value, "again": again or None, "run": about}
         return Told(self._secrets.hide_in(whole), variables)
 

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from kopiatomic.errors import KopiatomicError
@@ -61,9 +61,7 @@ class Coprocess:
         theirs_in, self._input = os.pipe2(os.O_CLOEXEC)
         self._out, theirs_out = os.pipe2(os.O_CLOEXEC)
         self._err, theirs_err = os.pipe2(os.O_CLOEXEC)
-        options = spawn.SpawnOptions(
-            theirs_in, theirs_out, theirs_err, cwd="/", user=user, last=_tie(os.getpid()) if tied else None
-        )
+        options = spawn.SpawnOptions(theirs_in, theirs_out, theirs_err, cwd="/", user=user, tied=tied)
         try:
             self.pid = spawn.start(argv, environment, options)
         except BaseException:
@@ -220,19 +218,6 @@ class Coprocess:
                 os.close(fd)
             self._watch = -1
             self._open.clear()
-
-
-def _tie(starter: int) -> Callable[[], None]:
-    """Return what has the kernel kill the program when we end. A change of user would undo it (prctl(2)), so it comes last."""
-    system = host.here()
-
-    def tie() -> None:
-        system.end_with_parent(signal.SIGKILL)
-        if os.getppid() != starter:
-            # It had ended before the kernel was asked to signal that.
-            os._exit(1)
-
-    return tie
 
 
 def run(

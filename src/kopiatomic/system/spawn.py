@@ -63,8 +63,6 @@ class SpawnOptions:
     """Whether it ends when this process does, by SIGKILL."""
     first: Callable[[], None] | None = None
     """What the new process does before anything else; may raise OSError."""
-    last: Callable[[], None] | None = None
-    """What it does as its user, right before it becomes the program; may raise OSError."""
 
 
 class DirectoryError(OSError):
@@ -138,8 +136,6 @@ def _become(
                 os._exit(127)
         # Not earlier: the caller's limit of open files may be below the descriptors that were moved.
         inherited.hand_on()
-        if options.last is not None:
-            options.last()
         os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - that is what this is for
     except OSError as error:
         if at == _ELSE and presence.absent(error) and shutil.which(argv[0], path=environment.get("PATH")):
