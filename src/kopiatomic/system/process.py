@@ -285,7 +285,10 @@ def _pass_on(output: int, take: Callable[[bytes], None]) -> bool:
 
 def _drain(output: int, take: Callable[[bytes], None]) -> None:
     """Take what an ended program has left in its pipe; what it left running may hold that open."""
-    while select.select([output], [], [], 0)[0] and _pass_on(output, take):
+    # Not select(2): with many descriptors open, this one's number may be too high for it.
+    poll = select.poll()
+    poll.register(output, select.POLLIN)
+    while poll.poll(0) and _pass_on(output, take):
         pass
 
 
