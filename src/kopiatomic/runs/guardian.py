@@ -22,15 +22,12 @@ from kopiatomic.hooks.run import HookError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import HookRun, Report
 from kopiatomic.runs.hooks import Hooks, Told
-from kopiatomic.runs.owed import Debt
+from kopiatomic.runs.owed import AGAIN, Debt
 from kopiatomic.system import channel, children, host, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 
 _PATIENCE = 10.0
 """Seconds that the guardian gives the keeper of a dead main process for snapshots that are being made: then it lets go."""
-
-AGAIN = "1"
-"""The value of KOPIATOMIC_AGAIN where an earlier start of the hook was killed, or its end was not seen."""
 
 
 @immutable

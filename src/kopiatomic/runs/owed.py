@@ -32,6 +32,9 @@ from kopiatomic.text import printable
 
 KIND = "hook"
 NAME = "after_freeze"
+AGAIN = "1"
+"""The value of KOPIATOMIC_AGAIN where an earlier start of the hook was killed, or its end was not seen."""
+
 STARTED = "started"
 """The identity of an intent whose hook was started."""
 
@@ -140,7 +143,7 @@ def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
 def _paid(leftover: Leftover) -> Iterator[tuple[str, bool]]:
     """Run what a leftover stands for. Yield what went wrong, and whether it has come to its end all the same."""
     owed = _parsed(leftover.origin)
-    again = "reboot" if owed["boot"] != host.here().boot_id() else "1" if leftover.identity else ""
+    again = "reboot" if owed["boot"] != host.here().boot_id() else AGAIN if leftover.identity else ""
     try:
         hooks = _prepared(owed)
     except KopiatomicError as error:
