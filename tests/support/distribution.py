@@ -39,6 +39,9 @@ DURATIONS = os.environ.get("KOPIATOMIC_TEST_DURATIONS")
 
 BATCH_S = 60
 
+UNMEASURED_S = 10.0
+"""What a test counts for of whose function nothing was measured yet: enough that no batch of many long ones comes about."""
+
 
 class ElsewhereItem(pytest.Item):
     """A test once more, for another guest."""
@@ -139,7 +142,7 @@ class Distribution:
     def expected(self, place: str, nodeid: str) -> float:
         """How long a test will take (seconds): as long as the last time, or as its function's other cases did on average."""
         known = self.durations.get(f"{place}:{nodeid}")
-        return self.averages.get(f"{place}:{nodeid.partition('[')[0]}", 1.0) if known is None else known
+        return self.averages.get(f"{place}:{nodeid.partition('[')[0]}", UNMEASURED_S) if known is None else known
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> None:
