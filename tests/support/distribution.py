@@ -38,6 +38,10 @@ DURATIONS = os.environ.get("KOPIATOMIC_TEST_DURATIONS")
 """A file with what each test took the last time."""
 
 BATCH_S = 60
+"""How long a batch takes, at least: each makes anew what its module's tests share."""
+
+PIECES = 16
+"""How many batches a place has, at most, if they are longer than that: so many that its machines end at about the same time."""
 
 UNMEASURED_S = 10.0
 """What a test counts for of whose function nothing was measured yet: enough that no batch of many long ones comes about."""
@@ -123,8 +127,11 @@ class Distribution:
         for item in items:
             place = self.place_of(item)
             modules[place, TESTS if place == BESIDE else item.path].append(item)
+        whole: defaultdict[str, float] = defaultdict(float)
+        for item in items:
+            whole[self.place_of(item)] += self.expected(self.place_of(item), nodeid_of(item))
         for (place, _), tests in modules.items():
-            limit = math.inf if place == BESIDE else BATCH_S
+            limit = math.inf if place == BESIDE else max(BATCH_S, whole[place] / PIECES)
             batch: Batch | None = None
             for item in tests:
                 nodeid = nodeid_of(item)
