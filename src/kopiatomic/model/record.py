@@ -1,0 +1,101 @@
+"""The metadata record: what is kept of a tree because an engine would lose it, as plain data.
+
+Paths and names may have bytes that are not text, as ``os.fsdecode`` has them. Times are in ns since the epoch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import field
+from enum import StrEnum
+
+from kopiatomic.immutable import immutable
+
+VERSION = 1
+"""Of the format. A reader refuses a newer one."""
+
+HERE = "."
+"""The name of a directory in the list of what is in it."""
+
+
+class EntryKind(StrEnum):
+    """What an entry is."""
+
+    FILE = "file"
+    DIRECTORY = "directory"
+    LINK = "link"
+    FIFO = "fifo"
+    SOCKET = "socket"
+    CHARACTER = "character-device"
+    BLOCK = "block-device"
+
+
+SPECIAL = frozenset({EntryKind.FIFO, EntryKind.CHARACTER, EntryKind.BLOCK})
+
+
+@immutable
+class RecordedEntry:
+    """An entry of a directory, as it was at the instant; all that is needed to make it again, except a file's content."""
+
+    name: str
+    """In its directory; :data:`HERE` for that directory itself, which is then its first entry."""
+    kind: EntryKind
+    mode: int
+    """The permission bits, with set-user-id, set-group-id and sticky."""
+    uid: int
+    gid: int
+    mtime_ns: int
+    size: int | None = None
+    """Of a file, in bytes."""
+    target: str | None = None
+    """Of a link."""
+    device: tuple[int, int] | None = None
+    """Major and minor number of a device."""
+    same_as: str | None = None
+    """The path of the first entry in the record that is the same file (a hard link)."""
+    xattrs: Mapping[str, bytes] = field(default_factory=dict)
+    """Extended attributes; access control lists and capabilities are among them."""
+    flags: int = 0
+    """As chattr(1) sets them."""
+    project: int = 0
+    stored: str | None = None
+    """The name under which the engine has stored it, if that is another one."""
+
+
+@immutable
+class Losses:
+    """What an engine does not keep. What it keeps needs no record."""
+
+    xattrs: bool = False
+    hard_links: bool = False
+    specials: bool = False
+    """FIFOs and devices. No engine keeps sockets."""
+    directory_times: bool = False
+    link_step_ns: int = 1
+    """The unit of the modification times of links that it keeps (ns)."""
+    earliest_ns: int | None = None
+    latest_ns: int | None = None
+    """Modification times outside these become these."""
+    kept_flags: int = 0
+    stand_in: str = ""
+    """What it writes for each byte of a name that is not text; empty if it keeps them."""
+
+
+@immutable
+class Shard:
+    """A part of a record: the entries of some directories, in a file that is named by its content."""
+
+    name: str
+    """The SHA-256 of its lines, in hexadecimal digits."""
+    directories: int
+    entries: int
+    first: str
+    """The path of its first directory."""
+
+
+@immutable
+class Unrecorded:
+    """An entry, or an attribute of it, that could not be read."""
+
+    path: str
+    why: str

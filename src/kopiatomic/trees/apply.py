@@ -1,0 +1,266 @@
+"""Gives a restored tree what its metadata record has: names, links, special files, owners, modes, attributes, times, flags.
+
+Everything is reached from the open directory that the tree is in, one component after the other, and no link is followed. The
+record is read three times: forward for what changes directories, backward for the attributes, so that a directory comes after
+what is in it, and forward again to compare.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+
+from kopiatomic import presence
+from kopiatomic.model.record import HERE, SPECIAL, EntryKind, RecordedEntry
+from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.system import inodes
+from kopiatomic.system.descriptors import closing
+from kopiatomic.text import printable
+from kopiatomic.trees import attributes, shards
+from kopiatomic.trees.compare import PATH, Difference, compare
+from kopiatomic.trees.walk import opened
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_HELD = 0x10 | 0x20
+"""Flags with which nothing can be changed: immutable, append only."""
+_NEW = ".kopiatomic-new"
+
+Group = tuple[str, list[RecordedEntry]]
+
+_MODES = {
+    EntryKind.FIFO: stat.S_IFIFO,
+    EntryKind.SOCKET: stat.S_IFSOCK,
+    EntryKind.CHARACTER: stat.S_IFCHR,
+    EntryKind.BLOCK: stat.S_IFBLK,
+}
+
+
+@dataclass
+class Outcome:
+    """What came of it. Paths are those of the record."""
+
+    applied: int = 0
+    absent: list[str] = field(default_factory=list)
+    """What is recorded and is not in the restored tree: the engine left it out."""
+    differences: list[Difference] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    """Why something could not be set; what differs because of it is among the differences as well."""
+
+
+class Restorer:
+    """Applies a record to the part of a tree at ``base`` (an absolute path in the record), which is in the directory ``top``."""
+
+    def __init__(self, index: shards.Index, content: Callable[[str], bytes], top: int, base: str) -> None:
+        self._index = index
+        self._content = content
+        self._top = top
+        self._base = base.rstrip("/") or "/"
+        self._first: dict[str, str] = {}
+        """Where the first name of each file with several is, by the recorded path of the first of all."""
+        self.outcome = Outcome()
+        self._flagged = inodes.flags(top) is not None
+
+    def apply(self) -> Outcome:
+        """Do all of it. Raises KopiatomicError if the record is damaged."""
+        for path, entries in self._forward():
+            self._name(path, entries)
+            self._each(path, partial(self._make, path, entries))
+        for path, entries in self._backward():
+            self._each(path, partial(self._dress, path, entries))
+        for path, entries in self._forward():
+            self._each(path, partial(self._compare, path, entries))
+        return self.outcome
+
+    def _forward(self) -> Iterator[Group]:
+        for group in shards.read(self._index, self._content):
+            if is_at_or_below(group[0], self._base):
+                yield group
+
+    def _backward(self) -> Iterator[Group]:
+        for shard in reversed(self._index.shards):
+            content = self._content(shards.path_of(shard))
+            for group in reversed(list(shards.read_shard(shard, content))):
+                if is_at_or_below(group[0], self._base):
+                    yield group
+
+    def _each(self, path: str, act: Callable[[int], None]) -> None:
+        """Act on a directory of the record, if it is there."""
+        try:
+            with opened(self._top, below(path, self._base)) as fd:
+                act(fd)
+        except OSError as error:
+            if not presence.absent(error):
+                self._fail(path, "it cannot be opened", error)
+
+    def _fail(self, path: str, what: str, error: OSError) -> None:
+        self.outcome.failures.append(f"{printable(path)}: {what}: {error.strerror}")
+
+    # Names, links, special files
+
+    def _name(self, path: str, entries: list[RecordedEntry]) -> None:
+        """Give a directory its name."""
+        own = entries[0]
+        if own.name == HERE and own.stored is not None and path != self._base:
+            above, name = os.path.split(path)
+            self._each(above, partial(self._rename, own.stored, name))
+
+    def _make(self, path: str, entries: list[RecordedEntry], fd: int) -> None:
+        stored = Counter(entry.stored for entry in entries if entry.stored is not None and entry.name != HERE)
+        for entry in entries:
+            whole = joined(path, entry)
+            try:
+                if entry.name == HERE:
+                    continue
+                if entry.stored is not None and stored[entry.stored] == 1:
+                    self._rename(entry.stored, entry.name, fd)
+                if entry.same_as is not None:
+                    self._link(fd, whole, entry)
+                elif entry.kind in SPECIAL or entry.kind is EntryKind.SOCKET:
+                    self._special(fd, entry)
+                elif entry.kind is not EntryKind.DIRECTORY:
+                    self._first.setdefault(whole, whole)
+            except OSError as error:
+                self._fail(whole, "it cannot be made", error)
+
+    @staticmethod
+    def _rename(stored: str, name: str, fd: int) -> None:
+        with suppress(FileNotFoundError):
+            if presence.status(name, follow_links=False, directory=fd) is None:
+                os.rename(stored, name, src_dir_fd=fd, dst_dir_fd=fd)
+
+    def _link(self, fd: int, whole: str, entry: RecordedEntry) -> None:
+        """Make it another name of the first of its file that is in this tree."""
+        assert entry.same_as is not None
+        # That one may lie outside of what is restored.
+        first = self._first.setdefault(entry.same_as, whole)
+        if first == whole:
+            return
+        with opened(self._top, below(os.path.dirname(first), self._base)) as there:
+            name = os.path.basename(first)
+            one = presence.status(name, follow_links=False, directory=there)
+            other = presence.status(entry.name, follow_links=False, directory=fd)
+            if one is None or (other is not None and os.path.samestat(one, other)):
+                return
+            with suppress(FileNotFoundError):
+                os.unlink(_NEW, dir_fd=fd)
+            os.link(name, _NEW, src_dir_fd=there, dst_dir_fd=fd, follow_symlinks=False)
+            os.rename(_NEW, entry.name, src_dir_fd=fd, dst_dir_fd=fd)
+
+    @staticmethod
+    def _special(fd: int, entry: RecordedEntry) -> None:
+        device = os.makedev(*entry.device) if entry.device is not None else 0
+        with suppress(FileExistsError):
+            os.mknod(entry.name, _MODES[entry.kind] | 0o600, device, dir_fd=fd)
+
+    # Attributes
+
+    def _dress(self, path: str, entries: list[RecordedEntry], fd: int) -> None:
+        # The directory itself, which is the first, comes last.
+        for entry in reversed(entries):
+            whole = joined(path, entry)
+            try:
+                self._give(whole, fd, entry)
+            except OSError as error:
+                if not presence.absent(error):
+                    self._fail(whole, "it cannot be opened", error)
+
+    def _give(self, whole: str, fd: int, entry: RecordedEntry) -> None:
+        """Give an entry what is recorded of it. Raises OSError if it cannot be opened."""
+        with closing(os.open(entry.name, PATH, dir_fd=fd)) as handle:
+            status = os.fstat(handle)
+            if stat.S_IFMT(status.st_mode) != _formats[entry.kind]:
+                # The comparison says that.
+                return
+            own = f"/proc/self/fd/{handle}"
+            is_plain = entry.kind in {EntryKind.FILE, EntryKind.DIRECTORY}
+            if is_plain and self._flagged:
+                self._attempt(whole, "its flags", lambda: _set_flags(fd, entry.name, entry.flags & ~_HELD))
+            self._attempt(
+                whole,
+                "its owner",
+                lambda: os.chown(entry.name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False),
+            )
+            if entry.kind is not EntryKind.LINK:
+                self._attempt(whole, "its mode", lambda: os.chmod(own, entry.mode))
+            self._give_xattrs(whole, fd, entry)
+            if is_plain and self._flagged:
+                self._attempt(whole, "its project", lambda: _set_project(fd, entry.name, entry.project))
+            times = entry.mtime_ns, entry.mtime_ns
+            self._attempt(whole, "its time", lambda: os.utime(entry.name, ns=times, dir_fd=fd, follow_symlinks=False))
+            if is_plain and entry.flags & _HELD:
+                self._attempt(whole, "its flags", lambda: _set_flags(fd, entry.name, entry.flags))
+        self.outcome.applied += 1
+
+    def _give_xattrs(self, whole: str, fd: int, entry: RecordedEntry) -> None:
+        try:
+            there = attributes.xattrs(fd, entry.name)
+        except OSError as error:
+            self._fail(whole, "its attributes cannot be read", error)
+            return
+        for name in there.keys() - entry.xattrs.keys():
+            self._attempt(whole, f"its attribute {name}", partial(attributes.remove_xattr, fd, entry.name, name))
+        for name, value in entry.xattrs.items():
+            if there.get(name) != value:
+                self._attempt(
+                    whole, f"its attribute {name}", partial(attributes.set_xattr, fd, entry.name, name, value)
+                )
+
+    def _attempt(self, whole: str, what: str, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except OSError as error:
+            self._fail(whole, f"{what} cannot be set", error)
+
+    # Comparison
+
+    def _compare(self, path: str, entries: list[RecordedEntry], fd: int) -> None:
+        for entry in entries:
+            whole = joined(path, entry)
+            try:
+                self.outcome.differences += compare(whole, fd, entry, flagged=self._flagged)
+                if entry.same_as is not None:
+                    self._compare_link(whole, fd, entry)
+            except OSError as error:
+                if presence.absent(error):
+                    self.outcome.absent.append(whole)
+                else:
+                    self._fail(whole, "it cannot be compared", error)
+
+    def _compare_link(self, whole: str, fd: int, entry: RecordedEntry) -> None:
+        first = self._first.get(entry.same_as or "", whole)
+        with opened(self._top, below(os.path.dirname(first), self._base)) as there:
+            one = presence.status(os.path.basename(first), follow_links=False, directory=there)
+        other = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
+        if one is not None and not os.path.samestat(one, other):
+            self.outcome.differences.append(
+                Difference(whole, "the file", f"another name of {printable(first)}", "a file of its own")
+            )
+
+
+_formats = {EntryKind.FILE: stat.S_IFREG, EntryKind.DIRECTORY: stat.S_IFDIR, EntryKind.LINK: stat.S_IFLNK, **_MODES}
+
+
+def _set_flags(fd: int, name: str, flags: int) -> None:
+    with closing(os.open(name, _READ, dir_fd=fd)) as file:
+        if inodes.flags(file) != flags:
+            inodes.set_flags(file, flags)
+
+
+def _set_project(fd: int, name: str, project: int) -> None:
+    with closing(os.open(name, _READ, dir_fd=fd)) as file:
+        found = inodes.project(file)
+        if found is not None and found != project:
+            inodes.set_project(file, project)
+        elif found is None and project:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+
+def joined(path: str, entry: RecordedEntry) -> str:
+    """Return the path of an entry of a directory."""
+    return path if entry.name == HERE else f"{path.rstrip('/')}/{entry.name}"

@@ -1,0 +1,36 @@
+"""The extended attributes of an entry, read and set without opening it: a FIFO or a device must not be opened."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+_NONE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
+"""What a filesystem answers that has none."""
+
+
+def _path(directory: int, name: str) -> str:
+    # The calls take no directory. A link in its last component is not followed.
+    return f"/proc/self/fd/{directory}/{name}"
+
+
+def xattrs(directory: int, name: str) -> dict[str, bytes]:
+    """Return all extended attributes of an entry of an open directory. Raises OSError."""
+    path = _path(directory, name)
+    try:
+        names = os.listxattr(path, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in _NONE:
+            return {}
+        raise
+    return {one: os.getxattr(path, one, follow_symlinks=False) for one in names}
+
+
+def set_xattr(directory: int, name: str, attribute: str, value: bytes) -> None:
+    """Set one. Raises OSError."""
+    os.setxattr(_path(directory, name), attribute, value, follow_symlinks=False)
+
+
+def remove_xattr(directory: int, name: str, attribute: str) -> None:
+    """Remove one. Raises OSError."""
+    os.removexattr(_path(directory, name), attribute, follow_symlinks=False)

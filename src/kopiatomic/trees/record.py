@@ -1,0 +1,146 @@
+"""Makes the metadata record of frozen trees: of every entry that the engine does not keep as it is, in one pass."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from kopiatomic.immutable import immutable
+from kopiatomic.model.record import HERE, SPECIAL, EntryKind, Losses, RecordedEntry, Unrecorded
+from kopiatomic.system import inodes
+from kopiatomic.system.descriptors import closing
+from kopiatomic.trees import attributes
+from kopiatomic.trees.shards import Writer
+from kopiatomic.trees.walk import Directory, kind_of, walk
+
+_NO_TEXT = re.compile("[\udc80-\udcff]")
+_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+_SHOWN = 20
+"""How many of what could not be read are named; the rest are counted."""
+
+
+@immutable
+class Top:
+    """A tree to record: its directory, open, and the absolute path that it has in the record."""
+
+    fd: int
+    path: str
+
+
+@dataclass
+class Counted:
+    """What a record has."""
+
+    entries: int = 0
+    unreadable: int = 0
+    named: list[Unrecorded] = field(default_factory=list)
+    """The first of what could not be read."""
+
+
+class Recorder:
+    """Records trees, one after the other. ``losses`` says what of them."""
+
+    def __init__(self, writer: Writer, losses: Losses) -> None:
+        self._writer = writer
+        self._losses = losses
+        self._first: dict[tuple[int, int], str] = {}
+        """The path of the first name of each file that has several."""
+        self._flagged: dict[int, bool] = {}
+        """Whether a filesystem has flags and projects, by device."""
+        self.counted = Counted()
+
+    def add(self, tops: Sequence[Top]) -> None:
+        """Record these. Raises OSError if the record cannot be written."""
+        for top in tops:
+            for directory in walk(top.fd, lambda path, error: self._unreadable(_joined(top.path, path), error)):  # noqa: B023 - called in the loop
+                self._directory(_joined(top.path, directory.path), directory)
+
+    def _unreadable(self, path: str, error: OSError) -> None:
+        self.counted.unreadable += 1
+        if len(self.counted.named) < _SHOWN:
+            self.counted.named.append(Unrecorded(path, error.strerror or str(error)))
+
+    def _directory(self, path: str, directory: Directory) -> None:
+        own = os.fstat(directory.fd)
+        self._flagged.setdefault(own.st_dev, inodes.flags(directory.fd) is not None)
+        found = [self._entry(path, directory.fd, HERE, own)]
+        # Directories on this filesystem have their own turn.
+        found += [
+            self._entry(path, directory.fd, name, status)
+            for name, status in directory.entries
+            if not stat.S_ISDIR(status.st_mode)
+        ]
+        entries = [entry for entry in found if entry is not None]
+        self.counted.entries += len(entries)
+        self._writer.add(path, entries)
+
+    def _entry(self, path: str, fd: int, name: str, status: os.stat_result) -> RecordedEntry | None:
+        """Return what must be recorded of an entry; None if the engine keeps all of it."""
+        losses, kind = self._losses, kind_of(status)
+        whole = path if name == HERE else _joined(path, name)
+        found: dict[str, bytes] = {}
+        flags, project = 0, 0
+        try:
+            # Engines that keep attributes keep all of them.
+            if losses.xattrs:
+                found = attributes.xattrs(fd, name)
+            if self._flagged.get(status.st_dev) and kind in {EntryKind.FILE, EntryKind.DIRECTORY}:
+                flags, project = _flags(fd, name)
+        except OSError as error:
+            self._unreadable(whole, error)
+        same_as = None
+        if losses.hard_links and status.st_nlink > 1 and kind is not EntryKind.DIRECTORY:
+            same_as = self._first.setdefault((status.st_dev, status.st_ino), whole)
+        mtime = status.st_mtime_ns
+        odd = name if name != HERE else os.path.basename(path)
+        stored = _NO_TEXT.sub(losses.stand_in, odd) if losses.stand_in and _NO_TEXT.search(odd) else None
+        if not (
+            found
+            or flags & ~losses.kept_flags
+            or project
+            or stored is not None
+            or same_as is not None
+            or kind is EntryKind.SOCKET
+            or (kind in SPECIAL and losses.specials)
+            or (kind is EntryKind.DIRECTORY and losses.directory_times)
+            or (kind is EntryKind.LINK and mtime % losses.link_step_ns)
+            or (losses.earliest_ns is not None and mtime < losses.earliest_ns)
+            or (losses.latest_ns is not None and mtime > losses.latest_ns)
+        ):
+            return None
+        try:
+            target = os.readlink(name, dir_fd=fd) if kind is EntryKind.LINK else None
+        except OSError as error:
+            self._unreadable(whole, error)
+            target = None
+        is_device = kind in {EntryKind.CHARACTER, EntryKind.BLOCK}
+        return RecordedEntry(
+            name=name,
+            kind=kind,
+            mode=stat.S_IMODE(status.st_mode),
+            uid=status.st_uid,
+            gid=status.st_gid,
+            mtime_ns=mtime,
+            size=status.st_size if kind is EntryKind.FILE else None,
+            target=target,
+            device=(os.major(status.st_rdev), os.minor(status.st_rdev)) if is_device else None,
+            same_as=None if same_as == whole else same_as,
+            xattrs=found,
+            flags=flags,
+            project=project,
+            stored=stored,
+        )
+
+
+def _flags(fd: int, name: str) -> tuple[int, int]:
+    """Return the flags and the project of a file or directory. Raises OSError."""
+    opened = os.open(name, _OPEN, dir_fd=fd)
+    with closing(opened):
+        return inodes.flags(opened) or 0, inodes.project(opened) or 0
+
+
+def _joined(top: str, path: str) -> str:
+    return top if not path else f"{top.rstrip('/')}/{path}"

@@ -1,0 +1,259 @@
+"""The metadata record as files: JSON lines in shards, and one file that lists them. The format is described in docs/record.md.
+
+A shard has the entries of some directories, in the order of the walk. It is named by its content, and where it ends depends on
+the paths alone, so what has not changed is in the same files again. No path and no content has a time or a run in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.immutable import immutable
+from kopiatomic.model.record import VERSION, EntryKind, RecordedEntry, Shard
+from kopiatomic.text import printable
+
+FORMAT = "kopiatomic-record"
+INDEX = "record.json"
+FOLDER = "shards"
+SUFFIX = ".jsonl.gz"
+
+_FEWEST = 512
+_MOST = 8192
+"""Entries of a shard; a directory is never divided."""
+_ONE_IN = 8
+"""Between these, one of so many directories begins a new shard, by the hash of its path."""
+
+_BASE64 = "_base64"
+
+
+def put(document: dict[str, Any], key: str, text: str) -> None:
+    """Put a text into a JSON object: as it is if it is one, else its bytes in base 64, under another key."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        document[f"{key}{_BASE64}"] = base64.b64encode(os.fsencode(text)).decode("ascii")
+    else:
+        document[key] = text
+
+
+def take(document: Mapping[str, Any], key: str) -> str | None:
+    """Return what :func:`put` has put there; None if it has not. Raises ValueError, TypeError."""
+    found = document.get(f"{key}{_BASE64}")
+    if found is not None:
+        return os.fsdecode(base64.b64decode(found, validate=True))
+    text = document.get(key)
+    if text is not None and not isinstance(text, str):
+        raise TypeError(key)
+    return text
+
+
+def encoded(entry: RecordedEntry) -> dict[str, Any]:
+    """Return an entry as a JSON object; what has its usual value is left out."""
+    document: dict[str, Any] = {}
+    put(document, "name", entry.name)
+    document |= {"kind": entry.kind.value, "mode": entry.mode, "uid": entry.uid, "gid": entry.gid}
+    document["mtime_ns"] = entry.mtime_ns
+    if entry.size is not None:
+        document["size"] = entry.size
+    if entry.target is not None:
+        put(document, "target", entry.target)
+    if entry.device is not None:
+        document["device"] = list(entry.device)
+    if entry.same_as is not None:
+        put(document, "same_as", entry.same_as)
+    if entry.xattrs:
+        document["xattrs"] = {
+            name: base64.b64encode(value).decode("ascii") for name, value in sorted(entry.xattrs.items())
+        }
+    if entry.flags:
+        document["flags"] = entry.flags
+    if entry.project:
+        document["project"] = entry.project
+    if entry.stored is not None:
+        document["stored"] = entry.stored
+    return document
+
+
+def decoded(document: Mapping[str, Any]) -> RecordedEntry:
+    """Return the entry of such an object. Raises ValueError, TypeError, KeyError."""
+    name, device = take(document, "name"), document.get("device")
+    if not name or "/" in name or "\0" in name or name == "..":
+        raise ValueError("name")
+    numbers = [document[key] for key in ("mode", "uid", "gid", "mtime_ns")]
+    numbers += [document.get(key, 0) for key in ("size", "flags", "project")]
+    if not all(type(number) is int for number in numbers):
+        raise TypeError("number")
+    return RecordedEntry(
+        name=name,
+        kind=EntryKind(document["kind"]),
+        mode=document["mode"] & 0o7777,
+        uid=document["uid"],
+        gid=document["gid"],
+        mtime_ns=document["mtime_ns"],
+        size=document.get("size"),
+        target=take(document, "target"),
+        device=None if device is None else (int(device[0]), int(device[1])),
+        same_as=take(document, "same_as"),
+        xattrs={str(key): base64.b64decode(value, validate=True) for key, value in document.get("xattrs", {}).items()},
+        flags=document.get("flags", 0),
+        project=document.get("project", 0),
+        stored=document.get("stored"),
+    )
+
+
+def _line(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+
+
+class Writer:
+    """Writes a record into an open, empty directory of ours."""
+
+    def __init__(self, directory: int) -> None:
+        self._directory = directory
+        self._lines: list[bytes] = []
+        self._directories = 0
+        self._first = ""
+        self.shards: list[Shard] = []
+        self.size = 0
+        """The size of all its files (bytes)."""
+        os.mkdir(FOLDER, 0o700, dir_fd=directory)
+
+    def add(self, path: str, entries: Iterable[RecordedEntry]) -> None:
+        """Add the entries of a directory, given by its absolute path. Raises OSError."""
+        lines = [_line(encoded(entry)) for entry in entries]
+        if not lines:
+            return
+        so_far = len(self._lines) - self._directories
+        begins = hashlib.sha256(os.fsencode(path)).digest()[0] % _ONE_IN == 0
+        if so_far and (so_far + len(lines) > _MOST or (so_far >= _FEWEST and begins)):
+            self._write()
+        if not self._lines:
+            self._first = path
+        head: dict[str, Any] = {}
+        put(head, "directory", path)
+        self._lines += [_line(head), *lines]
+        self._directories += 1
+
+    def _write(self) -> None:
+        content = b"".join(self._lines)
+        name = hashlib.sha256(content).hexdigest()
+        shard = Shard(name, self._directories, len(self._lines) - self._directories, self._first)
+        self._put(path_of(shard), gzip.compress(content, 6, mtime=0))
+        self.shards.append(shard)
+        self._lines, self._directories = [], 0
+
+    def end(self, about: Mapping[str, Any]) -> None:
+        """Write what is left, and the list; ``about`` goes into it as well. Raises OSError."""
+        if self._lines:
+            self._write()
+        shards = []
+        for shard in self.shards:
+            one: dict[str, Any] = {
+                "name": shard.name,
+                "directories": shard.directories,
+                "entries": shard.entries,
+            }
+            put(one, "first", shard.first)
+            shards.append(one)
+        document = {"format": FORMAT, "version": VERSION, **about, "shards": shards}
+        text = json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True)
+        self._put(INDEX, text.encode() + b"\n")
+        # What a backup program looks at must not depend on when this was made.
+        for path in (FOLDER, "."):
+            os.utime(path, ns=(0, 0), dir_fd=self._directory)
+
+    def _put(self, path: str, content: bytes) -> None:
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._directory)
+        except FileExistsError:
+            # Two equal shards would be of the same directories.
+            return
+        with os.fdopen(fd, "wb") as file:
+            file.write(content)
+            os.utime(file.fileno(), ns=(0, 0))
+        self.size += len(content)
+
+
+@immutable
+class Index:
+    """The list of a record's shards, and what else it says."""
+
+    about: Mapping[str, Any]
+    shards: tuple[Shard, ...]
+
+
+def read_index(content: bytes) -> Index:
+    """Return the list of a record. Raises KopiatomicError if it is not one, or of a newer version."""
+    try:
+        document = json.loads(content)
+        if document["format"] != FORMAT or type(document["version"]) is not int:
+            raise ValueError("format")
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise _damaged(INDEX) from None
+    if document["version"] > VERSION:
+        raise KopiatomicError(
+            f"the metadata record of this backup has version {document['version']}, and this kopiatomic knows {VERSION}",
+            kind="record-newer",
+            hint="Restore with the version that made the backup, or a newer one.",
+        )
+    try:
+        shards = tuple(
+            Shard(one["name"], one["directories"], one["entries"], take(one, "first") or "/")
+            for one in document.pop("shards")
+        )
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(INDEX) from None
+    return Index(document, shards)
+
+
+def read_shard(shard: Shard, content: bytes) -> Iterator[tuple[str, list[RecordedEntry]]]:
+    """Yield each directory of a shard's file, with its entries. Raises KopiatomicError if it is not what was written."""
+    try:
+        lines = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error):
+        raise _damaged(shard.name) from None
+    if hashlib.sha256(lines).hexdigest() != shard.name:
+        raise _damaged(shard.name)
+    path: str | None = None
+    entries: list[RecordedEntry] = []
+    try:
+        for line in lines.split(b"\n")[:-1]:
+            document = json.loads(line)
+            begins = take(document, "directory")
+            if begins is None:
+                entries.append(decoded(document))
+                continue
+            if path is not None:
+                yield path, entries
+            path, entries = begins, []
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise _damaged(shard.name) from None
+    if path is not None:
+        yield path, entries
+
+
+def read(index: Index, content: Callable[[str], bytes]) -> Iterator[tuple[str, list[RecordedEntry]]]:
+    """Yield each directory of a record; ``content`` returns a file's by its path in the record. Raises KopiatomicError."""
+    for shard in index.shards:
+        yield from read_shard(shard, content(path_of(shard)))
+
+
+def path_of(shard: Shard) -> str:
+    """Return the path of a shard's file in the record."""
+    return f"{FOLDER}/{shard.name}{SUFFIX}"
+
+
+def _damaged(name: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"the metadata record of this backup is damaged: {printable(name)} is not what was written",
+        kind="record-damaged",
+        hint="Check the repository with the engine's own means; --no-metadata restores without the record.",
+    )

@@ -1,0 +1,86 @@
+"""Goes through a tree that does not change, directory by directory, each opened beneath the one that the walk began in.
+
+No call follows a link or crosses into another filesystem, and one directory is open at a time, so that neither depth nor breadth
+is limited.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from kopiatomic.immutable import immutable
+from kopiatomic.model.record import EntryKind
+
+_OPEN = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_KINDS = {
+    stat.S_IFREG: EntryKind.FILE,
+    stat.S_IFDIR: EntryKind.DIRECTORY,
+    stat.S_IFLNK: EntryKind.LINK,
+    stat.S_IFIFO: EntryKind.FIFO,
+    stat.S_IFSOCK: EntryKind.SOCKET,
+    stat.S_IFCHR: EntryKind.CHARACTER,
+    stat.S_IFBLK: EntryKind.BLOCK,
+}
+
+
+def kind_of(status: os.stat_result) -> EntryKind:
+    """Return what an entry is."""
+    return _KINDS[stat.S_IFMT(status.st_mode)]
+
+
+@immutable
+class Directory:
+    """A directory of the walk, open as long as the walk stands at it."""
+
+    path: str
+    """Relative to the top of the walk; empty for the top."""
+    fd: int
+    entries: tuple[tuple[str, os.stat_result], ...]
+    """What is in it, sorted by the bytes of the names, with the status; on other filesystems as well."""
+
+
+@contextmanager
+def opened(top: int, path: str) -> Iterator[int]:
+    """Yield a directory below an open one, of any depth, opened without following a link. Raises OSError."""
+    fd = os.dup(top)
+    try:
+        for name in path.split("/") if path else ():
+            inside = os.open(name, _OPEN, dir_fd=fd)
+            os.close(fd)
+            fd = inside
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def walk(top: int, unreadable: Callable[[str, OSError], None]) -> Iterator[Directory]:
+    """Yield each directory of a tree, ``top`` first and each before what is in it, sorted by the bytes of the names.
+
+    Mount points are entries, and are not entered. ``unreadable`` is called with the path of what cannot be read.
+    """
+    device = os.fstat(top).st_dev
+    waiting = [""]
+    while waiting:
+        path = waiting.pop()
+        try:
+            with opened(top, path) as fd:
+                entries = _listed(fd)
+                inside = [
+                    f"{path}/{name}" if path else name
+                    for name, status in entries
+                    if stat.S_ISDIR(status.st_mode) and status.st_dev == device
+                ]
+                yield Directory(path, fd, entries)
+        except OSError as error:
+            unreadable(path, error)
+            continue
+        waiting += reversed(inside)
+
+
+def _listed(fd: int) -> tuple[tuple[str, os.stat_result], ...]:
+    with os.scandir(fd) as entries:
+        found = [(os.fsencode(entry.name), entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    return tuple((name, status) for _, name, status in sorted(found, key=lambda one: one[0]))
