@@ -24,6 +24,7 @@ LAYERS = {
     "engines": "kopia, restic, Borg and any command; what they share",
     "platforms": "how processes and view hang together on Linux and on FreeBSD",
     "hooks": "what runs around the snapshots",
+    "trees": "a directory tree: its walk, its metadata record, and what applies and compares that",
     "filesystems": "ZFS and Btrfs: listing, selection, snapshots, leftovers",
     "state": "what is kept between runs and shared by them: records, locks, marks, directories",
     "secrets": "what is a secret, where it stands, and how it is masked",

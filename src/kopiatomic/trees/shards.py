@@ -178,6 +178,7 @@ class Writer:
             return
         with os.fdopen(fd, "wb") as file:
             file.write(content)
+            file.flush()
             os.utime(file.fileno(), ns=(0, 0))
         self.size += len(content)
 

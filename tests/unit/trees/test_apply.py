@@ -1,0 +1,248 @@
+"""A tree that was copied with losses gets back what its record has; what cannot be given back is named."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kopiatomic.model.record import Losses
+from kopiatomic.system.descriptors import closing
+from kopiatomic.trees import shards
+from kopiatomic.trees.apply import Outcome, Restorer
+from kopiatomic.trees.record import Counted, Recorder, Top
+from kopiatomic.trees.shards import Writer
+
+ALL = Losses(xattrs=True, hard_links=True, specials=True, directory_times=True, link_step_ns=1000, stand_in="\ufffd")
+"""Those of kopia."""
+
+
+class Ground:
+    """A tree, its record, and a lossy copy."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source, self.target, self.record = (folder / name for name in ("source", "target", "record"))
+        self.source.mkdir()
+
+    def made(self, losses: Losses = ALL) -> Counted:
+        self.record.mkdir()
+        with closing(os.open(self.record, os.O_RDONLY)) as fd, closing(os.open(self.source, os.O_RDONLY)) as top:
+            writer = Writer(fd)
+            recorder = Recorder(writer, losses)
+            recorder.add([Top(top, "/home")])
+            writer.end({})
+        return recorder.counted
+
+    def copied(self, below: str = "") -> None:
+        """Copy what kopia keeps: contents, links, owners, modes, times of files, and those of links to the microsecond."""
+        waiting = [(os.fsencode(self.source / below), os.fsencode(self.target))]
+        while waiting:
+            source, target = waiting.pop()
+            os.mkdir(target)
+            _like(source, target)
+            for name in sorted(os.listdir(source)):
+                path, copy = source + b"/" + name, target + b"/" + name.decode("utf-8", "replace").encode()
+                mode = os.lstat(path).st_mode
+                if stat.S_ISLNK(mode):
+                    os.symlink(os.readlink(path), copy)
+                    _like(path, copy)
+                elif stat.S_ISDIR(mode):
+                    waiting.append((path, copy))
+                elif stat.S_ISREG(mode):
+                    shutil.copyfile(path, copy)
+                    _like(path, copy)
+
+    def applied(self, base: str = "/home") -> Outcome:
+        index = shards.read_index((self.record / shards.INDEX).read_bytes())
+        with closing(os.open(self.target, os.O_RDONLY)) as top:
+            return Restorer(index, lambda path: (self.record / path).read_bytes(), top, base).apply()
+
+    def differences(self, below: str = "") -> str:
+        """What rsync finds different, besides sockets' and links' times, which it may not set."""
+        words = ["rsync", "-aHAXn", "--checksum", "--delete", "--itemize-changes", "--specials", "--devices"]
+        pair = [f"{self.source / below}/", f"{self.target}/"]
+        return subprocess.run([*words, *pair], check=True, capture_output=True, text=True).stdout
+
+
+def _like(source: bytes, copy: bytes) -> None:
+    status = os.lstat(source)
+    os.chown(copy, status.st_uid, status.st_gid, follow_symlinks=False)
+    step = 1000 if stat.S_ISLNK(status.st_mode) else 1
+    if not stat.S_ISLNK(status.st_mode):
+        os.chmod(copy, stat.S_IMODE(status.st_mode))
+    if not stat.S_ISDIR(status.st_mode):
+        os.utime(copy, ns=(0, status.st_mtime_ns // step * step), follow_symlinks=False)
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Iterator[Ground]:
+    yield Ground(tmp_path)
+    subprocess.run(["chattr", "-R", "-f", "-i", "-a", tmp_path], check=False)
+
+
+def furnish(top: Path) -> None:
+    """Make a directory with every kind of entry and attribute."""
+    (top / "d/e").mkdir(parents=True)
+    (top / "d/f").write_text("hello")
+    os.link(top / "d/f", top / "d/e/g")
+    os.link(top / "d/f", top / "a-third")
+    os.mkfifo(top / "d/pipe", 0o640)
+    os.mknod(top / "d/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
+    os.mknod(top / "d/loop", stat.S_IFBLK | 0o660, os.makedev(7, 99))
+    (top / "link").symlink_to("d/f")
+    os.utime(top / "link", ns=(1, 1_600_000_000_123_456_789), follow_symlinks=False)
+    os.chown(top / "link", 12, 34, follow_symlinks=False)
+    (top / "old").touch()
+    os.utime(top / "old", ns=(1, -5_000_000_001))
+    odd = os.fsencode(top)
+    for name in (b"/a\xff", b"/d/\x80\x81"):
+        os.mkdir(odd + name)
+        with open(odd + name + b"/z\xfe", "wb") as file:
+            file.write(name)
+    setuid = top / "setuid"
+    setuid.touch()
+    os.chown(setuid, 1234, 5678)
+    setuid.chmod(0o6750)
+    os.setxattr(setuid, "user.note", b"\0\xff")
+    os.setxattr(setuid, "trusted.note", b"root's")
+    # cap_net_raw=ep, as capabilities(7) has it in revision 2.
+    os.setxattr(setuid, "security.capability", bytes.fromhex("0100000200200000000000000000000000000000"))
+    os.setxattr(top / "link", "trusted.on-link", b"1", follow_symlinks=False)
+    subprocess.run(["setfacl", "-m", "u:1000:r,g:1001:rw", setuid], check=True)
+    subprocess.run(["setfacl", "-d", "-m", "u:1000:rwx", top / "d/e"], check=True)
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(str(top / "s"))
+    (top / "sticky").mkdir()
+    (top / "sticky").chmod(0o1777)
+    for path in (top / "sticky", top / "d/e", top / "d", top):
+        os.utime(path, ns=(1, 1_500_000_000_000_000_000 + hash(path.name) % 10**9))
+
+
+def test_everything_that_kopia_loses_comes_back(ground: Ground) -> None:
+    furnish(ground.source)
+    counted = ground.made()
+    assert counted.unreadable == 0
+    ground.copied()
+    assert ground.differences() != ""
+    outcome = ground.applied()
+    assert (outcome.differences, outcome.failures, outcome.absent) == ([], [], [])
+    assert outcome.applied == counted.entries
+    assert ground.differences() == ""
+
+
+def test_flags_come_last_and_again(ground: Ground) -> None:
+    furnish(ground.source)
+    subprocess.run(["chattr", "+i", ground.source / "d/f"], check=True)
+    subprocess.run(["chattr", "+a", ground.source / "sticky"], check=True)
+    ground.made()
+    ground.copied()
+    for _ in range(2):
+        outcome = ground.applied()
+        assert (outcome.differences, outcome.failures) == ([], [])
+    listed = [
+        subprocess.run(["lsattr", "-d", "d/f", "sticky"], cwd=at, check=True, capture_output=True, text=True).stdout
+        for at in (ground.source, ground.target)
+    ]
+    assert listed[0] == listed[1]
+    assert listed[0].count("i") > 1
+
+
+def test_a_part_is_given_what_belongs_to_it(ground: Ground) -> None:
+    furnish(ground.source)
+    ground.made()
+    ground.copied("d")
+    outcome = ground.applied("/home/d")
+    assert (outcome.differences, outcome.failures, outcome.absent) == ([], [], [])
+    assert ground.differences("d") == ""
+
+
+def test_what_the_engine_left_out_is_counted_and_not_made(ground: Ground) -> None:
+    furnish(ground.source)
+    ground.made()
+    ground.copied()
+    shutil.rmtree(ground.target / "d")
+    outcome = ground.applied()
+    assert outcome.failures == []
+    assert not (ground.target / "d").exists()
+
+
+def test_a_link_in_the_way_is_not_followed(ground: Ground, tmp_path: Path) -> None:
+    furnish(ground.source)
+    ground.made()
+    ground.copied()
+    decoy = tmp_path / "decoy"
+    decoy.mkdir(0o700)
+    (decoy / "f").write_text("mine")
+    before = decoy.stat(), (decoy / "f").stat()
+    shutil.rmtree(ground.target / "d")
+    (ground.target / "d").symlink_to(decoy)
+    (ground.target / "old").unlink()
+    (ground.target / "old").symlink_to(decoy / "f")
+    ground.applied()
+    after = decoy.stat(), (decoy / "f").stat()
+    assert [(s.st_mode, s.st_uid, s.st_mtime_ns, s.st_ctime_ns) for s in before] == [
+        (s.st_mode, s.st_uid, s.st_mtime_ns, s.st_ctime_ns) for s in after
+    ]
+    assert os.listdir(decoy) == ["f"]
+
+
+def test_what_was_changed_afterwards_is_named(ground: Ground) -> None:
+    furnish(ground.source)
+    ground.made()
+    ground.copied()
+    (ground.target / "setuid").write_text("longer")
+    (ground.target / "d/pipe").mkdir()
+    outcome = ground.applied()
+    assert [str(one) for one in outcome.differences] == [
+        "/home/setuid: the size is 6 and was 0",
+        "/home/d/pipe: the kind of entry is directory and was fifo",
+    ]
+
+
+def test_what_the_engine_keeps_is_not_recorded(ground: Ground) -> None:
+    (ground.source / "d").mkdir()
+    (ground.source / "d/f").touch()
+    os.setxattr(ground.source / "d/f", "user.x", b"1")
+    os.link(ground.source / "d/f", ground.source / "g")
+    assert ground.made(Losses()).entries == 0
+    assert os.listdir(ground.record / shards.FOLDER) == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_trees(seed: int, ground: Ground) -> None:
+    chance = random.Random(seed)
+    directories = [ground.source]
+    files: list[Path] = []
+    for number in range(600):
+        above = chance.choice(directories)
+        path = above / os.fsdecode(bytes(chance.choice(b"ab\xff\xfe .\n") for _ in range(3)) + str(number).encode())
+        kind = chance.randrange(8)
+        if kind == 0:
+            path.mkdir()
+            directories.append(path)
+        elif kind == 1:
+            path.symlink_to("x" * chance.randrange(1, 100))
+        elif kind == 2:
+            os.mkfifo(path)
+        elif kind == 3 and files:
+            os.link(chance.choice(files), path)
+        else:
+            path.write_bytes(chance.randbytes(chance.randrange(10)))
+            files.append(path)
+            for one in range(chance.randrange(3)):
+                os.setxattr(path, f"user.{one}", chance.randbytes(5))
+        if not path.is_symlink():
+            path.chmod(chance.randrange(0o10000))
+        os.utime(path, ns=(0, chance.randrange(-(10**18), 2 * 10**18)), follow_symlinks=False)
+    ground.made()
+    ground.copied()
+    outcome = ground.applied()
+    assert (outcome.differences, outcome.failures, outcome.absent) == ([], [], [])
+    assert ground.differences() == ""

@@ -1,0 +1,114 @@
+"""The metadata record as files: the same for the same tree, whole or refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.model.record import EntryKind, RecordedEntry
+from kopiatomic.trees import shards
+from kopiatomic.trees.shards import Index, Writer
+
+
+def entry(name: str, **more: object) -> RecordedEntry:
+    usual = {"kind": EntryKind.FILE, "mode": 0o644, "uid": 1, "gid": 2, "mtime_ns": 1_700_000_000_123_456_789}
+    return RecordedEntry(name, **{**usual, **more})  # type: ignore[arg-type]
+
+
+ENTRIES = [
+    entry("."),
+    entry("a b\n\\ü", size=0, xattrs={"user.x": b"\0\xff", "system.posix_acl_access": b"1"}),
+    entry("a\udcff", stored="a\ufffd", size=7, same_as="/top/z\udcfe"),
+    entry("link", kind=EntryKind.LINK, target="../\udc80"),
+    entry("null", kind=EntryKind.CHARACTER, device=(1, 3), mode=0o1666, flags=0x10, project=7),
+    entry("old", mtime_ns=-1),
+]
+
+
+def written(folder: Path, directories: dict[str, list[RecordedEntry]]) -> Writer:
+    folder.mkdir()
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        writer = Writer(fd)
+        for path, entries in directories.items():
+            writer.add(path, entries)
+        writer.end({"engine": "kopia"})
+    finally:
+        os.close(fd)
+    return writer
+
+
+def index(folder: Path) -> Index:
+    return shards.read_index((folder / shards.INDEX).read_bytes())
+
+
+def read(folder: Path) -> dict[str, list[RecordedEntry]]:
+    return dict(shards.read(index(folder), lambda path: (folder / path).read_bytes()))
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    directories = {"/top": ENTRIES, "/top/\udcff": [entry(".", kind=EntryKind.DIRECTORY)]}
+    written(tmp_path / "record", {**directories, "/top/nothing": []})
+    assert read(tmp_path / "record") == directories
+    assert index(tmp_path / "record").about["engine"] == "kopia"
+
+
+def many(changed: int | None = None) -> dict[str, list[RecordedEntry]]:
+    names = {f"/d{number:04}": [entry(f"f{one}") for one in range(20)] for number in range(1000)}
+    if changed is not None:
+        names[f"/d{changed:04}"].append(entry("new"))
+    return names
+
+
+def test_the_same_tree_is_the_same_files_and_a_change_is_in_one(tmp_path: Path) -> None:
+    before, again, after = (
+        written(tmp_path / name, many(changed)) for name, changed in (("a", None), ("b", None), ("c", 500))
+    )
+    names = [{shard.name for shard in one.shards} for one in (before, again, after)]
+    assert len(names[0]) > 10
+    assert names[0] == names[1]
+    assert len(names[0] - names[2]) == 1
+    assert len(read(tmp_path / "c")) == 1000
+    for path in (tmp_path / "a").rglob("*"):
+        same = tmp_path / "b" / path.relative_to(tmp_path / "a")
+        assert path.stat().st_mtime_ns == same.stat().st_mtime_ns == 0
+        assert path.is_dir() or path.read_bytes() == same.read_bytes()
+
+
+def test_a_newer_version_says_so(tmp_path: Path) -> None:
+    written(tmp_path / "record", {"/": ENTRIES})
+    document = json.loads((tmp_path / "record" / shards.INDEX).read_text())
+    with pytest.raises(KopiatomicError) as error:
+        shards.read_index(json.dumps({**document, "version": 2}).encode())
+    assert error.value.kind == "record-newer"
+    assert error.value.message == "the metadata record of this backup has version 2, and this kopiatomic knows 1"
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b'{"format":"other"}', b'{"format":"kopiatomic-record","version":"1"}']
+)
+def test_what_is_no_index_is_refused(content: bytes) -> None:
+    with pytest.raises(KopiatomicError) as error:
+        shards.read_index(content)
+    assert error.value.kind == "record-damaged"
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda _: b"", lambda _: gzip.compress(b"{}\n")])
+def test_a_damaged_shard_is_refused(damage: object, tmp_path: Path) -> None:
+    written(tmp_path / "record", {"/": ENTRIES})
+    (shard,) = index(tmp_path / "record").shards
+    content = (tmp_path / "record" / shards.path_of(shard)).read_bytes()
+    with pytest.raises(KopiatomicError) as error:
+        list(shards.read_shard(shard, damage(content)))  # type: ignore[operator]
+    assert error.value.kind == "record-damaged"
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", "a\0b"])
+def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="name"):
+        shards.decoded({**shards.encoded(entry("x")), "name": name})
