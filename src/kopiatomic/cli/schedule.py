@@ -297,7 +297,7 @@ def meant(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], Opti
 
     words, context, _ = parsed(words, group)
     params = context.params
-    maintenance = not params["no_maintenance"]
-    of_the_output = {"as_json", "verbose", "quiet", "no_maintenance"}
+    maintenance, metadata = not params["no_maintenance"], not params["no_metadata"]
+    of_the_output = {"as_json", "verbose", "quiet", "no_maintenance", "no_metadata"}
     wanted = {name: value for name, value in params.items() if name not in of_the_output}
-    return words, Options(maintenance=maintenance, **wanted)
+    return words, Options(maintenance=maintenance, metadata=metadata, **wanted)

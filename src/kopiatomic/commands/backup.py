@@ -21,10 +21,11 @@ from kopiatomic.hooks.holder import Finding
 from kopiatomic.hooks.hook import Moment
 from kopiatomic.hooks.run import SKIP, HookError
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
-from kopiatomic.model.plan import Layout, Plan
+from kopiatomic.model.plan import RECORD, Layout, Plan
+from kopiatomic.model.record import FAILED
 from kopiatomic.model.report import EngineReport, Report, WriterReport
 from kopiatomic.planning import plan
-from kopiatomic.runs import in_view, skipping
+from kopiatomic.runs import in_view, metadata, skipping
 from kopiatomic.runs.freezing import Frozen, Session, failures_in, new_run_id, recorded
 from kopiatomic.runs.hooks import Hooks, Prepared
 from kopiatomic.runs.launcher import Checked, Start, StartOptions
@@ -269,7 +270,7 @@ class _Run:
         with report.phase("check"):
             session.check(selected)
             repository = self._checked(selected)
-            report.plan = self._with_writable(repository, selected)
+            report.plan = self._final(repository, selected)
             session.holders = [one.holder for one in self._writers(selected) if one.holder is not None]
         return repository
 
@@ -316,6 +317,17 @@ class _Run:
             self._selecting.warn(warning)
         asked.version = repository.version
         return repository
+
+    def _final(self, repository: Repository, selected: Plan) -> Plan:
+        """Return the plan with what depends on the repository. Raises KopiatomicError."""
+        return self._with_record(repository, self._with_writable(repository, selected))
+
+    def _with_record(self, repository: Repository, selected: Plan) -> Plan:
+        """Return the plan with the place of the metadata record, if one is made."""
+        possible = selected.layout is Layout.MERGED and self._selecting.platform.records_metadata
+        if not possible or repository.losses is None or not self._options.metadata:
+            return selected
+        return replace(selected, record=RECORD)
 
     def _with_writable(self, repository: Repository, selected: Plan) -> Plan:
         """Return the plan with what must stay live in the frozen trees. Raises KopiatomicError if that would be read as data."""
@@ -380,11 +392,12 @@ class _Run:
         assert report.plan is not None
         assert report.engine is not None
         remembering = skipping.remembering(repository) if self._options.skip_unchanged else None
-        with session.view(lambda: self._with_writable(repository, self._selecting.select())) as frozen:
+        with session.view(lambda: self._final(repository, self._selecting.select())) as frozen:
             # The plan may have changed meanwhile: a dataset has vanished.
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
             if remembering is not None:
                 job = self._without_unchanged(session, job, remembering)
+            self._record_metadata(frozen, job, repository)
             self._in_view(frozen, job)
             made = repository.backup(job)
             checked = self._run_engine(frozen, job, made) if job.sources else _NOTHING_READ
@@ -410,6 +423,28 @@ class _Run:
             # What is read now may come to nothing.
             session.attempt(lambda records: records.stand(series, dict.fromkeys(job.sources)))
         return job
+
+    def _record_metadata(self, frozen: Frozen, job: Job, repository: Repository) -> None:
+        """Record what the engine would lose; without that the backup is not complete. Raises KopiatomicError, Interrupted."""
+        report = self._report
+        assert report.engine is not None
+        if not job.plan.record:
+            return
+        assert repository.losses is not None
+        self._listener.phase("recording what the engine would lose")
+        with report.phase("metadata"):
+            try:
+                about = metadata.about(job.plan, report.engine)
+                made = frozen.supervisor.record(repository.losses, about)
+            except KopiatomicError as error:
+                if error.kind != FAILED:
+                    raise
+                report.incomplete.append(error.message)
+                return
+        report.metadata = made
+        if made.unreadable:
+            named = first_few([f"{printable(one.path)} ({one.why})" for one in made.named])
+            report.incomplete.append(f"what {made.unreadable} entries have could not be recorded: {named}")
 
     def _in_view(self, frozen: Frozen, job: Job) -> None:
         """Run the hooks ``in_view``: each reads the frozen view, before the engine. Raises KopiatomicError, Interrupted."""

@@ -62,6 +62,8 @@ class Options:
     require_atomic: bool = False
     dry_run: bool = False
     maintenance: bool = True
+    metadata: bool = True
+    """Whether what the engine would lose is recorded."""
     timeout: float | None = None
     wait: float | None = None
     schedule: str | None = None

@@ -363,6 +363,14 @@ _BACKUP = (
         "Leave kopia's own maintenance out.",
         engines=("kopia",),
     ),
+    _flag(
+        "no_metadata",
+        "--no-metadata",
+        Group.VIEW,
+        "Without the record of what the engine would lose: attributes, access control lists, links, devices, times.",
+        engines=("kopia", "restic", "borg"),
+        layout="merged",
+    ),
     _text(
         "schedule",
         "--schedule",

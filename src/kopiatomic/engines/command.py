@@ -85,6 +85,7 @@ class UnknownRepository:
     """The program as the user named it."""
     words: tuple[str, ...]
     """The command, without what it is to read."""
+    losses: None = None
     version: str | None = None
     """Not queried, because it may be any program."""
     warnings: tuple[str, ...] = ()

@@ -12,6 +12,7 @@ from kopiatomic.engines.written import WrittenDirectory
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress, Target
 from kopiatomic.model.plan import Plan, Refusal
+from kopiatomic.model.record import Losses
 from kopiatomic.model.snapshots import Sets
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.text import printable
@@ -124,6 +125,10 @@ class Repository(Protocol):
     @property
     def target(self) -> Target:
         """Where it is, and the identity of its snapshots there."""
+
+    @property
+    def losses(self) -> Losses | None:
+        """What it does not keep of what it saves; None if that is not known."""
 
     def written(self, plan: Plan) -> list[WrittenDirectory]:
         """Return the directories that the engine writes to; matters in place. The plan may hold less than the one checked."""

@@ -10,6 +10,7 @@ from kopiatomic.engines.engine import Job
 from kopiatomic.engines.names import spelled
 from kopiatomic.model.fstypes import SYSTEM
 from kopiatomic.model.plan import Layout, Plan
+from kopiatomic.model.record import INDEX
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.state import locks
 
@@ -55,6 +56,9 @@ class Listing:
         self._volumes = job.volumes
         self._left_out = left_out(job.plan)
         self._within = tuple(f"{self.spelled(source).strip('/')}/".lstrip("/") for source in job.plan.sources)
+        self._record = self.spelled(record_in(job.plan)).strip("/")
+        self.recorded = False
+        """Whether the metadata record is among the entries."""
         self.outside = ""
         """The first entry that lies in no source, as the engine writes it; empty if there is none."""
 
@@ -67,6 +71,8 @@ class Listing:
         path = path.strip("/")
         if not self.outside and not f"{path}/".startswith(self._within):
             self.outside = path
+        if path and path == self._record:
+            self.recorded = True
         parent = self._found.get(path.rpartition("/")[0])
         if parent is not None and path:
             parent.filled = True
@@ -94,6 +100,11 @@ class Listing:
                 "CACHEDIR.TAG leave its content out?"
             )
         return None
+
+
+def record_in(plan: Plan) -> str:
+    """Return the path at which an engine finds the list of the metadata record; empty if there is none."""
+    return f"{plan.path(plan.record)}/{INDEX}" if plan.record else ""
 
 
 def left_out(plan: Plan) -> list[str]:

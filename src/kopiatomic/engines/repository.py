@@ -17,6 +17,7 @@ from kopiatomic.engines.written import WrittenDirectory, is_covered, source_of
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress, Saved, Target
 from kopiatomic.model.plan import Layout, Plan, Refusal
+from kopiatomic.model.record import Losses
 from kopiatomic.paths import below, local_path
 from kopiatomic.secrets.masking import credentials, masked
 from kopiatomic.system import looking
@@ -101,6 +102,8 @@ class RepositoryEngine(ABC):
 
 class NamedRepository(ABC):
     """A repository given as text, with all sources of a run in one snapshot."""
+
+    losses: Losses
 
     def __init__(self, client: RepositoryClient, version: str | None, warnings: Sequence[str]) -> None:
         self._program = client

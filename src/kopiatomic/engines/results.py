@@ -39,4 +39,5 @@ def combined(found: Sequence[tuple[str, EngineResult]]) -> EngineResult:
         problems=tuple(problem for _, result in found for problem in result.problems)[:PROBLEMS],
         problem_count=sum(result.problem_count for _, result in found),
         sources=sources,
+        recorded=any(result.recorded for _, result in found),
     )

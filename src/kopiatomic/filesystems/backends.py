@@ -11,7 +11,7 @@ from kopiatomic.filesystems.kind import Kind
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Intent, Leftover
 from kopiatomic.model.mounts import Mount
-from kopiatomic.model.plan import Plan, Refusal, Taken
+from kopiatomic.model.plan import Dataset, Plan, Refusal, Taken
 from kopiatomic.model.request import Request
 from kopiatomic.model.snapshots import Instant, Sets, SnapshotSet
 from kopiatomic.state.liveness import Life
@@ -122,6 +122,10 @@ def _no_identity(_fd: int) -> bytes:
     return b""
 
 
+def _no_properties(_datasets: Sequence[Dataset]) -> Mapping[str, Mapping[str, Any]]:
+    return {}
+
+
 def _never(_fd: int) -> bool:
     return False
 
@@ -147,6 +151,8 @@ class Backend:
     """Whether a name in a mounted dataset may have other spellings there. Raises KopiatomicError."""
     bookmarks: Bookmarks | None = None
     """None: nothing is kept on a dataset."""
+    properties: Callable[[Sequence[Dataset]], Mapping[str, Mapping[str, Any]]] = _no_properties
+    """Returns what is set on datasets beside their files, as JSON types, by dataset. Raises KopiatomicError, Interrupted."""
     dataset_in: Callable[[int], tuple[str, int]] | None = None
     """Returns the pool and the id (``Dataset.subvolume``) of the dataset that a directory is open in; None if the mount tells
     which it is. Raises OSError."""

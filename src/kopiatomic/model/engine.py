@@ -74,6 +74,8 @@ class EngineResult:
     """One per source; empty if the engine does not keep separate sources."""
     unchanged: bool = False
     """Whether nothing was read and an earlier snapshot is used instead."""
+    recorded: bool = False
+    """Whether the metadata record is in it, by the engine's own list."""
 
 
 @immutable

@@ -15,6 +15,9 @@ UNMOUNTED = "/.unmounted"
 VOLUMES = "/.volumes"
 """Where in the view volumes appear."""
 
+RECORD = "/.kopiatomic"
+"""Where in a merged view the metadata record is."""
+
 SCRATCH = "scratch"
 """The directory below the view's own one that an engine may write to freely."""
 
@@ -236,6 +239,8 @@ class Plan:
     """In place: what an engine must write to, so that it is live even within a frozen tree."""
     ignore_files: tuple[tuple[str, str], ...] = ()
     """In place: names and contents of files that have an engine leave out a directory of ours that is in a source."""
+    record: str = ""
+    """The place of the metadata record in the view; empty if there is none."""
     bookmark: str = ""
     """ZFS: the bookmark that is kept on each dataset, so that the next run knows what has changed. Empty: no bookmark."""
 

@@ -14,6 +14,12 @@ from kopiatomic.immutable import immutable
 VERSION = 1
 """Of the format. A reader refuses a newer one."""
 
+FAILED = "metadata-record"
+"""The kind of the error where it cannot be made."""
+
+INDEX = "record.json"
+"""The name of the file that lists the others."""
+
 HERE = "."
 """The name of a directory in the list of what is in it."""
 
@@ -91,6 +97,18 @@ class Shard:
     entries: int
     first: str
     """The path of its first directory."""
+
+
+@immutable
+class Recorded:
+    """What a record that was made has."""
+
+    entries: int
+    size: int
+    """Of its files, in bytes."""
+    unreadable: int = 0
+    named: tuple[Unrecorded, ...] = ()
+    """The first of what could not be read."""
 
 
 @immutable

@@ -15,6 +15,7 @@ from kopiatomic.immutable import immutable
 from kopiatomic.model.changes import Changes
 from kopiatomic.model.engine import EngineEnd, EngineResult, Target
 from kopiatomic.model.plan import Plan
+from kopiatomic.model.record import Recorded
 from kopiatomic.model.snapshots import Sets
 
 
@@ -88,6 +89,8 @@ class Report:
     """The hooks of the profile that were run, in this order."""
     writers: list[WriterReport] = field(default_factory=list)
     """The writers that were to be held still, in their order."""
+    metadata: Recorded | None = None
+    """The metadata record that was made; None if there is none."""
     skipped: str = ""
     """Why there was nothing to back up, by the word of the hook ``before``; empty if it did not say so."""
 

@@ -61,6 +61,7 @@ def _document(report: Report) -> dict[str, Any]:
             }
             for one in report.writers
         ],
+        "metadata": _metadata(report),
         "skipped": report.skipped or None,
         "atomic": report.sets.atomic if report.sets else None,
         "instant": instant_text(report.sets.started_ns) if report.sets else None,
@@ -79,6 +80,19 @@ def _document(report: Report) -> dict[str, Any]:
         "warnings": report.warnings,
         "incomplete": report.incomplete,
         "left_behind": report.left_behind,
+    }
+
+
+def _metadata(report: Report) -> dict[str, Any] | None:
+    made = report.metadata
+    if made is None:
+        return None
+    result = report.engine.result if report.engine else None
+    return {
+        "entries": made.entries,
+        "bytes": made.size,
+        "unreadable": made.unreadable,
+        "saved": result.recorded if result else None,
     }
 
 

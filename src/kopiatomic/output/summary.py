@@ -50,6 +50,7 @@ def summary(report: Report, *, verbose: bool) -> list[Line]:
     lines += [("", line) for line in proof(report.sets)]
     lines += [("", line) for line in _held(report.writers)]
     lines += [("", line) for line in _engine_lines(report.engine)]
+    lines += [("", line) for line in _metadata(report)]
     lines += [("", line) for line in _others(report.plan)]
     lines += [("", line) for line in _not_in_it(report.plan, all_of_it=verbose)]
     lines += [("", f"Shielded: {line}") for line in shielded(report.plan)[:_FEW]]
@@ -157,6 +158,17 @@ def _engine_lines(engine: EngineReport) -> list[str]:
     if result.problem_count > len(result.problems):
         lines.append(f"  and {result.problem_count - len(result.problems)} more")
     return lines
+
+
+def _metadata(report: Report) -> list[str]:
+    """Return what is recorded of what the engine does not keep."""
+    made, engine = report.metadata, report.engine
+    assert engine is not None
+    if made is None or engine.result is None:
+        return []
+    if not engine.result.recorded:
+        return [f"Metadata: without metadata: its record is not in what {engine.name} saved"]
+    return [f"Metadata: {made.entries:,} entries of which {engine.name} would lose something ({size(made.size)})"]
 
 
 def _others(plan: Plan) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, runtime_checkable
 
 from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.model.leftovers import Intent
@@ -48,6 +49,17 @@ class MountedView(Protocol):
         """
 
 
+@runtime_checkable
+class RecordingView(MountedView, Protocol):
+    """A view of whose trees a metadata record can be made, when it is assembled and before a program runs in it."""
+
+    def trees(self) -> Iterator[tuple[str, int]]:
+        """Yield each tree of the view that is frozen, with its place, open until the next one. Raises OSError."""
+
+    def record(self) -> AbstractContextManager[int]:
+        """Return a block with the directory of the metadata record, open, in which it is written. Raises OSError."""
+
+
 class AccessWatch(Protocol):
     """Observes which sources are looked into while a program runs."""
 
@@ -84,6 +96,10 @@ class Platform(Protocol):
 
     def leftovers(self) -> Mapping[str, Leftovers]:
         """Return what finds what only this system has, such as mounts of dead runs, by the kind of their intents."""
+
+    @property
+    def records_metadata(self) -> bool:
+        """Whether a metadata record can be made of what is in a view."""
 
     def check(self, plan: Plan) -> list[str]:
         """Refuse what cannot be made of a plan here. Return what the user should know. Raises KopiatomicError, OSError."""

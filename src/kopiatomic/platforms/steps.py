@@ -85,9 +85,14 @@ class ScaffoldStep(Step):
     """Shows an empty directory of ours, which holds mount points inside a frozen tree."""
 
 
+@immutable
+class RecordStep(Step):
+    """Shows a directory of ours with the metadata record in it, which is written when everything is mounted."""
+
+
 def is_frozen(step: Step) -> bool:
     """Whether a step shows something frozen: a snapshot, or volumes."""
-    return not isinstance(step, LiveStep | ScaffoldStep)
+    return not isinstance(step, LiveStep | ScaffoldStep | RecordStep)
 
 
 NO_PLACE = (
@@ -149,7 +154,7 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
     """Return what to mount, parents first: every snapshot as planned, and what else must be visible in their trees."""
     made = {(s.kind, snapshot.dataset): snapshot for s in sets.sets for snapshot in s.snapshots}
     places = [place for taken in plan.taken for place in taken.places]
-    ours = any(place.startswith((f"{UNMOUNTED}/", f"{VOLUMES}/")) for place in places)
+    ours = bool(plan.record) or any(place.startswith((f"{UNMOUNTED}/", f"{VOLUMES}/")) for place in places)
     steps: list[Step] = [ScaffoldStep("", place) for place in {*plan.scaffolds, *(h.directory for h in plan.hidden)}]
     live = [u for u in (*plan.uncovered, *plan.relit) if u.live]
     steps += [LiveStep(f"{u.fstype} {u.source}" if u.inside else "", u.point, u.fstype, u.source) for u in live]
@@ -175,6 +180,8 @@ def steps_of(plan: Plan, sets: Sets) -> list[Step]:
             )
             for place, part in taken.shown
         ]
+    if plan.record:
+        steps.append(RecordStep("", plan.record))
     if files:
         steps.append(VolumesStep("", VOLUMES, tuple(files), sets.started_ns, named=True))
     return sorted(steps, key=lambda step: tree_order(step.place))

@@ -16,16 +16,19 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 from kopiatomic.engines import names
 from kopiatomic.errors import KopiatomicError, StartError, advice_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import Command, EngineEnd
-from kopiatomic.platforms.platform import AccessWatch, HostWatcher, MountedView, Platform
+from kopiatomic.model.record import FAILED, Losses, Recorded
+from kopiatomic.platforms.platform import AccessWatch, HostWatcher, MountedView, Platform, RecordingView
 from kopiatomic.system import spawn
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
+from kopiatomic.trees.record import Recorder
+from kopiatomic.trees.shards import Writer
 
 
 @immutable
@@ -53,6 +56,14 @@ class Start:
     """What must be looked into, or the program has read something else; with its paths."""
     foreground: bool = False
     """Whether it starts in the foreground of its terminal: the supervisor asks its streams."""
+
+
+@immutable
+class Record:
+    """To the launcher: make the metadata record, while no program runs; ``about`` is what else it says, as JSON types."""
+
+    losses: Losses
+    about: Mapping[str, Any]
 
 
 @immutable
@@ -197,6 +208,8 @@ def _serve(channel: Channel, platform: Platform, host_watcher: HostWatcher | Non
         # What concerned the last program may come after its end.
         if isinstance(message, Check):
             channel.send(Problems(tuple(view.check())))
+        elif isinstance(message, Record):
+            channel.send(_record(message, view))
         elif isinstance(message, Start):
             streams = ProgramStreams.of(channel.receive_descriptors(_MOST_STREAMS))
             try:
@@ -207,6 +220,25 @@ def _serve(channel: Channel, platform: Platform, host_watcher: HostWatcher | Non
                 channel.send(error)
             finally:
                 streams.close()
+
+
+def _record(wanted: Record, view: MountedView) -> Recorded | KopiatomicError:
+    """Make the metadata record of all that is frozen in the view."""
+    assert isinstance(view, RecordingView)
+    try:
+        with view.record() as directory:
+            writer = Writer(directory)
+            recorder = Recorder(writer, wanted.losses)
+            for place, fd in view.trees():
+                recorder.add(fd, place)
+            writer.end(wanted.about)
+        return recorder.recorded()
+    except OSError as error:
+        return KopiatomicError(
+            f"the metadata record cannot be made: {error.strerror}",
+            kind=FAILED,
+            hint="Is there enough memory for it? --no-metadata leaves it out.",
+        )
 
 
 def _wait(channel: Channel, host_watcher: HostWatcher | None) -> None:

@@ -7,17 +7,18 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.filesystems.backends import Maker
 from kopiatomic.hooks.holder import Held
 from kopiatomic.hooks.together import Together
 from kopiatomic.model.plan import Plan
+from kopiatomic.model.record import Losses, Recorded
 from kopiatomic.model.report import HoldEnd
 from kopiatomic.model.snapshots import Sets
 from kopiatomic.platforms.platform import Platform, RecordIntents
@@ -155,6 +156,13 @@ class Supervisor:
         view = self._from_launcher()
         assert isinstance(view, View)
         return view
+
+    def record(self, losses: Losses, about: Mapping[str, Any]) -> Recorded:
+        """Have the metadata record of the view made. Raises KopiatomicError, Interrupted."""
+        self._tell_launcher(launcher.Record(losses, about))
+        recorded = self._from_launcher()
+        assert isinstance(recorded, Recorded)
+        return recorded
 
     def run(
         self, start: launcher.Start, streams: Streams, stop_timeout: float, *, limit: float | None = None

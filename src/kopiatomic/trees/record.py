@@ -5,11 +5,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from kopiatomic.immutable import immutable
-from kopiatomic.model.record import HERE, SPECIAL, EntryKind, Losses, RecordedEntry, Unrecorded
+from kopiatomic.model.record import HERE, SPECIAL, EntryKind, Losses, Recorded, RecordedEntry, Unrecorded
 from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
 from kopiatomic.trees import attributes
@@ -22,26 +19,8 @@ _SHOWN = 20
 """How many of what could not be read are named; the rest are counted."""
 
 
-@immutable
-class Top:
-    """A tree to record: its directory, open, and the absolute path that it has in the record."""
-
-    fd: int
-    path: str
-
-
-@dataclass
-class Counted:
-    """What a record has."""
-
-    entries: int = 0
-    unreadable: int = 0
-    named: list[Unrecorded] = field(default_factory=list)
-    """The first of what could not be read."""
-
-
 class Recorder:
-    """Records trees, one after the other. ``losses`` says what of them."""
+    """Records trees, in the order of their paths. ``losses`` says what of them."""
 
     def __init__(self, writer: Writer, losses: Losses) -> None:
         self._writer = writer
@@ -50,18 +29,26 @@ class Recorder:
         """The path of the first name of each file that has several."""
         self._flagged: dict[int, bool] = {}
         """Whether a filesystem has flags and projects, by device."""
-        self.counted = Counted()
+        self._entries = 0
+        self._unread = 0
+        self._named: list[Unrecorded] = []
 
-    def add(self, tops: Sequence[Top]) -> None:
-        """Record these. Raises OSError if the record cannot be written."""
-        for top in tops:
-            for directory in walk(top.fd, lambda path, error: self._unreadable(_joined(top.path, path), error)):  # noqa: B023 - called in the loop
-                self._directory(_joined(top.path, directory.path), directory)
+    def add(self, top: int, path: str) -> None:
+        """Record the tree in an open directory, which has this absolute path in the record.
+
+        Raises OSError if the record cannot be written.
+        """
+        for directory in walk(top, lambda inside, error: self._unreadable(_joined(path, inside), error)):
+            self._directory(_joined(path, directory.path), directory)
+
+    def recorded(self) -> Recorded:
+        """Return what has been recorded so far."""
+        return Recorded(self._entries, self._writer.size, self._unread, tuple(self._named))
 
     def _unreadable(self, path: str, error: OSError) -> None:
-        self.counted.unreadable += 1
-        if len(self.counted.named) < _SHOWN:
-            self.counted.named.append(Unrecorded(path, error.strerror or str(error)))
+        self._unread += 1
+        if len(self._named) < _SHOWN:
+            self._named.append(Unrecorded(path, error.strerror or str(error)))
 
     def _directory(self, path: str, directory: Directory) -> None:
         own = os.fstat(directory.fd)
@@ -74,7 +61,7 @@ class Recorder:
             if not stat.S_ISDIR(status.st_mode)
         ]
         entries = [entry for entry in found if entry is not None]
-        self.counted.entries += len(entries)
+        self._entries += len(entries)
         self._writer.add(path, entries)
 
     def _entry(self, path: str, fd: int, name: str, status: os.stat_result) -> RecordedEntry | None:

@@ -17,11 +17,10 @@ from typing import Any
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.model.record import VERSION, EntryKind, RecordedEntry, Shard
+from kopiatomic.model.record import INDEX, VERSION, EntryKind, RecordedEntry, Shard
 from kopiatomic.text import printable
 
 FORMAT = "kopiatomic-record"
-INDEX = "record.json"
 FOLDER = "shards"
 SUFFIX = ".jsonl.gz"
 

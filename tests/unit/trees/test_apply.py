@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.model.record import Losses
+from kopiatomic.model.record import INDEX, Losses, Recorded
 from kopiatomic.system.descriptors import closing
 from kopiatomic.trees import shards
 from kopiatomic.trees.apply import Outcome, Restorer
-from kopiatomic.trees.record import Counted, Recorder, Top
+from kopiatomic.trees.record import Recorder
 from kopiatomic.trees.shards import Writer
 
 ALL = Losses(xattrs=True, hard_links=True, specials=True, directory_times=True, link_step_ns=1000, stand_in="\ufffd")
@@ -31,14 +31,14 @@ class Ground:
         self.source, self.target, self.record = (folder / name for name in ("source", "target", "record"))
         self.source.mkdir()
 
-    def made(self, losses: Losses = ALL) -> Counted:
+    def made(self, losses: Losses = ALL) -> Recorded:
         self.record.mkdir()
         with closing(os.open(self.record, os.O_RDONLY)) as fd, closing(os.open(self.source, os.O_RDONLY)) as top:
             writer = Writer(fd)
             recorder = Recorder(writer, losses)
-            recorder.add([Top(top, "/home")])
+            recorder.add(top, "/home")
             writer.end({})
-        return recorder.counted
+        return recorder.recorded()
 
     def copied(self, below: str = "") -> None:
         """Copy what kopia keeps: contents, links, owners, modes, times of files, and those of links to the microsecond."""
@@ -60,7 +60,7 @@ class Ground:
                     _like(path, copy)
 
     def applied(self, base: str = "/home") -> Outcome:
-        index = shards.read_index((self.record / shards.INDEX).read_bytes())
+        index = shards.read_index((self.record / INDEX).read_bytes())
         with closing(os.open(self.target, os.O_RDONLY)) as top:
             return Restorer(index, lambda path: (self.record / path).read_bytes(), top, base).apply()
 

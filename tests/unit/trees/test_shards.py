@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.record import EntryKind, RecordedEntry
+from kopiatomic.model.record import INDEX, EntryKind, RecordedEntry
 from kopiatomic.trees import shards
 from kopiatomic.trees.shards import Index, Writer
 
@@ -44,7 +44,7 @@ def written(folder: Path, directories: dict[str, list[RecordedEntry]]) -> Writer
 
 
 def index(folder: Path) -> Index:
-    return shards.read_index((folder / shards.INDEX).read_bytes())
+    return shards.read_index((folder / INDEX).read_bytes())
 
 
 def read(folder: Path) -> dict[str, list[RecordedEntry]]:
@@ -82,7 +82,7 @@ def test_the_same_tree_is_the_same_files_and_a_change_is_in_one(tmp_path: Path) 
 
 def test_a_newer_version_says_so(tmp_path: Path) -> None:
     written(tmp_path / "record", {"/": ENTRIES})
-    document = json.loads((tmp_path / "record" / shards.INDEX).read_text())
+    document = json.loads((tmp_path / "record" / INDEX).read_text())
     with pytest.raises(KopiatomicError) as error:
         shards.read_index(json.dumps({**document, "version": 2}).encode())
     assert error.value.kind == "record-newer"

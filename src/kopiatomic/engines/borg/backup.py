@@ -87,6 +87,7 @@ class BorgBackup(repository.RepositoryBackup):
             statistics=self._statistics(archive),
             problems=tuple(output.problems),
             problem_count=output.problem_count,
+            recorded=self._listing.recorded,
         )
 
     def _unproven(self, archive: Mapping[str, Any]) -> str | None:

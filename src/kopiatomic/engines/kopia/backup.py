@@ -118,7 +118,9 @@ class KopiaBackup:
         reasons += lacking
         reasons += listing.confused(client, manifest, odd, source)
         statistics = {**result.statistics, "unchanged": 1} if unchanged else result.statistics
-        return replace(result, complete=not reasons, message="; ".join(reasons), statistics=statistics)
+        recorded = listing.has_record(client, manifest, job, source)
+        message = "; ".join(reasons)
+        return replace(result, complete=not reasons, message=message, statistics=statistics, recorded=recorded)
 
     def _ask_ahead(self) -> None:
         """Have kopia answer now what will be queried next."""

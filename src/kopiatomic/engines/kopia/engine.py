@@ -16,11 +16,13 @@ from kopiatomic.engines.kopia import policy as kopia_policy
 from kopiatomic.engines.kopia.backup import KopiaBackup, argv, levels
 from kopiatomic.engines.kopia.client import Client
 from kopiatomic.engines.kopia.found import Found, mapping, source_of
+from kopiatomic.engines.kopia.listing import STAND_IN
 from kopiatomic.engines.kopia.output import parse_manifest
 from kopiatomic.engines.kopia.result import failures, standing
 from kopiatomic.engines.numbers import number
 from kopiatomic.model.engine import EngineResult, Target
 from kopiatomic.model.plan import Layout, Plan, Refusal
+from kopiatomic.model.record import Losses
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import looking
 
@@ -138,6 +140,10 @@ class KopiaRepository:
     def __init__(self, found: Found, warnings: Sequence[str]) -> None:
         self._found = found
         self._warnings = warnings
+
+    losses = Losses(
+        xattrs=True, hard_links=True, specials=True, directory_times=True, link_step_ns=1000, stand_in=STAND_IN
+    )
 
     @property
     def version(self) -> str | None:

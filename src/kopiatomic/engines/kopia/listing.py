@@ -11,6 +11,7 @@ from typing import Any
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.kopia.client import Client, last_error
 from kopiatomic.engines.kopia.output import Manifest
+from kopiatomic.engines.listing import record_in
 from kopiatomic.engines.names import OddNames, spelled
 from kopiatomic.engines.numbers import number
 from kopiatomic.engines.program import KEEP
@@ -47,6 +48,17 @@ def missing(client: Client, manifest: Manifest, job: Job, source: str) -> list[s
         except KopiatomicError as error:
             problems.append(f"kopia's snapshot could not be looked at below {printable(parent)}: {error.message}")
     return problems
+
+
+def has_record(client: Client, manifest: Manifest, job: Job, source: str) -> bool:
+    """Whether the metadata record is in the snapshot of a source; what could not be found out counts as no."""
+    path = below(record_in(job.plan), source)
+    if not path:
+        return False
+    try:
+        return not _is_absent(client.show(f"{manifest.root_object}/{path}", keep=1))
+    except KopiatomicError:
+        return False
 
 
 def confused(client: Client, manifest: Manifest, odd: OddNames, source: str) -> list[str]:

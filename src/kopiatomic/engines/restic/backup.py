@@ -77,6 +77,7 @@ class ResticBackup(repository.RepositoryBackup):
             statistics=_statistics(summary, output.problem_count),
             problems=tuple(output.problems),
             problem_count=output.problem_count,
+            recorded=listing.recorded,
         )
 
     def _shown(self, snapshot: str, listing: Listing) -> Mapping[str, Any]:
@@ -86,7 +87,8 @@ class ResticBackup(repository.RepositoryBackup):
             kind = {"dir": "d", "file": "f"}.get(str(entry["type"]), "?")
             listing.take(str(entry["path"]), kind, number(entry, "size"))
 
-        directories = [self._job.plan.path(place) for place in self._job.mounted]
+        plan = self._job.plan
+        directories = [plan.path(place) for place in (*self._job.mounted, *([plan.record] if plan.record else []))]
         head = self._client.show(snapshot, directories, take)
         if not str(head.get("id", "")).startswith(snapshot):
             raise KopiatomicError("its answer is of another one", kind="restic-failed")

@@ -12,6 +12,7 @@ from kopiatomic.engines.restic.backup import ResticBackup, argv
 from kopiatomic.engines.restic.client import Client
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Plan
+from kopiatomic.model.record import Losses
 from kopiatomic.text import printable
 
 OLDEST = (0, 14, 0)
@@ -80,6 +81,8 @@ class Restic(repository.RepositoryEngine):
 
 class ResticRepository(repository.NamedRepository):
     """restic's repository."""
+
+    losses = Losses()
 
     def __init__(self, client: Client, version: str | None, warnings: Sequence[str]) -> None:
         super().__init__(client, version, warnings)

@@ -33,6 +33,7 @@ class FreeBSDPlatform:
 
     filesystems = ("zfs",)
     outlives = True
+    records_metadata = False
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel

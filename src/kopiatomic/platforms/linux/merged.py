@@ -15,7 +15,7 @@ from kopiatomic import paths, presence
 from kopiatomic.errors import KopiatomicError, place_needed
 from kopiatomic.model.fstypes import may_hang
 from kopiatomic.model.mounts import holder, visible
-from kopiatomic.model.plan import UNMOUNTED, VOLUMES
+from kopiatomic.model.plan import RECORD, UNMOUNTED, VOLUMES
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.platforms.linux.attributes import Attributes, attributes_of, give
 from kopiatomic.platforms.linux.view import (
@@ -29,7 +29,7 @@ from kopiatomic.platforms.linux.view import (
     refused,
     relative,
 )
-from kopiatomic.platforms.steps import ScaffoldStep, SnapshotStep, Step, View
+from kopiatomic.platforms.steps import RecordStep, ScaffoldStep, SnapshotStep, Step, View
 from kopiatomic.system import linux, looking, mountinfo
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
@@ -63,9 +63,10 @@ class MergedView(LinuxView):
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
         self.mount_base()
+        records = any(isinstance(step, RecordStep) for step in self._steps)
         with self.open_top() as base:
             with Tops(base) as tops:
-                steps = [piece for step in self._steps for piece in _pieces(step, tops)]
+                steps = [piece for step in self._steps for piece in _pieces(step, tops, records=records)]
                 missing = [found for step in steps if (found := self.mount(step, tops))]
                 snapshots = [step for step in self._steps if isinstance(step, SnapshotStep)]
                 status = next((_dress(base, step, tops) for step in snapshots if step.open_top), None)
@@ -150,7 +151,7 @@ def _copy_attributes(root: int, scaffolding: dict[str, Attributes]) -> None:
 # The frozen top directory as one of ours, so that there is room in it for more
 
 
-def _pieces(step: Step, tops: Tops) -> Iterator[Step]:
+def _pieces(step: Step, tops: Tops, *, records: bool) -> Iterator[Step]:
     """Yield a step as it is; for one whose top must be opened, yield each entry of its top directory separately.
 
     Links are not mounts: :func:`_dress` makes them. Raises KopiatomicError.
@@ -161,11 +162,28 @@ def _pieces(step: Step, tops: Tops) -> Iterator[Step]:
     with tops.of(step) as path, opened(path, ".") as top, os.scandir(top) as entries:
         for entry in entries:
             place = f"/{entry.name}"
+            if place == RECORD and records:
+                _require_ours(step, entry)
+                continue
             if place in {UNMOUNTED, VOLUMES}:
                 raise place_needed(f"{printable(place)} exists in {printable(step.dataset)}", place)
             if not entry.is_symlink():
                 file = not entry.is_dir(follow_symlinks=False)
                 yield replace(step, place=place, part=entry.name, file=file, open_top=False)
+
+
+def _require_ours(step: SnapshotStep, entry: os.DirEntry[str]) -> None:
+    """Refuse what is where the metadata record must be, but for what runs themselves have in the top of a filesystem.
+
+    Raises KopiatomicError.
+    """
+    status = entry.stat(follow_symlinks=False)
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != 0 or stat.S_IMODE(status.st_mode) != 0o700:
+        raise KopiatomicError(
+            f"{RECORD} exists in {printable(step.dataset)}, where the metadata record has its place",
+            kind="same-place",
+            hint=f"Rename {RECORD}, or leave the record out: --no-metadata",
+        )
 
 
 def _dress(root: int, step: SnapshotStep, tops: Tops) -> os.stat_result:

@@ -24,6 +24,7 @@ class LinuxPlatform:
     """Satisfies :class:`kopiatomic.platforms.Platform`."""
 
     outlives = False
+    records_metadata = True
 
     @property
     def filesystems(self) -> Sequence[str]:

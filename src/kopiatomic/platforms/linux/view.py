@@ -28,6 +28,7 @@ from kopiatomic.platforms.steps import (
     LiveStep,
     Missing,
     Obstacle,
+    RecordStep,
     ScaffoldStep,
     SnapshotStep,
     Step,
@@ -225,6 +226,30 @@ class LinuxView:
         replaced = [f"{_what(step)} was taken away or replaced while the engine ran" for step in changed]
         return [*replaced, *self._volumes.problems]
 
+    def trees(self) -> Iterator[tuple[str, int]]:
+        """Yield each tree that is frozen, or stands for one, with its place, open until the next; each on one filesystem.
+
+        Raises OSError.
+        """
+        shown = [p.step.place for p in self._prints if _is_tree(p.step)]
+        devices: dict[str, int] = {}
+        with self.open_top() as top:
+            for place in shown if "/" in shown else ["/", *shown]:
+                with opened(top, place) as fd:
+                    device = devices[place] = os.fstat(fd).st_dev
+                    above = next((devices[p] for p in paths.parents(place) if p in devices), None)
+                    if device != above:
+                        yield place, fd
+
+    @contextmanager
+    def record(self) -> Iterator[int]:
+        """Yield the directory of the metadata record, open; nothing can be written to it afterwards. Raises OSError."""
+        place = next(p.step.place for p in self._prints if isinstance(p.step, RecordStep))
+        with self.open_top() as top, opened(top, place) as fd:
+            yield fd
+            flags = linux.MS_BIND | linux.MS_REMOUNT | FLAGS
+            linux.mount("none", f"/proc/self/fd/{fd}", None, flags)
+
     def remove(self) -> list[str]:
         """Do nothing: all of it ends with the namespace."""
         return []
@@ -300,7 +325,7 @@ class LinuxView:
 
     def mount_on(self, step: Step, target: str, tops: Tops) -> Obstacle | None:
         """Mount a step. Return why the part to show does not exist, if so. Raises OSError, KopiatomicError."""
-        if isinstance(step, ScaffoldStep):
+        if isinstance(step, ScaffoldStep | RecordStep):
             mount_scaffold(target)
         elif isinstance(step, VolumesStep):
             self._volumes.show(target, step)
@@ -377,12 +402,18 @@ def is_file(step: Step) -> bool:
     return isinstance(step, SnapshotStep) and step.file
 
 
+def _is_tree(step: Step) -> bool:
+    return isinstance(step, ScaffoldStep) or (isinstance(step, SnapshotStep) and not step.file)
+
+
 def _identity(step: Step, fd: int) -> bytes:
     """Return what tells a step's snapshot from any other, by its place, which is open. Raises OSError."""
     return b"" if is_file(step) or not isinstance(step, SnapshotStep) else backends.of(step.kind).identity(fd)
 
 
 def _what(step: Step) -> str:
+    if isinstance(step, RecordStep):
+        return f"the metadata record at {printable(step.place)}"
     if isinstance(step, ScaffoldStep):
         return f"the directory at {printable(step.place)} that holds mount points"
     if isinstance(step, VolumesStep):
