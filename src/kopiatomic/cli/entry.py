@@ -24,6 +24,8 @@ _COMMANDS = {
     "shell": "inside.shell",
     "recover": "recover",
     "history": "history",
+    "list": "list.list_snapshots",
+    "restore": "restore",
     "profile": "profile",
     "engine": "engine",
     "schedule": "schedule",

@@ -530,6 +530,40 @@ _PROFILES = {
     "engine": (_PROFILE, _CONFIG_DIR),
 }
 
+_NO_METADATA = _flag(
+    "no_metadata", "--no-metadata", Group.VIEW, "Without what is recorded of what the engine has lost."
+)
+
+_REPOSITORY = (
+    *(one for one in _ENGINE if one.name in {"engine", "repository", "options"}),
+    _text(
+        "profile",
+        "--profile",
+        Group.ENGINE,
+        "NAME",
+        "The repository of this profile.",
+        completion=Completion.PROFILES,
+    ),
+    _CONFIG_DIR,
+    _JSON,
+)
+
+_RESTORE = (
+    _text("what", "", Group.SELECT, "WHAT", "What is restored: 'latest', or the beginning of an id or a time."),
+    _text("paths", "", Group.SELECT, "PATH...", "Absolute paths as they were; all without any.", repeated=True),
+    _text(
+        "to",
+        "--to",
+        Group.VIEW,
+        "DIR",
+        "A directory that does not exist yet, or is empty.",
+        directory=True,
+        completion=Completion.DIRECTORIES,
+    ),
+    _NO_METADATA,
+    *_REPOSITORY,
+)
+
 COMMANDS: Mapping[str, tuple[Setting, ...]] = {
     "backup": _BACKUP,
     "run": _RUN,
@@ -539,6 +573,8 @@ COMMANDS: Mapping[str, tuple[Setting, ...]] = {
     "shell": _INSIDE,
     "recover": _RECOVER,
     "history": _HISTORY,
+    "list": _REPOSITORY,
+    "restore": _RESTORE,
     "schedule install": _INSTALL,
     "schedule show": (replace(_SCHEDULE, value="[NAME]", default=""), _JSON),
     "schedule remove": (_SCHEDULE, _YES),

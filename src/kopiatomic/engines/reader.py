@@ -91,6 +91,13 @@ class Form:
     first_ns: int | None = None
     """The earliest modification time that it keeps, if there is one."""
 
+    changes_names: bool = False
+    """Whether names are so in contents and in what is restored, too."""
+
+    def restored(self, path: str) -> str:
+        """Return a path as it is when it is restored."""
+        return self.path(path) if self.changes_names else path
+
     def path(self, path: str) -> str:
         """Return a path as it is in the list of entries."""
         return spelled(path, self.stand_in)

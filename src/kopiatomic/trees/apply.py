@@ -54,20 +54,28 @@ class Outcome:
 
 
 class Restorer:
-    """Applies a record to the part of a tree at ``base`` (an absolute path in the record), which is in the directory ``top``."""
+    """Applies a record to the part of a tree at ``base`` (an absolute path in the record), which is in the directory ``top``.
 
-    def __init__(self, index: shards.Index, content: Callable[[str], bytes], top: int, base: str) -> None:
+    ``only``: to nothing but the entry with this name in that directory.
+    """
+
+    def __init__(
+        self, index: shards.Index, content: Callable[[str], bytes], top: int, base: str, only: str | None = None
+    ) -> None:
         self._index = index
         self._content = content
         self._top = top
         self._base = base.rstrip("/") or "/"
+        self._only = only
+        self._own: RecordedEntry | None = None
+        """What is recorded of the top directory itself."""
         self._first: dict[str, str] = {}
         """Where the first name of each file with several is, by the recorded path of the first of all."""
         self.outcome = Outcome()
         self._flagged = inodes.flags(top) is not None
 
     def apply(self) -> Outcome:
-        """Do all of it. Raises KopiatomicError if the record is damaged."""
+        """Do all of it but for the top directory itself. Raises KopiatomicError if the record is damaged."""
         for path, entries in self._forward():
             self._name(path, entries)
             self._each(path, partial(self._make, path, entries))
@@ -77,17 +85,32 @@ class Restorer:
             self._each(path, partial(self._compare, path, entries))
         return self.outcome
 
+    def last(self) -> None:
+        """Give the top directory itself what is recorded of it: from then on its owner can enter it."""
+        if self._own is not None:
+            self._each(self._base, partial(self._dress, self._base, [self._own]))
+            self._each(self._base, partial(self._compare, self._base, [self._own]))
+
     def _forward(self) -> Iterator[Group]:
         for group in shards.read(self._index, self._content):
-            if is_at_or_below(group[0], self._base):
-                yield group
+            yield from self._wanted(group)
 
     def _backward(self) -> Iterator[Group]:
         for shard in reversed(self._index.shards):
             content = self._content(shards.path_of(shard))
             for group in reversed(list(shards.read_shard(shard, content))):
-                if is_at_or_below(group[0], self._base):
-                    yield group
+                yield from self._wanted(group)
+
+    def _wanted(self, group: Group) -> Iterator[Group]:
+        path, entries = group
+        if self._only is not None:
+            found = [entry for entry in entries if entry.name == self._only] if path == self._base else []
+            if found:
+                yield path, found
+        elif is_at_or_below(path, self._base):
+            if path == self._base and entries[0].name == HERE:
+                self._own, *entries = entries
+            yield path, entries
 
     def _each(self, path: str, act: Callable[[int], None]) -> None:
         """Act on a directory of the record, if it is there."""
@@ -105,8 +128,8 @@ class Restorer:
 
     def _name(self, path: str, entries: list[RecordedEntry]) -> None:
         """Give a directory its name."""
-        own = entries[0]
-        if own.name == HERE and own.stored is not None and path != self._base:
+        own = entries[0] if entries else None
+        if own is not None and own.name == HERE and own.stored is not None and path != self._base:
             above, name = os.path.split(path)
             self._each(above, partial(self._rename, own.stored, name))
 

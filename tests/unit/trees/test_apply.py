@@ -62,7 +62,10 @@ class Ground:
     def applied(self, base: str = "/home") -> Outcome:
         index = shards.read_index((self.record / INDEX).read_bytes())
         with closing(os.open(self.target, os.O_RDONLY)) as top:
-            return Restorer(index, lambda path: (self.record / path).read_bytes(), top, base).apply()
+            restorer = Restorer(index, lambda path: (self.record / path).read_bytes(), top, base)
+            restorer.apply()
+            restorer.last()
+            return restorer.outcome
 
     def differences(self, below: str = "") -> str:
         """What rsync finds different, besides sockets' and links' times, which it may not set."""

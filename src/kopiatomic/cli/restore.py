@@ -1,0 +1,39 @@
+"""``kopiatomic restore``: its parser and help."""
+
+from __future__ import annotations
+
+import click
+
+from kopiatomic.cli import options as of_commands
+from kopiatomic.cli.arguments import HELP
+from kopiatomic.cli.endings import called
+
+
+@click.command(context_settings=HELP)
+@of_commands.options("restore", to={"required": True})
+def restore(
+    *,
+    what: str,
+    paths: tuple[str, ...],
+    to: str,
+    no_metadata: bool,
+    engine: str | None,
+    repository: str | None,
+    options: str,
+    profile: str | None,
+    config_dir: str | None,
+    as_json: bool,
+) -> None:
+    """Restore what a backup has: all of it, or some absolute paths, into a new directory.
+
+    WHAT is 'latest', or the beginning of a snapshot's id, of its time or of the id of the run that made it.
+    """
+    from kopiatomic.commands.profiles import folder
+    from kopiatomic.commands.restore import Wanted
+    from kopiatomic.commands.restore import restore as run
+    from kopiatomic.commands.stored import Access
+    from kopiatomic.output.console import Console
+
+    wanted = Wanted(what, paths, to, metadata=not no_metadata)
+    access = Access(engine, repository, options, profile or "")
+    raise SystemExit(run(wanted, access, folder(config_dir), Console(called()), as_json=as_json))

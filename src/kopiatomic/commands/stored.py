@@ -1,0 +1,209 @@
+"""What a repository has, for the commands that list and restore it: which snapshot is meant, and the metadata record in it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+from kopiatomic import engines
+from kopiatomic.commands import profiles
+from kopiatomic.commands.profiles import Folder
+from kopiatomic.config import credentials
+from kopiatomic.config.options import words
+from kopiatomic.engines.engine import KOPIA
+from kopiatomic.engines.reader import Entry, Reader, StoredSnapshot
+from kopiatomic.engines.ways import combined
+from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.immutable import immutable
+from kopiatomic.model.plan import RECORD, Layout
+from kopiatomic.model.record import INDEX
+from kopiatomic.output.document import instant_words
+from kopiatomic.paths import is_at_or_below, topmost
+from kopiatomic.text import first_few, printable
+from kopiatomic.trees import shards
+
+LATEST = "latest"
+_LARGEST = 1 << 30
+"""Bytes of a metadata record that are taken."""
+
+
+@immutable
+class Access:
+    """How the repository is reached: by a profile, or by the words that a backup takes."""
+
+    engine: str | None = None
+    repository: str | None = None
+    options: str = ""
+    profile: str = ""
+
+
+def reader_of(access: Access, folder: Folder) -> Reader:
+    """Return the reader of a repository. Raises KopiatomicError, UsageError."""
+    environment: Mapping[str, str] = os.environ
+    engine, repository, options = access.engine, access.repository, access.options
+    if access.profile:
+        chosen = profiles.options(folder.load(access.profile), {})
+        if chosen.command is not None:
+            raise UsageError(
+                f"{printable(access.profile)} runs a command of its own, and kopiatomic cannot read what that has saved",
+                kind="usage",
+                hint="Restore with that program's own means.",
+            )
+        place = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        own = credentials.resolve(chosen.variables, place).values
+        environment = combined(os.environ, combined(credentials.handed(place), own))
+        engine, repository, options = chosen.engine, chosen.repository, chosen.options
+    return engines.open_reader(engine or KOPIA, words("-o", options), repository=repository, environment=environment)
+
+
+class Files:
+    """Takes small files whole. Satisfies :class:`kopiatomic.engines.reader.Receiver`."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, bytes] = {}
+        self._path = ""
+        self._pieces: list[bytes] = []
+        self._room = _LARGEST
+
+    def begin(self, path: str, size: int) -> bool:
+        """Take the beginning of a file. Raises KopiatomicError if they are too large for a metadata record."""
+        self._room -= size
+        if self._room < 0:
+            raise KopiatomicError(
+                f"the metadata record has more than {_LARGEST >> 20} MiB",
+                kind="record-damaged",
+                hint="--no-metadata restores without it.",
+            )
+        self._path, self._pieces = path, []
+        return True
+
+    def piece(self, data: bytes) -> None:
+        """Take the next piece."""
+        self._pieces.append(data)
+
+    def end(self) -> None:
+        """Take the end."""
+        self.found[self._path] = b"".join(self._pieces)
+
+    def same(self, path: str, other: str) -> None:
+        """Take another name."""
+        self.found[path] = self.found[other]
+
+
+@immutable
+class Stored:
+    """A snapshot, how what it is of was arranged, and its metadata record if it has one."""
+
+    snapshot: StoredSnapshot
+    layout: Layout
+    root: str
+    """In the merged layout the path that the view had, as the engine has it; in place empty."""
+    index: shards.Index | None
+
+    def path(self, path: str) -> str:
+        """Return where the engine has what was at an absolute path."""
+        return f"{self.root.rstrip('/')}{path.rstrip('/')}" or "/"
+
+    def places(self) -> list[str]:
+        """Return the absolute paths of what it is of."""
+        if self.index is None:
+            return [] if self.root else list(self.snapshot.sources)
+        found = (shards.take(place, "path") for one in self.index.about["datasets"] for place in one["places"])
+        return [place for place in found if place]
+
+    def holds(self, path: str) -> bool:
+        """Whether something at an absolute path, or below it, may be in it."""
+        return any(is_at_or_below(path, place) or is_at_or_below(place, path) for place in self.places())
+
+
+def examined(reader: Reader, snapshot: StoredSnapshot) -> Stored:
+    """Return a snapshot with the list of its metadata record. Raises KopiatomicError."""
+    for root in snapshot.sources or _roots(reader, snapshot):
+        files = Files()
+        try:
+            reader.read(snapshot, files, below=f"{root.rstrip('/')}{RECORD}/{INDEX}")
+        except KopiatomicError as error:
+            if error.kind != f"{reader.name}-no-path":
+                raise
+            continue
+        if files.found:
+            (content,) = files.found.values()
+            return Stored(snapshot, Layout.MERGED, root, shards.read_index(content))
+    return Stored(snapshot, Layout.IN_PLACE, "", None)
+
+
+def _roots(reader: Reader, snapshot: StoredSnapshot) -> Sequence[str]:
+    """Return where metadata records are in a snapshot whose engine does not keep what it is of: by its list of entries."""
+    found: list[str] = []
+
+    def take(entry: Entry) -> None:
+        if entry.path.endswith(f"{RECORD}/{INDEX}"):
+            found.append(entry.path.removesuffix(f"{RECORD}/{INDEX}") or "/")
+
+    reader.entries(snapshot, take)
+    return topmost(found)
+
+
+def content_of(reader: Reader, stored: Stored) -> Callable[[str], bytes]:
+    """Return what returns the files of a snapshot's metadata record by their path in it. Raises KopiatomicError."""
+    files = Files()
+    top = f"{stored.root.rstrip('/')}{RECORD}"
+    reader.read(stored.snapshot, files, below=top)
+
+    def content(path: str) -> bytes:
+        return files.found.get(f"{top}/{path}", b"")
+
+    return content
+
+
+def chosen(reader: Reader, what: str, paths: Sequence[str]) -> Stored:
+    """Return the snapshot that is meant: by the beginning of its id, of its run's id or of its time, or the latest complete one.
+
+    Raises KopiatomicError if it is none, or several.
+    """
+    snapshots = reader.snapshots()
+    if what != LATEST:
+        found = [one for one in snapshots if _is_meant(one, what)]
+        if len(found) > 1 and paths:
+            found = [one for one in found if all(examined(reader, one).holds(path) for path in paths)]
+        if len(found) != 1:
+            raise _not_one(reader.name, what, found)
+        return examined(reader, found[0])
+    newest: dict[tuple[object, ...], StoredSnapshot] = {}
+    for one in snapshots:
+        if one.complete:
+            newest[one.host, one.user, one.sources] = one
+    held = [examined(reader, one) for one in newest.values()]
+    held = [one for one in held if all(one.holds(path) for path in paths)] if paths else held
+    if len(held) != 1:
+        raise _not_one(reader.name, LATEST, [one.snapshot for one in held])
+    return held[0]
+
+
+def _is_meant(snapshot: StoredSnapshot, what: str) -> bool:
+    times = instant_words(snapshot.started_ns)
+    return (
+        snapshot.id.startswith(what)
+        or (snapshot.run is not None and snapshot.run.startswith(what))
+        or times.startswith(what.replace("T", " ").removesuffix("Z"))
+    )
+
+
+def _not_one(engine: str, what: str, found: Sequence[StoredSnapshot]) -> KopiatomicError:
+    if not found:
+        return KopiatomicError(
+            f"{engine}'s repository has no complete snapshot that is meant by {printable(what)}",
+            kind="no-such-snapshot",
+            hint="'kopiatomic list' shows what there is.",
+        )
+    return KopiatomicError(
+        f"{printable(what)} means {len(found)} snapshots: {first_few(list(map(described, found)))}",
+        kind="several-snapshots",
+        hint="Name one of them by its id.",
+    )
+
+
+def described(snapshot: StoredSnapshot) -> str:
+    """Return a snapshot in words."""
+    of = first_few(snapshot.sources) if snapshot.sources else printable(snapshot.host)
+    return f"{printable(snapshot.id)} ({instant_words(snapshot.started_ns)[:19]}, {of})"

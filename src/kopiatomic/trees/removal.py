@@ -1,0 +1,60 @@
+"""Removes a tree of ours: by descriptors, without following a link, and never into another filesystem."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import suppress
+
+from kopiatomic.system import inodes
+from kopiatomic.system.descriptors import closing
+from kopiatomic.trees.walk import opened
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+
+def remove(parent: int, name: str) -> None:
+    """Remove a directory of an open one with all that is in it; nothing happens if it is not there.
+
+    Raises OSError; EXDEV, before anything is removed in it, where something is mounted.
+    """
+    device = os.fstat(parent).st_dev
+    waiting = [name]
+    while waiting:
+        path = waiting[-1]
+        above, _, last = path.rpartition("/")
+        try:
+            with opened(parent, path) as fd:
+                if os.fstat(fd).st_dev != device:
+                    raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+                _release(fd)
+                inside = _emptied(fd)
+        except FileNotFoundError:
+            waiting.pop()
+            continue
+        if inside:
+            waiting += [f"{path}/{one}" for one in inside]
+            continue
+        with opened(parent, above) as fd:
+            os.rmdir(last, dir_fd=fd)
+        waiting.pop()
+
+
+def _emptied(fd: int) -> list[str]:
+    """Remove all but directories from an open one; return those."""
+    with os.scandir(fd) as entries:
+        found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    for name, status in found:
+        if stat.S_ISREG(status.st_mode):
+            with suppress(OSError), closing(os.open(name, _READ, dir_fd=fd)) as file:
+                _release(file)
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(name, dir_fd=fd)
+    return [name for name, status in found if stat.S_ISDIR(status.st_mode)]
+
+
+def _release(fd: int) -> None:
+    """Clear the flags that keep an open file or directory from being changed."""
+    if inodes.flags(fd):
+        inodes.set_flags(fd, 0)

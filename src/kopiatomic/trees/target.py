@@ -1,0 +1,199 @@
+"""The directory that a backup is restored into: ours alone until everything is in it.
+
+While a restore goes on, or after one was interrupted, it has a folder with what the engine has restored so far, and a note of
+what that is; so the same restore can be run again, and no other one goes on in it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Self
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.system import safety
+from kopiatomic.system.descriptors import closing
+from kopiatomic.text import printable
+from kopiatomic.trees import removal
+from kopiatomic.trees.walk import opened
+
+FOLDER = ".kopiatomic-restoring"
+_DATA = "data"
+_NOTE = "what.json"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Target:
+    """The target, open. ``path`` is absolute."""
+
+    def __init__(self, path: str, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+
+    @classmethod
+    @contextmanager
+    def prepared(cls, path: str, what: Mapping[str, str]) -> Iterator[Self]:
+        """Make the directory, or take one that is empty or that the same restore has left. Raises KopiatomicError."""
+        absolute = os.path.abspath(path)
+        _require_safe(absolute)
+        try:
+            with closing(_opened(absolute)) as fd:
+                target = cls(absolute, fd)
+                target._take(what)
+                yield target
+        except OSError as error:
+            raise unusable(absolute, error) from None
+
+    def _take(self, what: Mapping[str, str]) -> None:
+        names = os.listdir(self.fd)
+        if FOLDER in names:
+            if self._note() != what:
+                raise KopiatomicError(
+                    f"{printable(self.path)} has what another restore, which was interrupted, has left",
+                    kind="target-not-empty",
+                    hint="Run that one again, or name a directory that does not exist yet.",
+                )
+            removal.remove(self.fd, f"{FOLDER}/{_DATA}")
+        elif names:
+            raise KopiatomicError(
+                f"{printable(self.path)} is not an empty directory, and nothing may be overwritten",
+                kind="target-not-empty",
+                hint="Name a directory that does not exist yet.",
+            )
+        else:
+            os.fchown(self.fd, os.geteuid(), os.getegid())
+            os.fchmod(self.fd, 0o700)
+            _forget_attributes(self.fd)
+            os.mkdir(FOLDER, 0o700, dir_fd=self.fd)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            with closing(os.open(f"{FOLDER}/{_NOTE}", flags, 0o600, dir_fd=self.fd)) as file:
+                os.write(file, json.dumps(what).encode())
+
+    def _note(self) -> object:
+        """Return what the folder says that it is of; None if it says nothing."""
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            with open(os.open(f"{FOLDER}/{_NOTE}", flags, dir_fd=self.fd), encoding="utf-8") as file:
+                return json.load(file)
+        except (FileNotFoundError, ValueError):
+            return None
+
+    @property
+    def data(self) -> str:
+        """The path of the directory that the engine restores into, which it makes."""
+        return f"{self.path}/{FOLDER}/{_DATA}"
+
+    inside_data = f"{FOLDER}/{_DATA}"
+    """The same, relative to the target."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the target stands for a directory that was restored."""
+        return self._like is not None
+
+    def take_over(self, stored: str, place: str) -> bool:
+        """Move what the engine has restored at an absolute path to its place below the target; return whether it was there.
+
+        A directory for the empty place gives its entries to the target, and its owner and mode at the end (:meth:`finish`).
+        Raises OSError.
+        """
+        above, _, name = stored.strip("/").rpartition("/")
+        try:
+            with opened(self.fd, "/".join(filter(None, (FOLDER, _DATA, above)))) as source:
+                if place or not _is_directory(source, name):
+                    self._move(source, name, place or name)
+                    return True
+                with closing(os.open(name, _DIRECTORY, dir_fd=source)) as whole:
+                    self._like = os.fstat(whole)
+                    for one in os.listdir(whole):
+                        os.rename(one, one, src_dir_fd=whole, dst_dir_fd=self.fd)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _move(self, source: int, name: str, place: str) -> None:
+        *above, last = place.strip("/").split("/")
+        parent = os.dup(self.fd)
+        try:
+            for one in above:
+                try:
+                    os.mkdir(one, 0o755, dir_fd=parent)
+                except FileExistsError:
+                    pass
+                inside = os.open(one, _DIRECTORY, dir_fd=parent)
+                os.close(parent)
+                parent = inside
+            os.rename(name, last, src_dir_fd=source, dst_dir_fd=parent)
+        finally:
+            os.close(parent)
+
+    _like: os.stat_result | None = None
+
+    def finish(self) -> None:
+        """Remove our folder, and give the target the owner, mode and times of the directory that it stands for.
+
+        Raises OSError.
+        """
+        removal.remove(self.fd, FOLDER)
+        if self._like is not None:
+            if os.geteuid() == 0:
+                os.fchown(self.fd, self._like.st_uid, self._like.st_gid)
+            os.fchmod(self.fd, self._like.st_mode & 0o7777)
+            os.utime(self.fd, ns=(self._like.st_atime_ns, self._like.st_mtime_ns))
+
+
+def _opened(path: str) -> int:
+    """Open a directory, making it if it is not there; those above it must be. Raises OSError."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        pass
+    return os.open(path, _DIRECTORY)
+
+
+def _require_safe(path: str) -> None:
+    """Refuse a target whose way others can change: what root writes could be led elsewhere. Raises KopiatomicError."""
+    why = safety.unsafe_way(path) if os.geteuid() == 0 else ""
+    if why:
+        raise KopiatomicError(
+            f"nothing is restored to {printable(path)} as root, since others can replace what leads to it: {why}",
+            kind="unsafe-target",
+            hint="Restore to a directory whose parents only root can change, such as /srv/restored, and move it from there.",
+        )
+
+
+def _forget_attributes(fd: int) -> None:
+    """Remove what a new directory has inherited: access control lists and the like, which what is made in it would inherit."""
+    try:
+        names = os.listxattr(fd)
+    except OSError as error:
+        if error.errno == errno.EOPNOTSUPP:
+            return
+        raise
+    for name in names:
+        if name.startswith("system."):
+            os.removexattr(fd, name)
+
+
+def _is_directory(parent: int, name: str) -> bool:
+    try:
+        os.close(os.open(name, _DIRECTORY, dir_fd=parent))
+    except NotADirectoryError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+    return True
+
+
+def unusable(path: str, error: OSError) -> KopiatomicError:
+    """Return the error for a target that cannot be written to."""
+    return KopiatomicError(
+        f"{printable(path)} cannot be restored into: {error.strerror}",
+        kind="target",
+        hint="Is the filesystem full or read-only, and does the directory above it exist? The same command goes on later.",
+    )
