@@ -539,7 +539,7 @@ _REPOSITORY = (
     _text(
         "profile",
         "--profile",
-        Group.ENGINE,
+        Group.SELECT,
         "NAME",
         "The repository of this profile.",
         completion=Completion.PROFILES,

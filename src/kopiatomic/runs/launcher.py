@@ -209,7 +209,11 @@ def _serve(channel: Channel, platform: Platform, host_watcher: HostWatcher | Non
         if isinstance(message, Check):
             channel.send(Problems(tuple(view.check())))
         elif isinstance(message, Record):
-            channel.send(_record(message, view))
+            try:
+                channel.send(_record(message, view))
+            except KopiatomicError as error:
+                # The backup goes on without it.
+                channel.send(error)
         elif isinstance(message, Start):
             streams = ProgramStreams.of(channel.receive_descriptors(_MOST_STREAMS))
             try:
@@ -222,8 +226,8 @@ def _serve(channel: Channel, platform: Platform, host_watcher: HostWatcher | Non
                 streams.close()
 
 
-def _record(wanted: Record, view: MountedView) -> Recorded | KopiatomicError:
-    """Make the metadata record of all that is frozen in the view."""
+def _record(wanted: Record, view: MountedView) -> Recorded:
+    """Make the metadata record of all that is frozen in the view. Raises KopiatomicError."""
     assert isinstance(view, RecordingView)
     try:
         with view.record() as directory:
@@ -234,11 +238,11 @@ def _record(wanted: Record, view: MountedView) -> Recorded | KopiatomicError:
             writer.end(wanted.about)
         return recorder.recorded()
     except OSError as error:
-        return KopiatomicError(
+        raise KopiatomicError(
             f"the metadata record cannot be made: {error.strerror}",
             kind=FAILED,
             hint="Is there enough memory for it? --no-metadata leaves it out.",
-        )
+        ) from None
 
 
 def _wait(channel: Channel, host_watcher: HostWatcher | None) -> None:

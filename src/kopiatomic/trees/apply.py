@@ -12,7 +12,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -114,15 +114,17 @@ class Restorer:
 
     def _each(self, path: str, act: Callable[[int], None]) -> None:
         """Act on a directory of the record, if it is there."""
+        with self._noted(path, "it cannot be opened"), opened(self._top, below(path, self._base)) as fd:
+            act(fd)
+
+    @contextmanager
+    def _noted(self, path: str, what: str) -> Iterator[None]:
+        """Note what fails in the block. What is not there is not noted here: the comparison counts it."""
         try:
-            with opened(self._top, below(path, self._base)) as fd:
-                act(fd)
+            yield
         except OSError as error:
             if not presence.absent(error):
-                self._fail(path, "it cannot be opened", error)
-
-    def _fail(self, path: str, what: str, error: OSError) -> None:
-        self.outcome.failures.append(f"{printable(path)}: {what}: {error.strerror}")
+                self.outcome.failures.append(f"{printable(path)}: {what}: {error.strerror}")
 
     # Names, links, special files
 
@@ -137,9 +139,9 @@ class Restorer:
         stored = Counter(entry.stored for entry in entries if entry.stored is not None and entry.name != HERE)
         for entry in entries:
             whole = joined(path, entry)
-            try:
-                if entry.name == HERE:
-                    continue
+            if entry.name == HERE:
+                continue
+            with self._noted(whole, "it cannot be made"):
                 if entry.stored is not None and stored[entry.stored] == 1:
                     self._rename(entry.stored, entry.name, fd)
                 if entry.same_as is not None:
@@ -148,8 +150,6 @@ class Restorer:
                     self._special(fd, entry)
                 elif entry.kind is not EntryKind.DIRECTORY:
                     self._first.setdefault(whole, whole)
-            except OSError as error:
-                self._fail(whole, "it cannot be made", error)
 
     @staticmethod
     def _rename(stored: str, name: str, fd: int) -> None:
@@ -187,73 +187,58 @@ class Restorer:
         # The directory itself, which is the first, comes last.
         for entry in reversed(entries):
             whole = joined(path, entry)
-            try:
+            with self._noted(whole, "it cannot be opened"):
                 self._give(whole, fd, entry)
-            except OSError as error:
-                if not presence.absent(error):
-                    self._fail(whole, "it cannot be opened", error)
 
     def _give(self, whole: str, fd: int, entry: RecordedEntry) -> None:
         """Give an entry what is recorded of it. Raises OSError if it cannot be opened."""
         with closing(os.open(entry.name, PATH, dir_fd=fd)) as handle:
-            status = os.fstat(handle)
-            if stat.S_IFMT(status.st_mode) != _formats[entry.kind]:
+            if stat.S_IFMT(os.fstat(handle).st_mode) != _FORMATS[entry.kind]:
                 # The comparison says that.
                 return
-            own = f"/proc/self/fd/{handle}"
             is_plain = entry.kind in {EntryKind.FILE, EntryKind.DIRECTORY}
             if is_plain and self._flagged:
-                self._attempt(whole, "its flags", lambda: _set_flags(fd, entry.name, entry.flags & ~_HELD))
-            self._attempt(
-                whole,
-                "its owner",
-                lambda: os.chown(entry.name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False),
-            )
+                with self._noted(whole, "its flags cannot be set"):
+                    _set_flags(fd, entry.name, entry.flags & ~_HELD)
+            with self._noted(whole, "its owner cannot be set"):
+                os.chown(entry.name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
             if entry.kind is not EntryKind.LINK:
-                self._attempt(whole, "its mode", lambda: os.chmod(own, entry.mode))
+                with self._noted(whole, "its mode cannot be set"):
+                    os.chmod(f"/proc/self/fd/{handle}", entry.mode)
             self._give_xattrs(whole, fd, entry)
             if is_plain and self._flagged:
-                self._attempt(whole, "its project", lambda: _set_project(fd, entry.name, entry.project))
-            times = entry.mtime_ns, entry.mtime_ns
-            self._attempt(whole, "its time", lambda: os.utime(entry.name, ns=times, dir_fd=fd, follow_symlinks=False))
+                with self._noted(whole, "its project cannot be set"):
+                    _set_project(fd, entry.name, entry.project)
+            with self._noted(whole, "its time cannot be set"):
+                os.utime(entry.name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=fd, follow_symlinks=False)
             if is_plain and entry.flags & _HELD:
-                self._attempt(whole, "its flags", lambda: _set_flags(fd, entry.name, entry.flags))
+                with self._noted(whole, "its flags cannot be set"):
+                    _set_flags(fd, entry.name, entry.flags)
         self.outcome.applied += 1
 
     def _give_xattrs(self, whole: str, fd: int, entry: RecordedEntry) -> None:
-        try:
+        with self._noted(whole, "its attributes cannot be read"):
             there = attributes.xattrs(fd, entry.name)
-        except OSError as error:
-            self._fail(whole, "its attributes cannot be read", error)
-            return
-        for name in there.keys() - entry.xattrs.keys():
-            self._attempt(whole, f"its attribute {name}", partial(attributes.remove_xattr, fd, entry.name, name))
-        for name, value in entry.xattrs.items():
-            if there.get(name) != value:
-                self._attempt(
-                    whole, f"its attribute {name}", partial(attributes.set_xattr, fd, entry.name, name, value)
-                )
-
-    def _attempt(self, whole: str, what: str, act: Callable[[], None]) -> None:
-        try:
-            act()
-        except OSError as error:
-            self._fail(whole, f"{what} cannot be set", error)
+            for name in there.keys() - entry.xattrs.keys():
+                with self._noted(whole, f"its attribute {printable(name)} cannot be removed"):
+                    attributes.remove_xattr(fd, entry.name, name)
+            for name, value in entry.xattrs.items():
+                if there.get(name) != value:
+                    with self._noted(whole, f"its attribute {printable(name)} cannot be set"):
+                        attributes.set_xattr(fd, entry.name, name, value)
 
     # Comparison
 
     def _compare(self, path: str, entries: list[RecordedEntry], fd: int) -> None:
         for entry in entries:
             whole = joined(path, entry)
-            try:
+            if entry.name != HERE and presence.status(entry.name, follow_links=False, directory=fd) is None:
+                self.outcome.absent.append(whole)
+                continue
+            with self._noted(whole, "it cannot be compared"):
                 self.outcome.differences += compare(whole, fd, entry, flagged=self._flagged)
                 if entry.same_as is not None:
                     self._compare_link(whole, fd, entry)
-            except OSError as error:
-                if presence.absent(error):
-                    self.outcome.absent.append(whole)
-                else:
-                    self._fail(whole, "it cannot be compared", error)
 
     def _compare_link(self, whole: str, fd: int, entry: RecordedEntry) -> None:
         first = self._first.get(entry.same_as or "", whole)
@@ -266,7 +251,7 @@ class Restorer:
             )
 
 
-_formats = {EntryKind.FILE: stat.S_IFREG, EntryKind.DIRECTORY: stat.S_IFDIR, EntryKind.LINK: stat.S_IFLNK, **_MODES}
+_FORMATS = {EntryKind.FILE: stat.S_IFREG, EntryKind.DIRECTORY: stat.S_IFDIR, EntryKind.LINK: stat.S_IFLNK, **_MODES}
 
 
 def _set_flags(fd: int, name: str, flags: int) -> None:

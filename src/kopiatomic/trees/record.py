@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+from kopiatomic import presence
 from kopiatomic.model.record import HERE, SPECIAL, EntryKind, Losses, Recorded, RecordedEntry, Unrecorded
 from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
@@ -45,6 +48,16 @@ class Recorder:
         """Return what has been recorded so far."""
         return Recorded(self._entries, self._writer.size, self._unread, tuple(self._named))
 
+    @contextmanager
+    def _noted(self, path: str) -> Iterator[None]:
+        """Note what cannot be read in the block. Raises OSError if it is gone, which nothing in a frozen tree can be."""
+        try:
+            yield
+        except OSError as error:
+            if presence.moved(error):
+                raise
+            self._unreadable(path, error)
+
     def _unreadable(self, path: str, error: OSError) -> None:
         self._unread += 1
         if len(self._named) < _SHOWN:
@@ -70,14 +83,12 @@ class Recorder:
         whole = path if name == HERE else _joined(path, name)
         found: dict[str, bytes] = {}
         flags, project = 0, 0
-        try:
+        with self._noted(whole):
             # Engines that keep attributes keep all of them.
             if losses.xattrs:
                 found = attributes.xattrs(fd, name)
             if self._flagged.get(status.st_dev) and kind in {EntryKind.FILE, EntryKind.DIRECTORY}:
                 flags, project = _flags(fd, name)
-        except OSError as error:
-            self._unreadable(whole, error)
         same_as = None
         if losses.hard_links and status.st_nlink > 1 and kind is not EntryKind.DIRECTORY:
             same_as = self._first.setdefault((status.st_dev, status.st_ino), whole)
@@ -98,11 +109,10 @@ class Recorder:
             or (losses.latest_ns is not None and mtime > losses.latest_ns)
         ):
             return None
-        try:
-            target = os.readlink(name, dir_fd=fd) if kind is EntryKind.LINK else None
-        except OSError as error:
-            self._unreadable(whole, error)
-            target = None
+        target = None
+        if kind is EntryKind.LINK:
+            with self._noted(whole):
+                target = os.readlink(name, dir_fd=fd)
         is_device = kind in {EntryKind.CHARACTER, EntryKind.BLOCK}
         return RecordedEntry(
             name=name,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from contextlib import suppress
 
 from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
@@ -47,7 +46,7 @@ def _emptied(fd: int) -> list[str]:
         found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
     for name, status in found:
         if stat.S_ISREG(status.st_mode):
-            with suppress(OSError), closing(os.open(name, _READ, dir_fd=fd)) as file:
+            with closing(os.open(name, _READ, dir_fd=fd)) as file:
                 _release(file)
         if not stat.S_ISDIR(status.st_mode):
             os.unlink(name, dir_fd=fd)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import safety
 from kopiatomic.system.descriptors import closing
@@ -179,15 +181,8 @@ def _forget_attributes(fd: int) -> None:
 
 
 def _is_directory(parent: int, name: str) -> bool:
-    try:
-        os.close(os.open(name, _DIRECTORY, dir_fd=parent))
-    except NotADirectoryError:
-        return False
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            return False
-        raise
-    return True
+    status = presence.status(name, follow_links=False, directory=parent)
+    return status is not None and stat.S_ISDIR(status.st_mode)
 
 
 def unusable(path: str, error: OSError) -> KopiatomicError:

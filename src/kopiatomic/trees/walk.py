@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from kopiatomic import presence
 from kopiatomic.immutable import immutable
 from kopiatomic.model.record import EntryKind
 
@@ -59,7 +60,8 @@ def opened(top: int, path: str) -> Iterator[int]:
 def walk(top: int, unreadable: Callable[[str, OSError], None]) -> Iterator[Directory]:
     """Yield each directory of a tree, ``top`` first and each before what is in it, sorted by the bytes of the names.
 
-    Mount points are entries, and are not entered. ``unreadable`` is called with the path of what cannot be read.
+    Mount points are entries, and are not entered. ``unreadable`` is called with the path of what cannot be read. Raises OSError
+    if a directory is gone.
     """
     device = os.fstat(top).st_dev
     waiting = [""]
@@ -75,6 +77,9 @@ def walk(top: int, unreadable: Callable[[str, OSError], None]) -> Iterator[Direc
                 ]
                 yield Directory(path, fd, entries)
         except OSError as error:
+            if presence.moved(error):
+                # Nothing is moved in a tree that does not change: it is not that tree any more.
+                raise
             unreadable(path, error)
             continue
         waiting += reversed(inside)

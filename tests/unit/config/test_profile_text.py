@@ -55,6 +55,7 @@ def test_the_schema_accepts_a_profile_that_says_everything() -> None:
         ("engine", "command"),
         ("engine", "skip_unchanged"),
         ("engine", "no_maintenance"),
+        ("view", "no_metadata"),
         ("hooks", "post_hook"),
     }
 
