@@ -52,6 +52,8 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     stored = chosen(reader, wanted.what, paths)
     if os.geteuid() != 0:
         console.warning("without root, owners, devices and attributes of the system cannot be restored")
+    if not stored.snapshot.complete:
+        console.warning(f"{described(stored.snapshot)} is not complete: files are missing in it")
     if wanted.metadata and stored.index is None:
         console.warning(
             f"{described(stored.snapshot)} has no metadata record: what {reader.name} loses does not come back"

@@ -109,7 +109,7 @@ class Stored:
         if self.index is None:
             return [] if self.root else list(self.snapshot.sources)
         found = (shards.take(place, "path") for one in self.index.about["datasets"] for place in one["places"])
-        return [place for place in found if place]
+        return [*(place for place in found if place), RECORD]
 
     def holds(self, path: str) -> bool:
         """Whether something at an absolute path, or below it, may be in it."""

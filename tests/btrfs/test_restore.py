@@ -1,0 +1,226 @@
+"""Whole backups restored: with each engine, all that a tree has comes back, and what does not is named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from kopiatomic.model.record import INDEX
+from kopiatomic.trees import shards
+from tests.support.filesystems import Btrfs
+from tests.support.programs import SOURCE, Completed, Kopia, Kopiatomic, command
+from tests.support.repositories import Borg, Restic
+from tests.support.schema import valid
+from tests.unit.trees.test_apply import furnish
+
+ENGINES = ("kopia", "restic", "borg")
+RECORD = Draft202012Validator(json.loads((SOURCE / "kopiatomic/trees/record.schema.json").read_text()))
+
+
+class Ground:
+    """A tree of a subvolume with one nested in it, an engine with a repository, and where to restore to."""
+
+    def __init__(self, btrfs: Btrfs, root: Path, kopiatomic: Kopiatomic, words: list[str], environment: dict[str, str]):
+        self.source = btrfs.subvolume("home")
+        furnish(self.source)
+        self.nested = btrfs.subvolume("home/nested")
+        furnish(self.nested)
+        # Making the last has changed the time of the first.
+        os.utime(self.source, ns=(0, 1_234_567_890_123_456_789))
+        self.root = root
+        self.kopiatomic = kopiatomic
+        self.words = words
+        self.environment = environment
+        self.btrfs = btrfs
+
+    def run(self, *more: str | Path) -> Any:
+        words = ["--mount-root", self.root, "--json", "-r", *more, self.source]
+        ended = self.kopiatomic(*words, *self.words, env=self.environment)
+        # No engine keeps sockets, and kopia keeps no two names that become the same.
+        assert ended.returncode == 0, str(ended)
+        return valid(ended.stdout)
+
+    def restore(self, *words: str | Path) -> Completed:
+        return self.kopiatomic("restore", *words, *self.words, env=self.environment)
+
+    def target(self, name: str) -> Path:
+        """A directory on the same filesystem, which can hold all that the source has."""
+        return self.btrfs.mountpoint / name
+
+
+@pytest.fixture(params=ENGINES)
+def ground(
+    request: pytest.FixtureRequest, btrfs: Btrfs, root: Path, kopiatomic: Kopiatomic, kopia: Kopia, tmp_path: Path
+) -> Iterator[Ground]:
+    if request.param == "kopia":
+        words, environment = [], kopia.environment
+    else:
+        repository = {"restic": Restic, "borg": Borg}[request.param](tmp_path / request.param)
+        words, environment = repository.words, repository.environment
+    made = Ground(btrfs, root, kopiatomic, words, environment)
+    yield made
+    subprocess.run(["chattr", "-R", "-f", "-i", "-a", btrfs.mountpoint], check=False)
+
+
+def differences(source: Path, target: Path) -> str:
+    """What rsync, getfacl and lsattr find different, which know nothing of kopiatomic."""
+    words = ["rsync", "-aHAXn", "--checksum", "--delete", "--itemize-changes", f"{source}/", f"{target}/"]
+    found = command(*words).stdout
+    listings = {
+        "\n\n": ("getfacl", "-R", "-n", "-p", "."),
+        "\n\n ": ("getfattr", "-R", "-d", "-h", "-m", "-", "-e", "hex", "."),
+        "\n": ("lsattr", "-R", "."),
+    }
+    for between, program in listings.items():
+        one, other = (
+            sorted(command(*program, check=False, cwd=at).stdout.split(between.rstrip(" "))) for at in (source, target)
+        )
+        found += "" if one == other else f"{program[0]} differs\n"
+    return found
+
+
+def test_everything_comes_back(ground: Ground) -> None:
+    document = ground.run()
+    assert document["metadata"]["saved"]
+    assert document["metadata"]["unreadable"] == 0
+    target = ground.target("back")
+    ended = ground.restore("latest", ground.source, "--to", target)
+    assert ended.returncode == 0, str(ended)
+    assert differences(ground.source, target) == ""
+    assert sorted(os.listdir(target)) == sorted(os.listdir(ground.source))
+
+
+def test_parts_of_it_come_back(ground: Ground) -> None:
+    run = ground.run()["run_id"]
+    one, several, whole = map(ground.target, ("one", "several", "whole"))
+    ended = ground.restore("latest", ground.source / "setuid", "--to", one)
+    assert ended.returncode == 0, str(ended)
+    assert os.listdir(one) == ["setuid"]
+    paths = [ground.nested / "d", ground.source / "setuid"]
+    ended = ground.restore("latest", *paths, "--to", several)
+    assert ended.returncode == 0, str(ended)
+    assert differences(paths[0], Path(f"{several}{paths[0]}")) == ""
+    # A snapshot is also known by the run that made it, where the engine keeps that, or by its time.
+    what = run if not ground.words else f"{time.strftime('%Y-')}"
+    ended = ground.restore(what, "--to", whole, "--json")
+    assert ended.returncode == 0, str(ended)
+    assert json.loads(ended.stdout)["differences"] == []
+    assert not (whole / ".kopiatomic").exists()
+    assert differences(ground.source, Path(f"{whole}{ground.source}")) == ""
+
+
+def test_the_record_is_what_its_schema_says(ground: Ground) -> None:
+    ground.run()
+    target = ground.target("raw")
+    ended = ground.restore("latest", "/.kopiatomic", "--to", target, "--no-metadata")
+    assert ended.returncode == 0, str(ended)
+    RECORD.validate(json.loads((target / INDEX).read_text()))
+    index = shards.read_index((target / INDEX).read_bytes())
+    entries = 0
+    for shard in index.shards:
+        for line in command("zcat", target / shards.path_of(shard)).stdout.splitlines():
+            document = json.loads(line)
+            RECORD.validate(document)
+            entries += "kind" in document
+    assert entries == sum(shard.entries for shard in index.shards)
+
+
+def test_a_second_run_has_the_same_record(ground: Ground) -> None:
+    made = []
+    for name in ("first", "second"):
+        ground.run()
+        ended = ground.restore("latest", "/.kopiatomic", "--to", ground.target(name), "--no-metadata")
+        assert ended.returncode == 0, str(ended)
+        made.append({path.name: path.read_bytes() for path in ground.target(name).rglob("*") if path.is_file()})
+    assert made[0] == made[1]
+
+
+def test_without_a_record_it_says_so(ground: Ground) -> None:
+    assert ground.run("--no-metadata")["metadata"] is None
+    target = ground.target("back")
+    ended = ground.restore("latest", "--to", target)
+    assert ended.returncode == 0, str(ended)
+    assert "has no metadata record" in ended.stderr
+
+
+def test_nothing_is_overwritten_and_nothing_else_touched(ground: Ground, tmp_path: Path) -> None:
+    ground.run()
+    target = ground.target("back")
+    target.mkdir()
+    (target / "mine").write_text("mine")
+    ended = ground.restore("latest", "--to", target)
+    assert ended.returncode == 1, str(ended)
+    assert "is not an empty directory, and nothing may be overwritten" in ended.stderr
+    assert (target / "mine").read_text() == "mine"
+    user = ground.target("of-a-user")
+    user.mkdir()
+    shutil.chown(user, "nobody")
+    ended = ground.restore("latest", "--to", user / "back")
+    assert ended.returncode == 1, str(ended)
+    assert "others can replace what leads to it" in ended.stderr
+    assert os.listdir(user) == []
+    link = ground.target("link")
+    link.symlink_to(tmp_path)
+    ended = ground.restore("latest", "--to", link)
+    assert ended.returncode == 1, str(ended)
+    ended = ground.restore("latest", "relative", "--to", target)
+    assert ended.returncode == 2, str(ended)
+    ended = ground.restore("no-such-snapshot", "--to", ground.target("other"))
+    assert ended.returncode == 1, str(ended)
+    assert "has no complete snapshot that is meant by no-such-snapshot" in ended.stderr
+    assert not ground.target("other").exists()
+
+
+def test_a_path_that_is_not_in_it_is_an_error(ground: Ground) -> None:
+    ground.run()
+    ended = ground.restore("latest", f"{ground.source}/no/such", "--to", ground.target("back"))
+    assert ended.returncode == 1, str(ended)
+    assert "is not in" in ended.stderr
+
+
+@pytest.mark.parametrize("after", [0.2, 0.6, 1.2])
+def test_a_killed_restore_can_be_run_again(ground: Ground, after: float) -> None:
+    ground.run()
+    target = ground.target("back")
+    words = ["restore", "latest", ground.source, "--to", target, *ground.words]
+    with ground.kopiatomic.started(*words, env=ground.environment) as process:
+        time.sleep(after)
+        process.send_signal(signal.SIGKILL)
+        process.wait(30)
+    if target.exists():
+        assert oct(target.stat().st_mode)[-3:] in {"700", "755"}
+    ended = ground.restore("latest", ground.source, "--to", target)
+    if "nothing may be overwritten" in ended.stderr:
+        # It had already ended.
+        assert not (target / ".kopiatomic-restoring").exists()
+    else:
+        assert ended.returncode == 0, str(ended)
+    assert differences(ground.source, target) == ""
+
+
+def test_list_shows_what_there_is(ground: Ground) -> None:
+    ground.run()
+    ended = ground.kopiatomic("list", "--json", *ground.words, env=ground.environment)
+    assert ended.returncode == 0, str(ended)
+    (one,) = json.loads(ended.stdout)["snapshots"]
+    assert one["complete"]
+    ended = ground.kopiatomic("list", *ground.words, env=ground.environment)
+    assert one["id"] in ended.stdout
+
+
+def test_what_the_target_cannot_hold_is_named(ground: Ground, tmp_path: Path) -> None:
+    subprocess.run(["chattr", "+C", ground.source / "sticky"], check=True)
+    ground.run()
+    ended = ground.restore("latest", ground.source, "--to", tmp_path / "elsewhere")
+    assert ended.returncode == 3, str(ended)
+    assert f"{ground.source}/sticky: the set of flags is" in ended.stderr
