@@ -73,6 +73,8 @@ class Losses:
     """What an engine does not keep. What it keeps needs no record."""
 
     xattrs: bool = False
+    link_xattrs: bool = False
+    """Those of symbolic links alone."""
     hard_links: bool = False
     specials: bool = False
     """FIFOs and devices. No engine keeps sockets."""

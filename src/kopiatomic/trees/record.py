@@ -66,26 +66,31 @@ class Recorder:
     def _directory(self, path: str, directory: Directory) -> None:
         own = os.fstat(directory.fd)
         self._flagged.setdefault(own.st_dev, inodes.flags(directory.fd) is not None)
-        found = [self._entry(path, directory.fd, HERE, own)]
         # Directories on this filesystem have their own turn.
-        found += [
+        found = [
             self._entry(path, directory.fd, name, status)
             for name, status in directory.entries
             if not stat.S_ISDIR(status.st_mode)
         ]
         entries = [entry for entry in found if entry is not None]
+        # What is made in a directory afterwards changes its time.
+        itself = self._entry(path, directory.fd, HERE, own, needed=bool(entries))
+        if itself is not None:
+            entries.insert(0, itself)
         self._entries += len(entries)
         self._writer.add(path, entries)
 
-    def _entry(self, path: str, fd: int, name: str, status: os.stat_result) -> RecordedEntry | None:
+    def _entry(
+        self, path: str, fd: int, name: str, status: os.stat_result, *, needed: bool = False
+    ) -> RecordedEntry | None:
         """Return what must be recorded of an entry; None if the engine keeps all of it."""
         losses, kind = self._losses, kind_of(status)
         whole = path if name == HERE else _joined(path, name)
         found: dict[str, bytes] = {}
+        reads = losses.xattrs or (losses.link_xattrs and kind is EntryKind.LINK)
         flags, project = 0, 0
         with self._noted(whole):
-            # Engines that keep attributes keep all of them.
-            if losses.xattrs:
+            if reads:
                 found = attributes.xattrs(fd, name)
             if self._flagged.get(status.st_dev) and kind in {EntryKind.FILE, EntryKind.DIRECTORY}:
                 flags, project = _flags(fd, name)
@@ -96,7 +101,8 @@ class Recorder:
         odd = name if name != HERE else os.path.basename(path)
         stored = _NO_TEXT.sub(losses.stand_in, odd) if losses.stand_in and _NO_TEXT.search(odd) else None
         if not (
-            found
+            needed
+            or found
             or flags & ~losses.kept_flags
             or project
             or stored is not None
@@ -109,6 +115,10 @@ class Recorder:
             or (losses.latest_ns is not None and mtime > losses.latest_ns)
         ):
             return None
+        if not reads:
+            # An entry that is recorded is recorded completely.
+            with self._noted(whole):
+                found = attributes.xattrs(fd, name)
         target = None
         if kind is EntryKind.LINK:
             with self._noted(whole):

@@ -82,7 +82,8 @@ class Restic(repository.RepositoryEngine):
 class ResticRepository(repository.NamedRepository):
     """restic's repository."""
 
-    losses = Losses()
+    # Seen with 0.14.0: a link comes back without its extended attributes.
+    losses = Losses(link_xattrs=True)
 
     def __init__(self, client: Client, version: str | None, warnings: Sequence[str]) -> None:
         super().__init__(client, version, warnings)
