@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from kopiatomic.model.record import INDEX
+from kopiatomic.model.record import INDEX, RecordedEntry
 from kopiatomic.paths import is_at_or_below
 from kopiatomic.trees import shards
 from tests.support.filesystems import Btrfs
@@ -140,7 +140,7 @@ def test_a_second_run_has_the_same_record(ground: Ground) -> None:
     for _ in range(2):
         ground.run()
     listed = ground.kopiatomic("list", "--json", *ground.words, env=ground.environment)
-    made = []
+    made: list[dict[str, list[RecordedEntry]]] = []
     for one in json.loads(listed.stdout)["snapshots"]:
         target = ground.target(f"of-{len(made)}")
         ended = ground.restore(one["id"], "/.kopiatomic", "--to", target, "--no-metadata")
@@ -201,7 +201,7 @@ def test_a_path_that_is_not_in_it_is_an_error(ground: Ground) -> None:
 def test_a_killed_restore_can_be_run_again(ground: Ground, after: float) -> None:
     ground.run()
     target = ground.target("back")
-    words = ["restore", "latest", ground.source, "--to", target, *ground.words]
+    words: list[str | Path] = ["restore", "latest", ground.source, "--to", target, *ground.words]
     with ground.kopiatomic.started(*words, env=ground.environment) as process:
         time.sleep(after)
         process.send_signal(signal.SIGKILL)

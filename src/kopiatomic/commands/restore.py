@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from kopiatomic import errors, presence
+from kopiatomic import errors, platforms, presence
 from kopiatomic.commands.failures import ended
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.stored import Access, Stored, chosen, content_of, described, reader_of
 from kopiatomic.engines.reader import Reader
-from kopiatomic.errors import UsageError
+from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import RECORD
 from kopiatomic.output.console import Console
@@ -46,6 +46,12 @@ def restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *,
 
 
 def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *, as_json: bool) -> int:
+    if not platforms.here().records_metadata:
+        raise KopiatomicError(
+            "restore works on Linux only",
+            kind="unsupported",
+            hint="The engine's own restore brings the data back: see docs/restore.md, By hand.",
+        )
     paths = [_checked(path) for path in wanted.paths]
     reader = reader_of(access, folder)
     console.phase(f"asking {reader.name} what there is")
