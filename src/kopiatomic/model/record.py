@@ -6,8 +6,9 @@ Paths and names may have bytes that are not text, as ``os.fsdecode`` has them. T
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field
 from enum import StrEnum
+from types import MappingProxyType
+from typing import NamedTuple
 
 from kopiatomic.immutable import immutable
 
@@ -39,9 +40,11 @@ class EntryKind(StrEnum):
 SPECIAL = frozenset({EntryKind.FIFO, EntryKind.CHARACTER, EntryKind.BLOCK})
 
 
-@immutable
-class RecordedEntry:
-    """An entry of a directory, as it was at the instant; all that is needed to make it again, except a file's content."""
+class RecordedEntry(NamedTuple):
+    """An entry of a directory, as it was at the instant; all that is needed to make it again, except a file's content.
+
+    There are millions of them: a tuple is made in a third of the time of our immutable values.
+    """
 
     name: str
     """In its directory; :data:`HERE` for that directory itself, which is then its first entry."""
@@ -59,7 +62,7 @@ class RecordedEntry:
     """Major and minor number of a device."""
     same_as: str | None = None
     """The path of the first entry in the record that is the same file (a hard link)."""
-    xattrs: Mapping[str, bytes] = field(default_factory=dict)
+    xattrs: Mapping[str, bytes] = MappingProxyType({})
     """Extended attributes; access control lists and capabilities are among them."""
     flags: int = 0
     """As chattr(1) sets them."""

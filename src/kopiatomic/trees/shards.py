@@ -108,8 +108,12 @@ def decoded(document: Mapping[str, Any]) -> RecordedEntry:
     )
 
 
+# Made once: json.dumps makes one for each call with such arguments.
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def _line(document: Mapping[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+    return _encode(document).encode() + b"\n"
 
 
 class Writer:
