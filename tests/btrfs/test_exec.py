@@ -458,6 +458,22 @@ def test_a_user_reads_the_lists_of_the_run(execute: Exec, data: Path) -> None:
     assert (ended.returncode, ended.stdout) == (0, f"{data}\0"), str(ended)
 
 
+@pytest.mark.parametrize("user", ["root", "games"])
+def test_where_the_usual_directory_for_temporary_files_is_frozen_there_is_another(
+    user: str, execute: Exec, data: Path
+) -> None:
+    usual = data / "tmp"
+    usual.mkdir()
+    usual.chmod(0o1777)
+    script = 'stat -c "%a %U" $TMPDIR; stat -f -c %T $TMPDIR; ls -A $TMPDIR; mktemp > /dev/null && echo $TMPDIR'
+    words = ("--user", user, "--layout", "in-place")
+    ended = execute("sh", "-c", script, options=words, cwd=Path("/"), TMPDIR=str(usual))
+    *said, path = ended.stdout.splitlines()
+    assert said == [f"700 {user}", "tmpfs"], str(ended)
+    assert not Path(path).exists()
+    assert [*usual.iterdir()] == []
+
+
 KEYS = """
 import ctypes, os, sys
 KEYCTL, ADD_KEY, JOIN, READ = {numbers}

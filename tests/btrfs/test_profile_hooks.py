@@ -44,6 +44,7 @@ class World:
         self.hooks: dict[str, list[dict[str, Any]]] = {moment: [self.noting(moment)] for moment in MOMENTS}
         self.engine: dict[str, Any] = {"command": ["ls"]}
         self.options: dict[str, Any] = {}
+        self.layout = "merged"
 
     def noting(self, name: str, then: str = "") -> dict[str, Any]:
         """A hook that notes that it ran, what it was told, and the snapshots that there were."""
@@ -58,7 +59,7 @@ class World:
             "[select]",
             f"datasets = [{toml(str(self.data))}]",
             "[view]",
-            f"mount_root = {toml(str(self.root))}",
+            f"mount_root = {toml(str(self.root))}" if self.layout == "merged" else f"layout = {toml(self.layout)}",
             "[engine]",
         ]
         lines += [f"{key} = {toml(value)}" for key, value in self.engine.items()]
@@ -77,11 +78,12 @@ class World:
         )
 
     @contextmanager
-    def running(self) -> Iterator[subprocess.Popen[str]]:
+    def running(self, **variables: str) -> Iterator[subprocess.Popen[str]]:
         """A run in the background."""
         self.write()
         (self.notes / "block").touch()
-        with self.kopiatomic.started("run", "home", env={"KOPIATOMIC_CONFIG_DIR": str(self.folder)}) as process:
+        environment = {"KOPIATOMIC_CONFIG_DIR": str(self.folder), **variables}
+        with self.kopiatomic.started("run", "home", env=environment) as process:
             yield process
 
     def run(self, *words: str, env: Mapping[str, str] | None = None) -> Completed:
@@ -154,15 +156,56 @@ def test_in_the_view_it_reads_the_frozen_tree(world: World, leftovers: Leftovers
     there = f"{world.root}{world.data}"
     world.hooks["in_view"] = [
         {"shell": f"cat {there}/file; pwd", "directory": there},
-        {"command": ["id", "-un"], "user": "nobody"},
+        {"shell": "id -un; tr '\\0' '\\n' < $KOPIATOMIC_DATASETS_FILE", "user": "nobody"},
         {"shell": f"touch {there}/new", "required": False},
     ]
     ended = world.run()
     assert ended.returncode == 3, str(ended)
     said = [line for line in ended.stderr.splitlines() if line.startswith("in_view: ")]
-    assert said[:3] == ["in_view: content", f"in_view: {there}", "in_view: nobody"]
+    assert said[:4] == ["in_view: content", f"in_view: {there}", "in_view: nobody", f"in_view: {world.data}"]
     assert "Read-only file system" in ended.stderr
     assert (world.data / "file").read_text() == "later\n"
+    assert leftovers(world.root) == []
+
+
+@pytest.mark.parametrize("layout", ["merged", "in-place"])
+def test_in_the_view_each_has_a_directory_for_temporary_files_that_nobody_else_has(
+    layout: str, world: World, leftovers: Leftovers
+) -> None:
+    """Also where the usual one is frozen, and for a user without root's rights."""
+    world.layout = layout
+    world.engine = {"command": ["sh", "-c", f"cat /proc/self/mounts > {world.notes}/mounts", "sh"]}
+    usual = world.data / "tmp"
+    usual.mkdir()
+    using = {"shell": 'echo $(stat -c "%a %U" $TMPDIR) $(stat -f -c %T $TMPDIR) $(ls -A $TMPDIR); mktemp > /dev/null'}
+    world.hooks["in_view"] = [
+        {"shell": f"{using['shell']}; sleep 60 > $TMPDIR/open & exit 0"},
+        {**using, "user": "nobody"},
+        {"shell": f"{using['shell']}; umount --lazy $TMPDIR"},
+        {"shell": using["shell"]},
+        {"shell": "echo $TMPDIR", "environment": {"TMPDIR": "/mine"}},
+        world.blocking("blocking"),
+    ]
+    with world.running(TMPDIR=str(usual)) as process:
+        wait_for(lambda: "blocking" in world.order, "the start of the last")
+        lines = (world.notes / "blocking.env").read_text().splitlines()
+        (path,) = [Path(line.removeprefix("TMPDIR=")) for line in lines if line.startswith("TMPDIR=")]
+        # On the host it is an empty directory: what is in it is nowhere but in the view.
+        assert (path.stat().st_uid, path.stat().st_mode & 0o777, [*path.iterdir()]) == (0, 0o700, [])
+        assert not path.is_mount()
+        (world.notes / "block").unlink()
+        _, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+    assert [line.removeprefix("in_view: ") for line in errors.splitlines() if line.startswith("in_view: ")] == [
+        "700 root tmpfs",
+        "700 nobody tmpfs",
+        "700 root tmpfs",
+        "700 root tmpfs",
+        "/mine",
+    ]
+    assert [*usual.iterdir()] == []
+    assert not path.exists()
+    assert str(path) not in (world.notes / "mounts").read_text()
     assert leftovers(world.root) == []
 
 

@@ -451,7 +451,7 @@ class _Run:
         for one in self.hooks.of(Moment.IN_VIEW):
             self._listener.phase("running the hook in_view")
             with self._report.phase("in-view"):
-                ran = in_view.run(one, self.hooks, frozen.supervisor, job.plan, self._options.stop_timeout)
+                ran = in_view.run(one, self.hooks, frozen.supervisor, job, self._options.stop_timeout)
             self._report.hooks.append(ran)
             if ran.error is None:
                 continue

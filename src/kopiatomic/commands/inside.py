@@ -201,13 +201,15 @@ class _Inside:
                 self._listener.notice(line)
         if report.plan.might_hang:
             self._listener.notice(f"hidden, for it might not answer: {first_few(report.plan.might_hang)}")
+        # What is taken may have changed.
+        self._write_lists(report.plan)
+        frozen_too = in_place(report.plan, inherited.temporary_directory())
         start_options = StartOptions(
             user=self._user,
             anywhere=self._is_shell,
             stop=signal.SIGHUP if self._is_shell else signal.SIGTERM,
+            temporary=lists.mount_point(report.run_id) if frozen_too else "",
         )
-        # What is taken may have changed.
-        self._write_lists(report.plan)
         start = Start(Command(self._argv, {}), self._environment(report.plan, frozen.sets), start_options)
         with report.phase("command"):
             try:
@@ -230,8 +232,6 @@ class _Inside:
         variables = {**shell.variables(self._report.run_id, plan), "KOPIATOMIC_INSTANT": instant}
         if self._account is not None:
             variables |= accounts.variables(self._account)
-        elif in_place(plan, inherited.temporary_directory()):
-            variables["TMPDIR"] = plan.scratch
         if self._is_shell:
             variables |= _prompt(
                 f"(frozen {instant[11:19]}Z) ", callers.get("PROMPT_COMMAND", ""), root=self._user is None

@@ -10,6 +10,7 @@ from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.plan import Plan
 from kopiatomic.platforms.steps import Step, View
+from kopiatomic.system.spawn import User
 
 RecordIntents = Callable[[Sequence[Intent]], None]
 """Records what else is about to be made. Raises StateError; then it must not be made."""
@@ -31,6 +32,13 @@ class MountedView(Protocol):
         """Return the path of what a program in the view has as its root, as processes outside see it; ``launcher`` lives.
 
         Empty if they see the same. Only root can follow it.
+        """
+
+    def temporary(self, point: str, user: User | None) -> AbstractContextManager[str]:
+        """Have an empty directory for the temporary files of one program, which no other sees; it goes with the block.
+
+        ``point`` is an empty directory on the host that a program in any view sees, and that may be mounted on. Yield the path
+        that the program has it at; empty if the view has no place that this user can reach. Raises KopiatomicError, OSError.
         """
 
     def watch(self, sources: Sequence[str]) -> AccessWatch | None:

@@ -14,7 +14,7 @@ import signal
 import termios
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -43,6 +43,8 @@ class StartOptions:
     stop: signal.Signals = signal.SIGTERM
     """The signal that asks it to end."""
     priority: spawn.Priority = spawn.Priority()
+    temporary: str = ""
+    """A directory of ours (``lists.mount_point``) on which it gets one of its own for temporary files, its TMPDIR."""
 
 
 @immutable
@@ -259,14 +261,18 @@ def _wait(channel: Channel, host_watcher: HostWatcher | None) -> None:
 
 def _run(start: Start, around: _Around, view: MountedView, streams: ProgramStreams) -> Checked:
     """Run one program, end what it leaves running, and check the mounts. Raises KopiatomicError, ClosedError."""
-    root = view.engine_root()
-    access_watch, unwatched = _watch(view, start.sources)
-    try:
-        end = _Program(around, streams, access_watch).run(start, root)
-    finally:
-        # The check looks into the view itself.
-        unread = access_watch.unread() if access_watch is not None else ()
-    strays = around.platform.end_others()
+    with ExitStack() as stack:
+        if start.options.temporary:
+            path = stack.enter_context(view.temporary(start.options.temporary, start.options.user))
+            start = replace(start, environment={**start.environment, **({"TMPDIR": path} if path else {})})
+        root = view.engine_root()
+        access_watch, unwatched = _watch(view, start.sources)
+        try:
+            end = _Program(around, streams, access_watch).run(start, root)
+        finally:
+            # The check looks into the view itself.
+            unread = access_watch.unread() if access_watch is not None else ()
+        strays = around.platform.end_others()
     odd = _odd_names(around.channel, view, start.command, end)
     return Checked(end, tuple(view.check()), strays, unread, unwatched, odd)
 

@@ -1,7 +1,7 @@
 """Files with a run's datasets and sources, each name ended by a zero byte: for lists too long for an environment.
 
-They are written before the hook ``-p`` and again for the engine, are removed with the run's lock (``locks.RunLocks``), and are
-readable by root only, or by the user that a command runs as. Every view shows them at their path.
+They are written before the hook ``-p`` and again for each program in the view, are removed with the run's lock
+(``locks.RunLocks``), and are readable by root only, or by the user that a program runs as. Every view shows them at their path.
 """
 
 from __future__ import annotations
@@ -40,6 +40,23 @@ def write(run_id: str, plan: Plan, owner: int = 0) -> None:
             kind="lists",
             hint=f"kopiatomic needs a writable {os.path.dirname(directory())} with room for the names of all datasets.",
         ) from None
+
+
+def mount_point(run_id: str) -> str:
+    """Return an empty directory beside a run's lists, which exist: a view may mount a program's own directory on it.
+
+    It goes with the lists. Raises KopiatomicError.
+    """
+    path = locks.list_of(run_id, locks.TEMPORARY)
+    try:
+        os.makedirs(path, 0o700, exist_ok=True)
+    except OSError as error:
+        raise KopiatomicError(
+            f"no directory for temporary files can be made in {directory()}: {error.strerror}",
+            kind="lists",
+            hint=f"kopiatomic needs a writable {os.path.dirname(directory())}.",
+        ) from None
+    return path
 
 
 def _prepare() -> None:

@@ -33,6 +33,9 @@ Without symbolic links: views are mounted in it, and the mount table has paths w
 LISTS = ("datasets", "sources")
 """What a run lists in files: see ``state/lists.py``."""
 
+TEMPORARY = "tmp"
+"""The name of the directory beside them on which a program's own directory for temporary files is mounted."""
+
 _MOMENT = 60.0
 """Seconds to wait for the short-lived lock."""
 
@@ -213,13 +216,14 @@ def list_of(run_id: str, which: str) -> str:
 
 
 def _remove_lists(run_id: str) -> None:
-    """Remove a run's lists, and their directory with the last of them."""
+    """Remove a run's lists and what is beside them, and their directory with the last of them."""
     for which in LISTS:
         for path in (list_of(run_id, which), f"{list_of(run_id, which)}.new"):
             with suppress(OSError):
                 os.unlink(path)
-    with suppress(OSError):
-        os.rmdir(os.path.dirname(list_of(run_id, "")))
+    for directory in (list_of(run_id, TEMPORARY), os.path.dirname(list_of(run_id, ""))):
+        with suppress(OSError):
+            os.rmdir(directory)
 
 
 def _remove(path: str, fd: int) -> None:

@@ -141,6 +141,7 @@ def test_lists_go_with_the_lock_of_their_run_however_it_ends(lock_directory: Pat
     # One whose processes were all killed leaves its files; who clears what it left removes them.
     (lock_directory / f"run-{run_id}").touch()
     lists.write(run_id, plan_of("tank/a"))
+    Path(locks.list_of(run_id, locks.TEMPORARY)).mkdir()
     with locks.claim(run_id):
         pass
     assert not Path(lists.directory()).exists()

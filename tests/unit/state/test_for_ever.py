@@ -23,6 +23,7 @@ def test_what_marks_things_as_ours() -> None:
 def test_files_and_places() -> None:
     assert state_file.FILE == "state.db"
     assert locks.DIRECTORY == "/run/kopiatomic"
+    assert (locks.LISTS, locks.TEMPORARY) == (("datasets", "sources"), "tmp")
     assert (plan.UNMOUNTED, plan.VOLUMES) == ("/.unmounted", "/.volumes")
     assert KOPIA == "kopia"
 

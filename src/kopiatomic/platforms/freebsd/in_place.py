@@ -77,14 +77,20 @@ class InPlaceView(FreeBSDView):
 
     def prepare(self) -> None:
         """Make the place for temporary files, in a directory that engines leave out if it lies in a source."""
-        own = next(p for p in self._planned if p.whole == self._aside)
-        inside = os.path.relpath(f"{self._base}/{SCRATCH}", own.step.place)
-        os.makedirs(f"{self._aside}/{inside}", 0o700)
+        own = self._own()
+        os.makedirs(f"{self.aside()}/{SCRATCH}", 0o700)
         os.makedirs(self._root)
         if own.step.place != self._base:
             for name, content in self._plan.ignore_files:
                 with open(f"{self._aside}/{name}", "x", encoding="ascii") as file:
                     file.write(content)
+
+    def aside(self) -> str:
+        """Return the directory that is seen there, in the one that is mounted."""
+        return os.path.normpath(f"{self._aside}/{os.path.relpath(self._base, self._own().step.place)}")
+
+    def _own(self) -> Planned:
+        return next(p for p in self._planned if p.whole == self._aside)
 
     def options(self, planned: Planned) -> Options:
         """Keep a live mount's flags; in a jail a devfs has the jail's own ruleset, and no other."""

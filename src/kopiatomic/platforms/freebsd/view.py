@@ -13,7 +13,8 @@ import errno
 import os
 import shlex
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, concerns_all
@@ -42,6 +43,7 @@ from kopiatomic.system import freebsd_mounting, freebsd_mounts, safety
 from kopiatomic.system.freebsd import Kernel
 from kopiatomic.system.freebsd_mounting import Options
 from kopiatomic.system.freebsd_paths import open_beneath
+from kopiatomic.system.spawn import User
 from kopiatomic.text import printable
 
 _SECOND_LOOK = 0.3
@@ -109,6 +111,8 @@ class FreeBSDView:
         """What is not in the view as it was at the instant, besides what has no place."""
         self._live: set[str] = set()
         """The points at which something live is seen."""
+        self._temporaries = 0
+        """How many programs have had a directory for temporary files."""
 
     def top(self) -> str:
         """Return the path of the view's top directory."""
@@ -250,6 +254,21 @@ class FreeBSDView:
     def seen_from_outside(self, _launcher: int) -> str:
         """Return nothing: a program has the same root, and the view is visible to the whole system."""
         return ""
+
+    @contextmanager
+    def temporary(self, _point: str, user: User | None) -> Iterator[str]:
+        """Make one in the run's own directory, where only root comes to it; it is removed with all the rest."""
+        if user is not None:
+            yield ""
+            return
+        name = f"temporary-{self._temporaries}"
+        self._temporaries += 1
+        os.mkdir(f"{self.aside()}/{name}", 0o700)
+        yield f"{self._base}/{name}"
+
+    def aside(self) -> str:
+        """Return the directory of ours that a program sees, writable, at the run's own directory."""
+        return self._base
 
     def watch(self, _sources: Sequence[str]) -> None:
         """Return None: kqueue(2) has not been seen to report a directory that is opened through a nullfs."""

@@ -42,6 +42,7 @@ from kopiatomic.platforms.steps import (
 )
 from kopiatomic.system import inotify, linux, mountinfo
 from kopiatomic.system.descriptors import closing
+from kopiatomic.system.spawn import User
 from kopiatomic.text import printable
 
 FLAGS = linux.MS_RDONLY | linux.MS_NOSUID | linux.MS_NODEV
@@ -166,6 +167,36 @@ class LinuxView:
     def seen_from_outside(self, launcher: int) -> str:
         """Return the launcher's root, in its mount namespace."""
         return f"/proc/{launcher}/root"
+
+    @contextmanager
+    def temporary(self, point: str, user: User | None) -> Iterator[str]:
+        """Mount a filesystem in memory, which belongs to the user, for the time of the block. Raises KopiatomicError."""
+        mounted = self._mount_temporary(point, user)
+        if mounted is None:
+            yield ""
+            return
+        with closing(mounted):
+            try:
+                yield point
+            finally:
+                # A program of root's may have unmounted it itself.
+                if mountinfo.id_of(mounted) in {mount.id for mount in mountinfo.read()}:
+                    linux.detach(f"/proc/self/fd/{mounted}")
+
+    def _mount_temporary(self, point: str, user: User | None) -> int | None:
+        """Return its top, open; None where a frozen ``/run`` hides what is ours. Raises KopiatomicError."""
+        owner = "" if user is None else f",uid={user.uid},gid={user.gid}"
+        root = self.engine_root()
+        with closing(os.open("/", LOOK | os.O_CLOEXEC) if root is None else root) as top:
+            try:
+                with closing(linux.open_beneath(top, relative(point), PATH)) as target:
+                    flags = linux.MS_NOSUID | linux.MS_NODEV
+                    linux.mount(SCAFFOLD_SOURCE, f"/proc/self/fd/{target}", "tmpfs", flags, f"mode=0700{owner}")
+                return linux.open_beneath(top, relative(point), PATH)
+            except OSError as error:
+                if presence.absent(error):
+                    return None
+                raise refused(f"no directory for temporary files can be mounted on {point}", error) from None
 
     def watch(self, sources: Sequence[str]) -> inotify.AccessWatch:
         """Observe which of the sources are looked into from now on. Raises OSError."""

@@ -3,6 +3,7 @@
 import errno
 import os
 import signal
+import stat
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -272,6 +273,23 @@ def test_there_is_a_place_for_temporary_files_at_the_path_that_the_engine_is_tol
 
 
 @isolated
+def test_each_of_roots_programs_has_a_place_for_temporary_files_of_its_own(small: Place) -> None:
+    view = small.view_in_place()
+    view.assemble()
+    with view.temporary("", None) as first:
+        assert shell(small, view, f"ls -A {first}; echo x > {first}/y && cat {first}/y") == ["x"]
+        assert stat.S_IMODE((small.inside(first)).stat().st_mode) == 0o700
+    with view.temporary("", None) as second:
+        assert shell(small, view, f"ls -A {second}; echo z") == ["z"]
+    with view.temporary("", spawn.User(1, 1, ())) as none:
+        # The directory of all runs is root's alone.
+        assert none == ""
+    assert view.check() == []
+    assert view.remove() == []
+    assert small.shim.ours() == []
+
+
+@isolated
 def test_what_an_engine_writes_is_live_in_a_frozen_tree_also_where_its_mount_is(small: Place) -> None:
     data = small.live / "data"
     cache = data / "b"
@@ -314,6 +332,8 @@ def test_a_frozen_root_has_few_devices_and_an_own_directory_that_no_engine_reads
     assert os.listdir(whole.inside(locks.DIRECTORY)) != []
     assert (whole.inside(locks.DIRECTORY) / ".kopiaignore").read_text() == "*\n"
     (whole.inside(whole.plan.scratch) / "x").write_text("")
+    with view.temporary("", None) as path:
+        (whole.inside(path) / "x").write_text("")
     assert (whole.inside("/home") / "file").read_text() == "tank/home"
     assert view.check() == []
     assert view.remove() == []
