@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from tests.support.killing import kill_together
 from tests.support.programs import SLOWNESS, Completed, command
 
 __all__ = [
+    "profiled",
     "run",
     "scheduled",
     "tank",
@@ -40,8 +41,11 @@ __all__ = [
     "test_a_killed_process_leaves_nothing",
     "test_a_mount_that_is_pulled_away_fails_the_run",
     "test_a_part_and_odd_names_are_where_they_are",
+    "test_after_freeze_comes_to_its_end_whatever_dies",
     "test_all_killed_leave_what_the_next_run_clears",
     "test_cron_reads_what_is_installed_and_starts_it",
+    "test_holding_a_writer_still_is_refused_where_it_is_not_supported",
+    "test_hooks_of_a_profile_run_at_their_moments",
     "test_in_place_the_root_of_the_system_is_frozen",
     "test_in_place_true_paths_are_frozen_and_all_else_goes_on",
     "test_no_set_is_torn",
@@ -50,6 +54,7 @@ __all__ = [
     "test_the_main_job",
     "test_what_is_in_use_is_told_and_goes_later",
     "test_what_is_installed_makes_a_backup_as_cron_starts_it",
+    "test_what_runs_last_says_how_it_ended",
 ]
 
 ON_FREEBSD: bool = sys.platform.startswith("freebsd")
@@ -359,6 +364,190 @@ def test_a_mount_that_is_pulled_away_fails_the_run(run: Runs, tank: Pool) -> Non
         assert running.returncode == 1, output
     assert "was taken away or replaced while the engine ran" in output
     gone(run)
+
+
+# Hooks of a profile
+
+
+@dataclass
+class Profiled:
+    """A profile whose hooks note that they run, and how many snapshots there are of runs."""
+
+    run: Runs
+    folder: Path
+    notes: Path
+    layout: tuple[str, ...] = ()
+    hooks: list[tuple[str, ...]] = field(default_factory=list)
+    """Moments and shell lines, in the order of the file, and more lines of that hook."""
+    more: str = ""
+    """The end of the file."""
+
+    def noting(self, name: str, then: str = "true") -> str:
+        listed = f"zfs list -H -t snapshot -o name -r {self.run.pool.name} | grep -c @kopiatomic_"
+        return f"echo {name} $({listed}) $KOPIATOMIC_AGAIN >> {self.notes}/order; {then}"
+
+    def blocking(self, name: str) -> str:
+        """It goes on as long as the file ``block`` is there."""
+        return self.noting(
+            name, f"while test -e {self.notes}/block; do sleep 0.05; done; echo {name}-ended >> {self.notes}/order"
+        )
+
+    def words(self, *more: str) -> list[str]:
+        """Write the profile; return the words that run it."""
+        view = "layout = 'in-place'" if self.layout else f"mount_root = '{ROOT}'"
+        lines = [f"[select]\ndatasets = ['{self.run.pool.name}/home']\n[view]\n{view}\n[engine]\ncommand = ['true']"]
+        for moment, line, *rest in self.hooks:
+            lines += [f"[[hooks.{moment}]]", f"shell = '''{line}'''", *rest]
+        file = self.folder / "home.toml"
+        file.touch(0o600)
+        file.write_text("\n".join([*lines, self.more]))
+        return [*self.run.argv, "run", "home", *more]
+
+    def environment(self) -> dict[str, str]:
+        return {**self.run.environment(), "KOPIATOMIC_CONFIG_DIR": str(self.folder)}
+
+    def __call__(self, *more: str) -> Completed:
+        return command(*self.words(*more), env=self.environment(), check=False, timeout=120)
+
+    @contextmanager
+    def running(self) -> Iterator[subprocess.Popen[bytes]]:
+        """A run in the background."""
+        (self.notes / "block").touch()
+        words = self.words()
+        with subprocess.Popen(
+            words,
+            env=self.environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as started:
+            try:
+                yield started
+            finally:
+                (self.notes / "block").unlink(missing_ok=True)
+
+    def noted(self) -> list[str]:
+        path = self.notes / "order"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def wait_for(self, name: str) -> None:
+        deadline = time.monotonic() + 30 * SLOWNESS
+        while not any(line.split()[0] == name for line in self.noted()):
+            assert time.monotonic() < deadline, self.noted()
+            time.sleep(0.05)
+
+
+@pytest.fixture
+def profiled(run: Runs) -> Iterator[Profiled]:
+    """In a folder that root alone can change."""
+    folder = Path(tempfile.mkdtemp(prefix="kopiatomic-test.", dir=Path("/root").resolve()))
+    notes = run.folder / "notes"
+    notes.mkdir()
+    yield Profiled(run, folder, notes)
+    shutil.rmtree(folder)
+
+
+@LAYOUTS
+def test_hooks_of_a_profile_run_at_their_moments(layout: tuple[str, ...], profiled: Profiled, tank: Pool) -> None:
+    file = tank.path("home") / "hooked"
+    file.write_text("before\n")
+    seen = f"{'' if layout else '$KOPIATOMIC_ROOT'}{file}"
+    profiled.layout = layout
+    profiled.hooks = [
+        ("before", profiled.noting("before")),
+        ("before_freeze", profiled.noting("before_freeze")),
+        ("after_freeze", profiled.noting("after_freeze", f"echo after > {file}")),
+        (
+            "in_view",
+            f"cat {seen}; ls -A $TMPDIR; : > $TMPDIR/left && ls -A $TMPDIR; touch {seen} 2>/dev/null || echo frozen",
+        ),
+        ("in_view", "ls -A $TMPDIR; echo second"),
+        ("in_view", "id -un", "user = 'nobody'"),
+        ("after", profiled.noting("after")),
+        ("on_success", profiled.noting("on_success")),
+        ("on_failure", profiled.noting("on_failure")),
+    ]
+    ended = profiled()
+    assert ended.returncode == 0, ended
+    said = [line.removeprefix("in_view: ") for line in ended.stderr.splitlines() if line.startswith("in_view: ")]
+    assert said == ["before", "left", "frozen", "second", "nobody"]
+    assert profiled.noted() == ["before 0", "before_freeze 0", "after_freeze 1", "after 0", "on_success 0"]
+    assert file.read_text() == "after\n"
+    assert profiled.run.left() == []
+
+
+@pytest.mark.parametrize("moment", ["before", "before_freeze", "in_view"])
+def test_what_runs_last_says_how_it_ended(moment: str, profiled: Profiled) -> None:
+    """Also where a hook left a process in another session, which ends with it."""
+    stray = f"{sys.executable} -SIc 'import os, time; os.fork() or (os.setsid(), time.sleep(1000))' {profiled.notes}"
+    moments = ("before", "before_freeze", "after_freeze", "in_view", "after", "on_success", "on_failure")
+    profiled.hooks = [
+        (name, profiled.noting(name, f"{stray}; exit 3" if name == moment else "true")) for name in moments
+    ]
+    ended = profiled()
+    assert ended.returncode == 1, ended
+    assert f"the hook {moment} (" in ended.stderr
+    assert "failed (exit status 3)" in ended.stderr
+    ran = moments[: moments.index(moment) + 1]
+    between = ("after_freeze",) if moment == "before_freeze" else ()
+    assert [line.split()[0] for line in profiled.noted()] == [*ran, *between, "after", "on_failure"]
+    assert profiled.run.left() == []
+
+
+GUARDIAN, MAIN, BOTH = "guardian", "main", "both"
+
+
+@pytest.mark.parametrize("victim", [GUARDIAN, MAIN, BOTH])
+@pytest.mark.parametrize("moment", ["before_freeze", "after_freeze"])
+def test_after_freeze_comes_to_its_end_whatever_dies(moment: str, victim: str, profiled: Profiled) -> None:
+    """Once, and once more only where it was killed in the middle. Where nobody of the run is left, it is owed."""
+    ending = profiled.noting("after_freeze", f"echo after_freeze-ended >> {profiled.notes}/order")
+    hooks = {"before_freeze": profiled.noting("before_freeze"), "after_freeze": ending}
+    profiled.hooks = [*{**hooks, moment: profiled.blocking(moment)}.items()]
+    with profiled.running() as started:
+        profiled.wait_for(moment)
+        table = processes()
+        of_hooks = (parent for parent, words in table.values() if f"{profiled.notes}/block" in words)
+        guardian = next(pid for pid in of_hooks if table[pid][0] == started.pid)
+        kill_together({GUARDIAN: [guardian], MAIN: [started.pid], BOTH: [started.pid, guardian]}[victim])
+        if moment == "after_freeze":
+            # before_freeze does not go on: it is ended with whoever was killed.
+            (profiled.notes / "block").unlink()
+        started.wait(60 * SLOWNESS)
+        if victim != BOTH:
+            profiled.wait_for("after_freeze-ended")
+    if victim == BOTH:
+        said = profiled.run.recover("--dry-run")
+        assert said.returncode == 4, said
+        assert "would be run: /bin/sh -c " in said.stdout
+        said = profiled.run.recover()
+        assert said.returncode == 0, said
+    again = moment == "after_freeze" and victim != MAIN
+    starts = [line.split()[2:] for line in profiled.noted() if line.startswith("after_freeze ")]
+    assert starts == ([[], ["1"]] if again else [[]])
+    assert profiled.noted().count("after_freeze-ended") == 1
+    assert "before_freeze-ended" not in profiled.noted()
+    deadline = time.monotonic() + WITHIN_S
+    while found := profiled.run.left():
+        # A killed main process removes nothing of its own; the guardian lives on for a moment.
+        assert victim == MAIN, found
+        assert time.monotonic() < deadline, found
+        assert profiled.run.recover().returncode == 0
+        time.sleep(0.2)
+    assert profiled.run.recover().returncode == 0
+    assert profiled.noted().count("after_freeze-ended") == 1
+
+
+def test_holding_a_writer_still_is_refused_where_it_is_not_supported(run: Runs, tank: Pool, profiled: Profiled) -> None:
+    ended = run("--hold", "unit:mail.service", "-c", "true", f"{tank.name}/home")
+    assert ended.returncode == 2, ended
+    assert "hold unit:mail.service: writers are held still on Linux only" in ended.stderr
+    assert "before_freeze" in ended.stderr
+    profiled.more = "[[hold]]\nkind = 'postgresql'"
+    ended = profiled()
+    assert ended.returncode == 2, ended
+    assert "hold postgresql: writers are held still on Linux only" in ended.stderr
+    assert run.left() == []
 
 
 # The whole system

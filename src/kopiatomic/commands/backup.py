@@ -115,6 +115,12 @@ class _Run:
         command = None if options.command is None else words("-c", options.command)
         extra = words("-o", options.options)
         blocks = options.hold_wanted()
+        if blocks and not host.here().holds:
+            raise UsageError(
+                f"hold {blocks[0].wanted}: writers are held still on Linux only",
+                kind="usage",
+                hint="Have hooks do it, which work here as well: before_freeze holds a writer, after_freeze lets it go.",
+            )
         self._options = options
         self._report = report
         self._listener = listener

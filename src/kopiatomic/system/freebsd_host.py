@@ -16,6 +16,7 @@ class FreeBSDHost:
     """Satisfies :class:`kopiatomic.system.host.Host`."""
 
     io_classes = False
+    holds = False
     profiles = "/usr/local/etc/kopiatomic"
     zoned = "jailed"
     """zfs-jail(8); ``zoned`` is refused (``zfs_prop_init`` in OpenZFS's ``zcommon/zfs_prop.c``, 2.0 and later)."""

@@ -25,6 +25,9 @@ class Host(Protocol):
     io_classes: bool
     """Whether a program can have an I/O class."""
 
+    holds: bool
+    """Whether writers can be held still while snapshots are made (``hooks/holder.py``)."""
+
     profiles: str
     """The folder of the profiles, where this system keeps such files (hier(7))."""
 

@@ -33,6 +33,7 @@ class LinuxHost:
 
     zoned = "zoned"
     io_classes = True
+    holds = True
     profiles = "/etc/kopiatomic"
 
     def mounts(self) -> list[Mount]:
