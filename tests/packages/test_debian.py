@@ -160,6 +160,48 @@ def test_it_is_not_removed_while_it_alone_knows_what_a_killed_run_left(
     assert snapshots() == []
 
 
+PROFILE = """
+[select]
+datasets = ["{home}"]
+[engine]
+command = ["true"]
+[hooks.before_freeze]
+shell = "touch /tmp/begun; sleep 60"
+[hooks.after_freeze]
+command = ["touch", "/tmp/let-go"]
+"""
+
+
+@pytest.fixture
+def owing(installed: Machine, home: Path) -> Iterator[Machine]:
+    """A machine on which all processes of a run were killed between its hooks."""
+    installed.shell("mkdir -p /etc/kopiatomic; rm -f /tmp/begun")
+    installed.path("/etc/kopiatomic/home.toml").write_text(PROFILE.format(home=home))
+    with subprocess.Popen(installed.argv("kopiatomic", "run", "--quiet", "home"), stdin=subprocess.DEVNULL) as run:
+        wait_for(installed.path("/tmp/begun").exists, "the start of before_freeze")
+        installed.shell("kill -KILL -1", check=False)
+        run.wait(30)
+    yield installed
+    installed("kopiatomic", "recover", check=False)
+    installed.shell("rm -rf /etc/kopiatomic /tmp/begun /tmp/let-go")
+
+
+def test_it_is_not_removed_while_a_hook_is_owed_and_does_not_run_it(owing: Machine) -> None:
+    let_go = owing.path("/tmp/let-go")
+    refused = owing.apt("remove", "kopiatomic", check=False)
+    assert (refused.returncode, status(owing).endswith(" ok installed")) == (100, True), str(refused)
+    assert "hook after_freeze\n" in refused.stdout
+    assert "owed by profile home" in refused.stdout
+    (line,) = [line for line in refused.stdout.splitlines() if "OWED" in line]
+    assert "touch /tmp/let-go" in line
+    assert "'kopiatomic recover'" in line
+    assert "what killed runs left is still there (see above)" in refused.stderr
+    assert not let_go.exists()
+    owing("kopiatomic", "recover")
+    assert let_go.exists()
+    owing.apt("remove", "kopiatomic")
+
+
 def test_schedules_end_with_it(installed: Machine, deb: Path) -> None:
     """As they are on disk, whoever made them. systemd is a shim that writes down what it is told, zfs one with bookmarks."""
     units = "/etc/systemd/system"
