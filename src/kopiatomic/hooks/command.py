@@ -25,6 +25,7 @@ _KILL_AFTER = 2
 class _Command:
     name = "command"
     settings: Mapping[str, type] = MappingProxyType({"command": list})
+    programs = ("command",)
 
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:
         """Return that it will be run: what it holds, only it knows."""

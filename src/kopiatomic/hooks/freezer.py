@@ -412,6 +412,7 @@ class _Unit:
 
     name = "unit"
     settings: Mapping[str, type] = MappingProxyType({})
+    programs = ()
 
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:
         """Ask systemd."""
@@ -448,6 +449,7 @@ class _Container:
 
     name = "container"
     settings: Mapping[str, type] = MappingProxyType({"program": str})
+    programs = ("program",)
 
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:
         """Ask Docker and Podman, whichever is there, or the one that is set."""
@@ -499,6 +501,7 @@ class _Cgroup:
 
     name = "cgroup"
     settings: Mapping[str, type] = MappingProxyType({})
+    programs = ()
 
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:
         """Look for it in the hierarchy."""

@@ -142,6 +142,8 @@ class Kind(Protocol):
     """As in ``--hold``."""
     settings: Mapping[str, type]
     """Its own keys in a profile."""
+    programs: Sequence[str]
+    """Those of them that name a program which is started, alone or with its arguments."""
 
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:
         """Ask what is there; a finding for each writer, at least one. Called in the main process.

@@ -106,6 +106,7 @@ class _MySQL:
             "user": str,
         }
     )
+    programs = ("client",)
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -94,6 +94,7 @@ class _PostgreSQL:
             "user": str,
         }
     )
+    programs = ("client",)
 
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:
         """Ask each server that listens here, and Debian's list for those that are down."""

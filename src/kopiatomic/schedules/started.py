@@ -1,4 +1,4 @@
-"""What else a schedule makes root start or read: what its shell lines, its command and its variables name.
+"""What else a schedule makes root start or read: what its shell lines, its commands, its holds and its variables name.
 
 Refuse all of it that others can change, since they would run commands as root. Report what cannot be judged.
 """
@@ -16,6 +16,7 @@ from kopiatomic.config.credentials import plain
 from kopiatomic.config.options import Options, words
 from kopiatomic.engines import program
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.hooks import kinds
 from kopiatomic.schedules import trust
 from kopiatomic.schedules.environment import PATH
 from kopiatomic.text import first_few, printable
@@ -60,9 +61,16 @@ def check(options: Options, variables: Mapping[str, str], *, top: str = "/") -> 
     KopiatomicError of kind ``not-roots-alone``, UsageError.
     """
     judge = _Judge(variables["PATH"], top)
-    for source in (*options.variables, *options.hook_variables, *(one for h in options.hooks for one in h.variables)):
+    holds = options.hold_wanted()
+    of_each = [*(h.variables for h in options.hooks), *(block.sources for block in holds)]
+    for source in (*options.variables, *options.hook_variables, *(one for group in of_each for one in group)):
         if source.form == "command":
             judge.command(source.name, source.value)
+    for block in holds:
+        # Also what runs as another user: it is given a password, and root freezes what it answers.
+        for key in kinds.of(block.wanted.kind).programs:
+            named = block.wanted.settings.get(key, ())
+            judge.command(f"hold {block.wanted}", [named] if isinstance(named, str) else [*map(str, named)])
     of_hooks = plain(options.hook_variables).values
     judge.variables(of_hooks)
     judge.path = of_hooks.get("PATH", variables["PATH"])

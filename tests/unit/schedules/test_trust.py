@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from kopiatomic.config.options import Options
+from kopiatomic.config.options import HoldBlock, Options
+from kopiatomic.hooks.holder import Wanted
 from kopiatomic.hooks.hook import Hook, Moment
 from kopiatomic.schedules import environment, files, started, systemd, trust
 from kopiatomic.schedules.files import State
@@ -370,6 +371,52 @@ def test_what_a_profile_itself_says_is_looked_at(evil: Path, tmp_path: Path) -> 
     ]
     for options in right:
         assert judged(tmp_path, **options) == [], options
+
+
+def holding(kind: str, *sources: Source, **settings: Any) -> dict[str, Any]:
+    return {"hold_blocks": (HoldBlock(Wanted(kind, "shop", settings=settings), sources),)}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        lambda evil: holding("command", command=[evil, "-x"]),
+        lambda evil: holding("command", command=["sh", "-c", f"flock /run/lock {evil}"]),
+        lambda evil: holding("command", command=["python3", evil]),
+        lambda evil: holding("postgresql", client=evil),
+        lambda evil: holding("mariadb", client=evil, system_user="root"),
+        lambda evil: holding("mysql", client=evil),
+        lambda evil: holding("container", program=evil),
+        lambda evil: holding("mariadb", said_by_profile("password", "command", (evil,))),
+    ],
+)
+def test_a_program_in_a_hold_that_others_can_change_is_refused(
+    options: Callable[[str], dict[str, Any]], evil: Path, tmp_path: Path
+) -> None:
+    error = error_of(partial(judged, tmp_path, **options(str(evil))))
+    assert (error.kind, f"user 12345 can change {evil}" in error.message) == ("not-roots-alone", True)
+
+
+def test_which_hold_names_a_program_that_others_can_change_is_said(evil: Path, tmp_path: Path) -> None:
+    error = error_of(partial(judged, tmp_path, **holding("mariadb", client=str(evil))))
+    assert error.message == f"{evil} in hold mariadb:shop: {evil} is used by root, and user 12345 can change {evil}"
+
+
+def test_holds_that_start_nothing_of_others_are_not_refused(evil: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "client"
+    mine.write_text("#!/bin/sh\n")
+    mine.chmod(0o755)
+    right: list[dict[str, Any]] = [
+        holding("command", command=["/bin/sh", "-c", "echo held; cat"]),
+        holding("postgresql", client=str(mine), user=str(evil)),
+        holding("unit"),
+        holding("cgroup"),
+        {"holds": ("postgresql", "unit:mail.service")},
+    ]
+    for options in right:
+        assert judged(tmp_path, **options) == [], options
+    (said,) = judged(tmp_path, **holding("command", command=["sudo", "-u", "ann", str(evil)]))
+    assert said.startswith("whether root alone can change all that hold command:shop runs cannot be judged: ")
 
 
 def test_programs_of_hooks_are_looked_for_on_the_hooks_own_path(evil: Path, tmp_path: Path) -> None:
