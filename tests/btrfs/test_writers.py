@@ -16,6 +16,7 @@ from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
+from tests.support.without_root import as_nobody
 from tests.unit.support.databases import as_user, folder_of, postgresql, program, restored, transfers
 from tests.unit.support.holders import Grouped, eventually, grouped, thawers, write_in_order
 
@@ -101,6 +102,35 @@ def test_the_plan_says_what_is_held(files: list[Path], group: Grouped, kopiatomi
     assert line.startswith(f"  cgroup {group.path}  ")
     assert not group.is_asked()
     assert thawers() == []
+
+
+def test_a_plan_without_root_says_what_it_cannot_ask(files: list[Path], group: Grouped, kopiatomic: Kopiatomic) -> None:
+    group.start("sleep", "1000")
+    holds = ["--hold", "mariadb", "--hold", f"cgroup:{group.path}", "--hold", "cgroup:/no/such/group"]
+    words = kopiatomic.argv("plan", files[0].parent, *holds)
+    ended = command(*as_nobody(*words), env=kopiatomic.environment, check=False)
+    assert ended.returncode == 0, str(ended)
+    _, listed = ended.stdout.split("Held still while the snapshots are made:\n")
+    width = len(f"cgroup {group.path}")
+    mariadb = "not known without root: its client runs as root, and this process may not become that user"
+    assert listed.splitlines() == [
+        f"  {'mariadb':<{width}}  {mariadb}",
+        f"  cgroup {group.path}  its process is frozen for the snapshots",
+        f"  {'cgroup:/no/such/group':<{width}}  not known without root: there is no control group /no/such/group",
+    ]
+    says = "only root can find out whether mariadb, cgroup:/no/such/group must be held still: sudo kopiatomic plan"
+    assert f"{says} {files[0].parent} --hold mariadb" in ended.stderr
+    ended = command(*as_nobody(*words, "--json"), env=kopiatomic.environment, check=False)
+    assert [writer["needed"] for writer in document(ended)["writers"]] == [None, True, None]
+
+
+def test_a_plan_of_roots_says_what_would_fail_a_run(files: list[Path], kopiatomic: Kopiatomic) -> None:
+    ended = kopiatomic("plan", files[0].parent, "--hold", "cgroup:/no/such/group")
+    assert ended.returncode == 0, str(ended)
+    assert "cgroup:/no/such/group  not known: there is no control group /no/such/group\n" in ended.stdout
+    assert "a run would fail: there is no control group /no/such/group" in ended.stderr
+    ended = kopiatomic("plan", files[0].parent, "--hold", "oracle")
+    assert ended.returncode == 2, str(ended)
 
 
 @pytest.mark.parametrize(
@@ -198,6 +228,11 @@ def test_a_postgresql_in_one_subvolume_needs_nothing(
         (writer,) = document(ended)["writers"]
         assert (writer["needed"], writer["stall_seconds"]) == (False, None)
         assert "all in one instant, nothing to hold" in writer["plan"]
+        plan = kopiatomic.argv("plan", *words[:2], server.folder)
+        planned = command(*as_nobody(*plan), env=kopiatomic.environment, check=False)
+        assert planned.returncode == 0, str(planned)
+        assert "not known without root: its client runs as postgres, and this process may not" in planned.stdout
+        assert "nothing to hold" not in planned.stdout
         ended = kopiatomic(*words, btrfs.subvolume("other"))
         assert ended.returncode == 1, str(ended)
         error = document(ended)["error"]

@@ -17,7 +17,7 @@ from kopiatomic.engines.ways import combined
 from kopiatomic.engines.written import WrittenDirectory, in_place, prepared, require_skipped
 from kopiatomic.errors import KopiatomicError, LockedError, UsageError
 from kopiatomic.hooks import shell
-from kopiatomic.hooks.holder import Finding
+from kopiatomic.hooks.holder import Finding, Wanted
 from kopiatomic.hooks.hook import Moment
 from kopiatomic.hooks.run import SKIP, HookError
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
@@ -282,29 +282,45 @@ class _Run:
 
     def _writers(self, selected: Plan) -> list[Finding]:
         """Find the writers that must be held still. Raises KopiatomicError, Interrupted."""
-        wanted = [replace(one, settings={**one.settings, **more}) for one, more in self._wanted]
+        wanted = self._writers_wanted()
         if not wanted:
             return []
         from kopiatomic.runs import holds  # noqa: PLC0415 - few runs need it
 
-        self._listener.phase("looking for the writers to hold still")
         base = self._secrets.withheld_from(os.environ)
         found = list(holds.find(wanted, selected, base, lambda error: self._selecting.warn(error.message)))
-        self._report.writers = [
-            WriterReport(one.label, one.text, one.note, needed=one.holder is not None) for one in found
-        ]
+        self._report.writers = [holds.reported(one) for one in found]
         return found
 
+    def _writers_wanted(self) -> list[Wanted]:
+        if self._wanted:
+            self._listener.phase("looking for the writers to hold still")
+        return [replace(one, settings={**one.settings, **more}) for one, more in self._wanted]
+
     def _plan_writers(self, selected: Plan) -> None:
-        """Say what would be held still, as far as this user may know. Raises Interrupted."""
+        """Say what would be held still, as far as this user may know. Raises UsageError, Interrupted."""
+        report = self._report
         if self._options.facts is not None:
-            for one, _ in self._wanted:
-                self._report.writers.append(WriterReport(str(one), "not asked: the plan is made from a file"))
+            not_asked = "not asked: the plan is made from a file"
+            report.writers = [WriterReport(str(one), not_asked, needed=None) for one, _ in self._wanted]
             return
-        try:
-            self._writers(selected)
-        except KopiatomicError as error:
-            self._selecting.warn(f"what would be held still cannot be told: {error.message}")
+        wanted = self._writers_wanted()
+        if not wanted:
+            return
+        from kopiatomic.runs import holds  # noqa: PLC0415 - few plans need it
+
+        as_root = os.geteuid() == 0
+        base = self._secrets.withheld_from(os.environ)
+        for one in wanted:
+            found, problem = holds.foreseen(one, selected, base, as_root=as_root)
+            report.writers += found
+            if problem is not None and as_root:
+                self._selecting.warn(f"a run would fail: {problem.message}" if one.required else problem.message)
+        unknown = [one.label for one in report.writers if one.needed is None]
+        if unknown and not as_root:
+            self._selecting.warn(
+                f"only root can find out whether {first_few(unknown)} must be held still: sudo {self._shown}"
+            )
 
     def _checked(self, selected: Plan) -> Repository:
         """Have the engine check whether it can back this up; return the repository that it found. Raises KopiatomicError."""

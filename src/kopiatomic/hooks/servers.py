@@ -18,7 +18,7 @@ from kopiatomic.model.mounts import holder, visible
 from kopiatomic.system import cgroups, coprocess, descriptors, host, looking
 from kopiatomic.system.coprocess import Coprocess
 from kopiatomic.system.process import Finished
-from kopiatomic.system.spawn import User
+from kopiatomic.system.spawn import User, UserError
 from kopiatomic.text import printable
 
 T = TypeVar("T")
@@ -90,6 +90,12 @@ class Client:
     def not_started(self, wanted: Wanted, error: OSError) -> KopiatomicError:
         """Return the error for a client that could not be started."""
         program = printable(self.argv[0])
+        if isinstance(error, UserError):
+            return KopiatomicError(
+                f"--hold {wanted}: its client runs as {printable(self.who.name)}, and this process may not become that user",
+                kind="hold-user",
+                hint="Only root may, with CAP_SETUID. system_user names another user for the client.",
+            )
         if not isinstance(error, FileNotFoundError | PermissionError):
             return unforeseen(error)
         return KopiatomicError(

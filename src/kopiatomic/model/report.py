@@ -36,8 +36,8 @@ class WriterReport:
     label: str
     text: str
     note: str = ""
-    needed: bool = True
-    """Whether it had to be held."""
+    needed: bool | None = True
+    """Whether it had to be held; None: a plan could not find out."""
     stall: int | None = None
     """How long it had to wait (ns); None if it was not held."""
     why: str = ""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import KopiatomicError, UsageError, unforeseen
 from kopiatomic.filesystems import KINDS
 from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import Around, Finding, Place, Wanted, require_in_backup
 from kopiatomic.model.plan import Plan, Taken
+from kopiatomic.model.report import WriterReport
 from kopiatomic.paths import is_at_or_below
 from kopiatomic.system import looking
 
@@ -57,7 +58,7 @@ def find(
     around = Around(Places(plan), environment)
     for one in wanted:
         try:
-            findings = kinds.find(one, around)
+            findings = _asked(one, around)
             require_in_backup(one, findings)
         except KopiatomicError as error:
             if one.required:
@@ -65,3 +66,45 @@ def find(
             left_out(error)
         else:
             yield from findings
+
+
+def foreseen(
+    one: Wanted, plan: Plan, environment: Mapping[str, str], *, as_root: bool
+) -> tuple[list[WriterReport], KopiatomicError | None]:
+    """Return what a plan says of a writer that is wanted, and why it could not be held, as far as that is known.
+
+    Only root sees all that counts: for others nothing is known not to need a hold. Raises UsageError, Interrupted.
+    """
+    unknown = "not known" if as_root else "not known without root"
+    try:
+        findings = _asked(one, Around(Places(plan), environment))
+    except UsageError:
+        raise
+    except KopiatomicError as error:
+        why = error.message.removeprefix(f"--hold {one}: ")
+        return [WriterReport(str(one), f"{unknown}: {why}", needed=None)], error
+    reports = []
+    for found in findings:
+        if found.holder is None and found.in_backup and not as_root:
+            text = f"{unknown}: only root sees for certain that nothing must be held"
+            reports.append(WriterReport(found.label, text, needed=None))
+        else:
+            reports.append(reported(found))
+    try:
+        require_in_backup(one, findings)
+    except KopiatomicError as error:
+        return reports, error
+    return reports, None
+
+
+def reported(found: Finding) -> WriterReport:
+    """Return what a report says of a writer before it is held."""
+    return WriterReport(found.label, found.text, found.note, needed=found.holder is not None)
+
+
+def _asked(one: Wanted, around: Around) -> list[Finding]:
+    """Ask what there is of a writer that is wanted. Raises KopiatomicError, Interrupted."""
+    try:
+        return kinds.find(one, around)
+    except OSError as error:
+        raise unforeseen(error) from None

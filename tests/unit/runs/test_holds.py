@@ -1,0 +1,92 @@
+"""What a plan says of the writers that are wanted: also where it cannot ask."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import pytest
+
+from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.hooks import kinds
+from kopiatomic.hooks.holder import Around, Finding, Wanted
+from kopiatomic.model.report import WriterReport
+from kopiatomic.runs import holds
+from tests.unit.support.reports import finished
+
+
+class _Toy:
+    """A kind whose names say what there is."""
+
+    name = "toy"
+    settings: Mapping[str, type] = MappingProxyType({})
+    programs = ()
+
+    def find(self, wanted: Wanted, _around: Around) -> list[Finding]:
+        if wanted.name == "down":
+            return [Finding("toy down", "is down: nothing to hold")]
+        if wanted.name == "outside":
+            return [Finding("toy outside", "/srv is on ext4: NOT in this backup", in_backup=False)]
+        if wanted.name == "shut":
+            raise PermissionError(errno.EACCES, "Permission denied", "/srv/data")
+        if not wanted.name:
+            raise UsageError("--hold toy: it needs a name", kind="hold-name")
+        raise KopiatomicError(f"--hold {wanted}: no server is there", kind="hold-no-server")
+
+
+TOY = _Toy()
+
+
+def foreseen(name: str, *, as_root: bool) -> tuple[list[WriterReport], KopiatomicError | None]:
+    plan = finished().plan
+    assert plan is not None
+    return holds.foreseen(Wanted("toy", name), plan, {}, as_root=as_root)
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(kinds.KINDS, "toy", (__name__, "TOY"))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "needed", "problem"),
+    [
+        ("down", "is down: nothing to hold", False, ""),
+        ("outside", "/srv is on ext4: NOT in this backup", False, "hold-not-in-backup"),
+        (
+            "shut",
+            "not known: the system refused something that kopiatomic needs: Permission denied (/srv/data)",
+            None,
+            "system",
+        ),
+        ("gone", "not known: no server is there", None, "hold-no-server"),
+    ],
+)
+def test_what_root_is_told(name: str, text: str, needed: bool | None, problem: str) -> None:
+    ((found,), error) = foreseen(name, as_root=True)
+    assert (found.text, found.needed, error.kind if error else "") == (text, needed, problem)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("down", "not known without root: only root sees for certain that nothing must be held"),
+        ("outside", "/srv is on ext4: NOT in this backup"),
+        (
+            "shut",
+            "not known without root: the system refused something that kopiatomic needs: Permission denied (/srv/data)",
+        ),
+        ("gone", "not known without root: no server is there"),
+    ],
+)
+def test_others_are_never_told_that_nothing_must_be_held(name: str, text: str) -> None:
+    ((found,), _) = foreseen(name, as_root=False)
+    assert found.text == text
+    assert found.needed is (False if name == "outside" else None)
+
+
+@pytest.mark.parametrize("as_root", [True, False])
+def test_words_that_make_no_sense_are_refused(as_root: bool) -> None:
+    with pytest.raises(UsageError):
+        foreseen("", as_root=as_root)
