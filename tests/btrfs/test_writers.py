@@ -59,6 +59,11 @@ def document(ended: Completed) -> Any:
     return json.loads(ended.stdout)
 
 
+def last_run(kopiatomic: Kopiatomic) -> str:
+    found: str = json.loads(kopiatomic("history", "--json").stdout)["runs"][0]["run_id"]
+    return found
+
+
 def numbers(ended: Completed) -> list[int]:
     return [int(line) for line in ended.stderr.splitlines() if line.strip().isdecimal()]
 
@@ -82,6 +87,7 @@ def test_several_subvolumes_are_one_instant_for_what_is_held(
         assert writer["needed"]
         assert 0 < writer["stall_seconds"] < 2
         assert writer["why"] == "frozen before and after"
+        assert writer["one_instant"] is not document(ended)["atomic"]
         assert not is_torn(numbers(ended))
         assert not group.is_asked()
     assert leftovers(root) == []
@@ -99,7 +105,10 @@ def test_the_plan_says_what_is_held(files: list[Path], group: Grouped, kopiatomi
     ended = kopiatomic("plan", files[0].parent, "--hold", f"cgroup:{group.path}")
     assert ended.returncode == 0, str(ended)
     _, line = ended.stdout.split("Held still while the snapshots are made:\n")
-    assert line.startswith(f"  cgroup {group.path}  ")
+    assert line == f"  cgroup {group.path}  its process is frozen for the snapshots\n"
+    ended = kopiatomic("plan", *(file.parent for file in files), "--hold", f"cgroup:{group.path}")
+    words = "one instant for what was held, not proven for others"
+    assert f"  cgroup {group.path}  its process is frozen for the snapshots ({words})\n" in ended.stdout
     assert not group.is_asked()
     assert thawers() == []
 
@@ -131,6 +140,35 @@ def test_a_plan_of_roots_says_what_would_fail_a_run(files: list[Path], kopiatomi
     assert "a run would fail: there is no control group /no/such/group" in ended.stderr
     ended = kopiatomic("plan", files[0].parent, "--hold", "oracle")
     assert ended.returncode == 2, str(ended)
+
+
+def test_the_summary_says_for_what_several_snapshots_are_one_instant(
+    files: list[Path], group: Grouped, run: Run, kopiatomic: Kopiatomic
+) -> None:
+    for file in files:
+        file.touch()
+    group.start("sleep", "1000")
+    words = [word for word in run.words if word != "--json"]
+    ended = kopiatomic(*words, "--hold", f"cgroup:{group.path}")
+    assert ended.returncode == 0, str(ended)
+    says = f"          one instant for what was held (cgroup {group.path}), not proven for others\n"
+    # Four subvolumes hardly ever share a transaction.
+    assert (says in ended.stdout) == ("NOT at one instant" in ended.stdout), str(ended)
+    shown = kopiatomic("history", last_run(kopiatomic))
+    assert (says in shown.stdout) == (says in ended.stdout), str(shown)
+
+
+def test_frozen_processes_prove_nothing_to_require_atomic(files: list[Path], group: Grouped, run: Run) -> None:
+    for file in files:
+        file.touch()
+    group.start("sleep", "1000")
+    ended = run("--hold", f"cgroup:{group.path}", "--require-atomic")
+    found = document(ended)
+    if found["error"] is None:
+        assert (ended.returncode, found["atomic"]) == (0, True)
+    else:
+        assert (ended.returncode, found["error"]["kind"], found["atomic"]) == (1, "not-atomic", False)
+        assert found["writers"][0]["one_instant"]
 
 
 @pytest.mark.parametrize(

@@ -289,7 +289,7 @@ class _Run:
 
         base = self._secrets.withheld_from(os.environ)
         found = list(holds.find(wanted, selected, base, lambda error: self._selecting.warn(error.message)))
-        self._report.writers = [holds.reported(one) for one in found]
+        self._report.writers = [holds.reported(one, selected) for one in found]
         return found
 
     def _writers_wanted(self) -> list[Wanted]:

@@ -381,12 +381,7 @@ def frozen(
         raise unforeseen(error) from None
     holder = FrozenHolder(label, wanted, group, around.place_of, first)
     what = "its process is" if count == 1 else f"its {count} processes are"
-    return Finding(
-        label,
-        f"{text}{what} frozen for the snapshots",
-        holder,
-        note="one instant for what was held, which proves nothing for others",
-    )
+    return Finding(label, f"{text}{what} frozen for the snapshots", holder, frozen=True)
 
 
 def _ask(words: Sequence[str], kind: str) -> process.Finished:

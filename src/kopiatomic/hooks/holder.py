@@ -130,6 +130,8 @@ class Finding:
     holder: Holder | None = None
     in_backup: bool = True
     note: str = ""
+    frozen: bool = False
+    """Whether its processes are frozen, so that snapshots of several instants are one instant for it."""
 
     def __str__(self) -> str:
         return f"{self.label}: {self.text}"

@@ -29,6 +29,10 @@ class HookRun:
     error: KopiatomicError | None = None
 
 
+ONE_INSTANT = "one instant for what was held"
+"""What snapshots of several instants are for a writer whose processes were frozen; for others it is not proven."""
+
+
 @dataclass(slots=True)
 class WriterReport:
     """A writer that was to be held still: what the plan says of it, and how it was held."""
@@ -38,6 +42,8 @@ class WriterReport:
     note: str = ""
     needed: bool | None = True
     """Whether it had to be held; None: a plan could not find out."""
+    spanning: bool = False
+    """Whether its processes are frozen while snapshots are made that may be of several instants."""
     stall: int | None = None
     """How long it had to wait (ns); None if it was not held."""
     why: str = ""
@@ -102,6 +108,16 @@ class Report:
             yield
         finally:
             self.durations[name] = self.durations.get(name, 0.0) + time.monotonic() - start
+
+    def one_instant_for(self, writer: WriterReport) -> bool:
+        """Whether snapshots that are not proven to share one instant are one instant for a writer (:data:`ONE_INSTANT`).
+
+        In a dry run: whether they would be, as far as a plan can tell.
+        """
+        if self.dry_run:
+            return writer.spanning
+        held = writer.spanning and writer.stall is not None
+        return held and self.sets is not None and not self.sets.atomic
 
     @property
     def saved(self) -> bool:

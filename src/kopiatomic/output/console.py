@@ -22,9 +22,8 @@ from kopiatomic.errors import FAILED, INCOMPLETE, SAVED, UNCLEAN, EndError
 from kopiatomic.model.engine import Progress
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.report import EngineReport, Report
-from kopiatomic.output.summary import Line, Style, duration, has_summary, size
+from kopiatomic.output.summary import Line, Style, duration, has_summary, planned_writers, size
 from kopiatomic.output.summary import summary as summary_lines
-from kopiatomic.output.summary import writers as writer_lines
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.text import harmless
 
@@ -256,7 +255,7 @@ class Console:
             self._plan(report.plan, report.engine)
             if report.writers:
                 self._keep(self._styled(sys.stdout, [("", "Held still while the snapshots are made:")]))
-                self._keep(self._styled(sys.stdout, [("", line) for line in writer_lines(report.writers)]))
+                self._keep(self._styled(sys.stdout, [("", line) for line in planned_writers(report.writers)]))
             if report.changes is not None:
                 self._keep(self._styled(sys.stdout, [("", line) for line in report.changes.lines(report.series)]))
         elif has_summary(report):

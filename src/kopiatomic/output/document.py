@@ -50,17 +50,7 @@ def _document(report: Report) -> dict[str, Any]:
             {"hook": one.moment, "place": one.place, "seconds": one.seconds, "error": _error(one.error)}
             for one in report.hooks
         ],
-        "writers": [
-            {
-                "writer": one.label,
-                "plan": one.text,
-                "note": one.note or None,
-                "needed": one.needed,
-                "stall_seconds": None if one.stall is None else one.stall / 1e9,
-                "why": one.why or None,
-            }
-            for one in report.writers
-        ],
+        "writers": writers(report),
         "metadata": _metadata(report),
         "skipped": report.skipped or None,
         "atomic": report.sets.atomic if report.sets else None,
@@ -94,6 +84,22 @@ def _metadata(report: Report) -> dict[str, Any] | None:
         "unreadable": made.unreadable,
         "saved": result.recorded if result else None,
     }
+
+
+def writers(report: Report) -> list[dict[str, Any]]:
+    """Return the writers that were to be held still, as in the document."""
+    return [
+        {
+            "writer": one.label,
+            "plan": one.text,
+            "note": one.note or None,
+            "needed": one.needed,
+            "one_instant": report.one_instant_for(one),
+            "stall_seconds": None if one.stall is None else one.stall / 1e9,
+            "why": one.why or None,
+        }
+        for one in report.writers
+    ]
 
 
 def instant_text(nanoseconds: int) -> str:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from kopiatomic.model.leftovers import Intent
-from kopiatomic.output.summary import duration, size
+from kopiatomic.output.summary import duration, held, size
 from kopiatomic.state.records import RunRecord
 from kopiatomic.text import ended, printable
 
@@ -74,6 +74,7 @@ def _document_lines(document: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"Set:      {made['filesystem']} {printable(made['pool'])}: {len(made['snapshots'])}, transaction {number}"
         )
+    lines += held(document.get("writers", ()))
     kind = document.get("kind", "backup")
     if kind == "hold":
         lines += _held_lines(document.get("hold"))

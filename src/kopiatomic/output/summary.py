@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from kopiatomic.filesystems import KINDS
 from kopiatomic.model.plan import MIGHT_HANG, Plan, Uncovered
-from kopiatomic.model.report import EngineReport, Report, WriterReport
+from kopiatomic.model.report import ONE_INSTANT, EngineReport, Report, WriterReport
 from kopiatomic.model.snapshots import Sets
-from kopiatomic.output.document import instant_words
+from kopiatomic.output.document import instant_words, writers
 from kopiatomic.state import liveness
 from kopiatomic.text import few, first_few, printable
 
@@ -48,7 +48,7 @@ def summary(report: Report, *, verbose: bool) -> list[Line]:
     lines = [_headline(report)]
     lines += [("", line) for line in _table(report.plan, all_of_it=verbose)]
     lines += [("", line) for line in proof(report.sets)]
-    lines += [("", line) for line in _held(report.writers)]
+    lines += [("", line) for line in held(writers(report))]
     lines += [("", line) for line in _engine_lines(report.engine)]
     lines += [("", line) for line in _metadata(report)]
     lines += [("", line) for line in _others(report.plan)]
@@ -109,24 +109,31 @@ def proof(sets: Sets) -> list[str]:
     return [("Proof:    " if not i else "          ") + line for i, line in enumerate(lines)]
 
 
-def _held(writers: Sequence[WriterReport]) -> list[str]:
-    """Return how the writers were held still, with what they waited."""
+def held(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return how the writers in a run's document were held still, and how long each had to wait."""
     said = []
-    for one in writers:
-        if one.stall is not None:
-            said.append(f"{printable(one.label)} {one.stall / 1e6:.1f} ms")
+    for one in entries:
+        if one["stall_seconds"] is not None:
+            how = f"{one['stall_seconds'] * 1e3:.1f} ms"
+        elif one["needed"]:
+            how = "NOT held" + (f": {one['why']}" if one["why"] else "")
         else:
-            said.append(f"{printable(one.label)} {'NOT held: ' + one.why if one.needed else 'not needed'}")
-    return [f"Held:     {', '.join(said)}"] if said else []
+            how = "not needed"
+        said.append(f"{printable(one['writer'])} {how}")
+    lines = [f"Held:     {', '.join(said)}"] if said else []
+    whole = [one["writer"] for one in entries if one.get("one_instant")]
+    return [*lines, f"          {ONE_INSTANT} ({first_few(whole)}), not proven for others"] if whole else lines
 
 
-def writers(found: Sequence[WriterReport]) -> list[str]:
+def planned_writers(found: Sequence[WriterReport]) -> list[str]:
     """Return what the plan says of the writers that are to be held still."""
     width = max((len(one.label) for one in found), default=0)
-    return [
-        f"  {printable(one.label):<{width}}  {printable(one.text)}" + (f" ({printable(one.note)})" if one.note else "")
-        for one in found
-    ]
+    lines = []
+    for one in found:
+        whole = [f"{ONE_INSTANT}, not proven for others"] if one.spanning else []
+        notes = "; ".join([*whole, *([printable(one.note)] if one.note else [])])
+        lines.append(f"  {printable(one.label):<{width}}  {printable(one.text)}" + (f" ({notes})" if notes else ""))
+    return lines
 
 
 def _untied(sets: Sets) -> list[str]:

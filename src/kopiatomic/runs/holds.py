@@ -89,7 +89,7 @@ def foreseen(
             text = f"{unknown}: only root sees for certain that nothing must be held"
             reports.append(WriterReport(found.label, text, needed=None))
         else:
-            reports.append(reported(found))
+            reports.append(reported(found, plan))
     try:
         require_in_backup(one, findings)
     except KopiatomicError as error:
@@ -97,9 +97,15 @@ def foreseen(
     return reports, None
 
 
-def reported(found: Finding) -> WriterReport:
+def reported(found: Finding, plan: Plan) -> WriterReport:
     """Return what a report says of a writer before it is held."""
-    return WriterReport(found.label, found.text, found.note, needed=found.holder is not None)
+    needed, spanning = found.holder is not None, found.frozen and _has_several_instants(plan)
+    return WriterReport(found.label, found.text, found.note, needed=needed, spanning=spanning)
+
+
+def _has_several_instants(plan: Plan) -> bool:
+    """Whether what is taken may not share one instant."""
+    return len({_place(taken).instant for taken in plan.taken}) > 1
 
 
 def _asked(one: Wanted, around: Around) -> list[Finding]:

@@ -13,6 +13,7 @@ import termios
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -25,7 +26,7 @@ from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
 from kopiatomic.output.document import document
 from kopiatomic.output.summary import duration, size
-from tests.unit.support.reports import RUN_ID, failed, finished, interrupted, planned, several
+from tests.unit.support.reports import RUN_ID, failed, finished, held, interrupted, planned, several
 
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -102,6 +103,65 @@ def test_several_sets_are_never_said_to_be_one_instant(capsys: pytest.CaptureFix
         "kopiatomic: left behind: snapshot tank@x",
         "kopiatomic: the hook -q failed (exit status 1): false",
     ]
+
+
+def lines_below(heading: str, out: str) -> list[str]:
+    """The lines from one that begins so, up to the next that begins with a word."""
+    lines = out.splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith(heading))
+    return [lines[first], *takewhile(lambda line: line.startswith(" "), lines[first + 1 :])]
+
+
+def test_several_sets_are_one_instant_for_what_was_frozen_and_for_nothing_else(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    report = several()
+    report.writers = held()
+    report.writers[0].stall, report.writers[1].stall = 3_100_000, 200_000
+    out, _ = plain(report, capsys)
+    assert lines_below("Held:", out) == [
+        "Held:     unit mail.service 3.1 ms, mariadb 0.2 ms, postgresql 15/main not needed",
+        "          one instant for what was held (unit mail.service), not proven for others",
+    ]
+    assert out.startswith("Saved, but not complete: 2 datasets NOT at one instant, ")
+    assert [one["one_instant"] for one in document(report)["writers"]] == [True, False, False]
+    assert document(report)["atomic"] is False
+
+
+def test_one_set_is_one_instant_for_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    report = finished()
+    report.writers = held()
+    report.writers[0].stall, report.writers[1].stall = 3_100_000, 200_000
+    out, _ = plain(report, capsys)
+    assert lines_below("Held:", out) == [
+        "Held:     unit mail.service 3.1 ms, mariadb 0.2 ms, postgresql 15/main not needed"
+    ]
+    assert [one["one_instant"] for one in document(report)["writers"]] == [False, False, False]
+
+
+def test_what_was_not_held_to_the_end_has_no_instant_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    report = several()
+    report.writers = held()[:2]
+    report.writers[0].why = "its processes ran before the last snapshot existed: the limit is 2 s"
+    out, _ = plain(report, capsys)
+    assert lines_below("Held:", out) == [
+        "Held:     unit mail.service NOT held: its processes ran before the last snapshot existed: the limit is 2 s, "
+        "mariadb NOT held"
+    ]
+    assert not any(one["one_instant"] for one in document(report)["writers"])
+
+
+def test_a_plan_says_for_what_several_sets_are_one_instant(capsys: pytest.CaptureFixture[str]) -> None:
+    report = planned()
+    report.writers = held()
+    out, _ = plain(report, capsys)
+    assert lines_below("Held still", out) == [
+        "Held still while the snapshots are made:",
+        "  unit mail.service   its process is frozen for the snapshots (one instant for what was held, not proven for others)",
+        "  mariadb             InnoDB in one instant; other engines held by BACKUP STAGE (no binary log)",
+        "  postgresql 15/main  /srv/pg: all in one instant, nothing to hold",
+    ]
+    assert [one["one_instant"] for one in document(report)["writers"]] == [True, False, False]
 
 
 def test_a_failure_goes_to_stderr_with_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
 import jsonschema
@@ -15,7 +16,7 @@ from kopiatomic.model.report import Report
 from kopiatomic.output.document import document, instant_text
 from tests.support.programs import Kopiatomic
 from tests.support.schema import schema, valid
-from tests.unit.support.reports import failed, finished, interrupted, several
+from tests.unit.support.reports import failed, finished, held, interrupted, several
 
 
 def objects(node: Any) -> list[dict[str, Any]]:
@@ -46,6 +47,7 @@ def test_the_schema_says_what_the_document_has_at_its_top() -> None:
         pytest.param(Report("", ""), id="nothing known"),
         pytest.param(finished(), id="saved"),
         pytest.param(several(), id="several sets"),
+        pytest.param(replace(several(), writers=held()), id="writers"),
         pytest.param(failed(), id="failed"),
         pytest.param(interrupted(), id="interrupted"),
     ],

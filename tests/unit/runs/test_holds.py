@@ -11,6 +11,7 @@ import pytest
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import Around, Finding, Wanted
+from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.model.report import WriterReport
 from kopiatomic.runs import holds
 from tests.unit.support.reports import finished
@@ -84,6 +85,26 @@ def test_others_are_never_told_that_nothing_must_be_held(name: str, text: str) -
     ((found,), _) = foreseen(name, as_root=False)
     assert found.text == text
     assert found.needed is (False if name == "outside" else None)
+
+
+@pytest.mark.parametrize(
+    ("datasets", "spans"),
+    [
+        ([("zfs", "tank/a", "tank"), ("zfs", "tank/b", "tank")], False),
+        ([("zfs", "tank/a", "tank"), ("zfs", "other/a", "other")], True),
+        ([("btrfs", "/a", "uuid")], False),
+        ([("btrfs", "/a", "uuid"), ("btrfs", "/b", "uuid")], True),
+        ([("zfs", "tank/a", "tank"), ("btrfs", "/a", "tank")], True),
+    ],
+)
+def test_what_is_frozen_spans_what_may_be_of_several_instants(
+    datasets: list[tuple[str, str, str]], spans: bool
+) -> None:
+    """A pool is of one instant, subvolumes are only by chance."""
+    taken = [Taken(Dataset(*words, PlannedPath(f"/{words[1]}")), f"/{words[1]}", named=True) for words in datasets]
+    plan = Plan("/kopia", tuple(taken))
+    assert holds.reported(Finding("x", "frozen", frozen=True), plan).spanning is spans
+    assert not holds.reported(Finding("x", "locked"), plan).spanning
 
 
 @pytest.mark.parametrize("as_root", [True, False])

@@ -9,7 +9,7 @@ from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.model.changes import Changes, Moved
 from kopiatomic.model.engine import EngineEnd, EngineResult, FileProblem
 from kopiatomic.model.plan import Dataset, Judged, Plan, PlannedPath, Taken, Verdict
-from kopiatomic.model.report import EngineReport, Report
+from kopiatomic.model.report import EngineReport, Report, WriterReport
 from kopiatomic.model.snapshots import Instant, Sets, Snapshot, SnapshotSet
 
 RUN_ID = "20261122T101112Z-01234567"
@@ -65,6 +65,15 @@ def several() -> Report:
     problems = (FileProblem("/kopia/a\x1b", "unreadable"),)
     report.engine.result = replace(report.engine.result, problems=problems, problem_count=25)
     return report
+
+
+def held() -> list[WriterReport]:
+    """Writers of such a run: frozen, locked, none of either."""
+    return [
+        WriterReport("unit mail.service", "its process is frozen for the snapshots", spanning=True),
+        WriterReport("mariadb", "InnoDB in one instant; other engines held by BACKUP STAGE", "no binary log"),
+        WriterReport("postgresql 15/main", "/srv/pg: all in one instant, nothing to hold", needed=False),
+    ]
 
 
 def planned() -> Report:
