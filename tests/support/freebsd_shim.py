@@ -333,11 +333,13 @@ class Shim:
         elif command == 2:
             if data is not None:
                 raise OSError(errno.EINVAL, "")
-            linux.adopt_orphans(adopt=True)
+            if not linux.adopt_orphans(adopt=True):
+                raise OSError(errno.EBUSY, "")
         elif command == 3:
             if data is not None:
                 raise OSError(errno.EINVAL, "")
-            linux.adopt_orphans(adopt=False)
+            if not linux.adopt_orphans(adopt=False):
+                raise OSError(errno.EINVAL, "")
         elif command == 5:
             assert data is not None
             self._reap_getpids(data)

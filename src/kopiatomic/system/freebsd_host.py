@@ -104,12 +104,11 @@ class FreeBSDHost:
         """Refuse: there are no I/O classes."""
         raise OSError(errno.EOPNOTSUPP, "this system has no I/O classes")
 
-    def adopt_orphans(self, *, adopt: bool) -> None:
+    def adopt_orphans(self, *, adopt: bool) -> bool:
         """Use PROC_REAP_ACQUIRE and PROC_REAP_RELEASE."""
         if adopt:
-            freebsd_processes.adopt_orphans(self.kernel)
-        else:
-            freebsd_processes.let_orphans_go(self.kernel)
+            return freebsd_processes.adopt_orphans(self.kernel)
+        return freebsd_processes.let_orphans_go(self.kernel)
 
     def end_with_parent(self, signum: int) -> None:
         """Use PROC_PDEATHSIG_CTL."""

@@ -88,19 +88,26 @@ def die_with_parent(kernel: Kernel, signum: int) -> None:
         raise freebsd.failed()
 
 
-def adopt_orphans(kernel: Kernel) -> None:
-    """Adopt the orphans of all processes that are forked from now on. Raises OSError."""
+def adopt_orphans(kernel: Kernel) -> bool:
+    """Adopt the orphans of all processes that are forked from now on; return whether that is new. Raises OSError."""
     # This command takes no data: kern_procctl.c refuses a pointer.
-    if kernel.procctl(_P_PID, os.getpid(), _PROC_REAP_ACQUIRE, None) != 0 and ctypes.get_errno() != errno.EBUSY:
+    changed = kernel.procctl(_P_PID, os.getpid(), _PROC_REAP_ACQUIRE, None) == 0
+    if not changed and ctypes.get_errno() != errno.EBUSY:
         # EBUSY: we already have that status.
         raise freebsd.failed()
+    return changed
 
 
-def let_orphans_go(kernel: Kernel) -> None:
-    """Undo :func:`adopt_orphans`; adopted processes that still live go to our own reaper. Raises OSError."""
-    if kernel.procctl(_P_PID, os.getpid(), _PROC_REAP_RELEASE, None) != 0 and ctypes.get_errno() != errno.EINVAL:
+def let_orphans_go(kernel: Kernel) -> bool:
+    """Undo :func:`adopt_orphans`; adopted processes that still live go to our own reaper. Return whether that is new.
+
+    Raises OSError.
+    """
+    changed = kernel.procctl(_P_PID, os.getpid(), _PROC_REAP_RELEASE, None) == 0
+    if not changed and ctypes.get_errno() != errno.EINVAL:
         # EINVAL: we no longer have that status.
         raise freebsd.failed()
+    return changed
 
 
 def children(kernel: Kernel) -> list[int]:

@@ -88,8 +88,11 @@ class Host(Protocol):
     def set_io_class(self, text: str) -> None:
         """Give this process an I/O class as ionice(1) has it. Raises OSError: EOPNOTSUPP where there are none."""
 
-    def adopt_orphans(self, *, adopt: bool) -> None:
-        """Choose whether orphaned descendants become our children instead of the first process's. Raises OSError."""
+    def adopt_orphans(self, *, adopt: bool) -> bool:
+        """Choose whether orphaned descendants become our children instead of the first process's; return whether that is new.
+
+        Raises OSError.
+        """
 
     def end_with_parent(self, signum: int) -> None:
         """Have the kernel send this process a signal when its parent ends; none any more if it is 0. Raises OSError."""

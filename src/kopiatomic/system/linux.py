@@ -41,6 +41,7 @@ _BOOT_ID = "sys/kernel/random/boot_id"
 _PR_SET_PDEATHSIG = 1
 _PR_CAPBSET_DROP = 24
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_GET_CHILD_SUBREAPER = 37
 _PR_SET_NO_NEW_PRIVS = 38
 _OPEN_TREE_CLONE = 1
 _AT_RECURSIVE = 0x8000
@@ -241,10 +242,14 @@ def syncfs(fd: int) -> None:
         raise _failed()
 
 
-def adopt_orphans(*, adopt: bool) -> None:
-    """Choose whether orphaned descendants become our children instead of the first process's."""
+def adopt_orphans(*, adopt: bool) -> bool:
+    """Choose whether orphaned descendants become our children instead of the first process's; return whether that is new."""
+    before = ctypes.c_int()
+    if _libc().prctl(_PR_GET_CHILD_SUBREAPER, ctypes.byref(before), 0, 0, 0) != 0:
+        raise _failed()
     if _libc().prctl(_PR_SET_CHILD_SUBREAPER, int(adopt), 0, 0, 0) != 0:
         raise _failed()
+    return bool(before.value) is not adopt
 
 
 def open_beneath(directory: int, path: str, flags: int) -> int:

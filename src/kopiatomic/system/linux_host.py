@@ -141,9 +141,9 @@ class LinuxHost:
         """Call ioprio_set(2)."""
         linux.set_io_class(text)
 
-    def adopt_orphans(self, *, adopt: bool) -> None:
+    def adopt_orphans(self, *, adopt: bool) -> bool:
         """Use PR_SET_CHILD_SUBREAPER."""
-        linux.adopt_orphans(adopt=adopt)
+        return linux.adopt_orphans(adopt=adopt)
 
     def end_with_parent(self, signum: int) -> None:
         """Use PR_SET_PDEATHSIG."""

@@ -334,7 +334,8 @@ def _wait(watch: int, timeout: float) -> None:
 def _children_ended() -> Iterator[None]:
     """End and reap what the block leaves running, even outside its process group: orphans become our children."""
     system = host.here()
-    system.adopt_orphans(adopt=True)
+    # On FreeBSD the main process adopts them for as long as its keeper lives.
+    is_new = system.adopt_orphans(adopt=True)
     before = set(system.children())
     try:
         yield
@@ -342,7 +343,8 @@ def _children_ended() -> Iterator[None]:
         with signals.deferred():
             # If the kernel does not name them, only the process group is ended.
             _end_all(lambda: set(system.children()) - before)
-            system.adopt_orphans(adopt=False)
+            if is_new:
+                system.adopt_orphans(adopt=False)
 
 
 def _end_all(strays: Callable[[], set[int]]) -> None:

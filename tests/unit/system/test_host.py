@@ -17,7 +17,7 @@ import pytest
 
 from kopiatomic import presence
 from kopiatomic.model.mounts import holder, visible
-from kopiatomic.system import host, linux
+from kopiatomic.system import host, linux, process
 from kopiatomic.system.freebsd_host import FreeBSDHost
 from kopiatomic.system.freebsd_processes import Kevent, ReaperPidInfo, ReaperPids
 from kopiatomic.system.host import Host
@@ -195,7 +195,8 @@ def test_the_end_of_one_that_waits_to_be_reaped_is_told(system: Host) -> None:
 @pytest.mark.parametrize("kind", ["linux", "freebsd"])
 def test_orphans_are_ours_as_long_as_they_are_adopted(kind: str, tmp_path: Path) -> None:
     system = LinuxHost() if kind == "linux" else freebsd()
-    system.adopt_orphans(adopt=True)
+    assert system.adopt_orphans(adopt=True)
+    assert not system.adopt_orphans(adopt=True)
     assert system.children() == []
     told = tmp_path / "told"
     subprocess.run(["sh", "-c", 'sleep 60 & echo $! >"$0"', told], check=True, close_fds=True)
@@ -205,10 +206,27 @@ def test_orphans_are_ours_as_long_as_they_are_adopted(kind: str, tmp_path: Path)
         assert time.monotonic() < deadline, system.children()
     os.kill(orphan, signal.SIGKILL)
     os.waitpid(orphan, 0)
-    system.adopt_orphans(adopt=False)
+    assert system.adopt_orphans(adopt=False)
+    assert not system.adopt_orphans(adopt=False)
     subprocess.run(["sh", "-c", 'sleep 60 & echo $! >"$0"', told], check=True)
     assert system.children() == []
     os.kill(int(told.read_text()), signal.SIGKILL)
+
+
+@isolated
+@pytest.mark.parametrize("kind", ["linux", "freebsd"])
+def test_who_adopts_orphans_does_so_after_a_hook_as_well(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    system = LinuxHost() if kind == "linux" else freebsd()
+    monkeypatch.setattr(host, "here", lambda: system)
+    around = process.Surroundings({"PATH": os.environ["PATH"]})
+
+    def run() -> int | None:
+        return process.run_for_effect(["true"], timeout=30, around=around, take=lambda _: None)
+
+    assert run() == 0
+    assert system.adopt_orphans(adopt=True)
+    assert run() == 0
+    assert not system.adopt_orphans(adopt=True)
 
 
 @isolated
