@@ -10,7 +10,7 @@ import pytest
 from tests.support.programs import SOURCE
 
 TREE = SOURCE.parent
-DOCUMENTS = sorted([*TREE.glob("docs/*.md"), TREE / "README.md", TREE / "dev/README.md"])
+DOCUMENTS = sorted([*TREE.glob("docs/**/*.md"), TREE / "README.md", TREE / "dev/README.md"])
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

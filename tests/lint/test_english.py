@@ -91,7 +91,7 @@ def faults(path: Path) -> list[str]:
 
 def files() -> list[Path]:
     """Return the files to read."""
-    modules, pages, manuals = (sorted(TREE.glob(pattern)) for pattern in ("src/**/*.py", "docs/*.md", "man/*"))
+    modules, pages, manuals = (sorted(TREE.glob(pattern)) for pattern in ("src/**/*.py", "docs/**/*.md", "man/*"))
     return [*modules, TREE / "README.md", TREE / "dev/README.md", *pages, *manuals]
 
 

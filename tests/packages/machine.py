@@ -78,10 +78,10 @@ def machine(suite: str, exchange: Path, kind: str = "user", first: str = "sleep 
 
 
 @contextmanager
-def booted_machine(suite: str, exchange: Path) -> Iterator[Machine]:
+def booted_machine(suite: str, exchange: Path, kind: str = "booted") -> Iterator[Machine]:
     """One with systemd as its first process."""
     # What is started goes into the group that we are in, and takes that for the root of all groups.
-    with _own_cgroup(), machine(suite, exchange, "booted", "/lib/systemd/systemd") as host:
+    with _own_cgroup(), machine(suite, exchange, kind, "/lib/systemd/systemd") as host:
         wait_for(
             lambda: host("systemctl", "is-system-running", check=False).stdout == "running\n",
             "the system to be up",
