@@ -364,6 +364,18 @@ def test_relative_paths_of_a_command_line_become_absolute_ones(
     assert new("three", "-c", "./save here")["command"] == f"{tmp_path}/save here"
 
 
+def test_writers_of_a_command_line_are_in_the_profile(data: Path, profiles: Profiles, folder: Path) -> None:
+    holds = ("--hold", "unit:mail.service", "--hold", "mariadb:/run/mysqld/mysqld.sock", "--hold", "postgresql")
+    made = profiles("profile", "new", "home", "--", *holds, data)
+    assert made.returncode == 0, str(made)
+    found = load(str(folder / "home.toml")).entries("hold")
+    assert [(entry.value("kind"), entry.value("name")) for entry in found] == [
+        ("unit", "mail.service"),
+        ("mariadb", "/run/mysqld/mysqld.sock"),
+        ("postgresql", None),
+    ]
+
+
 def test_a_run_and_a_check_work_where_a_timer_does(
     data: Path, kopiatomic: Kopiatomic, write: Write, folder: Path, tmp_path: Path
 ) -> None:

@@ -111,6 +111,9 @@ def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], An
     for setting in COMMANDS["backup"]:
         if context.get_parameter_source(setting.name) in {None, ParameterSource.DEFAULT}:
             continue
+        if setting.name == "holds":
+            given["", "hold"] = [_hold(word) for word in context.params["holds"]]
+            continue
         if setting.name not in tables:
             if setting.group is not Group.OUTPUT:
                 raise click.UsageError(f"{setting.flags[0]} is nothing that a profile says; leave it out", context)
@@ -130,6 +133,14 @@ def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], An
         # The history of these words goes on.
         given["view", "mount_root"] = MOUNT_ROOT
     return given
+
+
+def _hold(word: str) -> dict[str, str]:
+    """Return what ``--hold`` says of one writer, as a profile says it. Raises UsageError."""
+    from kopiatomic.config.options import hold
+
+    wanted = hold(word)
+    return {"kind": wanted.kind, **({"name": wanted.name} if wanted.name else {})}
 
 
 def _found_here() -> dict[tuple[str, str], Any]:

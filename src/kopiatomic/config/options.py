@@ -110,7 +110,7 @@ class Options:
 
     def hold_wanted(self) -> list[HoldBlock]:
         """Return the writers that must be held still, in their order. Raises UsageError for words that name none."""
-        return [*self.hold_blocks, *(HoldBlock(_hold(word)) for word in self.holds)]
+        return [*self.hold_blocks, *(HoldBlock(hold(word)) for word in self.holds)]
 
     def request(self, root: str, suffix: str) -> Request:
         """Return the request for the selection."""
@@ -133,7 +133,8 @@ class Options:
         )
 
 
-def _hold(word: str) -> Wanted:
+def hold(word: str) -> Wanted:
+    """Return the writer that ``--hold KIND[:NAME]`` means. Raises UsageError."""
     kind, _, name = word.partition(":")
     if not kind:
         raise UsageError(

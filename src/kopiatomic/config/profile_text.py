@@ -81,14 +81,17 @@ def starting_file(
 ) -> str:
     """Return a commented profile with these values, by table and key, and these variables of the engine.
 
-    ``schema`` is where editors find the schema. Every other key is there as a comment, with its default. Raises UsageError.
+    ``schema`` is where editors find the schema. Every other key is there as a comment, with its default. ``hold``, a list
+    of tables, is in the table without a name. Raises UsageError.
     """
+    holds = given.get(("", "hold"))
+    hold = '# hold = [{ kind = "postgresql" }]' if holds is None else f"hold = [{', '.join(map(toml, holds))}]"
     lines = [
         f"#:schema {schema}",
         f"# What 'kopiatomic run {name}' backs up. A key that is commented out shows its default, or an example.",
         f"# 'kopiatomic profile check {name}' says whether all of it works.",
         '# extends = "_common"',
-        '# hold = [{ kind = "postgresql" }]  # Writers that are held still while the snapshots are made.',
+        f"{hold}  # Writers that are held still while the snapshots are made.",
     ]
     for table, settings in TABLES.items():
         lines += ["", f"[{table}]  # {_ABOUT[table]}"]

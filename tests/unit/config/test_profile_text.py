@@ -7,6 +7,7 @@ import random
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -75,7 +76,12 @@ def test_the_schema_refuses_what_one_value_alone_makes_wrong(text: str) -> None:
 
 
 def test_the_starting_file_has_every_key_and_says_what_it_was_given(tmp_path: Path) -> None:
-    given = {("select", "datasets"): ("tank/home", 'a "b"'), ("view", "mount_root"): "/kopia", ("run", "wait"): 60.0}
+    given: dict[tuple[str, str], Any] = {
+        ("", "hold"): [{"kind": "postgresql", "name": "15/main"}, {"kind": "mariadb"}],
+        ("select", "datasets"): ("tank/home", 'a "b"'),
+        ("view", "mount_root"): "/kopia",
+        ("run", "wait"): 60.0,
+    }
     text = starting_file("home", given, f"/usr/share/{SCHEMA}")
     assert text.startswith(f"#:schema /usr/share/{SCHEMA}\n")
     path = tmp_path / "home.toml"
@@ -83,6 +89,8 @@ def test_the_starting_file_has_every_key_and_says_what_it_was_given(tmp_path: Pa
     assert problems_of(path) == []
     profile = load(str(path))
     assert profile.options() == {"names": ("tank/home", 'a "b"'), "mount_root": "/kopia", "wait": 60.0}
+    held = [{key: value.value for key, value in entry.values.items()} for entry in profile.entries("hold")]
+    assert held == given["", "hold"]
     for table, settings in TABLES.items():
         section = text.partition(f"\n[{table}]")[2].partition("\n[")[0]
         for setting in settings:
