@@ -211,7 +211,7 @@ def test_a_guide_leads_from_the_first_question_to_what_is_restored(path: Path, s
                 assert is_shown(site.here(step.text), printed), f"{where} shows\n{step.text}\nand it printed\n{printed}"
         script, printed = AFTER[path.stem]
         assert site.literally(script) == printed
-        assert "/kopia" not in site.run("cat", "/proc/self/mounts").stdout
+        assert " /kopia" not in site.run("cat", "/proc/self/mounts").stdout
         frozen = site.run.shell("grep -l 1 $(find /sys/fs/cgroup -name cgroup.freeze)", check=False).stdout
         assert frozen == ""
     finally:
