@@ -29,7 +29,7 @@ SUBVOLUMES = {
 }
 
 MOVE = """
-systemctl stop postgresql mariadb redis-server
+systemctl stop 'postgresql@*' mariadb redis-server
 mount DEVICE /mnt
 for name in NAMES; do btrfs -q subvolume create /mnt/$name; done
 umount /mnt
@@ -50,11 +50,11 @@ systemd-run --quiet --unit=transfers --property=Restart=always --property=Restar
 """
 
 WAL_APART = """
-systemctl stop postgresql
+systemctl stop postgresql@15-main
 mv /var/lib/postgresql/15/main/pg_wal /srv/wal/main
 ln -s /srv/wal/main /var/lib/postgresql/15/main/pg_wal
 chown -R postgres:postgres /srv/wal
-systemctl start postgresql
+systemctl start postgresql@15-main
 """
 
 BANK_IN_MARIADB = """
@@ -112,7 +112,7 @@ redis-cli save
 """
 
 GIVEN = {
-    "a bank in PostgreSQL": f"systemctl start postgresql\n{BANK_IN_POSTGRESQL}",
+    "a bank in PostgreSQL": f"systemctl start postgresql@15-main\n{BANK_IN_POSTGRESQL}",
     "PostgreSQL's WAL in /srv/wal": WAL_APART,
     "a bank in MariaDB": f"systemctl start mariadb\n{BANK_IN_MARIADB}",
     "MariaDB's redo log in /srv/redo": REDO_APART,
@@ -146,9 +146,9 @@ class Site:
     """Its version."""
 
     def literally(self, script: str) -> str:
-        """Run a block as it stands; what it prints. Only the version of Debian 13's PostgreSQL is another."""
-        ended = self.run("sh", "-ec", f"exec 2>&1\n{self.here(script)}", check=False, timeout=180)
-        assert ended.returncode == 0, f"{script}\n{ended}"
+        """Run a block as it stands; what it prints to its standard output. Only the version of Debian 13's PostgreSQL is another."""
+        ended = self.run("sh", "-ec", self.here(script), check=False, timeout=180)
+        assert ended.returncode == 0, str(ended)
         return ended.stdout
 
     def here(self, text: str) -> str:
@@ -217,4 +217,4 @@ def test_a_guide_leads_from_the_first_question_to_what_is_restored(path: Path, s
     finally:
         # The next guide has the processors for itself.
         site.run("systemctl", "stop", "transfers", "shop", "kopiatomic@*.timer", check=False)
-        site.run("systemctl", "stop", "postgresql", "mariadb", "redis-server", check=False)
+        site.run("systemctl", "stop", "postgresql@*", "mariadb", "redis-server", check=False)
