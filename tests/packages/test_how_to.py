@@ -45,7 +45,7 @@ cat >/tmp/transfer <<'END'
 BEGIN; UPDATE account SET money = money - 1 WHERE id = least(:a, :b);
 UPDATE account SET money = money + 1 WHERE id = greatest(:a, :b); COMMIT;
 END
-systemd-run --quiet --unit=transfers --property=Restart=always --property=RestartSec=1 --property=User=postgres \
+systemd-run --quiet --collect --unit=transfers --property=Restart=always --property=RestartSec=1 --property=User=postgres \
     pgbench -n -c 2 -R 200 -T 3600 -f /tmp/transfer bank
 """
 
@@ -72,7 +72,7 @@ while :; do
 done | mariadb bank
 END
 chmod 755 /usr/local/bin/transfers
-systemd-run --quiet --unit=transfers --property=Restart=always --property=RestartSec=1 /usr/local/bin/transfers
+systemd-run --quiet --collect --unit=transfers --property=Restart=always --property=RestartSec=1 /usr/local/bin/transfers
 """
 
 REDO_APART = """
