@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.packages.conftest import SUITES
-from tests.packages.machine import Machine, booted_machine
+from tests.packages.machine import ENVIRONMENT, Machine, booted_machine
 from tests.support.how_to import GUIDES, guide, is_shown
 from tests.support.programs import command
 
-pytestmark = pytest.mark.in_part(2)
+pytestmark = pytest.mark.in_part(1)
 
 RUN = [path for path in GUIDES if any(step.mark == "run" for step in guide(path))]
 
@@ -147,7 +147,10 @@ class Site:
 
     def literally(self, script: str) -> str:
         """Run a block as it stands; what it prints to its standard output. Only the version of Debian 13's PostgreSQL is another."""
-        ended = self.run("sh", "-ec", self.here(script), check=False, timeout=180)
+        environment = [f"--setenv={name}={value}" for name, value in ENVIRONMENT.items()]
+        # As in a login, it is in a control group of its own.
+        unit = ("systemd-run", "--quiet", "--wait", "--pipe", "--collect", *environment)
+        ended = self.run(*unit, "sh", "-ec", self.here(script), check=False, timeout=180)
         assert ended.returncode == 0, str(ended)
         return ended.stdout
 
