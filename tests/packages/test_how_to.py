@@ -146,7 +146,7 @@ class Site:
     """Its version."""
 
     def literally(self, script: str) -> str:
-        """Run a block as it stands; what it prints to its standard output. Only the version of Debian 13's PostgreSQL is another."""
+        """Run a block as it stands; what it prints. Only the version of PostgreSQL is Debian 13's there."""
         environment = [f"--setenv={name}={value}" for name, value in ENVIRONMENT.items()]
         # As in a login, it is in a control group of its own.
         unit = ("systemd-run", "--quiet", "--wait", "--pipe", "--collect", *environment)
