@@ -22,6 +22,7 @@ from kopiatomic.config.profile_text import block, toml
 from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
 from tests.support.killing import kill_together
+from tests.support.leftovers import processes
 from tests.support.moments import children
 from tests.support.programs import SOURCE, Completed, Kopiatomic
 from tests.support.schema import valid
@@ -308,8 +309,13 @@ def test_whether_a_lock_is_a_failure_is_for_the_profile_to_say(on_lock: str, wor
 GUARDIAN, MAIN, ALL = "guardian", "main", "all"
 
 
+def guardians(process: subprocess.Popen[str]) -> list[int]:
+    """The guardian of a run, which is the first process that it forks and keeps."""
+    return [pid for pid in children(process.pid) if b"kopiatomic" in Path(f"/proc/{pid}/cmdline").read_bytes()][:1]
+
+
 def kill(victim: str, process: subprocess.Popen[str]) -> None:
-    guardian = next(pid for pid in children(process.pid) if b"kopiatomic" in Path(f"/proc/{pid}/cmdline").read_bytes())
+    (guardian,) = guardians(process)
     kill_together({GUARDIAN: [guardian], MAIN: [process.pid], ALL: [process.pid, guardian]}[victim])
 
 
@@ -351,6 +357,35 @@ def test_after_freeze_comes_to_its_end_whatever_dies(
     wait_for(lambda: leftovers(world.root) == [], "the end of everything")
     assert world.kopiatomic("recover").returncode == 0
     assert world.order.count("after_freeze-ended") == 1
+
+
+def test_nobody_runs_what_the_guardian_still_runs(world: World, btrfs: Btrfs, leftovers: Leftovers) -> None:
+    """The main process was killed, and the keeper has ended the run in its place."""
+    world.hooks = {
+        "before_freeze": [world.noting("before_freeze")],
+        "after_freeze": [world.blocking("after_freeze")],
+    }
+    with world.running() as process:
+        wait_for(lambda: "after_freeze" in world.order, "the start of after_freeze")
+        (guardian,) = guardians(process)
+        process.kill()
+        process.wait(30)
+        mine = world.kopiatomic.environment["KOPIATOMIC_TEST_MARK"]
+        wait_for(
+            lambda: [line.split()[0] for line in processes(mine) if "python" in line] == [str(guardian)],
+            "the end of the keeper",
+        )
+        said = world.kopiatomic("recover")
+        assert said.returncode == 4, str(said)
+        assert "still runs its after_freeze" in said.stdout + said.stderr
+        assert world.run().returncode == 75
+        assert world.order == ["before_freeze", "after_freeze"]
+        (world.notes / "block").unlink()
+    wait_for(lambda: "after_freeze-ended" in world.order, "the end of after_freeze")
+    wait_for(lambda: leftovers(world.root) == [], "the end of everything")
+    assert world.kopiatomic("recover").returncode == 0
+    assert world.order == ["before_freeze", "after_freeze", "after_freeze-ended"]
+    assert btrfs.snapshots() == []
 
 
 @pytest.fixture

@@ -232,6 +232,9 @@ class Session:
         try:
             self._recorder.end_as_orphan([*left, *self._without_directories()])
         finally:
+            if self._has_guardian:
+                # It may run after_freeze for long yet, and whoever clears dead runs must not take this one for dead.
+                self._held.keep()
             self._held.let_go()
             roots.remove_unneeded(self._selecting.directories())
 
@@ -253,11 +256,16 @@ class Session:
         self._report.frozen_seconds = time.monotonic() - first / 1e9
         self._report.durations["release"] = time.monotonic() - released
 
+    @property
+    def _has_guardian(self) -> bool:
+        hooks = self._hooks
+        return hooks is not None and bool(hooks.of(Moment.BEFORE_FREEZE, Moment.AFTER_FREEZE))
+
     @contextmanager
     def _guarded(self) -> Iterator[Guardian | None]:
         """Have a guardian around the freeze, if the profile has hooks for it."""
         hooks, options = self._hooks, self._options
-        if hooks is None or not hooks.of(Moment.BEFORE_FREEZE, Moment.AFTER_FREEZE):
+        if hooks is None or not self._has_guardian:
             yield None
             return
         from kopiatomic.runs.guardian import Guardian  # noqa: PLC0415 - few runs need it

@@ -140,8 +140,8 @@ class Recovery:
                 self.cleared.problems.append(f"what run {run_id} left is being removed by process {pid}")
             elif has_ended:
                 self.cleared.problems.append(
-                    f"run {run_id} has ended and a process of it still waits for the kernel to let it remove its snapshots "
-                    "(is a pool suspended, or a filesystem frozen? See 'zpool status' and 'dmesg')"
+                    f"run {run_id} has ended and a process of it still runs its after_freeze, or waits for the kernel to let it "
+                    "remove its snapshots (is a pool suspended, or a filesystem frozen? See 'zpool status' and 'dmesg')"
                 )
             else:
                 self.cleared.alive.append(run_id)
@@ -193,6 +193,8 @@ class Recovery:
     def _clear_here(self, run_id: str, held: RunLocks) -> _Result:
         end = _end_of(held)
         intents = self._records.intents(run_id)
+        if not held.died:
+            intents = owed.surely_started(intents)
         found, problems, unknown = _find(run_id, intents)
         found = list(map(self._allowed.settle, found))
         left: list[Leftover] = []
