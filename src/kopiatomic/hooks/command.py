@@ -73,18 +73,12 @@ class CommandHolder:
             self._program = Coprocess(words, self._environment, tied=False)
             line = self._program.line(deadline)
         except TimeoutError:
-            self.close()
             raise not_in_time(self.label, "it did not print 'held'", self.wanted.timeout) from None
         except OSError as error:
             raise unforeseen(error) from None
         except EndedError as error:
-            self.close()
             raise self._failed(f"it ended before it held anything: {error.finished.why}") from None
-        except BaseException:
-            self.close()
-            raise
         if line.strip() != _HELD:
-            self.close()
             raise self._failed(f"it printed {printable(os.fsdecode(line))} and not 'held'")
 
     def settle(self) -> None:

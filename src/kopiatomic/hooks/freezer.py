@@ -20,7 +20,7 @@ from types import MappingProxyType
 from typing import Any
 
 import kopiatomic
-from kopiatomic.errors import KopiatomicError, UsageError, unforeseen
+from kopiatomic.errors import Interrupted, KopiatomicError, UsageError, unforeseen
 from kopiatomic.hooks.holder import SHORT_LIMIT, Around, Finding, Held, PlaceOf, Wanted, not_in_time
 from kopiatomic.hooks.leftovers import KIND as INTENT
 from kopiatomic.model.leftovers import Intent
@@ -144,13 +144,14 @@ class _Thawer:
         name = f"kopiatomic-thaw-{os.getpid()}-{secrets.token_hex(4)}"
         first: list[str] = []
         theirs = home = ""
+        self._group = ""
         if cgroups.belong_to_systemd():
             first = ["systemd-run", "--scope", "--quiet", "--collect", f"--unit={name}", "--"]
         else:
             home = cgroups.group_at(own).directory
             beside = cgroups.group_at(parents(own)[0] if own != "/" else "/").directory
             cgroups.remove_unused(beside, _NAMES_OF_THAWERS)
-            theirs = f"{beside}/{name}"
+            self._group = theirs = f"{beside}/{name}"
         package = os.path.dirname(os.path.dirname(kopiatomic.__file__))
         code = "import sys; sys.path.insert(0, sys.argv[1]); from kopiatomic.system import thawer; thawer.main(*sys.argv[2:])"
         words = [sys.executable, "-I", "-S", "-c", code, package, group.directory, theirs, home]
@@ -184,11 +185,14 @@ class _Thawer:
             return
 
     def end(self) -> None:
-        """Wait for its end. If it is still armed, it thaws the group."""
+        """Wait for its end. If it is still armed, it thaws the group. One that was killed has left its own group."""
         try:
             self._program.finish(time.monotonic() + _END_TIMEOUT)
-        except TimeoutError:
-            return
+        except (TimeoutError, Interrupted):
+            # It has been killed.
+            pass
+        if self._group:
+            cgroups.remove(self._group)
 
     def _expect(self, answer: bytes, deadline: float) -> None:
         try:

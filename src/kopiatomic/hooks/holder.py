@@ -90,7 +90,10 @@ class Held:
 
 
 class Holder(Protocol):
-    """Holds one writer still. Deadlines are of ``time.monotonic``. A method that raises has released the writer before."""
+    """Holds one writer still. Deadlines are of ``time.monotonic``.
+
+    After one of its methods has raised, only ``close`` is called. That is called while signals are deferred.
+    """
 
     label: str
     """As in the plan: "postgresql 15/main"."""
@@ -106,7 +109,7 @@ class Holder(Protocol):
         """Do all that takes time and holds nothing. Raises KopiatomicError."""
 
     def hold(self, deadline: float, /) -> None:
-        """Hold it; return when it is held. Raises KopiatomicError."""
+        """Hold it; return when it is held. Raises KopiatomicError, Interrupted."""
 
     def settle(self) -> None:
         """Write out what its filesystems have in memory and a snapshot would not have. Raises KopiatomicError."""

@@ -10,6 +10,7 @@ from typing import Self
 from kopiatomic.errors import KopiatomicError, unforeseen
 from kopiatomic.hooks.holder import Held, Holder
 from kopiatomic.model.leftovers import Intent
+from kopiatomic.system import signals
 
 
 class Together:
@@ -71,8 +72,9 @@ class Together:
 
     def close(self) -> None:
         """Release what is still held, and end what was started."""
-        while self._holders:
-            self._holders.pop().close()
+        with signals.deferred():
+            while self._holders:
+                self._holders.pop().close()
 
     def _each(self, act: Callable[[Holder], None]) -> None:
         for holder in list(self._holders):
@@ -80,14 +82,21 @@ class Together:
                 act(holder)
             except KopiatomicError as error:
                 if holder.wanted.required:
-                    self.close()
+                    self._give_up(holder)
                     raise
-                holder.close()
+                with signals.deferred():
+                    holder.close()
                 self._holders.remove(holder)
                 self.left_out.append(error)
             except BaseException:
-                self.close()
+                self._give_up(holder)
                 raise
+
+    def _give_up(self, failed: Holder) -> None:
+        """Close all, the one that failed last: it may take its time to end, and the others are held meanwhile."""
+        self._holders.remove(failed)
+        self._holders.insert(0, failed)
+        self.close()
 
 
 def _released(holder: Holder) -> Held:

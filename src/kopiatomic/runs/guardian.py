@@ -21,9 +21,10 @@ from kopiatomic.hooks.hook import Moment
 from kopiatomic.hooks.run import HookError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import HookRun, Report
+from kopiatomic.runs import tied
 from kopiatomic.runs.hooks import Hooks, Told
 from kopiatomic.runs.owed import AGAIN, Debt
-from kopiatomic.system import channel, children, host, signals, worker
+from kopiatomic.system import channel, children, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 
 _PATIENCE = 10.0
@@ -222,21 +223,14 @@ class _Serving:
     def _before(self, told: Told) -> _Done:
         """Run ``before_freeze`` until one of its hooks fails; SIGTERM ends it, from the main process or by its death."""
         runs: list[HookRun] = []
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
-            with signals.handled():
-                host.here().end_with_parent(signal.SIGTERM)
-                if os.getppid() != self._main:
-                    raise Interrupted(signal.SIGTERM)
+            with tied.ended_with(self._main):
                 for one in self._hooks.of(Moment.BEFORE_FREEZE):
                     runs.append(self._hooks.call(one, told, self._tell))
                     if runs[-1].error is not None:
                         return _Done(tuple(runs), runs[-1].error)
         except Exception as error:
             return _Done(tuple(runs), end_of(error))
-        finally:
-            host.here().end_with_parent(0)
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         return _Done(tuple(runs))
 
     def _end_alone(self) -> None:

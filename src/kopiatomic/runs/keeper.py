@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 
-from kopiatomic.errors import KopiatomicError, unforeseen
+from kopiatomic.errors import EndError, KopiatomicError, end_of, unforeseen
 from kopiatomic.filesystems.backends import Maker
 from kopiatomic.hooks.holder import Held
 from kopiatomic.hooks.together import Together
@@ -23,7 +23,7 @@ from kopiatomic.model.plan import Plan
 from kopiatomic.model.snapshots import Sets
 from kopiatomic.platforms.platform import MountedView, Platform, RecordIntents
 from kopiatomic.platforms.steps import steps_of
-from kopiatomic.runs import launcher
+from kopiatomic.runs import launcher, tied
 from kopiatomic.system import children, host, inherited, worker
 from kopiatomic.system.channel import Channel, ClosedError, close_quietly
 
@@ -91,6 +91,8 @@ class Equipment:
     """What is held still while the snapshots are made."""
     making: int | None
     """A descriptor that is closed when the snapshots exist or cannot be made."""
+    main: int
+    """The main process."""
     orphaned: Callable[[Sequence[str]], None]
     """Ends the run in place of a dead main process; takes what is left of the snapshots, in words."""
 
@@ -168,10 +170,8 @@ class _Keeper:
                 self._receive()
         except ClosedError:
             self._main_alive = False
-        except KopiatomicError as error:
-            self._fail(error)
         except Exception as error:
-            self._fail(unforeseen(error))
+            self._fail(end_of(error))
         self._end()
 
     def _receive(self) -> object:
@@ -180,7 +180,7 @@ class _Keeper:
             raise ClosedError
         return self._channel.receive()
 
-    def _fail(self, error: KopiatomicError) -> None:
+    def _fail(self, error: EndError) -> None:
         """Send the error to the main process, and wait until it has closed its copy of the descriptor."""
         self._send(error)
         try:
@@ -206,7 +206,9 @@ class _Keeper:
                 _write_out()
                 for maker in makers:
                     maker.once = True
-            writers.hold()
+            # Some may wait for others for long, while those that are held make everybody wait.
+            with tied.ended_with(self._equipment.main):
+                writers.hold()
             # As little as possible from here to the release.
             try:
                 made = [(maker, instant) for maker in makers if (instant := maker.make()) is not None]

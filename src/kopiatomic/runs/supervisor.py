@@ -13,7 +13,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from kopiatomic.errors import KopiatomicError, unforeseen
+from kopiatomic.errors import EndError, KopiatomicError, unforeseen
 from kopiatomic.filesystems.backends import Maker
 from kopiatomic.hooks.holder import Held
 from kopiatomic.hooks.together import Together
@@ -109,6 +109,7 @@ class Supervisor:
             record=self._record,
             writers=self._writers,
             making=self._making,
+            main=os.getpid(),
             close_in_child=self._close_own_ends,
             orphaned=self._orphaned,
         )
@@ -295,7 +296,7 @@ class Supervisor:
             message = self._patience.receive(self._keeper)
         except ClosedError:
             raise _died("keeper") from None
-        if isinstance(message, KopiatomicError):
+        if isinstance(message, EndError):
             raise message
         return message
 

@@ -18,7 +18,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.mounts import visible
 from kopiatomic.paths import below, is_at_or_below
-from kopiatomic.system import host
+from kopiatomic.system import host, signals
 from kopiatomic.text import printable
 
 _FREEZE = "cgroup.freeze"
@@ -194,13 +194,17 @@ def remove_unused(directory: str, name: re.Pattern[str]) -> None:
     for entry in presence.names(directory):
         match = name.fullmatch(entry)
         # The pattern's first group is the process that made it: one that still lives may be about to use it.
-        if match is None or presence.exists(f"/proc/{match[1]}"):
-            continue
-        try:
-            os.rmdir(f"{directory}/{entry}")
-        except OSError as error:
-            if error.errno != errno.EBUSY and not presence.absent(error):
-                raise
+        if match is not None and not presence.exists(f"/proc/{match[1]}"):
+            remove(f"{directory}/{entry}")
+
+
+def remove(directory: str) -> None:
+    """Remove the group in a directory, if it is there and has no process. Raises OSError."""
+    try:
+        os.rmdir(directory)
+    except OSError as error:
+        if error.errno != errno.EBUSY and not presence.absent(error):
+            raise
 
 
 class GoneError(Exception):
@@ -247,8 +251,10 @@ class Freezer:
             os.pwrite(self._freeze, b"1" if frozen else b"0", 0)
 
     def wait(self, deadline: float) -> None:
-        """Wait until it is frozen. ``deadline`` is of ``time.monotonic``. Raises TimeoutError."""
+        """Wait until it is frozen. ``deadline`` is of ``time.monotonic``. Raises TimeoutError, Interrupted."""
         poll = select.poll()
+        if (wakeup := signals.fd()) is not None:
+            poll.register(wakeup, select.POLLIN)
         # The kernel reports a change of what was read last (cgroup-v2.rst: "cgroup.events").
         poll.register(self._events, select.POLLPRI)
         while not self.is_frozen():
@@ -256,6 +262,7 @@ class Freezer:
             if left <= 0:
                 raise TimeoutError
             poll.poll(left * 1000)
+            signals.check()
 
     def close(self) -> None:
         """Close its files. Changes nothing."""

@@ -10,7 +10,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -30,8 +30,8 @@ def _note(signum: int, _frame: FrameType | None) -> None:
 
 
 @contextmanager
-def handled(*, limit: float | None = None, on_stop: str | None = None) -> Iterator[None]:
-    """Handle the ending signals; those ignored at the start (nohup, background jobs) stay ignored.
+def handled(*, limit: float | None = None, on_stop: str | None = None, even: Collection[int] = ()) -> Iterator[None]:
+    """Handle the ending signals; those ignored at the start (nohup, background jobs) stay ignored, but for those in ``even``.
 
     ``limit`` is the time limit of the whole block in seconds; the kernel's timer does not follow a clock that jumps. If
     ``on_stop`` is given, Ctrl-Z writes that line to stderr and stops nothing.
@@ -41,7 +41,7 @@ def handled(*, limit: float | None = None, on_stop: str | None = None) -> Iterat
     previous_fd = signal.set_wakeup_fd(_write_end, warn_on_full_buffer=False)
     previous = {s: signal.getsignal(s) for s in (*ENDING, signal.SIGTSTP)}
     for signum, handler in previous.items():
-        if handler is not signal.SIG_IGN and signum != signal.SIGTSTP:
+        if (handler is not signal.SIG_IGN or signum in even) and signum != signal.SIGTSTP:
             signal.signal(signum, _note)
     if on_stop is not None and previous[signal.SIGTSTP] is not signal.SIG_IGN:
         signal.signal(signal.SIGTSTP, lambda *_: _say(on_stop))

@@ -265,7 +265,6 @@ def test_nothing_is_frozen_if_the_thawer_was_killed(group: Grouped) -> None:
             holder.hold(time.monotonic() + 5)
     assert caught.value.kind == "hold-no-thawer"
     assert not group.is_asked()
-    (Path(cgroups.hierarchy().point) / name).rmdir()
 
 
 def test_a_thawer_that_is_killed_while_it_is_held_is_not_needed(group: Grouped) -> None:
@@ -274,7 +273,15 @@ def test_a_thawer_that_is_killed_while_it_is_held_is_not_needed(group: Grouped) 
         os.kill(thawer_of(name), signal.SIGKILL)
         assert holder.release().proven
     assert not group.is_asked()
-    (Path(cgroups.hierarchy().point) / name).rmdir()
+
+
+def test_a_stopped_thawer_is_ended_and_its_group_removed(group: Grouped) -> None:
+    with held(freezing(group)) as holder:
+        (name,) = thawers()
+        os.kill(thawer_of(name), signal.SIGSTOP)
+        assert holder.release().proven
+        assert not group.is_asked()
+    assert thawers() == []
 
 
 def test_the_thawer_starts_from_a_zip_as_well(group: Grouped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

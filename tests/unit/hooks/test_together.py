@@ -93,7 +93,24 @@ def test_all_are_released_if_one_cannot_be_held(at: str) -> None:
     with pytest.raises(KopiatomicError, match="b failed"):
         _hold(Together(holders))
     assert not any(holder.is_held for holder in holders)
-    assert calls[-3:] == ["close c", "close b", "close a"]
+    # What fails may take its time to end, and the others are held meanwhile.
+    assert calls[-3:] == ["close c", "close a", "close b"]
+
+
+def test_what_is_held_does_not_wait_for_the_end_of_what_failed(tmp_path: Path) -> None:
+    """A command that does not end with its input is killed two seconds later."""
+    lock = tmp_path / "lock"
+    lines = [
+        f"touch {lock}; echo held; read -r line; rm {lock}",
+        f"while [ -e {lock} ]; do sleep 0.01; done; touch {lock}.gone",
+    ]
+    wanted = [
+        Wanted("command", str(number), 0.3, settings={"command": ["sh", "-c", line]})
+        for number, line in enumerate(lines)
+    ]
+    with pytest.raises(KopiatomicError, match="could not be held"):
+        _hold(Together([holder_of(kinds.find(one, around())) for one in wanted]))
+    assert (tmp_path / "lock.gone").exists()
 
 
 @pytest.mark.parametrize("at", ["intents", "prepare", "hold", "settle"])
