@@ -33,6 +33,10 @@ _END = "kopiatomic: so far"
 _END_TIMEOUT = 1.0
 """Seconds that the client has to end when it holds nothing."""
 
+_SILENT = "its server, or the client, does not answer"
+_BUSY = "something that writes to a table of another engine than InnoDB, or DDL, takes that long"
+"""Why a statement is late."""
+
 _RELEASE_TIMEOUT = 5.0
 """Seconds that the server has to release the lock and say so."""
 
@@ -254,22 +258,22 @@ class BackupStage:
     def prepare(self, deadline: float) -> None:
         """Connect."""
         self._program = self._client.start(self.wanted)
-        self._say("", deadline)
+        self._say("", deadline, _SILENT)
 
     def hold(self, deadline: float) -> None:
         """Take the lock."""
         left = max(1, math.floor(deadline - time.monotonic()))
         # Not earlier: it also counts while nothing is asked of the connection.
-        self._say(f"SET SESSION wait_timeout={self._limit}, lock_wait_timeout={left};", deadline)
+        self._say(f"SET SESSION wait_timeout={self._limit}, lock_wait_timeout={left};", deadline, _SILENT)
         try:
-            self._say("BACKUP STAGE START;", deadline)
+            self._say("BACKUP STAGE START;", deadline, _BUSY)
         except KopiatomicError as error:
             if error.kind == "hold-timeout":
                 raise _another_backup(self.label) from None
             raise
         self._since = time.monotonic_ns()
         self._held = True
-        self._say("BACKUP STAGE BLOCK_COMMIT;", deadline)
+        self._say("BACKUP STAGE BLOCK_COMMIT;", deadline, _BUSY)
 
     def settle(self) -> None:
         """Do nothing: the server has written what it has committed."""
@@ -277,9 +281,11 @@ class BackupStage:
     def release(self) -> Held:
         """End the backup in the session that began it: had it ended, the server would not know of any."""
         try:
-            self._say("BACKUP STAGE END;", time.monotonic() + _RELEASE_TIMEOUT)
+            self._say("BACKUP STAGE END;", time.monotonic() + _RELEASE_TIMEOUT, _SILENT)
         except KopiatomicError as error:
-            return Held(self.label, time.monotonic_ns() - self._since, False, error.message)
+            late = f"nothing was answered within {_RELEASE_TIMEOUT:g} s"
+            why = late if error.kind == "hold-timeout" else error.message
+            return Held(self.label, time.monotonic_ns() - self._since, False, why)
         self._held = False
         return Held(self.label, time.monotonic_ns() - self._since, True, "released in the session that held it")
 
@@ -296,7 +302,7 @@ class BackupStage:
                 pass
         program.kill()
 
-    def _say(self, statements: str, deadline: float) -> None:
+    def _say(self, statements: str, deadline: float, why_late: str) -> None:
         """Have statements executed. If that fails, the connection has ended. Raises KopiatomicError, Interrupted."""
         program = self._program
         if program is None:
@@ -306,8 +312,7 @@ class BackupStage:
             program.lines(_END.encode(), deadline)
         except TimeoutError:
             self.close()
-            what = "something that writes to a table of another engine than InnoDB, or DDL, takes that long"
-            raise not_in_time(self.label, what, self.wanted.timeout) from None
+            raise not_in_time(self.label, why_late, self.wanted.timeout) from None
         except EndedError as error:
             self.close()
             raise self._ended(error.finished) from None
