@@ -176,7 +176,8 @@ def _recover_lines(cleared: Cleared, *, dry_run: bool, left: int, bookmarks: int
         elif leftover.problem is not None:
             did = f"LEFT: {leftover.problem} (remove it with: {leftover.command})"
         else:
-            did = "would be removed" if dry_run else "removed"
+            done = "thawed" if leftover.kind == "cgroup" else "removed"
+            did = f"would be {done}" if dry_run else done
         lines.append(f"{leftover.kind.replace('-', ' ')} {printable(leftover.name)}")
         lines.append(f"  ours:   {leftover.proof or 'not proven'}")
         lines.append(f"  {did}")
