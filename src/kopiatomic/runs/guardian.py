@@ -3,7 +3,7 @@
 If ``before_freeze`` was started, ``after_freeze`` comes to its end at least once. The guardian runs both, in a session of its
 own, so that a terminal's Ctrl-C ends neither; if the main process dies, it runs the second by itself, and if it dies, the main
 process does. What is owed is recorded before ``before_freeze`` is started, for when all of them die (``runs/owed.py``). It runs
-again only if its end was not seen, and is told so by KOPIATOMIC_AGAIN.
+again only if its end is not recorded, and is told so by KOPIATOMIC_AGAIN.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from kopiatomic.immutable import immutable
 from kopiatomic.model.report import HookRun, Report
 from kopiatomic.runs import tied
 from kopiatomic.runs.hooks import Hooks, Told
-from kopiatomic.runs.owed import AGAIN, Debt
+from kopiatomic.runs.owed import Debt
 from kopiatomic.system import channel, children, signals, worker
 from kopiatomic.system.channel import Channel, ClosedError
 
@@ -129,11 +129,18 @@ class Guardian:
                 self._channel.send(_End(self._hooks.told(Moment.AFTER_FREEZE, final=False)))
                 done = self._receive(self._channel)
             except ClosedError:
-                again = AGAIN if self._debt.was_started() else ""
-                done = _after(
-                    self._hooks, self._debt, self._say, self._hooks.told(Moment.AFTER_FREEZE, final=False, again=again)
-                )
+                done = self._end_in_its_place()
         self._report.hooks += done.runs
+
+    def _end_in_its_place(self) -> _Done:
+        """Run ``after_freeze`` in place of a killed guardian, unless its end is recorded."""
+        again = self._debt.again()
+        if again is None:
+            if self._hooks.of(Moment.AFTER_FREEZE):
+                self._report.warnings.append(_NOT_KNOWN)
+            return _Done(())
+        told = self._hooks.told(Moment.AFTER_FREEZE, final=False, again=again)
+        return _after(self._hooks, self._debt, self._say, told)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -166,6 +173,11 @@ class Guardian:
             self._report.hooks += self._receive(end).runs
         except ClosedError:
             return
+
+
+_NOT_KNOWN = (
+    "after_freeze has run to its end, but whether it failed is not known: the process that ran it was killed right then"
+)
 
 
 def _killed() -> HookError:
@@ -240,5 +252,4 @@ class _Serving:
         deadline = time.monotonic() + _PATIENCE
         while (left := deadline - time.monotonic()) > 0 and not poll.poll(left * 1000):
             continue
-        again = AGAIN if self._debt.was_started() else ""
-        _after(self._hooks, self._debt, self._tell, self._hooks.told(Moment.AFTER_FREEZE, final=False, again=again))
+        _after(self._hooks, self._debt, self._tell, self._hooks.told(Moment.AFTER_FREEZE, final=False))

@@ -80,14 +80,15 @@ class Debt:
         """Record that they are started now. Where that fails, they run all the same."""
         self._try(lambda: self._records.start(self._run_id, KIND, STARTED))
 
-    def was_started(self) -> bool:
-        """Whether they were started, or that cannot be told."""
+    def again(self) -> str | None:
+        """Return KOPIATOMIC_AGAIN for a start by another process; None if their end is recorded, or none were owed."""
         try:
-            return any(
-                intent.identity is not None for intent in self._records.intents(self._run_id) if intent.kind == KIND
-            )
+            mine = [intent for intent in self._records.intents(self._run_id) if intent.kind == KIND]
+            if not mine and self._records.run(self._run_id):
+                return None
         except (StateError, NewerStateError):
-            return True
+            return AGAIN
+        return AGAIN if any(intent.identity is not None for intent in mine) or not mine else ""
 
     def settle(self) -> None:
         """Record that they have ended. Where that fails, they run once more."""

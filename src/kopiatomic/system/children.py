@@ -19,11 +19,11 @@ def has_ended(pid: int) -> bool:
         return True
 
 
-def status(pid: int) -> int | None:
-    """Return the status of a child that has ended, without reaping it: negative if a signal ended it. None: it has not ended."""
-    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    if found is None:
-        return None
+def status(pid: int) -> int:
+    """Return the status of a child that has ended, without reaping it: negative if a signal ended it."""
+    # Where a debugger follows it, that sees its end first, and only a call that waits sees it after that.
+    found = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+    assert found is not None
     return found.si_status if found.si_code == os.CLD_EXITED else -found.si_status
 
 

@@ -179,12 +179,12 @@ class Surroundings:
 
 def run_for_effect(
     argv: Sequence[str], *, timeout: float, around: Surroundings, take: Callable[[bytes], None], insistent: bool = True
-) -> int | None:
+) -> int:
     """Run a program to its end and end all that it has started. ``take`` gets its output and errors piece by piece.
 
     ``timeout`` is in seconds. If signals are deferred, the second signal ends it, unless nobody's insistence counts
-    (``insistent`` is False). Return its status, None if it waits in the kernel and not even SIGKILL ends it. Raises
-    TimeLimitError, ImpatientError, Interrupted, and OSError as :func:`spawn.start` does.
+    (``insistent`` is False). Return its status. Raises TimeLimitError, ImpatientError, Interrupted, and OSError as
+    :func:`spawn.start` does.
     """
     with _children_ended(), ExitStack() as ends:
         our_input, its_input, output, its_output = _pipes(ends)
