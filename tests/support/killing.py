@@ -12,7 +12,8 @@ from contextlib import ExitStack, suppress
 def kill_together(pids: Iterable[int]) -> None:
     """Kill processes so that none can answer another's end, and return when the kernel has closed all that they had open.
 
-    Each is stopped first. The end of one may end another (PR_SET_PDEATHSIG), which is then gone before its signal comes.
+    Each is stopped first. The end of one may end another (PR_SET_PDEATHSIG), which is then gone before its signal comes; one may
+    have just ended by itself.
     """
     pids = list(pids)
     with ExitStack() as stack:
@@ -20,10 +21,12 @@ def kill_together(pids: Iterable[int]) -> None:
         # FreeBSD has no descriptors of this kind in Python: there the caller waits.
         if hasattr(os, "pidfd_open"):
             for pid in pids:
-                ended.append(os.pidfd_open(pid))
-                stack.callback(os.close, ended[-1])
+                with suppress(ProcessLookupError):
+                    ended.append(os.pidfd_open(pid))
+                    stack.callback(os.close, ended[-1])
         for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

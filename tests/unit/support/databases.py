@@ -224,11 +224,11 @@ def _places(folder: Path, data: Path, log: Path, binary: Path) -> list[str]:
 
 
 @contextmanager
-def mariadb(user: str = "nobody") -> Iterator[MariaDB]:
-    """A server whose redo log and binary log lie outside of its data directory."""
+def mariadb(user: str = "nobody", on: Mapping[str, Path] = MappingProxyType({})) -> Iterator[MariaDB]:
+    """A server whose redo log and binary log lie outside of its data directory. ``on``: as :func:`bound` mounts them."""
     if shutil.which("mariadbd") is None:
         pytest.fail("there is no MariaDB; ./test installs it", pytrace=False)
-    with folder_of(user) as folder, grouped() as group:
+    with folder_of(user) as folder, bound(folder, on, user), grouped() as group:
         server = MariaDB(user, folder, folder / "data", folder / "log", group)
         for directory in (server.data, server.apart, folder / "binary"):
             directory.mkdir()
