@@ -283,14 +283,16 @@ class FrozenHolder:
                 self._since = time.monotonic_ns()
                 self._freezer.ask(frozen=True)
             self._held = True
-            self._freezer.wait(deadline)
+            # Then the thawer has it run again.
+            self._freezer.wait(min(deadline, time.monotonic() + self._limit))
         except GoneError:
             self.close()
             raise self._gone() from None
         except TimeoutError:
             self.close()
             what = "a process in it waits in the kernel for something that does not answer, or it grows all the time"
-            raise not_in_time(self.label, what, self.wanted.timeout) from None
+            within = min(self.wanted.timeout, self._limit)
+            raise not_in_time(self.label, f"{what}, or kopiatomic was stopped", within) from None
         except BaseException:
             self.close()
             raise

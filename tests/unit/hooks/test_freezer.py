@@ -227,11 +227,14 @@ def dead_mount(tmp_path: Path) -> Iterator[Path]:
         command("umount", "--lazy", target, check=False)
 
 
-def test_what_does_not_freeze_in_time_runs_again(group: Grouped, dead_mount: Path) -> None:
+@pytest.mark.parametrize(("timeout", "limit"), [(0.5, 2.0), (10.0, 0.5)])
+def test_what_does_not_freeze_in_time_runs_again(
+    timeout: float, limit: float, group: Grouped, dead_mount: Path
+) -> None:
     waiting = group.start("stat", dead_mount)
     assert eventually(lambda: "fuse" in Path(f"/proc/{waiting.pid}/stack").read_text())
     began = time.monotonic()
-    with pytest.raises(KopiatomicError) as caught, held(freezing(group, timeout=0.5)):
+    with pytest.raises(KopiatomicError) as caught, held(freezing(group, timeout, limit)):
         pass
     assert caught.value.kind == "hold-timeout"
     assert "within 0.5 s" in caught.value.message
@@ -281,7 +284,7 @@ def test_a_stopped_thawer_is_ended_and_its_group_removed(group: Grouped) -> None
         os.kill(thawer_of(name), signal.SIGSTOP)
         assert holder.release().proven
         assert not group.is_asked()
-    assert thawers() == []
+    assert name not in thawers()
 
 
 def test_the_thawer_starts_from_a_zip_as_well(group: Grouped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
