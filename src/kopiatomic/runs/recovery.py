@@ -193,7 +193,7 @@ class Recovery:
     def _clear_here(self, run_id: str, held: RunLocks) -> _Result:
         end = _end_of(held)
         intents = self._records.intents(run_id)
-        if not held.died:
+        if not held.died and all(run.result != INTERRUPTED for run in self._records.run(run_id)):
             intents = owed.surely_started(intents)
         found, problems, unknown = _find(run_id, intents)
         found = list(map(self._allowed.settle, found))
