@@ -89,6 +89,9 @@ class ToyMaker:
     def prepare(self) -> None:
         (store("rw") / self._run_id).mkdir()
 
+    def write_out(self) -> None:
+        """A copy reads what is in memory."""
+
     def make(self) -> Instant:
         wall, monotonic = time.time_ns(), time.monotonic_ns()
         for copy, dataset in self._copies.items():

@@ -10,6 +10,7 @@ import pytest
 
 from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import Holder, Wanted
+from kopiatomic.system import host, libzfs_core
 from tests.support.filesystems import Pool
 from tests.support.programs import command
 from tests.unit.support.holders import Grouped, around, eventually, grouped, holder_of, number, used, write_in_order
@@ -83,3 +84,16 @@ def test_otherwise_it_is_not(tank: Pool, files: list[Path], writer: Grouped, tmp
     """What the test above shows depends on it: ZFS does not have such pages in its transaction groups."""
     holder = holder_of(kinds.find(Wanted("cgroup", writer.path, limit=60), around()))
     assert any(saved != live for live, saved in sets(tank, files, holder, tmp_path, settle=False))
+
+
+def test_what_was_written_before_anything_is_held_is_on_the_disks_by_then(tank: Pool) -> None:
+    """So that the snapshots have less to wait for."""
+    for _ in range(3):
+        before = host.here().transaction_group(tank.name)
+        libzfs_core.sync(tank.name)
+        after = host.here().transaction_group(tank.name)
+        assert before is not None
+        assert after is not None
+        assert after > before
+    with pytest.raises(libzfs_core.ZfsCallError):
+        libzfs_core.sync("no-such-pool")

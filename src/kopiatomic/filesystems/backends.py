@@ -22,9 +22,10 @@ class Maker(Protocol):
     """Makes and removes the set of one pool or one filesystem.
 
     Order of the calls: ``check`` (in the main process, before everything, hooks included), ``intents`` (in the same process; they
-    are recorded), ``prepare`` (in the keeper), ``make`` (only the snapshots, so that the instants of several sets are close
-    together), ``tie`` (to the life of the run's processes, where the kernel offers that), ``read_back``; when none of its
-    snapshots is mounted any more, ``untie``; and when the run's descriptor is closed, ``remove``.
+    are recorded), ``prepare`` (in the keeper), ``write_out`` (where something is held still while the snapshots are made),
+    ``make`` (only the snapshots, so that the instants of several sets are close together), ``tie`` (to the life of the run's
+    processes, where the kernel offers that), ``read_back``; when none of its snapshots is mounted any more, ``untie``; and when
+    the run's descriptor is closed, ``remove``.
 
     What cannot be taken is put into ``refused``, in the process that found it out, and the rest is made. What concerns the
     whole pool or filesystem is raised.
@@ -41,7 +42,16 @@ class Maker(Protocol):
         """Return what ``make`` will make, by exact name. Raises KopiatomicError."""
 
     def prepare(self) -> None:
-        """Open what will be snapshotted, and check that it still exists. Raises KopiatomicError."""
+        """Check that what will be snapshotted still exists, and do what would otherwise delay ``make``.
+
+        Raises KopiatomicError.
+        """
+
+    def write_out(self) -> None:
+        """Write out what ``make`` would otherwise have to, so that it is short. In a child, since the filesystem may not answer.
+
+        Raises KopiatomicError.
+        """
 
     def make(self) -> Instant | None:
         """Make all snapshots except refused ones; return None if that leaves nothing. Raises KopiatomicError."""

@@ -133,10 +133,16 @@ def untie_all(makers: Sequence[Maker]) -> None:
             maker.untie()
 
 
-def _write_out() -> None:
+def _write_out(makers: Sequence[Maker]) -> None:
     """Write out what programs have written, so that the snapshot calls have less to wait for. It may take its time."""
+
+    def write() -> None:
+        os.sync()
+        for maker in makers:
+            maker.write_out()
+
     with suppress(KopiatomicError):
-        worker.call(os.sync, lambda end: end.receive(_WRITE_OUT))
+        worker.call(write, lambda end: end.receive(_WRITE_OUT))
 
 
 class _Keeper:
@@ -203,7 +209,7 @@ class _Keeper:
             for maker in makers:
                 maker.prepare()
             if writers.any:
-                _write_out()
+                _write_out(makers)
                 for maker in makers:
                     maker.once = True
             # Some may wait for others for long, while those that are held make everybody wait.

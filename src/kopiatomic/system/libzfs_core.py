@@ -29,6 +29,7 @@ _FUNCTIONS = (
     "lzc_release",
     "lzc_send_resume",
     "lzc_bookmark",
+    "lzc_sync",
 )
 _NV_UNIQUE_NAME = 1
 _DATA_TYPE_INT32 = 5
@@ -136,6 +137,9 @@ class _List:
     def add_boolean(self, name: str) -> None:
         _check("nvlist_add_boolean", _nvpair().nvlist_add_boolean(self.pointer, os.fsencode(name)))
 
+    def add_no(self, name: str) -> None:
+        _check("nvlist_add_boolean_value", _nvpair().nvlist_add_boolean_value(self.pointer, os.fsencode(name), 0))
+
     def add_list(self, name: str, value: _List) -> None:
         _check("nvlist_add_nvlist", _nvpair().nvlist_add_nvlist(self.pointer, os.fsencode(name), value.pointer))
 
@@ -234,6 +238,14 @@ def may_exist(names: Iterable[str]) -> bool:
         if _core().lzc_exists(os.fsencode(name)) or ctypes.get_errno() != errno.ENOENT:
             return True
     return False
+
+
+def sync(pool: str) -> None:
+    """Wait until the pool's open transaction group is on its disks. Raises ZfsCallError."""
+    with _List() as options:
+        # The kernel wants it named (module/zfs/zfs_ioctl.c, zfs_keys_pool_sync); yes would write where nothing has changed.
+        options.add_no("force")
+        _check("sync", _core().lzc_sync(os.fsencode(pool), options.pointer, None))
 
 
 def bookmark(snapshots: Mapping[str, str]) -> None:

@@ -237,7 +237,7 @@ class Opener:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self.close()
 
     def open(self, path: str) -> int:
         """Return a descriptor. Raises OSError; TimeoutError if the path does not answer; KopiatomicError, Interrupted."""
@@ -245,13 +245,13 @@ class Opener:
             try:
                 number, fds = self._ask(os.fsencode(path))
             except TimeoutError:
-                self._end()
+                self.close()
                 text = f"it did not answer within {self._limit:g} s"
                 # A user who makes one path wait can do so with many; a sleeping disk has woken up meanwhile.
                 self._limit = min(LIMIT, _ANOTHER)
                 raise TimeoutError(errno.ETIMEDOUT, text, path) from None
             except BaseException:
-                self._end()
+                self.close()
                 raise
         if number:
             raise OSError(number, os.strerror(number), path)
@@ -295,7 +295,8 @@ class Opener:
                 socket.send_fds(theirs, [_NUMBER.pack(0)], [fd])
                 os.close(fd)
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """End the child. If it waits in the kernel, it is left alone."""
         if self._child is not None:
             ours, pid = self._child
             self._child = None

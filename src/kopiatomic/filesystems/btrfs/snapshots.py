@@ -49,7 +49,8 @@ class BtrfsMaker:
     """The sources, by position in ``taken``, as they were before: each snapshot changes its source's generation."""
     _origins: set[bytes] = field(default_factory=set)
     """The UUIDs of all sources: with the folder, the proof that a snapshot belongs to this run."""
-    _open: Callable[[PlannedPath], int] = field(init=False, repr=False)
+    _opener: looking.Opener | None = None
+    """Opens what users may replace, in a child, because it may not respond. It is there from ``prepare`` to ``read_back``."""
     _made: dict[str, bytes] = field(default_factory=dict)
     """The UUIDs of the snapshots, by path."""
     _lock: int | None = None
@@ -71,24 +72,39 @@ class BtrfsMaker:
 
     def intents(self) -> list[Intent]:
         """Return the exact paths, and what each is a snapshot of. Raises KopiatomicError."""
-        with self._opening():
+        try:
             self._look_at_sources()
+        finally:
+            self._end_opener()
         return [
             Intent("btrfs", self.pool, folder.path_of(self.run_id, position), source.uuid.hex())
             for position, source in self._sources.items()
         ]
 
     def prepare(self) -> None:
-        """Check that the subvolumes are the planned ones. Raises KopiatomicError."""
-        with self._opening():
-            self._look_at_sources()
+        """Check that the subvolumes are the planned ones, and make a place for each snapshot. Raises KopiatomicError, OSError."""
+        self._look_at_sources()
+        if not self._sources:
+            return
+        with folder.top(self._device) as top:
+            self._lock = folder.make(top, self.run_id, self._where())
+        # Each has a directory of its own: the kernel locks the directory during the call, and in one directory the
+        # snapshots would be made one after the other, never in one transaction.
+        for position in self._sources:
+            os.mkdir(str(position), 0o700, dir_fd=self._lock)
 
-    @contextmanager
-    def _opening(self) -> Iterator[None]:
-        """Open what users may replace in a child, because it may not respond."""
-        with looking.Opener(lambda path: linux.open_without_links(path, folder.OPEN_DIRECTORY)) as opener:
-            self._open = lambda place: opener.open(place.text)
-            yield
+    def write_out(self) -> None:
+        """Do nothing: sync(2) has ended the transaction."""
+
+    def _open(self, place: PlannedPath) -> int:
+        if self._opener is None:
+            self._opener = looking.Opener(lambda path: linux.open_without_links(path, folder.OPEN_DIRECTORY))
+        return self._opener.open(place.text)
+
+    def _end_opener(self) -> None:
+        opener, self._opener = self._opener, None
+        if opener is not None:
+            opener.close()
 
     def _look_at_sources(self) -> None:
         """Look at the sources one by one: there may be more of them than a process may have descriptors."""
@@ -134,23 +150,9 @@ class BtrfsMaker:
 
     def make(self) -> Instant | None:
         """Request all snapshots at once; repeat two or three until they share a transaction, a few times at most."""
-        if not self._sources:
+        if self._lock is None:
             return None
-        with folder.top(self._device) as top:
-            self._lock = folder.make(top, self.run_id, self._where())
-            with self._opening():
-                return self._make_in(self._lock)
-
-    def _make_in(self, directory: int) -> Instant | None:
-        # Each in a directory of its own: the kernel locks the directory during the call, and in one directory the
-        # snapshots would be made one after the other, never in one transaction.
-        for position in self._sources:
-            os.mkdir(str(position), 0o700, dir_fd=directory)
-        instant = self._try(directory)
-        for position in self._sources:
-            if self._is_finished_later(position):
-                with _place(directory, position) as place:
-                    self._finish(position, place)
+        instant = self._try(self._lock)
         return instant if self._sources else None
 
     def _try(self, directory: int) -> Instant:
@@ -258,12 +260,15 @@ class BtrfsMaker:
 
     def read_back(self, instant: Instant) -> SnapshotSet:
         """Return the set with the ``otransid`` of each snapshot, read from the snapshots as they are now."""
+        self._end_opener()
         snapshots = []
         assert self._lock is not None
         for position, source in list(self._sources.items()):
             path = folder.path_of(self.run_id, position)
             try:
                 with _place(self._lock, position) as place:
+                    if self._is_finished_later(position):
+                        self._finish(position, place)
                     found = folder.look(place)
             except OSError as error:
                 what = "its snapshot disappeared right after it was made"
@@ -282,6 +287,7 @@ class BtrfsMaker:
 
     def remove(self) -> list[str]:
         """Delete the run's snapshots and directories: only what is in the run's own directory, by name."""
+        self._end_opener()
         try:
             # The lock keeps the filesystem available even if the host has unmounted it meanwhile.
             with folder.top(self._device) as top:

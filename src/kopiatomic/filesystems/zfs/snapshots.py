@@ -74,6 +74,10 @@ class ZfsMaker:
     def prepare(self) -> None:
         """Do nothing: datasets go by name, and the call itself reports which are gone."""
 
+    def write_out(self) -> None:
+        """End the open transaction group: sync(2) writes to the intent log only, and a snapshot waits for the group."""
+        libzfs_core.sync(self._pool)
+
     @property
     def _names(self) -> list[str]:
         return list(self._datasets)
