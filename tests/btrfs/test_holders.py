@@ -12,7 +12,7 @@ from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import Wanted
 from tests.support.filesystems import Btrfs
 from tests.support.programs import command
-from tests.unit.support.holders import Grouped, around, grouped, held, holder_of, number, write_in_order
+from tests.unit.support.holders import Grouped, around, grouped, held, holder_of, is_torn, number, write_in_order
 
 SETS = 20
 
@@ -36,11 +36,6 @@ def snapshotted(btrfs: Btrfs, files: list[Path], name: str) -> list[int]:
         command("btrfs", "subvolume", "snapshot", "-r", file.parent, btrfs.mountpoint / f"{name}{file.parent.name}")
         time.sleep(0.01)
     return [number(btrfs.mountpoint / f"{name}{file.parent.name}/file") for file in files]
-
-
-def is_torn(numbers: list[int]) -> bool:
-    """Whether they are not of one instant: each is written right after the one before it."""
-    return numbers != sorted(numbers, reverse=True) or numbers[0] - numbers[-1] > 1
 
 
 def test_snapshots_of_four_subvolumes_show_one_instant(btrfs: Btrfs, files: list[Path], writer: Grouped) -> None:

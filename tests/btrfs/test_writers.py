@@ -6,7 +6,7 @@ import json
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,16 @@ import pytest
 
 from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
+from tests.support.parts import share
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 from tests.support.without_root import as_nobody
 from tests.unit.support.databases import as_user, folder_of, postgresql, program, restored, transfers
-from tests.unit.support.holders import Grouped, eventually, grouped, thawers, write_in_order
+from tests.unit.support.holders import WRITERS, Grouped, eventually, grouped, is_torn, thawers
 
 Leftovers = Callable[..., list[str]]
-SETS = 10
+Start = Callable[[Grouped, Sequence[Path]], None]
+SETS = share(20, 2)
 
 
 @pytest.fixture
@@ -65,20 +67,16 @@ def last_run(kopiatomic: Kopiatomic) -> str:
 
 
 def numbers(ended: Completed) -> list[int]:
-    return [int(line) for line in ended.stderr.splitlines() if line.strip().isdecimal()]
+    found = [int(line) for line in ended.stderr.splitlines() if line.strip().isdecimal()]
+    assert len(found) == 4, str(ended)
+    return found
 
 
-def is_torn(found: list[int]) -> bool:
-    """Whether they are not of one instant: each is written right after the one before it."""
-    assert len(found) == 4, found
-    return found != sorted(found, reverse=True) or found[0] - found[-1] > 1
-
-
-@pytest.mark.parametrize("mapped", [False, True], ids=["written", "mapped"])
+@pytest.mark.parametrize("start", WRITERS.values(), ids=WRITERS)
 def test_several_subvolumes_are_one_instant_for_what_is_held(
-    mapped: bool, files: list[Path], group: Grouped, run: Run, root: Path, leftovers: Leftovers
+    start: Start, files: list[Path], group: Grouped, run: Run, root: Path, leftovers: Leftovers
 ) -> None:
-    write_in_order(group, files, mapped=mapped)
+    start(group, files)
     for _ in range(SETS):
         ended = run("--hold", f"cgroup:{group.path}", "--verbose")
         assert ended.returncode == 0, str(ended)
@@ -94,10 +92,13 @@ def test_several_subvolumes_are_one_instant_for_what_is_held(
     assert thawers() == []
 
 
-def test_otherwise_they_are_not(files: list[Path], group: Grouped, run: Run) -> None:
+@pytest.mark.parametrize("start", WRITERS.values(), ids=WRITERS)
+def test_otherwise_they_are_not(start: Start, files: list[Path], group: Grouped, run: Run) -> None:
     """The control: the test above could not fail otherwise."""
-    write_in_order(group, files, mapped=False)
-    assert any(is_torn(numbers(run("--verbose"))) for _ in range(4 * SETS))
+    start(group, files)
+    torn = sum(is_torn(numbers(run("--verbose"))) for _ in range(SETS))
+    print(f"{torn} of {SETS} sets are torn")
+    assert torn
 
 
 def test_the_plan_says_what_is_held(files: list[Path], group: Grouped, kopiatomic: Kopiatomic) -> None:

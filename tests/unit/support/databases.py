@@ -157,17 +157,17 @@ def transfers(server: PostgreSQL, clients: int = 4) -> Iterator[None]:
         "BEGIN; UPDATE account SET money = money - 1 WHERE id = least(:a, :b);\n"
         "UPDATE account SET money = money + 1 WHERE id = greatest(:a, :b); COMMIT;\n"
     )
-    words = [
-        *as_user(server.user),
-        str(program("pgbench")),
-        "-n",
-        "-h",
-        str(server.folder),
-        "-p",
-        server.number,
-    ]
-    words += ["-c", str(clients), "-T", "600", "-f", str(script), "postgres"]
-    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bench:
+    with pgbench(server, "-f", str(script), clients=clients):
+        yield
+
+
+@contextmanager
+def pgbench(server: PostgreSQL, *words: str, clients: int = 4) -> Iterator[None]:
+    """Clients that do what pgbench does by default, or what a script says."""
+    where = ["-h", str(server.folder), "-p", server.number]
+    argv: list[str | Path] = [*as_user(server.user), program("pgbench"), "-n", *where]
+    argv += ["-c", str(clients), "-T", "7200", *words, "postgres"]
+    with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as bench:
         try:
             time.sleep(1)
             assert bench.poll() is None
@@ -231,7 +231,7 @@ def mariadb(user: str = "nobody", on: Mapping[str, Path] = MappingProxyType({}))
     with folder_of(user) as folder, bound(folder, on, user), grouped() as group:
         server = MariaDB(user, folder, folder / "data", folder / "log", group)
         for directory in (server.data, server.apart, folder / "binary"):
-            directory.mkdir()
+            directory.mkdir(exist_ok=True)
             shutil.chown(directory, user)
         places = _places(folder, server.data, server.apart, folder / "binary")
         how = ["--skip-test-db", "--auth-root-authentication-method=normal", f"--user={user}"]
@@ -252,26 +252,30 @@ def restored_mariadb(server: MariaDB, data: Path, log: Path, binary: Path) -> It
         yield copy
 
 
-@contextmanager
-def transfers_in_innodb(server: MariaDB, clients: int = 4) -> Iterator[None]:
-    """Clients that move money between 1000 accounts on many pages, whose sum stays 100000."""
+def open_accounts(server: MariaDB, count: int) -> None:
+    """Accounts of 100 each, in InnoDB."""
     server.sql(
-        "CREATE DATABASE bank; USE bank; CREATE TABLE account (id int PRIMARY KEY, money int, fill char(250)) ENGINE=InnoDB;"
-        "INSERT INTO account SELECT seq, 100, 'x' FROM seq_1_to_1000"
+        "CREATE DATABASE bank; CREATE TABLE bank.account (id int PRIMARY KEY, money int, fill char(250)) ENGINE=InnoDB"
     )
+    server.sql(f"USE bank; INSERT INTO account SELECT seq, 100, 'x' FROM seq_1_to_{count}")  # noqa: S608 - a number of ours
+
+
+@contextmanager
+def transfers_between(server: MariaDB, accounts: int, clients: int) -> Iterator[None]:
+    """Clients that move money between accounts."""
     program = """
 BEGIN {
     srand(seed)
     change = "UPDATE account SET money = money + %d WHERE id = %d;"
     while (1) {
-        a = int(rand() * 1000) + 1
-        b = int(rand() * 1000) + 1
+        a = int(rand() * accounts) + 1
+        b = int(rand() * accounts) + 1
         if (a > b) { c = a; a = b; b = c }
         printf "BEGIN; " change change " COMMIT;\\n", -1, a, 1, b
     }
 }
 """
-    line = f'awk -v seed="$1" "$0" | mariadb --no-defaults --batch --socket={server.folder}/socket bank'
+    line = f'awk -v accounts={accounts} -v seed="$1" "$0" | mariadb --no-defaults --batch --socket={server.folder}/socket bank'
     with ExitStack() as stack:
         for number in range(clients):
             words = ["sh", "-c", line, program, str(number)]
@@ -279,4 +283,12 @@ BEGIN {
             stack.callback(os.killpg, writer.pid, signal.SIGKILL)
         time.sleep(1)
         assert server.sql("SELECT MIN(money) < 100 FROM bank.account") == "1"
+        yield
+
+
+@contextmanager
+def transfers_in_innodb(server: MariaDB, clients: int = 4) -> Iterator[None]:
+    """Clients that move money between 1000 accounts on many pages, whose sum stays 100000."""
+    open_accounts(server, 1000)
+    with transfers_between(server, 1000, clients):
         yield

@@ -11,14 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
 from kopiatomic.hooks.holder import Around, Finding, Holder, Place
 from kopiatomic.system import cgroups
 
-_WRITER = """
+IN_ORDER = """
 import mmap, os, sys
 files = []
 for name in sys.argv[2:]:
@@ -36,6 +38,26 @@ while True:
             os.pwrite(file, text, 0)
 """
 """Writes the same growing number to each file, one after the other, without fsync."""
+
+_TURNS = """
+import os, sys
+files = [os.open(name, os.O_RDWR | os.O_CREAT) for name in sys.argv[1:]]
+for file in files:
+    os.write(file, bytes(4096))
+turns = [os.pipe() for _ in files]
+mine = next((place for place in range(1, len(files)) if os.fork() == 0), 0)
+text = bytes(8)
+while True:
+    if mine == 0:
+        text = (int.from_bytes(text, "little") + 1).to_bytes(8, "little")
+    else:
+        text = os.read(turns[mine][0], 8)
+    os.pwrite(files[mine], text, 0)
+    os.write(turns[(mine + 1) % len(files)][1], text)
+    if mine == 0:
+        os.read(turns[0][0], 8)
+"""
+"""The same by a process for each file: each writes what the one before it has just written, and only then."""
 
 WITHIN = 2.0
 """Seconds after a kill within which nothing may be held any more."""
@@ -124,8 +146,30 @@ def counter(file: Path) -> list[str | Path]:
 
 def write_in_order(group: Grouped, files: Sequence[Path], *, mapped: bool) -> None:
     """Start a process that writes the same growing number to each file, one after the other: by mmap(2), or by pwrite(2)."""
-    group.start(sys.executable, "-c", _WRITER, "mapped" if mapped else "written", *files)
+    group.start(sys.executable, "-c", IN_ORDER, "mapped" if mapped else "written", *files)
     assert eventually(lambda: all(file.exists() and number(file) > 0 for file in files), within=20)
+
+
+def write_in_turns(group: Grouped, files: Sequence[Path]) -> None:
+    """The same by a process for each file, which wait for one another."""
+    group.start(sys.executable, "-c", _TURNS, *files)
+    assert eventually(lambda: all(file.exists() and number(file) > 0 for file in files), within=20)
+    assert len((group.directory / "cgroup.procs").read_text().split()) == len(files)
+
+
+WRITERS: Mapping[str, Callable[[Grouped, Sequence[Path]], None]] = MappingProxyType(
+    {
+        "written": partial(write_in_order, mapped=False),
+        "mapped": partial(write_in_order, mapped=True),
+        "four processes": write_in_turns,
+    }
+)
+"""Ways to write the same growing number to several files, one after the other."""
+
+
+def is_torn(numbers: Sequence[int]) -> bool:
+    """Whether numbers that such a writer has written are not of one instant: each is written right after the one before it."""
+    return list(numbers) != sorted(numbers, reverse=True) or numbers[0] - numbers[-1] > 1
 
 
 def number(file: Path) -> int:
