@@ -12,7 +12,7 @@ from pathlib import Path
 
 from demo import ground
 
-from bench import engine, many, orchestration, scale, start
+from bench import engine, hold, many, orchestration, scale, start
 from bench.results import Results, dump, load
 from bench.show import plot, table
 
@@ -74,6 +74,11 @@ def _scale(rounds: int, folder: Path, state: Path, results: Results) -> None:
         scale.processes(contest, heads, folder, results)
 
 
+def _hold(rounds: int, folder: Path, state: Path, results: Results) -> None:
+    on = hold.on_zfs if ground.zfs_is_here() else hold.on_btrfs
+    on(rounds, folder, state, results)
+
+
 def _measure(part: str, rounds: int | None, out: Path) -> None:
     results = Results(part, _machine())
     with ground.scratch() as folder, tempfile.TemporaryDirectory(dir=ON_DISK) as on_disk:
@@ -84,6 +89,8 @@ def _measure(part: str, rounds: int | None, out: Path) -> None:
             _btrfs(rounds or 5, folder, state, results)
         elif part == "scale":
             _scale(rounds or 5, folder, state, results)
+        elif part == "hold":
+            _hold(rounds or 100, folder, state, results)
         elif part == "start":
             start.measure(rounds or 15, results)
         else:
@@ -95,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench")
     commands = parser.add_subparsers(dest="command", required=True)
     measure = commands.add_parser("measure")
-    measure.add_argument("part", choices=["zfs", "btrfs", "engine", "start", "scale"])
+    measure.add_argument("part", choices=["zfs", "btrfs", "hold", "engine", "start", "scale"])
     measure.add_argument("--rounds", type=int)
     measure.add_argument("--out", type=Path, required=True)
     show = commands.add_parser("show")
