@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from statistics import median
 
 from demo.programs import run
 
@@ -75,12 +76,13 @@ class Stalls:
                 figure(f"{name}, {load}: stall", stalls, goal, unit="ms"),
                 figure(f"{name}, {load}: of it the snapshot calls", calls, unit="ms"),
             ]
-            print(f"{name}, {load}: {len(stalls)} runs", file=sys.stderr, flush=True)
+            told = f"{median(stalls):.1f} ms, at most {max(stalls):.1f}; snapshot calls {median(calls):.1f}"
+            print(f"{name}, {load}, {len(stalls)} runs: {told}", file=sys.stderr, flush=True)
 
     def _run(self, writer: Writer) -> tuple[float, float]:
         """The stall that a whole run reports, and how long its snapshot calls took (ms)."""
         document = self.folder / "run.json"
-        words = ["--quiet", "--json", "--mount-root", str(self.folder / "view"), "--hold", writer.hold, "-c", "true"]
+        words = ["--quiet", "--json", "--mount-root", str(self.folder / "view"), "--hold", writer.hold, "-c", "ls"]
         environment = {**os.environ, "KOPIATOMIC_STATE_DIR": str(self.state / "state")}
         once([sys.executable, "-m", "kopiatomic", *words, *writer.datasets], output=document, env=environment)
         found = json.loads(document.read_text())

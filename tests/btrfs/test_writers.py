@@ -19,7 +19,7 @@ from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 from tests.support.without_root import as_nobody
 from tests.unit.support.databases import as_user, folder_of, postgresql, program, restored, transfers
-from tests.unit.support.holders import WRITERS, Grouped, eventually, grouped, is_torn, thawers
+from tests.unit.support.holders import WRITERS, Grouped, count_torn, eventually, grouped, is_torn, thawers
 
 Leftovers = Callable[..., list[str]]
 Start = Callable[[Grouped, Sequence[Path]], None]
@@ -96,9 +96,7 @@ def test_several_subvolumes_are_one_instant_for_what_is_held(
 def test_otherwise_they_are_not(start: Start, files: list[Path], group: Grouped, run: Run) -> None:
     """The control: the test above could not fail otherwise."""
     start(group, files)
-    torn = sum(is_torn(numbers(run("--verbose"))) for _ in range(SETS))
-    print(f"{torn} of {SETS} sets are torn")
-    assert torn
+    assert count_torn(lambda: is_torn(numbers(run("--verbose"))), SETS)
 
 
 def test_the_plan_says_what_is_held(files: list[Path], group: Grouped, kopiatomic: Kopiatomic) -> None:
