@@ -66,10 +66,10 @@ def last_run(kopiatomic: Kopiatomic) -> str:
     return found
 
 
-def numbers(ended: Completed) -> list[int]:
+def shows_several_instants(ended: Completed) -> bool:
+    """Whether the numbers that its engine read are not of one instant. A file that is still empty has none."""
     found = [int(line) for line in ended.stderr.splitlines() if line.strip().isdecimal()]
-    assert len(found) == 4, str(ended)
-    return found
+    return len(found) != 4 or is_torn(found)
 
 
 @pytest.mark.parametrize("start", WRITERS.values(), ids=WRITERS)
@@ -86,7 +86,7 @@ def test_several_subvolumes_are_one_instant_for_what_is_held(
         assert 0 < writer["stall_seconds"] < 2
         assert writer["why"] == "frozen before and after"
         assert writer["one_instant"] is not document(ended)["atomic"]
-        assert not is_torn(numbers(ended))
+        assert not shows_several_instants(ended), str(ended)
         assert not group.is_asked()
     assert leftovers(root) == []
     assert thawers() == []
@@ -96,7 +96,7 @@ def test_several_subvolumes_are_one_instant_for_what_is_held(
 def test_otherwise_they_are_not(start: Start, files: list[Path], group: Grouped, run: Run) -> None:
     """The control: the test above could not fail otherwise."""
     start(group, files)
-    assert count_torn(lambda: is_torn(numbers(run("--verbose"))), SETS)
+    assert count_torn(lambda: shows_several_instants(run("--verbose")), SETS)
 
 
 def test_the_plan_says_what_is_held(files: list[Path], group: Grouped, kopiatomic: Kopiatomic) -> None:
