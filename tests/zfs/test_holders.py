@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import Holder, Wanted
-from kopiatomic.system import host, libzfs_core
+from kopiatomic.system import host
 from tests.support.filesystems import Pool
 from tests.support.programs import command
 from tests.unit.support.holders import Grouped, around, eventually, grouped, holder_of, number, used, write_in_order
@@ -86,14 +87,19 @@ def test_otherwise_it_is_not(tank: Pool, files: list[Path], writer: Grouped, tmp
     assert any(saved != live for live, saved in sets(tank, files, holder, tmp_path, settle=False))
 
 
+def synced(pool: str) -> bool:
+    """In a process of its own: a fork of this one would have its connection to the kernel without the descriptor."""
+    program = "import sys; from kopiatomic.system import libzfs_core; libzfs_core.sync(sys.argv[1])"
+    return command(sys.executable, "-c", program, pool, check=False).returncode == 0
+
+
 def test_what_was_written_before_anything_is_held_is_on_the_disks_by_then(tank: Pool) -> None:
     """So that the snapshots have less to wait for."""
     for _ in range(3):
         before = host.here().transaction_group(tank.name)
-        libzfs_core.sync(tank.name)
+        assert synced(tank.name)
         after = host.here().transaction_group(tank.name)
         assert before is not None
         assert after is not None
         assert after > before
-    with pytest.raises(libzfs_core.ZfsCallError):
-        libzfs_core.sync("no-such-pool")
+    assert not synced("no-such-pool")
