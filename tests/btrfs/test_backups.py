@@ -218,7 +218,11 @@ def test_kopia_stores_subvolumes_of_any_utf8_name_with_the_frozen_instant(
     (manifest,) = kopia.json("snapshot", "list", "--all")
     assert manifest["id"] == document["engine"]["snapshot_id"]
     assert datetime.fromisoformat(manifest["startTime"]) == datetime.fromisoformat(document["instant"])
-    assert manifest["tags"] == {"tag:kopiatomic-run": document["run_id"], "tag:kopiatomic-atomic": "no"}
+    assert manifest["tags"] == {
+        "tag:kopiatomic-run": document["run_id"],
+        "tag:kopiatomic-atomic": "no",
+        "tag:kopiatomic-record": "yes",
+    }
     assert leftovers(root) == []
 
 

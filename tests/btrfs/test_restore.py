@@ -233,3 +233,44 @@ def test_what_the_target_cannot_hold_is_named(ground: Ground, tmp_path: Path) ->
     ended = ground.restore("latest", ground.source, "--to", tmp_path / "elsewhere")
     assert ended.returncode == 3, str(ended)
     assert f"{ground.source}/sticky: the set of flags is" in ended.stderr
+
+
+def test_a_record_that_a_user_has_put_there_is_none(ground: Ground) -> None:
+    """Only a snapshot that root's run has marked has one; this says that a program belongs to root, for everybody to run."""
+    ground.run()
+    own = ground.target("own")
+    ended = ground.restore("latest", "/.kopiatomic", "--to", own, "--no-metadata")
+    assert ended.returncode == 0, str(ended)
+    user = ground.btrfs.subvolume("user")
+    shutil.copytree(own, user / ".kopiatomic")
+    (user / "file").write_text("mine")
+    words = ["--layout", "in-place", "--json", user, *ground.words]
+    ended = ground.kopiatomic(*words, env=ground.environment)
+    assert ended.returncode == 0, str(ended)
+    listed = ground.kopiatomic("list", "--json", *ground.words, env=ground.environment)
+    newest = json.loads(listed.stdout)["snapshots"][0]["id"]
+    target = ground.target("back")
+    ended = ground.restore(newest, "--to", target)
+    assert ended.returncode == 0, str(ended)
+    assert "has no metadata record" in ended.stderr
+    # All of it is there, at true paths.
+    assert Path(f"{target}{user}/file").read_text() == "mine"
+    assert Path(f"{target}{user}/.kopiatomic/{INDEX}").exists()
+
+
+def test_a_restore_that_was_interrupted_late_can_be_run_again(ground: Ground) -> None:
+    """When what the engine has restored is in its place already, and only what it lost is not."""
+    ground.run()
+    target = ground.target("back")
+    words = [ground.source, "--to", target]
+    ended = ground.restore("latest", *words)
+    assert ended.returncode == 0, str(ended)
+    listed = ground.kopiatomic("list", "--json", *ground.words, env=ground.environment)
+    (one,) = json.loads(listed.stdout)["snapshots"]
+    note = {"engine": ground.words[1] if ground.words else "kopia", "snapshot": one["id"], "paths": str(ground.source)}
+    (target / ".kopiatomic-restoring").mkdir(0o700)
+    (target / ".kopiatomic-restoring/what.json").write_text(json.dumps(note))
+    (target / "setuid").unlink()
+    ended = ground.restore("latest", *words)
+    assert ended.returncode == 0, str(ended)
+    assert differences(ground.source, target) == ""

@@ -11,7 +11,7 @@ from kopiatomic import errors, platforms, presence
 from kopiatomic.commands.failures import ended
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.stored import Access, Stored, chosen, content_of, described, reader_of
-from kopiatomic.engines.reader import Reader
+from kopiatomic.engines.reader import Reader, no_path
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import RECORD
@@ -56,6 +56,8 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     reader = reader_of(access, folder)
     console.phase(f"asking {reader.name} what there is")
     stored = chosen(reader, wanted.what, paths)
+    if wanted.metadata and stored.problem is not None:
+        raise stored.problem
     if os.geteuid() != 0:
         console.warning("without root, owners, devices and attributes of the system cannot be restored")
     if not stored.snapshot.complete:
@@ -98,7 +100,8 @@ def _data(reader: Reader, stored: Stored, paths: Sequence[str], target: Target, 
         below_it = stored.path(path) if path or stored.root else ""
         reader.restore(stored.snapshot, target.data, below=below_it)
         place = path if len(paths) > 1 else ""
-        target.take_over(reader.form.restored(below_it), place)
+        if not target.take_over(reader.form.restored(below_it), place):
+            raise no_path(reader.name, stored.snapshot, below_it)
         removal.remove(target.fd, target.inside_data)
     if not paths and stored.root:
         removal.remove(target.fd, RECORD.strip("/"))
@@ -142,7 +145,7 @@ def _together(outcomes: Sequence[Outcome]) -> Outcome:
 
 def _said(reader: Reader, stored: Stored, target: Target, outcome: Outcome, console: Console, *, as_json: bool) -> int:
     """Say what came of it; return the exit code."""
-    wrong = bool(outcome.differences or outcome.failures)
+    wrong = bool(outcome.differences or outcome.failures or not stored.snapshot.complete)
     if as_json:
         document: dict[str, Any] = {
             "format": FORMAT,

@@ -23,6 +23,9 @@ from kopiatomic.text import first_few, printable
 from kopiatomic.trees import shards
 
 LATEST = "latest"
+_LOOKED_AT = 100
+"""How many archives are looked at for the newest one that has a path."""
+
 _LARGEST = 1 << 30
 """Bytes of a metadata record that are taken."""
 
@@ -99,6 +102,8 @@ class Stored:
     root: str
     """In the merged layout the path that the view had, as the engine has it; in place empty."""
     index: shards.Index | None
+    problem: KopiatomicError | None = None
+    """What is wrong with its metadata record, if so."""
 
     def path(self, path: str) -> str:
         """Return where the engine has what was at an absolute path."""
@@ -106,30 +111,42 @@ class Stored:
 
     def places(self) -> list[str]:
         """Return the absolute paths of what it is of."""
-        if self.index is None:
-            return [] if self.root else list(self.snapshot.sources)
-        found = (shards.take(place, "path") for one in self.index.about["datasets"] for place in one["places"])
-        return [*(place for place in found if place), RECORD]
+        return list(self.snapshot.sources) if self.index is None else [*self.index.places, RECORD]
+
+    @property
+    def known(self) -> bool:
+        """Whether it can be told what it is of."""
+        return self.index is not None or bool(self.snapshot.sources)
 
     def holds(self, path: str) -> bool:
         """Whether something at an absolute path, or below it, may be in it."""
-        return any(is_at_or_below(path, place) or is_at_or_below(place, path) for place in self.places())
+        return self.problem is not None or any(
+            is_at_or_below(path, place) or is_at_or_below(place, path) for place in self.places()
+        )
 
 
 def examined(reader: Reader, snapshot: StoredSnapshot) -> Stored:
-    """Return a snapshot with the list of its metadata record. Raises KopiatomicError."""
+    """Return a snapshot with the list of its metadata record, or what is wrong with that. Raises KopiatomicError.
+
+    Only a snapshot that is marked has one: a file of that name in any other is its owner's, who may write what he likes to it.
+    """
+    in_place = Stored(snapshot, Layout.IN_PLACE, "", None)
+    if not snapshot.recorded:
+        return in_place
     for root in snapshot.sources or _roots(reader, snapshot):
         files = Files()
+        path = f"{root.rstrip('/')}{RECORD}/{INDEX}"
         try:
-            reader.read(snapshot, files, below=f"{root.rstrip('/')}{RECORD}/{INDEX}")
+            reader.read(snapshot, files, below=path)
+            index = shards.read_index(files.found.get(path, b""))
         except KopiatomicError as error:
+            if error.kind.startswith("record-"):
+                return Stored(snapshot, Layout.MERGED, root, None, error)
             if error.kind != f"{reader.name}-no-path":
                 raise
             continue
-        if files.found:
-            (content,) = files.found.values()
-            return Stored(snapshot, Layout.MERGED, root, shards.read_index(content))
-    return Stored(snapshot, Layout.IN_PLACE, "", None)
+        return Stored(snapshot, Layout.MERGED, root, index)
+    return in_place
 
 
 def _roots(reader: Reader, snapshot: StoredSnapshot) -> Sequence[str]:
@@ -169,12 +186,18 @@ def chosen(reader: Reader, what: str, paths: Sequence[str]) -> Stored:
         if len(found) != 1:
             raise _not_one(reader.name, what, found)
         return examined(reader, found[0])
-    newest: dict[tuple[object, ...], StoredSnapshot] = {}
-    for one in snapshots:
-        if one.complete:
-            newest[one.host, one.user, one.sources] = one
-    held = [examined(reader, one) for one in newest.values()]
-    held = [one for one in held if all(one.holds(path) for path in paths)] if paths else held
+    complete = [one for one in snapshots if one.complete]
+    held: list[Stored] = []
+    if any(one.sources for one in complete):
+        newest = {(one.host, one.user, one.sources): one for one in complete}
+        held = [one for one in (examined(reader, one) for one in newest.values()) if all(map(one.holds, paths))]
+    else:
+        # The engine does not keep what they are of: the newest one that has the paths.
+        for one in reversed(complete[-_LOOKED_AT:]):
+            archive = examined(reader, one)
+            if not archive.known or all(map(archive.holds, paths)):
+                held = [archive]
+                break
     if len(held) != 1:
         raise _not_one(reader.name, LATEST, [one.snapshot for one in held])
     return held[0]

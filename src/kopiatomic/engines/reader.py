@@ -20,6 +20,9 @@ from kopiatomic.immutable import immutable
 from kopiatomic.system import looking
 from kopiatomic.text import printable
 
+RECORDED = "kopiatomic-record"
+"""The mark of a snapshot with a metadata record: a tag of kopia's and restic's, the comment of Borg's archive."""
+
 TIME_LIMIT = 14 * 86400.0
 """How long (seconds) an engine may take to list, read or restore a snapshot. What limits a run is a signal (``--timeout``).
 
@@ -61,6 +64,8 @@ class StoredSnapshot:
     """False if the engine says that it is only a part, or lacks files; restic and Borg do not say that of what they list."""
     run: str | None = None
     """The run of kopiatomic that made it; None if that cannot be told: only kopia's snapshots are marked."""
+    recorded: bool = False
+    """Whether a run of kopiatomic has marked it as one with a metadata record. A file of that name alone may be anybody's."""
     count: int | None = None
     """How many entries are below its source, if the engine keeps that."""
 
@@ -202,6 +207,16 @@ def nanoseconds(text: str) -> int:
     moment = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if zone in {None, 'Z', ' UTC'} else zone}")
     since = moment - datetime(1970, 1, 1, tzinfo=UTC)
     return (since.days * 86400 + since.seconds) * 10**9 + int((fraction or "").ljust(9, "0"))
+
+
+def require_plain(path: str) -> None:
+    """Refuse a path that a repository has and that leads elsewhere than it says (``..``). Raises KopiatomicError."""
+    if not path.startswith("/") or os.path.normpath(path) != path:
+        raise KopiatomicError(
+            f"the snapshot is of {printable(path)}, which is no plain path: nothing is restored to where it leads",
+            kind="odd-source",
+            hint="Who made it? Restore it with the engine's own means, into a directory of your own.",
+        )
 
 
 def prepare(target: str, folder: str = "") -> str:

@@ -12,7 +12,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -71,18 +71,25 @@ class Restorer:
         """What is recorded of the top directory itself."""
         self._first: dict[str, str] = {}
         """Where the first name of each file with several is, by the recorded path of the first of all."""
+        self._alike: set[tuple[str, str]] = set()
+        """Names, each with its directory, that the engine has given to several entries: which is which cannot be told."""
         self.outcome = Outcome()
         self._flagged = inodes.flags(top) is not None
 
     def apply(self) -> Outcome:
         """Do all of it but for the top directory itself. Raises KopiatomicError if the record is damaged."""
+        stored = Counter(one for path, entries in self._forward() for one in _stored(path, entries))
+        self._alike = {name for name, count in stored.items() if count > 1}
         for path, entries in self._forward():
             self._name(path, entries)
             self._each(path, partial(self._make, path, entries))
         for path, entries in self._backward():
             self._each(path, partial(self._dress, path, entries))
         for path, entries in self._forward():
-            self._each(path, partial(self._compare, path, entries))
+            if self._is_there(path):
+                self._each(path, partial(self._compare, path, entries))
+            else:
+                self.outcome.absent += [joined(path, entry) for entry in entries]
         return self.outcome
 
     def last(self) -> None:
@@ -114,8 +121,20 @@ class Restorer:
 
     def _each(self, path: str, act: Callable[[int], None]) -> None:
         """Act on a directory of the record, if it is there."""
-        with self._noted(path, "it cannot be opened"), opened(self._top, below(path, self._base)) as fd:
+        with self._noted(path, "it cannot be opened"), self._opened(path) as fd:
             act(fd)
+
+    def _opened(self, path: str) -> AbstractContextManager[int]:
+        """Open a directory of the record. Raises OSError."""
+        return opened(self._top, below(path, self._base))
+
+    def _is_there(self, path: str) -> bool:
+        """Whether a directory of the record is in the restored tree; what hides that is a failure of its own."""
+        try:
+            with self._opened(path):
+                return True
+        except OSError as error:
+            return not presence.absent(error)
 
     @contextmanager
     def _noted(self, path: str, what: str) -> Iterator[None]:
@@ -133,17 +152,17 @@ class Restorer:
         own = entries[0] if entries else None
         if own is not None and own.name == HERE and own.stored is not None and path != self._base:
             above, name = os.path.split(path)
-            self._each(above, partial(self._rename, own.stored, name))
+            with self._noted(path, "it cannot be given its name"), self._opened(above) as fd:
+                self._rename(above, own.stored, name, fd)
 
     def _make(self, path: str, entries: list[RecordedEntry], fd: int) -> None:
-        stored = Counter(entry.stored for entry in entries if entry.stored is not None and entry.name != HERE)
         for entry in entries:
             whole = joined(path, entry)
             if entry.name == HERE:
                 continue
             with self._noted(whole, "it cannot be made"):
-                if entry.stored is not None and stored[entry.stored] == 1:
-                    self._rename(entry.stored, entry.name, fd)
+                if entry.stored is not None:
+                    self._rename(path, entry.stored, entry.name, fd)
                 if entry.same_as is not None:
                     self._link(fd, whole, entry)
                 elif entry.kind in SPECIAL or entry.kind is EntryKind.SOCKET:
@@ -151,11 +170,16 @@ class Restorer:
                 elif entry.kind is not EntryKind.DIRECTORY:
                     self._first.setdefault(whole, whole)
 
-    @staticmethod
-    def _rename(stored: str, name: str, fd: int) -> None:
-        with suppress(FileNotFoundError):
-            if presence.status(name, follow_links=False, directory=fd) is None:
-                os.rename(stored, name, src_dir_fd=fd, dst_dir_fd=fd)
+    def _rename(self, directory: str, stored: str, name: str, fd: int) -> None:
+        """Give an entry its name back, unless another one may be meant by the one that it has. Raises OSError."""
+        there = presence.status(stored, follow_links=False, directory=fd) is not None
+        if there and (directory, stored) in self._alike:
+            self.outcome.failures.append(
+                f"{printable(_below(directory, name))}: another entry has become the same in the backup, and which of them "
+                f"{printable(stored)} is cannot be told"
+            )
+        elif there and presence.status(name, follow_links=False, directory=fd) is None:
+            os.rename(stored, name, src_dir_fd=fd, dst_dir_fd=fd)
 
     def _link(self, fd: int, whole: str, entry: RecordedEntry) -> None:
         """Make it another name of the first of its file that is in this tree."""
@@ -164,11 +188,15 @@ class Restorer:
         first = self._first.setdefault(entry.same_as, whole)
         if first == whole:
             return
-        with opened(self._top, below(os.path.dirname(first), self._base)) as there:
+        with self._opened(os.path.dirname(first)) as there:
             name = os.path.basename(first)
             one = presence.status(name, follow_links=False, directory=there)
             other = presence.status(entry.name, follow_links=False, directory=fd)
-            if one is None or (other is not None and os.path.samestat(one, other)):
+            if one is None:
+                # The engine has left that one out.
+                self._first[entry.same_as] = whole
+                return
+            if other is not None and os.path.samestat(one, other):
                 return
             with suppress(FileNotFoundError):
                 os.unlink(_NEW, dir_fd=fd)
@@ -242,7 +270,7 @@ class Restorer:
 
     def _compare_link(self, whole: str, fd: int, entry: RecordedEntry) -> None:
         first = self._first.get(entry.same_as or "", whole)
-        with opened(self._top, below(os.path.dirname(first), self._base)) as there:
+        with self._opened(os.path.dirname(first)) as there:
             one = presence.status(os.path.basename(first), follow_links=False, directory=there)
         other = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
         if one is not None and not os.path.samestat(one, other):
@@ -269,6 +297,17 @@ def _set_project(fd: int, name: str, project: int) -> None:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 
+def _stored(path: str, entries: list[RecordedEntry]) -> Iterator[tuple[str, str]]:
+    """Yield the names that the engine has changed, each with its directory."""
+    for entry in entries:
+        if entry.stored is not None:
+            yield (os.path.dirname(path) if entry.name == HERE else path), entry.stored
+
+
+def _below(directory: str, name: str) -> str:
+    return f"{directory.rstrip('/')}/{name}"
+
+
 def joined(path: str, entry: RecordedEntry) -> str:
     """Return the path of an entry of a directory."""
-    return path if entry.name == HERE else f"{path.rstrip('/')}/{entry.name}"
+    return path if entry.name == HERE else _below(path, entry.name)

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 
 _NONE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 """What a filesystem answers that has none."""
+
+
+_NO_SURROGATE = re.compile("[^\ud800-\udfff]*").fullmatch
 
 
 def _path(directory: int, name: str) -> str:
@@ -23,6 +27,8 @@ def xattrs(directory: int, name: str) -> dict[str, bytes]:
         if error.errno in _NONE:
             return {}
         raise
+    if not all(map(_NO_SURROGATE, names)):
+        raise OSError(errno.EILSEQ, "an attribute has a name that is not UTF-8")
     return {one: os.getxattr(path, one, follow_symlinks=False) for one in names}
 
 

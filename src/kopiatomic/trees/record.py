@@ -30,6 +30,8 @@ class Recorder:
         self._losses = losses
         self._first: dict[tuple[int, int], str] = {}
         """The path of the first name of each file that has several."""
+        self._alike: set[str] = set()
+        """The paths of entries whose name the engine gives to another one, too."""
         self._flagged: dict[int, bool] = {}
         """Whether a filesystem has flags and projects, by device."""
         self._entries = 0
@@ -66,6 +68,7 @@ class Recorder:
     def _directory(self, path: str, directory: Directory) -> None:
         own = os.fstat(directory.fd)
         self._flagged.setdefault(own.st_dev, inodes.flags(directory.fd) is not None)
+        self._find_alike(path, directory)
         # Directories on this filesystem have their own turn.
         found = [
             self._entry(path, directory.fd, name, status)
@@ -79,6 +82,14 @@ class Recorder:
             entries.insert(0, itself)
         self._entries += len(entries)
         self._writer.add(path, entries)
+
+    def _find_alike(self, path: str, directory: Directory) -> None:
+        """Note the entries that have the very name that the engine gives to another."""
+        if not self._losses.stand_in:
+            return
+        names = {name for name, _ in directory.entries}
+        changed = {_NO_TEXT.sub(self._losses.stand_in, name) for name in names if _NO_TEXT.search(name)}
+        self._alike.update(_joined(path, name) for name in changed & names)
 
     def _entry(
         self, path: str, fd: int, name: str, status: os.stat_result, *, needed: bool = False
@@ -100,6 +111,8 @@ class Recorder:
         mtime = status.st_mtime_ns
         odd = name if name != HERE else os.path.basename(path)
         stored = _NO_TEXT.sub(losses.stand_in, odd) if losses.stand_in and _NO_TEXT.search(odd) else None
+        if whole in self._alike:
+            stored = odd
         if not (
             needed
             or found

@@ -6,6 +6,7 @@ import errno
 import os
 import stat
 
+from kopiatomic import presence
 from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
 from kopiatomic.trees.walk import opened
@@ -14,11 +15,17 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def remove(parent: int, name: str) -> None:
-    """Remove a directory of an open one with all that is in it; nothing happens if it is not there.
+    """Remove an entry of an open directory, with all that is in it; nothing happens if it is not there.
 
     Raises OSError; EXDEV, before anything is removed in it, where something is mounted.
     """
     device = os.fstat(parent).st_dev
+    status = presence.status(name, follow_links=False, directory=parent)
+    if status is None:
+        return
+    if not stat.S_ISDIR(status.st_mode):
+        _unlink(parent, name, status)
+        return
     waiting = [name]
     while waiting:
         path = waiting[-1]
@@ -45,12 +52,16 @@ def _emptied(fd: int) -> list[str]:
     with os.scandir(fd) as entries:
         found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
     for name, status in found:
-        if stat.S_ISREG(status.st_mode):
-            with closing(os.open(name, _READ, dir_fd=fd)) as file:
-                _release(file)
         if not stat.S_ISDIR(status.st_mode):
-            os.unlink(name, dir_fd=fd)
+            _unlink(fd, name, status)
     return [name for name, status in found if stat.S_ISDIR(status.st_mode)]
+
+
+def _unlink(fd: int, name: str, status: os.stat_result) -> None:
+    if stat.S_ISREG(status.st_mode):
+        with closing(os.open(name, _READ, dir_fd=fd)) as file:
+            _release(file)
+    os.unlink(name, dir_fd=fd)
 
 
 def _release(fd: int) -> None:

@@ -11,13 +11,14 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.model.record import INDEX, VERSION, EntryKind, RecordedEntry, Shard
+from kopiatomic.model.record import HERE, INDEX, VERSION, EntryKind, RecordedEntry, Shard
 from kopiatomic.text import printable
 
 FORMAT = "kopiatomic-record"
@@ -31,6 +32,12 @@ _ONE_IN = 8
 """Between these, one of so many directories begins a new shard, by the hash of its path."""
 
 _BASE64 = "_base64"
+
+_BOUND = 1 << 63
+"""Above all numbers of a record."""
+
+_LARGEST = 1 << 30
+"""Bytes of a shard's lines that are taken: those of a directory with some five million entries."""
 
 
 def put(document: dict[str, Any], key: str, text: str) -> None:
@@ -52,6 +59,19 @@ def take(document: Mapping[str, Any], key: str) -> str | None:
     if text is not None and not isinstance(text, str):
         raise TypeError(key)
     return text
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name not in {"", ".."} and "/" not in name and "\0" not in name and _is_text(name)
+
+
+def _is_plain(path: str) -> bool:
+    return path.startswith("/") and os.path.normpath(path) == path and "\0" not in path and _is_text(path)
+
+
+def _is_text(text: str) -> bool:
+    """Whether a file can have this name: ``os.fsencode`` takes it. Raises UnicodeEncodeError, a ValueError, if not."""
+    return bool(os.fsencode(text))
 
 
 def encoded(entry: RecordedEntry) -> dict[str, Any]:
@@ -84,12 +104,21 @@ def encoded(entry: RecordedEntry) -> dict[str, Any]:
 def decoded(document: Mapping[str, Any]) -> RecordedEntry:
     """Return the entry of such an object. Raises ValueError, TypeError, KeyError."""
     name, device = take(document, "name"), document.get("device")
-    if not name or "/" in name or "\0" in name or name == "..":
+    stored, same_as = document.get("stored"), take(document, "same_as")
+    if name is None or not _is_name(name) or (stored is not None and (not _is_name(stored) or stored == HERE)):
         raise ValueError("name")
+    if same_as is not None and not _is_plain(same_as):
+        raise ValueError("same_as")
     numbers = [document[key] for key in ("mode", "uid", "gid", "mtime_ns")]
     numbers += [document.get(key, 0) for key in ("size", "flags", "project")]
-    if not all(type(number) is int for number in numbers):
+    if not all(type(number) is int and abs(number) < _BOUND for number in numbers):
         raise TypeError("number")
+    if min(*numbers[:3], *numbers[4:]) < 0 or max(*numbers[:3], *numbers[5:]) >= 1 << 32:
+        raise ValueError("number")
+    if device is not None and not (len(device) == 2 and all(type(n) is int and 0 <= n < 1 << 20 for n in device)):
+        raise ValueError("device")
+    if any("\0" in name or not _is_text(name) for name in document.get("xattrs", {})):
+        raise ValueError("xattrs")
     return RecordedEntry(
         name=name,
         kind=EntryKind(document["kind"]),
@@ -100,11 +129,11 @@ def decoded(document: Mapping[str, Any]) -> RecordedEntry:
         size=document.get("size"),
         target=take(document, "target"),
         device=None if device is None else (int(device[0]), int(device[1])),
-        same_as=take(document, "same_as"),
+        same_as=same_as,
         xattrs={str(key): base64.b64decode(value, validate=True) for key, value in document.get("xattrs", {}).items()},
         flags=document.get("flags", 0),
         project=document.get("project", 0),
-        stored=document.get("stored"),
+        stored=stored,
     )
 
 
@@ -192,6 +221,8 @@ class Index:
 
     about: Mapping[str, Any]
     shards: tuple[Shard, ...]
+    places: tuple[str, ...]
+    """Where in the view what it is of was shown."""
 
 
 def read_index(content: bytes) -> Index:
@@ -213,17 +244,25 @@ def read_index(content: bytes) -> Index:
             Shard(one["name"], one["directories"], one["entries"], take(one, "first") or "/")
             for one in document.pop("shards")
         )
-    except (ValueError, KeyError, TypeError):
+        places = tuple(
+            found for one in document["datasets"] for place in one["places"] if (found := take(place, "path"))
+        )
+        if not all(re.fullmatch("[0-9a-f]{64}", shard.name) for shard in shards):
+            raise ValueError("name")
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(INDEX) from None
-    return Index(document, shards)
+    return Index(document, shards, places)
 
 
 def read_shard(shard: Shard, content: bytes) -> Iterator[tuple[str, list[RecordedEntry]]]:
     """Yield each directory of a shard's file, with its entries. Raises KopiatomicError if it is not what was written."""
     try:
-        lines = gzip.decompress(content)
-    except (OSError, EOFError, zlib.error):
+        unpacked = zlib.decompressobj(wbits=31)
+        lines = unpacked.decompress(content, _LARGEST)
+    except zlib.error:
         raise _damaged(shard.name) from None
+    if not unpacked.eof:
+        raise _damaged(shard.name)
     if hashlib.sha256(lines).hexdigest() != shard.name:
         raise _damaged(shard.name)
     path: str | None = None
@@ -235,6 +274,8 @@ def read_shard(shard: Shard, content: bytes) -> Iterator[tuple[str, list[Recorde
             if begins is None:
                 entries.append(decoded(document))
                 continue
+            if not _is_plain(begins):
+                raise ValueError("directory")
             if path is not None:
                 yield path, entries
             path, entries = begins, []

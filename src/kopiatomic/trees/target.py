@@ -58,7 +58,9 @@ class Target:
                     kind="target-not-empty",
                     hint="Run that one again, or name a directory that does not exist yet.",
                 )
-            removal.remove(self.fd, f"{FOLDER}/{_DATA}")
+            # All of it is what that restore has made: until its end nobody else could enter.
+            for name in names:
+                removal.remove(self.fd, f"{FOLDER}/{_DATA}" if name == FOLDER else name)
         elif names:
             raise KopiatomicError(
                 f"{printable(self.path)} is not an empty directory, and nothing may be overwritten",
@@ -102,6 +104,10 @@ class Target:
         A directory for the empty place gives its entries to the target, and its owner and mode at the end (:meth:`finish`).
         Raises OSError.
         """
+        if not stored.strip("/"):
+            with opened(self.fd, self.inside_data) as whole:
+                self._take_entries(whole)
+            return True
         above, _, name = stored.strip("/").rpartition("/")
         try:
             with opened(self.fd, "/".join(filter(None, (FOLDER, _DATA, above)))) as source:
@@ -110,11 +116,14 @@ class Target:
                     return True
                 with closing(os.open(name, _DIRECTORY, dir_fd=source)) as whole:
                     self._like = os.fstat(whole)
-                    for one in os.listdir(whole):
-                        os.rename(one, one, src_dir_fd=whole, dst_dir_fd=self.fd)
+                    self._take_entries(whole)
         except FileNotFoundError:
             return False
         return True
+
+    def _take_entries(self, whole: int) -> None:
+        for one in os.listdir(whole):
+            os.rename(one, one, src_dir_fd=whole, dst_dir_fd=self.fd)
 
     def _move(self, source: int, name: str, place: str) -> None:
         *above, last = place.strip("/").split("/")

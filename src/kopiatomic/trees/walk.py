@@ -6,6 +6,7 @@ is limited.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -49,6 +50,8 @@ def opened(top: int, path: str) -> Iterator[int]:
     fd = os.dup(top)
     try:
         for name in path.split("/") if path else ():
+            if name in {"", ".", ".."}:
+                raise OSError(errno.EINVAL, "it is no plain path", path)
             inside = os.open(name, _OPEN, dir_fd=fd)
             os.close(fd)
             fd = inside

@@ -37,7 +37,7 @@ class Ground:
             writer = Writer(fd)
             recorder = Recorder(writer, losses)
             recorder.add(top, "/home")
-            writer.end({})
+            writer.end({"datasets": []})
         return recorder.recorded()
 
     def copied(self, below: str = "") -> None:
@@ -174,6 +174,47 @@ def test_what_the_engine_left_out_is_counted_and_not_made(ground: Ground) -> Non
     outcome = ground.applied()
     assert outcome.failures == []
     assert not (ground.target / "d").exists()
+
+
+def test_a_directory_that_the_engine_left_out_is_counted_with_what_is_in_it(ground: Ground) -> None:
+    furnish(ground.source)
+    ground.made()
+    ground.copied()
+    shutil.rmtree(ground.target / "d")
+    assert {"/home/d", "/home/d/e", "/home/d/e/g", "/home/d/pipe"} <= set(ground.applied().absent)
+
+
+def test_hard_links_whose_first_name_is_not_there_are_one_file_again(ground: Ground) -> None:
+    (ground.source / "a").touch()
+    for name in ("b", "c"):
+        os.link(ground.source / "a", ground.source / name)
+    ground.made()
+    ground.copied()
+    (ground.target / "a").unlink()
+    outcome = ground.applied()
+    assert (outcome.differences, outcome.failures, outcome.absent) == ([], [], ["/home/a"])
+    assert (ground.target / "b").samefile(ground.target / "c")
+
+
+@pytest.mark.parametrize("names", [(b"p\xff", b"p\xfe"), (b"p\xff", "p\ufffd".encode())])
+@pytest.mark.parametrize("directories", [True, False], ids=["directories", "files"])
+def test_names_that_became_the_same_are_left_as_they_are_and_named(
+    names: tuple[bytes, bytes], directories: bool, ground: Ground
+) -> None:
+    """Nobody knows whose content it is."""
+    for name in names:
+        path = os.fsencode(ground.source) + b"/" + name
+        if directories:
+            os.mkdir(path)
+            path += b"/file"
+        with open(path, "wb") as file:
+            file.write(name)
+    ground.made()
+    (ground.target / "p\ufffd").mkdir(parents=True) if directories else ground.target.mkdir()
+    (ground.target / "p\ufffd" / ("file" if directories else "")).write_text("one of them")
+    outcome = ground.applied()
+    assert os.listdir(ground.target) == ["p\ufffd"]
+    assert any("another entry has become the same in the backup" in one for one in outcome.failures)
 
 
 def test_a_link_in_the_way_is_not_followed(ground: Ground, tmp_path: Path) -> None:

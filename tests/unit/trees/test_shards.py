@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.record import INDEX, EntryKind, RecordedEntry
+from kopiatomic.model.record import INDEX, EntryKind, RecordedEntry, Shard
 from kopiatomic.trees import shards
 from kopiatomic.trees.shards import Index, Writer
 
@@ -37,7 +38,7 @@ def written(folder: Path, directories: dict[str, list[RecordedEntry]]) -> Writer
         writer = Writer(fd)
         for path, entries in directories.items():
             writer.add(path, entries)
-        writer.end({"engine": "kopia"})
+        writer.end({"engine": "kopia", "datasets": []})
     finally:
         os.close(fd)
     return writer
@@ -108,7 +109,35 @@ def test_a_damaged_shard_is_refused(damage: object, tmp_path: Path) -> None:
     assert error.value.kind == "record-damaged"
 
 
-@pytest.mark.parametrize("name", ["..", "a/b", "", "a\0b"])
-def test_a_name_that_leads_elsewhere_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="name"):
-        shards.decoded({**shards.encoded(entry("x")), "name": name})
+@pytest.mark.parametrize(
+    "more",
+    [
+        *({"name": name} for name in ("..", "a/b", "", "a\0b", "\ud800", 5)),
+        *({"stored": name} for name in ("/etc/shadow", "..", ".", "", "a/b")),
+        *({"same_as": path} for path in ("/a/../../etc", "a", "/a//b", "")),
+        {"uid": -1},
+        {"gid": 1 << 40},
+        {"mtime_ns": 10**40},
+        {"flags": -1},
+        {"size": -1},
+        {"device": [-1, 1 << 70]},
+        {"device": [1]},
+        {"mode": "0644"},
+        {"xattrs": {"user.a\0b": ""}},
+        {"xattrs": {"user.a": "no base 64"}},
+        {"kind": "door"},
+    ],
+    ids=str,
+)
+def test_an_entry_that_no_filesystem_can_have_is_refused(more: dict[str, object]) -> None:
+    with pytest.raises((ValueError, TypeError, KeyError)):
+        shards.decoded({**shards.encoded(entry("x")), **more})
+
+
+@pytest.mark.parametrize("path", ["/../../etc", "etc", "/a/./b", "/a/", "/a\0b"])
+def test_a_directory_that_leads_elsewhere_is_refused(path: str) -> None:
+    lines = b"".join(json.dumps(one).encode() + b"\n" for one in ({"directory": path}, shards.encoded(entry("x"))))
+    shard = Shard(hashlib.sha256(lines).hexdigest(), 1, 1, "/")
+    with pytest.raises(KopiatomicError) as error:
+        list(shards.read_shard(shard, gzip.compress(lines)))
+    assert error.value.kind == "record-damaged"

@@ -42,7 +42,7 @@ class BorgReader:
 
     def snapshots(self) -> list[StoredSnapshot]:
         """Return all archives, the oldest first; one process, and no checkpoints. Raises KopiatomicError."""
-        finished = self._client.ask("list", "--json", "--format={hostname}{username}{end}")
+        finished = self._client.ask("list", "--json", "--format={hostname}{username}{end}{comment}")
         if finished.status != 0:
             raise self._client.failure(finished)
         try:
@@ -121,6 +121,7 @@ def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
         user=str(document["username"]),
         sources=(),
         complete=True,
+        recorded=document.get("comment") == reader.RECORDED,
     )
 
 

@@ -22,6 +22,7 @@ from kopiatomic.engines.kopia.output import Manifest, Output, parse_manifest
 from kopiatomic.engines.kopia.result import failures, not_saved, saved
 from kopiatomic.engines.names import OddNames
 from kopiatomic.engines.numbers import number
+from kopiatomic.engines.reader import RECORDED
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Layout, Plan
@@ -55,6 +56,7 @@ class KopiaBackup:
             start_time=f"{job.started('%Y-%m-%d %H:%M:%S')}.{microseconds:06d} UTC",
             run_id=job.run_id,
             atomic="yes" if job.sets.atomic else "no",
+            recorded=bool(job.plan.record),
         )
         environment = dict(found.client.additions)
         logs = location.logs(found.client, found.options)
@@ -196,7 +198,15 @@ class KopiaBackup:
 
 
 def argv(
-    options: Options, path: str, sources: Sequence[str], *, workers: str, start_time: str, run_id: str, atomic: str
+    options: Options,
+    path: str,
+    sources: Sequence[str],
+    *,
+    workers: str,
+    start_time: str,
+    run_id: str,
+    atomic: str,
+    recorded: bool = False,
 ) -> list[str]:
     """Return the argv. kopia takes no flag twice: ``-o`` decides, except on maintenance, which waits for the release."""
     words = [path, "snapshot", "create", *sources, "--no-auto-maintenance"]
@@ -210,6 +220,7 @@ def argv(
     if not options.has("--start-time"):
         words += ["--start-time", start_time]
     words += ["--tags", f"kopiatomic-run:{run_id}", "--tags", f"kopiatomic-atomic:{atomic}"]
+    words += ["--tags", f"{RECORDED}:yes"] if recorded else []
     return [*words, *options.words]
 
 

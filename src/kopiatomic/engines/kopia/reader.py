@@ -117,8 +117,9 @@ class KopiaReader:
         if top:
             self._entry(snapshot, below, top)
         inside = snapshot.sources[0].rstrip("/") + (f"/{top}" if top else "")
+        reader.require_plain(inside or "/")
         # kopia makes the directories above a directory, but not those above a file.
-        place = reader.prepare(target, os.path.dirname(inside)) + inside
+        place = reader.prepare(target, os.path.dirname(inside) if inside else "") + inside
         words = ["--mode=local", "--no-progress", "--no-ignore-errors", "--no-ignore-permission-errors"]
         words += ["--no-overwrite-files", "--no-overwrite-symlinks", _object(snapshot, top), place]
         self._run("restore", *words, snapshot=snapshot, below=below)
@@ -252,5 +253,6 @@ def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
         sources=(manifest.path,),
         complete=not manifest.incomplete and not failed,
         run=tags.get(_RUN),
+        recorded=tags.get(f"tag:{reader.RECORDED}") == "yes",
         count=_count(manifest.summary) if is_directory and not manifest.incomplete else None,
     )

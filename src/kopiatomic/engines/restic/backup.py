@@ -15,6 +15,7 @@ from kopiatomic.engines import repository, results
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.listing import Listing, left_out, pattern
 from kopiatomic.engines.numbers import number
+from kopiatomic.engines.reader import RECORDED
 from kopiatomic.engines.restic.client import Client
 from kopiatomic.engines.restic.output import Output
 from kopiatomic.errors import KopiatomicError
@@ -115,6 +116,7 @@ def argv(client: Client, program: str, plan: Plan, time: str) -> list[str]:
         words += ["--exclude", pattern(directory.replace("\\", "\\\\"))]
     if client.value("--time") is None:
         words += ["--time", time]
+    words += ["--tag", RECORDED] if plan.record else []
     words += client.words
     return [*words, "--", *plan.sources]
 

@@ -147,6 +147,7 @@ def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
         user=str(document.get("username", "")),
         sources=tuple(map(str, document["paths"])),
         complete=True,
+        recorded=reader.RECORDED in (document.get("tags") or ()),
     )
 
 
