@@ -36,7 +36,7 @@ need_root() {
 }
 
 test_packages() {
-    printf '%s\n' acl attr borgbackup btrfs-progs mandoc mariadb-client-core mariadb-server-core mount postgresql restic rsync shellcheck strace systemd
+    printf '%s\n' acl attr borgbackup btrfs-progs mandoc mariadb-client mariadb-server-core mount postgresql restic rsync shellcheck strace systemd
 }
 venv_packages() { printf '%s\n' ca-certificates python3 python3-venv; }
 uml_packages() { printf '%s\n' debian-archive-keyring e2fsprogs mmdebstrap python3 util-linux; }
@@ -154,8 +154,8 @@ guest_emulator() {
 
 # Changing this list makes ./test build the guests anew.
 guest_packages=(
-    btrfs-progs busybox-static fdisk iproute2 kmod procps psmisc python3 python3-click python3-jsonschema python3-pytest python3-rich
-    strace zfsutils-linux
+    btrfs-progs busybox-static fdisk iproute2 kmod mariadb-client mariadb-server-core postgresql procps psmisc python3 python3-click
+    python3-jsonschema python3-pytest python3-rich strace zfsutils-linux
 )
 without_documents=(
     --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' --dpkgopt='path-exclude=/usr/share/doc/*'

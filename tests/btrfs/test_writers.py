@@ -18,7 +18,7 @@ from tests.support.parts import share
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 from tests.support.without_root import as_nobody
-from tests.unit.support.databases import as_user, folder_of, postgresql, program, restored, transfers
+from tests.unit.support.databases import postgresql
 from tests.unit.support.holders import WRITERS, Grouped, count_torn, eventually, grouped, is_torn, thawers
 
 Leftovers = Callable[..., list[str]]
@@ -227,32 +227,6 @@ def test_a_kill_while_it_is_held_thaws_it(
     assert hit
     wait_for(lambda: leftovers(root) == [] or kopiatomic("recover").returncode == 0, "the end of everything", within=30)
     assert not group.is_asked()
-
-
-@pytest.mark.in_part(2)
-@pytest.mark.parametrize("number", range(10))
-def test_a_postgresql_over_two_subvolumes_recovers_with_its_sum(
-    number: int, btrfs: Btrfs, kopiatomic: Kopiatomic, root: Path, leftovers: Leftovers
-) -> None:
-    """Under transfers of money, data and WAL in subvolumes of their own, read one after the other; ten times."""
-    del number
-    on = {"data": btrfs.subvolume("data"), "wal": btrfs.subvolume("wal")}
-    with postgresql(on=on) as server, folder_of("postgres") as copies:
-        words: list[str | Path] = ["--hold", f"postgresql:{server.number}", server.data, server.apart]
-        with transfers(server):
-            planned = kopiatomic("plan", *words)
-            assert "which share no instant: 1 group" in planned.stdout or "are frozen" in planned.stdout, str(planned)
-            copy = f"sh -c 'cp -a {root}{server.folder} {copies}/copy'"
-            ended = kopiatomic(*words, "--mount-root", root, "--json", "-c", copy)
-        assert ended.returncode == 0, str(ended)
-        (writer,) = document(ended)["writers"]
-        assert writer["needed"]
-        assert 0 < writer["stall_seconds"] < 2
-        with restored(server, copies / "copy/data", copies / "copy/wal") as again:
-            assert again.sql("SELECT sum(money), count(*) FROM account") == "10000|100"
-            where = ["-h", str(server.folder), "-p", again.number, "-d", "postgres"]
-            command(*as_user(server.user), program("pg_amcheck"), *where, "--install-missing")
-    assert leftovers(root) == []
 
 
 def test_a_postgresql_in_one_subvolume_needs_nothing(

@@ -44,14 +44,21 @@ def folder_of(user: str) -> Iterator[Path]:
         shutil.rmtree(path)
 
 
+Sources = Mapping[str, Path | str]
+"""What is mounted in a folder, by name: directories, or datasets of ZFS by their names."""
+
+
 @contextmanager
-def bound(folder: Path, on: Mapping[str, Path], user: str) -> Iterator[None]:
-    """Directories mounted in a folder, by name (empty: as the folder itself), and given to a user."""
+def bound(folder: Path, on: Sources, user: str) -> Iterator[None]:
+    """Directories and datasets mounted in a folder, by name (empty: as the folder itself), and given to a user."""
     with ExitStack() as stack:
         for name, source in on.items():
             point = folder / name
             point.mkdir(exist_ok=True)
-            command("mount", "--bind", source, point)
+            if isinstance(source, Path):
+                command("mount", "--bind", source, point)
+            else:
+                command("zfs", "set", f"mountpoint={point}", source)
             stack.callback(command, "umount", "--lazy", point)
             shutil.chown(point, user)
             point.chmod(0o755 if point == folder else 0o700)
@@ -114,9 +121,16 @@ def program(name: str) -> Path:
 
 @contextmanager
 def postgresql(
-    *settings: str, user: str = "postgres", standby: bool = False, on: Mapping[str, Path] = MappingProxyType({})
+    *settings: str,
+    user: str = "postgres",
+    standby: bool = False,
+    on: Sources = MappingProxyType({}),
+    made: Sequence[str] = (),
 ) -> Iterator[PostgreSQL]:
-    """A cluster whose WAL lies outside of its data directory. ``on``: directories that are mounted as ``data`` and ``wal``."""
+    """A cluster whose WAL lies outside of its data directory.
+
+    ``on``: what is mounted as ``data`` and ``wal``, or as other directories beside them. ``made``: how initdb makes it.
+    """
     with folder_of(user) as folder, bound(folder, on, user), grouped() as group:
         server = PostgreSQL(user, folder, folder / "data", folder / "wal", group, str(20000 + secrets.randbelow(20000)))
         words: list[str | Path] = [
@@ -128,6 +142,7 @@ def postgresql(
             server.apart,
             "--auth=trust",
             "--no-sync",
+            *made,
         ]
         command(*words, "--username=postgres", "--locale=C.UTF-8")
         options = [
@@ -195,14 +210,15 @@ def copied(source: Path, target: Path) -> Path:
     return target
 
 
-def start(server: Server, *argv: str | Path) -> None:
-    """Start it in its control group and wait until it answers."""
-    process = server.group.start(*as_user(server.user), *argv)
+def start(server: Server, *argv: str | Path, first: Sequence[str | Path] = ()) -> subprocess.Popen[bytes]:
+    """Start it in its control group, after words that run as root, and wait until it answers."""
+    process = server.group.start(*first, *as_user(server.user), *argv)
     deadline = time.monotonic() + _START_S
     while (asked := server.client("SELECT 1", check=False)).returncode != 0 and _LASTS not in asked.stderr:
         assert process.poll() is None, "the server has ended"
         assert time.monotonic() < deadline, "the server does not answer"
         time.sleep(0.1)
+    return process
 
 
 class MariaDB(Server):
@@ -213,10 +229,11 @@ class MariaDB(Server):
         return command(*self.words(), text, timeout=timeout, check=check)
 
 
-_COMMON = ("--no-defaults", "--innodb-buffer-pool-size=16M", "--innodb-log-file-size=16M", "--skip-networking")
+COMMON = ("--no-defaults", "--innodb-buffer-pool-size=16M", "--innodb-log-file-size=16M", "--skip-networking")
 
 
-def _places(folder: Path, data: Path, log: Path, binary: Path) -> list[str]:
+def places_of(folder: Path, data: Path, log: Path, binary: Path) -> list[str]:
+    """The options that say where a server's files are. ``folder``: for its socket and what only lives as long as it does."""
     return [
         *(f"--datadir={data}", f"--innodb-log-group-home-dir={log}", f"--log-bin={binary}/log"),
         *(f"--tmpdir={folder}", f"--socket={folder}/socket", f"--pid-file={folder}/pid"),
@@ -224,19 +241,25 @@ def _places(folder: Path, data: Path, log: Path, binary: Path) -> list[str]:
 
 
 @contextmanager
-def mariadb(user: str = "nobody", on: Mapping[str, Path] = MappingProxyType({})) -> Iterator[MariaDB]:
-    """A server whose redo log and binary log lie outside of its data directory. ``on``: as :func:`bound` mounts them."""
+def mariadb(
+    *settings: str, user: str = "nobody", on: Sources = MappingProxyType({}), log: str = "log"
+) -> Iterator[MariaDB]:
+    """A server whose binary log lies outside of its data directory, and its redo log in ``log``.
+
+    ``on``: what is mounted as these directories, or as others. ``settings``: options, in which ``{folder}`` is what all lies in.
+    """
     if shutil.which("mariadbd") is None:
         pytest.fail("there is no MariaDB; ./test installs it", pytrace=False)
     with folder_of(user) as folder, bound(folder, on, user), grouped() as group:
-        server = MariaDB(user, folder, folder / "data", folder / "log", group)
+        server = MariaDB(user, folder, folder / "data", folder / log, group)
         for directory in (server.data, server.apart, folder / "binary"):
             directory.mkdir(exist_ok=True)
             shutil.chown(directory, user)
-        places = _places(folder, server.data, server.apart, folder / "binary")
+        options = [*COMMON, *(setting.format(folder=folder) for setting in settings)]
+        places = places_of(folder, server.data, server.apart, folder / "binary")
         how = ["--skip-test-db", "--auth-root-authentication-method=normal", f"--user={user}"]
-        command("mariadb-install-db", *_COMMON, *places[:2], places[3], *how)
-        start(server, "mariadbd", *_COMMON, *places)
+        command("mariadb-install-db", *options, *places[:2], places[3], *how)
+        start(server, "mariadbd", *options, *places)
         yield server
 
 
@@ -248,7 +271,7 @@ def restored_mariadb(server: MariaDB, data: Path, log: Path, binary: Path) -> It
     shutil.chown(folder, server.user)
     with grouped() as group:
         copy = MariaDB(server.user, folder, data, log, group)
-        start(copy, "mariadbd", *_COMMON, *_places(folder, data, log, binary))
+        start(copy, "mariadbd", *COMMON, *places_of(folder, data, log, binary))
         yield copy
 
 
