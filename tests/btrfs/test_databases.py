@@ -28,9 +28,6 @@ from tests.support.programs import Kopiatomic
 from tests.support.schema import valid
 from tests.unit.support.databases import Sources
 
-CASES = share(100, 2)
-CONTROLS = share(10, 1)
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -41,6 +38,8 @@ class Layout:
     parts: tuple[str, ...]
     planned: str
     proof: str
+    cases: int
+    controls: int
 
     def __str__(self) -> str:
         return self.what
@@ -53,6 +52,8 @@ LAYOUTS = [
         POSTGRESQL_PARTS,
         "which share no instant: its ",
         "frozen before and after",
+        share(100, 2),
+        share(10, 1),
     ),
     Layout(
         "mariadb-frozen",
@@ -60,6 +61,8 @@ LAYOUTS = [
         SPREAD_PARTS,
         "which share no instant, so that no lock helps: its process is frozen",
         "frozen before and after",
+        share(50, 1),
+        share(5, 1),
     ),
     Layout(
         "mariadb-locked",
@@ -67,6 +70,8 @@ LAYOUTS = [
         TOGETHER_PARTS,
         "InnoDB in one instant; other engines held by BACKUP STAGE",
         "released in the session that held it",
+        share(50, 1),
+        share(5, 1),
     ),
 ]
 
@@ -112,10 +117,10 @@ def test_what_is_restored_is_right_and_whole(
         assert 0 < stall < 2
         return stall
 
-    back_up_and_restore(bank, backup, CASES, str(layout))
+    back_up_and_restore(bank, backup, layout.cases, str(layout))
     assert leftovers(root) == []
 
 
 def test_without_holding_it_is_broken(layout: Layout, bank: Bank) -> None:
     """The control: snapshots one after the other, each a little later."""
-    snapshot_without_holding(bank, snapshot_of_subvolume, CONTROLS, str(layout))
+    snapshot_without_holding(bank, snapshot_of_subvolume, layout.controls, str(layout))

@@ -33,7 +33,7 @@ from tests.support.programs import command
 from tests.unit.support.databases import Sources
 from tests.zfs.runs import Runner
 
-CASES = share(20, 1)
+WHOLE, HALF = share(20, 1), share(10, 1)
 CONTROLS = share(5, 1)
 ROOT = Path("/kopia")
 POOL_BYTES = 512 << 20
@@ -91,6 +91,7 @@ class Layout:
     opened: Callable[[Sources], AbstractContextManager[Bank]]
     places: Mapping[str, str]
     proof: str
+    cases: int
     ground: Ground = POOLS
 
     def __str__(self) -> str:
@@ -102,14 +103,14 @@ _SPREAD = {"binary": "one", "data": "one", "log": "other", "undo": "other"}
 _TOGETHER = {"binary": "one", "data": "other", "data/notes": "one", "far": "one"}
 
 LAYOUTS = [
-    Layout("postgresql-one-pool", bank_in_postgresql, dict.fromkeys(_POSTGRESQL, "one"), ""),
-    Layout("postgresql-two-pools", bank_in_postgresql, _POSTGRESQL, FROZEN),
-    Layout("postgresql-subvolumes", bank_in_postgresql, _POSTGRESQL, FROZEN, SUBVOLUMES),
-    Layout("mariadb-one-pool", bank_in_mariadb_together, dict.fromkeys(_TOGETHER, "one"), LOCKED),
-    Layout("mariadb-two-pools-locked", bank_in_mariadb_together, _TOGETHER, LOCKED),
-    Layout("mariadb-two-pools-frozen", bank_in_mariadb_spread, _SPREAD, FROZEN),
-    Layout("mariadb-subvolumes-locked", bank_in_mariadb_together, _TOGETHER, LOCKED, SUBVOLUMES),
-    Layout("mariadb-subvolumes-frozen", bank_in_mariadb_spread, _SPREAD, FROZEN, SUBVOLUMES),
+    Layout("postgresql-one-pool", bank_in_postgresql, dict.fromkeys(_POSTGRESQL, "one"), "", WHOLE),
+    Layout("postgresql-two-pools", bank_in_postgresql, _POSTGRESQL, FROZEN, WHOLE),
+    Layout("postgresql-subvolumes", bank_in_postgresql, _POSTGRESQL, FROZEN, WHOLE, SUBVOLUMES),
+    Layout("mariadb-one-pool", bank_in_mariadb_together, dict.fromkeys(_TOGETHER, "one"), LOCKED, WHOLE),
+    Layout("mariadb-two-pools-locked", bank_in_mariadb_together, _TOGETHER, LOCKED, HALF),
+    Layout("mariadb-two-pools-frozen", bank_in_mariadb_spread, _SPREAD, FROZEN, HALF),
+    Layout("mariadb-subvolumes-locked", bank_in_mariadb_together, _TOGETHER, LOCKED, HALF, SUBVOLUMES),
+    Layout("mariadb-subvolumes-frozen", bank_in_mariadb_spread, _SPREAD, FROZEN, HALF, SUBVOLUMES),
 ]
 
 
@@ -147,7 +148,7 @@ def test_what_is_restored_is_right_and_whole(layout: Layout, run: Runner, profil
         return stall
 
     with layout.ground.opened(layout.places, tmp_path) as on, layout.opened(on) as bank:
-        back_up_and_restore(bank, backup, CASES, str(layout))
+        back_up_and_restore(bank, backup, layout.cases, str(layout))
         assert run.left() == []
         if len(set(layout.places.values())) > 1:
             snapshot_without_holding(bank, layout.ground.snapshot, CONTROLS, str(layout))
