@@ -208,7 +208,8 @@ def snapshot_without_holding(bank: Bank, snapshot: SnapshotOne, count: int, what
 def _in_a_line(problem: str) -> str:
     """What a server said when it failed, or the beginning of what is wrong."""
     lines = problem.splitlines()
-    return next((line for line in lines if re.search(r"FATAL|PANIC|ERROR", line)), lines[0])[:150]
+    said = (line for line in lines if re.search(r"FATAL|PANIC|ERROR", line) and "starting up" not in line)
+    return next(said, lines[0])[:150]
 
 
 def archived(bank: Bank, root: Path, archive: Path) -> str:

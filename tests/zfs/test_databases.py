@@ -33,8 +33,8 @@ from tests.support.programs import command
 from tests.unit.support.databases import Sources
 from tests.zfs.runs import Runner
 
-WHOLE, HALF = share(20, 1), share(10, 1)
-CONTROLS = share(5, 1)
+CASES = share(10, 1)
+CONTROLS = share(3, 1)
 ROOT = Path("/kopia")
 POOL_BYTES = 512 << 20
 
@@ -85,13 +85,16 @@ SUBVOLUMES = Ground(subvolumes, snapshot_of_subvolume)
 
 @dataclass(frozen=True)
 class Layout:
-    """Which server, what lies where, and what proves that it was held; empty if nothing must be held."""
+    """Which server, what lies where, and what proves that it was held; empty if nothing must be held.
+
+    ``rounds``: how many tests there are of it, so that those of each server and place make twenty backups.
+    """
 
     what: str
     opened: Callable[[Sources], AbstractContextManager[Bank]]
     places: Mapping[str, str]
     proof: str
-    cases: int
+    rounds: int
     ground: Ground = POOLS
 
     def __str__(self) -> str:
@@ -103,14 +106,14 @@ _SPREAD = {"binary": "one", "data": "one", "log": "other", "undo": "other"}
 _TOGETHER = {"binary": "one", "data": "other", "data/notes": "one", "far": "one"}
 
 LAYOUTS = [
-    Layout("postgresql-one-pool", bank_in_postgresql, dict.fromkeys(_POSTGRESQL, "one"), "", WHOLE),
-    Layout("postgresql-two-pools", bank_in_postgresql, _POSTGRESQL, FROZEN, WHOLE),
-    Layout("postgresql-subvolumes", bank_in_postgresql, _POSTGRESQL, FROZEN, WHOLE, SUBVOLUMES),
-    Layout("mariadb-one-pool", bank_in_mariadb_together, dict.fromkeys(_TOGETHER, "one"), LOCKED, WHOLE),
-    Layout("mariadb-two-pools-locked", bank_in_mariadb_together, _TOGETHER, LOCKED, HALF),
-    Layout("mariadb-two-pools-frozen", bank_in_mariadb_spread, _SPREAD, FROZEN, HALF),
-    Layout("mariadb-subvolumes-locked", bank_in_mariadb_together, _TOGETHER, LOCKED, HALF, SUBVOLUMES),
-    Layout("mariadb-subvolumes-frozen", bank_in_mariadb_spread, _SPREAD, FROZEN, HALF, SUBVOLUMES),
+    Layout("postgresql-one-pool", bank_in_postgresql, dict.fromkeys(_POSTGRESQL, "one"), "", 2),
+    Layout("postgresql-two-pools", bank_in_postgresql, _POSTGRESQL, FROZEN, 2),
+    Layout("postgresql-subvolumes", bank_in_postgresql, _POSTGRESQL, FROZEN, 2, SUBVOLUMES),
+    Layout("mariadb-one-pool", bank_in_mariadb_together, dict.fromkeys(_TOGETHER, "one"), LOCKED, 2),
+    Layout("mariadb-two-pools-locked", bank_in_mariadb_together, _TOGETHER, LOCKED, 1),
+    Layout("mariadb-two-pools-frozen", bank_in_mariadb_spread, _SPREAD, FROZEN, 1),
+    Layout("mariadb-subvolumes-locked", bank_in_mariadb_together, _TOGETHER, LOCKED, 1, SUBVOLUMES),
+    Layout("mariadb-subvolumes-frozen", bank_in_mariadb_spread, _SPREAD, FROZEN, 1, SUBVOLUMES),
 ]
 
 
@@ -123,7 +126,7 @@ def profiles() -> Iterator[Path]:
 
 
 @pytest.mark.in_part(2)
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
+@pytest.mark.parametrize("layout", [pytest.param(one, id=f"{one}-{n}") for one in LAYOUTS for n in range(one.rounds)])
 def test_what_is_restored_is_right_and_whole(layout: Layout, run: Runner, profiles: Path, tmp_path: Path) -> None:
     """And what is not held is broken, each time, where it has more than one instant."""
 
@@ -148,7 +151,7 @@ def test_what_is_restored_is_right_and_whole(layout: Layout, run: Runner, profil
         return stall
 
     with layout.ground.opened(layout.places, tmp_path) as on, layout.opened(on) as bank:
-        back_up_and_restore(bank, backup, layout.cases, str(layout))
+        back_up_and_restore(bank, backup, CASES, str(layout))
         assert run.left() == []
         if len(set(layout.places.values())) > 1:
             snapshot_without_holding(bank, layout.ground.snapshot, CONTROLS, str(layout))
