@@ -280,7 +280,7 @@ def open_accounts(server: MariaDB, count: int) -> None:
     server.sql(
         "CREATE DATABASE bank; CREATE TABLE bank.account (id int PRIMARY KEY, money int, fill char(250)) ENGINE=InnoDB"
     )
-    server.sql(f"USE bank; INSERT INTO account SELECT seq, 100, 'x' FROM seq_1_to_{count}")  # noqa: S608 - a number of ours
+    server.sql(f"USE bank; INSERT INTO account SELECT seq, 100, 'x' FROM seq_1_to_{count}")
 
 
 @contextmanager
