@@ -244,7 +244,7 @@ def test_a_record_that_a_user_has_put_there_is_none(ground: Ground) -> None:
     user = ground.btrfs.subvolume("user")
     shutil.copytree(own, user / ".kopiatomic")
     (user / "file").write_text("mine")
-    words = ["--layout", "in-place", "--json", user, *ground.words]
+    words: list[str | Path] = ["--layout", "in-place", "--json", user, *ground.words]
     ended = ground.kopiatomic(*words, env=ground.environment)
     assert ended.returncode == 0, str(ended)
     listed = ground.kopiatomic("list", "--json", *ground.words, env=ground.environment)
@@ -262,7 +262,7 @@ def test_a_restore_that_was_interrupted_late_can_be_run_again(ground: Ground) ->
     """When what the engine has restored is in its place already, and only what it lost is not."""
     ground.run()
     target = ground.target("back")
-    words = [ground.source, "--to", target]
+    words: list[str | Path] = [ground.source, "--to", target]
     ended = ground.restore("latest", *words)
     assert ended.returncode == 0, str(ended)
     listed = ground.kopiatomic("list", "--json", *ground.words, env=ground.environment)
