@@ -94,10 +94,11 @@ _NAMES_OF_THAWERS = re.compile(r"kopiatomic-thaw-(\d+)-[0-9a-f]+")
 """The names of the thawers' groups: the process that starts one, and a random number. A kill of all may leave one."""
 
 
-def require_freezable(label: str, group: Group, place_of: PlaceOf) -> int:
+def require_freezable(label: str, group: Group, place_of: PlaceOf, user: int | None = None) -> int:
     """Return how many processes are in a group that can be frozen safely.
 
-    Refuses one that this system, this login or the backup itself needs meanwhile. Raises KopiatomicError, OSError.
+    Refuses one that this system, this login or the backup itself needs meanwhile, and one with a process of another than ``user``
+    (None: they may be anybody's). Raises KopiatomicError, OSError.
     """
     if is_at_or_below(cgroups.path_of(os.getpid()), group.path):
         raise _refused(label, group, "kopiatomic itself runs in it")
@@ -109,6 +110,9 @@ def require_freezable(label: str, group: Group, place_of: PlaceOf) -> int:
             raise _refused(label, group, f"{who}, the first process")
         if member.pid in above:
             raise _refused(label, group, f"{who}, which kopiatomic was started by")
+        # Root as well: its shell may be what the server was started from.
+        if user is not None and cgroups.user_of(member.pid) not in {user, None}:
+            raise _refused(label, group, f"{who}, of another user than the server's files")
         why = _NEEDED.get(member.name)
         if why is not None and (why == _STORAGE or cgroups.shares_our_numbers(member.pid)):
             raise _refused(label, group, f"{who}, {why}")
@@ -225,13 +229,16 @@ class FrozenHolder:
         wanted: Wanted,
         group: Group,
         place_of: PlaceOf,
+        *,
         first: Callable[[float], None] | None = None,
+        user: int | None = None,
     ) -> None:
         self.label = label
         self.wanted = wanted
         self._group = group
         self._place_of = place_of
         self._first = first
+        self._user = user
         self._limit = SHORT_LIMIT if wanted.limit is None else wanted.limit
         self._freezer: Freezer | None = None
         self._thawer: _Thawer | None = None
@@ -261,7 +268,7 @@ class FrozenHolder:
         try:
             if cgroups.group_at(self._group.path).identity != self._group.identity:
                 raise self._gone()
-            require_freezable(self.label, self._group, self._place_of)
+            require_freezable(self.label, self._group, self._place_of, self._user)
             self._devices = mappings.devices(self._pids(), _LATE)
             self._freezer = self._open()
             self._thawer = _Thawer(self._group, deadline)
@@ -378,14 +385,18 @@ def frozen(
     *,
     text: str = "",
     first: Callable[[float], None] | None = None,
+    user: int | None = None,
 ) -> Finding:
-    """Return a finding whose holder freezes the group at a path as in /proc/PID/cgroup. Raises KopiatomicError."""
+    """Return a finding whose holder freezes the group at a path as in /proc/PID/cgroup. Raises KopiatomicError.
+
+    ``user``: all its processes must be this one's.
+    """
     group = cgroups.group_at(path)
     try:
-        count = require_freezable(label, group, around.place_of)
+        count = require_freezable(label, group, around.place_of, user)
     except OSError as error:
         raise unforeseen(error) from None
-    holder = FrozenHolder(label, wanted, group, around.place_of, first)
+    holder = FrozenHolder(label, wanted, group, around.place_of, first=first, user=user)
     what = "its process is" if count == 1 else f"its {count} processes are"
     return Finding(label, f"{text}{what} frozen for the snapshots", holder, frozen=True)
 

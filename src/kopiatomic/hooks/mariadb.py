@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from kopiatomic.errors import Interrupted, KopiatomicError
-from kopiatomic.hooks import freezer, servers
+from kopiatomic.hooks import servers
 from kopiatomic.hooks.holder import SHORT_LIMIT, TIMEOUT, Around, Finding, Held, Wanted, not_in_time
 from kopiatomic.hooks.servers import Client
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Intent
-from kopiatomic.system import cgroups, process
+from kopiatomic.system import process
 from kopiatomic.system.coprocess import Coprocess, EndedError
 from kopiatomic.text import printable
 
@@ -53,6 +54,17 @@ _VARIABLES = (
     "version",
 )
 """What the server is asked. Not each version has all of them."""
+
+_VERSION = re.compile(r"([0-9]{1,4})\.([0-9]{1,4})")
+
+_NEEDED = MappingProxyType(
+    {
+        "version": lambda value: isinstance(value, str) and _VERSION.match(value) is not None,
+        "datadir": servers.is_path,
+        "pid_file": servers.is_text,
+    }
+)
+"""What each must answer."""
 
 _FILES = {
     "mariadb": "SELECT DISTINCT FILENAME FROM information_schema.INNODB_SYS_TABLESPACES WHERE FILENAME IS NOT NULL",
@@ -121,7 +133,7 @@ class _MySQL:
         told = _told(wanted, client)
         label = printable(f"{self.name} {wanted.name}" if wanted.name else self.name)
         data = told["datadir"].rstrip("/") or "/"
-        pid = servers.process_of(wanted, os.path.join(data, told["pid_file"]), data)
+        server = servers.process_of(wanted, os.path.join(data, told["pid_file"]), data)
         files = _lines(_answer(wanted, client, f"{_FILES[_which(told)]};\n"))
         layout = servers.look(wanted, data, lambda: _layout(data, told, files))
         innodb, others = servers.spots(layout.innodb, around), servers.spots(layout.others, around)
@@ -133,7 +145,7 @@ class _MySQL:
             note = f"its binary log in {printable(layout.binary_log)} is not in this backup"
         if not servers.share_one_instant(innodb):
             text = f"InnoDB in {servers.datasets(innodb)}, which share no instant, so that no lock helps: "
-            return [freezer.frozen(label, wanted, cgroups.path_of(pid), around, text=text)]
+            return [servers.frozen(label, wanted, server, around, text=text)]
         if "MariaDB" not in told["version"]:
             what = "in one instant, nothing to hold; tables of other engines are as after a power cut"
             return [Finding(label, f"InnoDB {what}", note=note)]
@@ -154,11 +166,11 @@ class _MySQL:
         return Client(argv, servers.environment(who, variables), who, f"{self.name}-client")
 
 
-def _told(wanted: Wanted, client: Client) -> dict[str, str]:
+def _told(wanted: Wanted, client: Client) -> Mapping[str, str]:
     """Return the server's variables. Raises KopiatomicError, Interrupted."""
     names = ", ".join(f"'{name}'" for name in _VARIABLES)
     answer = _answer(wanted, client, f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names});\n")
-    told = dict(line.split("\t", 1) for line in _lines(answer) if "\t" in line)
+    told = servers.checked(wanted, dict(line.split("\t", 1) for line in _lines(answer) if "\t" in line), _NEEDED)
     is_mariadb = "MariaDB" in told["version"]
     if _version(told) < ((10, 4) if is_mariadb else (8, 0)):
         oldest = "MariaDB 10.4" if is_mariadb else "MySQL 8"
@@ -171,8 +183,9 @@ def _told(wanted: Wanted, client: Client) -> dict[str, str]:
 
 
 def _version(told: Mapping[str, str]) -> tuple[int, int]:
-    major, minor, *_ = told["version"].split(".")
-    return int(major), int("".join(character for character in minor if character.isdecimal()))
+    match = _VERSION.match(told["version"])
+    assert match is not None
+    return int(match[1]), int(match[2])
 
 
 def _which(told: Mapping[str, str]) -> str:
@@ -186,6 +199,7 @@ def _answer(wanted: Wanted, client: Client, statements: str) -> process.Finished
     answer = client.ask(wanted, statements)
     if answer.status != 0:
         raise _refused(f"--hold {wanted}", answer)
+    servers.checked(wanted, {"text": os.fsdecode(answer.stdout)}, {"text": servers.is_text})
     return answer
 
 

@@ -10,29 +10,35 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.hooks import freezer, servers
+from kopiatomic.hooks import servers
 from kopiatomic.hooks.holder import Around, Finding, Held, Wanted
 from kopiatomic.hooks.servers import Account, Client
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Intent
-from kopiatomic.paths import is_at_or_below
-from kopiatomic.system import cgroups, looking, process, sockets
+from kopiatomic.system import coprocess, looking, process, sockets
 from kopiatomic.text import first_few, printable
 
 _OLDEST = 130000
 """The oldest version that is supported, as in ``server_version_num``."""
 
+_PID = "postmaster.pid"
+"""The file in the data directory with the number of the server's process."""
+
 _LIST_TIMEOUT = 10.0
 """Seconds that Debian's pg_lsclusters has."""
 
-_DOWN_FIELDS = 5
-"""Of a line of pg_lsclusters: version, name, port, state, owner. Paths follow."""
+_COLUMNS = (b"Owner", b"Data directory", b"Log file")
+"""Words of pg_lsclusters's first line: paths may have spaces, so that only their columns tell them apart."""
+
+_UNKNOWN = "<unknown>"
+"""What pg_lsclusters says of what it could not find out."""
 
 _SOCKET = re.compile(r"(.*)/\.s\.PGSQL\.(\d+)")
 
@@ -44,6 +50,10 @@ SELECT json_build_object(
   'fsync', current_setting('fsync'));
 """
 """What the server is asked. The answer is one line: JSON has no line ends in texts. Tablespaces are links in the directory."""
+
+_ANSWER = MappingProxyType(
+    {"version": servers.is_number, "data": servers.is_path, "name": servers.is_text, "fsync": servers.is_text}
+)
 
 _MEANINGS = (
     ("starting up", "hold-recovering"),
@@ -71,6 +81,14 @@ _HINTS = {
     "hold-peer": "Its process runs as another user than system_user: name that.",
     "hold-no-server": "Is it running? Name its socket's directory and its number: host, port.",
 }
+
+
+@immutable
+class _Cluster:
+    """A line of pg_lsclusters. ``name`` is as in "15/main", ``data`` its directory."""
+
+    name: str
+    data: str
 
 
 @immutable
@@ -121,11 +139,7 @@ class _PostgreSQL:
                 label = f"postgresql {printable(wanted.name or told['name'] or address.port)}"
                 found.append(_judged(wanted, around, client, label, told))
         if named:
-            found += [
-                Finding(f"postgresql {printable(name)}", "is down: its files do not change, nothing to hold")
-                for name in _down()
-                if not wanted.name or wanted.name == name
-            ]
+            found += _down(wanted, _listed(wanted, who), known, problems)
         if not found and problems:
             raise problems[0]
         if not found:
@@ -179,7 +193,7 @@ def _told(wanted: Wanted, client: Client) -> Mapping[str, Any]:
     answer = client.ask(wanted, _ASKED)
     if answer.status != 0:
         raise _refused(wanted, answer)
-    told: Mapping[str, Any] = json.loads(answer.stdout.decode("utf-8", "surrogateescape"))
+    told = servers.checked(wanted, _parsed(answer.stdout), _ANSWER)
     if told["version"] < _OLDEST:
         raise KopiatomicError(
             f"--hold {wanted}: the server is PostgreSQL {told['version'] // 10000}, and 13 is the oldest that is supported",
@@ -187,6 +201,14 @@ def _told(wanted: Wanted, client: Client) -> Mapping[str, Any]:
             hint="Freeze its service instead: --hold unit:NAME",
         )
     return told
+
+
+def _parsed(text: bytes) -> object:
+    """Return what a server answers; None if that is no JSON."""
+    try:
+        return json.loads(text.decode("utf-8", "surrogateescape"))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _refused(wanted: Wanted, answer: process.Finished) -> KopiatomicError:
@@ -198,21 +220,75 @@ def _refused(wanted: Wanted, answer: process.Finished) -> KopiatomicError:
     return KopiatomicError(f"--hold {wanted}: {said}", kind=kind, hint=_HINTS.get(kind, "See the server's log."))
 
 
-def _down() -> list[str]:
-    """Return the names of Debian's clusters that are down. Raises KopiatomicError, Interrupted."""
+def _listed(wanted: Wanted, who: Account) -> list[_Cluster]:
+    """Return Debian's clusters of a user. Raises KopiatomicError, Interrupted."""
+    # As that user: it reads what his files name.
+    client = Client(["pg_lsclusters"], servers.environment(who, {}), who, "postgresql-common")
     try:
-        listed = process.run(["pg_lsclusters", "--no-header"], timeout=_LIST_TIMEOUT)
+        listed = coprocess.run(client.argv, client.variables, time.monotonic() + _LIST_TIMEOUT, user=who.user)
     except FileNotFoundError:
         # This is not Debian.
         return []
-    lines = [line.split() for line in listed.stdout.decode("utf-8", "replace").splitlines()]
-    return [f"{words[0]}/{words[1]}" for words in lines if len(words) >= _DOWN_FIELDS and words[3].startswith("down")]
+    except TimeoutError:
+        raise _no_list(wanted, f"did not end within {_LIST_TIMEOUT:g} s") from None
+    except OSError as error:
+        raise client.not_started(wanted, error) from None
+    first, *lines = listed.stdout.splitlines() or [b""]
+    if listed.status != 0 or any(column not in first for column in _COLUMNS):
+        raise _no_list(wanted, f"failed: {listed.why}")
+    owner, data, log = map(first.index, _COLUMNS)
+    return [
+        _Cluster("/".join(os.fsdecode(line).split()[:2]), os.fsdecode(line[data:log].strip()))
+        for line in lines
+        if os.fsdecode(line[owner:data].strip()) in {who.name, _UNKNOWN}
+    ]
+
+
+def _no_list(wanted: Wanted, why: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"--hold {wanted}: Debian's list of servers, pg_lsclusters, {why}",
+        kind="hold-no-answer",
+        hint="Run it by hand: does a file in /etc/postgresql include what cannot be read? Or name one server: host, port.",
+    )
+
+
+def _down(
+    wanted: Wanted, clusters: Sequence[_Cluster], known: Iterable[str], problems: Sequence[KopiatomicError]
+) -> list[Finding]:
+    """Return those of Debian's clusters that are down: no process works in their directories.
+
+    The list says so also of one whose settings were changed since its start, or that has no socket of Unix. One that runs and is
+    not ``known`` must not be missed. Raises KopiatomicError, Interrupted.
+    """
+    asked = {servers.worker_in(wanted, f"{data}/{_PID}", data) for data in known}
+    found = []
+    for cluster in clusters:
+        if wanted.name not in {"", cluster.name}:
+            continue
+        has_data = cluster.data != _UNKNOWN
+        pid = servers.worker_in(wanted, f"{cluster.data}/{_PID}", cluster.data) if has_data else None
+        if has_data and pid is None:
+            text = "is down: its files do not change, nothing to hold"
+            found.append(Finding(f"postgresql {printable(cluster.name)}", text))
+        elif pid not in asked:
+            raise next(iter(problems), _not_asked(wanted, cluster, pid))
+    return found
+
+
+def _not_asked(wanted: Wanted, cluster: _Cluster, pid: int | None) -> KopiatomicError:
+    name = printable(cluster.name)
+    kind, hint = "hold-no-server", _HINTS["hold-no-server"]
+    if pid is None:
+        return KopiatomicError(f"--hold {wanted}: the server {name} has no known data directory", kind=kind, hint=hint)
+    return KopiatomicError(
+        f"--hold {wanted}: the server {name} runs (process {pid}), and no socket of it is found", kind=kind, hint=hint
+    )
 
 
 def _judged(wanted: Wanted, around: Around, client: Client, label: str, told: Mapping[str, Any]) -> Finding:
     """Return what must be done about one server. Raises KopiatomicError, Interrupted."""
     data = told["data"]
-    pid = servers.process_of(wanted, f"{data}/postmaster.pid", data)
+    server = servers.process_of(wanted, f"{data}/{_PID}", data)
     real = servers.look(wanted, data, lambda: servers.real_entries(data, ("base", "pg_tblspc")))
     (wal,) = servers.look(wanted, data, lambda: servers.real_paths([f"{data}/pg_wal"]))
     places = servers.spots(real, around)
@@ -231,33 +307,14 @@ def _judged(wanted: Wanted, around: Around, client: Client, label: str, told: Ma
     checkpoint = _Checkpoint(label, wanted, client) if wanted.settings.get("checkpoint") else None
     if servers.share_one_instant(places):
         return Finding(label, f"{text}: all in one instant, nothing to hold", checkpoint, note=note)
-    return freezer.frozen(
+    return servers.frozen(
         label,
         wanted,
-        _group(label, pid),
+        server,
         around,
         text=f"{text}: in {servers.datasets(places)}, which share no instant: ",
         first=None if checkpoint is None else checkpoint.prepare,
     )
-
-
-def _group(label: str, pid: int) -> str:
-    """Return the path of the control group of a server, if all its processes are in it. Raises KopiatomicError."""
-    path = cgroups.path_of(pid)
-    for child, name in process.family(pid):
-        try:
-            other = cgroups.path_of(child)
-        except KopiatomicError as error:
-            if error.kind != "hold-no-process":
-                raise
-            continue
-        if not is_at_or_below(other, path):
-            raise KopiatomicError(
-                f"{label} cannot be frozen: its process {child} ({name}) is in another control group, {printable(other)}",
-                kind="hold-refused",
-                hint="Start it so that all its processes stay in one control group.",
-            )
-    return path
 
 
 class _Checkpoint:

@@ -8,14 +8,16 @@ import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, unforeseen
-from kopiatomic.hooks.holder import Around, Place, Wanted
+from kopiatomic.hooks import freezer
+from kopiatomic.hooks.holder import Around, Finding, Place, Wanted
 from kopiatomic.immutable import immutable
 from kopiatomic.model.mounts import holder, visible
-from kopiatomic.system import cgroups, coprocess, descriptors, host, looking
+from kopiatomic.paths import is_at_or_below
+from kopiatomic.system import cgroups, coprocess, descriptors, host, looking, process
 from kopiatomic.system.coprocess import Coprocess
 from kopiatomic.system.process import Finished
 from kopiatomic.system.spawn import User, UserError
@@ -105,6 +107,47 @@ class Client:
         )
 
 
+Check = Callable[[object], bool]
+
+
+def is_text(value: object) -> bool:
+    """Whether an answer's value is a text that can be a path's."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_path(value: object) -> bool:
+    """Whether an answer's value is an absolute path."""
+    return isinstance(value, str) and is_text(value) and value.startswith("/")
+
+
+def is_number(value: object) -> bool:
+    """Whether an answer's value is a whole number."""
+    return type(value) is int
+
+
+def checked(wanted: Wanted, answer: object, needed: Mapping[str, Check]) -> Mapping[str, Any]:
+    """Return what a server answers, if it has all that is needed, and that is of its kind. Raises KopiatomicError.
+
+    What answers may be another program than the one that is meant.
+    """
+    if isinstance(answer, Mapping):
+        wrong = next((key for key, is_right in needed.items() if not is_right(answer.get(key))), None)
+        if wrong is None:
+            return answer
+    what = f"has no usable {wrong}" if isinstance(answer, Mapping) else "is of another form"
+    raise KopiatomicError(
+        f"--hold {wanted}: the server's answer {what}",
+        kind="hold-no-answer",
+        hint="Does the server that is meant listen there, and is the client its own? A proxy answers otherwise.",
+    )
+
+
 @immutable
 class Spot:
     """A path of a server's. ``real`` is without links; ``place`` None if it is not in the backup; ``fstype`` what it lies on."""
@@ -154,20 +197,69 @@ def look(wanted: Wanted, path: str, at: Callable[[], T]) -> T:
         ) from None
 
 
-def process_of(wanted: Wanted, pid_file: str, directory: str) -> int:
+@immutable
+class Server:
+    """The process of a server, and the user that its files belong to."""
+
+    pid: int
+    user: int
+
+
+def process_of(wanted: Wanted, pid_file: str, directory: str) -> Server:
     """Return the process of a server that works in its data directory and has written its number into a file.
 
     So a server in a container or on another host, whose paths mean something else here, is recognized. Raises KopiatomicError,
     Interrupted.
     """
-    pid = look(wanted, pid_file, lambda: _process_of(pid_file, directory))
-    if pid is None:
+    found = look(wanted, pid_file, lambda: _process_of(pid_file, directory))
+    if found is None:
         raise KopiatomicError(
             f"--hold {wanted}: no process here works in {printable(directory)}, although the server says so",
             kind="hold-elsewhere",
             hint=_ELSEWHERE,
         )
-    return pid
+    return found
+
+
+def worker_in(wanted: Wanted, pid_file: str, directory: str) -> int | None:
+    """Return the same one's number; None if no such process works there, or nothing is there. Raises as that does."""
+    found = look(wanted, pid_file, lambda: _process_of(pid_file, directory) if _is_there(pid_file) else None)
+    return None if found is None else found.pid
+
+
+def _is_there(path: str) -> bool:
+    looking.at(path)
+    return presence.exists(path)
+
+
+def frozen(
+    label: str,
+    wanted: Wanted,
+    server: Server,
+    around: Around,
+    *,
+    text: str,
+    first: Callable[[float], None] | None = None,
+) -> Finding:
+    """Return a finding whose holder freezes the control group of a server, if it has all of its processes, and no other user's.
+
+    Else the server's user could name any of his processes, and have one frozen that is not his. Raises KopiatomicError.
+    """
+    path = cgroups.path_of(server.pid)
+    for child, name in process.family(server.pid):
+        try:
+            other = cgroups.path_of(child)
+        except KopiatomicError as error:
+            if error.kind != "hold-no-process":
+                raise
+            continue
+        if not is_at_or_below(other, path):
+            raise KopiatomicError(
+                f"{label} cannot be frozen: its process {child} ({name}) is in another control group, {printable(other)}",
+                kind="hold-refused",
+                hint="Start it so that all its processes stay in one control group.",
+            )
+    return freezer.frozen(label, wanted, path, around, text=text, first=first, user=server.user)
 
 
 _ELSEWHERE = (
@@ -175,7 +267,7 @@ _ELSEWHERE = (
 )
 
 
-def _process_of(pid_file: str, directory: str) -> int | None:
+def _process_of(pid_file: str, directory: str) -> Server | None:
     """In a child: read the number, and see whether that process works there and is the owner's."""
     looking.at(pid_file)
     # A device or a pipe must not be opened, and its path may lead to another one between two looks.
@@ -193,7 +285,7 @@ def _process_of(pid_file: str, directory: str) -> int | None:
     if works_in is None or not os.path.samestat(works_in, data):
         return None
     # Whoever can write to the file could otherwise name a process of another user's.
-    return int(first) if cgroups.user_of(int(first)) == data.st_uid else None
+    return Server(int(first), data.st_uid) if cgroups.user_of(int(first)) == data.st_uid else None
 
 
 def real_entries(directory: str, below: Sequence[str]) -> list[str]:

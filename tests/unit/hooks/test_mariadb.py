@@ -387,3 +387,38 @@ def test_a_server_that_is_not_of_this_host_is_refused(
     with pytest.raises(KopiatomicError) as caught:
         found_at(tmp_path, settings, "mysql")
     assert caught.value.kind == "hold-elsewhere"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "hello",
+        r"version\t10.6.1-MariaDB\n",
+        r"version\tMariaDB\ndatadir\t/x\npid_file\t/x\n",
+        r"version\t8.x\ndatadir\t/x\npid_file\t/x\n",
+        r"version\t10.6.1-MariaDB\ndatadir\tx\npid_file\t/x\n",
+        r"version\t10.6.1-MariaDB\ndatadir\t/x\npid_file\t/\000\n",
+    ],
+)
+def test_an_odd_answer_is_an_error(answer: str, tmp_path: Path) -> None:
+    client = tmp_path / "client"
+    client.write_text(f"#!/bin/sh\ncat > /dev/null\nprintf '{answer}'\n")
+    client.chmod(0o755)
+    with pytest.raises(KopiatomicError) as caught:
+        kinds.find(Wanted("mariadb", settings={"client": str(client)}), around())
+    assert caught.value.kind == "hold-no-answer"
+
+
+def test_a_group_with_a_process_of_another_user_is_refused(server: MariaDB) -> None:
+    """Its user can name any of his processes in the file with its number."""
+    other = server.group.start("sleep", "60")
+    try:
+        with pytest.raises(
+            KopiatomicError, match=r"it has sleep .*, of another user than the server's files"
+        ) as caught:
+            found(server, log=OTHER)
+        assert caught.value.kind == "hold-refused"
+    finally:
+        other.kill()
+        other.wait()

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,16 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import Finding, Place, Wanted, require_in_backup
 from tests.support.programs import command
-from tests.unit.support.databases import PostgreSQL, as_user, copied, postgresql, program, restored, transfers
+from tests.unit.support.databases import (
+    PostgreSQL,
+    as_user,
+    copied,
+    folder_of,
+    postgresql,
+    program,
+    restored,
+    transfers,
+)
 from tests.unit.support.holders import WITHIN, around, eventually, held, held_elsewhere, holder_of, thawers, used
 
 POOL, OTHER = "tank", "other"
@@ -266,10 +275,99 @@ def test_all_servers_of_the_user_are_found_by_what_they_listen_on(server: Postgr
     assert str(server.data) in caught.value.message
 
 
-def test_a_server_that_is_down_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    listed = tmp_path / "pg_lsclusters"
-    listed.write_text("#!/bin/sh\necho '15 old 5499 down postgres /var/lib/postgresql/15/old /var/log/x.log'\n")
-    listed.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    (finding,) = kinds.find(Wanted("postgresql", "15/old"), around())
-    assert str(finding) == "postgresql 15/old: is down: its files do not change, nothing to hold"
+@pytest.fixture
+def listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes a pg_lsclusters that the server's user can run, out of a line of the shell."""
+    with folder_of("postgres") as folder:
+
+        def make(line: str) -> None:
+            (folder / "pg_lsclusters").write_text(f"#!/bin/sh\n{line}\n")
+            (folder / "pg_lsclusters").chmod(0o755)
+
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+        yield make
+
+
+def clusters(name: str, data: Path) -> str:
+    """What Debian's list has of a cluster that is down by its settings."""
+    first = f"Ver Cluster Port Status Owner    {'Data directory'.ljust(len(str(data)))} Log file"
+    line = f"15  {name.ljust(7)} 5499 down   postgres {data} /var/log/x y.log"
+    return f"cat <<'X'\n{first}\n{line}\nX"
+
+
+def test_a_server_that_is_down_is_said(tmp_path: Path, listed: Callable[[str], None]) -> None:
+    for data in (tmp_path, tmp_path / "none"):
+        listed(clusters("old", data))
+        (finding,) = kinds.find(Wanted("postgresql", "15/old"), around())
+        assert str(finding) == "postgresql 15/old: is down: its files do not change, nothing to hold"
+
+
+def test_a_server_that_runs_and_cannot_be_asked_is_an_error(listed: Callable[[str], None]) -> None:
+    """Its list says that it is down: it has no socket of Unix, or its settings have been changed."""
+    with postgresql() as server:
+        listed(clusters("test", server.data))
+        whole = {str(server.folder): Place("tank/a", POOL)}
+        assert all("is down" not in finding.text for finding in kinds.find(Wanted("postgresql"), around(whole)))
+        for path in server.folder.glob(".s.PGSQL.*"):
+            path.unlink()
+        for name in ("", "15/test"):
+            with pytest.raises(KopiatomicError) as caught:
+                kinds.find(Wanted("postgresql", name), around(whole))
+            assert caught.value.kind == "hold-no-server"
+            assert re.search(r"the server 15/test runs \(process \d+\), and no socket", caught.value.message)
+
+
+@pytest.mark.parametrize(
+    ("line", "why"), [("exec sleep 60", "did not end within 0.3 s"), ("echo x; exit 1", "failed: ")]
+)
+def test_a_list_that_cannot_be_had_is_an_error_and_made_by_the_servers_user(
+    line: str, why: str, listed: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kopiatomic.hooks.postgresql._LIST_TIMEOUT", 0.3)
+    listed(f"test $(id -un) = postgres || exit 0\n{line}")
+    with pytest.raises(KopiatomicError) as caught:
+        kinds.find(Wanted("postgresql", "15/none"), around())
+    assert caught.value.kind == "hold-no-answer"
+    assert f"pg_lsclusters, {why}" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "hello",
+        "null",
+        "",
+        "[" * 100_000,
+        '{"version": 150000}',
+        '{"version": "15", "data": "/x", "name": "", "fsync": "on"}',
+        '{"version": 150000, "data": "/tmp/\\u0000", "name": "", "fsync": "on"}',
+        '{"version": 150000, "data": "/tmp/\\ud800", "name": "", "fsync": "on"}',
+        '{"version": 150000, "data": "x", "name": "", "fsync": "on"}',
+        '{"version": 150000, "data": "/x", "name": null, "fsync": "on"}',
+    ],
+)
+def test_an_odd_answer_is_an_error(answer: str) -> None:
+    with folder_of("postgres") as folder:
+        client = folder / "client"
+        (folder / "answer").write_text(answer)
+        client.write_text(f"#!/bin/sh\ncat > /dev/null\ncat {folder}/answer\n")
+        client.chmod(0o755)
+        with pytest.raises(KopiatomicError) as caught:
+            kinds.find(Wanted("postgresql", settings={"client": str(client), "port": 1}), around())
+    assert caught.value.kind == "hold-no-answer"
+
+
+def test_a_group_with_a_process_of_another_user_is_refused(server: PostgreSQL) -> None:
+    """Its user can name any of his processes in postmaster.pid, and would have root freeze what it shares a group with."""
+    finding = found(server, wal=OTHER)
+    other = server.group.start("sleep", "60")
+    try:
+        error = refused(server, wal=OTHER)
+        assert error.kind == "hold-refused"
+        assert f"it has sleep (process {other.pid}), of another user than the server's files" in error.message
+        # Also if it came to it since.
+        with pytest.raises(KopiatomicError, match="of another user"), used(holder_of([finding])):
+            pass
+    finally:
+        other.kill()
+        other.wait()
