@@ -425,6 +425,24 @@ def test_the_next_run_of_the_profile_pays_and_no_other(owing: World, leftovers: 
     assert leftovers(owing.root) == []
 
 
+def test_it_says_so_when_it_was_started_by_a_recover_that_was_killed(world: World) -> None:
+    world.hooks = {name: [world.blocking(name)] for name in ("before_freeze", "after_freeze")}
+    with world.running() as process:
+        wait_for(lambda: "before_freeze" in world.order, "the start of before_freeze")
+        kill(ALL, process)
+        process.wait(30)
+    with world.kopiatomic.started("recover") as recover:
+        wait_for(lambda: "after_freeze" in world.order, "the start of after_freeze")
+        assert world.told("after_freeze")["again"] is None
+        kill_together([recover.pid, *children(recover.pid)])
+        recover.wait(30)
+    (world.notes / "block").unlink()
+    recovered = world.kopiatomic("recover")
+    assert recovered.returncode == 0, str(recovered)
+    assert world.order == ["before_freeze", "after_freeze", "after_freeze", "after_freeze-ended"]
+    assert world.told("after_freeze")["again"] == "1"
+
+
 def test_after_a_reboot_it_says_so(owing: World) -> None:
     with sqlite3.connect(Path(owing.kopiatomic.environment["KOPIATOMIC_STATE_DIR"]) / "state.db") as database:
         ((origin,),) = database.execute("SELECT origin FROM intent WHERE kind = 'hook'")

@@ -1,7 +1,6 @@
 """What a run owes: its ``after_freeze``, recorded before ``before_freeze`` is started, until it has come to its end.
 
-The functions of this module satisfy :class:`kopiatomic.filesystems.backends.Leftovers`: what a run owes whose processes are all
-dead is run by whoever clears what it left, as far as that may run hooks.
+What a run owes whose processes are all dead is run by whoever clears what it left, as far as that may run hooks.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from kopiatomic.model.leftovers import Intent, Leftover
 from kopiatomic.output.document import FORMAT as RUN_FORMAT
 from kopiatomic.runs.hooks import FORMAT, Prepared
 from kopiatomic.secrets.masking import Secrets
+from kopiatomic.state import locks
 from kopiatomic.state.liveness import Life
 from kopiatomic.state.ownership import Mark
 from kopiatomic.state.records import Records
@@ -77,8 +77,8 @@ class Debt:
         )
 
     def start(self) -> None:
-        """Record that they are started now. Where that fails, they run all the same."""
-        self._try(lambda: self._records.start(self._run_id, KIND, STARTED))
+        """Record that they are started now. Where no record can be written, it is noted beside the run's lock."""
+        _start(self._records, self._run_id)
 
     def again(self) -> str | None:
         """Return KOPIATOMIC_AGAIN for a start by another process; None if their end is recorded, or none were owed."""
@@ -88,7 +88,7 @@ class Debt:
                 return None
         except (StateError, NewerStateError):
             return AGAIN
-        return AGAIN if any(intent.identity is not None for intent in mine) or not mine else ""
+        return AGAIN if any(intent.identity is not None for intent in mine) or not mine or _noted(self._run_id) else ""
 
     def settle(self) -> None:
         """Record that they have ended. Where that fails, they run once more."""
@@ -97,6 +97,23 @@ class Debt:
     def _try(self, call: Callable[[], None]) -> None:
         with suppress(StateError, NewerStateError):
             call()
+
+
+def _start(records: Records, run_id: str) -> None:
+    """Record that what a run owes is started now. Where that fails, it runs all the same."""
+    try:
+        records.start(run_id, KIND, STARTED)
+    except (StateError, NewerStateError):
+        with suppress(OSError):
+            locks.mark_started(run_id)
+
+
+def _noted(run_id: str) -> bool:
+    """Whether it was started and only its lock says so; or may have been."""
+    try:
+        return locks.has_started(run_id)
+    except OSError:
+        return True
 
 
 # What dead runs owe
@@ -119,60 +136,74 @@ def _parsed(text: str) -> Mapping[str, Any]:
     return found
 
 
-def recorded(run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
-    """Return what a dead run owes."""
-    return [
-        Leftover(
-            run_id,
-            KIND,
-            intent.place,
-            intent.name,
-            f"owed by profile {printable(intent.place)}, recorded before its before_freeze",
-            "; ".join(printable(shlex.join(hook["argv"])) for hook in _parsed(intent.origin)["hooks"]),
-            origin=intent.origin,
-            identity=intent.identity or "",
-        )
-        for intent in intents
-    ]
+class Owed:
+    """What dead runs owe, by these records. Satisfies :class:`kopiatomic.filesystems.backends.Leftovers`."""
 
+    KIND = KIND
 
-def unrecorded(_names: Iterable[str] | None, _life: Callable[[Mark], Life], _problems: list[str]) -> list[Leftover]:
-    """Return nothing: without a record nothing is owed."""
-    return []
+    def __init__(self, records: Records) -> None:
+        self._records = records
 
-
-def remove(leftovers: Sequence[Leftover]) -> list[Leftover]:
-    """Run what is owed, each to its end. Return what is still owed, or went wrong, with the problem."""
-    return [replace(one, problem=problem, is_over=over) for one in leftovers for problem, over in _paid(one)]
-
-
-def _paid(leftover: Leftover) -> Iterator[tuple[str, bool]]:
-    """Run what a leftover stands for. Yield what went wrong, and whether it has come to its end all the same."""
-    owed = _parsed(leftover.origin)
-    again = "reboot" if owed["boot"] != host.here().boot_id() else AGAIN if leftover.identity else ""
-    try:
-        hooks = _prepared(owed)
-    except KopiatomicError as error:
-        yield f"it is not run: {error.message}", False
-        return
-    about = {"format": RUN_FORMAT, "run_id": leftover.run_id, "result": None, "exit_code": None}
-    document = {"format": FORMAT, "hook": NAME, "again": again or None, "run": about}
-    told = {
-        "KOPIATOMIC_RUN_ID": leftover.run_id,
-        "KOPIATOMIC_HOOK": NAME,
-        "KOPIATOMIC_PROFILE": leftover.place,
-        **({"KOPIATOMIC_AGAIN": again} if again else {}),
-    }
-    base = Secrets((), os.environ, [value for one in hooks for value in one.variables.values()]).withheld_from(
-        os.environ
-    )
-    for one in hooks:
-        try:
-            hook_run.run(
-                one.hook, document, shell.environment(base, {**told, **one.variables}), lambda _: None, insistent=False
+    def recorded(self, run_id: str, intents: Sequence[Intent]) -> list[Leftover]:
+        """Return what a dead run owes."""
+        return [
+            Leftover(
+                run_id,
+                KIND,
+                intent.place,
+                intent.name,
+                f"owed by profile {printable(intent.place)}, recorded before its before_freeze",
+                "; ".join(printable(shlex.join(hook["argv"])) for hook in _parsed(intent.origin)["hooks"]),
+                origin=intent.origin,
+                identity=intent.identity or "",
             )
-        except HookError as error:
-            yield f"it was run: {error.message}", True
+            for intent in intents
+        ]
+
+    def unrecorded(
+        self, _names: Iterable[str] | None, _life: Callable[[Mark], Life], _problems: list[str]
+    ) -> list[Leftover]:
+        """Return nothing: without a record nothing is owed."""
+        return []
+
+    def remove(self, leftovers: Sequence[Leftover]) -> list[Leftover]:
+        """Run what is owed, each to its end. Return what is still owed, or went wrong, with the problem."""
+        return [replace(one, problem=problem, is_over=over) for one in leftovers for problem, over in self._paid(one)]
+
+    def _paid(self, leftover: Leftover) -> Iterator[tuple[str, bool]]:
+        """Run what a leftover stands for. Yield what went wrong, and whether it has come to its end all the same."""
+        owed = _parsed(leftover.origin)
+        was_started = bool(leftover.identity) or _noted(leftover.run_id)
+        again = "reboot" if owed["boot"] != host.here().boot_id() else AGAIN if was_started else ""
+        try:
+            hooks = _prepared(owed)
+        except KopiatomicError as error:
+            yield f"it is not run: {error.message}", False
+            return
+        about = {"format": RUN_FORMAT, "run_id": leftover.run_id, "result": None, "exit_code": None}
+        document = {"format": FORMAT, "hook": NAME, "again": again or None, "run": about}
+        told = {
+            "KOPIATOMIC_RUN_ID": leftover.run_id,
+            "KOPIATOMIC_HOOK": NAME,
+            "KOPIATOMIC_PROFILE": leftover.place,
+            **({"KOPIATOMIC_AGAIN": again} if again else {}),
+        }
+        base = Secrets((), os.environ, [value for one in hooks for value in one.variables.values()]).withheld_from(
+            os.environ
+        )
+        # Before the first is started: this process may be killed as well.
+        _start(self._records, leftover.run_id)
+        for one in hooks:
+            try:
+                hook_run.run(
+                    one.hook,
+                    document,
+                    shell.environment(base, {**told, **one.variables}),
+                    lambda _: None,
+                    insistent=False,
+                )
+            except HookError as error:
+                yield f"it was run: {error.message}", True
 
 
 def _prepared(owed: Mapping[str, Any]) -> list[Prepared]:

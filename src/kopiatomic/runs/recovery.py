@@ -7,7 +7,7 @@ the dead run's lock, so that no other process does the same.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from kopiatomic import platforms
@@ -34,7 +34,7 @@ _STALE = 1000
 """How many lock files of killed runs may stay, whose records are in other state directories."""
 
 
-def kinds() -> dict[str, Leftovers]:
+def kinds(records: Records) -> dict[str, Leftovers]:
     """Return what finds leftovers, by the kind of their intents, in the order of removal.
 
     The platform's own first: frozen processes wait, and what mounts show cannot be removed before. Then what is owed. Directories
@@ -42,7 +42,7 @@ def kinds() -> dict[str, Leftovers]:
     """
     platform = platforms.here()
     made = {name: backends.of(KINDS[name]).leftovers for name in platform.filesystems}
-    return {**platform.leftovers(), "hook": owed, **made, "directory": root_leftovers}
+    return {**platform.leftovers(), "hook": owed.Owed(records), **made, "directory": root_leftovers}
 
 
 @immutable
@@ -100,6 +100,7 @@ class Recovery:
         allowed: Allowed = Allowed(),  # noqa: B008 - immutable
     ) -> None:
         self._allowed = allowed
+        self._kinds = kinds(records)
         self._records = records
         self._own = own
         self._dry_run = dry_run
@@ -152,7 +153,7 @@ class Recovery:
             (self.cleared.interrupted if result.news == INTERRUPTED else self.cleared.unended).append(run_id)
 
     def _look(self, run_id: str) -> _Result:
-        found, problems, _ = _find(run_id, self._records.intents(run_id))
+        found, problems, _ = _find(self._kinds, run_id, self._records.intents(run_id))
         return _Result(list(map(self._allowed.settle, found)), problems)
 
     def _clear(self, run_id: str, held: RunLocks) -> _Result:
@@ -195,11 +196,11 @@ class Recovery:
         intents = self._records.intents(run_id)
         if not held.died and all(run.result != INTERRUPTED for run in self._records.run(run_id)):
             intents = owed.surely_started(intents)
-        found, problems, unknown = _find(run_id, intents)
+        found, problems, unknown = _find(self._kinds, run_id, intents)
         found = list(map(self._allowed.settle, found))
         left: list[Leftover] = []
-        for kind, leftovers in _by_kind(found):
-            left += _removed(kinds()[kind], leftovers)
+        for kind, leftovers in _by_kind(self._kinds, found):
+            left += _removed(self._kinds[kind], leftovers)
         still = [leftover for leftover in [*left, *found] if leftover.problem is not None]
         kept = {(one.place, name) for one in still if not one.is_over for name in (one.name, one.origin)}
         gone = [i for i in intents if (i.kind, i.place) not in unknown and (i.place, i.name) not in kept]
@@ -228,7 +229,7 @@ class Recovery:
         Only looks; :meth:`remove` removes. Raises Interrupted.
         """
         known = {(leftover.place, leftover.name) for leftover in self.cleared.leftovers}
-        for kind, module in kinds().items():
+        for kind, module in self._kinds.items():
             places = None if names is None else names.get(kind)
             if names is not None and not places:
                 continue
@@ -261,8 +262,8 @@ class Recovery:
 
     def _remove(self, leftovers: Sequence[Leftover], held: RunLocks | None) -> list[Leftover]:
         result: list[Leftover] = []
-        for kind, mine in _by_kind(leftovers):
-            module = kinds()[kind]
+        for kind, mine in _by_kind(self._kinds, leftovers):
+            module = self._kinds[kind]
             places = {(kind, leftover.place) for leftover in mine}
 
             def remove(module: Leftovers = module, mine: Sequence[Leftover] = mine) -> _Result:
@@ -318,7 +319,9 @@ def _end_of(held: RunLocks) -> str:
     return INTERRUPTED if held.died else NOT_RECORDED
 
 
-def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[str], set[tuple[str, str]]]:
+def _find(
+    modules: Mapping[str, Leftovers], run_id: str, intents: Sequence[Intent]
+) -> tuple[list[Leftover], list[str], set[tuple[str, str]]]:
     """Return what is left of a run; in words, what could not be examined; and the kinds and places of that.
 
     A pool or filesystem that does not answer does not hold up the others.
@@ -326,7 +329,7 @@ def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[
     found: list[Leftover] = []
     problems: list[str] = []
     unknown: set[tuple[str, str]] = set()
-    for kind, module in kinds().items():
+    for kind, module in modules.items():
         for place in sorted({intent.place for intent in intents if intent.kind == kind}):
             try:
                 found += module.recorded(run_id, [i for i in intents if (i.kind, i.place) == (kind, place)])
@@ -337,9 +340,9 @@ def _find(run_id: str, intents: Sequence[Intent]) -> tuple[list[Leftover], list[
     return found, problems, unknown
 
 
-def _by_kind(leftovers: Sequence[Leftover]) -> list[tuple[str, list[Leftover]]]:
+def _by_kind(modules: Mapping[str, Leftovers], leftovers: Sequence[Leftover]) -> list[tuple[str, list[Leftover]]]:
     groups = []
-    for kind, module in kinds().items():
+    for kind, module in modules.items():
         mine = [o for o in leftovers if o.kind == module.KIND and o.problem is None]
         if mine:
             groups.append((kind, mine))

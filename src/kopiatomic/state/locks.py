@@ -50,7 +50,13 @@ _END = b"end"
 """The word in a run's file when it has been asked to end."""
 
 _WORD = 32
-"""Bytes at the beginning of a run's file for such a word; what follows is the directory of the run's record."""
+"""Bytes at the beginning of a run's file for such a word and a mark; what follows is the directory of the run's record."""
+
+_MARK = _WORD - 1
+"""Where the mark is, which no word reaches."""
+
+_STARTED = b"s"
+"""The mark in the file of a run that has started what it owes, where its records could not be written."""
 
 _IDENTITY = "id"
 """The file with the directory's id."""
@@ -238,7 +244,7 @@ def _remove(path: str, fd: int) -> None:
 
 def _say(fd: int, word: str) -> None:
     """Put a word into a run's file that we have locked. Raises KopiatomicError."""
-    _write(fd, word.ljust(_WORD).encode())
+    _write(fd, word.ljust(_MARK).encode())
 
 
 def _write(fd: int, content: bytes) -> None:
@@ -373,6 +379,27 @@ def alive(run_id: str) -> bool:
     return False
 
 
+def mark_started(run_id: str) -> None:
+    """Note that a run has started what it owes; for when its records cannot be written. Makes no file. Raises OSError."""
+    fd = os.open(_run_path(run_id), os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        os.pwrite(fd, _STARTED, _MARK)
+    finally:
+        os.close(fd)
+
+
+def has_started(run_id: str) -> bool:
+    """Whether that was noted of a run. Raises OSError."""
+    try:
+        fd = os.open(_run_path(run_id), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return os.pread(fd, len(_STARTED), _MARK) == _STARTED
+    finally:
+        os.close(fd)
+
+
 def ask_to_end(run_id: str) -> bool:
     """Ask a run to end, which only one that holds a view obeys. Return whether it is alive. Raises KopiatomicError.
 
@@ -415,7 +442,7 @@ def cleared_by(run_id: str) -> str | None:
     """
     try:
         with open(_run_path(run_id), encoding="ascii", errors="replace") as file:
-            word, _, pid = file.read(_WORD).strip().partition(" ")
+            word, _, pid = file.read(_MARK).strip().partition(" ")
     except OSError as error:
         if presence.absent(error):
             return None

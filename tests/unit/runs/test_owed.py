@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,9 @@ import pytest
 from kopiatomic.hooks.hook import Hook, Moment
 from kopiatomic.runs.hooks import Prepared
 from kopiatomic.runs.owed import AGAIN, Debt
+from kopiatomic.state import locks
 from kopiatomic.state.records import Records, RunRecord
+from kopiatomic.state.state_file import StateError
 
 RUN = "20261129T101112Z-00000001"
 OWED = [Prepared(Hook(Moment.AFTER_FREEZE, ("true",)), {})]
@@ -57,3 +61,29 @@ def test_it_runs_again_where_its_record_is_lost(how: str, debt: Debt, records: R
     else:
         Path(records.path).write_bytes(b"garbage" * 1000)
     assert debt.again() == AGAIN
+
+
+def test_a_start_that_cannot_be_recorded_is_noted_beside_the_lock(
+    debt: Debt, records: Records, lock_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The filesystem with the records is full. The words of those that clear what the run left do not remove the note."""
+
+    def full(*_: object) -> None:
+        raise StateError("full", kind="state-unwritable")
+
+    debt.incur(OWED)
+    pid = os.fork()
+    if pid == 0:
+        with locks.run(RUN, records.directory):
+            monkeypatch.setattr(records, "start", full)
+            debt.start()
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert [intent.identity for intent in records.intents(RUN)] == [None]
+    for _ in range(2):
+        assert debt.again() == AGAIN
+        with locks.claim(RUN) as held:
+            assert held is not None
+            assert locks.records_of(RUN) == records.directory
+    (lock_directory / f"run-{RUN}").unlink()
+    assert debt.again() == ""

@@ -23,7 +23,7 @@ RUN = "20261129T101112Z-0000000{}"
 def _nothing_else(lock_directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs make nothing here that would be looked for."""
     nothing: dict[str, Leftovers] = {}
-    monkeypatch.setattr(recovery, "kinds", lambda: nothing)
+    monkeypatch.setattr(recovery, "kinds", lambda _: nothing)
 
 
 @pytest.fixture

@@ -596,7 +596,7 @@ def test_whenever_a_run_is_killed_the_next_one_clears_all_of_it(
     at: int, record: bool, small: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finders = {"mount": MountLeftovers(lambda: small.shim.kernel, timeout=NOT_LONG), "directory": root_leftovers}
-    monkeypatch.setattr(recovery, "kinds", lambda: finders)
+    monkeypatch.setattr(recovery, "kinds", lambda _: finders)
     memory = small.mounted(small.live / "memory")
     (small.live / "dev").mkdir()
     small.beside(memory, Uncovered(str(small.live / "dev"), "devfs", "devfs", "", live=True))

@@ -17,6 +17,7 @@ from kopiatomic.platforms.freebsd.leftovers import MountLeftovers
 from kopiatomic.runs import recovery
 from kopiatomic.runs.recovery import Recovery
 from kopiatomic.state import locks, root_leftovers
+from kopiatomic.state.records import Records
 from kopiatomic.system import freebsd_mounting, linux
 from tests.support.freebsd_shim import Shim, isolated, mount_nullfs
 from tests.unit.support.freebsd_views import RUN, Ground
@@ -40,7 +41,7 @@ def ground(tmp_path: Path, lock_directory: Path, monkeypatch: pytest.MonkeyPatch
         "mount": MountLeftovers(lambda: ground.shim.kernel, timeout=NOT_LONG),
         "directory": root_leftovers,
     }
-    monkeypatch.setattr(recovery, "kinds", lambda: finders)
+    monkeypatch.setattr(recovery, "kinds", lambda _: finders)
     return ground
 
 
@@ -302,8 +303,8 @@ def test_a_mount_that_comes_back_is_told(ground: Ground) -> None:
     assert problems == {("tmpfs", str(ground.base), "tmpfs"): "it came back"}
 
 
-def test_on_linux_there_is_nothing_of_the_kind_to_look_for() -> None:
-    assert list(recovery.kinds()) == ["cgroup", "hook", "zfs", "btrfs", "directory"]
+def test_on_linux_there_is_nothing_of_the_kind_to_look_for(tmp_path: Path) -> None:
+    assert list(recovery.kinds(Records(str(tmp_path)))) == ["cgroup", "hook", "zfs", "btrfs", "directory"]
 
 
 def test_the_shim_knows_what_an_earlier_one_mounted(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_where_python_says_freebsd_its_directories_and_recovery_are_used() -> No
         "import sys; sys.platform = 'freebsd14'\n"
         "from kopiatomic.system import freebsd; freebsd.kernel = lambda: None\n"
         "from kopiatomic.runs import recovery; from kopiatomic.state import locks\n"
-        "print(locks.DIRECTORY, *recovery.kinds())"
+        "print(locks.DIRECTORY, *recovery.kinds(None))"
     )
     ended = command(sys.executable, "-c", script)
     assert ended.stdout.split() == [f"{os.path.realpath('/var/run')}/kopiatomic", "mount", "hook", "zfs", "directory"]
@@ -68,7 +68,7 @@ def test_what_a_run_there_imports_needs_nothing_that_only_linux_has() -> None:
         "from kopiatomic.commands import backup, failures, inside\n"
         "from kopiatomic.runs import recovery\n"
         "from kopiatomic.engines import borg, command, kopia, restic\n"
-        "print(type(platforms.here()).__name__, *recovery.kinds())\n"
+        "print(type(platforms.here()).__name__, *recovery.kinds(None))\n"
     )
     ended = command(sys.executable, "-c", script)
     assert ended.stdout.split() == ["FreeBSDPlatform", "mount", "hook", "zfs", "directory"]
