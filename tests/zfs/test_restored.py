@@ -101,8 +101,8 @@ def test_restored_equals_frozen_and_a_second_run_reads_nothing(
 
     ended, second = run.json("--no-maintenance", *names, env=kopia.environment)
     assert ended.returncode == 0, ended
-    # The directories above the datasets are as the host has them: where their times have changed, so has a shard of the record.
-    assert second["engine"]["statistics"]["files_hashed"] <= 1
+    # The directories above the datasets are as the host has them: where their times have changed, so has the record.
+    assert second["engine"]["statistics"]["files_hashed"] <= 2
     # kopia counts links among the files that it knew already.
     links = first["engine"]["statistics"]["symlinks_total"]
     assert second["engine"]["statistics"]["files_cached"] == first["engine"]["statistics"]["files_total"] + links
