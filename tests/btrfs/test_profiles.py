@@ -135,8 +135,9 @@ def test_a_line_of_a_crontab_becomes_a_profile_without_a_new_history(
     assert ended.returncode == 0, str(ended)
     (one,) = document(ended)
     statistics = one["run"]["engine"]["statistics"]
-    assert statistics["files_total"] == 3
-    assert statistics["files_cached"] == (2 if engine == "borg" else 3)
+    # The others are the metadata record, which is younger than everything else.
+    assert statistics["files_total"] == 3 + (2 if engine == "kopia" else 1)
+    assert statistics["files_cached"] >= 3
     assert leftovers(root) == []
     if engine == "kopia":
         assert {s["source"]["path"] for s in kopia.json("snapshot", "list", "--all")} == {str(root)}
