@@ -35,6 +35,8 @@ class Family:
     guardian: int
     keeper: int
     thawer: int
+    others: tuple[int, ...] = ()
+    """The keeper's own: what opens paths for it."""
 
     @classmethod
     def of(cls, main: int) -> Family:
@@ -42,13 +44,13 @@ class Family:
         # Other tests may run at the same time.
         ((name, keeper),) = ((name, pid) for name in thawers() if (pid := int(name.split("-")[2])) in ours)
         (thawer,) = map(int, _file_of(name, "cgroup.procs").read_text().split())
-        (guardian,) = set(ours) - {main, keeper}
-        return cls(main, guardian, keeper, thawer)
+        (guardian,) = set(ours) & set(children(main)) - {keeper}
+        return cls(main, guardian, keeper, thawer, tuple(set(ours) - {main, guardian, keeper}))
 
     @property
     def of_the_run(self) -> list[int]:
         """All but the thawer, which a kill of the run's own control group does not reach either."""
-        return [self.main, self.guardian, self.keeper]
+        return [self.main, self.guardian, self.keeper, *self.others]
 
 
 def _file_of(thawer: str, name: str) -> Path:
