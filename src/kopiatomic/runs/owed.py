@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.hooks import run as hook_run
 from kopiatomic.hooks import shell
@@ -112,8 +113,8 @@ def _noted(run_id: str) -> bool:
     """Whether it was started and only its lock says so; or may have been."""
     try:
         return locks.has_started(run_id)
-    except OSError:
-        return True
+    except OSError as error:
+        return not presence.absent(error)
 
 
 # What dead runs owe

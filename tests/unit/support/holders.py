@@ -195,9 +195,23 @@ def counts(file: Path, seconds: float = 0.2) -> bool:
 
 
 def thawers() -> list[str]:
-    """The control groups of thawers that are left: beside ours, and beside those of the tests."""
+    """The control groups of thawers that are left, beside ours and beside those of the tests; not of others' living runs."""
     beside = {os.path.dirname(cgroups.group_at(cgroups.path_of(os.getpid())).directory), cgroups.hierarchy().point}
-    return [name for place in beside for name in os.listdir(place) if name.startswith("kopiatomic-thaw-")]
+    found = [name for place in beside for name in os.listdir(place) if name.startswith("kopiatomic-thaw-")]
+    return [name for name in found if not _is_others(int(name.split("-")[2]))]
+
+
+def _is_others(pid: int) -> bool:
+    """Whether a process lives that this one has not started, directly or not: other tests run at the same time."""
+    while pid > 1:
+        if pid == os.getpid():
+            return False
+        try:
+            # proc_pid_stat(5): the parent is the second field behind the name, which may hold anything.
+            pid = int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])
+        except FileNotFoundError:
+            return False
+    return True
 
 
 def around(places: Mapping[str, Place] | None = None) -> Around:
