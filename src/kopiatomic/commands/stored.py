@@ -15,7 +15,7 @@ from kopiatomic.engines.reader import Entry, Reader, StoredSnapshot
 from kopiatomic.engines.ways import combined
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import RECORD, Layout
+from kopiatomic.model.plan import RECORD
 from kopiatomic.model.record import INDEX
 from kopiatomic.output.document import instant_words
 from kopiatomic.paths import is_at_or_below, topmost
@@ -95,10 +95,9 @@ class Files:
 
 @immutable
 class Stored:
-    """A snapshot, how what it is of was arranged, and its metadata record if it has one."""
+    """A snapshot, and its metadata record if it has one."""
 
     snapshot: StoredSnapshot
-    layout: Layout
     root: str
     """In the merged layout the path that the view had, as the engine has it; in place empty."""
     index: shards.Index | None
@@ -130,7 +129,7 @@ def examined(reader: Reader, snapshot: StoredSnapshot) -> Stored:
 
     Only a snapshot that is marked has one: a file of that name in any other is its owner's, who may write what he likes to it.
     """
-    in_place = Stored(snapshot, Layout.IN_PLACE, "", None)
+    in_place = Stored(snapshot, "", None)
     if not snapshot.recorded:
         return in_place
     for root in snapshot.sources or _roots(reader, snapshot):
@@ -141,11 +140,11 @@ def examined(reader: Reader, snapshot: StoredSnapshot) -> Stored:
             index = shards.read_index(files.found.get(path, b""))
         except KopiatomicError as error:
             if error.kind.startswith("record-"):
-                return Stored(snapshot, Layout.MERGED, root, None, error)
+                return Stored(snapshot, root, None, error)
             if error.kind != f"{reader.name}-no-path":
                 raise
             continue
-        return Stored(snapshot, Layout.MERGED, root, index)
+        return Stored(snapshot, root, index)
     return in_place
 
 

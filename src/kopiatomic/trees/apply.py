@@ -1,8 +1,8 @@
 """Gives a restored tree what its metadata record has: names, links, special files, owners, modes, attributes, times, flags.
 
 Everything is reached from the open directory that the tree is in, one component after the other, and no link is followed. The
-record is read three times: forward for what changes directories, backward for the attributes, so that a directory comes after
-what is in it, and forward again to compare.
+record is read four times: for the names that the engine has made the same, forward for what changes directories, backward for the
+attributes, so that a directory comes after what is in it, and forward again to compare.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from kopiatomic.trees import attributes, shards
 from kopiatomic.trees.compare import PATH, Difference, compare
 from kopiatomic.trees.walk import opened
 
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _HELD = 0x10 | 0x20
 """Flags with which nothing can be changed: immutable, append only."""
 _NEW = ".kopiatomic-new"
@@ -283,13 +282,13 @@ _FORMATS = {EntryKind.FILE: stat.S_IFREG, EntryKind.DIRECTORY: stat.S_IFDIR, Ent
 
 
 def _set_flags(fd: int, name: str, flags: int) -> None:
-    with closing(os.open(name, _READ, dir_fd=fd)) as file:
+    with attributes.opened(fd, name) as file:
         if inodes.flags(file) != flags:
             inodes.set_flags(file, flags)
 
 
 def _set_project(fd: int, name: str, project: int) -> None:
-    with closing(os.open(name, _READ, dir_fd=fd)) as file:
+    with attributes.opened(fd, name) as file:
         found = inodes.project(file)
         if found is not None and found != project:
             inodes.set_project(file, project)

@@ -1,10 +1,21 @@
-"""The extended attributes of an entry, read and set without opening it: a FIFO or a device must not be opened."""
+"""What an entry of an open directory has beside its status.
+
+Extended attributes are read and set without opening it, since a FIFO or a device must not be opened; the flags of chattr(1) and
+the project id by opening it, and only files and directories have them.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from kopiatomic.system import inodes
+from kopiatomic.system.descriptors import closing
+
+_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 _NONE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 """What a filesystem answers that has none."""
@@ -40,3 +51,16 @@ def set_xattr(directory: int, name: str, attribute: str, value: bytes) -> None:
 def remove_xattr(directory: int, name: str, attribute: str) -> None:
     """Remove one. Raises OSError."""
     os.removexattr(_path(directory, name), attribute, follow_symlinks=False)
+
+
+@contextmanager
+def opened(directory: int, name: str) -> Iterator[int]:
+    """Yield a file or directory, open for reading; no link is followed. Raises OSError."""
+    with closing(os.open(name, _READ, dir_fd=directory)) as fd:
+        yield fd
+
+
+def flags(directory: int, name: str) -> tuple[int, int]:
+    """Return the flags and the project id of a file or directory. Raises OSError."""
+    with opened(directory, name) as fd:
+        return inodes.flags(fd) or 0, inodes.project(fd) or 0

@@ -9,14 +9,11 @@ from dataclasses import field
 
 from kopiatomic.immutable import immutable
 from kopiatomic.model.record import EntryKind, RecordedEntry
-from kopiatomic.system import inodes
-from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 from kopiatomic.trees import attributes
 from kopiatomic.trees.walk import kind_of
 
 PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 @immutable
@@ -58,7 +55,7 @@ def compare(path: str, directory: int, entry: RecordedEntry, *, flagged: bool) -
             yield Difference(path, "the device", "{}:{}".format(*entry.device), "{}:{}".format(*device))
     yield from _xattrs(path, directory, entry)
     if kind in {EntryKind.FILE, EntryKind.DIRECTORY}:
-        flags, project = _flags(directory, entry.name) if flagged else (0, 0)
+        flags, project = attributes.flags(directory, entry.name) if flagged else (0, 0)
         if flags != entry.flags:
             yield Difference(path, "the set of flags", f"{entry.flags:#x}", f"{flags:#x}")
         if project != entry.project:
@@ -72,11 +69,6 @@ def _xattrs(path: str, directory: int, entry: RecordedEntry) -> Iterator[Differe
             yield Difference(
                 path, f"the attribute {printable(name)}", _shown(entry.xattrs.get(name)), _shown(found.get(name))
             )
-
-
-def _flags(directory: int, name: str) -> tuple[int, int]:
-    with closing(os.open(name, _READ, dir_fd=directory)) as fd:
-        return inodes.flags(fd) or 0, inodes.project(fd) or 0
 
 
 def _shown(value: bytes | None) -> str:

@@ -11,13 +11,11 @@ from contextlib import contextmanager
 from kopiatomic import presence
 from kopiatomic.model.record import HERE, SPECIAL, EntryKind, Losses, Recorded, RecordedEntry, Unrecorded
 from kopiatomic.system import inodes
-from kopiatomic.system.descriptors import closing
 from kopiatomic.trees import attributes
 from kopiatomic.trees.shards import Writer
 from kopiatomic.trees.walk import Directory, kind_of, walk
 
 _NO_TEXT = re.compile("[\udc80-\udcff]")
-_OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _SHOWN = 20
 """How many of what could not be read are named; the rest are counted."""
 
@@ -104,7 +102,7 @@ class Recorder:
             if reads:
                 found = attributes.xattrs(fd, name)
             if self._flagged.get(status.st_dev) and kind in {EntryKind.FILE, EntryKind.DIRECTORY}:
-                flags, project = _flags(fd, name)
+                flags, project = attributes.flags(fd, name)
         same_as = None
         if losses.hard_links and status.st_nlink > 1 and kind is not EntryKind.DIRECTORY:
             same_as = self._first.setdefault((status.st_dev, status.st_ino), whole)
@@ -153,13 +151,6 @@ class Recorder:
             project=project,
             stored=stored,
         )
-
-
-def _flags(fd: int, name: str) -> tuple[int, int]:
-    """Return the flags and the project of a file or directory. Raises OSError."""
-    opened = os.open(name, _OPEN, dir_fd=fd)
-    with closing(opened):
-        return inodes.flags(opened) or 0, inodes.project(opened) or 0
 
 
 def _joined(top: str, path: str) -> str:

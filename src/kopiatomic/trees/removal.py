@@ -8,10 +8,8 @@ import stat
 
 from kopiatomic import presence
 from kopiatomic.system import inodes
-from kopiatomic.system.descriptors import closing
+from kopiatomic.trees import attributes
 from kopiatomic.trees.walk import opened
-
-_READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 
 def remove(parent: int, name: str) -> None:
@@ -59,7 +57,7 @@ def _emptied(fd: int) -> list[str]:
 
 def _unlink(fd: int, name: str, status: os.stat_result) -> None:
     if stat.S_ISREG(status.st_mode):
-        with closing(os.open(name, _READ, dir_fd=fd)) as file:
+        with attributes.opened(fd, name) as file:
             _release(file)
     os.unlink(name, dir_fd=fd)
 
