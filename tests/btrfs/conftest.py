@@ -17,7 +17,7 @@ from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 
 
-def wait_for(happened: Callable[[], Any], what: str, within: float = 15) -> Any:
+def wait_for(happened: Callable[[], Any], what: str, within: float = 60) -> Any:
     """Wait for something to happen; fails the test if it does not."""
     deadline = time.monotonic() + within
     while not (found := happened()):

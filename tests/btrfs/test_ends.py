@@ -27,7 +27,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(14)
+pytestmark = pytest.mark.in_part(9)
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]

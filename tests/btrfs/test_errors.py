@@ -362,7 +362,7 @@ CASES = [
 ]
 
 
-@pytest.mark.in_part(16)
+@pytest.mark.in_part(11)
 @pytest.mark.parametrize("case", [pytest.param(case, id=case.name) for case in CASES])
 def test_every_error_says_what_to_do_and_leaves_nothing(case: Case, bench: Bench, leftovers: Leftovers) -> None:
     ended = case.provoke(bench)

@@ -22,7 +22,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.parts import share
 from tests.support.programs import Completed, Kopiatomic, command
 
-pytestmark = pytest.mark.in_part(36)
+pytestmark = pytest.mark.in_part(24)
 
 Leftovers = Callable[..., list[str]]
 Exec = Callable[..., Completed]

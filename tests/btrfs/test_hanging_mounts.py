@@ -16,7 +16,7 @@ from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 from tests.support.swapper import USER, swapping
 
-pytestmark = pytest.mark.in_part(9)
+pytestmark = pytest.mark.in_part(6)
 
 Leftovers = Callable[..., list[str]]
 

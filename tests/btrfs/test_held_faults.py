@@ -26,7 +26,7 @@ from tests.support.state_faults import fill
 from tests.unit.support.databases import MariaDB, Server, mariadb, postgresql
 from tests.unit.support.holders import Grouped, eventually, grouped, thawers
 
-pytestmark = pytest.mark.in_part(6)
+pytestmark = pytest.mark.in_part(4)
 
 LIMIT = 1.0
 """Seconds for which frozen processes are held at most, here."""

@@ -24,7 +24,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.killing import kill_together
 from tests.support.programs import SLOWNESS, Completed, Kopiatomic, command
 
-pytestmark = pytest.mark.in_part(6)
+pytestmark = pytest.mark.in_part(4)
 
 Leftovers = Callable[..., list[str]]
 

@@ -13,7 +13,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopiatomic, command
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(6)
+pytestmark = pytest.mark.in_part(4)
 
 Leftovers = Callable[..., list[str]]
 

@@ -17,7 +17,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(13)
+pytestmark = pytest.mark.in_part(9)
 
 Leftovers = Callable[..., list[str]]
 

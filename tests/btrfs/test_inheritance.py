@@ -21,7 +21,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
 
-pytestmark = pytest.mark.in_part(18)
+pytestmark = pytest.mark.in_part(12)
 
 Leftovers = Callable[..., list[str]]
 

@@ -24,13 +24,13 @@ from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.repositories import Borg, Restic
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(9)
+pytestmark = pytest.mark.in_part(6)
 
 __all__ = ["in_place"]
 
 Leftovers = Callable[..., list[str]]
 ZONE = "America/New_York"
-RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", str(share(3, 2))))
+RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", str(share(3, 1))))
 """A run with Borg takes some seconds."""
 
 

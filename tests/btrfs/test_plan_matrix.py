@@ -18,7 +18,7 @@ from tests.support.matrix import Markers, expected_markers, wrong
 from tests.support.programs import Completed, Kopiatomic
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(22)
+pytestmark = pytest.mark.in_part(15)
 
 Leftovers = Callable[..., list[str]]
 

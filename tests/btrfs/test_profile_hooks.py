@@ -27,7 +27,7 @@ from tests.support.moments import children
 from tests.support.programs import SOURCE, Completed, Kopiatomic
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(10)
+pytestmark = pytest.mark.in_part(7)
 
 HOOK = Draft202012Validator(json.loads((SOURCE / "kopiatomic/output/hook.schema.json").read_text()))
 MOMENTS = ("before", "before_freeze", "after_freeze", "in_view", "after", "on_success", "on_incomplete", "on_failure")

@@ -28,7 +28,7 @@ from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.repositories import PASSWORD, Borg, Restic, make
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(8)
+pytestmark = pytest.mark.in_part(5)
 
 
 @pytest.fixture

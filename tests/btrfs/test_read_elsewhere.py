@@ -14,7 +14,7 @@ from tests.support.elsewhere import handing_over
 from tests.support.filesystems import Btrfs
 from tests.support.programs import SOURCE, Completed, Kopia
 
-pytestmark = pytest.mark.in_part(6)
+pytestmark = pytest.mark.in_part(4)
 
 __all__ = ["in_place"]
 

@@ -24,7 +24,7 @@ from tests.support.filesystems import Btrfs, patiently
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.state_faults import read_only
 
-pytestmark = pytest.mark.in_part(14)
+pytestmark = pytest.mark.in_part(9)
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]

@@ -16,7 +16,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(6)
+pytestmark = pytest.mark.in_part(4)
 
 Run = Callable[..., Completed]
 Saved = Callable[..., Any]

@@ -24,7 +24,7 @@ from tests.support.repositories import Borg, Restic
 from tests.support.schema import valid
 from tests.unit.trees.test_apply import furnish
 
-pytestmark = pytest.mark.in_part(8)
+pytestmark = pytest.mark.in_part(5)
 
 ENGINES = ("kopia", "restic", "borg")
 RECORD = Draft202012Validator(json.loads((SOURCE / "kopiatomic/trees/record.schema.json").read_text()))

@@ -20,7 +20,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.without_root import as_nobody
 
-pytestmark = pytest.mark.in_part(14)
+pytestmark = pytest.mark.in_part(9)
 
 Run = Callable[..., Completed]
 FORMS = ["--password={}", "--password {}", "-p {}", "-p{}"]
@@ -151,7 +151,7 @@ def test_quotes_in_a_password_do_not_uncover_a_part_of_it(
 COMMAND_FORMS = ["--password={}", "--password {}", "--api-token={}", "--secret-key {}", "--passphrase={}"]
 
 
-@pytest.mark.in_part(4)
+@pytest.mark.in_part(3)
 @pytest.mark.parametrize("form", COMMAND_FORMS)
 @pytest.mark.parametrize("flag", ["-c", "-o"])
 def test_a_secret_of_a_command_reaches_it_and_no_record(

@@ -22,7 +22,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.killing import kill_together
 from tests.support.programs import Kopiatomic, command
 
-pytestmark = pytest.mark.in_part(10)
+pytestmark = pytest.mark.in_part(7)
 
 Leftovers = Callable[..., list[str]]
 LAYOUTS = pytest.mark.parametrize("layout", list(Layout), ids=lambda layout: layout.value)

@@ -25,7 +25,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopiatomic, command
 from tests.support.terminal import Terminal
 
-pytestmark = pytest.mark.in_part(18)
+pytestmark = pytest.mark.in_part(12)
 
 Leftovers = Callable[..., list[str]]
 

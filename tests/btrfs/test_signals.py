@@ -30,7 +30,7 @@ def to_the_group(run: Running, signum: int) -> None:
     os.killpg(run.pid, signum)
 
 
-@pytest.mark.in_part(24)
+@pytest.mark.in_part(16)
 @pytest.mark.parametrize("signum", ENDING, ids=lambda signum: signum.name)
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_a_signal_ends_a_run_at_any_moment(
     assert ground.left_after(2) == []
 
 
-@pytest.mark.in_part(8)
+@pytest.mark.in_part(5)
 @pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize(
     ("key", "signum"), [(b"\x03", signal.SIGINT), (b"\x1c", signal.SIGQUIT)], ids=["Ctrl-C", "Ctrl-\\"]

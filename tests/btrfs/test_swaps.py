@@ -27,7 +27,7 @@ from tests.support.programs import Kopiatomic, command
 from tests.support.schema import valid
 from tests.support.swapper import USER, exchange, swapping
 
-pytestmark = pytest.mark.in_part(8)
+pytestmark = pytest.mark.in_part(5)
 
 Leftovers = Callable[..., list[str]]
 

@@ -104,7 +104,7 @@ def _own_cgroup() -> Iterator[None]:
         yield
     finally:
         (top / ours / "cgroup.procs").write_text(str(os.getpid()))
-        wait_for(lambda: "populated 0" in (group / "cgroup.events").read_text(), "the machine's end")
+        wait_for(lambda: "populated 0" in (group / "cgroup.events").read_text(), "the machine's end", within=120)
         for folder, _, _ in os.walk(group, topdown=False):
             os.rmdir(folder)
 

@@ -15,7 +15,7 @@ import pytest
 from tests.btrfs.conftest import wait_for
 from tests.packages.booted import PASSWORD, UNITS, Host
 
-pytestmark = pytest.mark.in_part(2)
+pytestmark = pytest.mark.in_part(1)
 
 FOLDER = "/etc/kopiatomic"
 

@@ -70,7 +70,8 @@ class Worker:
         command = ["-m", "tests.support.worker"]
         environment = dict(os.environ)
         if place == BESIDE:
-            command.insert(0, sys.executable)
+            # Its machines have filesystems mounted that the tests in this process are not to find, nor what is left there.
+            command = ["unshare", "--mount", "--propagation", "private", "--", sys.executable, *command]
             environment["PYTHONPATH"] = f"{TREE}:{environment.get('PYTHONPATH', '')}"
         else:
             # How often the heavier loops run (KOPIATOMIC_TEST_...) is for the tests in there to know.

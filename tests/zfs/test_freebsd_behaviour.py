@@ -10,7 +10,7 @@ import pytest
 from tests.freebsd.behaviour import *  # noqa: F403
 from tests.freebsd.behaviour import Program
 
-pytestmark = pytest.mark.in_part(9)
+pytestmark = pytest.mark.in_part(6)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ from tests.support.programs import SLOWNESS, Completed
 from tests.zfs.freebsd_runs import FreeBSDRunner, running
 from tests.zfs.runs import Run, Runner, children
 
-pytestmark = pytest.mark.in_part(6)
+pytestmark = pytest.mark.in_part(4)
 
 INSTANTS = 6
 LIMIT_S = 20 * SLOWNESS

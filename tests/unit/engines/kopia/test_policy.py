@@ -13,7 +13,7 @@ from kopiatomic.engines.kopia.policy import Policies, Source, parse_source
 from kopiatomic.errors import KopiatomicError
 from tests.unit.support.kopia_fixtures import PASSWORD, Bench
 
-pytestmark = pytest.mark.in_part(11)
+pytestmark = pytest.mark.in_part(7)
 
 
 @pytest.fixture
