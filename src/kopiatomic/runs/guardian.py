@@ -46,6 +46,11 @@ class _End:
 
 
 @immutable
+class _Endable:
+    """From the guardian: from now on SIGTERM ends ``before_freeze``. One that came earlier would be lost."""
+
+
+@immutable
 class _Line:
     """From the guardian: a line of a hook's output."""
 
@@ -74,6 +79,7 @@ class Guardian:
         self._channel: Channel | None = None
         self._pid = 0
         self._begun = False
+        self._endable = False
         self._ended = False
         self.making: int | None = None
 
@@ -107,10 +113,8 @@ class Guardian:
             self._channel.send(_Begin(told))
             done = self._receive(self._channel)
         except Interrupted:
-            # It ends the hook, and reports what it did until then.
-            os.kill(self._pid, signal.SIGTERM)
             with signals.deferred():
-                self._take(self._channel)
+                self._stop(self._channel)
             raise
         except ClosedError:
             raise _killed() from None
@@ -160,19 +164,31 @@ class Guardian:
 
     def _receive(self, end: Channel) -> _Done:
         """Return what came of the hooks of a moment; their output is shown. Raises ClosedError, Interrupted."""
-        while True:
-            message = end.receive()
-            if isinstance(message, _Line):
-                self._say(message.text)
-            elif isinstance(message, _Done):
-                return message
+        while (done := self._received(end)) is None:
+            continue
+        return done
 
-    def _take(self, end: Channel) -> None:
-        """Take what came of hooks that were ended; the guardian may be dead."""
+    def _received(self, end: Channel) -> _Done | None:
+        """Take the guardian's next message. Raises ClosedError, Interrupted."""
+        message = end.receive()
+        if isinstance(message, _Line):
+            self._say(message.text)
+        elif isinstance(message, _Endable):
+            self._endable = True
+        return message if isinstance(message, _Done) else None
+
+    def _stop(self, end: Channel) -> None:
+        """End ``before_freeze``, and take what came of it until then; the guardian may be dead."""
+        done = None
         try:
-            self._report.hooks += self._receive(end).runs
+            while done is None and not self._endable:
+                done = self._received(end)
+            if done is None:
+                os.kill(self._pid, signal.SIGTERM)
+                done = self._receive(end)
         except ClosedError:
             return
+        self._report.hooks += done.runs
 
 
 _NOT_KNOWN = (
@@ -237,6 +253,7 @@ class _Serving:
         runs: list[HookRun] = []
         try:
             with tied.ended_with(self._main):
+                self._channel.send(_Endable())
                 for one in self._hooks.of(Moment.BEFORE_FREEZE):
                     runs.append(self._hooks.call(one, told, self._tell))
                     if runs[-1].error is not None:
