@@ -80,6 +80,17 @@ class Totals:
         return "\n".join([f"{len(points)} points: {counted}", *lines])
 
 
+@dataclass(frozen=True)
+class _Ended:
+    """A run of a case, to be compared with its record when all of a test's cases are over."""
+
+    case: Case
+    traced: Trace
+    said: str
+    saved: bool
+    """Whether the engine read every file to its end, and could say so."""
+
+
 def _is_locked(path: Path) -> bool:
     with path.open("rb") as file:
         try:
@@ -102,7 +113,7 @@ class Sweeper:
         self._plain_engine = ground.folder / "engine.sh"
         self._engine_with_helpers = ground.folder / "engine.py"
         self._write_engines()
-        self._known: set[str] = set()
+        self._ended: list[_Ended] = []
         self._next = 0
         # The first creates the state database; the points are those of all later ones.
         first = self._trace(0, None, None)
@@ -112,7 +123,6 @@ class Sweeper:
         self._durations: dict[int, float] = {}
         if listed.status != 0 or not self._saved():
             raise AssertionError(f"an undisturbed run failed\n{self._said()}")
-        self._known = {run["run_id"] for run in self._history()}
 
     # The run
 
@@ -182,7 +192,6 @@ class Sweeper:
         if case.when == INSTANT and case.helpers not in self._durations:
             runs = [self._trace(case.helpers, None, self._closing) for _ in range(2)]
             self._durations[case.helpers] = min(run.ended - run.began for run in runs)
-            self._known |= {run["run_id"] for run in self._history()}
         return self._durations.get(case.helpers, 0.0)
 
     def _saved(self) -> bool:
@@ -199,11 +208,12 @@ class Sweeper:
         """Another run, or another command, that nobody kills."""
         return forked.run(words, self.ground.folder, timeout=120 * SLOWNESS)
 
-    def _history(self) -> list[dict[str, Any]]:
-        ended = self._other("history", "--json", "--limit", "5")
+    def _history(self) -> dict[str, dict[str, Any]]:
+        """Return what is recorded of the last runs, by id."""
+        # Beside each run of a case at most three others.
+        ended = self._other("history", "--json", "--limit", str(4 * len(self._ended)))
         assert ended.returncode == 0, ended
-        runs: list[dict[str, Any]] = json.loads(ended.stdout)["runs"]
-        return runs
+        return {run["run_id"]: run for run in json.loads(ended.stdout)["runs"]}
 
     # A case
 
@@ -217,9 +227,9 @@ class Sweeper:
                 print("\n".join(problems[-len(found) :]), flush=True)
                 self.ground.tidy()
                 self._other("recover")
-                self._known |= {run["run_id"] for run in self._history()}
         if not cases:
             return problems
+        problems += self._lies_of_history()
         harmed = self.ground.compare(closely=True).harmed
         self.totals.line(cases[-1]).harmed += len(harmed)
         return problems + [f"in one of these cases: decoy: {decoy}" for decoy in harmed]
@@ -249,13 +259,12 @@ class Sweeper:
             if remains := [*seen.left, *self._rest(traced)]:
                 count.left_at_the_end += 1
                 problems.append(f"after the next run or recover: {remains}")
-        lies = list(self._history_lies(traced))
-        count.lies += len(lies)
         count.harmed += len(seen.harmed)
-        problems += [*lies, *(f"decoy: {decoy}" for decoy in seen.harmed)]
+        problems += [f"decoy: {decoy}" for decoy in seen.harmed]
+        ended = _Ended(case, traced, self._said(), self._saved())
+        self._ended.append(ended)
         if problems:
-            how = f"killed {', '.join(traced.killed)} {traced.where}; exit code {traced.status}"
-            problems.append(f"{how}; it said:\n{self._said()}")
+            problems.append(_how(ended))
         return problems
 
     def _answers(self, traced: Trace) -> Iterator[str]:
@@ -307,22 +316,27 @@ class Sweeper:
         if not right or "Traceback" in ended.stderr:
             yield f"what came after it failed: {ended}"
 
-    def _history_lies(self, traced: Trace) -> Iterator[str]:
-        """What is wrong with its record."""
-        runs = [run for run in self._history() if run["run_id"] not in self._known]
-        self._known |= {run["run_id"] for run in runs}
-        mine = [run for run in runs if run["run_id"] == traced.run_id]
-        if not mine:
+    def _lies_of_history(self) -> Iterator[str]:
+        """What is wrong with the records of the runs of a test, in words that name the case."""
+        recorded = self._history()
+        for ended in self._ended:
+            for lie in self._history_lies(ended, recorded.get(ended.traced.run_id or "")):
+                self.totals.line(ended.case).lies += 1
+                yield f"{ended.case}: {lie}; {_how(ended)}"
+        self._ended.clear()
+
+    def _history_lies(self, ended: _Ended, recorded: dict[str, Any] | None) -> Iterator[str]:
+        """What is wrong with the record of a run; None if there is none."""
+        traced = ended.traced
+        if recorded is None:
             # The record comes after a look at the way to the state directory. A run whose looking child is killed ends there.
-            if not traced.killed_main and _LOOK_KILLED not in self._said():
+            if not traced.killed_main and _LOOK_KILLED not in ended.said:
                 yield "the run is not recorded"
             return
-        result, code = mine[0]["result"], mine[0]["exit_code"]
+        result, code = recorded["result"], recorded["exit_code"]
         if traced.killed_main:
             # It may have come to its end before: then that was the truth.
-            if (result, code) != ("interrupted", None) and not (
-                code == 0 and result == self._success and self._saved()
-            ):
+            if (result, code) != ("interrupted", None) and not (code == 0 and result == self._success and ended.saved):
                 yield f"the main process was killed, and the history says {result}, {code}"
         else:
             expected = {0: self._success, 1: "failed", 3: "incomplete", 4: "unclean"}.get(traced.status)
@@ -331,6 +345,12 @@ class Sweeper:
                 expected = self._success
             if (result, code) != (expected, traced.status):
                 yield f"its exit code was {traced.status}, and the history says {result}, {code}"
+
+
+def _how(ended: _Ended) -> str:
+    traced = ended.traced
+    how = f"killed {', '.join(traced.killed)} {traced.where}; exit code {traced.status}"
+    return f"{how}; it said:\n{ended.said}"
 
 
 class Sweepers:
