@@ -24,7 +24,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.state import locks
 from tests.support import forked, in_a_view
 from tests.support.programs import SLOWNESS, Completed
-from tests.support.sweep_cases import HELPERS, HOLDING, INSTANT, Case
+from tests.support.sweep_cases import HELPERS, HOLDING, INSTANT, KINDS, Case, left_out
 from tests.support.sweep_ground import Ground, Seen
 from tests.support.tracer import ROLES, AtPoint, AtTime, Point, Trace, trace
 
@@ -60,8 +60,8 @@ class Totals:
     def line(self, case: Case) -> Count:
         return self.lines.setdefault((case.role, "everyone" if case.everyone else "alone"), Count())
 
-    def table(self, points: Sequence[Point]) -> str:
-        """What is printed at the end."""
+    def table(self, points: Sequence[Point], without: int) -> str:
+        """What is printed at the end; at ``without`` of the points no run was killed."""
         titles = ("killed", "kills", "not reached", "left after", "left at the end", "decoys", "lies", "slowest s")
         whole = Count()
         for count in self.lines.values():
@@ -77,7 +77,7 @@ class Totals:
         ]
         counted = ", ".join(f"{role} {sum(point.role == role for point in points)}" for role in ROLES)
         lines = ["".join(f"{cell:>18}" for cell in row) for row in [titles, *table]]
-        return "\n".join([f"{len(points)} points: {counted}", *lines])
+        return "\n".join([f"{len(points)} points: {counted}; {without} left out", *lines])
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,8 @@ def _is_locked(path: Path) -> bool:
 class Sweeper:
     """Runs cases on a ground."""
 
-    def __init__(self, ground: Ground, kind: str) -> None:
+    def __init__(self, ground: Ground, kind: str, default: Sequence[Point] = ()) -> None:
+        """``default`` is the points of the default kind, if this is another."""
         self.ground = ground
         self.kind = kind
         """What kind of run: a backup in a layout, or exec."""
@@ -120,6 +121,8 @@ class Sweeper:
         self._closing = first.closing
         listed = self._trace(0, None, self._closing)
         self.points = listed.points
+        self.left_out = left_out(self.points, default)
+        """The points at which no run is killed."""
         self._durations: dict[int, float] = {}
         if listed.status != 0 or not self._saved():
             raise AssertionError(f"an undisturbed run failed\n{self._said()}")
@@ -393,7 +396,8 @@ class Sweepers:
         with self._grounds(self._folders.mktemp("sweep")) as ground:
             ground.make()
             with ground.living_run():
-                sweeper = Sweeper(ground, kind)
+                default = [] if kind == KINDS[0] else Sweeper(ground, KINDS[0]).points
+                sweeper = Sweeper(ground, kind, default)
                 yield sweeper
                 # Shown by `./test sweep`.
-                print(f"{self._name}, {kind}: {sweeper.totals.table(sweeper.points)}")
+                print(f"{self._name}, {kind}: {sweeper.totals.table(sweeper.points, len(sweeper.left_out))}")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 from tests.support.programs import EMULATOR
@@ -84,7 +85,7 @@ def all_chunks(kind: str) -> list[Chunk]:
     """The whole sweep of a kind of run.
 
     Right after one call a process is where it is right before its next: only the default kind is killed at both, and at all
-    instants; the other kinds at a third of these, as the processes are the same.
+    instants; the other kinds at a third of these, as the processes are the same (see :func:`left_out` as well).
     """
     default = kind == KINDS[0]
     return [
@@ -100,18 +101,29 @@ def all_chunks(kind: str) -> list[Chunk]:
     ]
 
 
-def chosen(kind: str, chunk: Chunk | None, points: Sequence[Point]) -> list[Case]:
+def left_out(points: Sequence[Point], default: Sequence[Point]) -> set[Point]:
+    """Two thirds of those points of a kind of run that the default kind has as well, by the seed: there both do the same."""
+    there = Counter((point.role, point.text) for point in default)
+    shared = []
+    for point in points:
+        if there[point.role, point.text]:
+            there[point.role, point.text] -= 1
+            shared.append(point)
+    return set(random.Random(SEED).sample(shared, len(shared) * 2 // 3))
+
+
+def chosen(kind: str, chunk: Chunk | None, points: Sequence[Point], without: Set[Point]) -> list[Case]:
     """The cases of a chunk, for a run of a kind with these points; for None, those that are asked for by environment."""
     if chunk is not None:
-        return _cases_of(chunk, points)
+        return _cases_of(chunk, points, without)
     if WHAT:
         return [Case.parse(WHAT)]
-    every = [case for chunk in all_chunks(kind) for case in _cases_of(chunk, points)]
+    every = [case for chunk in all_chunks(kind) for case in _cases_of(chunk, points, without)]
     return random.Random(SEED).sample(every, SAMPLE)
 
 
-def _cases_of(chunk: Chunk, points: Sequence[Point]) -> list[Case]:
-    cases = _at_instants(chunk) if chunk.when == INSTANT else _at_points(chunk, points)
+def _cases_of(chunk: Chunk, points: Sequence[Point], without: Set[Point]) -> list[Case]:
+    cases = _at_instants(chunk) if chunk.when == INSTANT else _at_points(chunk, points, without)
     return cases[chunk.share :: _SHARES]
 
 
@@ -122,12 +134,12 @@ def _at_instants(chunk: Chunk) -> list[Case]:
     return [Case(chance.choice(roles), nth, INSTANT, chunk.everyone, chunk.helpers) for nth in instants]
 
 
-def _at_points(chunk: Chunk, points: Sequence[Point]) -> list[Case]:
+def _at_points(chunk: Chunk, points: Sequence[Point], without: Set[Point]) -> list[Case]:
     if chunk.helpers:
         # Up to the engine's start it makes no difference what that will do.
         points = points[[point.role for point in points].index("engine") :]
     return [
         Case(point.role, point.nth, chunk.when, chunk.everyone, chunk.helpers)
         for point in points
-        if point.role == chunk.role
+        if point.role == chunk.role and point not in without
     ]

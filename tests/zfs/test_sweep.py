@@ -32,5 +32,5 @@ def sweepers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweepers]:
 @pytest.mark.parametrize(("kind", "chunk"), swept(), ids=str)
 def test_a_killed_run_leaves_nothing(kind: str, chunk: Chunk | None, sweepers: Sweepers) -> None:
     sweeper = sweepers(kind)
-    if problems := sweeper.run(chosen(kind, chunk, sweeper.points)):
+    if problems := sweeper.run(chosen(kind, chunk, sweeper.points, sweeper.left_out)):
         pytest.fail("\n".join(problems), pytrace=False)
