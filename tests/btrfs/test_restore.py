@@ -149,7 +149,7 @@ def test_a_second_run_has_the_same_record(ground: Ground) -> None:
         assert ended.returncode == 0, str(ended)
         index = shards.read_index((target / INDEX).read_bytes())
         content = {str(path.relative_to(target)): path.read_bytes() for path in target.rglob("*") if path.is_file()}
-        found = dict(shards.read(index, content.__getitem__))
+        found = dict(shards.Reading(index, content.__getitem__).forward())
         # The directories above are as the host has them, and others make things in them meanwhile.
         made.append({path: entries for path, entries in found.items() if is_at_or_below(path, str(ground.source))})
     assert made[0] == made[1]

@@ -9,9 +9,7 @@ from typing import NoReturn
 from kopiatomic.commands import profiles
 from kopiatomic.commands.failures import ended, require_root
 from kopiatomic.commands.profiles import Folder
-from kopiatomic.config import credentials
 from kopiatomic.engines import program
-from kopiatomic.engines.ways import combined
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.output.console import Console
 from kopiatomic.schedules.environment import created
@@ -31,9 +29,7 @@ def _run(name: str, argv: Sequence[str], folder: Folder, shown: str) -> NoReturn
         raise UsageError(
             f"{name} runs a command of its own, and has no engine", kind="usage", hint="Run that command by hand."
         )
-    place = os.environ.pop("CREDENTIALS_DIRECTORY", "")
-    own = credentials.resolve(options.variables, place).values
-    environment = combined(os.environ, combined(credentials.handed(place), own))
+    environment = profiles.engine_environment(options)
     engine = created(options, environment)
     environment |= engine.by_hand(environment)
     variable = f"KOPIATOMIC_{engine.name.upper()}"

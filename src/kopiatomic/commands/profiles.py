@@ -9,10 +9,12 @@ from dataclasses import replace
 from typing import Any
 
 from kopiatomic import presence
+from kopiatomic.config import credentials
 from kopiatomic.config import profile as profiles
 from kopiatomic.config.options import HoldBlock, Options
 from kopiatomic.config.profile import SUFFIX, Entry, Origin, Problem, Profile, ProfileError, source_of
 from kopiatomic.config.settings import COMMANDS, STATE_DIRECTORY
+from kopiatomic.engines.ways import combined
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import TIMEOUT, Wanted, check_settings
@@ -224,6 +226,17 @@ def _hooks(profile: Profile) -> Iterator[Hook]:
                 variables=tuple(entry.sources()),
                 place=entry.origin.place,
             )
+
+
+def engine_environment(options: Options) -> dict[str, str]:
+    """Return the environment of a profile's engine outside of a run: ours, with what the profile and a service manager give it.
+
+    From then on the folder of credentials is in no environment. Raises KopiatomicError, and Interrupted.
+    """
+    folder = credentials.folder_of(os.environ)
+    os.environ.pop("CREDENTIALS_DIRECTORY", None)
+    own = credentials.resolve(options.variables, folder).values
+    return combined(os.environ, combined(credentials.handed(folder), own))
 
 
 WORST = (1, 2, 4, 3, 75, 0)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from kopiatomic import errors, platforms, presence
 from kopiatomic.commands.failures import ended
 from kopiatomic.commands.profiles import Folder
-from kopiatomic.commands.stored import Access, Stored, chosen, content_of, described, reader_of
+from kopiatomic.commands.stored import Access, Stored, chosen, described, reader_of, record_of
 from kopiatomic.engines.reader import Reader, no_path
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
@@ -21,6 +21,7 @@ from kopiatomic.system import signals
 from kopiatomic.text import first_few, printable
 from kopiatomic.trees import removal
 from kopiatomic.trees.apply import Outcome, Restorer
+from kopiatomic.trees.shards import Reading
 from kopiatomic.trees.target import Target
 from kopiatomic.trees.walk import opened
 
@@ -69,17 +70,17 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     what = {"engine": reader.name, "snapshot": stored.snapshot.id, "paths": "\n".join(map(printable, paths))}
     with Target.prepared(wanted.to, what) as target:
         _data(reader, stored, paths, target, console)
+        outcome = Outcome()
         with ExitStack() as stack:
             restorers = []
             if wanted.metadata and stored.index is not None:
                 console.phase(f"giving back what {reader.name} has lost")
-                restorers = list(_restorers(stored, content_of(reader, stored), paths, target, stack))
+                restorers = list(_restorers(record_of(reader, stored), paths, target, outcome, stack))
             for restorer in restorers:
                 restorer.apply()
             target.finish()
             for restorer in restorers:
                 restorer.last()
-        outcome = _together([restorer.outcome for restorer in restorers])
         return _said(reader, stored, target, outcome, console, as_json=as_json)
 
 
@@ -108,19 +109,19 @@ def _data(reader: Reader, stored: Stored, paths: Sequence[str], target: Target, 
 
 
 def _restorers(
-    stored: Stored, content: Callable[[str], bytes], paths: Sequence[str], target: Target, stack: ExitStack
+    record: Reading, paths: Sequence[str], target: Target, outcome: Outcome, stack: ExitStack
 ) -> Iterator[Restorer]:
     """Yield what gives back what is recorded of each path. Raises OSError."""
-    assert stored.index is not None
     for path in paths or ["/"]:
         inside = below(path, "/") if len(paths) > 1 else ""
         above, name = os.path.split(path)
         is_alone = len(paths) == 1 and not target.is_whole
         if is_alone or not _is_directory(target, inside):
             top = stack.enter_context(opened(target.fd, os.path.dirname(inside)))
-            yield Restorer(stored.index, content, top, above, name)
+            yield Restorer(record, outcome, top, above, name)
         else:
-            yield Restorer(stored.index, content, stack.enter_context(opened(target.fd, inside)), path)
+            top = stack.enter_context(opened(target.fd, inside))
+            yield Restorer(record, outcome, top, path)
 
 
 def _is_directory(target: Target, inside: str) -> bool:
@@ -131,16 +132,6 @@ def _is_directory(target: Target, inside: str) -> bool:
         if presence.moved(error):
             return False
         raise
-
-
-def _together(outcomes: Sequence[Outcome]) -> Outcome:
-    total = Outcome()
-    for one in outcomes:
-        total.applied += one.applied
-        total.absent += one.absent
-        total.differences += one.differences
-        total.failures += one.failures
-    return total
 
 
 def _said(reader: Reader, stored: Stored, target: Target, outcome: Outcome, console: Console, *, as_json: bool) -> int:

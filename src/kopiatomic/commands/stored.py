@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from kopiatomic import engines
 from kopiatomic.commands import profiles
 from kopiatomic.commands.profiles import Folder
-from kopiatomic.config import credentials
 from kopiatomic.config.options import words
 from kopiatomic.engines.engine import KOPIA
 from kopiatomic.engines.reader import Entry, Reader, StoredSnapshot
-from kopiatomic.engines.ways import combined
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import RECORD
@@ -52,9 +50,7 @@ def reader_of(access: Access, folder: Folder) -> Reader:
                 kind="usage",
                 hint="Restore with that program's own means.",
             )
-        place = os.environ.get("CREDENTIALS_DIRECTORY", "")
-        own = credentials.resolve(chosen.variables, place).values
-        environment = combined(os.environ, combined(credentials.handed(place), own))
+        environment = profiles.engine_environment(chosen)
         engine, repository, options = chosen.engine, chosen.repository, chosen.options
     return engines.open_reader(engine or KOPIA, words("-o", options), repository=repository, environment=environment)
 
@@ -103,6 +99,8 @@ class Stored:
     index: shards.Index | None
     problem: KopiatomicError | None = None
     """What is wrong with its metadata record, if so."""
+    files: Mapping[str, bytes] | None = None
+    """All files of its metadata record, by their paths as the engine has them; None if only the list has been read."""
 
     def path(self, path: str) -> str:
         """Return where the engine has what was at an absolute path."""
@@ -124,19 +122,21 @@ class Stored:
         )
 
 
-def examined(reader: Reader, snapshot: StoredSnapshot) -> Stored:
+def examined(reader: Reader, snapshot: StoredSnapshot, *, whole: bool = False) -> Stored:
     """Return a snapshot with the list of its metadata record, or what is wrong with that. Raises KopiatomicError.
 
     Only a snapshot that is marked has one: a file of that name in any other is its owner's, who may write what he likes to it.
+    ``whole`` reads all of the record at once: each reading starts the engine anew.
     """
     in_place = Stored(snapshot, "", None)
     if not snapshot.recorded:
         return in_place
     for root in snapshot.sources or _roots(reader, snapshot):
         files = Files()
-        path = f"{root.rstrip('/')}{RECORD}/{INDEX}"
+        top = _record_in(root)
+        path = f"{top}/{INDEX}"
         try:
-            reader.read(snapshot, files, below=path)
+            reader.read(snapshot, files, below=top if whole else path)
             index = shards.read_index(files.found.get(path, b""))
         except KopiatomicError as error:
             if error.kind.startswith("record-"):
@@ -144,8 +144,13 @@ def examined(reader: Reader, snapshot: StoredSnapshot) -> Stored:
             if error.kind != f"{reader.name}-no-path":
                 raise
             continue
-        return Stored(snapshot, root, index)
+        return Stored(snapshot, root, index, files=files.found if whole else None)
     return in_place
+
+
+def _record_in(root: str) -> str:
+    """Return where the engine has the metadata record of what it has at a path."""
+    return f"{root.rstrip('/')}{RECORD}"
 
 
 def _roots(reader: Reader, snapshot: StoredSnapshot) -> Sequence[str]:
@@ -160,16 +165,16 @@ def _roots(reader: Reader, snapshot: StoredSnapshot) -> Sequence[str]:
     return topmost(found)
 
 
-def content_of(reader: Reader, stored: Stored) -> Callable[[str], bytes]:
-    """Return what returns the files of a snapshot's metadata record by their path in it. Raises KopiatomicError."""
-    files = Files()
-    top = f"{stored.root.rstrip('/')}{RECORD}"
-    reader.read(stored.snapshot, files, below=top)
-
-    def content(path: str) -> bytes:
-        return files.found.get(f"{top}/{path}", b"")
-
-    return content
+def record_of(reader: Reader, stored: Stored) -> shards.Reading:
+    """Return the metadata record of a snapshot that has one, all of it read. Raises KopiatomicError."""
+    assert stored.index is not None
+    top, found = _record_in(stored.root), stored.files
+    if found is None:
+        files = Files()
+        reader.read(stored.snapshot, files, below=f"{top}/{shards.FOLDER}")
+        found = files.found
+    held = found
+    return shards.Reading(stored.index, lambda path: held.get(f"{top}/{path}", b""))
 
 
 def chosen(reader: Reader, what: str, paths: Sequence[str]) -> Stored:
@@ -180,26 +185,30 @@ def chosen(reader: Reader, what: str, paths: Sequence[str]) -> Stored:
     snapshots = reader.snapshots()
     if what != LATEST:
         found = [one for one in snapshots if _is_meant(one, what)]
-        if len(found) > 1 and paths:
-            found = [one for one in found if all(examined(reader, one).holds(path) for path in paths)]
-        if len(found) != 1:
-            raise _not_one(reader.name, what, found)
-        return examined(reader, found[0])
+        if len(found) == 1:
+            return examined(reader, found[0], whole=True)
+        return _only(reader, what, found, paths)
     complete = [one for one in snapshots if one.complete]
-    held: list[Stored] = []
     if any(one.sources for one in complete):
         newest = {(one.host, one.user, one.sources): one for one in complete}
-        held = [one for one in (examined(reader, one) for one in newest.values()) if all(map(one.holds, paths))]
-    else:
-        # The engine does not keep what they are of: the newest one that has the paths.
-        for one in reversed(complete[-_LOOKED_AT:]):
-            archive = examined(reader, one)
-            if not archive.known or all(map(archive.holds, paths)):
-                held = [archive]
-                break
-    if len(held) != 1:
-        raise _not_one(reader.name, LATEST, [one.snapshot for one in held])
-    return held[0]
+        return _only(reader, what, list(newest.values()), paths)
+    # The engine does not keep what they are of: the newest one that has the paths.
+    for one in reversed(complete[-_LOOKED_AT:]):
+        archive = examined(reader, one, whole=True)
+        if not archive.known or all(map(archive.holds, paths)):
+            return archive
+    raise _not_one(reader.name, LATEST, [])
+
+
+def _only(reader: Reader, what: str, found: Sequence[StoredSnapshot], paths: Sequence[str]) -> Stored:
+    """Return the one of some snapshots that may hold the paths. Raises KopiatomicError if it is none, or several."""
+    if paths or len(found) == 1:
+        examined_ones = [examined(reader, one, whole=len(found) == 1) for one in found]
+        held = [one for one in examined_ones if all(map(one.holds, paths))]
+        if len(held) == 1:
+            return held[0]
+        found = [one.snapshot for one in held]
+    raise _not_one(reader.name, what, found)
 
 
 def _is_meant(snapshot: StoredSnapshot, what: str) -> bool:

@@ -24,13 +24,12 @@ from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 from kopiatomic.trees import attributes, shards
 from kopiatomic.trees.compare import PATH, Difference, compare
+from kopiatomic.trees.shards import Group
 from kopiatomic.trees.walk import opened
 
 _HELD = 0x10 | 0x20
 """Flags with which nothing can be changed: immutable, append only."""
 _NEW = ".kopiatomic-new"
-
-Group = tuple[str, list[RecordedEntry]]
 
 _MODES = {
     EntryKind.FIFO: stat.S_IFIFO,
@@ -42,7 +41,7 @@ _MODES = {
 
 @dataclass
 class Outcome:
-    """What came of it. Paths are those of the record."""
+    """What came of it, of all parts of a restore together. Paths are those of the record."""
 
     applied: int = 0
     absent: list[str] = field(default_factory=list)
@@ -55,14 +54,12 @@ class Outcome:
 class Restorer:
     """Applies a record to the part of a tree at ``base`` (an absolute path in the record), which is in the directory ``top``.
 
-    ``only``: to nothing but the entry with this name in that directory.
+    ``only``: to nothing but the entry with this name in that directory. What comes of it is added to ``outcome``.
     """
 
-    def __init__(
-        self, index: shards.Index, content: Callable[[str], bytes], top: int, base: str, only: str | None = None
-    ) -> None:
-        self._index = index
-        self._content = content
+    def __init__(self, record: shards.Reading, outcome: Outcome, top: int, base: str, only: str | None = None) -> None:
+        self._record = record
+        self._outcome = outcome
         self._top = top
         self._base = base.rstrip("/") or "/"
         self._only = only
@@ -72,10 +69,9 @@ class Restorer:
         """Where the first name of each file with several is, by the recorded path of the first of all."""
         self._alike: set[tuple[str, str]] = set()
         """Names, each with its directory, that the engine has given to several entries: which is which cannot be told."""
-        self.outcome = Outcome()
         self._flagged = inodes.flags(top) is not None
 
-    def apply(self) -> Outcome:
+    def apply(self) -> None:
         """Do all of it but for the top directory itself. Raises KopiatomicError if the record is damaged."""
         stored = Counter(one for path, entries in self._forward() for one in _stored(path, entries))
         self._alike = {name for name, count in stored.items() if count > 1}
@@ -88,8 +84,7 @@ class Restorer:
             if self._is_there(path):
                 self._each(path, partial(self._compare, path, entries))
             else:
-                self.outcome.absent += [joined(path, entry) for entry in entries]
-        return self.outcome
+                self._outcome.absent += [joined(path, entry) for entry in entries]
 
     def last(self) -> None:
         """Give the top directory itself what is recorded of it: from then on its owner can enter it."""
@@ -98,14 +93,12 @@ class Restorer:
             self._each(self._base, partial(self._compare, self._base, [self._own]))
 
     def _forward(self) -> Iterator[Group]:
-        for group in shards.read(self._index, self._content):
+        for group in self._record.forward():
             yield from self._wanted(group)
 
     def _backward(self) -> Iterator[Group]:
-        for shard in reversed(self._index.shards):
-            content = self._content(shards.path_of(shard))
-            for group in reversed(list(shards.read_shard(shard, content))):
-                yield from self._wanted(group)
+        for group in self._record.backward():
+            yield from self._wanted(group)
 
     def _wanted(self, group: Group) -> Iterator[Group]:
         path, entries = group
@@ -142,7 +135,7 @@ class Restorer:
             yield
         except OSError as error:
             if not presence.absent(error):
-                self.outcome.failures.append(f"{printable(path)}: {what}: {error.strerror}")
+                self._outcome.failures.append(f"{printable(path)}: {what}: {error.strerror}")
 
     # Names, links, special files
 
@@ -173,7 +166,7 @@ class Restorer:
         """Give an entry its name back, unless another one may be meant by the one that it has. Raises OSError."""
         there = presence.status(stored, follow_links=False, directory=fd) is not None
         if there and (directory, stored) in self._alike:
-            self.outcome.failures.append(
+            self._outcome.failures.append(
                 f"{printable(_below(directory, name))}: another entry has become the same in the backup, and which of them "
                 f"{printable(stored)} is cannot be told"
             )
@@ -241,7 +234,7 @@ class Restorer:
             if is_plain and entry.flags & _HELD:
                 with self._noted(whole, "its flags cannot be set"):
                     _set_flags(fd, entry.name, entry.flags)
-        self.outcome.applied += 1
+        self._outcome.applied += 1
 
     def _give_xattrs(self, whole: str, fd: int, entry: RecordedEntry) -> None:
         with self._noted(whole, "its attributes cannot be read"):
@@ -260,10 +253,10 @@ class Restorer:
         for entry in entries:
             whole = joined(path, entry)
             if entry.name != HERE and presence.status(entry.name, follow_links=False, directory=fd) is None:
-                self.outcome.absent.append(whole)
+                self._outcome.absent.append(whole)
                 continue
             with self._noted(whole, "it cannot be compared"):
-                self.outcome.differences += compare(whole, fd, entry, flagged=self._flagged)
+                self._outcome.differences += compare(whole, fd, entry, flagged=self._flagged)
                 if entry.same_as is not None:
                     self._compare_link(whole, fd, entry)
 
@@ -273,7 +266,7 @@ class Restorer:
             one = presence.status(os.path.basename(first), follow_links=False, directory=there)
         other = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
         if one is not None and not os.path.samestat(one, other):
-            self.outcome.differences.append(
+            self._outcome.differences.append(
                 Difference(whole, "the file", f"another name of {printable(first)}", "a file of its own")
             )
 

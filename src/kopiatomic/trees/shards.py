@@ -287,10 +287,26 @@ def read_shard(shard: Shard, content: bytes) -> Iterator[tuple[str, list[Recorde
         yield path, entries
 
 
-def read(index: Index, content: Callable[[str], bytes]) -> Iterator[tuple[str, list[RecordedEntry]]]:
-    """Yield each directory of a record; ``content`` returns a file's by its path in the record. Raises KopiatomicError."""
-    for shard in index.shards:
-        yield from read_shard(shard, content(path_of(shard)))
+Group = tuple[str, list[RecordedEntry]]
+"""A directory by its absolute path, and its entries."""
+
+
+@immutable
+class Reading:
+    """A record that can be read: its list, and what returns a file's content by its path in the record."""
+
+    index: Index
+    content: Callable[[str], bytes]
+
+    def forward(self) -> Iterator[Group]:
+        """Yield each directory, each before what is in it. Raises KopiatomicError."""
+        for shard in self.index.shards:
+            yield from read_shard(shard, self.content(path_of(shard)))
+
+    def backward(self) -> Iterator[Group]:
+        """Yield each directory, each after what is in it. Raises KopiatomicError."""
+        for shard in reversed(self.index.shards):
+            yield from reversed(list(read_shard(shard, self.content(path_of(shard)))))
 
 
 def path_of(shard: Shard) -> str:

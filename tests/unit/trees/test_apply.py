@@ -18,7 +18,7 @@ from kopiatomic.system.descriptors import closing
 from kopiatomic.trees import shards
 from kopiatomic.trees.apply import Outcome, Restorer
 from kopiatomic.trees.record import Recorder
-from kopiatomic.trees.shards import Writer
+from kopiatomic.trees.shards import Reading, Writer
 
 ALL = Losses(xattrs=True, hard_links=True, specials=True, directory_times=True, link_step_ns=1000, stand_in="\ufffd")
 """Those of kopia."""
@@ -62,10 +62,12 @@ class Ground:
     def applied(self, base: str = "/home") -> Outcome:
         index = shards.read_index((self.record / INDEX).read_bytes())
         with closing(os.open(self.target, os.O_RDONLY)) as top:
-            restorer = Restorer(index, lambda path: (self.record / path).read_bytes(), top, base)
+            outcome = Outcome()
+            record = Reading(index, lambda path: (self.record / path).read_bytes())
+            restorer = Restorer(record, outcome, top, base)
             restorer.apply()
             restorer.last()
-            return restorer.outcome
+            return outcome
 
     def differences(self, below: str = "") -> str:
         """What rsync finds different, besides sockets' and links' times, which it may not set."""

@@ -13,7 +13,7 @@ import pytest
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.record import INDEX, EntryKind, RecordedEntry, Shard
 from kopiatomic.trees import shards
-from kopiatomic.trees.shards import Index, Writer
+from kopiatomic.trees.shards import Index, Reading, Writer
 
 
 def entry(name: str, **more: object) -> RecordedEntry:
@@ -49,7 +49,7 @@ def index(folder: Path) -> Index:
 
 
 def read(folder: Path) -> dict[str, list[RecordedEntry]]:
-    return dict(shards.read(index(folder), lambda path: (folder / path).read_bytes()))
+    return dict(Reading(index(folder), lambda path: (folder / path).read_bytes()).forward())
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
