@@ -30,6 +30,20 @@ def _escaped(character: str) -> str:
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
+_NO_TEXT = re.compile("[\udc80-\udcff]")
+"""A byte of a name that is not UTF-8, as ``os.fsdecode`` has it."""
+
+
+def is_text(name: str) -> bool:
+    """Whether all bytes of a name are UTF-8."""
+    return name.isascii() or _NO_TEXT.search(name) is None
+
+
+def spelled(name: str, stand_in: str) -> str:
+    """Return a name or path as written by a program that replaces each byte that is not text."""
+    return name if is_text(name) else _NO_TEXT.sub(lambda _: stand_in, name)
+
+
 def first_few(names: Sequence[str]) -> str:
     """Return the first three of some names as shown to a person, and how many more there are."""
     shown = ", ".join(map(printable, names[:3]))

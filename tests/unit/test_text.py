@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kopiatomic.text import printable
+from kopiatomic.text import is_text, printable, spelled
 
 
 @pytest.mark.parametrize(
@@ -38,3 +38,9 @@ def test_every_name_there_can_be_becomes_printable_utf8(name: bytes) -> None:
 @given(st.text(st.characters(codec="utf-8")).filter(str.isprintable))
 def test_what_is_printable_already_stays_as_it_is(name: str) -> None:
     assert printable(name) == name
+
+
+def test_each_byte_that_is_no_text_has_a_sign_as_in_go() -> None:
+    for name, written in ((b"a\xff", "a_"), (b"\xe2\x82", "__"), (b"\xed\xa0\x80", "___"), ("é€".encode(), "é€")):
+        assert spelled(os.fsdecode(name), "_") == written
+        assert is_text(os.fsdecode(name)) == (written == os.fsdecode(name))

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from kopiatomic.engines.engine import Job
-from kopiatomic.engines.names import spelled
 from kopiatomic.model.fstypes import SYSTEM
 from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.model.record import INDEX
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.state import locks
+from kopiatomic.text import spelled
 
 
 @dataclass(slots=True)

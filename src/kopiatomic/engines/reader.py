@@ -14,11 +14,10 @@ from enum import Enum
 from typing import Protocol
 
 from kopiatomic import presence
-from kopiatomic.engines.names import spelled
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.system import looking
-from kopiatomic.text import printable
+from kopiatomic.text import printable, spelled
 
 RECORDED = "kopiatomic-record"
 """The mark of a snapshot with a metadata record: a tag of kopia's and restic's, the comment of Borg's archive."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,11 +10,11 @@ from contextlib import contextmanager
 from kopiatomic import presence
 from kopiatomic.model.record import HERE, SPECIAL, EntryKind, Losses, Recorded, RecordedEntry, Unrecorded
 from kopiatomic.system import inodes
+from kopiatomic.text import is_text, spelled
 from kopiatomic.trees import attributes
 from kopiatomic.trees.shards import Writer
 from kopiatomic.trees.walk import Directory, kind_of, walk
 
-_NO_TEXT = re.compile("[\udc80-\udcff]")
 _SHOWN = 20
 """How many of what could not be read are named; the rest are counted."""
 
@@ -69,9 +68,9 @@ class Recorder:
         self._find_alike(path, directory)
         # Directories on this filesystem have their own turn.
         found = [
-            self._entry(path, directory.fd, name, status)
-            for name, status in directory.entries
-            if not stat.S_ISDIR(status.st_mode)
+            self._entry(path, directory.fd, entry.name, entry.stat(follow_symlinks=False))
+            for entry in directory.entries
+            if not entry.is_dir(follow_symlinks=False)
         ]
         entries = [entry for entry in found if entry is not None]
         # What is made in a directory afterwards changes its time.
@@ -85,8 +84,8 @@ class Recorder:
         """Note the entries that have the very name that the engine gives to another."""
         if not self._losses.stand_in:
             return
-        names = {name for name, _ in directory.entries}
-        changed = {_NO_TEXT.sub(self._losses.stand_in, name) for name in names if _NO_TEXT.search(name)}
+        names = {entry.name for entry in directory.entries}
+        changed = {spelled(name, self._losses.stand_in) for name in names if not is_text(name)}
         self._alike.update(_joined(path, name) for name in changed & names)
 
     def _entry(
@@ -108,7 +107,7 @@ class Recorder:
             same_as = self._first.setdefault((status.st_dev, status.st_ino), whole)
         mtime = status.st_mtime_ns
         odd = name if name != HERE else os.path.basename(path)
-        stored = _NO_TEXT.sub(losses.stand_in, odd) if losses.stand_in and _NO_TEXT.search(odd) else None
+        stored = spelled(odd, losses.stand_in) if losses.stand_in and not is_text(odd) else None
         if whole in self._alike:
             stored = odd
         if not (

@@ -40,8 +40,8 @@ class Directory:
     path: str
     """Relative to the top of the walk; empty for the top."""
     fd: int
-    entries: tuple[tuple[str, os.stat_result], ...]
-    """What is in it, sorted by the bytes of the names, with the status; on other filesystems as well."""
+    entries: tuple[os.DirEntry[str], ...]
+    """What is in it, sorted by the bytes of the names; on other filesystems as well. The status can be asked for meanwhile."""
 
 
 @contextmanager
@@ -73,11 +73,7 @@ def walk(top: int, unreadable: Callable[[str, OSError], None]) -> Iterator[Direc
         try:
             with opened(top, path) as fd:
                 entries = _listed(fd)
-                inside = [
-                    f"{path}/{name}" if path else name
-                    for name, status in entries
-                    if stat.S_ISDIR(status.st_mode) and status.st_dev == device
-                ]
+                inside = [f"{path}/{one.name}" if path else one.name for one in entries if _is_directory(one, device)]
                 yield Directory(path, fd, entries)
         except OSError as error:
             if presence.moved(error):
@@ -88,7 +84,11 @@ def walk(top: int, unreadable: Callable[[str, OSError], None]) -> Iterator[Direc
         waiting += reversed(inside)
 
 
-def _listed(fd: int) -> tuple[tuple[str, os.stat_result], ...]:
+def _is_directory(entry: os.DirEntry[str], device: int) -> bool:
+    """Whether it is a directory on that filesystem. Raises OSError."""
+    return entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_dev == device
+
+
+def _listed(fd: int) -> tuple[os.DirEntry[str], ...]:
     with os.scandir(fd) as entries:
-        found = [(os.fsencode(entry.name), entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
-    return tuple((name, status) for _, name, status in sorted(found, key=lambda one: one[0]))
+        return tuple(sorted(entries, key=lambda entry: os.fsencode(entry.name)))

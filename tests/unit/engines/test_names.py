@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kopiatomic.engines.names import OddNames, find_breaking, find_collisions, spelled
+from kopiatomic.engines.names import OddNames, find_breaking, find_collisions
 
 SIGN = "\ufffd"
 
@@ -13,11 +13,6 @@ SIGN = "\ufffd"
 def made(folder: Path, *names: bytes) -> None:
     for name in names:
         (folder / os.fsdecode(name)).touch()
-
-
-def test_each_byte_has_a_sign_as_in_go() -> None:
-    for name, written in ((b"a\xff", "a_"), (b"\xe2\x82", "__"), (b"\xed\xa0\x80", "___"), ("é€".encode(), "é€")):
-        assert spelled(os.fsdecode(name), "_") == written
 
 
 def test_names_that_become_another_of_their_directory_are_found(tmp_path: Path) -> None:

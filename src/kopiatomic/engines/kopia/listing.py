@@ -12,13 +12,13 @@ from kopiatomic.engines.engine import Job
 from kopiatomic.engines.kopia.client import Client, last_error
 from kopiatomic.engines.kopia.output import Manifest
 from kopiatomic.engines.listing import record_in
-from kopiatomic.engines.names import OddNames, spelled
+from kopiatomic.engines.names import OddNames
 from kopiatomic.engines.numbers import number
 from kopiatomic.engines.program import KEEP
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import process
-from kopiatomic.text import first_few, printable
+from kopiatomic.text import first_few, printable, spelled
 
 HEAD = b'{"stream":"kopia:directory","entries":'
 """How a directory's object begins; ``null`` or a list follows (snapshot/manifest.go, DirManifest)."""
