@@ -46,6 +46,10 @@ class Ground:
         self.environment = environment
         self.btrfs = btrfs
 
+    @property
+    def engine(self) -> str:
+        return self.words[1] if self.words else "kopia"
+
     def run(self, *more: str | Path) -> Any:
         words = ["--mount-root", self.root, "--json", "-r", *more, self.source]
         ended = self.kopiatomic(*words, *self.words, env=self.environment)
@@ -219,14 +223,28 @@ def test_a_killed_restore_can_be_run_again(ground: Ground, after: float) -> None
     assert differences(ground.source, target) == ""
 
 
-def test_list_shows_what_there_is(ground: Ground) -> None:
-    ground.run()
+def test_list_shows_what_there_is_and_what_is_recorded_of_it(ground: Ground, tmp_path: Path) -> None:
+    runs = [ground.run()["run_id"], ground.run("--no-metadata")["run_id"]]
     ended = ground.kopiatomic("list", "--json", *ground.words, env=ground.environment)
     assert ended.returncode == 0, str(ended)
-    (one,) = json.loads(ended.stdout)["snapshots"]
-    assert one["complete"]
-    ended = ground.kopiatomic("list", *ground.words, env=ground.environment)
-    assert one["id"] in ended.stdout
+    newer, older = json.loads(ended.stdout)["snapshots"]
+    assert [one["run_id"] for one in (older, newer)] == runs
+    assert [one["metadata"] for one in (older, newer)] == ["recorded", None]
+    for one in (older, newer):
+        assert (one["complete"], one["result"], one["series"]) == (True, "saved", str(ground.root))
+    ended = ground.kopiatomic("list", *ground.words, env={**ground.environment, "COLUMNS": "80"})
+    head, *lines = ended.stdout.splitlines()
+    assert head.split() == ["INSTANT", "(UTC)", ground.engine.upper(), "ID", "SERIES", "RECORD"]
+    assert all(len(line) <= 80 for line in lines)
+    if ground.engine != "borg":
+        day, clock, shown, series, record = lines[1].split()
+        assert (f"{day}T{clock}", series, record) == (older["instant"][:19], str(ground.root), "yes")
+        assert older["id"].startswith(shown)
+    # Another machine has no records of it.
+    words: list[str | Path] = ["list", "--json", "--state-dir", tmp_path / "none", *ground.words]
+    for one in json.loads(ground.kopiatomic(*words, env=ground.environment).stdout)["snapshots"]:
+        assert (one["series"], one["result"]) == (None, None)
+        assert one["run_id"] in (set(runs) if ground.engine == "kopia" else {None})
 
 
 def test_what_the_target_cannot_hold_is_named(ground: Ground, tmp_path: Path) -> None:
@@ -269,7 +287,7 @@ def test_a_restore_that_was_interrupted_late_can_be_run_again(ground: Ground) ->
     assert ended.returncode == 0, str(ended)
     listed = ground.kopiatomic("list", "--json", *ground.words, env=ground.environment)
     (one,) = json.loads(listed.stdout)["snapshots"]
-    note = {"engine": ground.words[1] if ground.words else "kopia", "snapshot": one["id"], "paths": str(ground.source)}
+    note = {"engine": ground.engine, "snapshot": one["id"], "paths": str(ground.source)}
     (target / ".kopiatomic-restoring").mkdir(0o700)
     (target / ".kopiatomic-restoring/what.json").write_text(json.dumps(note))
     (target / "setuid").unlink()

@@ -18,6 +18,7 @@ def list_snapshots(
     options: str,
     profile: str | None,
     config_dir: str | None,
+    state_dir: str,
     as_json: bool,
 ) -> None:
     """List what can be restored: the snapshots in a repository, the newest first."""
@@ -27,4 +28,4 @@ def list_snapshots(
     from kopiatomic.output.console import Console
 
     access = Access(engine, repository, options, profile or "")
-    raise SystemExit(run(access, folder(config_dir), Console(called()), as_json=as_json))
+    raise SystemExit(run(access, folder(config_dir), state_dir, Console(called()), as_json=as_json))

@@ -1,50 +1,128 @@
-"""``kopiatomic list``: what a repository has that can be restored."""
+"""``kopiatomic list``: what a repository has that can be restored, with what this machine has recorded of it."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
 from kopiatomic import errors
+from kopiatomic.commands import profiles
 from kopiatomic.commands.failures import ended
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.stored import Access, reader_of
+from kopiatomic.engines.reader import StoredSnapshot
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.output.console import Console
 from kopiatomic.output.document import instant_text, instant_words
+from kopiatomic.state.records import Records, RunRecord
 from kopiatomic.system import signals
 from kopiatomic.text import first_few, printable
 
 FORMAT = "kopiatomic-list-1"
 
+_ID = 8
+"""The fewest characters of an id that are shown."""
 
-def run(access: Access, folder: Folder, console: Console, *, as_json: bool) -> int:
+Runs = Mapping[tuple[str, str], RunRecord]
+"""Recorded runs, by the id of each snapshot that they made and its time to the second."""
+
+
+def run(access: Access, folder: Folder, state_dir: str, console: Console, *, as_json: bool) -> int:
     """List the snapshots; return the exit code."""
     with signals.handled():
-        return ended(lambda: _run(access, folder, console, as_json=as_json), console)
+        return ended(lambda: _run(access, folder, state_dir, console, as_json=as_json), console)
 
 
-def _run(access: Access, folder: Folder, console: Console, *, as_json: bool) -> int:
+def _run(access: Access, folder: Folder, state_dir: str, console: Console, *, as_json: bool) -> int:
     reader = reader_of(access, folder)
     console.phase(f"asking {reader.name} what there is")
     snapshots = reader.snapshots()[::-1]
+    if access.profile:
+        state_dir = profiles.options(folder.load(access.profile), {}).state_dir
+    runs = _recorded(state_dir, reader.name, console)
     if as_json:
-        listed = [
-            {
-                "id": one.id,
-                "instant": instant_text(one.started_ns),
-                "host": one.host,
-                "user": one.user,
-                "sources": [printable(source) for source in one.sources],
-                "complete": one.complete,
-                "run_id": one.run,
-            }
-            for one in snapshots
-        ]
+        listed = [_document(one, runs.get(_key(one))) for one in snapshots]
         console.document({"format": FORMAT, "engine": reader.name, "snapshots": listed})
     elif not snapshots:
         console.result(f"{reader.name}'s repository has no snapshot")
     else:
-        rows = [("INSTANT", "ID", "OF", "")]
-        for one in snapshots:
-            of = first_few([printable(source) for source in one.sources]) or printable(one.host)
-            note = "" if one.complete else "incomplete"
-            rows.append((instant_words(one.started_ns)[:19], printable(one.id), of, note))
+        rows = [("INSTANT (UTC)", f"{reader.name.upper()} ID", "SERIES", "RECORD", "")]
+        ids = _shortened([printable(one.id) for one in snapshots])
+        for one, shown in zip(snapshots, ids, strict=True):
+            known = runs.get(_key(one))
+            record = "yes" if one.recorded else "no"
+            rows.append((instant_words(one.started_ns)[:19], shown, _series(one, known), record, _note(one, known)))
         console.table(rows)
     return errors.SAVED
+
+
+def _recorded(state_dir: str, engine: str, console: Console) -> Runs:
+    """Return the runs of an engine that this machine has recorded; only root may read them."""
+    if os.geteuid() != 0:
+        return {}
+    records = Records(state_dir)
+    try:
+        runs = records.history(-1)
+    except KopiatomicError as error:
+        console.warning(f"what runs have made is not known here: {error.message}")
+        return {}
+    for warning in records.warnings:
+        console.warning(warning)
+    return {key: record for record in runs for key in _made_by(record, engine)}
+
+
+def _made_by(record: RunRecord, engine: str) -> Iterator[tuple[str, str]]:
+    """Yield the keys of the snapshots that a run made."""
+    document = record.document or {}
+    used, instant = document.get("engine") or {}, document.get("instant")
+    if used.get("name") == engine and instant:
+        ids = [used.get("snapshot_id"), *(source["snapshot_id"] for source in used.get("sources", ()))]
+        # An earlier snapshot that stands for an unchanged source has another time.
+        yield from ((one, instant[:19]) for one in ids if one)
+
+
+def _key(snapshot: StoredSnapshot) -> tuple[str, str]:
+    return printable(snapshot.id), instant_text(snapshot.started_ns)[:19]
+
+
+def _shortened(ids: Sequence[str]) -> list[str]:
+    """Return the beginnings that tell hexadecimal ids apart; names stay whole."""
+    if not all(set(one) <= set("0123456789abcdef") for one in ids):
+        return list(ids)
+    length = _ID
+    while len({one[:length] for one in ids}) < len(set(ids)):
+        length += 1
+    return [one[:length] for one in ids]
+
+
+def _series(snapshot: StoredSnapshot, known: RunRecord | None) -> str:
+    """Return what a snapshot is one of: by the name that it has here, or by what the engine knows of it."""
+    if known is not None:
+        return printable(known.profile or known.schedule or known.series)
+    sources = first_few(snapshot.sources)
+    return f"{printable(snapshot.user)}@{printable(snapshot.host)}" + (f":{sources}" if sources else "")
+
+
+def _note(snapshot: StoredSnapshot, known: RunRecord | None) -> str:
+    """Return what is to be said of a snapshot that is not as it should be."""
+    if known is not None and known.result not in {None, "saved"}:
+        return str(known.result)
+    return "" if snapshot.complete else "incomplete"
+
+
+def _document(snapshot: StoredSnapshot, known: RunRecord | None) -> dict[str, Any]:
+    return {
+        "id": snapshot.id,
+        "instant": instant_text(snapshot.started_ns),
+        "host": snapshot.host,
+        "user": snapshot.user,
+        "sources": [printable(source) for source in snapshot.sources],
+        "complete": snapshot.complete,
+        "metadata": "recorded" if snapshot.recorded else None,
+        "run_id": snapshot.run if known is None else known.id,
+        "result": None if known is None else known.result,
+        "series": None if known is None else printable(known.series),
+        "profile": (None if known is None else known.profile) or None,
+        "schedule": (None if known is None else known.schedule) or None,
+    }

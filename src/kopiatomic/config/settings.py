@@ -573,7 +573,7 @@ COMMANDS: Mapping[str, tuple[Setting, ...]] = {
     "shell": _INSIDE,
     "recover": _RECOVER,
     "history": _HISTORY,
-    "list": _REPOSITORY,
+    "list": (*_REPOSITORY[:-1], _STATE_DIR, _JSON),
     "restore": _RESTORE,
     "schedule install": _INSTALL,
     "schedule show": (replace(_SCHEDULE, value="[NAME]", default=""), _JSON),
