@@ -160,6 +160,48 @@ def test_a_second_run_has_the_same_record(ground: Ground) -> None:
     assert made[0]
 
 
+def test_what_has_not_changed_comes_from_the_cache_and_is_the_same(ground: Ground) -> None:
+    cache = Path(ground.kopiatomic.environment["KOPIATOMIC_STATE_DIR"]) / "cache"
+    first = ground.run()["metadata"]
+    assert first["cached"] == 0
+    second = ground.run()["metadata"]
+    # The directories above are as the host has them.
+    assert 0 < second["entries"] - second["cached"] < 20
+    (ground.nested / "new").mkdir()
+    with_cache = [ground.run() for _ in range(2)]
+    assert 0 < with_cache[0]["metadata"]["cached"] < second["cached"] <= with_cache[1]["metadata"]["cached"]
+    shutil.rmtree(cache)
+    without = ground.run()
+    assert without["metadata"]["cached"] == 0
+    records = []
+    for number, run in enumerate((*with_cache, without)):
+        target = ground.target(f"record-{number}")
+        words = [run["engine"]["snapshot_id"], "/.kopiatomic", "--to", target, "--no-metadata"]
+        ended = ground.restore(*words)
+        assert ended.returncode == 0, str(ended)
+        shards_of = {path.name: path.read_bytes() for path in (target / "shards").iterdir()}
+        listed = json.loads((target / INDEX).read_bytes())["shards"]
+        own = [one["name"] for one in listed if is_at_or_below(one["first"], str(ground.source))]
+        records.append([(name, shards_of[f"{name}.jsonl.gz"]) for name in own])
+    assert records[0] == records[1] == records[2]
+    assert len(records[0]) >= 2
+
+
+@pytest.mark.parametrize("ground", ["kopia"], indirect=True)
+def test_an_attribute_that_cannot_be_recorded_is_named(ground: Ground) -> None:
+    """No JSON text can have its name."""
+    os.setxattr(ground.source / "old", b"user.\xff", b"1")
+    words: list[str | Path] = ["--mount-root", ground.root, "--json", "-r", ground.source]
+    for _ in range(2):
+        ended = ground.kopiatomic(*words, env=ground.environment)
+        assert ended.returncode == 3, str(ended)
+        document = valid(ended.stdout)
+        assert document["metadata"]["unreadable"] == 1
+        assert document["incomplete"] == [
+            f"what 1 entries have could not be recorded: {ground.source}/old (an attribute has a name that is not UTF-8)"
+        ]
+
+
 def test_without_a_record_it_says_so(ground: Ground) -> None:
     assert ground.run("--no-metadata")["metadata"] is None
     target = ground.target("back")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from kopiatomic import engines, errors
@@ -34,7 +36,9 @@ from kopiatomic.runs.streams import Pipes
 from kopiatomic.secrets.masking import Secrets
 from kopiatomic.state import lists, roots
 from kopiatomic.system import host, inherited, signals, spawn
+from kopiatomic.system.channel import close_quietly
 from kopiatomic.text import ended, first_few, printable
+from kopiatomic.trees import cache
 
 _NOT_SKIPPED = (
     "It would be read while it is written: mark it as a cache (CACHEDIR.TAG), or move it out of what is backed up."
@@ -457,16 +461,32 @@ class _Run:
         with report.phase("metadata"):
             try:
                 about = metadata.about(job.plan, report.engine)
-                made = frozen.supervisor.record(repository.losses, about)
+                with self._record_cache() as directory:
+                    made = frozen.supervisor.record(repository.losses, about, directory)
             except KopiatomicError as error:
                 if error.kind != FAILED:
                     raise
                 report.incomplete.append(error.message)
                 return
         report.metadata = made
+        if made.cache_problem:
+            self._selecting.warn(f"the cache of metadata records cannot be used: {made.cache_problem}")
         if made.unreadable:
             named = first_few([f"{printable(one.path)} ({one.why})" for one in made.named])
             report.incomplete.append(f"what {made.unreadable} entries have could not be recorded: {named}")
+
+    @contextmanager
+    def _record_cache(self) -> Iterator[int | None]:
+        """Open what was recorded of datasets that may not have changed; None where that cannot be had."""
+        directory = None
+        try:
+            directory = cache.open_in(self._options.state_dir)
+        except KopiatomicError as error:
+            self._selecting.warn(error.message)
+        try:
+            yield directory
+        finally:
+            close_quietly(directory)
 
     def _in_view(self, frozen: Frozen, job: Job) -> None:
         """Run the hooks ``in_view``: each reads the frozen view, before the engine. Raises KopiatomicError, Interrupted."""

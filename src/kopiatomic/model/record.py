@@ -114,6 +114,10 @@ class Recorded:
     unreadable: int = 0
     named: tuple[Unrecorded, ...] = ()
     """The first of what could not be read."""
+    known: int = 0
+    """How many of the entries come from the cache: their datasets have not changed."""
+    cache_problem: str = ""
+    """Why the cache cannot be used, if so."""
 
 
 @immutable

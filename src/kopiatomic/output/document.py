@@ -82,6 +82,7 @@ def _metadata(report: Report) -> dict[str, Any] | None:
         "entries": made.entries,
         "bytes": made.size,
         "unreadable": made.unreadable,
+        "cached": made.known,
         "saved": result.recorded if result else None,
     }
 

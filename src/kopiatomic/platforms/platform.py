@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 from kopiatomic.filesystems.backends import Leftovers
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.plan import Plan
-from kopiatomic.platforms.steps import Step, View
+from kopiatomic.platforms.steps import Step, Tree, View
 from kopiatomic.system.spawn import User
 
 RecordIntents = Callable[[Sequence[Intent]], None]
@@ -61,8 +61,11 @@ class MountedView(Protocol):
 class RecordingView(MountedView, Protocol):
     """A view of whose trees a metadata record can be made, when it is assembled and before a program runs in it."""
 
-    def trees(self) -> Iterator[tuple[str, int]]:
-        """Yield each tree of the view that is frozen, with its place, open until the next one. Raises OSError."""
+    def trees(self) -> Iterator[Tree]:
+        """Yield each tree of the view that is frozen, open until the next one. Raises OSError."""
+
+    def form(self, dataset: tuple[str, str]) -> str:
+        """Return how a dataset, by kind and name, is shown: where, which parts, and what else is mounted in them."""
 
     def record(self) -> AbstractContextManager[int]:
         """Return a block with the directory of the metadata record, open, in which it is written. Raises OSError."""

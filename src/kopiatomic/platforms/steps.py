@@ -95,6 +95,16 @@ def is_frozen(step: Step) -> bool:
     return not isinstance(step, LiveStep | ScaffoldStep | RecordStep)
 
 
+@immutable
+class Tree:
+    """A frozen tree of a view, open until the next one; all of it is on one filesystem."""
+
+    place: str
+    fd: int
+    dataset: tuple[str, str] | None
+    """The kind and the name of what it is a snapshot of; None if it is a directory of ours that stands for a real one."""
+
+
 NO_PLACE = (
     "The directory that it is mounted on did not exist at the instant of the snapshot. Leave one of the two out, or back them up "
     "with two commands and --name."

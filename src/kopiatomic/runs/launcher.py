@@ -27,6 +27,7 @@ from kopiatomic.platforms.platform import AccessWatch, HostWatcher, MountedView,
 from kopiatomic.system import spawn
 from kopiatomic.system.channel import Channel, ClosedError
 from kopiatomic.text import printable
+from kopiatomic.trees.cache import Cache, Known
 from kopiatomic.trees.record import Recorder
 from kopiatomic.trees.shards import Writer
 
@@ -62,10 +63,13 @@ class Start:
 
 @immutable
 class Record:
-    """To the launcher: make the metadata record, while no program runs; ``about`` is what else it says, as JSON types."""
+    """To the launcher: make the metadata record, while no program runs; the cache's directory follows, if there is one."""
 
     losses: Losses
     about: Mapping[str, Any]
+    """What else it says, as JSON types."""
+    states: Mapping[tuple[str, str], tuple[str, str]]
+    """By kind and name of a dataset: ``before`` and ``after`` of its snapshot."""
 
 
 @immutable
@@ -211,11 +215,16 @@ def _serve(channel: Channel, platform: Platform, host_watcher: HostWatcher | Non
         if isinstance(message, Check):
             channel.send(Problems(tuple(view.check())))
         elif isinstance(message, Record):
+            descriptors = channel.receive_descriptors(1)
             try:
-                channel.send(_record(message, view))
+                cache = Cache(descriptors[0], message.losses) if descriptors else None
+                channel.send(_record(message, view, cache))
             except KopiatomicError as error:
                 # The backup goes on without it.
                 channel.send(error)
+            finally:
+                for fd in descriptors:
+                    os.close(fd)
         elif isinstance(message, Start):
             streams = ProgramStreams.of(channel.receive_descriptors(_MOST_STREAMS))
             try:
@@ -228,17 +237,23 @@ def _serve(channel: Channel, platform: Platform, host_watcher: HostWatcher | Non
                 streams.close()
 
 
-def _record(wanted: Record, view: MountedView) -> Recorded:
+def _record(wanted: Record, view: MountedView, cache: Cache | None) -> Recorded:
     """Make the metadata record of all that is frozen in the view. Raises KopiatomicError."""
     assert isinstance(view, RecordingView)
     try:
         with view.record() as directory:
             writer = Writer(directory)
             recorder = Recorder(writer, wanted.losses)
-            for place, fd in view.trees():
-                recorder.add(fd, place)
+            known = Known(cache, wanted.states, view.form)
+            for tree in view.trees():
+                part = known.part(tree.dataset, tree.place)
+                if part is not None:
+                    recorder.take(part)
+                else:
+                    known.note(tree.dataset, tree.place, recorder.add(tree.fd, tree.place))
             writer.end(wanted.about)
-        return recorder.recorded()
+        known.keep()
+        return replace(recorder.recorded(), cache_problem=known.problem)
     except OSError as error:
         raise KopiatomicError(
             f"the metadata record cannot be made: {error.strerror}",

@@ -158,9 +158,17 @@ class Supervisor:
         assert isinstance(view, View)
         return view
 
-    def record(self, losses: Losses, about: Mapping[str, Any]) -> Recorded:
-        """Have the metadata record of the view made. Raises KopiatomicError, Interrupted."""
-        self._tell_launcher(launcher.Record(losses, about))
+    def record(self, losses: Losses, about: Mapping[str, Any], cache: int | None) -> Recorded:
+        """Have the metadata record of the view made; ``cache`` is its directory, open. Raises KopiatomicError, Interrupted."""
+        assert self._sets is not None
+        states = {
+            (made.kind, one.dataset): (one.before, one.after) for made in self._sets.sets for one in made.snapshots
+        }
+        self._tell_launcher(launcher.Record(losses, about, states))
+        try:
+            self._launcher.send_descriptors([] if cache is None else [cache])
+        except ClosedError:
+            raise _died("launcher") from None
         recorded = self._from_launcher()
         assert isinstance(recorded, Recorded)
         return recorded

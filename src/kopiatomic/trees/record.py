@@ -12,6 +12,7 @@ from kopiatomic.model.record import HERE, SPECIAL, EntryKind, Losses, Recorded, 
 from kopiatomic.system import inodes
 from kopiatomic.text import is_text, spelled
 from kopiatomic.trees import attributes
+from kopiatomic.trees.cache import Part
 from kopiatomic.trees.shards import Writer
 from kopiatomic.trees.walk import Directory, kind_of, walk
 
@@ -32,20 +33,31 @@ class Recorder:
         self._flagged: dict[int, bool] = {}
         """Whether a filesystem has flags and projects, by device."""
         self._entries = 0
+        self._known = 0
         self._unread = 0
         self._named: list[Unrecorded] = []
 
-    def add(self, top: int, path: str) -> None:
+    def add(self, top: int, path: str) -> Part | None:
         """Record the tree in an open directory, which has this absolute path in the record.
 
-        Raises OSError if the record cannot be written.
+        Return what is recorded of it; None if something could not be read. Raises OSError if the record cannot be written.
         """
+        unread = self._unread
         for directory in walk(top, lambda inside, error: self._unreadable(_joined(path, inside), error)):
             self._directory(_joined(path, directory.path), directory)
+        part = Part(self._writer.end_tree())
+        return part if self._unread == unread else None
+
+    def take(self, part: Part) -> None:
+        """Take what is recorded of a tree already. Raises OSError if it cannot be written."""
+        for shard, content in part.shards:
+            self._writer.take(shard, content)
+        self._entries += part.entries
+        self._known += part.entries
 
     def recorded(self) -> Recorded:
         """Return what has been recorded so far."""
-        return Recorded(self._entries, self._writer.size, self._unread, tuple(self._named))
+        return Recorded(self._entries, self._writer.size, self._unread, tuple(self._named), self._known)
 
     @contextmanager
     def _noted(self, path: str) -> Iterator[None]:

@@ -153,6 +153,8 @@ class Writer:
         self._lines: list[bytes] = []
         self._directories = 0
         self._first = ""
+        self._written: list[tuple[Shard, bytes]] = []
+        """What has been written of this tree."""
         self.shards: list[Shard] = []
         self.size = 0
         """The size of all its files (bytes)."""
@@ -174,28 +176,34 @@ class Writer:
         self._lines += [_line(head), *lines]
         self._directories += 1
 
+    def end_tree(self) -> list[tuple[Shard, bytes]]:
+        """End the shard: what comes next is of another tree. Return the shards since the last end, with their files' contents.
+
+        Raises OSError.
+        """
+        if self._lines:
+            self._write()
+        written, self._written = self._written, []
+        return written
+
+    def take(self, shard: Shard, content: bytes) -> None:
+        """Add a shard that is known already, by the content of its file. Raises OSError."""
+        self._put(path_of(shard), content)
+        self.shards.append(shard)
+
     def _write(self) -> None:
         content = b"".join(self._lines)
         name = hashlib.sha256(content).hexdigest()
         shard = Shard(name, self._directories, len(self._lines) - self._directories, self._first)
-        self._put(path_of(shard), gzip.compress(content, 6, mtime=0))
-        self.shards.append(shard)
+        packed = gzip.compress(content, 6, mtime=0)
+        self.take(shard, packed)
+        self._written.append((shard, packed))
         self._lines, self._directories = [], 0
 
     def end(self, about: Mapping[str, Any]) -> None:
-        """Write what is left, and the list; ``about`` goes into it as well. Raises OSError."""
-        if self._lines:
-            self._write()
-        shards = []
-        for shard in self.shards:
-            one: dict[str, Any] = {
-                "name": shard.name,
-                "directories": shard.directories,
-                "entries": shard.entries,
-            }
-            put(one, "first", shard.first)
-            shards.append(one)
-        document = {"format": FORMAT, "version": VERSION, **about, "shards": shards}
+        """Write the list; ``about`` goes into it as well. Raises OSError."""
+        self.end_tree()
+        document = {"format": FORMAT, "version": VERSION, **about, "shards": [listed(shard) for shard in self.shards]}
         text = json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True)
         content = text.encode() + b"\n"
         # Engines take a file of the same size and time for unchanged, and this one's size hardly ever changes.
@@ -215,6 +223,20 @@ class Writer:
             file.flush()
             os.utime(file.fileno(), (time, time))
         self.size += len(content)
+
+
+def listed(shard: Shard) -> dict[str, Any]:
+    """Return a shard as it is in the list."""
+    document: dict[str, Any] = {"name": shard.name, "directories": shard.directories, "entries": shard.entries}
+    put(document, "first", shard.first)
+    return document
+
+
+def unlisted(document: Mapping[str, Any]) -> Shard:
+    """Return the shard of such an object. Raises ValueError, TypeError, KeyError."""
+    if not re.fullmatch("[0-9a-f]{64}", document["name"]):
+        raise ValueError("name")
+    return Shard(document["name"], document["directories"], document["entries"], take(document, "first") or "/")
 
 
 @immutable
@@ -242,15 +264,10 @@ def read_index(content: bytes) -> Index:
             hint="Restore with the version that made the backup, or a newer one.",
         )
     try:
-        shards = tuple(
-            Shard(one["name"], one["directories"], one["entries"], take(one, "first") or "/")
-            for one in document.pop("shards")
-        )
+        shards = tuple(map(unlisted, document.pop("shards")))
         places = tuple(
             found for one in document["datasets"] for place in one["places"] if (found := take(place, "path"))
         )
-        if not all(re.fullmatch("[0-9a-f]{64}", shard.name) for shard in shards):
-            raise ValueError("name")
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(INDEX) from None
     return Index(document, shards, places)

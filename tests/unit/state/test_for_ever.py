@@ -8,6 +8,7 @@ from kopiatomic.model import facts, plan, user_property
 from kopiatomic.model.report import HoldEnd
 from kopiatomic.output import document
 from kopiatomic.state import locks, ownership, state_file
+from kopiatomic.trees import cache
 
 
 def test_what_marks_things_as_ours() -> None:
@@ -22,6 +23,7 @@ def test_what_marks_things_as_ours() -> None:
 
 def test_files_and_places() -> None:
     assert state_file.FILE == "state.db"
+    assert cache.FOLDER == "cache"
     assert locks.DIRECTORY == "/run/kopiatomic"
     assert (locks.LISTS, locks.TEMPORARY) == (("datasets", "sources"), "tmp")
     assert (plan.UNMOUNTED, plan.VOLUMES) == ("/.unmounted", "/.volumes")

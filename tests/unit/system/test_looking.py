@@ -198,7 +198,7 @@ IN_A_CHILD = {
     "engines/self_backup.py": {"look"},
     "engines/reader.py": {"_made"},
     "hooks/servers.py": {"_is_there", "_process_of", "real_entries", "real_paths"},
-    "engines/names.py": {"_all", "_equal", "_walk", "find_breaking"},  # the launcher
+    "engines/names.py": {"_all"},  # the launcher
     "engines/written.py": {"_is_tagged", "_made"},
 }
 ROOTS_OWN = {

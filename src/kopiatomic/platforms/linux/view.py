@@ -7,6 +7,7 @@ without following links: a frozen tree belongs to its users.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import resource
 import stat
@@ -21,6 +22,7 @@ from kopiatomic.filesystems import backends
 from kopiatomic.filesystems.kind import Mounting
 from kopiatomic.immutable import immutable
 from kopiatomic.model.mounts import Mount, holder, visible
+from kopiatomic.paths import is_at_or_below
 from kopiatomic.platforms.linux.anchors import Anchors
 from kopiatomic.platforms.linux.volumes import Volumes
 from kopiatomic.platforms.steps import (
@@ -32,6 +34,7 @@ from kopiatomic.platforms.steps import (
     ScaffoldStep,
     SnapshotStep,
     Step,
+    Tree,
     View,
     VolumesStep,
     held_by,
@@ -140,6 +143,8 @@ class LinuxView:
         self._steps = list(steps)
         self._by_place = {step.place: step for step in steps}
         self._prints: list[_Fingerprint] = []
+        self._shown: list[Step] = []
+        """What is mounted, after the whole is assembled."""
         self._lacking: list[Missing] = []
         """What is not in the view as it was at the instant, besides what has no place."""
         self._needless: set[str] = set()
@@ -236,6 +241,7 @@ class LinuxView:
         # Of several at one place the last is the one that is seen. What is live may change.
         last = {s.place: s for s in steps if s.place not in gone | self._needless}
         self._prints = self._take_prints([s for s in last.values() if not isinstance(s, LiveStep)])
+        self._shown = [s for s in steps if s.place not in gone | self._needless]
         shown = [s for s in self._steps if s.place not in gone]
         mounted = [s.place for s in shown if isinstance(s, SnapshotStep)]
         with self.open_top() as top:
@@ -257,12 +263,9 @@ class LinuxView:
         replaced = [f"{_what(step)} was taken away or replaced while the engine ran" for step in changed]
         return [*replaced, *self._volumes.problems]
 
-    def trees(self) -> Iterator[tuple[str, int]]:
-        """Yield each tree that is frozen, or stands for one, with its place, open until the next; each on one filesystem.
-
-        Raises OSError.
-        """
-        shown = [p.step.place for p in self._prints if _is_tree(p.step)]
+    def trees(self) -> Iterator[Tree]:
+        """Yield each tree that is frozen, or stands for one, open until the next; each on one filesystem. Raises OSError."""
+        shown = {p.step.place: p.step for p in self._prints if _is_tree(p.step)}
         devices: dict[str, int] = {}
         with self.open_top() as top:
             for place in shown if "/" in shown else ["/", *shown]:
@@ -270,7 +273,14 @@ class LinuxView:
                     device = devices[place] = os.fstat(fd).st_dev
                     above = next((devices[p] for p in paths.parents(place) if p in devices), None)
                     if device != above:
-                        yield place, fd
+                        step = shown.get(place)
+                        yield Tree(place, fd, _key(step) if isinstance(step, SnapshotStep) else None)
+
+    def form(self, dataset: tuple[str, str]) -> str:
+        """Return how a dataset is shown: the steps of it, and those in its places."""
+        own = [step for step in self._shown if isinstance(step, SnapshotStep) and _key(step) == dataset]
+        inside = [step for step in self._shown if any(is_at_or_below(step.place, one.place) for one in own)]
+        return json.dumps([_form(step) for step in sorted({*own, *inside}, key=lambda step: step.place)])
 
     @contextmanager
     def record(self) -> Iterator[int]:
@@ -435,6 +445,17 @@ def is_file(step: Step) -> bool:
 
 def _is_tree(step: Step) -> bool:
     return isinstance(step, ScaffoldStep) or (isinstance(step, SnapshotStep) and not step.file)
+
+
+def _key(step: SnapshotStep) -> tuple[str, str]:
+    return step.kind.name, step.dataset
+
+
+def _form(step: Step) -> tuple[str, ...]:
+    """Return what a step shows, and where; not of which run."""
+    if isinstance(step, SnapshotStep):
+        return step.place, *_key(step), step.part, str(step.file), *step.outside
+    return step.place, type(step).__name__
 
 
 def _identity(step: Step, fd: int) -> bytes:
