@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import pytest
 from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
+from tests.unit.support.holders import Grouped, grouped
 
 
 def wait_for(happened: Callable[[], Any], what: str, within: float = 60) -> Any:
@@ -88,6 +89,14 @@ def gate(make_gate: Callable[..., Gate]) -> Gate:
 def root(tmp_path: Path) -> Path:
     """The mount root of this test's runs, so that tests neither meet each other nor a real run."""
     return tmp_path / "view"
+
+
+@pytest.fixture
+def group() -> Iterator[Grouped]:
+    """A control group with a process, which can be held still."""
+    with grouped() as one:
+        one.start("sleep", "1000")
+        yield one
 
 
 @pytest.fixture

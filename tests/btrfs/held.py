@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -191,6 +193,16 @@ class Ground:
         wait_for(lambda: processes(mark) == [], f"{case}: the end of all processes", within=30)
         recovered = self.kopiatomic("recover", env=self.environment)
         assert recovered.returncode == 0, (case, str(recovered))
+
+
+@contextmanager
+def ground_of(datasets: Sequence[Path], kopiatomic: Kopiatomic, root: Path) -> Iterator[Ground]:
+    """The ground with a folder of its own for the profile, where nothing is frozen."""
+    folder = Path(tempfile.mkdtemp(prefix="kopiatomic-profiles-", dir="/run"))
+    try:
+        yield Ground(folder, datasets, kopiatomic, root)
+    finally:
+        shutil.rmtree(folder)
 
 
 def thawed_after(group: Grouped, within: float) -> float:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import random
 import re
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.btrfs.conftest import wait_for
-from tests.btrfs.held import WITHIN, Family, Ground, Leftovers, family, thawed_after
+from tests.btrfs.held import WITHIN, Family, Ground, Leftovers, family, ground_of, thawed_after
 from tests.support.filesystems import Btrfs, Filesystem, patiently
 from tests.support.killing import kill_together
 from tests.support.moments import children, held
@@ -24,7 +22,7 @@ from tests.support.parts import share
 from tests.support.programs import Kopiatomic, command
 from tests.support.state_faults import fill
 from tests.unit.support.databases import MariaDB, Server, mariadb, postgresql
-from tests.unit.support.holders import Grouped, eventually, grouped, thawers
+from tests.unit.support.holders import Grouped, eventually, thawers
 
 pytestmark = pytest.mark.in_part(4)
 
@@ -45,20 +43,11 @@ Make = Callable[..., Ground]
 
 
 @pytest.fixture
-def group() -> Iterator[Grouped]:
-    with grouped() as one:
-        one.start("sleep", "1000")
-        yield one
-
-
-@pytest.fixture
 def make(kopiatomic: Kopiatomic, root: Path) -> Iterator[Make]:
     with ExitStack() as stack:
 
         def make(*datasets: Path) -> Ground:
-            folder = Path(tempfile.mkdtemp(prefix="kopiatomic-profiles-", dir="/run"))
-            stack.callback(shutil.rmtree, folder)
-            return Ground(folder, datasets, kopiatomic, root)
+            return stack.enter_context(ground_of(datasets, kopiatomic, root))
 
         yield make
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,14 +13,14 @@ from typing import NoReturn
 import pytest
 
 from tests.btrfs.conftest import wait_for
-from tests.btrfs.held import WITHIN, Ground, Leftovers, family, thawed_after
+from tests.btrfs.held import WITHIN, Ground, Leftovers, family, ground_of, thawed_after
 from tests.support import forked
 from tests.support.filesystems import Btrfs
 from tests.support.killing import kill_together
 from tests.support.parts import share
 from tests.support.programs import Kopiatomic
 from tests.support.tracer import AtPoint, Point, Trace, trace
-from tests.unit.support.holders import Grouped, eventually, grouped, thawers
+from tests.unit.support.holders import Grouped, eventually, thawers
 
 CASES = share(300, 6)
 FOREIGN = share(12, 2)
@@ -74,19 +72,10 @@ def totals() -> Iterator[dict[str, Totals]]:
 
 
 @pytest.fixture
-def group() -> Iterator[Grouped]:
-    with grouped() as one:
-        one.start("sleep", "1000")
-        yield one
-
-
-@pytest.fixture
 def ground(btrfs: Btrfs, kopiatomic: Kopiatomic, root: Path, group: Grouped) -> Iterator[Ground]:
-    folder = Path(tempfile.mkdtemp(prefix="kopiatomic-profiles-", dir="/run"))
-    ground = Ground(folder, [btrfs.subvolume("data")], kopiatomic, root)
-    ground.hold_group(group)
-    yield ground
-    shutil.rmtree(folder)
+    with ground_of([btrfs.subvolume("data")], kopiatomic, root) as ground:
+        ground.hold_group(group)
+        yield ground
 
 
 def kill(ground: Ground, group: Grouped, chance: random.Random, counted: Totals) -> tuple[str, float]:
