@@ -68,7 +68,7 @@ def furnish(top: Path, chance: random.Random) -> None:
     directories = [top]
     top.mkdir(exist_ok=True)
     files: list[Path] = []
-    for number in range(chance.randrange(300, 900)):
+    for number in range(chance.randrange(60, 300)):
         name = os.fsdecode(b"\xff%d" % number) if chance.random() < 0.05 else str(number)
         path = chance.choice(directories) / name
         kind = chance.random()
@@ -101,7 +101,7 @@ def ground(tmp_path: Path) -> Ground:
 def test_the_record_is_the_same_with_and_without_the_cache(ground: Ground) -> None:
     assert ground.made()[1].known == 0
     chance = random.Random(os.environ["KOPIATOMIC_TEST_SEED"])
-    for _ in range(8):
+    for _ in range(5):
         some = [name for name in ground.trees if chance.random() < 0.4]
         ground.changed(*some)
         for name in some:
