@@ -126,7 +126,7 @@ def examined(reader: Reader, snapshot: StoredSnapshot, *, whole: bool = False) -
     """Return a snapshot with the list of its metadata record, or what is wrong with that. Raises KopiatomicError.
 
     Only a snapshot that is marked has one: a file of that name in any other is its owner's, who may write what he likes to it.
-    ``whole`` reads all of the record at once: each reading starts the engine anew.
+    ``whole`` reads all of the record at once: each reading starts the engine again.
     """
     in_place = Stored(snapshot, "", None)
     if not snapshot.recorded:

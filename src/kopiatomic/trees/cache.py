@@ -67,7 +67,7 @@ def _unusable(path: str, why: str) -> KopiatomicError:
     return KopiatomicError(
         f"the cache of metadata records in {printable(path)} cannot be used: {why}",
         kind="record-cache",
-        hint="Everything is recorded anew without it. It can be deleted at any time.",
+        hint="Everything is recorded again without it. It can be deleted at any time.",
     )
 
 
@@ -79,7 +79,7 @@ class Cache:
         self._of = f"{__version__} {VERSION} {losses!r}"
 
     def find(self, dataset: str, state: str) -> Parts | None:
-        """Return what was recorded of a dataset in a state. ``dataset`` has all that the record depends on besides.
+        """Return what was recorded of a dataset in a state; ``dataset`` names it, and all else that the record depends on.
 
         Raises OSError.
         """
