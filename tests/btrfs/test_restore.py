@@ -171,8 +171,12 @@ def test_what_has_not_changed_comes_from_the_cache_and_is_the_same(ground: Groun
     with_cache = [ground.run() for _ in range(2)]
     assert 0 < with_cache[0]["metadata"]["cached"] < second["cached"] <= with_cache[1]["metadata"]["cached"]
     shutil.rmtree(cache)
+    cache.touch()
     without = ground.run()
     assert without["metadata"]["cached"] == 0
+    assert [line for line in without["warnings"] if "cache" in line] == [
+        f"the cache of metadata records in {cache} cannot be used: Not a directory"
+    ]
     records = []
     for number, run in enumerate((*with_cache, without)):
         target = ground.target(f"record-{number}")
