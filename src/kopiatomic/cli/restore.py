@@ -10,12 +10,15 @@ from kopiatomic.cli.endings import called
 
 
 @click.command(context_settings=HELP)
-@of_commands.options("restore", to={"required": True})
+@of_commands.options("restore")
 def restore(
     *,
     what: str,
     paths: tuple[str, ...],
-    to: str,
+    to: str | None,
+    dataset: str | None,
+    new: str | None,
+    names: bool,
     no_metadata: bool,
     engine: str | None,
     repository: str | None,
@@ -24,7 +27,7 @@ def restore(
     config_dir: str | None,
     as_json: bool,
 ) -> None:
-    """Restore what a backup has: all of it, or some absolute paths, into a new directory.
+    """Restore what a backup has: all of it, or some absolute paths, into a new directory; or a dataset into a new one.
 
     WHAT is 'latest', or the beginning of a snapshot's id, of its time or of the id of the run that made it.
     """
@@ -34,6 +37,6 @@ def restore(
     from kopiatomic.commands.stored import Access
     from kopiatomic.output.console import Console
 
-    wanted = Wanted(what, paths, to, metadata=not no_metadata)
+    wanted = Wanted(what, paths, to or "", dataset or "", new or "", metadata=not no_metadata, names=names)
     access = Access(engine, repository, options, profile or "")
     raise SystemExit(run(wanted, access, folder(config_dir), Console(called()), as_json=as_json))

@@ -8,20 +8,24 @@ from contextlib import ExitStack
 from typing import Any
 
 from kopiatomic import errors, platforms, presence
+from kopiatomic.commands import datasets
+from kopiatomic.commands.datasets import Part
 from kopiatomic.commands.failures import ended
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.stored import Access, Stored, chosen, described, reader_of, record_of
 from kopiatomic.engines.reader import Reader, no_path
 from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.filesystems.backends import NewDataset
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import RECORD
+from kopiatomic.model.plan import RECORD, UNMOUNTED, VOLUMES
 from kopiatomic.output.console import Console
-from kopiatomic.paths import below
+from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import signals
-from kopiatomic.text import first_few, printable
+from kopiatomic.text import few, first_few, printable
 from kopiatomic.trees import removal
 from kopiatomic.trees.apply import Outcome, Restorer
-from kopiatomic.trees.shards import Reading
+from kopiatomic.trees.owners import Owners, give, here
+from kopiatomic.trees.shards import Changed, Group, Index
 from kopiatomic.trees.target import Target
 from kopiatomic.trees.walk import opened
 
@@ -32,12 +36,18 @@ _SHOWN = 20
 
 @immutable
 class Wanted:
-    """What is to be restored, and into which directory."""
+    """What is to be restored, and into what."""
 
     what: str
-    paths: Sequence[str]
-    to: str
+    paths: Sequence[str] = ()
+    to: str = ""
+    """A directory."""
+    dataset: str = ""
+    """A dataset that was saved, and that a new one of the name ``new`` is made for."""
+    new: str = ""
     metadata: bool = True
+    names: bool = False
+    """Whether owners are those with the recorded names, not numbers."""
 
 
 def restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *, as_json: bool) -> int:
@@ -47,6 +57,7 @@ def restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *,
 
 
 def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *, as_json: bool) -> int:
+    _require_sense(wanted)
     if not platforms.here().records_metadata:
         raise KopiatomicError(
             "restore works on Linux only",
@@ -56,7 +67,7 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     paths = [_checked(path) for path in wanted.paths]
     reader = reader_of(access, folder)
     console.phase(f"asking {reader.name} what there is")
-    stored = chosen(reader, wanted.what, paths)
+    stored, part = _chosen(reader, wanted, paths)
     if wanted.metadata and stored.problem is not None:
         raise stored.problem
     if os.geteuid() != 0:
@@ -68,20 +79,62 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
             f"{described(stored.snapshot)} has no metadata record: what {reader.name} loses does not come back"
         )
     what = {"engine": reader.name, "snapshot": stored.snapshot.id, "paths": "\n".join(map(printable, paths))}
-    with Target.prepared(wanted.to, what) as target:
-        _data(reader, stored, paths, target, console)
-        outcome = Outcome()
-        with ExitStack() as stack:
-            restorers = []
-            if wanted.metadata and stored.index is not None:
-                console.phase(f"giving back what {reader.name} has lost")
-                restorers = list(_restorers(record_of(reader, stored), paths, target, outcome, stack))
-            for restorer in restorers:
-                restorer.apply()
-            target.finish()
-            for restorer in restorers:
-                restorer.last()
-        return _said(reader, stored, target, outcome, console, as_json=as_json)
+    if part is not None:
+        what["dataset"] = printable(part.dataset.name)
+    with ExitStack() as stack:
+        new = None
+        if part is None:
+            target = stack.enter_context(Target.prepared(wanted.to, what))
+        else:
+            new, target = stack.enter_context(datasets.made(part.dataset, wanted.new, what))
+        restoring = _Restoring(reader, stored, target, paths, part, console)
+        owners = _owners(stored.index, console) if wanted.names else Owners()
+        outcome = restoring.run(owners, new, metadata=wanted.metadata)
+        return _said(restoring, outcome, new, as_json=as_json)
+
+
+def _require_sense(wanted: Wanted) -> None:
+    """Refuse options that do not go together. Raises UsageError, and KopiatomicError without root."""
+    problem = None
+    if wanted.to and (wanted.dataset or wanted.new):
+        problem = "--to is for a directory, --dataset and --as are for a dataset"
+    elif bool(wanted.dataset) != bool(wanted.new):
+        problem = "--dataset and --as go together: what was saved, and the new dataset"
+    elif not wanted.to and not wanted.dataset:
+        problem = "it is not said where to: a directory (--to DIR), or a new dataset (--dataset D --as NEW)"
+    elif wanted.dataset and wanted.paths:
+        problem = "--dataset restores all of a dataset, without paths"
+    elif not wanted.metadata and (wanted.dataset or wanted.names):
+        problem = f"{'--dataset' if wanted.dataset else '--names'} needs the metadata record"
+    if problem is not None:
+        raise UsageError(problem, kind="usage", hint="For example: kopiatomic restore latest /home/ann --to /srv/back")
+    if (wanted.dataset or wanted.names) and os.geteuid() != 0:
+        what = "datasets are made and mounted" if wanted.dataset else "owners are set"
+        raise KopiatomicError(f"{what} by root alone", kind="not-root", hint="Run it as root.")
+
+
+def _chosen(reader: Reader, wanted: Wanted, paths: list[str]) -> tuple[Stored, Part | None]:
+    """Return the snapshot, and the dataset of it if one is wanted, whose place is then the one path. Raises KopiatomicError."""
+    if wanted.dataset:
+        stored = datasets.find(reader, wanted.what, wanted.dataset)
+        part = datasets.part_of(stored, wanted.dataset)
+        paths.append(part.place.rstrip("/"))
+        return stored, part
+
+    def holds(one: Stored) -> bool:
+        return not one.known or all(map(one.holds, paths))
+
+    return chosen(reader, wanted.what, holds if paths else None), None
+
+
+def _owners(index: Index | None, console: Console) -> Owners:
+    """Return what owners become by their names, and warn of names that nobody has here."""
+    if index is None:
+        return Owners()
+    owners, unknown = here(index.names)
+    if unknown:
+        console.warning(f"nobody has these names here, and the numbers stay: {', '.join(few(unknown, 100))}")
+    return owners
 
 
 def _checked(path: str) -> str:
@@ -94,34 +147,87 @@ def _checked(path: str) -> str:
     return path.rstrip("/")
 
 
-def _data(reader: Reader, stored: Stored, paths: Sequence[str], target: Target, console: Console) -> None:
-    """Have the engine restore, and put everything into its place. Raises KopiatomicError, OSError."""
-    for path in paths or [""]:
-        console.phase(f"{reader.name} is restoring {printable(path or 'everything')}")
-        below_it = stored.path(path) if path or stored.root else ""
-        reader.restore(stored.snapshot, target.data, below=below_it)
-        place = path if len(paths) > 1 else ""
-        if not target.take_over(reader.form.restored(below_it), place):
-            raise no_path(reader.name, stored.snapshot, below_it)
-        removal.remove(target.fd, target.inside_data)
-    if not paths and stored.root:
-        removal.remove(target.fd, RECORD.strip("/"))
+@immutable
+class _Restoring:
+    """A restore, from what and into what."""
 
+    reader: Reader
+    stored: Stored
+    target: Target
+    paths: Sequence[str]
+    part: Part | None
+    """The dataset, if one is restored; ``paths`` is then its place."""
+    console: Console
 
-def _restorers(
-    record: Reading, paths: Sequence[str], target: Target, outcome: Outcome, stack: ExitStack
-) -> Iterator[Restorer]:
-    """Yield what gives back what is recorded of each path. Raises OSError."""
-    for path in paths or ["/"]:
-        inside = below(path, "/") if len(paths) > 1 else ""
-        above, name = os.path.split(path)
-        is_alone = len(paths) == 1 and not target.is_whole
-        if is_alone or not _is_directory(target, inside):
-            top = stack.enter_context(opened(target.fd, os.path.dirname(inside)))
-            yield Restorer(record, outcome, top, above, name)
-        else:
-            top = stack.enter_context(opened(target.fd, inside))
-            yield Restorer(record, outcome, top, path)
+    def run(self, owners: Owners, new: NewDataset | None, *, metadata: bool) -> Outcome:
+        """Restore; return what came of it. Raises KopiatomicError, OSError."""
+        self._data()
+        outcome = Outcome()
+        if owners:
+            self.console.phase("setting owners by their names")
+            outcome.failures += give(self.target.fd, owners)
+        with ExitStack() as stack:
+            restorers = []
+            if metadata and self.stored.index is not None:
+                self.console.phase(f"giving back what {self.reader.name} has lost")
+                restorers = list(self._restorers(self._record(owners), outcome, stack))
+            for restorer in restorers:
+                restorer.apply()
+            if new is not None:
+                outcome.failures += new.settle()
+            self.target.finish(owners)
+            for restorer in restorers:
+                restorer.last()
+        return outcome
+
+    def _data(self) -> None:
+        """Have the engine restore, and put everything into its place. Raises KopiatomicError, OSError."""
+        reader, stored, target = self.reader, self.stored, self.target
+        for path in self.paths or [""]:
+            self.console.phase(f"{reader.name} is restoring {printable(path or 'everything')}")
+            below_it = stored.path(path) if path or stored.root else ""
+            reader.restore(stored.snapshot, target.data, below=below_it)
+            for point in self.part.points if self.part is not None else ():
+                removal.hollow(target.fd, f"{target.inside_data}{reader.form.restored(stored.path(point))}")
+            place = path if len(self.paths) > 1 else ""
+            if not target.take_over(reader.form.restored(below_it), place):
+                raise no_path(reader.name, stored.snapshot, below_it)
+            removal.remove(target.fd, target.inside_data)
+            if not path and stored.root:
+                self._remove_ours()
+
+    def _remove_ours(self) -> None:
+        """Remove what the view had at its root, and no dataset."""
+        removal.remove(self.target.fd, RECORD.strip("/"))
+        if self.part is not None:
+            for name in (UNMOUNTED, VOLUMES):
+                removal.remove(self.target.fd, name.strip("/"))
+
+    def _record(self, owners: Owners) -> Changed:
+        """Return the metadata record of what is restored."""
+        points = self.part.points if self.part is not None else ()
+
+        def change(group: Group) -> Group | None:
+            path, entries = group
+            if any(is_at_or_below(path, point) for point in points):
+                return None
+            return (path, list(map(owners.entry, entries))) if owners else group
+
+        return Changed(record_of(self.reader, self.stored), change)
+
+    def _restorers(self, record: Changed, outcome: Outcome, stack: ExitStack) -> Iterator[Restorer]:
+        """Yield what gives back what is recorded of each path. Raises OSError."""
+        target = self.target
+        for path in self.paths or ["/"]:
+            inside = below(path, "/") if len(self.paths) > 1 else ""
+            above, name = os.path.split(path)
+            is_alone = len(self.paths) == 1 and not target.is_whole and self.part is None
+            if is_alone or not _is_directory(target, inside):
+                top = stack.enter_context(opened(target.fd, os.path.dirname(inside)))
+                yield Restorer(record, outcome, top, above, name)
+            else:
+                top = stack.enter_context(opened(target.fd, inside))
+                yield Restorer(record, outcome, top, path)
 
 
 def _is_directory(target: Target, inside: str) -> bool:
@@ -134,24 +240,31 @@ def _is_directory(target: Target, inside: str) -> bool:
         raise
 
 
-def _said(reader: Reader, stored: Stored, target: Target, outcome: Outcome, console: Console, *, as_json: bool) -> int:
+def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, as_json: bool) -> int:
     """Say what came of it; return the exit code."""
+    reader, stored, target, console = restoring.reader, restoring.stored, restoring.target, restoring.console
     wrong = bool(outcome.differences or outcome.failures or not stored.snapshot.complete)
     if as_json:
         document: dict[str, Any] = {
             "format": FORMAT,
             "engine": reader.name,
             "snapshot": stored.snapshot.id,
-            "target": target.path,
+            "target": target.name,
             "metadata": stored.index is not None,
             "applied": outcome.applied,
             "absent": [printable(path) for path in outcome.absent],
             "differences": [str(one) for one in outcome.differences],
             "failures": outcome.failures,
         }
+        if new is not None and restoring.part is not None:
+            document |= {
+                "dataset": restoring.part.dataset.name,
+                "others": list(restoring.part.others),
+                "commands": list(new.commands),
+            }
         console.document(document)
     else:
-        console.result(f"Restored {described(stored.snapshot)} to {printable(target.path)}")
+        console.result(f"Restored {described(stored.snapshot)} to {printable(target.name)}")
         if stored.index is not None:
             console.result(
                 f"Metadata: {outcome.applied:,} entries given back what {reader.name} had lost, and compared"
@@ -166,4 +279,21 @@ def _said(reader: Reader, stored: Stored, target: Target, outcome: Outcome, cons
     more = len(outcome.failures) + len(outcome.differences) - _SHOWN
     if more > 0:
         console.warning(f"and {more} more (--json has all)")
+    if new is not None and restoring.part is not None:
+        _say_rest(restoring.part, new, target.name, console, as_json=as_json)
     return errors.INCOMPLETE if wrong else errors.SAVED
+
+
+def _say_rest(part: Part, new: NewDataset, name: str, console: Console, *, as_json: bool) -> None:
+    """Say what a new dataset does not have, and how it gets it."""
+    for note in new.notes:
+        console.notice(note)
+    if part.others:
+        shown = ", ".join(few(list(map(printable, part.others)), 100))
+        console.notice(f"not in it are the datasets that lay below it, each of which is restored by itself: {shown}")
+    if new.commands and not as_json:
+        console.notice(
+            f"what else was set on {printable(part.dataset.name)} is not set yet; these commands do it for {printable(name)}:"
+        )
+        for command in new.commands:
+            console.result(command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from kopiatomic import engines
 from kopiatomic.commands import profiles
@@ -21,6 +21,9 @@ from kopiatomic.text import first_few, printable
 from kopiatomic.trees import shards
 
 LATEST = "latest"
+NO_SUCH = "no-such-snapshot"
+"""The kind of the error where no snapshot is meant."""
+
 _LOOKED_AT = 100
 """How many archives are looked at for the newest one that has a path."""
 
@@ -177,34 +180,34 @@ def record_of(reader: Reader, stored: Stored) -> shards.Reading:
     return shards.Reading(stored.index, lambda path: held.get(f"{top}/{path}", b""))
 
 
-def chosen(reader: Reader, what: str, paths: Sequence[str]) -> Stored:
+def chosen(reader: Reader, what: str, holds: Callable[[Stored], bool] | None = None) -> Stored:
     """Return the snapshot that is meant: by the beginning of its id, of its run's id or of its time, or the latest complete one.
 
-    Raises KopiatomicError if it is none, or several.
+    ``holds`` is asked which of several may hold what is wanted of it. Raises KopiatomicError if it is none, or several.
     """
     snapshots = reader.snapshots()
     if what != LATEST:
         found = [one for one in snapshots if _is_meant(one, what)]
         if len(found) == 1:
             return examined(reader, found[0], whole=True)
-        return _only(reader, what, found, paths)
+        return _only(reader, what, found, holds)
     complete = [one for one in snapshots if one.complete]
     if any(one.sources for one in complete):
         newest = {(one.host, one.user, one.sources): one for one in complete}
-        return _only(reader, what, list(newest.values()), paths)
+        return _only(reader, what, list(newest.values()), holds)
     # The engine does not keep what they are of: the newest one that has the paths.
     for one in reversed(complete[-_LOOKED_AT:]):
         archive = examined(reader, one, whole=True)
-        if not archive.known or all(map(archive.holds, paths)):
+        if holds is None or holds(archive):
             return archive
     raise _not_one(reader.name, LATEST, [])
 
 
-def _only(reader: Reader, what: str, found: Sequence[StoredSnapshot], paths: Sequence[str]) -> Stored:
-    """Return the one of some snapshots that may hold the paths. Raises KopiatomicError if it is none, or several."""
-    if paths or len(found) == 1:
+def _only(reader: Reader, what: str, found: Sequence[StoredSnapshot], holds: Callable[[Stored], bool] | None) -> Stored:
+    """Return the one of some snapshots that may hold what is wanted. Raises KopiatomicError if it is none, or several."""
+    if holds is not None or len(found) == 1:
         examined_ones = [examined(reader, one, whole=len(found) == 1) for one in found]
-        held = [one for one in examined_ones if all(map(one.holds, paths))]
+        held = [one for one in examined_ones if holds is None or holds(one)]
         if len(held) == 1:
             return held[0]
         found = [one.snapshot for one in held]
@@ -224,7 +227,7 @@ def _not_one(engine: str, what: str, found: Sequence[StoredSnapshot]) -> Kopiato
     if not found:
         return KopiatomicError(
             f"{engine}'s repository has no complete snapshot that is meant by {printable(what)}",
-            kind="no-such-snapshot",
+            kind=NO_SUCH,
             hint="'kopiatomic list' shows what there is.",
         )
     return KopiatomicError(

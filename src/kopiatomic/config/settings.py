@@ -560,6 +560,23 @@ _RESTORE = (
         directory=True,
         completion=Completion.DIRECTORIES,
     ),
+    _text(
+        "dataset",
+        "--dataset",
+        Group.VIEW,
+        "D",
+        "Instead all of a dataset, by its name when it was saved.",
+        completion=Completion.DATASETS,
+    ),
+    _text(
+        "new",
+        "--as",
+        Group.VIEW,
+        "NEW",
+        "The new dataset that is made for it; of a Btrfs subvolume the path.",
+        completion=Completion.DATASETS,
+    ),
+    _flag("names", "--names", Group.VIEW, "Owners by their names instead of their numbers."),
     _NO_METADATA,
     *_REPOSITORY,
 )

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from kopiatomic.filesystems import KINDS
 from kopiatomic.filesystems.kind import Kind
 from kopiatomic.immutable import immutable
+from kopiatomic.model.facts import PropertySetting
 from kopiatomic.model.leftovers import Intent, Leftover
 from kopiatomic.model.mounts import Mount
 from kopiatomic.model.plan import Dataset, Plan, Refusal, Taken
+from kopiatomic.model.record import RecordedDataset
 from kopiatomic.model.request import Request
 from kopiatomic.model.snapshots import Instant, Sets, SnapshotSet
 from kopiatomic.state.liveness import Life
@@ -111,6 +114,43 @@ class Bookmarks(Protocol):
         """Destroy bookmarks; return all, with the problem where there is one. Raises KopiatomicError."""
 
 
+class NewDataset(Protocol):
+    """A dataset that a backup is restored into: made for it, or left by such a restore that was interrupted.
+
+    It is open, and reached, in a block of code. It stays when that is left by an exception, so that the same restore can go on in
+    it, but where nothing has been restored into it.
+    """
+
+    @property
+    def path(self) -> str:
+        """Where it is reached in the block. Nobody but root can enter what leads there, or can exchange it."""
+
+    @property
+    def fd(self) -> int:
+        """Its top, open."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is known to be made for this restore; if not, what is in it must show that."""
+
+    @property
+    def commands(self) -> Sequence[str]:
+        """What a person types into a shell to give it the rest of what is recorded; nothing of it has been done."""
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What is recorded and cannot be set by any of these, as sentences."""
+
+    def discard(self) -> None:
+        """Note that nothing has been restored into it, so that it is removed, if this process has made it, when the block fails."""
+
+    def settle(self) -> list[str]:
+        """Set what must come after the data, and remove our mark; return what is not as it is recorded, in words.
+
+        Raises KopiatomicError.
+        """
+
+
 @immutable
 class Ground:
     """What a listing starts from. ``names`` are the request's that exist or are no pattern; ``resolved`` the named paths, with
@@ -132,7 +172,7 @@ def _no_identity(_fd: int) -> bytes:
     return b""
 
 
-def _no_properties(_datasets: Sequence[Dataset]) -> Mapping[str, Mapping[str, Any]]:
+def _no_properties(_datasets: Sequence[Dataset]) -> Mapping[str, Mapping[str, PropertySetting]]:
     return {}
 
 
@@ -161,8 +201,13 @@ class Backend:
     """Whether a name in a mounted dataset may have other spellings there. Raises KopiatomicError."""
     bookmarks: Bookmarks | None = None
     """None: nothing is kept on a dataset."""
-    properties: Callable[[Sequence[Dataset]], Mapping[str, Mapping[str, Any]]] = _no_properties
-    """Returns what is set on datasets beside their files, as JSON types, by dataset. Raises KopiatomicError, Interrupted."""
+    properties: Callable[[Sequence[Dataset]], Mapping[str, Mapping[str, PropertySetting]]] = _no_properties
+    """Returns what is set on datasets beside their files, by dataset. Raises KopiatomicError, Interrupted."""
+    new_dataset: Callable[[RecordedDataset, str, str], AbstractContextManager[NewDataset]] | None = None
+    """Makes a dataset like a recorded one, of a name, for the restore with an id, or takes the one that this restore has left.
+
+    None: none can be made. Raises KopiatomicError, OSError.
+    """
     dataset_in: Callable[[int], tuple[str, int]] | None = None
     """Returns the pool and the id (``Dataset.subvolume``) of the dataset that a directory is open in; None if the mount tells
     which it is. Raises OSError."""

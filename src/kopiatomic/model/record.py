@@ -6,11 +6,13 @@ Paths and names may have bytes that are not text, as ``os.fsdecode`` has them. T
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
 from kopiatomic.immutable import immutable
+from kopiatomic.model.facts import PropertySetting
 
 VERSION = 1
 """Of the format. A reader refuses a newer one."""
@@ -102,6 +104,34 @@ class Shard:
     entries: int
     first: str
     """The path of its first directory."""
+
+
+@immutable
+class RecordedDataset:
+    """A dataset that is in the backup, or a part of it."""
+
+    name: str
+    kind: str
+    """The kind of filesystem (``Kind.name``)."""
+    places: tuple[tuple[str, str], ...]
+    """Where its parts are, each with that part of the dataset; the empty one is the whole."""
+    properties: Mapping[str, PropertySetting] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str | None:
+        """Where the whole of it is; None if only parts of it are in the backup."""
+        return next((place for place, part in self.places if not part), None)
+
+
+@immutable
+class OwnerNames:
+    """The names of the users and groups that occur, by number; of those that had one where the record was made."""
+
+    users: Mapping[int, str] = field(default_factory=dict)
+    groups: Mapping[int, str] = field(default_factory=dict)
+
+
+NOBODY = OwnerNames()
 
 
 @immutable

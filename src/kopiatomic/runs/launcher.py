@@ -251,7 +251,7 @@ def _record(wanted: Record, view: MountedView, cache: Cache | None) -> Recorded:
                     recorder.take(part)
                 else:
                     known.note(tree.dataset, tree.place, recorder.add(tree.fd, tree.place))
-            writer.end(wanted.about)
+            writer.end(wanted.about, recorder.names())
         known.keep()
         return replace(recorder.recorded(), cache_problem=known.problem)
     except OSError as error:

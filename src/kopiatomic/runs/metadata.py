@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kopiatomic.filesystems import KINDS, backends
+from kopiatomic.model.facts import PropertySetting
 from kopiatomic.model.plan import Plan, Taken
 from kopiatomic.model.report import EngineReport
 from kopiatomic.trees.shards import put
@@ -13,7 +14,7 @@ from kopiatomic.trees.shards import put
 
 def about(plan: Plan, engine: EngineReport) -> Mapping[str, Any]:
     """Return it as JSON types; nothing of it depends on the run. Raises KopiatomicError, Interrupted."""
-    properties: dict[tuple[str, str], Mapping[str, Any]] = {}
+    properties: dict[tuple[str, str], Mapping[str, PropertySetting]] = {}
     for name, kind in KINDS.items():
         datasets = [taken.dataset for taken in plan.taken if taken.dataset.kind == name]
         if datasets:
@@ -28,16 +29,20 @@ def about(plan: Plan, engine: EngineReport) -> Mapping[str, Any]:
     }
 
 
-def _dataset(taken: Taken, properties: Mapping[str, Any]) -> Mapping[str, Any]:
+def _dataset(taken: Taken, properties: Mapping[str, PropertySetting]) -> Mapping[str, Any]:
     dataset = taken.dataset
-    document: dict[str, Any] = {"filesystem": dataset.kind, "pool": dataset.pool, "properties": properties}
+    document: dict[str, Any] = {"filesystem": dataset.kind, "pool": dataset.pool, "properties": {}}
+    for name, setting in properties.items():
+        shown: dict[str, Any] = {"source": setting.source}
+        put(shown, "value", setting.value)
+        document["properties"][name] = shown
     put(document, "dataset", dataset.name)
     if dataset.mountpoint:
         put(document, "mountpoint", dataset.mountpoint.text)
     document["places"] = []
     for place, part in taken.asked:
-        shown: dict[str, Any] = {}
-        put(shown, "path", place)
-        put(shown, "part", part)
-        document["places"].append(shown)
+        where: dict[str, Any] = {}
+        put(where, "path", place)
+        put(where, "part", part)
+        document["places"].append(where)
     return document

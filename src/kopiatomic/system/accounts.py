@@ -8,18 +8,44 @@ import pwd
 
 def user(uid: int) -> str:
     """Return a user's name, or the number if there is no name."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except (KeyError, OverflowError):
-        return str(uid)
+    return user_name(uid) or str(uid)
 
 
 def group(gid: int) -> str:
     """Return a group's name, or the number if there is no name."""
+    return group_name(gid) or str(gid)
+
+
+def user_name(uid: int) -> str | None:
+    """Return a user's name; None if there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except (KeyError, OverflowError):
+        return None
+
+
+def group_name(gid: int) -> str | None:
+    """Return a group's name; None if there is none."""
     try:
         return grp.getgrgid(gid).gr_name
     except (KeyError, OverflowError):
-        return str(gid)
+        return None
+
+
+def uid_of(name: str) -> int | None:
+    """Return the number of the user with a name; None if there is none."""
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        return None
+
+
+def gid_of(name: str) -> int | None:
+    """Return the number of the group with a name; None if there is none."""
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        return None
 
 
 def find(name: str) -> pwd.struct_passwd | None:

@@ -139,6 +139,7 @@ class _InodeLookup(ctypes.Structure):
     _fields_ = (("treeid", ctypes.c_uint64), ("objectid", ctypes.c_uint64), ("path", ctypes.c_char * 4080))
 
 
+_SUBVOL_CREATE = _request(_WRITE, 14, ctypes.sizeof(_Path))
 _SNAP_DESTROY = _request(_WRITE, 15, ctypes.sizeof(_Path))
 _TREE_SEARCH = _request(_READ | _WRITE, 17, ctypes.sizeof(_Search))
 _INO_LOOKUP = _request(_READ | _WRITE, 18, ctypes.sizeof(_InodeLookup))
@@ -405,6 +406,11 @@ def snapshot(source: int, directory: int, name: str, *, read_only: bool) -> None
     """Snapshot the subvolume whose top is open as ``source`` to ``name`` in an open directory. Raises OSError."""
     arguments = _SnapshotArguments(fd=source, flags=_READ_ONLY if read_only else 0, name=os.fsencode(name))
     _ioctl(directory, _SNAP_CREATE_V2, arguments)
+
+
+def create(directory: int, name: str) -> None:
+    """Make an empty subvolume ``name`` in an open directory. Raises OSError."""
+    _ioctl(directory, _SUBVOL_CREATE, _Path(name=os.fsencode(name)))
 
 
 def make_read_only(fd: int) -> None:

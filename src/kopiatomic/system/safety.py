@@ -153,6 +153,17 @@ def _unsafe_way(path: str) -> str:
     return why or unsafe(followed)
 
 
+def require_safe_target(path: str) -> None:
+    """Refuse, as root, a target whose way others can change: what root writes could be led elsewhere. Raises KopiatomicError."""
+    why = unsafe_way(path) if os.geteuid() == 0 else ""
+    if why:
+        raise KopiatomicError(
+            f"nothing is restored to {printable(path)} as root, since others can replace what leads to it: {why}",
+            kind="unsafe-target",
+            hint="Restore to a directory whose parents only root can change, such as /srv/restored, and move it from there.",
+        )
+
+
 COPY = "copy it to where root alone can write, after reading it"
 """What to do about a file that others than root may have put there, or may exchange before a command on it has run."""
 

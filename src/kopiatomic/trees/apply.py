@@ -57,7 +57,9 @@ class Restorer:
     ``only``: to nothing but the entry with this name in that directory. What comes of it is added to ``outcome``.
     """
 
-    def __init__(self, record: shards.Reading, outcome: Outcome, top: int, base: str, only: str | None = None) -> None:
+    def __init__(
+        self, record: shards.Reading | shards.Changed, outcome: Outcome, top: int, base: str, only: str | None = None
+    ) -> None:
         self._record = record
         self._outcome = outcome
         self._top = top

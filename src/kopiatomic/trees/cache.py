@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 
 from kopiatomic import __version__, presence
@@ -37,6 +37,9 @@ class Part:
     """What is recorded of one tree: its shards in their order, each with the content of its file."""
 
     shards: Sequence[tuple[Shard, bytes]]
+    users: Collection[int] = ()
+    groups: Collection[int] = ()
+    """The numbers of those that occur in it."""
 
     @property
     def entries(self) -> int:
@@ -144,7 +147,12 @@ def _digest(text: str) -> str:
 def _encoded(parts: Parts) -> bytes:
     """Return parts as the content of a file: a line with the rest's digest, a line with the list, the shards' files."""
     listed = [
-        [place, [[*shards.listed(shard).items(), len(content)] for shard, content in part.shards]]
+        [
+            place,
+            [[*shards.listed(shard).items(), len(content)] for shard, content in part.shards],
+            sorted(part.users),
+            sorted(part.groups),
+        ]
         for place, part in parts.items()
     ]
     rest = json.dumps(listed).encode() + b"\n" + b"".join(c for part in parts.values() for _, c in part.shards)
@@ -159,12 +167,12 @@ def _decoded(content: bytes) -> Parts:
     line, _, _ = rest.partition(b"\n")
     position = len(line) + 1
     found: dict[str, Part] = {}
-    for place, part in json.loads(line):
+    for place, part, users, groups in json.loads(line):
         taken = []
         for *items, size in part:
             taken.append((shards.unlisted(dict(items)), rest[position : position + size]))
             position += size
-        found[place] = Part(taken)
+        found[place] = Part(taken, users, groups)
     return found
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kopiatomic import presence
-from kopiatomic.model.record import HERE, SPECIAL, EntryKind, Losses, Recorded, RecordedEntry, Unrecorded
+from kopiatomic.model.record import HERE, SPECIAL, EntryKind, Losses, OwnerNames, Recorded, RecordedEntry, Unrecorded
 from kopiatomic.system import inodes
 from kopiatomic.text import is_text, spelled
 from kopiatomic.trees import attributes
 from kopiatomic.trees.cache import Part
+from kopiatomic.trees.owners import Occurring
 from kopiatomic.trees.shards import Writer
 from kopiatomic.trees.walk import Directory, kind_of, walk
 
@@ -32,6 +33,9 @@ class Recorder:
         """The paths of entries whose name the engine gives to another one, too."""
         self._flagged: dict[int, bool] = {}
         """Whether a filesystem has flags and projects, by device."""
+        self._occurring = Occurring()
+        """Of the tree that is recorded now."""
+        self._all = Occurring()
         self._entries = 0
         self._known = 0
         self._unread = 0
@@ -43,21 +47,28 @@ class Recorder:
         Return what is recorded of it; None if something could not be read. Raises OSError if the record cannot be written.
         """
         unread = self._unread
+        self._occurring = Occurring()
         for directory in walk(top, lambda inside, error: self._unreadable(_joined(path, inside), error)):
             self._directory(_joined(path, directory.path), directory)
-        part = Part(self._writer.end_tree())
+        self._all.update(self._occurring)
+        part = Part(self._writer.end_tree(), self._occurring.users, self._occurring.groups)
         return part if self._unread == unread else None
 
     def take(self, part: Part) -> None:
         """Take what is recorded of a tree already. Raises OSError if it cannot be written."""
         for shard, content in part.shards:
             self._writer.take(shard, content)
+        self._all.update(Occurring(part.users, part.groups))
         self._entries += part.entries
         self._known += part.entries
 
     def recorded(self) -> Recorded:
         """Return what has been recorded so far."""
         return Recorded(self._entries, self._writer.size, self._unread, tuple(self._named), self._known)
+
+    def names(self) -> OwnerNames:
+        """Return the names of the users and groups that have occurred so far."""
+        return self._all.names()
 
     @contextmanager
     def _noted(self, path: str) -> Iterator[None]:
@@ -105,6 +116,7 @@ class Recorder:
     ) -> RecordedEntry | None:
         """Return what must be recorded of an entry; None if the engine keeps all of it."""
         losses, kind = self._losses, kind_of(status)
+        self._occurring.add(status.st_uid, status.st_gid)
         whole = path if name == HERE else _joined(path, name)
         found: dict[str, bytes] = {}
         reads = losses.xattrs or (losses.link_xattrs and kind is EntryKind.LINK)
@@ -141,6 +153,7 @@ class Recorder:
             # An entry that is recorded is recorded completely.
             with self._noted(whole):
                 found = attributes.xattrs(fd, name)
+        self._occurring.add_lists(found)
         target = None
         if kind is EntryKind.LINK:
             with self._noted(whole):

@@ -45,6 +45,24 @@ def remove(parent: int, name: str) -> None:
         waiting.pop()
 
 
+def hollow(parent: int, path: str) -> None:
+    """Put an empty directory of root's in the place of a directory below an open one, if that is there. Raises OSError."""
+    above, _, name = path.rpartition("/")
+    try:
+        with opened(parent, above) as fd:
+            before = os.fstat(fd)
+            status = presence.status(name, follow_links=False, directory=fd)
+            if status is None or not stat.S_ISDIR(status.st_mode):
+                return
+            remove(fd, name)
+            os.mkdir(name, 0o755, dir_fd=fd)
+            with opened(fd, name) as made:
+                os.fchmod(made, 0o755)
+            os.utime(fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+    except FileNotFoundError:
+        return
+
+
 def _emptied(fd: int) -> list[str]:
     """Remove all but directories from an open one; return those."""
     with os.scandir(fd) as entries:

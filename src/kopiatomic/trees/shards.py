@@ -18,7 +18,18 @@ from typing import Any
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
-from kopiatomic.model.record import HERE, INDEX, VERSION, EntryKind, RecordedEntry, Shard
+from kopiatomic.model.facts import PropertySetting
+from kopiatomic.model.record import (
+    HERE,
+    INDEX,
+    NOBODY,
+    VERSION,
+    EntryKind,
+    OwnerNames,
+    RecordedDataset,
+    RecordedEntry,
+    Shard,
+)
 from kopiatomic.text import printable
 
 FORMAT = "kopiatomic-record"
@@ -200,10 +211,12 @@ class Writer:
         self._written.append((shard, packed))
         self._lines, self._directories = [], 0
 
-    def end(self, about: Mapping[str, Any]) -> None:
-        """Write the list; ``about`` goes into it as well. Raises OSError."""
+    def end(self, about: Mapping[str, Any], names: OwnerNames = NOBODY) -> None:
+        """Write the list; ``about`` goes into it as well, and the names of owners. Raises OSError."""
         self.end_tree()
-        document = {"format": FORMAT, "version": VERSION, **about, "shards": [listed(shard) for shard in self.shards]}
+        owners = {"users": dict(names.users), "groups": dict(names.groups)}
+        listing = [listed(shard) for shard in self.shards]
+        document = {"format": FORMAT, "version": VERSION, **about, **owners, "shards": listing}
         text = json.dumps(document, ensure_ascii=False, indent=1, sort_keys=True)
         content = text.encode() + b"\n"
         # Engines take a file of the same size and time for unchanged, and this one's size hardly ever changes.
@@ -245,8 +258,13 @@ class Index:
 
     about: Mapping[str, Any]
     shards: tuple[Shard, ...]
-    places: tuple[str, ...]
-    """Where in the view what it is of was shown."""
+    datasets: tuple[RecordedDataset, ...]
+    names: OwnerNames = NOBODY
+
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Where in the view what it is of was shown."""
+        return tuple(place for dataset in self.datasets for place, _ in dataset.places)
 
 
 def read_index(content: bytes) -> Index:
@@ -265,12 +283,38 @@ def read_index(content: bytes) -> Index:
         )
     try:
         shards = tuple(map(unlisted, document.pop("shards")))
-        places = tuple(
-            found for one in document["datasets"] for place in one["places"] if (found := take(place, "path"))
-        )
+        datasets = tuple(map(_dataset, document["datasets"]))
+        names = OwnerNames(_names(document, "users"), _names(document, "groups"))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise _damaged(INDEX) from None
-    return Index(document, shards, places)
+    return Index(document, shards, datasets, names)
+
+
+def _dataset(document: Mapping[str, Any]) -> RecordedDataset:
+    """Return a dataset of the list. Raises ValueError, KeyError, TypeError, AttributeError."""
+    places = []
+    for one in document["places"]:
+        place, part = take(one, "path"), take(one, "part") or ""
+        if place is None or not _is_plain(place) or (part and not _is_plain(f"/{part}")):
+            raise ValueError("places")
+        places.append((place, part))
+    properties = {}
+    for name, one in document["properties"].items():
+        value = take(one, "value")
+        if value is None or "\0" in value or not isinstance(one["source"], str):
+            raise ValueError("properties")
+        properties[name] = PropertySetting(value, one["source"])
+    kind = document["filesystem"]
+    if not isinstance(kind, str):
+        raise TypeError("filesystem")
+    return RecordedDataset(take(document, "dataset") or "", kind, tuple(places), properties)
+
+
+def _names(document: Mapping[str, Any], key: str) -> dict[int, str]:
+    found = {int(number): name for number, name in document.get(key, {}).items()}
+    if not all(isinstance(name, str) for name in found.values()):
+        raise TypeError(key)
+    return found
 
 
 def read_shard(shard: Shard, content: bytes) -> Iterator[tuple[str, list[RecordedEntry]]]:
@@ -324,6 +368,23 @@ class Reading:
         """Yield each directory, each after what is in it. Raises KopiatomicError."""
         for shard in reversed(self.index.shards):
             yield from reversed(list(read_shard(shard, self.content(path_of(shard)))))
+
+
+@immutable
+class Changed:
+    """A record of which some directories are left out, and entries of others are changed."""
+
+    record: Reading
+    change: Callable[[Group], Group | None]
+    """Returns a directory as it is to be; None if it is left out."""
+
+    def forward(self) -> Iterator[Group]:
+        """Yield each directory, each before what is in it. Raises KopiatomicError."""
+        yield from filter(None, map(self.change, self.record.forward()))
+
+    def backward(self) -> Iterator[Group]:
+        """Yield each directory, each after what is in it. Raises KopiatomicError."""
+        yield from filter(None, map(self.change, self.record.backward()))
 
 
 def path_of(shard: Shard) -> str:

@@ -20,7 +20,8 @@ from kopiatomic.system import safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 from kopiatomic.trees import removal
-from kopiatomic.trees.walk import opened
+from kopiatomic.trees.owners import Owners
+from kopiatomic.trees.walk import opened, walk
 
 FOLDER = ".kopiatomic-restoring"
 _DATA = "data"
@@ -29,32 +30,35 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Target:
-    """The target, open. ``path`` is absolute."""
+    """The target, open. ``path`` is absolute; ``name`` is what the user calls it."""
 
-    def __init__(self, path: str, fd: int) -> None:
+    def __init__(self, path: str, fd: int, name: str) -> None:
         self.path = path
         self.fd = fd
+        self.name = name
 
     @classmethod
     @contextmanager
     def prepared(cls, path: str, what: Mapping[str, str]) -> Iterator[Self]:
         """Make the directory, or take one that is empty or that the same restore has left. Raises KopiatomicError."""
         absolute = os.path.abspath(path)
-        _require_safe(absolute)
-        try:
-            with closing(_opened(absolute)) as fd:
-                target = cls(absolute, fd)
-                target._take(what)
-                yield target
-        except OSError as error:
-            raise unusable(absolute, error) from None
+        safety.require_safe_target(absolute)
+        with understood(absolute), closing(_opened(absolute)) as fd:
+            yield cls.taken(absolute, fd, absolute, what)
+
+    @classmethod
+    def taken(cls, path: str, fd: int, name: str, what: Mapping[str, str]) -> Self:
+        """Take an open directory that is empty or that the same restore has left. Raises KopiatomicError, OSError."""
+        target = cls(path, fd, name)
+        target._take(what)
+        return target
 
     def _take(self, what: Mapping[str, str]) -> None:
         names = os.listdir(self.fd)
         if FOLDER in names:
             if self._note() != what:
                 raise KopiatomicError(
-                    f"{printable(self.path)} has what another restore, which was interrupted, has left",
+                    f"{printable(self.name)} has what another restore, which was interrupted, has left",
                     kind="target-not-empty",
                     hint="Run that one again, or name a directory that does not exist yet.",
                 )
@@ -63,7 +67,7 @@ class Target:
                 removal.remove(self.fd, f"{FOLDER}/{_DATA}" if name == FOLDER else name)
         elif names:
             raise KopiatomicError(
-                f"{printable(self.path)} is not an empty directory, and nothing may be overwritten",
+                f"{printable(self.name)} is not an empty directory, and nothing may be overwritten",
                 kind="target-not-empty",
                 hint="Name a directory that does not exist yet.",
             )
@@ -143,7 +147,7 @@ class Target:
 
     _like: os.stat_result | None = None
 
-    def finish(self) -> None:
+    def finish(self, owners: Owners) -> None:
         """Remove our folder, and give the target the owner, mode and times of the directory that it stands for.
 
         Raises OSError.
@@ -151,9 +155,36 @@ class Target:
         removal.remove(self.fd, FOLDER)
         if self._like is not None:
             if os.geteuid() == 0:
-                os.fchown(self.fd, self._like.st_uid, self._like.st_gid)
+                os.fchown(self.fd, *owners.of(self._like.st_uid, self._like.st_gid))
             os.fchmod(self.fd, self._like.st_mode & 0o7777)
             os.utime(self.fd, ns=(self._like.st_atime_ns, self._like.st_mtime_ns))
+
+
+@contextmanager
+def understood(name: str) -> Iterator[None]:
+    """Say of which target it is that the system refuses something. Raises KopiatomicError."""
+    try:
+        yield
+    except OSError as error:
+        raise unusable(name, error) from None
+
+
+def is_restoring(fd: int) -> bool:
+    """Whether an open directory has what a restore leaves until its end. Raises OSError."""
+    return FOLDER in os.listdir(fd)
+
+
+def has_data(fd: int) -> bool:
+    """Whether anything but directories has been restored into an open directory. Raises OSError."""
+    for directory in walk(fd, _raise):
+        inside = [entry for entry in directory.entries if not entry.is_dir(follow_symlinks=False)]
+        if inside and directory.path != FOLDER:
+            return True
+    return False
+
+
+def _raise(_path: str, error: OSError) -> None:
+    raise error
 
 
 def _opened(path: str) -> int:
@@ -163,17 +194,6 @@ def _opened(path: str) -> int:
     except FileExistsError:
         pass
     return os.open(path, _DIRECTORY)
-
-
-def _require_safe(path: str) -> None:
-    """Refuse a target whose way others can change: what root writes could be led elsewhere. Raises KopiatomicError."""
-    why = safety.unsafe_way(path) if os.geteuid() == 0 else ""
-    if why:
-        raise KopiatomicError(
-            f"nothing is restored to {printable(path)} as root, since others can replace what leads to it: {why}",
-            kind="unsafe-target",
-            hint="Restore to a directory whose parents only root can change, such as /srv/restored, and move it from there.",
-        )
 
 
 def _forget_attributes(fd: int) -> None:
@@ -194,10 +214,10 @@ def _is_directory(parent: int, name: str) -> bool:
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
-def unusable(path: str, error: OSError) -> KopiatomicError:
+def unusable(name: str, error: OSError) -> KopiatomicError:
     """Return the error for a target that cannot be written to."""
     return KopiatomicError(
-        f"{printable(path)} cannot be restored into: {error.strerror}",
+        f"{printable(name)} cannot be restored into: {error.strerror}",
         kind="target",
         hint="Is the filesystem full or read-only, and does the directory above it exist? The same command goes on later.",
     )

@@ -82,7 +82,8 @@ class BorgReader:
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
         place = reader.prepare(target)
-        self._run("extract", *_where(snapshot, below), snapshot=snapshot, below=below, within=place)
+        # By default Borg gives what belonged to a user to whoever has that name here.
+        self._run("extract", "--numeric-ids", *_where(snapshot, below), snapshot=snapshot, below=below, within=place)
 
     def _run(
         self,

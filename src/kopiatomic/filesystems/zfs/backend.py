@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kopiatomic.filesystems.backends import Backend
 from kopiatomic.filesystems.zfs import bookmarks, leftovers, listing
+from kopiatomic.filesystems.zfs.new_dataset import new_dataset
 from kopiatomic.filesystems.zfs.properties import read
 from kopiatomic.filesystems.zfs.snapshots import ZfsMaker
 from kopiatomic.filesystems.zfs.spelling import respells
@@ -15,4 +16,5 @@ BACKEND = Backend(
     respells=respells,
     bookmarks=bookmarks,
     properties=read,
+    new_dataset=new_dataset,
 )
