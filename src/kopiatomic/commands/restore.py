@@ -24,6 +24,7 @@ from kopiatomic.system import signals
 from kopiatomic.text import few, first_few, printable
 from kopiatomic.trees import removal
 from kopiatomic.trees.apply import Outcome, Restorer
+from kopiatomic.trees.attributes import without
 from kopiatomic.trees.owners import Owners, give, here
 from kopiatomic.trees.shards import Changed, Group, Index
 from kopiatomic.trees.target import Target
@@ -163,6 +164,9 @@ class _Restoring:
         """Restore; return what came of it. Raises KopiatomicError, OSError."""
         self._data()
         outcome = Outcome()
+        if new is not None and new.inherited and not self.reader.form.keeps_attributes:
+            # What had them is recorded.
+            outcome.failures += without(self.target.fd, new.inherited)
         if owners:
             self.console.phase("setting owners by their names")
             outcome.failures += give(self.target.fd, owners)

@@ -97,6 +97,8 @@ class Form:
 
     changes_names: bool = False
     """Whether names are so in contents and in what is restored, too."""
+    keeps_attributes: bool = True
+    """Whether what is restored has its extended attributes."""
 
     def restored(self, path: str) -> str:
         """Return a path as it is when it is restored."""

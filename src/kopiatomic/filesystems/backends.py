@@ -134,6 +134,10 @@ class NewDataset(Protocol):
         """Whether it is known to be made for this restore; if not, what is in it must show that."""
 
     @property
+    def inherited(self) -> Sequence[str]:
+        """The extended attributes of its own that what is made in it inherits, whether it had them or not."""
+
+    @property
     def commands(self) -> Sequence[str]:
         """What a person types into a shell to give it the rest of what is recorded; nothing of it has been done."""
 
@@ -142,7 +146,7 @@ class NewDataset(Protocol):
         """What is recorded and cannot be set by any of these, as sentences."""
 
     def discard(self) -> None:
-        """Note that nothing has been restored into it, so that it is removed, if this process has made it, when the block fails."""
+        """Note that nothing has been restored into it: if the block fails, it is removed where this process has made it."""
 
     def settle(self) -> list[str]:
         """Set what must come after the data, and remove our mark; return what is not as it is recorded, in words.

@@ -9,11 +9,15 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
+from kopiatomic import presence
 from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
+from kopiatomic.text import printable
+from kopiatomic.trees.walk import walk
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -51,6 +55,30 @@ def set_xattr(directory: int, name: str, attribute: str, value: bytes) -> None:
 def remove_xattr(directory: int, name: str, attribute: str) -> None:
     """Remove one. Raises OSError."""
     os.removexattr(_path(directory, name), attribute, follow_symlinks=False)
+
+
+def without(top: int, names: Collection[str]) -> list[str]:
+    """Remove attributes from all files and directories below an open directory; return what could not be done, in words.
+
+    Raises OSError if something is gone.
+    """
+    failures: list[str] = []
+
+    def note(path: str, error: OSError) -> None:
+        failures.append(f"/{printable(path)}: an inherited attribute cannot be removed: {error.strerror}")
+
+    for directory in walk(top, note):
+        for name, status in directory.entries:
+            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+                continue
+            try:
+                for attribute in xattrs(directory.fd, name).keys() & names:
+                    remove_xattr(directory.fd, name, attribute)
+            except OSError as error:
+                if presence.moved(error):
+                    raise
+                note(f"{directory.path}/{name}".lstrip("/"), error)
+    return failures
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class KopiaReader:
     """A reader of kopia's repository."""
 
     name = "kopia"
-    form = Form(stand_in=STAND_IN, step_ns=10**9, changes_names=True)
+    form = Form(stand_in=STAND_IN, step_ns=10**9, changes_names=True, keeps_attributes=False)
 
     def __init__(self, options: Sequence[str], environment: Mapping[str, str], invoking_user: str | None) -> None:
         self._client = Client(kopia_options.parse(options), environment, invoking_user)

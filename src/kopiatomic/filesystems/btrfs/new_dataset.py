@@ -31,6 +31,7 @@ class NewSubvolume:
         self.commands = [shlex.join(words)] if read_only is not None and read_only.value == "true" else []
         compression = recorded.properties.get(COMPRESSION)
         self._compression = None if compression is None else compression.value
+        self.inherited = () if compression is None else (ATTRIBUTE,)
         self.discarded = False
 
     def discard(self) -> None:

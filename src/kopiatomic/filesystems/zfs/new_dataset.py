@@ -65,6 +65,7 @@ class NewZfsDataset:
     """Satisfies :class:`kopiatomic.filesystems.backends.NewDataset`."""
 
     path = PLACE
+    inherited = ()
 
     def __init__(self, recorded: RecordedDataset, name: str, fd: int, *, is_ours: bool) -> None:
         self.fd = fd
