@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 from tests.btrfs.conftest import Family, Gate
 from tests.btrfs.toy_kind import STORE
 from tests.support.filesystems import Btrfs
-from tests.support.programs import SOURCE, Completed, Kopiatomic, command
+from tests.support.programs import SOURCE, Completed, Kopia, Kopiatomic, command
 
 
 @dataclass(frozen=True)
@@ -131,3 +133,17 @@ def test_what_a_killed_run_left_of_a_toy_is_cleared(toys: Toys, gate: Gate, root
     cleared = toys.kopiatomic("recover")
     assert cleared.returncode == 0, str(cleared)
     assert list(toys.copies.glob("*/0")) == []
+
+
+def test_no_new_toy_is_made_for_a_restore(toys: Toys, root: Path, kopia: Kopia) -> None:
+    ended = toys.kopiatomic("--mount-root", root, "-r", toys.top, env=kopia.environment)
+    assert ended.returncode == 0, str(ended)
+    refused = toys.kopiatomic("restore", "latest", "--dataset", "toy:top", "--as", "toy:new", env=kopia.environment)
+    assert (refused.returncode, "of the kind toy, of which no new one can be made" in refused.stderr) == (1, True)
+    target = Path(tempfile.mkdtemp(prefix="toys-", dir="/var/tmp"))
+    try:
+        restored = toys.kopiatomic("restore", "latest", toys.top, "--to", target, env=kopia.environment)
+        assert restored.returncode == 0, str(restored)
+        assert (target / "file").read_text() == "frozen\n"
+    finally:
+        shutil.rmtree(target)

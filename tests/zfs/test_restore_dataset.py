@@ -236,7 +236,7 @@ def test_what_is_wrong_is_said_and_nothing_stays(
     ended = restore(run, kopia, "--dataset", above, f"--as={closed}/back")
     assert (ended.returncode, "Read-only file system" in ended.stderr) == (1, True), ended
     command("zfs", "destroy", closed)
-    failing = tmp_path / "kopia"
+    failing = tmp_path / "failing"
     failing.write_text(f'#!/bin/sh\ncase "$*" in *--mode=local*) exit 1;; esac\nexec {shutil.which("kopia")} "$@"\n')
     failing.chmod(0o755)
     failed = {"KOPIATOMIC_KOPIA": str(failing)}

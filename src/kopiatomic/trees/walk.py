@@ -47,7 +47,8 @@ class Directory:
 @contextmanager
 def opened(top: int, path: str) -> Iterator[int]:
     """Yield a directory below an open one, of any depth, opened without following a link. Raises OSError."""
-    fd = os.dup(top)
+    # Not a copy: a listing of Btrfs's has nothing that was made after the opening.
+    fd = os.open(".", _OPEN, dir_fd=top)
     try:
         for name in path.split("/") if path else ():
             if name in {"", ".", ".."}:

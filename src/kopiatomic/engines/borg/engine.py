@@ -108,8 +108,8 @@ class Borg(repository.RepositoryEngine):
 class BorgRepository(repository.NamedRepository):
     """Borg's repository."""
 
-    # Of the flags it keeps immutable, append only, no dump and compressed (platform_linux.pyx).
-    losses = Losses(earliest_ns=0, latest_ns=(2**31 - 1) * 10**9, kept_flags=0x10 | 0x20 | 0x40 | 0x4)
+    # Of the flags it keeps immutable, append only, no dump; of a compressed file not by what it is (platform_linux.pyx).
+    losses = Losses(earliest_ns=0, latest_ns=(2**31 - 1) * 10**9, kept_flags=0x10 | 0x20 | 0x40)
 
     def __init__(self, client: Client, version: str | None, warnings: Sequence[str]) -> None:
         super().__init__(client, version, warnings)

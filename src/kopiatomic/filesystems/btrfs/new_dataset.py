@@ -40,7 +40,13 @@ class NewSubvolume:
 
     def prepare(self) -> None:
         """Set what holds for what is written from now on. Raises OSError."""
-        if self.is_ours and self._compression is not None:
+        found = compression_of(self.fd)
+        if not self.is_ours or found == self._compression:
+            return
+        if self._compression is None:
+            # It has the property of the directory above it.
+            os.removexattr(self.fd, ATTRIBUTE)
+        else:
             os.setxattr(self.fd, ATTRIBUTE, os.fsencode(self._compression))
 
     def settle(self) -> list[str]:
