@@ -63,7 +63,6 @@ LATER = {
     "org:text": "Grüße, 日本",
     "org:empty-ish": " ",
 }
-STATISTICS = {"name", "type", "creation", "guid", "createtxg", "objsetid", "origin", "mounted", "version", "keystatus"}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +134,11 @@ def test_a_dataset_with_thirty_properties(tank: Pool, run: Runner, kopia: Kopia,
     (place / "ÄRGER").write_text("normal")
     os.utime(place, ns=(1, 1_600_000_000_123_456_789))
     there, tree = properties(home), listed(place)
-    recorded = {key: value for key, (value, source) in there.items() if source in {"local", "received"}}
+    recorded = {
+        key: value
+        for key, (value, source) in there.items()
+        if source in {"local", "received"} and key not in {"filesystem_count", "snapshot_count"}
+    }
     assert len(recorded) >= 30
     assert {source for _, source in there.values()} >= {"local", "received"}
     saved(run, kopia, home)
@@ -149,7 +152,9 @@ def test_a_dataset_with_thirty_properties(tank: Pool, run: Runner, kopia: Kopia,
     ended = restore(run, kopia, "--dataset", home, "--as", new, environment=fresh)
     assert ended.returncode == 0, ended
     made = properties(new)
-    assert {name: made[name][0] for name in AT_ONCE} == AT_ONCE == {name: there[name][0] for name in AT_ONCE}
+    # OpenZFS 2.3 calls xattr=sa on.
+    assert {name: there[name][0] for name in AT_ONCE} in (AT_ONCE, {**AT_ONCE, "xattr": "on"})
+    assert {name: made[name][0] for name in AT_ONCE} == {name: there[name][0] for name in AT_ONCE}
     assert (made["mounted"][0], made["canmount"], made["encryptionroot"][0]) == ("no", ("noauto", "local"), vault)
     assert "kopiatomic:restoring" not in made
 

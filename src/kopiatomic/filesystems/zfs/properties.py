@@ -15,6 +15,9 @@ from kopiatomic.system import process, zfs_program
 AT_BIRTH = ("casesensitivity", "normalization", "utf8only")
 """What can be set when a dataset is made, and never again: they have no source, and each dataset has its own."""
 
+COUNTED = frozenset({"filesystem_count", "snapshot_count"})
+"""What ZFS counts as soon as there is a limit, and calls local."""
+
 _NO_SOURCE = "-"
 
 _Key = tuple[str, str, str]
@@ -37,8 +40,9 @@ def read(datasets: Sequence[Dataset]) -> Mapping[str, Mapping[str, PropertySetti
             waiting += [part[len(part) // 2 :], part[: len(part) // 2]]
             continue
         for name, key, source in keys:
-            value = _alone(name, key) if values is None else values[name, key, source]
-            found[name][key] = PropertySetting(value, source)
+            if key not in COUNTED:
+                value = _alone(name, key) if values is None else values[name, key, source]
+                found[name][key] = PropertySetting(value, source)
         # A volume has a dash for each of these.
         for line in _get(part, "name,property,value", ",".join(AT_BIRTH)):
             name, key, value = _key(line)
