@@ -85,8 +85,8 @@ def test_a_subvolume_comes_back_as_one(ground: Ground) -> None:
 def test_a_machine_that_has_no_record_of_the_run_restores(one: Ground, tmp_path: Path) -> None:
     one.run()
     elsewhere = {**one.environment, "KOPIATOMIC_STATE_DIR": str(tmp_path / "fresh")}
-    words = ["restore", "latest", "--dataset", one.source, "--as", one.target("back"), "--json"]
-    ended = one.kopiatomic(*words, env=elsewhere)
+    words: list[str | Path] = ["restore", "latest", "--dataset", one.source, "--as", one.target("back")]
+    ended = one.kopiatomic(*words, "--json", env=elsewhere)
     assert ended.returncode == 0, str(ended)
     document = json.loads(ended.stdout)
     assert (document["dataset"], document["others"]) == (str(one.source), [str(one.nested)])

@@ -143,9 +143,9 @@ def test_a_dataset_with_thirty_properties(tank: Pool, run: Runner, kopia: Kopia,
     assert {source for _, source in there.values()} >= {"local", "received"}
     saved(run, kopia, home)
 
-    key = tmp_path / "key"
-    key.write_bytes(bytes(32))
-    vault = tank.dataset("vault", encryption="on", keyformat="raw", keylocation=f"file://{key}", compression="off")
+    secret = tmp_path / "key"
+    secret.write_bytes(bytes(32))
+    vault = tank.dataset("vault", encryption="on", keyformat="raw", keylocation=f"file://{secret}", compression="off")
     new = f"{vault}/home"
     # A machine that has never seen the run.
     fresh = {"KOPIATOMIC_STATE_DIR": str(tmp_path / "fresh")}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import stat
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
@@ -68,16 +67,16 @@ def without(top: int, names: Collection[str]) -> list[str]:
         failures.append(f"/{printable(path)}: an inherited attribute cannot be removed: {error.strerror}")
 
     for directory in walk(top, note):
-        for name, status in directory.entries:
-            if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        for entry in directory.entries:
+            if not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False)):
                 continue
             try:
-                for attribute in xattrs(directory.fd, name).keys() & names:
-                    remove_xattr(directory.fd, name, attribute)
+                for attribute in xattrs(directory.fd, entry.name).keys() & names:
+                    remove_xattr(directory.fd, entry.name, attribute)
             except OSError as error:
                 if presence.moved(error):
                     raise
-                note(f"{directory.path}/{name}".lstrip("/"), error)
+                note(f"{directory.path}/{entry.name}".lstrip("/"), error)
     return failures
 
 
