@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kopiatomic.commands import history, recover, schedule
 from kopiatomic.engines.engine import KOPIA
+from kopiatomic.filesystems.zfs import new_dataset
 from kopiatomic.model import facts, plan, user_property
 from kopiatomic.model.report import HoldEnd
 from kopiatomic.output import document
@@ -17,6 +18,7 @@ def test_what_marks_things_as_ours() -> None:
     assert (ownership.PREFIX, ownership.TAG) == ("kopiatomic_", "kopiatomic")
     assert ownership.bookmark() == f"kopiatomic_{ownership.host_id()}"
     assert user_property.PROPERTY == "kopiatomic:backup"
+    assert new_dataset.PROPERTY == "kopiatomic:restoring"
     mark = ownership.Mark("20260101T000000Z-00000000", "0" * 16, "boot", "locks")
     assert str(mark) == "20260101T000000Z-00000000@0000000000000000@boot@locks"
 
