@@ -265,6 +265,7 @@ def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, as
                 "dataset": restoring.part.dataset.name,
                 "others": list(restoring.part.others),
                 "commands": list(new.commands),
+                "notes": list(new.notes),
             }
         console.document(document)
     else:
