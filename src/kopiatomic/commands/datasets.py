@@ -17,7 +17,6 @@ from kopiatomic.model.plan import UNMOUNTED, VOLUMES
 from kopiatomic.model.record import RecordedDataset
 from kopiatomic.paths import below, is_at_or_below, topmost
 from kopiatomic.text import few, first_few, printable
-from kopiatomic.trees.shards import Index
 from kopiatomic.trees.target import Target, has_data, is_restoring, understood
 
 _TO_PATH = "Restore by the path instead, into a directory: --to DIR, with the path where it was mounted."
@@ -42,7 +41,7 @@ def find(reader: Reader, what: str, name: str) -> Stored:
 
     def holds(stored: Stored) -> bool:
         looked_at.append(stored)
-        return stored.problem is not None or _whole(stored.index, name) is not None
+        return stored.problem is not None or _whole(stored, name) is not None
 
     try:
         return chosen(reader, what, holds)
@@ -56,7 +55,7 @@ def part_of(stored: Stored, name: str) -> Part:
     """Return a dataset of a snapshot. Raises KopiatomicError if it is not there, or has nothing that a new one can be made of."""
     if stored.problem is not None:
         raise stored.problem
-    dataset = _whole(stored.index, name)
+    dataset = _whole(stored, name)
     if stored.index is None or dataset is None or dataset.place is None:
         raise _missing([stored], name)
     place = dataset.place
@@ -80,11 +79,12 @@ def _is_made_up(place: str) -> bool:
     return is_at_or_below(place, UNMOUNTED) or is_at_or_below(place, VOLUMES)
 
 
-def _whole(index: Index | None, name: str) -> RecordedDataset | None:
-    """Return a dataset of which all is in a backup; None if it is not."""
-    if index is None:
-        return None
-    return next((one for one in index.datasets if one.name == name and one.place is not None), None)
+def _whole(stored: Stored, name: str) -> RecordedDataset | None:
+    """Return a dataset of which all is in a snapshot; None if it is not. A record may be of several snapshots of one run."""
+    for one in stored.index.datasets if stored.index is not None else ():
+        if one.name == name and one.place is not None and stored.holds(one.place):
+            return one
+    return None
 
 
 def _missing(looked_at: Sequence[Stored], name: str) -> KopiatomicError:
