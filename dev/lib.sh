@@ -154,8 +154,8 @@ guest_emulator() {
 
 # Changing this list makes ./test build the guests anew.
 guest_packages=(
-    btrfs-progs busybox-static fdisk iproute2 kmod procps psmisc python3 python3-click python3-jsonschema python3-pytest python3-rich
-    strace zfsutils-linux
+    acl attr borgbackup btrfs-progs busybox-static fdisk iproute2 kmod procps psmisc python3 python3-click python3-jsonschema
+    python3-pytest python3-rich restic rsync strace zfsutils-linux
 )
 # What tests/zfs/test_databases.py needs, in the default guest alone.
 database_packages=(mariadb-client mariadb-server-core postgresql)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from demo import ground
 
-from bench import engine, hold, many, orchestration, scale, start
+from bench import engine, hold, many, orchestration, restore, scale, start
 from bench.results import Results, dump, load
 from bench.show import plot, table
 
@@ -91,6 +91,8 @@ def _measure(part: str, rounds: int | None, out: Path) -> None:
             _scale(rounds or 5, folder, state, results)
         elif part == "hold":
             _hold(rounds or 100, folder, state, results)
+        elif part == "restore":
+            restore.measure(rounds or 3, state, results)
         elif part == "start":
             start.measure(rounds or 15, results)
         else:
@@ -102,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="bench")
     commands = parser.add_subparsers(dest="command", required=True)
     measure = commands.add_parser("measure")
-    measure.add_argument("part", choices=["zfs", "btrfs", "hold", "engine", "start", "scale"])
+    measure.add_argument("part", choices=["zfs", "btrfs", "hold", "engine", "restore", "start", "scale"])
     measure.add_argument("--rounds", type=int)
     measure.add_argument("--out", type=Path, required=True)
     show = commands.add_parser("show")

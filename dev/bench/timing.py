@@ -13,10 +13,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Cost:
-    """What a process took: seconds from its start to its end, and the peak of its memory in bytes."""
+    """What a process took: seconds from its start to its end and of processors, and the peak of its memory in bytes."""
 
     seconds: float
     memory: int
+    cpu: float
+    """Its children's too."""
 
 
 def once(argv: Sequence[str | Path], *, output: Path | None = None, env: Mapping[str, str] | None = None) -> Cost:
@@ -29,7 +31,7 @@ def once(argv: Sequence[str | Path], *, output: Path | None = None, env: Mapping
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
         raise SystemExit(f"{' '.join(map(str, argv))[:500]} failed ({process.returncode})")
-    return Cost(took, usage.ru_maxrss << 10)
+    return Cost(took, usage.ru_maxrss << 10, usage.ru_utime + usage.ru_stime)
 
 
 def in_turns(

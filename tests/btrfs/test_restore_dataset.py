@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.model.record import INDEX
-from tests.btrfs.test_restore import RECORD, Ground, differences, ground
+from tests.btrfs.test_restore import RECORD, Ground, ground
+from tests.support.exact_tree import differences
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 
@@ -74,12 +75,12 @@ def test_a_subvolume_comes_back_as_one(ground: Ground) -> None:
         for path in target.rglob("*"):
             if path.name != "squeezed" and "btrfs.compression" in os.listxattr(path, follow_symlinks=False):
                 os.removexattr(path, "btrfs.compression")
-    assert differences(snapshot, target) == ""
+    assert differences(snapshot, target) == []
     # That one is restored by itself.
     ended = ground.restore("latest", "--dataset", ground.nested, "--as", target / "nested")
     assert ended.returncode == 0, str(ended)
     assert is_subvolume(target / "nested")
-    assert differences(ground.nested, target / "nested") == ""
+    assert differences(ground.nested, target / "nested") == []
 
 
 def test_a_machine_that_has_no_record_of_the_run_restores(one: Ground, tmp_path: Path) -> None:
@@ -208,7 +209,7 @@ def test_a_killed_one_can_be_run_again(one: Ground, after: float) -> None:
     for path in (snapshot, target):
         (path / "nested").rmdir()
         os.utime(path, ns=(0, 0))
-    assert differences(snapshot, target) == ""
+    assert differences(snapshot, target) == []
 
 
 def accounts(kopiatomic: Kopiatomic, folder: Path, users: dict[str, int], groups: dict[str, int]) -> Kopiatomic:
@@ -255,7 +256,7 @@ def test_owners_come_back_by_name(ground: Ground, tmp_path: Path) -> None:
     by_number, by_name = ground.target("numbers"), ground.target("names")
     ended = ground.restore("latest", ground.source, "--to", by_number)
     assert ended.returncode == 0, str(ended)
-    assert differences(ground.source, by_number) == ""
+    assert differences(ground.source, by_number) == []
     ended = ground.restore("latest", ground.source, "--to", by_name, "--names")
     assert ended.returncode == 0, str(ended)
     assert "nobody has these names here, and the numbers stay: user eve" in ended.stderr
@@ -271,7 +272,7 @@ def test_owners_come_back_by_name(ground: Ground, tmp_path: Path) -> None:
         subprocess.run(["setfacl", "-b", at / "nested/setuid"], check=True)
         (at / "nested/setuid").chmod(0o6750)
         subprocess.run(["setfacl", "-k", at / "nested/d/e"], check=True)
-    assert differences(by_number, by_name) == ""
+    assert differences(by_number, by_name) == []
 
 
 def change_owners(top: Path, users: dict[int, int], groups: dict[int, int]) -> None:

@@ -9,7 +9,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 USER = 65534
@@ -81,4 +81,41 @@ def _swap(folder: Path, one: str, other: str, drawn: random.Random) -> None:
         swapped = not swapped
         if not swapped and drawn.random() < 0.02:
             time.sleep(drawn.random() * 0.02)
+    os._exit(0)
+
+
+def unsettle(sticky: Path, decoy: Path, folder: str, note: str, drawn: random.Random) -> None:
+    """As a user, for :func:`at_work`: exchange what is at ``back`` in a sticky directory of root's, and what is in it.
+
+    Directories, links to ``decoy`` and forged notes of an interrupted restore (in ``folder``) come and go; what is there is
+    moved to ``mine``.
+    """
+    asked_to_end: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked_to_end.append(number))
+    os.chdir(sticky)
+    os.setresgid(USER, USER, USER)
+    os.setresuid(USER, USER, USER)
+    while not asked_to_end:
+        act, number = drawn.randrange(8), drawn.randrange(30)
+        with suppress(OSError):
+            if act == 0:
+                os.mkdir("back")
+                os.chmod("back", 0o777)
+            elif act == 1:
+                os.rename("back", f"mine/{number}")
+                os.symlink(decoy, "back")
+            elif act == 2:
+                os.unlink("back")
+            elif act == 3:
+                os.mkdir(f"back/{folder}")
+                Path(f"back/{folder}/what.json").write_text(note)
+            elif act == 4:
+                os.symlink(decoy, f"back/{folder}")
+            elif act == 5:
+                os.rename("back/d", f"mine/of-it-{number}")
+                os.symlink(decoy, "back/d")
+            elif act == 6:
+                os.mkdir("back/d")
+            else:
+                os.rename("back", f"mine/{number}")
     os._exit(0)

@@ -51,9 +51,20 @@ CALLS = {
     435: "clone3",
     442: "mount_setattr",
 }
+OF_TREES = {
+    90: "chmod",
+    189: "lsetxattr",
+    198: "lremovexattr",
+    259: "mknodat",
+    260: "fchownat",
+    265: "linkat",
+    280: "utimensat",
+}
+"""What a restore changes besides: so many that a run of a backup is not stopped at them."""
 CLOSE, IOCTL, EXECVE, OPENAT = 3, 16, 59, 257
 FORKS = {"clone", "clone3", "fork", "vfork"}
 
+IOCTLS_OF_TREES = {0x5820: "set project", 0x6602: "set flags"}
 IOCTLS = {
     0x5A16: "set properties",
     0x5A17: "create",
@@ -79,12 +90,20 @@ IOCTLS = {
 }
 """Low halves of the requests: ZFS's letter is Z, Btrfs's magic 0x94. Those that only read are left out."""
 
+_LETTERS = {0x5A: "ZFS", 0x94: "Btrfs", 0x58: "inode", 0x66: "inode"}
+
 _PATHS: dict[str, Sequence[int]] = {
+    "chmod": (0,),
     "chroot": (0,),
     "execve": (0,),
+    "fchownat": (1,),
     "fsopen": (0,),
+    "linkat": (1, 3),
+    "lremovexattr": (0, 1),
+    "lsetxattr": (0, 1),
     "mkdir": (0,),
     "mkdirat": (1,),
+    "mknodat": (1,),
     "mount": (0, 1),
     "move_mount": (1, 3),
     "open_tree": (1,),
@@ -99,6 +118,7 @@ _PATHS: dict[str, Sequence[int]] = {
     "umount2": (0,),
     "unlink": (0,),
     "unlinkat": (1,),
+    "utimensat": (1,),
 }
 """Which arguments are strings that tell one call from another."""
 
@@ -115,12 +135,13 @@ _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _LOAD, _AND, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x54, 0x15, 0x45, 0x06
 
 
-def install_filter(closing: Iterable[int] | None) -> None:
+def install_filter(closing: Iterable[int] | None, *, trees: bool = False) -> None:
     """Have this process and its descendants stop for their tracer at these calls, and at `close` of these descriptors.
 
-    None: at every `close`. Without a tracer the calls fail with ENOSYS. Raises OSError.
+    None: at every `close`. ``trees``: also at what changes entries of a tree. Without a tracer the calls fail with ENOSYS. Raises
+    OSError.
     """
-    program = _program(None if closing is None else sorted(closing))
+    program = _program(None if closing is None else sorted(closing), trees=trees)
     buffer = ctypes.create_string_buffer(program)
     header = struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -130,7 +151,7 @@ def install_filter(closing: Iterable[int] | None) -> None:
             raise OSError(number, os.strerror(number), "prctl")
 
 
-def _program(closing: Sequence[int] | None) -> bytes:
+def _program(closing: Sequence[int] | None, *, trees: bool) -> bytes:
     """Classic BPF: jumps go forward only, and say how many instructions to skip if it holds and if not."""
 
     def one_of(values: Sequence[int]) -> list[tuple[int, int, int, int]]:
@@ -141,8 +162,9 @@ def _program(closing: Sequence[int] | None) -> bytes:
     def argument(position: int) -> tuple[int, int, int, int]:
         return (_LOAD, 0, 0, _ARGUMENTS + 8 * position)
 
+    calls, requests = (CALLS | OF_TREES, IOCTLS | IOCTLS_OF_TREES) if trees else (CALLS, IOCTLS)
     special = {
-        IOCTL: [argument(1), (_AND, 0, 0, 0xFFFF), *one_of(list(IOCTLS))],
+        IOCTL: [argument(1), (_AND, 0, 0, 0xFFFF), *one_of(list(requests))],
         OPENAT: [
             argument(2),
             (_ANY_BIT, 0, 1, os.O_CREAT | os.O_EXCL),
@@ -159,20 +181,20 @@ def _program(closing: Sequence[int] | None) -> bytes:
     ]
     for number, branch in special.items():
         lines += [(_EQUAL, 0, len(branch), number), *branch]
-    lines += one_of([number for number in CALLS if number not in special])
+    lines += one_of([number for number in calls if number not in special])
     return b"".join(struct.pack("HBBI", *line) for line in lines)
 
 
 def describe(pid: int, number: int, arguments: Sequence[int]) -> str | None:
     """A call of a stopped process in words; None if it changes nothing."""
-    name = CALLS.get(number)
+    name = CALLS.get(number) or OF_TREES.get(number)
     if name is None:
         return None
     if number == CLOSE:
         return "close /dev/zfs" if _opened(pid, arguments[0]) == "/dev/zfs" else None
     if number == IOCTL:
-        what = IOCTLS.get(arguments[1] & 0xFFFF)
-        return what and f"ioctl {'ZFS' if arguments[1] & 0xFF00 == 0x5A00 else 'Btrfs'} {what}"
+        what = IOCTLS.get(arguments[1] & 0xFFFF) or IOCTLS_OF_TREES.get(arguments[1] & 0xFFFF)
+        return what and f"ioctl {_LETTERS.get(arguments[1] >> 8 & 0xFF, '')} {what}"
     return " ".join([name, *(_string(pid, arguments[position]) for position in _PATHS.get(name, ()))])
 
 

@@ -98,11 +98,13 @@ def trace(
     *,
     closing: Iterable[int] | None = None,
     limit: float = 120.0,
+    trees: bool = False,
 ) -> Trace:
     """Run a function in a fork, traced, until the last of its descendants has ended (at most `limit` seconds).
 
     The tracer is a process of its own, so that no other child of this one is ever waited for. `closing` names the
-    descriptors whose `close` is a point if they are /dev/zfs; None: any, which is slow.
+    descriptors whose `close` is a point if they are /dev/zfs; None: any, which is slow. `trees`: what changes entries of a tree
+    is a point, too.
     """
     reading, writing = os.pipe()
     pid = os.fork()
@@ -111,7 +113,7 @@ def trace(
         try:
             linux.die_with_parent(signal.SIGKILL)
             os.close(reading)
-            tracer = _Tracer(kill, closing)
+            tracer = _Tracer(kill, closing, trees=trees)
             result = tracer.run(function, limit)
             with os.fdopen(writing, "wb") as pipe:
                 pipe.write(pickle.dumps(result))
@@ -143,8 +145,9 @@ class _Task:
 
 
 class _Tracer:
-    def __init__(self, kill: AtPoint | AtTime | None, closing: Iterable[int] | None) -> None:
+    def __init__(self, kill: AtPoint | AtTime | None, closing: Iterable[int] | None, *, trees: bool) -> None:
         self._kill = kill
+        self._trees = trees
         self._closing = closing
         self._tasks: dict[int, _Task] = {}
         # Stopped for the first time before its parent's own stop told who it is.
@@ -162,7 +165,7 @@ class _Tracer:
         reading, writing = os.pipe()
         self._main = os.fork()
         if self._main == 0:
-            _become(function, reading, writing, self._closing)
+            _become(function, reading, writing, self._closing, trees=self._trees)
         os.close(reading)
         self._tasks[self._main] = _Task(self._main, "main")
         self._ptrace(_SEIZE, self._main, _OPTIONS | _EXITKILL)
@@ -341,13 +344,15 @@ class _Tracer:
         signal.setitimer(signal.ITIMER_REAL, max(0.001, self._deadline - now))
 
 
-def _become(function: Callable[[], NoReturn], reading: int, writing: int, closing: Iterable[int] | None) -> NoReturn:
+def _become(
+    function: Callable[[], NoReturn], reading: int, writing: int, closing: Iterable[int] | None, *, trees: bool
+) -> NoReturn:
     """In the fork: wait for the tracer, then be what is traced."""
     try:
         os.close(writing)
         os.read(reading, 1)
         os.close(reading)
-        syscalls.install_filter(closing)
+        syscalls.install_filter(closing, trees=trees)
         function()
     finally:
         os._exit(99)

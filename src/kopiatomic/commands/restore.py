@@ -11,6 +11,7 @@ from kopiatomic import errors, platforms, presence
 from kopiatomic.commands import datasets
 from kopiatomic.commands.datasets import Part
 from kopiatomic.commands.failures import ended
+from kopiatomic.commands.folding import require_distinct
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.stored import Access, Stored, chosen, described, reader_of, record_of
 from kopiatomic.engines.reader import Reader, no_path
@@ -162,6 +163,8 @@ class _Restoring:
 
     def run(self, owners: Owners, new: NewDataset | None, *, metadata: bool) -> Outcome:
         """Restore; return what came of it. Raises KopiatomicError, OSError."""
+        if new is None:
+            self._look()
         self._data()
         outcome = Outcome()
         if new is not None and new.inherited and not self.reader.form.keeps_attributes:
@@ -183,6 +186,15 @@ class _Restoring:
             for restorer in restorers:
                 restorer.last()
         return outcome
+
+    def _look(self) -> None:
+        """Refuse, or warn of, what the target cannot hold and the engine loses in silence. Raises KopiatomicError, OSError."""
+        if self.target.folds_case:
+            places = [self.stored.path(path) for path in self.paths or [""]]
+            require_distinct(self.reader, self.stored.snapshot, places, self.target.path)
+        if self.reader.form.skips_attributes:
+            for text in self.target.lacks():
+                self.console.warning(text)
 
     def _data(self) -> None:
         """Have the engine restore, and put everything into its place. Raises KopiatomicError, OSError."""

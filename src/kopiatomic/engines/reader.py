@@ -95,6 +95,8 @@ class Form:
     first_ns: int | None = None
     """The earliest modification time that it keeps, if there is one."""
 
+    skips_attributes: bool = False
+    """Whether it restores without a word to where attributes and access control lists, which it keeps, cannot be set."""
     changes_names: bool = False
     """Whether names are so in contents and in what is restored, too."""
     keeps_attributes: bool = True

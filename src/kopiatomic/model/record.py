@@ -40,6 +40,8 @@ class EntryKind(StrEnum):
 
 
 SPECIAL = frozenset({EntryKind.FIFO, EntryKind.CHARACTER, EntryKind.BLOCK})
+LINKED = frozenset(EntryKind) - {EntryKind.DIRECTORY}
+"""What can have several names."""
 
 
 class RecordedEntry(NamedTuple):
@@ -80,7 +82,8 @@ class Losses:
     xattrs: bool = False
     link_xattrs: bool = False
     """Those of symbolic links alone."""
-    hard_links: bool = False
+    hard_links: frozenset[EntryKind] = frozenset()
+    """The kinds of entries of which second names become entries of their own, or are left out."""
     specials: bool = False
     """FIFOs and devices. No engine keeps sockets."""
     directory_times: bool = False
@@ -89,7 +92,6 @@ class Losses:
     earliest_ns: int | None = None
     latest_ns: int | None = None
     """Modification times outside these become these."""
-    kept_flags: int = 0
     stand_in: str = ""
     """What it writes for each byte of a name that is not text; empty if it keeps them."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import secrets
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,7 +30,6 @@ from kopiatomic.trees.walk import opened
 
 _HELD = 0x10 | 0x20
 """Flags with which nothing can be changed: immutable, append only."""
-_NEW = ".kopiatomic-new"
 
 _MODES = {
     EntryKind.FIFO: stat.S_IFIFO,
@@ -65,6 +65,8 @@ class Restorer:
         self._top = top
         self._base = base.rstrip("/") or "/"
         self._only = only
+        self._new = f".kopiatomic-{secrets.token_hex(8)}"
+        """A name that nothing has."""
         self._own: RecordedEntry | None = None
         """What is recorded of the top directory itself."""
         self._first: dict[str, str] = {}
@@ -157,12 +159,11 @@ class Restorer:
             with self._noted(whole, "it cannot be made"):
                 if entry.stored is not None:
                     self._rename(path, entry.stored, entry.name, fd)
-                if entry.same_as is not None:
-                    self._link(fd, whole, entry)
-                elif entry.kind in SPECIAL or entry.kind is EntryKind.SOCKET:
+                if entry.same_as is not None and self._link(fd, entry):
+                    continue
+                self._first.setdefault(entry.same_as or whole, whole)
+                if entry.kind in SPECIAL or entry.kind is EntryKind.SOCKET:
                     self._special(fd, entry)
-                elif entry.kind is not EntryKind.DIRECTORY:
-                    self._first.setdefault(whole, whole)
 
     def _rename(self, directory: str, stored: str, name: str, fd: int) -> None:
         """Give an entry its name back, unless another one may be meant by the one that it has. Raises OSError."""
@@ -175,27 +176,25 @@ class Restorer:
         elif there and presence.status(name, follow_links=False, directory=fd) is None:
             os.rename(stored, name, src_dir_fd=fd, dst_dir_fd=fd)
 
-    def _link(self, fd: int, whole: str, entry: RecordedEntry) -> None:
-        """Make it another name of the first of its file that is in this tree."""
+    def _link(self, fd: int, entry: RecordedEntry) -> bool:
+        """Make it another name of the first of its file that is in this tree; return False if it is the first. Raises OSError."""
         assert entry.same_as is not None
         # That one may lie outside of what is restored.
-        first = self._first.setdefault(entry.same_as, whole)
-        if first == whole:
-            return
+        first = self._first.get(entry.same_as)
+        if first is None:
+            return False
         with self._opened(os.path.dirname(first)) as there:
             name = os.path.basename(first)
             one = presence.status(name, follow_links=False, directory=there)
             other = presence.status(entry.name, follow_links=False, directory=fd)
             if one is None:
                 # The engine has left that one out.
-                self._first[entry.same_as] = whole
-                return
-            if other is not None and os.path.samestat(one, other):
-                return
-            with suppress(FileNotFoundError):
-                os.unlink(_NEW, dir_fd=fd)
-            os.link(name, _NEW, src_dir_fd=there, dst_dir_fd=fd, follow_symlinks=False)
-            os.rename(_NEW, entry.name, src_dir_fd=fd, dst_dir_fd=fd)
+                del self._first[entry.same_as]
+                return False
+            if other is None or not os.path.samestat(one, other):
+                os.link(name, self._new, src_dir_fd=there, dst_dir_fd=fd, follow_symlinks=False)
+                os.rename(self._new, entry.name, src_dir_fd=fd, dst_dir_fd=fd)
+        return True
 
     @staticmethod
     def _special(fd: int, entry: RecordedEntry) -> None:

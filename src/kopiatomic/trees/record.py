@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from kopiatomic import presence
 from kopiatomic.model.record import HERE, SPECIAL, EntryKind, Losses, OwnerNames, Recorded, RecordedEntry, Unrecorded
@@ -17,6 +15,7 @@ from kopiatomic.trees.owners import Occurring
 from kopiatomic.trees.shards import Writer
 from kopiatomic.trees.walk import Directory, kind_of, walk
 
+_FLAGGED = frozenset({EntryKind.FILE, EntryKind.DIRECTORY})
 _SHOWN = 20
 """How many of what could not be read are named; the rest are counted."""
 
@@ -70,16 +69,6 @@ class Recorder:
         """Return the names of the users and groups that have occurred so far."""
         return self._all.names()
 
-    @contextmanager
-    def _noted(self, path: str) -> Iterator[None]:
-        """Note what cannot be read in the block. Raises OSError if it is gone, which nothing in a frozen tree can be."""
-        try:
-            yield
-        except OSError as error:
-            if presence.moved(error):
-                raise
-            self._unreadable(path, error)
-
     def _unreadable(self, path: str, error: OSError) -> None:
         self._unread += 1
         if len(self._named) < _SHOWN:
@@ -121,13 +110,21 @@ class Recorder:
         found: dict[str, bytes] = {}
         reads = losses.xattrs or (losses.link_xattrs and kind is EntryKind.LINK)
         flags, project = 0, 0
-        with self._noted(whole):
-            if reads:
-                found = attributes.xattrs(fd, name)
-            if self._flagged.get(status.st_dev) and kind in {EntryKind.FILE, EntryKind.DIRECTORY}:
+        flagged = kind in _FLAGGED and self._flagged.get(status.st_dev)
+        try:
+            if flagged and reads:
+                found, flags, project = attributes.everything(fd, name)
+            elif flagged:
                 flags, project = attributes.flags(fd, name)
+            elif reads:
+                found = attributes.xattrs(fd, name)
+        except OSError as error:
+            if presence.moved(error):
+                # Nothing in a frozen tree can be gone.
+                raise
+            self._unreadable(whole, error)
         same_as = None
-        if losses.hard_links and status.st_nlink > 1 and kind is not EntryKind.DIRECTORY:
+        if status.st_nlink > 1 and kind in losses.hard_links:
             same_as = self._first.setdefault((status.st_dev, status.st_ino), whole)
         mtime = status.st_mtime_ns
         odd = name if name != HERE else os.path.basename(path)
@@ -137,7 +134,7 @@ class Recorder:
         if not (
             needed
             or found
-            or flags & ~losses.kept_flags
+            or flags
             or project
             or stored is not None
             or same_as is not None
@@ -149,15 +146,19 @@ class Recorder:
             or (losses.latest_ns is not None and mtime > losses.latest_ns)
         ):
             return None
-        if not reads:
-            # An entry that is recorded is recorded completely.
-            with self._noted(whole):
-                found = attributes.xattrs(fd, name)
-        self._occurring.add_lists(found)
         target = None
-        if kind is EntryKind.LINK:
-            with self._noted(whole):
+        try:
+            if not reads:
+                # An entry that is recorded is recorded completely.
+                found = attributes.xattrs(fd, name)
+            if kind is EntryKind.LINK:
                 target = os.readlink(name, dir_fd=fd)
+        except OSError as error:
+            if presence.moved(error):
+                # Nothing in a frozen tree can be gone.
+                raise
+            self._unreadable(whole, error)
+        self._occurring.add_lists(found)
         is_device = kind in {EntryKind.CHARACTER, EntryKind.BLOCK}
         return RecordedEntry(
             name=name,

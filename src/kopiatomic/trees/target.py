@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import stat
+import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Self
@@ -26,6 +27,16 @@ from kopiatomic.trees.walk import opened, walk
 FOLDER = ".kopiatomic-restoring"
 _DATA = "data"
 _NOTE = "what.json"
+_PROBES = (
+    ("extended attributes", "user.kopiatomic", b""),
+    # The permission bits alone: version 2, and user, group and others with no id.
+    (
+        "access control lists",
+        "system.posix_acl_access",
+        struct.pack("<IHHIHHIHHI", 2, 1, 7, 2**32 - 1, 4, 0, 2**32 - 1, 32, 0, 2**32 - 1),
+    ),
+)
+"""What engines set, and may ignore if it cannot be set."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -42,9 +53,10 @@ class Target:
     def prepared(cls, path: str, what: Mapping[str, str]) -> Iterator[Self]:
         """Make the directory, or take one that is empty or that the same restore has left. Raises KopiatomicError."""
         absolute = os.path.abspath(path)
-        safety.require_safe_target(absolute)
-        with understood(absolute), closing(_opened(absolute)) as fd:
-            yield cls.taken(absolute, fd, absolute, what)
+        with understood(absolute):
+            safety.require_safe_target(absolute)
+            with closing(_opened(absolute)) as fd:
+                yield cls.taken(absolute, fd, absolute, what)
 
     @classmethod
     def taken(cls, path: str, fd: int, name: str, what: Mapping[str, str]) -> Self:
@@ -55,8 +67,14 @@ class Target:
 
     def _take(self, what: Mapping[str, str]) -> None:
         names = os.listdir(self.fd)
+        is_ours = safety.is_own(os.fstat(self.fd), shut=True)
+        if names == [FOLDER] and is_ours and self._note() is None:
+            # One was killed before it had said of what it is.
+            removal.remove(self.fd, FOLDER)
+            names = []
         if FOLDER in names:
-            if self._note() != what:
+            # Ours is closed to all others until its end: nobody else can have put the note there.
+            if not is_ours or self._note() != what:
                 raise KopiatomicError(
                     f"{printable(self.name)} has what another restore, which was interrupted, has left",
                     kind="target-not-empty",
@@ -66,19 +84,27 @@ class Target:
             for name in names:
                 removal.remove(self.fd, f"{FOLDER}/{_DATA}" if name == FOLDER else name)
         elif names:
-            raise KopiatomicError(
-                f"{printable(self.name)} is not an empty directory, and nothing may be overwritten",
-                kind="target-not-empty",
-                hint="Name a directory that does not exist yet.",
-            )
+            raise _not_empty(self.name)
         else:
-            os.fchown(self.fd, os.geteuid(), os.getegid())
-            os.fchmod(self.fd, 0o700)
+            self._close()
             _forget_attributes(self.fd)
             os.mkdir(FOLDER, 0o700, dir_fd=self.fd)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             with closing(os.open(f"{FOLDER}/{_NOTE}", flags, 0o600, dir_fd=self.fd)) as file:
                 os.write(file, json.dumps(what).encode())
+
+    def _close(self) -> None:
+        """Close an empty directory to all others. Raises KopiatomicError if its owner puts something in or moves it meanwhile."""
+        before = os.fstat(self.fd)
+        os.fchown(self.fd, os.geteuid(), os.getegid())
+        os.fchmod(self.fd, 0o700)
+        # From now on nobody else can do either.
+        there = presence.status(self.path, follow_links=False)
+        if there is not None and os.path.samestat(there, before) and not os.listdir(self.fd):
+            return
+        os.fchmod(self.fd, stat.S_IMODE(before.st_mode))
+        os.fchown(self.fd, before.st_uid, before.st_gid)
+        raise _not_empty(self.name)
 
     def _note(self) -> object:
         """Return what the folder says that it is of; None if it says nothing."""
@@ -96,6 +122,25 @@ class Target:
 
     inside_data = f"{FOLDER}/{_DATA}"
     """The same, relative to the target."""
+
+    def lacks(self) -> list[str]:
+        """Return what its filesystem has not, in words: some engines leave that out in silence. Raises OSError."""
+        found = []
+        for words, name, value in _PROBES:
+            try:
+                os.setxattr(f"/proc/self/fd/{self.fd}/{FOLDER}", name, value)
+            except OSError as error:
+                if error.errno not in {errno.EOPNOTSUPP, errno.ENOSYS}:
+                    raise
+                found.append(
+                    f"{printable(self.name)}: its filesystem has no {words}: what was saved with some comes back without"
+                )
+        return found
+
+    @property
+    def folds_case(self) -> bool:
+        """Whether names that differ in case alone are the same there. Raises OSError."""
+        return presence.status(FOLDER.upper(), follow_links=False, directory=self.fd) is not None
 
     @property
     def is_whole(self) -> bool:
@@ -194,6 +239,14 @@ def _opened(path: str) -> int:
     except FileExistsError:
         pass
     return os.open(path, _DIRECTORY)
+
+
+def _not_empty(name: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"{printable(name)} is not an empty directory, and nothing may be overwritten",
+        kind="target-not-empty",
+        hint="Name a directory that does not exist yet.",
+    )
 
 
 def _forget_attributes(fd: int) -> None:

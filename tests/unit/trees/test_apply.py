@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import socket
 import stat
 import subprocess
 from collections.abc import Iterator
@@ -13,14 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from kopiatomic.model.record import INDEX, Losses, Recorded
+from kopiatomic.model.record import INDEX, LINKED, Losses, Recorded
 from kopiatomic.system.descriptors import closing
 from kopiatomic.trees import shards
 from kopiatomic.trees.apply import Outcome, Restorer
 from kopiatomic.trees.record import Recorder
 from kopiatomic.trees.shards import Reading, Writer
+from tests.support.exact_tree import furnish, grow
 
-ALL = Losses(xattrs=True, hard_links=True, specials=True, directory_times=True, link_step_ns=1000, stand_in="\ufffd")
+ALL = Losses(xattrs=True, hard_links=LINKED, specials=True, directory_times=True, link_step_ns=1000, stand_in="\ufffd")
 """Those of kopia."""
 
 
@@ -90,44 +90,6 @@ def _like(source: bytes, copy: bytes) -> None:
 def ground(tmp_path: Path) -> Iterator[Ground]:
     yield Ground(tmp_path)
     subprocess.run(["chattr", "-R", "-f", "-i", "-a", tmp_path], check=False)
-
-
-def furnish(top: Path) -> None:
-    """Make a directory with every kind of entry and attribute."""
-    (top / "d/e").mkdir(parents=True)
-    (top / "d/f").write_text("hello")
-    os.link(top / "d/f", top / "d/e/g")
-    os.link(top / "d/f", top / "a-third")
-    os.mkfifo(top / "d/pipe", 0o640)
-    os.mknod(top / "d/null", stat.S_IFCHR | 0o666, os.makedev(1, 3))
-    os.mknod(top / "d/loop", stat.S_IFBLK | 0o660, os.makedev(7, 99))
-    (top / "link").symlink_to("d/f")
-    os.utime(top / "link", ns=(1, 1_600_000_000_123_456_789), follow_symlinks=False)
-    os.chown(top / "link", 12, 34, follow_symlinks=False)
-    (top / "old").touch()
-    os.utime(top / "old", ns=(1, -5_000_000_001))
-    odd = os.fsencode(top)
-    for name in (b"/a\xff", b"/d/\x80\x81"):
-        os.mkdir(odd + name)
-        with open(odd + name + b"/z\xfe", "wb") as file:
-            file.write(name)
-    setuid = top / "setuid"
-    setuid.touch()
-    os.chown(setuid, 1234, 5678)
-    setuid.chmod(0o6750)
-    os.setxattr(setuid, "user.note", b"\0\xff")
-    os.setxattr(setuid, "trusted.note", b"root's")
-    # cap_net_raw=ep, as capabilities(7) has it in revision 2.
-    os.setxattr(setuid, "security.capability", bytes.fromhex("0100000200200000000000000000000000000000"))
-    os.setxattr(top / "link", "trusted.on-link", b"1", follow_symlinks=False)
-    subprocess.run(["setfacl", "-m", "u:1000:r,g:1001:rw", setuid], check=True)
-    subprocess.run(["setfacl", "-d", "-m", "u:1000:rwx", top / "d/e"], check=True)
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind(str(top / "s"))
-    (top / "sticky").mkdir()
-    (top / "sticky").chmod(0o1777)
-    for path in (top / "sticky", top / "d/e", top / "d", top):
-        os.utime(path, ns=(1, 1_500_000_000_000_000_000 + hash(path.name) % 10**9))
 
 
 def test_everything_that_kopia_loses_comes_back(ground: Ground) -> None:
@@ -229,8 +191,8 @@ def test_a_link_in_the_way_is_not_followed(ground: Ground, tmp_path: Path) -> No
     before = decoy.stat(), (decoy / "f").stat()
     shutil.rmtree(ground.target / "d")
     (ground.target / "d").symlink_to(decoy)
-    (ground.target / "old").unlink()
-    (ground.target / "old").symlink_to(decoy / "f")
+    (ground.target / "empty").unlink()
+    (ground.target / "empty").symlink_to(decoy / "f")
     ground.applied()
     after = decoy.stat(), (decoy / "f").stat()
     assert [(s.st_mode, s.st_uid, s.st_mtime_ns, s.st_ctime_ns) for s in before] == [
@@ -263,30 +225,7 @@ def test_what_the_engine_keeps_is_not_recorded(ground: Ground) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_random_trees(seed: int, ground: Ground) -> None:
-    chance = random.Random(seed)
-    directories = [ground.source]
-    files: list[Path] = []
-    for number in range(600):
-        above = chance.choice(directories)
-        path = above / os.fsdecode(bytes(chance.choice(b"ab\xff\xfe .\n") for _ in range(3)) + str(number).encode())
-        kind = chance.randrange(8)
-        if kind == 0:
-            path.mkdir()
-            directories.append(path)
-        elif kind == 1:
-            path.symlink_to("x" * chance.randrange(1, 100))
-        elif kind == 2:
-            os.mkfifo(path)
-        elif kind == 3 and files:
-            os.link(chance.choice(files), path)
-        else:
-            path.write_bytes(chance.randbytes(chance.randrange(10)))
-            files.append(path)
-            for one in range(chance.randrange(3)):
-                os.setxattr(path, f"user.{one}", chance.randbytes(5))
-        if not path.is_symlink():
-            path.chmod(chance.randrange(0o10000))
-        os.utime(path, ns=(0, chance.randrange(-(10**18), 2 * 10**18)), follow_symlinks=False)
+    grow(ground.source, 600, random.Random(seed))
     ground.made()
     ground.copied()
     outcome = ground.applied()

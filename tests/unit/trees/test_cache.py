@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.record import Losses, Recorded
+from kopiatomic.model.record import LINKED, Losses, Recorded
 from kopiatomic.system.descriptors import closing
 from kopiatomic.trees import cache
 from kopiatomic.trees.cache import Cache, Known
 from kopiatomic.trees.record import Recorder
 from kopiatomic.trees.shards import Writer
 
-LOSSES = Losses(xattrs=True, hard_links=True, directory_times=True, stand_in="\ufffd")
+LOSSES = Losses(xattrs=True, hard_links=LINKED, directory_times=True, stand_in="\ufffd")
 
 
 class Ground:

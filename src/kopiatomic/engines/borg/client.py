@@ -203,7 +203,8 @@ class Client(RepositoryClient):
         if found is not None and found.kind != "unreachable":
             # In these cases Borg reports that it cannot lock its repository.
             return found.error("borg", "Borg")
-        errors = [m for m in messages(finished.stderr) if m.get("levelname") in {"ERROR", "CRITICAL"}]
+        log = messages(finished.stderr)
+        errors = [m for m in log if m.get("levelname") in {"ERROR", "CRITICAL"}] or log
         said = str(errors[-1].get("message", "")) if errors else finished.errors.strip().rpartition("\n")[2]
         message_id = str(errors[-1].get("msgid") or "") if errors else ""
         return self.meaning(message_id, printable(said.strip().partition("\n")[0]), finished.status)

@@ -12,7 +12,7 @@ from kopiatomic.engines.engine import Job
 from kopiatomic.engines.listing import Inside
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.model.plan import Plan
-from kopiatomic.model.record import Losses
+from kopiatomic.model.record import EntryKind, Losses
 from kopiatomic.system import looking, safety
 from kopiatomic.system.lines import JsonLines
 from kopiatomic.text import printable
@@ -108,8 +108,11 @@ class Borg(repository.RepositoryEngine):
 class BorgRepository(repository.NamedRepository):
     """Borg's repository."""
 
-    # Of the flags it keeps immutable, append only, no dump; of a compressed file not by what it is (platform_linux.pyx).
-    losses = Losses(earliest_ns=0, latest_ns=(2**31 - 1) * 10**9, kept_flags=0x10 | 0x20 | 0x40)
+    losses = Losses(
+        hard_links=frozenset({EntryKind.LINK, EntryKind.SOCKET}),
+        earliest_ns=0,
+        latest_ns=(2**31 - 1) * 10**9,
+    )
 
     def __init__(self, client: Client, version: str | None, warnings: Sequence[str]) -> None:
         super().__init__(client, version, warnings)

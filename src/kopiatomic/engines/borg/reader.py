@@ -82,8 +82,9 @@ class BorgReader:
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
         place = reader.prepare(target)
-        # By default Borg gives what belonged to a user to whoever has that name here.
-        self._run("extract", "--numeric-ids", *_where(snapshot, below), snapshot=snapshot, below=below, within=place)
+        # It keeps some flags, and with those nothing could be moved to its place. By itself it takes owners by their names.
+        words = ("--noflags", "--numeric-ids", *_where(snapshot, below))
+        self._run("extract", *words, snapshot=snapshot, below=below, within=place)
 
     def _run(
         self,

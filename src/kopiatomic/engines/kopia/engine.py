@@ -22,7 +22,7 @@ from kopiatomic.engines.kopia.result import failures, standing
 from kopiatomic.engines.numbers import number
 from kopiatomic.model.engine import EngineResult, Target
 from kopiatomic.model.plan import Layout, Plan, Refusal
-from kopiatomic.model.record import Losses
+from kopiatomic.model.record import LINKED, Losses
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import looking
 
@@ -142,7 +142,7 @@ class KopiaRepository:
         self._warnings = warnings
 
     losses = Losses(
-        xattrs=True, hard_links=True, specials=True, directory_times=True, link_step_ns=1000, stand_in=STAND_IN
+        xattrs=True, hard_links=LINKED, specials=True, directory_times=True, link_step_ns=1000, stand_in=STAND_IN
     )
 
     @property

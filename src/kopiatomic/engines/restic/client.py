@@ -236,9 +236,8 @@ class Client(RepositoryClient):
     def failure(self, finished: process.Finished) -> KopiatomicError:
         """Return what a failed command means."""
         said = [line for line in finished.errors.splitlines() if line.strip()]
-        last = next(
-            (line for line in said if "Fatal: " in line or "failed: " in line), (said or ["it gave no reason"])[-1]
-        )
+        reasons = (line for line in said if re.search("Fatal: |failed: |^ignoring error", line))
+        last = next(reasons, (said or ["it gave no reason"])[-1])
         last = last.removeprefix("Fatal: ")
         try_it = f"Try: {shlex.join(['restic', 'snapshots', *self.shared])}"
         found = cause(finished.errors)

@@ -12,7 +12,7 @@ from kopiatomic.engines.restic.backup import ResticBackup, argv
 from kopiatomic.engines.restic.client import Client
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.plan import Plan
-from kopiatomic.model.record import Losses
+from kopiatomic.model.record import LINKED, EntryKind, Losses
 from kopiatomic.text import printable
 
 OLDEST = (0, 14, 0)
@@ -82,8 +82,8 @@ class Restic(repository.RepositoryEngine):
 class ResticRepository(repository.NamedRepository):
     """restic's repository."""
 
-    # Seen with 0.14.0: a link comes back without its extended attributes.
-    losses = Losses(link_xattrs=True)
+    # Seen with 0.14.0: a link comes back without its extended attributes, and only files with all of their names.
+    losses = Losses(link_xattrs=True, hard_links=LINKED - {EntryKind.FILE})
 
     def __init__(self, client: Client, version: str | None, warnings: Sequence[str]) -> None:
         super().__init__(client, version, warnings)

@@ -37,7 +37,7 @@ class ResticReader:
     """A reader of restic's repository."""
 
     name = "restic"
-    form = Form(stand_in="\ufffd", step_ns=1)
+    form = Form(stand_in="\ufffd", step_ns=1, skips_attributes=True)
 
     def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
         self._client = Client(options, environment, named)

@@ -1,0 +1,107 @@
+"""The directory that is restored into: what a user does to it, and around it, leads nothing of root's elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from kopiatomic.errors import KopiatomicError
+from kopiatomic.trees.owners import Owners
+from kopiatomic.trees.target import FOLDER, Target
+from tests.support.parts import share
+from tests.support.swapper import USER, at_work, unsettle
+
+WHAT = {"engine": "kopia", "snapshot": "1"}
+ROUNDS = share(1000, 200)
+
+
+@pytest.fixture
+def ground(tmp_path: Path) -> Path:
+    """A sticky directory as /tmp is, with one of a user's in it, and one of root's beside it."""
+    for above in (tmp_path, *tmp_path.parents[:2]):
+        above.chmod(0o711)
+    sticky = tmp_path / "sticky"
+    sticky.mkdir()
+    sticky.chmod(0o1777)
+    (sticky / "mine").mkdir()
+    os.chown(sticky / "mine", USER, USER)
+    (tmp_path / "decoy").mkdir()
+    (tmp_path / "decoy/file").write_text("root's")
+    return sticky
+
+
+def restored(path: Path) -> None:
+    """Do to a target what a restore does: the engine writes by path, the rest goes by descriptors."""
+    with Target.prepared(str(path), WHAT) as target:
+        inside = Path(target.data)
+        (inside / "home").mkdir(parents=True)
+        (inside / "home/file").write_text("secret")
+        assert os.listdir(f"/proc/self/fd/{target.fd}/{FOLDER}/data/home") == ["file"]
+        assert target.take_over("/home", "")
+        target.finish(Owners())
+        assert os.listdir(target.fd) == ["file"]
+
+
+def test_a_user_who_replaces_it_meanwhile_gets_nothing_written_elsewhere(ground: Path) -> None:
+    target, decoy = ground / "back", ground.parent / "decoy"
+    before = [(path, path.lstat()) for path in (decoy, decoy / "file")]
+    ends: Counter[str] = Counter()
+    with at_work(lambda: unsettle(ground, decoy, FOLDER, json.dumps(WHAT), random.Random(1))):
+        for _ in range(ROUNDS):
+            try:
+                restored(target)
+            except KopiatomicError as error:
+                ends[error.kind] += 1
+            else:
+                ends["restored"] += 1
+            # The user cannot remove root's.
+            with suppress(OSError):
+                shutil.rmtree(target) if not target.is_symlink() else target.unlink()
+    assert [(path, path.lstat()) for path in (decoy, decoy / "file")] == before
+    assert os.listdir(decoy) == ["file"]
+    assert [path for path in (ground / "mine").rglob("*") if path.lstat().st_uid != USER] == []
+    print(dict(ends))
+    assert ends["restored"] > 0
+    assert ends.keys() <= {"restored", "target", "target-not-empty", "unsafe-target"}
+    assert len(ends) > 1
+
+
+def test_a_note_that_a_user_has_put_there_is_not_believed(tmp_path: Path) -> None:
+    """Who knows what is restored could otherwise have root write where the user can put links."""
+    path = tmp_path / "home"
+    (path / FOLDER).mkdir(parents=True)
+    (path / FOLDER / "what.json").write_text(json.dumps(WHAT))
+    (path / "kept").touch()
+    os.chown(path, USER, USER)
+    with pytest.raises(KopiatomicError) as raised, Target.prepared(str(path), WHAT):
+        pass
+    assert raised.value.kind == "target-not-empty"
+    assert (path / "kept").exists()
+    assert path.stat().st_uid == USER
+
+
+def test_an_empty_directory_of_a_user_is_closed_until_everything_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "home"
+    path.mkdir(0o777)
+    os.chown(path, USER, USER)
+    with Target.prepared(str(path), WHAT) as target:
+        status = os.fstat(target.fd)
+        assert (status.st_uid, status.st_mode & 0o777) == (0, 0o700)
+
+
+@pytest.mark.parametrize("note", [None, "", '{"engine": '])
+def test_one_that_was_killed_before_its_note_can_be_run_again(note: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "back"
+    path.mkdir(0o700)
+    (path / FOLDER).mkdir(0o700)
+    if note is not None:
+        (path / FOLDER / "what.json").write_text(note)
+    restored(path)
+    assert os.listdir(path) == ["file"]
