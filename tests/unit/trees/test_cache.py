@@ -172,8 +172,9 @@ def test_it_is_bounded_and_the_least_recently_used_go_first(ground: Ground) -> N
 
 
 def test_what_could_not_be_read_is_not_kept(ground: Ground, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreadable(path: str, **_: object) -> list[str]:
-        if path.endswith("/0"):
+    def unreadable(path: str | int, **_: object) -> list[str]:
+        name = os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path
+        if name.endswith("/0"):
             raise OSError(5, os.strerror(5))
         return []
 
