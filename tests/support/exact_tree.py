@@ -93,10 +93,10 @@ def _make_names(top: Path) -> None:
         os.mkdir(odd + name)
         with open(odd + name + b"/z\xfe", "wb") as file:
             file.write(name)
-    (top / "names").mkdir()
+    (top / "odd-names").mkdir()
     for text in _ODD_NAMES:
-        (top / "names" / text).write_text(text)
-    os.link(top / "names/-n", top / "names/another-n")
+        (top / "odd-names" / text).write_text(text)
+    os.link(top / "odd-names/-n", top / "odd-names/another-n")
 
 
 def _make_attributes(top: Path) -> None:
