@@ -38,7 +38,8 @@ def in_place(kopiatomic: Kopiatomic, leftovers: Leftovers) -> Callable[..., tupl
     def run(*args: str | Path, **more: Any) -> tuple[Completed, Any]:
         # What is nested is of interest to those who ask for it.
         nested = () if {"-a", "-r"}.intersection(args) else ("--no-nested",)
-        ended = kopiatomic("--json", "--layout", "in-place", *nested, *args, **more)
+        # The metadata record has tests of its own (test_record_in_place.py).
+        ended = kopiatomic("--json", "--layout", "in-place", "--no-metadata", *nested, *args, **more)
         document = valid(ended.stdout)
         assert leftovers(Path(f"{locks.DIRECTORY}/view-{document['run_id']}")) == [], str(ended)
         return ended, document

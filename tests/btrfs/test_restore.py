@@ -296,7 +296,7 @@ def test_a_record_that_a_user_has_put_there_is_none(ground: Ground) -> None:
     user = ground.btrfs.subvolume("user")
     shutil.copytree(own, user / ".kopiatomic")
     (user / "file").write_text("mine")
-    words: list[str | Path] = ["--layout", "in-place", "--json", user, *ground.words]
+    words: list[str | Path] = ["--layout", "in-place", "--no-metadata", "--json", user, *ground.words]
     ended = ground.kopiatomic(*words, env=ground.environment)
     assert ended.returncode == 0, str(ended)
     listed = ground.kopiatomic("list", "--json", *ground.words, env=ground.environment)

@@ -77,9 +77,7 @@ def _show_version(context: click.Context, _parameter: click.Parameter, value: bo
     **SELECTION,
     version={"cls": _VersionOption, "expose_value": False, "is_eager": True, "callback": _show_version},
 )
-def backup(
-    *, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, no_metadata: bool, **options: Any
-) -> None:
+def backup(*, as_json: bool, verbose: bool, quiet: bool, no_maintenance: bool, **options: Any) -> None:
     """Back up DATASETs (tank/home) or mount points (/home), frozen at one instant, with kopia.
 
     Snapshots them together, mounts the snapshots read-only below /kopia where only the backup sees them, runs 'kopia
@@ -90,7 +88,7 @@ def backup(
     from kopiatomic.output.console import Console
 
     console = Console(called(), verbose=verbose, quiet=quiet, chatter=not as_json or verbose)
-    report = run(Options(maintenance=not no_maintenance, metadata=not no_metadata, **options), console, called())
+    report = run(Options(maintenance=not no_maintenance, **options), console, called())
     if report.error is not None and report.error.kind in _NO_DATASET:
         _suggest_command(report.error, called())
     finish(report, console, as_json=as_json)

@@ -36,6 +36,9 @@ def _parameter(setting: Setting, special: dict[str, Any]) -> Callable[[Callable[
         more |= {"default": setting.default} if setting.default is not None else {}
         return click.argument(setting.name, metavar=setting.value, **more, **special)
     more |= {"help": setting.help}
+    if setting.form is Form.ANSWER:
+        no, yes = setting.flags
+        return click.option(f"{yes}/{no}", setting.name, default=None, **more, **special)
     if setting.form is Form.FLAG:
         return click.option(*setting.flags, setting.name, is_flag=True, **more, **special)
     more |= {"metavar": setting.value} if setting.value is not None else {}

@@ -297,7 +297,6 @@ def meant(words: Sequence[str], group: click.Group) -> tuple[Sequence[str], Opti
 
     words, context, _ = parsed(words, group)
     params = context.params
-    maintenance, metadata = not params["no_maintenance"], not params["no_metadata"]
-    of_the_output = {"as_json", "verbose", "quiet", "no_maintenance", "no_metadata"}
+    of_the_output = {"as_json", "verbose", "quiet", "no_maintenance"}
     wanted = {name: value for name, value in params.items() if name not in of_the_output}
-    return words, Options(maintenance=maintenance, metadata=metadata, **wanted)
+    return words, Options(maintenance=not params["no_maintenance"], **wanted)

@@ -31,6 +31,7 @@ from kopiatomic.runs import in_view, metadata, skipping
 from kopiatomic.runs.freezing import Frozen, Session, failures_in, new_run_id, recorded
 from kopiatomic.runs.hooks import Hooks, Prepared
 from kopiatomic.runs.launcher import Checked, Start, StartOptions
+from kopiatomic.runs.recording import Recording, planned
 from kopiatomic.runs.selecting import Listener, Selecting
 from kopiatomic.runs.streams import Pipes
 from kopiatomic.secrets.masking import Secrets
@@ -170,6 +171,8 @@ class _Run:
         """The command line as it may be shown."""
         if not options.dry_run:
             require_root_to_freeze(self._shown, "-n shows without root what would be done. As root: ")
+        self._recording: Recording | None = None
+        """What decides whether a backup in place has a metadata record; None before that is asked."""
         self._begun = False
         """Whether the run has come to the hook ``before``, whether there is one or not."""
         self.is_over = False
@@ -207,6 +210,7 @@ class _Run:
         if options.dry_run:
             report.plan = self._selecting.select()
             self._plan_writers(report.plan)
+            report.plan = self._foreseen(report.plan)
             argv = self._secrets.hide_words(engine.describe(report.plan))
             report.engine = EngineReport(engine.name, None, argv)
             return
@@ -280,7 +284,7 @@ class _Run:
         with report.phase("check"):
             session.check(selected)
             repository = self._checked(selected)
-            report.plan = self._final(repository, selected)
+            report.plan = self._final(session, repository, selected)
             session.holders = [one.holder for one in self._writers(selected) if one.holder is not None]
         return repository
 
@@ -344,16 +348,34 @@ class _Run:
         asked.version = repository.version
         return repository
 
-    def _final(self, repository: Repository, selected: Plan) -> Plan:
-        """Return the plan with what depends on the repository. Raises KopiatomicError."""
-        return self._with_record(repository, self._with_writable(repository, selected))
+    def _final(self, session: Session, repository: Repository, selected: Plan) -> Plan:
+        """Return the plan with what depends on the repository. Raises KopiatomicError, Interrupted."""
+        return self._with_record(session, repository, self._with_writable(repository, selected))
 
-    def _with_record(self, repository: Repository, selected: Plan) -> Plan:
-        """Return the plan with the place of the metadata record, if one is made."""
-        possible = selected.layout is Layout.MERGED and self._selecting.platform.records_metadata
-        if not possible or repository.losses is None or not self._options.metadata:
+    def _with_record(self, session: Session, repository: Repository, selected: Plan) -> Plan:
+        """Return the plan with the place of the metadata record, if one is made. Raises Interrupted."""
+        possible = self._selecting.platform.records_metadata and repository.losses is not None
+        if not possible or self._options.metadata is False:
             return selected
-        return replace(selected, record=RECORD)
+        if selected.layout is Layout.MERGED:
+            return replace(selected, record=RECORD)
+        if self._recording is None:
+            self._recording = Recording(self._selecting, session.attempt, self._options.metadata)
+        return self._recording.applied(repository, selected)
+
+    def _foreseen(self, selected: Plan) -> Plan:
+        """Return the plan of a dry run in place with the metadata record that a run would have, or say why it depends."""
+        options = self._options
+        unasked = selected.layout is Layout.MERGED or options.command is not None or options.facts is not None
+        if unasked or options.metadata is False or not self._selecting.platform.records_metadata:
+            return selected
+        placed = planned(selected, options.state_dir, self._report.series)
+        if options.metadata is None and placed.record_source and self._engine.records_apart:
+            self._report.without_metadata = (
+                f"a run makes a record at {printable(placed.record)} only if that was agreed to: --metadata"
+            )
+            return selected
+        return placed
 
     def _with_writable(self, repository: Repository, selected: Plan) -> Plan:
         """Return the plan with what must stay live in the frozen trees. Raises KopiatomicError if that would be read as data."""
@@ -418,7 +440,7 @@ class _Run:
         assert report.plan is not None
         assert report.engine is not None
         remembering = skipping.remembering(repository) if self._options.skip_unchanged else None
-        with session.view(lambda: self._final(repository, self._selecting.select())) as frozen:
+        with session.view(lambda: self._final(session, repository, self._selecting.select())) as frozen:
             # The plan may have changed meanwhile: a dataset has vanished.
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
             if remembering is not None:
@@ -454,7 +476,7 @@ class _Run:
         """Record what the engine would lose; without that the backup is not complete. Raises KopiatomicError, Interrupted."""
         report = self._report
         assert report.engine is not None
-        if not job.plan.record:
+        if not job.plan.record or not job.sources:
             return
         assert repository.losses is not None
         self._listener.phase("recording what the engine would lose")

@@ -117,6 +117,9 @@ class _Aside:
     def progress(self, progress: Progress) -> None:
         """Do nothing: there is no engine."""
 
+    def ask(self, question: str) -> bool | None:
+        """Return None: nothing is asked, since nothing is saved."""
+
 
 class _Inside:
     def __init__(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from kopiatomic import errors
@@ -11,7 +12,7 @@ from kopiatomic.commands import profiles
 from kopiatomic.commands.failures import ended
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.stored import Access, reader_of
-from kopiatomic.engines.reader import StoredSnapshot
+from kopiatomic.engines.reader import StoredSnapshot, holders, is_record
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.output.console import Console
 from kopiatomic.output.document import instant_text, instant_words
@@ -23,6 +24,10 @@ FORMAT = "kopiatomic-list-1"
 
 _ID = 8
 """The fewest characters of an id that are shown."""
+
+_RECORDED, _GONE = "recorded", "gone"
+_SHOWN: Mapping[str | None, str] = MappingProxyType({None: "no", _RECORDED: "yes", _GONE: "gone"})
+"""How the table says whether a snapshot has a metadata record."""
 
 Runs = Mapping[tuple[str, str], RunRecord]
 """Recorded runs, by the id of each snapshot that they made and its time to the second."""
@@ -37,12 +42,15 @@ def run(access: Access, folder: Folder, state_dir: str, console: Console, *, as_
 def _run(access: Access, folder: Folder, state_dir: str, console: Console, *, as_json: bool) -> int:
     reader = reader_of(access, folder)
     console.phase(f"asking {reader.name} what there is")
-    snapshots = reader.snapshots()[::-1]
+    there = reader.snapshots()[::-1]
+    snapshots = [one for one in there if not is_record(one)]
+    held = holders(there)
+    metadata = {one.id: _metadata(one, is_there=one.id in held) for one in snapshots}
     if access.profile:
         state_dir = profiles.options(folder.load(access.profile), {}).state_dir
     runs = _recorded(state_dir, reader.name, console)
     if as_json:
-        listed = [_document(one, runs.get(_key(one))) for one in snapshots]
+        listed = [_document(one, runs.get(_key(one)), metadata[one.id]) for one in snapshots]
         console.document({"format": FORMAT, "engine": reader.name, "snapshots": listed})
     elif not snapshots:
         console.result(f"{reader.name}'s repository has no snapshot")
@@ -51,7 +59,7 @@ def _run(access: Access, folder: Folder, state_dir: str, console: Console, *, as
         ids = _shortened([printable(one.id) for one in snapshots])
         for one, shown in zip(snapshots, ids, strict=True):
             known = runs.get(_key(one))
-            record = "yes" if one.recorded else "no"
+            record = _SHOWN[metadata[one.id]]
             rows.append((instant_words(one.started_ns)[:19], shown, _series(one, known), record, _note(one, known)))
         console.table(rows)
     return errors.SAVED
@@ -111,7 +119,14 @@ def _note(snapshot: StoredSnapshot, known: RunRecord | None) -> str:
     return "" if snapshot.complete else "incomplete"
 
 
-def _document(snapshot: StoredSnapshot, known: RunRecord | None) -> dict[str, Any]:
+def _metadata(snapshot: StoredSnapshot, *, is_there: bool) -> str | None:
+    """Return whether a snapshot has a metadata record, by its mark, or that it is gone; None if it never had one."""
+    if not snapshot.recorded:
+        return None
+    return _RECORDED if is_there else _GONE
+
+
+def _document(snapshot: StoredSnapshot, known: RunRecord | None, metadata: str | None) -> dict[str, Any]:
     return {
         "id": snapshot.id,
         "instant": instant_text(snapshot.started_ns),
@@ -119,7 +134,7 @@ def _document(snapshot: StoredSnapshot, known: RunRecord | None) -> dict[str, An
         "user": snapshot.user,
         "sources": [printable(source) for source in snapshot.sources],
         "complete": snapshot.complete,
-        "metadata": "recorded" if snapshot.recorded else None,
+        "metadata": metadata,
         "run_id": snapshot.run if known is None else known.id,
         "result": None if known is None else known.result,
         "series": None if known is None else printable(known.series),

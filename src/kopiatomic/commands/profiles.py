@@ -161,7 +161,6 @@ def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
     values.setdefault("state_dir", os.environ.get("KOPIATOMIC_STATE_DIR") or STATE_DIRECTORY)
     found = Options(
         maintenance=not values.pop("no_maintenance", False),
-        metadata=not values.pop("no_metadata", False),
         variables=tuple(profile.sources("engine")),
         hook_variables=tuple(profile.sources("hooks")),
         hooks=tuple(_hooks(profile)),

@@ -18,7 +18,7 @@ from kopiatomic.engines.reader import Reader, no_path
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.filesystems.backends import NewDataset
 from kopiatomic.immutable import immutable
-from kopiatomic.model.plan import RECORD, UNMOUNTED, VOLUMES
+from kopiatomic.model.plan import UNMOUNTED, VOLUMES
 from kopiatomic.output.console import Console
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import signals
@@ -77,9 +77,7 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     if not stored.snapshot.complete:
         console.warning(f"{described(stored.snapshot)} is not complete: files are missing in it")
     if wanted.metadata and stored.index is None:
-        console.warning(
-            f"{described(stored.snapshot)} has no metadata record: what {reader.name} loses does not come back"
-        )
+        console.warning(f"{described(stored.snapshot)} {stored.without}: what {reader.name} loses does not come back")
     what = {"engine": reader.name, "snapshot": stored.snapshot.id, "paths": "\n".join(map(printable, paths))}
     if part is not None:
         what["dataset"] = printable(part.dataset.name)
@@ -209,15 +207,21 @@ class _Restoring:
             if not target.take_over(reader.form.restored(below_it), place):
                 raise no_path(reader.name, stored.snapshot, below_it)
             removal.remove(target.fd, target.inside_data)
-            if not path and stored.root:
-                self._remove_ours()
-
-    def _remove_ours(self) -> None:
-        """Remove what the view had at its root, and no dataset."""
-        removal.remove(self.target.fd, RECORD.strip("/"))
-        if self.part is not None:
+        if stored.holder is not None:
+            self._remove_record()
+        if self.part is not None and not self.paths[0] and stored.root:
+            # What else the view had at its root, and no dataset.
             for name in (UNMOUNTED, VOLUMES):
-                removal.remove(self.target.fd, name.strip("/"))
+                removal.remove(target.fd, name.strip("/"))
+
+    def _remove_record(self) -> None:
+        """Remove the metadata record from what was restored, unless it was asked for by its path. Raises OSError."""
+        record, fd = self.stored.record, self.target.fd
+        for path in self.paths or [""]:
+            if inside := below(record, path):
+                removal.remove(fd, inside if len(self.paths) == 1 else below(record, "/"))
+        if not self.paths and self.stored.is_beside:
+            removal.remove_empty(fd, os.path.dirname(below(record, "/")))
 
     def _record(self, owners: Owners) -> Changed:
         """Return the metadata record of what is restored."""
@@ -234,8 +238,9 @@ class _Restoring:
     def _restorers(self, record: Changed, outcome: Outcome, stack: ExitStack) -> Iterator[Restorer]:
         """Yield what gives back what is recorded of each path. Raises OSError."""
         target = self.target
-        for path in self.paths or ["/"]:
-            inside = below(path, "/") if len(self.paths) > 1 else ""
+        for path in self.paths or self.stored.tops():
+            # One path gives its content to the target; several, and all there is, have their places in it.
+            inside = below(path, "/") if len(self.paths) != 1 else ""
             above, name = os.path.split(path)
             is_alone = len(self.paths) == 1 and not target.is_whole and self.part is None
             if is_alone or not _is_directory(target, inside):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from kopiatomic import engines
 from kopiatomic.commands import profiles
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.config.options import words
 from kopiatomic.engines.engine import KOPIA
-from kopiatomic.engines.reader import Entry, Reader, StoredSnapshot
+from kopiatomic.engines.reader import Entry, Reader, StoredSnapshot, holders, is_record
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import RECORD
@@ -104,6 +105,44 @@ class Stored:
     """What is wrong with its metadata record, if so."""
     files: Mapping[str, bytes] | None = None
     """All files of its metadata record, by their paths as the engine has them; None if only the list has been read."""
+    holder: StoredSnapshot | None = None
+    """The snapshot that has the record: in place kopia may have it in one of its own. None if there is none."""
+
+    @property
+    def record(self) -> str:
+        """The path of the record, as the paths of what was saved are: in place its true one."""
+        return self.snapshot.record or RECORD
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it had a record, in a snapshot of its own that is not there any more."""
+        return bool(self.snapshot.record) and self.holder is None
+
+    @property
+    def without(self) -> str:
+        """Why nothing that the engine loses comes back, in words."""
+        if self.is_gone:
+            return (
+                f"without metadata record: it is gone; the snapshot of {printable(self.record)} of the same run had it"
+            )
+        return "has no metadata record"
+
+    def tops(self) -> Sequence[str]:
+        """Return the topmost paths of what is in it, as they were: in the merged layout it is ``/``."""
+        if not self.snapshot.record:
+            return ["/"]
+        return [path for path in self._sources() if not is_at_or_below(path, self.record)]
+
+    def _sources(self) -> Sequence[str]:
+        """Return the paths that the engine was given, in place; one that does not keep them has them in the record."""
+        if self.snapshot.sources or self.index is None:
+            return self.snapshot.sources
+        return topmost([*self.index.places, self.record])
+
+    @property
+    def is_beside(self) -> bool:
+        """Whether the record was a path of its own, or a snapshot of its own, and no part of what was saved."""
+        return not any(is_at_or_below(self.record, top) for top in self.tops())
 
     def path(self, path: str) -> str:
         """Return where the engine has what was at an absolute path."""
@@ -111,7 +150,9 @@ class Stored:
 
     def places(self) -> list[str]:
         """Return the absolute paths of what it is of."""
-        return list(self.snapshot.sources) if self.index is None else [*self.index.places, RECORD]
+        if self.index is None or self.snapshot.record:
+            return list(self._sources())
+        return [*self.index.places, RECORD]
 
     @property
     def known(self) -> bool:
@@ -125,35 +166,47 @@ class Stored:
         )
 
 
-def examined(reader: Reader, snapshot: StoredSnapshot, *, whole: bool = False) -> Stored:
+def examined(
+    reader: Reader, snapshot: StoredSnapshot, snapshots: Sequence[StoredSnapshot], *, whole: bool = False
+) -> Stored:
     """Return a snapshot with the list of its metadata record, or what is wrong with that. Raises KopiatomicError.
 
     Only a snapshot that is marked has one: a file of that name in any other is its owner's, who may write what he likes to it.
-    ``whole`` reads all of the record at once: each reading starts the engine again.
+    ``snapshots`` are all that there are. ``whole`` reads all of the record at once: each reading starts the engine again.
     """
     in_place = Stored(snapshot, "", None)
     if not snapshot.recorded:
         return in_place
+    if snapshot.record:
+        holder = holders(snapshots).get(snapshot.id)
+        in_place = Stored(snapshot, "", None, holder=holder)
+        return in_place if holder is None else _read(reader, in_place, whole=whole) or in_place
     for root in snapshot.sources or _roots(reader, snapshot):
-        files = Files()
-        top = _record_in(root)
-        path = f"{top}/{INDEX}"
-        try:
-            reader.read(snapshot, files, below=top if whole else path)
-            index = shards.read_index(files.found.get(path, b""))
-        except KopiatomicError as error:
-            if error.kind.startswith("record-"):
-                return Stored(snapshot, root, None, error)
-            if error.kind != f"{reader.name}-no-path":
-                raise
-            continue
-        return Stored(snapshot, root, index, files=files.found if whole else None)
+        found = _read(reader, Stored(snapshot, root, None, holder=snapshot), whole=whole)
+        if found is not None:
+            return found
     return in_place
 
 
-def _record_in(root: str) -> str:
-    """Return where the engine has the metadata record of what it has at a path."""
-    return f"{root.rstrip('/')}{RECORD}"
+def _read(reader: Reader, stored: Stored, *, whole: bool) -> Stored | None:
+    """Return a snapshot with the list of the record in its holder, or what is wrong with that; None if there is none.
+
+    Raises KopiatomicError.
+    """
+    assert stored.holder is not None
+    files = Files()
+    top = stored.path(stored.record)
+    path = f"{top}/{INDEX}"
+    try:
+        reader.read(stored.holder, files, below=top if whole else path)
+        index = shards.read_index(files.found.get(path, b""))
+    except KopiatomicError as error:
+        if error.kind.startswith("record-"):
+            return replace(stored, problem=error)
+        if error.kind != f"{reader.name}-no-path":
+            raise
+        return None
+    return replace(stored, index=index, files=files.found if whole else None)
 
 
 def _roots(reader: Reader, snapshot: StoredSnapshot) -> Sequence[str]:
@@ -171,10 +224,11 @@ def _roots(reader: Reader, snapshot: StoredSnapshot) -> Sequence[str]:
 def record_of(reader: Reader, stored: Stored) -> shards.Reading:
     """Return the metadata record of a snapshot that has one, all of it read. Raises KopiatomicError."""
     assert stored.index is not None
-    top, found = _record_in(stored.root), stored.files
+    assert stored.holder is not None
+    top, found = stored.path(stored.record), stored.files
     if found is None:
         files = Files()
-        reader.read(stored.snapshot, files, below=f"{top}/{shards.FOLDER}")
+        reader.read(stored.holder, files, below=f"{top}/{shards.FOLDER}")
         found = files.found
     held = found
     return shards.Reading(stored.index, lambda path: held.get(f"{top}/{path}", b""))
@@ -186,32 +240,38 @@ def chosen(reader: Reader, what: str, holds: Callable[[Stored], bool] | None = N
     ``holds`` is asked which of several may hold what is wanted of it. Raises KopiatomicError if it is none, or several.
     """
     snapshots = reader.snapshots()
+
+    def look(snapshot: StoredSnapshot, *, whole: bool) -> Stored:
+        return examined(reader, snapshot, snapshots, whole=whole)
+
+    def only(found: Sequence[StoredSnapshot]) -> Stored:
+        """Return the one that may hold what is wanted."""
+        if holds is not None or len(found) == 1:
+            examined_ones = [look(one, whole=len(found) == 1) for one in found]
+            held = [one for one in examined_ones if holds is None or holds(one)]
+            if len(held) == 1:
+                return held[0]
+            found = [one.snapshot for one in held]
+        raise _not_one(reader.name, what, found)
+
+    # One of a record alone is meant only by its id.
+    candidates = [one for one in snapshots if not is_record(one)]
     if what != LATEST:
-        found = [one for one in snapshots if _is_meant(one, what)]
+        found = [one for one in candidates if _is_meant(one, what)]
+        found = found or [one for one in snapshots if one.id.startswith(what)]
         if len(found) == 1:
-            return examined(reader, found[0], whole=True)
-        return _only(reader, what, found, holds)
-    complete = [one for one in snapshots if one.complete]
+            return look(found[0], whole=True)
+        return only(found)
+    complete = [one for one in candidates if one.complete]
     if any(one.sources for one in complete):
         newest = {(one.host, one.user, one.sources): one for one in complete}
-        return _only(reader, what, list(newest.values()), holds)
+        return only(list(newest.values()))
     # The engine does not keep what they are of: the newest one that has the paths.
     for one in reversed(complete[-_LOOKED_AT:]):
-        archive = examined(reader, one, whole=True)
+        archive = look(one, whole=True)
         if holds is None or holds(archive):
             return archive
     raise _not_one(reader.name, LATEST, [])
-
-
-def _only(reader: Reader, what: str, found: Sequence[StoredSnapshot], holds: Callable[[Stored], bool] | None) -> Stored:
-    """Return the one of some snapshots that may hold what is wanted. Raises KopiatomicError if it is none, or several."""
-    if holds is not None or len(found) == 1:
-        examined_ones = [examined(reader, one, whole=len(found) == 1) for one in found]
-        held = [one for one in examined_ones if holds is None or holds(one)]
-        if len(held) == 1:
-            return held[0]
-        found = [one.snapshot for one in held]
-    raise _not_one(reader.name, what, found)
 
 
 def _is_meant(snapshot: StoredSnapshot, what: str) -> bool:

@@ -62,8 +62,8 @@ class Options:
     require_atomic: bool = False
     dry_run: bool = False
     maintenance: bool = True
-    metadata: bool = True
-    """Whether what the engine would lose is recorded."""
+    metadata: bool | None = None
+    """Whether what the engine would lose is recorded; None: where a person must agree first, one is asked."""
     timeout: float | None = None
     wait: float | None = None
     schedule: str | None = None

@@ -21,7 +21,7 @@ from typing import Any
 from kopiatomic import presence
 from kopiatomic.config.options import bad_program, duration, problem_with, problem_with_variable, within
 from kopiatomic.config.positions import Path, Position, index
-from kopiatomic.config.settings import BLOCKS, KEYS, TABLES, WITH_ENVIRONMENT, Block, Form, Setting
+from kopiatomic.config.settings import ASK, BLOCKS, KEYS, TABLES, WITH_ENVIRONMENT, Block, Form, Setting
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.immutable import immutable
 from kopiatomic.secrets.masking import MASK, Secrets, found_in, is_secret, masked
@@ -538,9 +538,8 @@ def _converted(setting: Setting, given: object) -> Any:
         example = f"[{_toml(given)}]" if isinstance(given, str) else '["...", "..."]'
         raise ValueError(f"must be an array of texts, such as {example}, not {_shown(given)}")
     match setting.form:
-        case Form.FLAG:
-            if not isinstance(given, bool):
-                raise ValueError(f"must be true or false, not {_shown(given)}")
+        case Form.FLAG | Form.ANSWER:
+            return _answer(setting, given)
         case Form.CHOICE:
             if given not in setting.choices or not isinstance(given, str):
                 wanted = ", ".join(map(_toml, setting.choices))
@@ -558,6 +557,13 @@ def _converted(setting: Setting, given: object) -> Any:
                 also = " or an array of words" if setting.words else ""
                 raise ValueError(f"must be a text{also}, not {_shown(given)}")
     return given
+
+
+def _answer(setting: Setting, given: object) -> bool | None:
+    asks = setting.form is Form.ANSWER
+    if not isinstance(given, bool) and not (asks and given == ASK):
+        raise ValueError(f"must be {f'true, false or {_toml(ASK)}' if asks else 'true or false'}, not {_shown(given)}")
+    return given if isinstance(given, bool) else None
 
 
 def _duration(setting: Setting, given: object) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 from kopiatomic.config.options import COMMAND_VARIABLES, ENGINE_FILE_VARIABLES, FILE_VARIABLES, REPOSITORY_VARIABLES
 from kopiatomic.config.profile import SUFFIX
-from kopiatomic.config.settings import BLOCKS, TABLES, WITH_ENVIRONMENT, Block, Form, Setting
+from kopiatomic.config.settings import ASK, BLOCKS, TABLES, WITH_ENVIRONMENT, Block, Form, Setting
 from kopiatomic.errors import UsageError
 from kopiatomic.text import printable
 
@@ -147,6 +147,8 @@ def _default(setting: Setting, name: str) -> str:
         return toml(setting.of_profiles.replace("NAME", name))
     if setting.form is Form.FLAG:
         return toml(bool(setting.default))
+    if setting.form is Form.ANSWER:
+        return toml(ASK)
     if setting.repeated:
         return "[]"
     if setting.default not in {None, ""}:
@@ -315,6 +317,8 @@ def _schema_of(setting: Setting) -> dict[str, Any]:
     match setting.form:
         case Form.FLAG:
             return told | {"type": "boolean", "default": bool(setting.default)}
+        case Form.ANSWER:
+            return told | {"enum": [True, False, ASK], "default": ASK}
         case Form.CHOICE:
             return told | {"enum": list(setting.choices)}
         case Form.DURATION:

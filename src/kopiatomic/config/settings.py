@@ -49,6 +49,12 @@ class Form(StrEnum):
     """A whole number from ``least`` to ``most``."""
     FILE = "file"
     """A file to read, or ``-``."""
+    ANSWER = "answer"
+    """Yes or no, each with a flag, or by default neither: ``ask``."""
+
+
+ASK = "ask"
+"""How a file says that neither answer is given (:attr:`Form.ANSWER`)."""
 
 
 class Completion(StrEnum):
@@ -363,13 +369,14 @@ _BACKUP = (
         "Leave kopia's own maintenance out.",
         engines=("kopia",),
     ),
-    _flag(
-        "no_metadata",
-        "--no-metadata",
+    Setting(
+        "metadata",
+        ("--no-metadata", "--metadata"),
         Group.VIEW,
-        "Without the record of what the engine would lose: attributes, access control lists, links, devices, times.",
+        "Whether what the engine would lose is recorded: attributes, access control lists, links, devices, times. "
+        "In place kopia's users are asked once.",
+        Form.ANSWER,
         engines=("kopia", "restic", "borg"),
-        layout="merged",
     ),
     _text(
         "schedule",

@@ -20,6 +20,7 @@ class CommandEngine:
     """A command given by the user. Its words come from ``-c`` and ``-o``; none of them is passed to a shell."""
 
     remembers = False
+    records_apart = False
     variables = ()
 
     def __init__(self, words: Sequence[str], options: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -37,6 +37,16 @@ class Job:
         """The sources that must be read."""
         return tuple(source for source in self.plan.sources if source not in self.unchanged)
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """All paths that the engine is given, if it must read anything: those, and the metadata record if no source holds it."""
+        return tuple(path for path in self.plan.given if path not in self.unchanged)
+
+    @property
+    def record(self) -> str:
+        """The path at which the engine finds the directory of the metadata record; empty if there is none."""
+        return self.plan.path(self.plan.record) if self.plan.record else ""
+
     def places(self, source: str) -> dict[str, str]:
         """Return the places that are mounted in a source, by their path below it (``/`` is the source itself)."""
         found = {}
@@ -97,6 +107,10 @@ class Engine(Protocol):
     @property
     def remembers(self) -> bool:
         """Whether its repositories are :class:`Remembering`."""
+
+    @property
+    def records_apart(self) -> bool:
+        """Whether a metadata record in place is a snapshot of its own where no source holds it: :class:`Agreeing`."""
 
     def refuses(self, plan: Plan) -> list[Refusal]:
         """Return what it cannot save, as far as the plan alone shows; the plan is then made again without that."""
@@ -162,6 +176,30 @@ class Backup(Protocol):
 
     def finish(self) -> list[str]:
         """Do what was postponed until the snapshots are gone (maintenance). Returns warnings."""
+
+
+@immutable
+class RecordTerms:
+    """What a repository does for a metadata record in place that is a snapshot of its own: a person must agree to it first.
+
+    ``repository`` distinguishes it from others. ``text`` says it in words, and ``command`` how it would be done by hand.
+    """
+
+    repository: str
+    text: str
+    command: Sequence[str]
+    """Empty if nothing must be changed."""
+
+
+@runtime_checkable
+class Agreeing(Repository, Protocol):
+    """A repository in which a metadata record in place is a snapshot of its own, with a policy that its runs set."""
+
+    def record_terms(self, plan: Plan) -> RecordTerms:
+        """Return what is agreed to. Raises KopiatomicError."""
+
+    def accept(self, terms: RecordTerms) -> None:
+        """Do what was agreed to. Raises KopiatomicError."""
 
 
 @runtime_checkable

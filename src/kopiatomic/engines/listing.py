@@ -55,7 +55,7 @@ class Listing:
         self._paths = paths
         self._volumes = job.volumes
         self._left_out = left_out(job.plan)
-        self._within = tuple(f"{self.spelled(source).strip('/')}/".lstrip("/") for source in job.plan.sources)
+        self._within = tuple(f"{self.spelled(source).strip('/')}/".lstrip("/") for source in job.plan.given)
         self._record = self.spelled(record_in(job.plan)).strip("/")
         self.recorded = False
         """Whether the metadata record is among the entries."""

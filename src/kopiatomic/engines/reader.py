@@ -8,19 +8,26 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Protocol
+from urllib.parse import quote, unquote_to_bytes
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
+from kopiatomic.model.plan import Layout, Plan
+from kopiatomic.model.record import is_place
+from kopiatomic.paths import is_at_or_below
 from kopiatomic.system import looking
 from kopiatomic.text import printable, spelled
 
 RECORDED = "kopiatomic-record"
-"""The mark of a snapshot with a metadata record: a tag of kopia's and restic's, the comment of Borg's archive."""
+"""The mark of a snapshot with a metadata record: a tag of kopia's and restic's, the comment of Borg's archive.
+
+In place the path of the record follows, behind a colon (:func:`mark`).
+"""
 
 TIME_LIMIT = 14 * 86400.0
 """How long (seconds) an engine may take to list, read or restore a snapshot. What limits a run is a signal (``--timeout``).
@@ -29,6 +36,21 @@ A wait of 2^31 ms, some 24 days, or more is refused (epoll_wait(2), as Python ca
 """
 
 _TIME = re.compile(r"(\d{4,}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z| UTC|[+-]\d\d:\d\d)?")
+
+
+def mark(plan: Plan) -> str:
+    """Return the mark of a snapshot of a plan: in place the path of the record, with no sign that has a meaning in a tag."""
+    return RECORDED if plan.layout is Layout.MERGED else f"{RECORDED}:{quote(os.fsencode(plan.record))}"
+
+
+def marked(marks: Iterable[str]) -> tuple[bool, str]:
+    """Return whether one of a snapshot's marks says that it has a metadata record, and in place the path of that."""
+    for one in marks:
+        name, colon, path = one.partition(":")
+        place = os.fsdecode(unquote_to_bytes(path))
+        if name == RECORDED and (not colon or is_place(place)):
+            return True, place
+    return False, ""
 
 
 class Kind(Enum):
@@ -65,8 +87,37 @@ class StoredSnapshot:
     """The run of kopiatomic that made it; None if that cannot be told: only kopia's snapshots are marked."""
     recorded: bool = False
     """Whether a run of kopiatomic has marked it as one with a metadata record. A file of that name alone may be anybody's."""
+    record: str = ""
+    """In place: the path of that record, which kopia may have in a snapshot of its own."""
     count: int | None = None
     """How many entries are below its source, if the engine keeps that."""
+
+
+def holders(snapshots: Sequence[StoredSnapshot]) -> dict[str, StoredSnapshot]:
+    """Return the snapshot that has the metadata record of each that is marked, by their ids; without those whose record is gone.
+
+    In place that is the snapshot itself, or another one of the same run.
+    """
+    of_run: dict[tuple[str | None, str, str], list[StoredSnapshot]] = {}
+    for one in snapshots:
+        of_run.setdefault((one.run, one.host, one.user), []).append(one)
+    found = {}
+    for one in snapshots:
+        others = of_run[one.run, one.host, one.user] if one.run and one.record else ()
+        holder = next((other for other in (one, *others) if not one.record or _may_hold(other, one.record)), None)
+        if one.recorded and holder is not None:
+            found[one.id] = holder
+    return found
+
+
+def _may_hold(snapshot: StoredSnapshot, path: str) -> bool:
+    """Whether a path lies in what a snapshot is of, as far as the engine keeps that."""
+    return not snapshot.sources or any(is_at_or_below(path, source) for source in snapshot.sources)
+
+
+def is_record(snapshot: StoredSnapshot) -> bool:
+    """Whether a snapshot is of nothing but a metadata record."""
+    return bool(snapshot.record) and snapshot.sources == (snapshot.record,)
 
 
 @immutable

@@ -56,6 +56,7 @@ class RepositoryEngine(ABC):
 
     variables: tuple[str, ...]
     remembers = False
+    records_apart = False
 
     def __init__(self, client: RepositoryClient) -> None:
         self._program = client

@@ -140,8 +140,11 @@ def prepared(found: Sequence[WrittenDirectory], plan: Plan, warn: Callable[[str]
                 hint="It must exist before the snapshot, so that it has a place there.",
             ) from None
         paths.add(path)
-    tops = topmost(paths)
-    # If the mount that contains it is hidden, one of our directories replaces that.
+    return with_places(replace(plan, writable=topmost(paths)), topmost(paths))
+
+
+def with_places(plan: Plan, paths: Sequence[str]) -> Plan:
+    """Return a plan in place with our directories for the mounts that are hidden and hold some paths that must be there."""
     mounts = (*plan.uncovered, *plan.beside)
-    hidden = {u.point for u in mounts if not u.live and any(below(path, u.point) for path in tops)}
-    return replace(plan, writable=tops, scaffolds=tuple(sorted({*plan.scaffolds, *hidden})))
+    hidden = {u.point for u in mounts if not u.live and any(below(path, u.point) for path in paths)}
+    return replace(plan, scaffolds=tuple(sorted({*plan.scaffolds, *hidden})))

@@ -7,7 +7,7 @@ from dataclasses import field
 from enum import StrEnum
 
 from kopiatomic.immutable import immutable
-from kopiatomic.paths import topmost
+from kopiatomic.paths import is_at_or_below, topmost
 
 UNMOUNTED = "/.unmounted"
 """Where in the view datasets appear that have no place of their own."""
@@ -240,7 +240,7 @@ class Plan:
     ignore_files: tuple[tuple[str, str], ...] = ()
     """In place: names and contents of files that have an engine leave out a directory of ours that is in a source."""
     record: str = ""
-    """The place of the metadata record in the view; empty if there is none."""
+    """The place of the metadata record in the view (in place, its true path); empty if there is none."""
     bookmark: str = ""
     """ZFS: the bookmark that is kept on each dataset, so that the next run knows what has changed. Empty: no bookmark."""
 
@@ -250,6 +250,17 @@ class Plan:
         if self.layout is Layout.MERGED:
             return (self.root,)
         return topmost(place for taken in self.taken for place in taken.places)
+
+    @property
+    def record_source(self) -> str:
+        """In place: the path of the metadata record if no source holds it, so that an engine is given it as well; else empty."""
+        held = self.layout is Layout.MERGED or any(is_at_or_below(self.record, source) for source in self.sources)
+        return "" if held else self.record
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """All paths that an engine is given to back up: the sources, and that of the metadata record."""
+        return (*self.sources, *filter(None, [self.record_source]))
 
     @property
     def covered(self) -> tuple[str, ...]:

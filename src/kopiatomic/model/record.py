@@ -5,6 +5,9 @@ Paths and names may have bytes that are not text, as ``os.fsdecode`` has them. T
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from enum import StrEnum
@@ -23,8 +26,24 @@ FAILED = "metadata-record"
 INDEX = "record.json"
 """The name of the file that lists the others."""
 
+PLACES = "records"
+"""In place: the folder in the state directory that has a directory for the record of each series."""
+
+_PLACE = re.compile(rf"/(?:.*/)?{PLACES}/[0-9a-f]{{32}}", re.DOTALL)
+
 HERE = "."
 """The name of a directory in the list of what is in it."""
+
+
+def place_in(state_directory: str, series: str) -> str:
+    """Return where the record of a series in place is: the same path for all its runs, in a directory of root's."""
+    digest = hashlib.sha256(b"kopiatomic record\0" + os.fsencode(series)).hexdigest()
+    return f"{state_directory.rstrip('/')}/{PLACES}/{digest[:32]}"
+
+
+def is_place(path: str) -> bool:
+    """Whether a path can be one of :func:`place_in`."""
+    return _PLACE.fullmatch(path) is not None and os.path.normpath(path) == path
 
 
 class EntryKind(StrEnum):

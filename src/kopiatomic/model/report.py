@@ -97,6 +97,8 @@ class Report:
     """The writers that were to be held still, in their order."""
     metadata: Recorded | None = None
     """The metadata record that was made; None if there is none."""
+    without_metadata: str = ""
+    """Why there is none although nobody said so for this run; empty otherwise."""
     skipped: str = ""
     """Why there was nothing to back up, by the word of the hook ``before``; empty if it did not say so."""
 

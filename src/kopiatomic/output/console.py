@@ -11,6 +11,7 @@ import errno
 import json
 import os
 import re
+import select
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,9 +23,10 @@ from kopiatomic.errors import FAILED, INCOMPLETE, SAVED, UNCLEAN, EndError
 from kopiatomic.model.engine import Progress
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.report import EngineReport, Report
-from kopiatomic.output.summary import Line, Style, duration, has_summary, planned_writers, size
+from kopiatomic.output.summary import Line, Style, duration, has_summary, planned_metadata, planned_writers, size
 from kopiatomic.output.summary import summary as summary_lines
 from kopiatomic.secrets.masking import Secrets
+from kopiatomic.system import signals
 from kopiatomic.text import harmless
 
 if TYPE_CHECKING:
@@ -144,6 +146,24 @@ class Console:
             self._last_plain = time.monotonic()
             self._line(self._progress_text())
 
+    def ask(self, question: str) -> bool | None:
+        """Ask on the terminal; None if there is none, or if nothing but warnings may be shown. Raises Interrupted."""
+        if not self._chatter or not _is_terminal(sys.stdin) or not _is_terminal(sys.stderr):
+            return None
+        self.end()
+        self._line(f"{question} [y/N]")
+        poll = select.poll()
+        poll.register(sys.stdin, select.POLLIN)
+        wakeup = signals.fd()
+        if wakeup is not None:
+            poll.register(wakeup, select.POLLIN)
+        ready: set[int] = set()
+        while sys.stdin.fileno() not in ready:
+            ready = {fd for fd, _ in poll.poll()}
+            signals.check()
+        answer = sys.stdin.readline()
+        return answer.strip().lower() in {"y", "yes"} if answer else None
+
     def end(self) -> None:
         """Remove the progress line."""
         if self._live is not None:
@@ -253,6 +273,7 @@ class Console:
             pass
         elif report.dry_run and report.plan and report.engine and report.error is None:
             self._plan(report.plan, report.engine)
+            self._keep(self._styled(sys.stdout, [("", line) for line in planned_metadata(report)]))
             if report.writers:
                 self._keep(self._styled(sys.stdout, [("", "Held still while the snapshots are made:")]))
                 self._keep(self._styled(sys.stdout, [("", line) for line in planned_writers(report.writers)]))

@@ -171,11 +171,25 @@ def _metadata(report: Report) -> list[str]:
     """Return what is recorded of what the engine does not keep."""
     made, engine = report.metadata, report.engine
     assert engine is not None
+    if report.without_metadata:
+        return [f"Metadata: without metadata: {report.without_metadata}"]
     if made is None or engine.result is None:
         return []
     if not engine.result.recorded:
         return [f"Metadata: without metadata: its record is not in what {engine.name} saved"]
     return [f"Metadata: {made.entries:,} entries of which {engine.name} would lose something ({size(made.size)})"]
+
+
+def planned_metadata(report: Report) -> list[str]:
+    """Return where a run in place would have its metadata record; in a merged view it has one place."""
+    plan = report.plan
+    assert plan is not None
+    if report.without_metadata:
+        return [f"Metadata: {report.without_metadata}"]
+    if not plan.record:
+        return []
+    how = "one path more for the engine" if plan.record_source else "a part of what is backed up"
+    return [f"Metadata: its record would be {printable(plan.record)}, {how}"]
 
 
 def _others(plan: Plan) -> list[str]:

@@ -44,6 +44,9 @@ class Listener(Protocol):
     def progress(self, progress: Progress) -> None:
         """Show how far the engine is."""
 
+    def ask(self, question: str) -> bool | None:
+        """Ask a person whether something is to be done; None if nobody can be asked. Raises Interrupted."""
+
 
 class Selecting:
     """What one run takes, and why. ``report`` must say where the view is mounted before anything is called."""

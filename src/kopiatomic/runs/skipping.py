@@ -40,7 +40,9 @@ def unchanged(job: Job, repository: Remembering, known: Mapping[str, StandingSna
         for source, states in _states(job, lambda snapshot: snapshot.before).items()
         if source in known and states == known[source].states and repository.terms(source) == known[source].terms
     }
-    return repository.standing(candidates) if candidates else {}
+    found = repository.standing(candidates) if candidates else {}
+    # One without a metadata record, or whose record is gone, does not stand for one with it.
+    return {source: result for source, result in found.items() if result.recorded or not job.plan.record}
 
 
 def saved(job: Job, repository: Remembering, result: EngineResult) -> dict[str, StandingSnapshot | None]:

@@ -214,6 +214,22 @@ class Records(StateFile):
                 ],
             )
 
+    def agreed(self, series: str, repository: str) -> bool | None:
+        """Return whether a person has agreed that a series has a metadata record in a repository; None: nobody was asked."""
+        with self.transaction(create=False) as database:
+            row = database.execute(
+                "SELECT answer FROM agreement WHERE series = ? AND repository = ?", (os.fsencode(series), repository)
+            ).fetchone()
+            return None if row is None else bool(row[0])
+
+    def agree(self, series: str, repository: str, *, answer: bool) -> None:
+        """Record what a person has said to that."""
+        with self.transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO agreement (series, repository, answer) VALUES (?, ?, ?)",
+                (os.fsencode(series), repository, int(answer)),
+            )
+
     def forget_standing(self) -> None:
         """Delete the standing snapshots of all series."""
         with self.transaction() as database:

@@ -71,6 +71,14 @@ _STEPS = (
     "ALTER TABLE intent ADD COLUMN txn_first INTEGER",
     "ALTER TABLE intent ADD COLUMN txn_last INTEGER",
     "ALTER TABLE run ADD COLUMN profile TEXT NOT NULL DEFAULT ''",
+    """
+    CREATE TABLE agreement (
+        series BLOB NOT NULL,
+        repository TEXT NOT NULL,
+        answer INTEGER NOT NULL,
+        PRIMARY KEY (series, repository)
+    ) WITHOUT ROWID
+    """,
 )
 """Each turns a database of schema N into one of schema N+1; a new one begins at 0."""
 

@@ -63,6 +63,22 @@ def hollow(parent: int, path: str) -> None:
         return
 
 
+def remove_empty(parent: int, path: str) -> None:
+    """Remove a directory below an open one, and those above it, up to the first that has something in it. Raises OSError."""
+    while path:
+        above, _, name = path.rpartition("/")
+        try:
+            with opened(parent, path) as fd:
+                if os.listdir(fd):
+                    return
+            with opened(parent, above) as fd:
+                os.rmdir(name, dir_fd=fd)
+        except OSError as error:
+            if not presence.absent(error):
+                raise
+        path = above
+
+
 def _emptied(fd: int) -> list[str]:
     """Remove all but directories from an open one; return those."""
     with os.scandir(fd) as entries:

@@ -48,6 +48,7 @@ def options(name: str) -> dict[Flags, str]:
             if isinstance(parameter.type, click.Choice):
                 value = "|".join(parameter.type.choices)
             found[tuple(parameter.opts)] = "" if parameter.is_flag else value
+            found |= {(flag,): "" for flag in parameter.secondary_opts}
     return found
 
 

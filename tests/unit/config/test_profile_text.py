@@ -15,7 +15,7 @@ import pytest
 import kopiatomic
 from kopiatomic.config.profile import Problem, ProfileError, load
 from kopiatomic.config.profile_text import SCHEMA, schema, starting_file, toml
-from kopiatomic.config.settings import BLOCKS, TABLES, Form, Setting
+from kopiatomic.config.settings import ASK, BLOCKS, TABLES, Form, Setting
 from kopiatomic.errors import UsageError
 from tests.support.programs import SOURCE
 from tests.unit.config.test_profile import EVERYTHING, WRONG
@@ -56,7 +56,7 @@ def test_the_schema_accepts_a_profile_that_says_everything() -> None:
         ("engine", "command"),
         ("engine", "skip_unchanged"),
         ("engine", "no_maintenance"),
-        ("view", "no_metadata"),
+        ("view", "metadata"),
         ("hooks", "post_hook"),
     }
 
@@ -147,6 +147,8 @@ def value_of(setting: Setting) -> str:
     match setting.form:
         case Form.FLAG:
             return "true, false"
+        case Form.ANSWER:
+            return f'true, false, "{ASK}"'
         case Form.CHOICE if len(setting.choices) > 4:
             return f'"{setting.choices[0]}", "{setting.choices[1]}" to "{setting.choices[-1]}"'
         case Form.CHOICE:
@@ -161,6 +163,8 @@ def value_of(setting: Setting) -> str:
 def default_of(setting: Setting) -> str:
     if setting.form is Form.FLAG:
         return "true" if setting.default else "false"
+    if setting.form is Form.ANSWER:
+        return f'`"{ASK}"`'
     if setting.name == "engine":
         return '"kopia"'
     if setting.of_profiles is not None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from kopiatomic.commands import history, recover, schedule
+from kopiatomic.engines import reader
 from kopiatomic.engines.engine import KOPIA
 from kopiatomic.filesystems.zfs import new_dataset
-from kopiatomic.model import facts, plan, user_property
+from kopiatomic.model import facts, plan, record, user_property
 from kopiatomic.model.report import HoldEnd
 from kopiatomic.output import document
 from kopiatomic.state import locks, ownership, state_file
 from kopiatomic.trees import cache
+
+PLACE = "/var/lib/kopiatomic/records/63f1398580a1a9f83aa4ca79a7f29dbb"
 
 
 def test_what_marks_things_as_ours() -> None:
@@ -30,6 +33,17 @@ def test_files_and_places() -> None:
     assert (locks.LISTS, locks.TEMPORARY) == (("datasets", "sources"), "tmp")
     assert (plan.UNMOUNTED, plan.VOLUMES) == ("/.unmounted", "/.volumes")
     assert KOPIA == "kopia"
+
+
+def test_metadata_records() -> None:
+    """Where they are, and what marks what has one: those of before must be found and go on."""
+    series = "in place: kopia -r tank/home"
+    assert plan.RECORD == "/.kopiatomic"
+    assert record.INDEX == "record.json"
+    assert record.place_in("/var/lib/kopiatomic", series) == PLACE
+    assert reader.RECORDED == "kopiatomic-record"
+    placed = plan.Plan("/", (), layout=plan.Layout.IN_PLACE, record=PLACE)
+    assert reader.mark(placed) == f"kopiatomic-record:{PLACE}"
 
 
 def test_formats_of_documents() -> None:

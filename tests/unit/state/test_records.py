@@ -560,3 +560,15 @@ def test_several_runs_write_at_once(state: Records) -> None:
         pool.map(_write_many, [(state.directory, number) for number in range(4)])
     assert len(state.history(1000)) == 60
     assert len(state.unfinished()) == 60
+
+
+def test_what_was_agreed_to_is_kept_for_a_series_and_a_repository(tmp_path: Path) -> None:
+    kept = Records(str(tmp_path / "state"))
+    kept.begin(run_record(), keep=YEAR)
+    assert kept.agreed("in place: kopia /home", "repository") is None
+    kept.agree("in place: kopia /home", "repository", answer=False)
+    assert kept.agreed("in place: kopia /home", "repository") is False
+    kept.agree("in place: kopia /home", "repository", answer=True)
+    assert kept.agreed("in place: kopia /home", "repository") is True
+    assert kept.agreed("in place: kopia /home", "another") is None
+    assert kept.agreed("in place: kopia /srv", "repository") is None

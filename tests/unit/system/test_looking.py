@@ -189,6 +189,7 @@ PARTS = (
     "runs/freezing",
     "runs/selecting",
     "runs/recorder",
+    "runs/recording",
     "runs/skipping",
     "runs/supervisor",
 )

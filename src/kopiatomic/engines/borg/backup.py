@@ -16,7 +16,7 @@ from kopiatomic.engines.borg.output import Output, archive_in
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.listing import Listing, left_out, pattern
 from kopiatomic.engines.numbers import number
-from kopiatomic.engines.reader import RECORDED
+from kopiatomic.engines.reader import mark
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Plan
@@ -149,7 +149,7 @@ def argv(client: Client, program: str, plan: Plan, time: str, instant: str) -> l
     if client.value("--timestamp") is None:
         words += ["--timestamp", time]
     if plan.record and client.value("--comment") is None:
-        words += ["--comment", RECORDED]
+        words += ["--comment", mark(plan)]
     # The last of these decides: how we get the output is not up to the user.
     words += ["--json", "--log-json", "--progress", "--list", "--filter", "AMUCEdshbcfix-?"]
-    return [*words, "::" + client.archive.replace("{instant}", instant), *plan.sources]
+    return [*words, "::" + client.archive.replace("{instant}", instant), *plan.given]

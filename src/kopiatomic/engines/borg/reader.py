@@ -114,6 +114,7 @@ def _where(snapshot: StoredSnapshot, below: str) -> list[str]:
 
 
 def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
+    recorded, record = reader.marked([str(document.get("comment"))])
     return StoredSnapshot(
         id=str(document["name"]),
         root=str(document["id"]),
@@ -123,7 +124,8 @@ def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
         user=str(document["username"]),
         sources=(),
         complete=True,
-        recorded=document.get("comment") == reader.RECORDED,
+        recorded=recorded,
+        record=record,
     )
 
 

@@ -22,7 +22,7 @@ from kopiatomic.engines.kopia.output import Manifest, Output, parse_manifest
 from kopiatomic.engines.kopia.result import failures, not_saved, saved
 from kopiatomic.engines.names import OddNames
 from kopiatomic.engines.numbers import number
-from kopiatomic.engines.reader import RECORDED
+from kopiatomic.engines.reader import RECORDED, mark
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Layout, Plan
@@ -51,12 +51,12 @@ class KopiaBackup:
         words = argv(
             found.options,
             found.client.path,
-            job.sources,
+            job.given,
             workers=self._workers(),
             start_time=f"{job.started('%Y-%m-%d %H:%M:%S')}.{microseconds:06d} UTC",
             run_id=job.run_id,
             atomic="yes" if job.sets.atomic else "no",
-            recorded=bool(job.plan.record),
+            tag=_tag(job.plan),
         )
         environment = dict(found.client.additions)
         logs = location.logs(found.client, found.options)
@@ -89,7 +89,18 @@ class KopiaBackup:
         self._ended_well = end.status == 0 and not end.stopped
         self._manifests = self._output.manifests()
         self._ask_ahead()
-        return results.combined([(source, self._judge(source, end, odd)) for source in self._job.plan.sources])
+        found = results.combined([(source, self._judge(source, end, odd)) for source in self._job.plan.sources])
+        return replace(found, recorded=True) if self._has_own_record(end) else found
+
+    def _has_own_record(self, end: EngineEnd) -> bool:
+        """Whether the metadata record is in a snapshot of its own, which is whole."""
+        source = self._job.plan.record_source
+        manifest = next((m for m in self._manifests if source and m.path == source and not m.incomplete), None)
+        if manifest is None or failures(manifest, ()):
+            return False
+        if end.status != 0 and not self._is_saved(manifest):
+            return False
+        return listing.has_record(self._found.client, manifest, self._job, source)
 
     def _judge(self, source: str, end: EngineEnd, odd: OddNames) -> EngineResult:
         """Return the outcome for one source."""
@@ -206,9 +217,11 @@ def argv(
     start_time: str,
     run_id: str,
     atomic: str,
-    recorded: bool = False,
+    tag: str = "",
 ) -> list[str]:
-    """Return the argv. kopia takes no flag twice: ``-o`` decides, except on maintenance, which waits for the release."""
+    """Return the argv; ``tag`` is that of a snapshot with a metadata record, empty without one.
+
+    kopia takes no flag twice: ``-o`` decides, except on maintenance, which waits for the release."""
     words = [path, "snapshot", "create", *sources, "--no-auto-maintenance"]
     for flag in ("--json", "--json-verbose", "--progress"):
         if not options.has(flag):
@@ -220,8 +233,15 @@ def argv(
     if not options.has("--start-time"):
         words += ["--start-time", start_time]
     words += ["--tags", f"kopiatomic-run:{run_id}", "--tags", f"kopiatomic-atomic:{atomic}"]
-    words += ["--tags", f"{RECORDED}:yes"] if recorded else []
+    words += ["--tags", tag] if tag else []
     return [*words, *options.words]
+
+
+def _tag(plan: Plan) -> str:
+    """Return the tag of a snapshot with a metadata record, as a name and a value; empty if a plan has none."""
+    if not plan.record:
+        return ""
+    return f"{RECORDED}:yes" if plan.layout is Layout.MERGED else mark(plan)
 
 
 _NO_PLACEHOLDER = "upload error: no such file or directory"

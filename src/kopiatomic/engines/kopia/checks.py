@@ -24,6 +24,11 @@ PLACEHOLDER_SUFFIX = ".kopia-entry"
 """A directory with such a name ends kopia's backup with an error: kopia takes it for a placeholder of its own."""
 
 
+def is_unstorable(path: str) -> bool:
+    """Whether a path has a name that kopia cannot store."""
+    return any(map(_is_unstorable, path.split("/")))
+
+
 def unstorable(plan: Plan) -> list[Refusal]:
     """Return what would appear in directories whose names kopia cannot store.
 

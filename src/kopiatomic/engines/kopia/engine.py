@@ -6,11 +6,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kopiatomic.engines import self_backup, written
-from kopiatomic.engines.engine import Job
-from kopiatomic.engines.kopia import checks, location
+from kopiatomic.engines.engine import Job, RecordTerms
+from kopiatomic.engines.kopia import checks, location, retention
 from kopiatomic.engines.kopia import options as kopia_options
 from kopiatomic.engines.kopia import policy as kopia_policy
 from kopiatomic.engines.kopia.backup import KopiaBackup, argv, levels
@@ -18,8 +19,10 @@ from kopiatomic.engines.kopia.client import Client
 from kopiatomic.engines.kopia.found import Found, mapping, source_of
 from kopiatomic.engines.kopia.listing import STAND_IN
 from kopiatomic.engines.kopia.output import parse_manifest
+from kopiatomic.engines.kopia.reader import snapshot_of
 from kopiatomic.engines.kopia.result import failures, standing
 from kopiatomic.engines.numbers import number
+from kopiatomic.engines.reader import holders
 from kopiatomic.model.engine import EngineResult, Target
 from kopiatomic.model.plan import Layout, Plan, Refusal
 from kopiatomic.model.record import LINKED, Losses
@@ -38,6 +41,7 @@ class Kopia:
     name = "kopia"
     variables = ("KOPIA_",)
     remembers = True
+    records_apart = True
 
     def __init__(
         self,
@@ -134,6 +138,11 @@ class Kopia:
         return warnings + self_backup.notes("kopia", folders, plan, left_out=left_out)
 
 
+def _recorded(documents: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Return the ids of the snapshots in kopia's list that have a metadata record, which is there."""
+    return set(holders([snapshot_of(document) for document in documents if parse_manifest(document) is not None]))
+
+
 class KopiaRepository:
     """The repository that kopia is connected to."""
 
@@ -194,6 +203,14 @@ class KopiaRepository:
         inside = [p for source, p in self._found.policies.items() if is_at_or_below(real, source)]
         return all(p.at(real, "files", "ignoreCacheDirs").value is not False for p in inside)
 
+    def record_terms(self, plan: Plan) -> RecordTerms:
+        """Return how long kopia keeps what a metadata record in place is in; a process for each set of policies."""
+        return retention.terms(self._found, plan.record_source)
+
+    def accept(self, terms: RecordTerms) -> None:
+        """Set the policy of that source, if it must be another one."""
+        retention.accept(self._found, terms)
+
     def terms(self, source: str) -> str:
         """Return a digest of repository, source, policies, kopia's version and the words of ``-o``."""
         policies = self._found.policies[source]
@@ -213,13 +230,14 @@ class KopiaRepository:
         """
         documents = self._found.client.ask("snapshot", "list", "--json")
         found = {manifest.id: manifest for document in documents if (manifest := parse_manifest(document)) is not None}
+        recorded = _recorded(documents)
         results = {}
         for source, snapshot_id in snapshots.items():
             manifest = found.get(snapshot_id)
             if manifest is None or manifest.path != self._found.source(source).path or manifest.incomplete:
                 continue
             if not failures(manifest, ()) and not number(manifest.summary, "numIgnoredErrors"):
-                results[source] = standing(manifest, source)
+                results[source] = replace(standing(manifest, source), recorded=snapshot_id in recorded)
         return results
 
     def backup(self, job: Job) -> KopiaBackup:

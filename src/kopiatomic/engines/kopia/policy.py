@@ -61,6 +61,16 @@ class Policies:
             key = Source(target.get("userName", ""), target.get("host", ""), target.get("path", ""))
             self._by_target.setdefault(key, []).append(document)
 
+    def of(self, source: Source) -> Policies:
+        """Return the policies as they apply to another source of the same repository."""
+        other = Policies((), source)
+        other._by_target = self._by_target
+        return other
+
+    def in_force(self) -> tuple[Source, ...]:
+        """Return the targets of the policies from which the settings at the source itself come."""
+        return tuple(target for target in self._above() if target in self._by_target)
+
     def at_root(self, section: str, key: str) -> PolicySetting:
         """Return a setting in force at the source itself."""
         for target in self._above():
@@ -112,7 +122,7 @@ class Policies:
 
     def heeded(self) -> Iterator[Source]:
         """Yield the targets of policies that affect this source."""
-        return (target for target in (*self._above(), *self.nested()) if target in self._by_target)
+        return (target for target in (*self.in_force(), *self.nested()) if target in self._by_target)
 
     def all(self) -> list[Mapping[str, Any]]:
         """Return all policies that affect this source."""

@@ -71,7 +71,7 @@ class KopiaReader:
         self._client.check_connected()
         documents = self._client.ask("snapshot", "list", "--all", "--incomplete", "--json")
         try:
-            found = [_snapshot(document) for document in documents or ()]
+            found = [snapshot_of(document) for document in documents or ()]
         except (KeyError, TypeError, ValueError):
             raise reader.cut_short("kopia", "its list of snapshots cannot be read") from None
         return sorted(found, key=lambda snapshot: snapshot.started_ns)
@@ -235,13 +235,15 @@ def _count(summary: Mapping[str, Any]) -> int | None:
     return number(summary, "files") + number(summary, "symlinks") + number(summary, "dirs") - 1
 
 
-def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
+def snapshot_of(document: Mapping[str, Any]) -> StoredSnapshot:
     """Return a snapshot of kopia's list. Raises KeyError, TypeError, ValueError."""
     manifest: Manifest | None = parse_manifest(document)
     if manifest is None:
         raise ValueError("no manifest")
     source, tags = document["source"], document.get("tags") or {}
     failed = number(manifest.summary, "numFailed") or number(manifest.summary, "numIgnoredErrors")
+    tag = tags.get(f"tag:{reader.RECORDED}", "")
+    recorded, record = reader.marked([reader.RECORDED if tag == "yes" else f"{reader.RECORDED}:{tag}"])
     is_directory = document["rootEntry"].get("type") == "d"
     return StoredSnapshot(
         id=manifest.id,
@@ -253,6 +255,7 @@ def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
         sources=(manifest.path,),
         complete=not manifest.incomplete and not failed,
         run=tags.get(_RUN),
-        recorded=tags.get(f"tag:{reader.RECORDED}") == "yes",
+        recorded=recorded,
+        record=record,
         count=_count(manifest.summary) if is_directory and not manifest.incomplete else None,
     )

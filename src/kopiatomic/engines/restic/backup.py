@@ -7,7 +7,7 @@ source that does not exist is left out with a warning and 0 (0.14.0). Status 3 i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -15,29 +15,34 @@ from kopiatomic.engines import repository, results
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.listing import Listing, left_out, pattern
 from kopiatomic.engines.numbers import number
-from kopiatomic.engines.reader import RECORDED
+from kopiatomic.engines.reader import StoredSnapshot, mark
 from kopiatomic.engines.restic.client import Client
 from kopiatomic.engines.restic.output import Output
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.engine import Command, EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import Plan
-from kopiatomic.text import ended, first_few, printable
+from kopiatomic.text import ended, first_few, printable, spelled
 
 _INCOMPLETE = 3
+
+STAND_IN = "\ufffd"
+"""What restic's JSON has for each byte of a name that is not text."""
 
 
 class ResticBackup(repository.RepositoryBackup):
     """One backup with restic."""
 
-    def __init__(self, client: Client, job: Job) -> None:
+    def __init__(self, client: Client, job: Job, earlier: Sequence[StoredSnapshot]) -> None:
         super().__init__(job)
         self._client = client
+        self._earlier = earlier
         self._output = Output()
 
     def command(self) -> Command:
         """Return the command; the snapshot's time is the instant, to the second."""
         client = self._client
-        words = argv(client, client.path, self._job.plan, self._job.started("%Y-%m-%d %H:%M:%S"))
+        time = self._job.started("%Y-%m-%d %H:%M:%S")
+        words = argv(client, client.path, self._job.plan, time, parent_of(self._job.plan, self._earlier))
         frames = client.environment.get("RESTIC_PROGRESS_FPS") or "2"
         return Command(argv=words, environment={**client.additions, "RESTIC_PROGRESS_FPS": frames})
 
@@ -58,7 +63,7 @@ class ResticBackup(repository.RepositoryBackup):
             said = output.said()
             why = f"restic ended without an error and without a snapshot{': ' + said if said else ''}"
             return EngineResult(saved=False, complete=False, message=why)
-        listing = Listing("restic", self._job, "\ufffd")
+        listing = Listing("restic", self._job, STAND_IN)
         try:
             shown = self._shown(short, listing)
         except KopiatomicError as error:
@@ -89,7 +94,7 @@ class ResticBackup(repository.RepositoryBackup):
             listing.take(str(entry["path"]), kind, number(entry, "size"))
 
         plan = self._job.plan
-        directories = [plan.path(place) for place in (*self._job.mounted, *([plan.record] if plan.record else []))]
+        directories = [*map(plan.path, self._job.mounted), *filter(None, [self._job.record])]
         head = self._client.show(snapshot, directories, take)
         if not str(head.get("id", "")).startswith(snapshot):
             raise KopiatomicError("its answer is of another one", kind="restic-failed")
@@ -99,7 +104,7 @@ class ResticBackup(repository.RepositoryBackup):
         """Return where the repository differs from what was expected."""
         found = []
         paths = {str(path) for path in shown.get("paths") or ()}
-        wanted = {listing.spelled(source) for source in self._job.plan.sources}
+        wanted = {listing.spelled(source) for source in self._job.plan.given}
         if paths != wanted:
             found.append(f"restic's snapshot is of {first_few(sorted(paths))} and not of {first_few(sorted(wanted))}")
         if self._client.value("--time") is None and _seconds(shown.get("time")) != self._job.sets.started_ns // 10**9:
@@ -109,16 +114,29 @@ class ResticBackup(repository.RepositoryBackup):
         return found
 
 
-def argv(client: Client, program: str, plan: Plan, time: str) -> list[str]:
-    """Return the argv of a backup of a plan."""
+def parent_of(plan: Plan, earlier: Sequence[StoredSnapshot]) -> str:
+    """Return the id of the snapshot that restic must be told to compare with; empty if it finds it, or there is none.
+
+    It looks for one of all the paths that it is given, and the metadata record is one that the last snapshot may not have.
+    """
+    sources = {spelled(source, STAND_IN) for source in plan.sources}
+    alike = [one for one in earlier if {*one.sources} - {one.record} == sources]
+    latest = max(alike, key=lambda one: one.started_ns, default=None)
+    known = latest is None or {*latest.sources} == {spelled(path, STAND_IN) for path in plan.given}
+    return "" if latest is None or known else latest.id
+
+
+def argv(client: Client, program: str, plan: Plan, time: str, parent: str = "") -> list[str]:
+    """Return the argv of a backup of a plan. ``parent`` is the snapshot to compare with; empty: restic finds it."""
     words = [program, "backup", "--json"]
     for directory in left_out(plan):
         words += ["--exclude", pattern(directory.replace("\\", "\\\\"))]
     if client.value("--time") is None:
         words += ["--time", time]
-    words += ["--tag", RECORDED] if plan.record else []
+    words += ["--tag", mark(plan)] if plan.record else []
+    words += ["--parent", parent] if parent else []
     words += client.words
-    return [*words, "--", *plan.sources]
+    return [*words, "--", *plan.given]
 
 
 def _seconds(text: object) -> int | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from kopiatomic.engines import repository
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.listing import Inside
-from kopiatomic.engines.restic.backup import ResticBackup, argv
+from kopiatomic.engines.reader import StoredSnapshot
+from kopiatomic.engines.restic.backup import STAND_IN, ResticBackup, argv
 from kopiatomic.engines.restic.client import Client
+from kopiatomic.engines.restic.reader import snapshot_of
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.model.plan import Plan
+from kopiatomic.model.plan import Layout, Plan
 from kopiatomic.model.record import LINKED, EntryKind, Losses
 from kopiatomic.text import printable
 
@@ -40,7 +42,7 @@ class Restic(repository.RepositoryEngine):
         return argv(self._client, self._client.named, plan, "TIME-OF-THE-SNAPSHOTS")
 
     def check(self, plan: Plan) -> ResticRepository:
-        """Make sure that restic can back up this plan, with two restic processes.
+        """Make sure that restic can back up this plan, with two restic processes, in place three.
 
         Raises KopiatomicError: kinds restic-missing, restic-not-executable, restic-unsupported, restic-no-repository,
         restic-password-missing, restic-wrong-password, restic-locked, restic-unreachable, restic-newer-format,
@@ -60,23 +62,29 @@ class Restic(repository.RepositoryEngine):
                 f"-o sets the time of restic's snapshot to {printable(when)}: not the instant of the snapshots"
             )
         warnings += repository.check_place(self._client, plan, self._held)
-        return ResticRepository(self._client, version.text, warnings)
+        earlier = self._earlier(plan.sources) if plan.layout is Layout.IN_PLACE else []
+        return ResticRepository(self._client, version.text, warnings, earlier)
 
     def _held(self, points: Mapping[str, str]) -> set[str]:
         """Return the paths that have entries in restic's parent snapshot: this host's last one of these sources."""
-        words = [f"--host={self._client.identity}", *(f"--path={source}" for source in sorted(set(points.values())))]
+        snapshots = self._earlier(set(points.values()))
+        if not snapshots:
+            return set()
+        inside = Inside(points, STAND_IN)
+        self._client.show(snapshots[-1].id, list(points), lambda entry: inside.take(str(entry.get("path", ""))))
+        return inside.found
+
+    def _earlier(self, sources: Collection[str]) -> list[StoredSnapshot]:
+        """Return this host's last snapshots of these sources, the newest last, one for each set of paths that has them all."""
+        words = [f"--host={self._client.identity}", *(f"--path={source}" for source in sorted(sources))]
         finished = self._client.run("snapshots", "--json", "--no-lock", "--latest=1", *self._client.shared, *words)
         if finished.status != 0:
             raise self._client.failure(finished)
         try:
-            snapshots = sorted((str(found["time"]), str(found["id"])) for found in json.loads(finished.stdout) or ())
-        except (ValueError, KeyError, TypeError):
+            found = [snapshot_of(document) for document in json.loads(finished.stdout) or ()]
+        except (ValueError, RecursionError, KeyError, TypeError):
             raise KopiatomicError("restic's list of snapshots cannot be read", kind="restic-failed") from None
-        if not snapshots:
-            return set()
-        inside = Inside(points, "\ufffd")
-        self._client.show(snapshots[-1][1], list(points), lambda entry: inside.take(str(entry.get("path", ""))))
-        return inside.found
+        return sorted(found, key=lambda one: one.started_ns)
 
 
 class ResticRepository(repository.NamedRepository):
@@ -85,10 +93,13 @@ class ResticRepository(repository.NamedRepository):
     # Seen with 0.14.0: a link comes back without its extended attributes, and only files with all of their names.
     losses = Losses(link_xattrs=True, hard_links=LINKED - {EntryKind.FILE})
 
-    def __init__(self, client: Client, version: str | None, warnings: Sequence[str]) -> None:
+    def __init__(
+        self, client: Client, version: str | None, warnings: Sequence[str], earlier: Sequence[StoredSnapshot] = ()
+    ) -> None:
         super().__init__(client, version, warnings)
         self._client = client
+        self._earlier = earlier
 
     def backup(self, job: Job) -> ResticBackup:
         """Return the backup of a view that is mounted."""
-        return ResticBackup(self._client, job)
+        return ResticBackup(self._client, job, self._earlier)

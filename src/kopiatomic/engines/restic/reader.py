@@ -48,7 +48,7 @@ class ResticReader:
         if finished.status != 0:
             raise self._client.failure(finished)
         try:
-            found = [_snapshot(document) for document in json.loads(finished.stdout) or ()]
+            found = [snapshot_of(document) for document in json.loads(finished.stdout) or ()]
         except (ValueError, RecursionError, KeyError, TypeError):
             raise reader.cut_short("restic", "its list of snapshots cannot be read") from None
         return sorted(found, key=lambda snapshot: snapshot.started_ns)
@@ -136,8 +136,10 @@ class ResticReader:
             raise self._client.failure(finished)
 
 
-def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
+def snapshot_of(document: Mapping[str, Any]) -> StoredSnapshot:
+    """Return a snapshot of ``restic snapshots --json``. Raises ValueError, KeyError, TypeError."""
     summary = document.get("summary") or {}
+    recorded, record = reader.marked(document.get("tags") or ())
     return StoredSnapshot(
         id=str(document["id"]),
         root=str(document["tree"]),
@@ -147,7 +149,8 @@ def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
         user=str(document.get("username", "")),
         sources=tuple(map(str, document["paths"])),
         complete=True,
-        recorded=reader.RECORDED in (document.get("tags") or ()),
+        recorded=recorded,
+        record=record,
     )
 
 

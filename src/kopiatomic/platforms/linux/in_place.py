@@ -14,7 +14,7 @@ from kopiatomic import paths, presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.model.mounts import Mount
 from kopiatomic.model.plan import SCRATCH
-from kopiatomic.paths import below
+from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.platforms.linux.attributes import attributes_of, give
 from kopiatomic.platforms.linux.view import (
     ANY,
@@ -41,14 +41,23 @@ _RESOLVER = ("/run/systemd/resolve", "/run/resolvconf", "/run/NetworkManager", "
 
 
 class InPlaceView(LinuxView):
-    """The frozen trees at their true paths. ``live_system``: also /proc, /sys, /dev and /run as they are; without it,
+    """The frozen trees at their true paths; ``sources`` are those that are backed up.
+
+    ``live_system``: also /proc, /sys, /dev and /run as they are; without it,
     ``ignore_files`` are in those of ours (``Plan.ignore_files``).
     """
 
     def __init__(
-        self, base: str, steps: Sequence[Step], *, live_system: bool, ignore_files: Sequence[tuple[str, str]] = ()
+        self,
+        base: str,
+        steps: Sequence[Step],
+        *,
+        sources: Sequence[str],
+        live_system: bool,
+        ignore_files: Sequence[tuple[str, str]] = (),
     ) -> None:
         super().__init__(base, steps)
+        self._sources = sources
         self._ignore_files = ignore_files
         self._live_system = live_system
         self._live: dict[str, int] = {}
@@ -72,6 +81,10 @@ class InPlaceView(LinuxView):
     def place_of(self, source: str) -> str:
         """Return its true path."""
         return source
+
+    def recorded(self, shown: Sequence[str]) -> Sequence[str]:
+        """Return those in the sources: what is around them is live, or frozen only so that nobody moves them."""
+        return [place for place in shown if any(is_at_or_below(place, source) for source in self._sources)]
 
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""

@@ -60,6 +60,10 @@ class MergedView(LinuxView):
         """Return its path below the top: the only source is the top itself."""
         return f"/{below(source, self._base)}"
 
+    def recorded(self, shown: Sequence[str]) -> Sequence[str]:
+        """Return all, with our own directories above them."""
+        return shown if "/" in shown else ["/", *shown]
+
     def assemble(self) -> View:
         """Mount everything. Raises KopiatomicError; whatever is mounted ends with the namespace."""
         self.mount_base()

@@ -46,7 +46,13 @@ class LinuxPlatform:
     def view(self, plan: Plan, steps: Sequence[Step], _run_id: str, _record: RecordIntents) -> linux_view.LinuxView:
         """Return the view in either layout."""
         if plan.layout is Layout.IN_PLACE:
-            return InPlaceView(plan.root, steps, live_system=plan.live_system, ignore_files=plan.ignore_files)
+            return InPlaceView(
+                plan.root,
+                steps,
+                sources=plan.sources,
+                live_system=plan.live_system,
+                ignore_files=plan.ignore_files,
+            )
         return MergedView(plan.root, steps)
 
     def adopt(self) -> None:

@@ -263,12 +263,16 @@ class LinuxView:
         replaced = [f"{_what(step)} was taken away or replaced while the engine ran" for step in changed]
         return [*replaced, *self._volumes.problems]
 
+    def recorded(self, shown: Sequence[str]) -> Sequence[str]:
+        """Return where trees begin that the metadata record is of; ``shown`` are places that are frozen, or stand for such."""
+        raise NotImplementedError
+
     def trees(self) -> Iterator[Tree]:
         """Yield each tree that is frozen, or stands for one, open until the next; each on one filesystem. Raises OSError."""
         shown = {p.step.place: p.step for p in self._prints if _is_tree(p.step)}
         devices: dict[str, int] = {}
         with self.open_top() as top:
-            for place in shown if "/" in shown else ["/", *shown]:
+            for place in self.recorded([*shown]):
                 with opened(top, place) as fd:
                     device = devices[place] = os.fstat(fd).st_dev
                     above = next((devices[p] for p in paths.parents(place) if p in devices), None)
@@ -285,7 +289,9 @@ class LinuxView:
     @contextmanager
     def record(self) -> Iterator[int]:
         """Yield the directory of the metadata record, open; nothing can be written to it afterwards. Raises OSError."""
-        place = next(p.step.place for p in self._prints if isinstance(p.step, RecordStep))
+        place = next((p.step.place for p in self._prints if isinstance(p.step, RecordStep)), None)
+        if place is None:
+            raise FileNotFoundError(errno.ENOENT, "somebody removed its directory")
         with self.open_top() as top, opened(top, place) as fd:
             yield fd
             flags = linux.MS_BIND | linux.MS_REMOUNT | FLAGS
