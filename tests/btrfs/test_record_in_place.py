@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 
 from kopiatomic.model.record import INDEX, place_in
-from tests.btrfs.test_restore import ENGINES, differences
+from tests.btrfs.test_restore import ENGINES
 from tests.btrfs.test_shell import session
+from tests.support.exact_tree import differences, furnish
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic
 from tests.support.repositories import Borg, Restic
 from tests.support.schema import valid
-from tests.unit.trees.test_apply import furnish
 
 pytestmark = pytest.mark.in_part(5)
 
@@ -116,10 +116,10 @@ def test_everything_comes_back_also_where_our_state_was_never_seen(ground: InPla
         ended = ground.restore(*words, "--to", target)
         assert ended.returncode == 0, str(ended)
         assert "warning" not in ended.stderr, str(ended)
-    assert differences(ground.source, single) == ""
-    assert differences(ground.nested / "d", part) == ""
-    assert differences(ground.nested / "d", Path(f"{several}{ground.nested}/d")) == ""
-    assert differences(ground.source, Path(f"{whole}{ground.source}")) == ""
+    assert differences(ground.source, single) == []
+    assert differences(ground.nested / "d", part) == []
+    assert differences(ground.nested / "d", Path(f"{several}{ground.nested}/d")) == []
+    assert differences(ground.source, Path(f"{whole}{ground.source}")) == []
     # Of the record nothing is there.
     assert [path for path in whole.rglob("*") if path.name in {INDEX, "records", "state"}] == []
 
@@ -144,7 +144,7 @@ def test_the_record_can_be_a_part_of_what_is_backed_up(ground: InPlace) -> None:
         shutil.rmtree(state, ignore_errors=True)
         os.utime(found, ns=(0, 0))
         os.utime(ground.source, ns=(0, 0))
-        assert differences(ground.source, found) == ""
+        assert differences(ground.source, found) == []
 
 
 def test_nothing_is_read_again_and_nothing_new_is_a_few_kilobytes(ground: InPlace) -> None:
@@ -189,14 +189,14 @@ def test_several_sources_have_one_record(with_kopia: InPlace) -> None:
         target = with_kopia.target(f"{source.name}-back")
         ended = with_kopia.restore("latest", source, "--to", target)
         assert ended.returncode == 0, str(ended)
-        assert differences(source, target) == ""
+        assert differences(source, target) == []
     ended = with_kopia.restore("latest", "--to", with_kopia.target("all"))
     assert "latest means 2 snapshots" in ended.stderr, str(ended)
     # All of one: what is recorded of the other is not missed.
     one = next(one for one in with_kopia.listed() if one["sources"] == [str(other)])
     ended = with_kopia.restore(one["id"], "--to", with_kopia.target("all"))
     assert (ended.returncode, ended.stderr.count("warning")) == (0, 0), str(ended)
-    assert differences(other, Path(f"{with_kopia.target('all')}{other}")) == ""
+    assert differences(other, Path(f"{with_kopia.target('all')}{other}")) == []
 
 
 # Agreement
