@@ -17,7 +17,7 @@ from tests.btrfs.held import WITHIN, Ground, Leftovers, family, ground_of, thawe
 from tests.support import forked
 from tests.support.filesystems import Btrfs
 from tests.support.killing import kill_together
-from tests.support.parts import share
+from tests.support.parts import IN_PART, share
 from tests.support.programs import Kopiatomic
 from tests.support.tracer import AtPoint, Point, Trace, trace
 from tests.unit.support.holders import Grouped, eventually, thawers
@@ -139,7 +139,8 @@ def test_what_somebody_else_has_frozen_stays_frozen(
         require_nothing(ground, case, leftovers)
         assert group.is_frozen(), case
         counted.count(ground)
-    assert counted.lived
+    # Of few cases each may be hit.
+    assert counted.lived or IN_PART
 
 
 class Traced:

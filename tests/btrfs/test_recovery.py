@@ -395,8 +395,9 @@ def damage(path: Path, how: str) -> None:
         os.truncate(path, path.stat().st_size - 5000)
     elif how == "overwritten":
         with path.open("r+b") as file:
-            file.seek(path.stat().st_size // 2)
-            file.write(os.urandom(8192))
+            # All but its first page.
+            file.seek(4096)
+            file.write(os.urandom(path.stat().st_size - 4096))
     elif how == "a document":
         with sqlite3.connect(path) as database:
             database.execute("UPDATE run SET document = x'00'")

@@ -180,7 +180,7 @@ def test_what_has_not_changed_comes_from_the_cache_and_is_the_same(ground: Groun
 @pytest.mark.parametrize("ground", ["kopia"], indirect=True)
 def test_an_attribute_that_cannot_be_recorded_is_named(ground: Ground) -> None:
     """No JSON text can have its name."""
-    os.setxattr(ground.source / "old", b"user.\xff", b"1")
+    os.setxattr(ground.source / "setuid", b"user.\xff", b"1")
     words: list[str | Path] = ["--mount-root", ground.root, "--json", "-r", ground.source]
     for _ in range(2):
         ended = ground.kopiatomic(*words, env=ground.environment)
@@ -188,7 +188,7 @@ def test_an_attribute_that_cannot_be_recorded_is_named(ground: Ground) -> None:
         document = valid(ended.stdout)
         assert document["metadata"]["unreadable"] == 1
         assert document["incomplete"] == [
-            f"what 1 entries have could not be recorded: {ground.source}/old (an attribute has a name that is not UTF-8)"
+            f"what 1 entries have could not be recorded: {ground.source}/setuid (an attribute has a name that is not UTF-8)"
         ]
 
 

@@ -10,7 +10,7 @@ from tests.support.programs import SOURCE, command
 from tests.support.worker import MARK
 
 FILE = "tests/btrfs/test_signals.py"
-PARTS = {"test_a_signal_ends_a_run_at_any_moment": 24, "test_a_key_of_the_terminal_ends_a_run_at_any_moment": 8}
+PARTS = {"test_a_signal_ends_a_run_at_any_moment": 16, "test_a_key_of_the_terminal_ends_a_run_at_any_moment": 5}
 
 
 def collected(seed: str, **more: str) -> list[str]:

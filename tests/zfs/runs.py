@@ -143,8 +143,8 @@ class Runner:
         """List what runs have left behind at this moment: `assert run.left(pool) == []`."""
         found = [f"process {line}" for line in self.group.processes()]
         found += [f"mount {line}" for line in mounts(root)]
-        # The directory's own id stays with it.
-        found += [f"lock {path}" for path in LOCKS.glob("*") if path.name != "id"]
+        # The directory's own id stays with it, and the empty directory that restores mount datasets over.
+        found += [f"lock {path}" for path in LOCKS.glob("*") if path.name not in {"id", "restoring"}]
         if os.path.lexists(root):
             found.append(f"mount root {root}")
         if pools:

@@ -40,11 +40,13 @@ class WithWords(WithCommand):
 
     def _apart(self, ctx: click.Context, args: list[str]) -> tuple[list[str], list[str]]:
         """Return the options of this command alone, with their values, and all other words."""
-        backup = {flag for one in all_commands(ctx).commands["backup"].params for flag in one.opts}
+        backup = {
+            flag for one in all_commands(ctx).commands["backup"].params for flag in (*one.opts, *one.secondary_opts)
+        }
         own = {
             flag: isinstance(one, click.Option) and not one.is_flag
             for one in self.params
-            for flag in one.opts
+            for flag in (*one.opts, *one.secondary_opts)
             if flag not in backup
         }
         mine: list[str] = []

@@ -277,7 +277,11 @@ _FORMATS = {EntryKind.FILE: stat.S_IFREG, EntryKind.DIRECTORY: stat.S_IFDIR, Ent
 
 def _set_flags(fd: int, name: str, flags: int) -> None:
     with attributes.opened(fd, name) as file:
-        if inodes.flags(file) != flags:
+        before = inodes.flags(file) or 0
+        if before & ~flags:
+            # By itself: Btrfs does not change a file from compressed (c) to not copied on write (C).
+            inodes.set_flags(file, before & flags)
+        if before & flags != flags:
             inodes.set_flags(file, flags)
 
 

@@ -78,7 +78,7 @@ def test_the_options_completed_are_those_of_the_command(name: str, complete: Com
         flag
         for parameter in cli.cli.commands[name].params
         if isinstance(parameter, click.Option)
-        for flag in parameter.opts
+        for flag in (*parameter.opts, *parameter.secondary_opts)
     } | {"-h", "--help"}
     assert set(complete(name, "-")) == wanted
     assert set(complete(name, "--")) == {flag for flag in wanted if flag.startswith("--")}
