@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -103,7 +105,7 @@ def test_the_plan_says_what_is_held(files: list[Path], group: Grouped, kopiatomi
     group.start("sleep", "1000")
     ended = kopiatomic("plan", files[0].parent, "--hold", f"cgroup:{group.path}")
     assert ended.returncode == 0, str(ended)
-    _, line = ended.stdout.split("Held still while the snapshots are made:\n")
+    _, line = ended.stdout.split("Writers while the snapshots are made:\n")
     assert line == f"  cgroup {group.path}  its process is frozen for the snapshots\n"
     ended = kopiatomic("plan", *(file.parent for file in files), "--hold", f"cgroup:{group.path}")
     words = "one instant for what was held, not proven for others"
@@ -118,7 +120,7 @@ def test_a_plan_without_root_says_what_it_cannot_ask(files: list[Path], group: G
     words = kopiatomic.argv("plan", files[0].parent, *holds)
     ended = command(*as_nobody(*words), env=kopiatomic.environment, check=False)
     assert ended.returncode == 0, str(ended)
-    _, listed = ended.stdout.split("Held still while the snapshots are made:\n")
+    _, listed = ended.stdout.split("Writers while the snapshots are made:\n")
     width = len(f"cgroup {group.path}")
     mariadb = "not known without root: its client runs as root, and this process may not become that user"
     assert listed.splitlines() == [
@@ -133,12 +135,70 @@ def test_a_plan_without_root_says_what_it_cannot_ask(files: list[Path], group: G
 
 
 def test_a_plan_of_roots_says_what_would_fail_a_run(files: list[Path], kopiatomic: Kopiatomic) -> None:
-    ended = kopiatomic("plan", files[0].parent, "--hold", "cgroup:/no/such/group")
-    assert ended.returncode == 0, str(ended)
-    assert "cgroup:/no/such/group  not known: there is no control group /no/such/group\n" in ended.stdout
-    assert "a run would fail: there is no control group /no/such/group" in ended.stderr
+    words: list[str | Path] = ["plan", files[0].parent]
+    words += ["--hold", "cgroup:/no/such/group", "--hold", "cgroup:/no/other"]
+    ended = kopiatomic(*words)
+    assert ended.returncode == 1, str(ended)
+    assert "Would save 1 dataset" in ended.stdout
+    assert "cgroup:/no/such/group  cannot be held\n" in ended.stdout
+    # Each with what to do, and once.
+    assert ended.stderr.count("there is no control group /no/such/group\n  ") == 1
+    assert ended.stderr.count("warning: there is no control group /no/other. ") == 1
+    found = document(kopiatomic(*words, "--json"))
+    assert (found["exit_code"], found["error"]["kind"]) == (1, "hold-no-group")
+    assert found["writers"][0]["why"] == "there is no control group /no/such/group"
     ended = kopiatomic("plan", files[0].parent, "--hold", "oracle")
     assert ended.returncode == 2, str(ended)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder that root alone can change, as all above it: pytest's are below /tmp."""
+    made = Path(tempfile.mkdtemp(prefix="kopiatomic-profiles-", dir="/run"))
+    yield made
+    shutil.rmtree(made)
+
+
+@pytest.fixture
+def profile(files: list[Path], folder: Path, kopiatomic: Kopiatomic) -> Callable[[str], Kopiatomic]:
+    """Writes a profile p that holds what a text says."""
+    kopiatomic.environment["KOPIATOMIC_CONFIG_DIR"] = str(folder)
+
+    def write(text: str) -> Kopiatomic:
+        (folder / "p.toml").write_text(
+            f'{text}\n[select]\ndatasets = ["{files[0].parent}"]\n[engine]\ncommand = "ls"\n'
+        )
+        return kopiatomic
+
+    return write
+
+
+def test_a_dry_run_of_roots_asks_with_the_password_of_the_profile(
+    profile: Callable[[str], Kopiatomic], folder: Path
+) -> None:
+    """It is nowhere shown; a profile that others can change is not acted on."""
+    client, seen = folder / "client", folder / "seen"
+    client.write_text(f'#!/bin/sh\necho "$MYSQL_PWD" > {seen}\necho "ERROR 1045 (28000): $MYSQL_PWD" >&2\nexit 1\n')
+    client.chmod(0o755)
+    (folder / "pw").write_text("not-to-be-seen\n")
+    (folder / "pw").chmod(0o600)
+    text = f'[[hold]]\nkind = "mariadb"\nclient = "{client}"\npassword = {{ file = "{folder}/pw" }}'
+    for words in (("run", "-n", "p"), ("run", "p"), ("profile", "check", "p")):
+        seen.unlink(missing_ok=True)
+        ended = profile(text)(*words)
+        assert ended.returncode == 1, str(ended)
+        assert "ERROR 1045" in ended.stderr
+        assert seen.read_text() == "not-to-be-seen\n"
+        assert "not-to-be-seen" not in ended.stdout + ended.stderr
+    seen.unlink()
+    (folder / "p.toml").chmod(0o666)
+    ended = profile(text)("run", "-n", "p")
+    assert (ended.returncode, seen.exists()) == (1, False), str(ended)
+    (folder / "p.toml").chmod(0o644)
+    (folder / "pw").unlink()
+    ended = profile(text)("run", "-n", "p")
+    assert (ended.returncode, "mariadb  cannot be held" in ended.stdout) == (1, True), str(ended)
+    assert f"{folder}/pw" in ended.stderr
 
 
 def test_the_summary_says_for_what_several_snapshots_are_one_instant(

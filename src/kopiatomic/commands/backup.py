@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,14 +12,14 @@ from kopiatomic import engines, errors
 from kopiatomic.commands.failures import require_root_to_freeze
 from kopiatomic.config import credentials
 from kopiatomic.config.invocation import Invocation
-from kopiatomic.config.options import Options, check_name, words
+from kopiatomic.config.options import HoldBlock, Options, check_name, words
 from kopiatomic.engines.engine import Backup, Job, Remembering, Repository
 from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.ways import combined
 from kopiatomic.engines.written import WrittenDirectory, in_place, prepared, require_skipped
 from kopiatomic.errors import KopiatomicError, LockedError, UsageError
 from kopiatomic.hooks import shell
-from kopiatomic.hooks.holder import Finding, Wanted
+from kopiatomic.hooks.holder import Holder, Wanted, with_secrets
 from kopiatomic.hooks.hook import Moment
 from kopiatomic.hooks.run import SKIP, HookError
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
@@ -44,6 +44,8 @@ from kopiatomic.trees import cache
 _NOT_SKIPPED = (
     "It would be read while it is written: mark it as a cache (CACHEDIR.TAG), or move it out of what is backed up."
 )
+
+_LOOKING = "looking for the writers to hold still"
 
 _NOTHING_READ = Checked(EngineEnd(0, stopped=False), ())
 """What there is to say of the engine where every source was unchanged."""
@@ -127,10 +129,11 @@ class _Run:
                 hint="Have hooks do it, which work here as well: before_freeze holds a writer, after_freeze lets it go.",
             )
         self._options = options
+        self._blocks = blocks
         self._report = report
         self._listener = listener
         # As the program was called, since another run of this process may have come before.
-        folder = credentials.folder_of(called.environment or os.environ)
+        self._folder = folder = credentials.folder_of(called.environment or os.environ)
         # Hooks are not to find what is the engine's.
         os.environ.pop("CREDENTIALS_DIRECTORY", None)
         taken = credentials.handed(folder)
@@ -285,50 +288,76 @@ class _Run:
             session.check(selected)
             repository = self._checked(selected)
             report.plan = self._final(session, repository, selected)
-            session.holders = [one.holder for one in self._writers(selected) if one.holder is not None]
+            session.holders = self._writers(selected)
         return repository
 
-    def _writers(self, selected: Plan) -> list[Finding]:
+    def _writers(self, selected: Plan) -> list[Holder]:
         """Find the writers that must be held still. Raises KopiatomicError, Interrupted."""
-        wanted = self._writers_wanted()
-        if not wanted:
+        if not self._wanted:
             return []
         from kopiatomic.runs import holds  # noqa: PLC0415 - few runs need it
 
+        self._listener.phase(_LOOKING)
         base = self._secrets.withheld_from(os.environ)
-        found = list(holds.find(wanted, selected, base, lambda error: self._selecting.warn(error.message)))
-        self._report.writers = [holds.reported(one, selected) for one in found]
-        return found
+        wanted = [with_secrets(one, more) for one, more in self._wanted]
+        found = holds.find(wanted, selected, base, self._warn_of)
+        self._report.writers = [one.report for one in found]
+        return [one.holder for one in found if one.holder is not None]
 
-    def _writers_wanted(self) -> list[Wanted]:
-        if self._wanted:
-            self._listener.phase("looking for the writers to hold still")
-        return [replace(one, settings={**one.settings, **more}) for one, more in self._wanted]
+    def _warn_of(self, error: KopiatomicError) -> None:
+        """Warn of what would be an error elsewhere, and say what to do."""
+        self._selecting.warn(f"{error.message}. {error.hint}" if error.hint else error.message)
 
     def _plan_writers(self, selected: Plan) -> None:
-        """Say what would be held still, as far as this user may know. Raises UsageError, Interrupted."""
+        """Say what would be held still, as far as this user may know; the first that would fail a run fails the plan as well.
+
+        Raises UsageError, Interrupted.
+        """
         report = self._report
         if self._options.facts is not None:
             not_asked = "not asked: the plan is made from a file"
             report.writers = [WriterReport(str(one), not_asked, needed=None) for one, _ in self._wanted]
             return
-        wanted = self._writers_wanted()
-        if not wanted:
+        if not self._wanted:
             return
         from kopiatomic.runs import holds  # noqa: PLC0415 - few plans need it
 
+        self._listener.phase(_LOOKING)
         as_root = os.geteuid() == 0
         base = self._secrets.withheld_from(os.environ)
-        for one in wanted:
-            found, problem = holds.foreseen(one, selected, base, as_root=as_root)
-            report.writers += found
-            if problem is not None and as_root:
-                self._selecting.warn(f"a run would fail: {problem.message}" if one.required else problem.message)
+        known: list[tuple[Wanted, str]] = []
+        for block in self._blocks:
+            one = block.wanted
+            found: list[WriterReport]
+            problem: KopiatomicError | None
+            try:
+                # Another user may not read them, and asks as far as that goes.
+                more = self._secrets_of(block) if as_root else credentials.plain(block.sources).values
+            except KopiatomicError as error:
+                found, problem = [holds.failed(one, error)], error
+            else:
+                one = with_secrets(one, more)
+                found, problem = holds.foreseen(one, selected, base, as_root=as_root)
+            report.writers += [each for each in found if holds.is_new(one, each.label, known)]
+            if problem is None or not as_root:
+                continue
+            if not one.required:
+                self._warn_of(problem)
+            elif report.error is None:
+                report.error = problem
+            elif problem.message != report.error.message:
+                self._warn_of(problem)
         unknown = [one.label for one in report.writers if one.needed is None]
         if unknown and not as_root:
             self._selecting.warn(
                 f"only root can find out whether {first_few(unknown)} must be held still: sudo {self._shown}"
             )
+
+    def _secrets_of(self, block: HoldBlock) -> Mapping[str, str]:
+        """Return the secret ones among a writer's settings, as a run reads them. Raises KopiatomicError, Interrupted."""
+        resolved = credentials.resolve(block.sources, self._folder)
+        self._secrets.add(resolved.secrets)
+        return resolved.values
 
     def _checked(self, selected: Plan) -> Repository:
         """Have the engine check whether it can back this up; return the repository that it found. Raises KopiatomicError."""

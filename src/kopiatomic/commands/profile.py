@@ -450,7 +450,9 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
         return report
 
     def selected(options: Options) -> Report:
-        return reported(replace(options, dry_run=True, options=""))
+        # It reads no secrets, and messages of the whole profile are still to be shown.
+        with console.still_hiding():
+            return reported(replace(options, dry_run=True, options=""))
 
     report = reported(options)
     wrong = [*_wrong_around(found, console.warning), *_wrong_within(options, report, selected)]

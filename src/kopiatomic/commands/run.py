@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -94,8 +95,11 @@ def _one(
     report = Report(run_id="", root="")
     # A signal must not cost the reports of the runs before this one.
     with signals.handled(), failures_in(report):
-        # A dry run acts on nothing, so any user may look at any file.
-        profile = wanted.folder.load(name, trusted=not wanted.overrides.get("dry_run"))
+        # A dry run acts on nothing, so any user may look at any file; but root's asks the writers as the file says.
+        is_dry = bool(wanted.overrides.get("dry_run"))
+        profile = wanted.folder.load(name, trusted=not is_dry)
+        if is_dry and os.geteuid() == 0 and profile.entries("hold"):
+            profile = wanted.folder.load(name, trusted=True)
         found = profiles.options(profile, wanted.overrides)
         for text in older(profile):
             console.warning(text)

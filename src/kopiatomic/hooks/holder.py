@@ -19,7 +19,7 @@ that the server or the thawer keeps, so nothing stays held when the keeper is ki
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any, Protocol
 
 from kopiatomic.errors import KopiatomicError, UsageError
@@ -157,6 +157,11 @@ class Kind(Protocol):
         """
 
 
+def with_secrets(wanted: Wanted, values: Mapping[str, Any]) -> Wanted:
+    """Return what is wanted, with settings that were elsewhere."""
+    return replace(wanted, settings={**wanted.settings, **values})
+
+
 def check_settings(kind: Kind, wanted: Wanted) -> None:
     """Refuse settings that the kind does not have, and values of another type. Raises UsageError."""
     for key, value in wanted.settings.items():
@@ -174,15 +179,16 @@ def check_settings(kind: Kind, wanted: Wanted) -> None:
             )
 
 
-def require_in_backup(wanted: Wanted, findings: Sequence[Finding]) -> None:
-    """Refuse writers that are required and whose files are not in the backup. Raises KopiatomicError."""
-    for finding in findings if wanted.required else ():
-        if not finding.in_backup:
-            raise KopiatomicError(
-                f"--hold {wanted}: {finding}",
-                kind="hold-not-in-backup",
-                hint="Add the dataset that it lies in, or set required = false for it.",
-            )
+def not_in_backup(wanted: Wanted, findings: Sequence[Finding]) -> KopiatomicError | None:
+    """Return the error for writers whose files are not in the backup; None if all are."""
+    outside = [str(finding) for finding in findings if not finding.in_backup]
+    if not outside:
+        return None
+    return KopiatomicError(
+        f"--hold {wanted}: {'; '.join(outside)}",
+        kind="hold-not-in-backup",
+        hint="Add the dataset that it lies in, or set required = false for it.",
+    )
 
 
 def not_in_time(label: str, what: str, timeout: float) -> KopiatomicError:

@@ -104,6 +104,15 @@ class Console:
         """Mask these secrets, and no others, from here on."""
         self._secrets = secrets
 
+    @contextmanager
+    def still_hiding(self) -> Iterator[None]:
+        """Within, others may be masked; afterwards what was masked before is masked again."""
+        secrets = self._secrets
+        try:
+            yield
+        finally:
+            self._secrets = secrets
+
     # While the run goes on
 
     def phase(self, text: str) -> None:
@@ -271,11 +280,11 @@ class Console:
         self.end()
         if not summary or self._quiet:
             pass
-        elif report.dry_run and report.plan and report.engine and report.error is None:
+        elif report.dry_run and report.plan and report.engine:
             self._plan(report.plan, report.engine)
             self._keep(self._styled(sys.stdout, [("", line) for line in planned_metadata(report)]))
             if report.writers:
-                self._keep(self._styled(sys.stdout, [("", "Held still while the snapshots are made:")]))
+                self._keep(self._styled(sys.stdout, [("", "Writers while the snapshots are made:")]))
                 self._keep(self._styled(sys.stdout, [("", line) for line in planned_writers(report.writers)]))
             if report.changes is not None:
                 self._keep(self._styled(sys.stdout, [("", line) for line in report.changes.lines(report.series)]))

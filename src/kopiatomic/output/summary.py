@@ -116,7 +116,7 @@ def held(entries: Sequence[Mapping[str, Any]]) -> list[str]:
         if one["stall_seconds"] is not None:
             how = f"{one['stall_seconds'] * 1e3:.1f} ms"
         elif one["needed"]:
-            how = "NOT held" + (f": {one['why']}" if one["why"] else "")
+            how = "NOT held" + (f": {printable(one['why'])}" if one["why"] else "")
         else:
             how = "not needed"
         said.append(f"{printable(one['writer'])} {how}")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from kopiatomic.errors import KopiatomicError, UsageError, unforeseen
 from kopiatomic.filesystems import KINDS
 from kopiatomic.hooks import kinds
-from kopiatomic.hooks.holder import Around, Finding, Place, Wanted, require_in_backup
+from kopiatomic.hooks.holder import Around, Finding, Holder, Place, Wanted, not_in_backup
+from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Plan, Taken
 from kopiatomic.model.report import WriterReport
 from kopiatomic.paths import is_at_or_below
 from kopiatomic.system import looking
+
+_UNKNOWN = "not known without root"
 
 
 class Places:
@@ -48,24 +52,54 @@ def _place(taken: Taken) -> Place:
     return Place(dataset.name, f"{dataset.kind} {dataset.pool}" + ("" if whole else f" {dataset.name}"))
 
 
+@immutable
+class Writer:
+    """A writer that was asked for: what a report says of it, and what holds it; None if nothing does."""
+
+    report: WriterReport
+    holder: Holder | None = None
+
+
 def find(
     wanted: Sequence[Wanted], plan: Plan, environment: Mapping[str, str], left_out: Callable[[KopiatomicError], None]
-) -> Iterator[Finding]:
-    """Ask for all writers that are wanted, in their order.
+) -> list[Writer]:
+    """Ask for all writers that are wanted, in their order; each is found once, in however many words it is wanted.
 
     ``left_out`` is called where one that is not required cannot be held. Raises KopiatomicError for one that is, and Interrupted.
     """
     around = Around(Places(plan), environment)
+    found: list[Writer] = []
+    known: list[tuple[Wanted, str]] = []
     for one in wanted:
         try:
             findings = _asked(one, around)
-            require_in_backup(one, findings)
         except KopiatomicError as error:
             if one.required:
                 raise
             left_out(error)
-        else:
-            yield from findings
+            found.append(Writer(failed(one, error)))
+            continue
+        problem = not_in_backup(one, findings)
+        if problem is not None:
+            if one.required:
+                raise problem
+            left_out(problem)
+        for finding in findings:
+            if is_new(one, finding.label, known):
+                found.append(Writer(reported(finding, plan), finding.holder))
+    return found
+
+
+def is_new(one: Wanted, label: str, known: list[tuple[Wanted, str]]) -> bool:
+    """Whether a writer is not among those that are ``known``, to which it is added.
+
+    Its label says which one it is among those that are wanted with the same settings.
+    """
+    key = (replace(one, name=""), label)
+    if key in known:
+        return False
+    known.append(key)
+    return True
 
 
 def foreseen(
@@ -75,32 +109,39 @@ def foreseen(
 
     Only root sees all that counts: for others nothing is known not to need a hold. Raises UsageError, Interrupted.
     """
-    unknown = "not known" if as_root else "not known without root"
     try:
         findings = _asked(one, Around(Places(plan), environment))
     except UsageError:
         raise
     except KopiatomicError as error:
-        why = error.message.removeprefix(f"--hold {one}: ")
-        return [WriterReport(str(one), f"{unknown}: {why}", needed=None)], error
+        if as_root:
+            return [failed(one, error)], error
+        text = f"{_UNKNOWN}: {_why(one, error)}"
+        return [WriterReport(str(one), text, needed=None)], error
     reports = []
     for found in findings:
         if found.holder is None and found.in_backup and not as_root:
-            text = f"{unknown}: only root sees for certain that nothing must be held"
+            text = f"{_UNKNOWN}: only root sees for certain that nothing must be held"
             reports.append(WriterReport(found.label, text, needed=None))
         else:
             reports.append(reported(found, plan))
-    try:
-        require_in_backup(one, findings)
-    except KopiatomicError as error:
-        return reports, error
-    return reports, None
+    return reports, not_in_backup(one, findings)
 
 
 def reported(found: Finding, plan: Plan) -> WriterReport:
     """Return what a report says of a writer before it is held."""
-    needed, spanning = found.holder is not None, found.frozen and _has_several_instants(plan)
-    return WriterReport(found.label, found.text, found.note, needed=needed, spanning=spanning)
+    needed, spanning = found.holder is not None or not found.in_backup, found.frozen and _has_several_instants(plan)
+    why = "" if found.in_backup else found.text
+    return WriterReport(found.label, found.text, found.note, needed=needed, spanning=spanning, why=why)
+
+
+def failed(one: Wanted, error: KopiatomicError) -> WriterReport:
+    """Return what a report says of a writer that cannot be held."""
+    return WriterReport(str(one), "cannot be held", needed=True, why=_why(one, error))
+
+
+def _why(one: Wanted, error: KopiatomicError) -> str:
+    return error.message.removeprefix(f"--hold {one}: ")
 
 
 def _has_several_instants(plan: Plan) -> bool:

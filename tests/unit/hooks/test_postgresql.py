@@ -15,7 +15,7 @@ import pytest
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.hooks import kinds
-from kopiatomic.hooks.holder import Finding, Place, Wanted, require_in_backup
+from kopiatomic.hooks.holder import Finding, Place, Wanted, not_in_backup
 from tests.support.programs import command
 from tests.unit.support.databases import (
     PostgreSQL,
@@ -110,14 +110,14 @@ def test_a_database_or_a_tablespace_elsewhere_counts(server: PostgreSQL) -> None
         server.sql("DROP TABLESPACE space")
 
 
-def test_what_is_not_in_the_backup_is_said_and_refused_where_it_is_required(server: PostgreSQL) -> None:
+def test_what_is_not_in_the_backup_is_said_and_is_an_error(server: PostgreSQL) -> None:
     finding = found(server, wal="")
     assert (finding.holder, finding.in_backup) == (None, False)
     assert re.fullmatch(rf"{re.escape(str(server.apart))} is on \w+: NOT in this backup", finding.text)
-    with pytest.raises(KopiatomicError) as caught:
-        require_in_backup(wanted(server), [finding])
-    assert caught.value.kind == "hold-not-in-backup"
-    require_in_backup(Wanted("postgresql", required=False), [finding])
+    error = not_in_backup(wanted(server), [found(server), finding])
+    assert error is not None
+    assert (error.kind, str(finding) in error.message) == ("hold-not-in-backup", True)
+    assert not_in_backup(wanted(server), [found(server)]) is None
 
 
 @pytest.mark.parametrize("wal", [POOL, OTHER])

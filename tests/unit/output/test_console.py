@@ -155,8 +155,8 @@ def test_a_plan_says_for_what_several_sets_are_one_instant(capsys: pytest.Captur
     report = planned()
     report.writers = held()
     out, _ = plain(report, capsys)
-    assert lines_below("Held still", out) == [
-        "Held still while the snapshots are made:",
+    assert lines_below("Writers", out) == [
+        "Writers while the snapshots are made:",
         "  unit mail.service   its process is frozen for the snapshots (one instant for what was held, not proven for others)",
         "  mariadb             InnoDB in one instant; other engines held by BACKUP STAGE (no binary log)",
         "  postgresql 15/main  /srv/pg: all in one instant, nothing to hold",

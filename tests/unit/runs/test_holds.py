@@ -13,6 +13,7 @@ from kopiatomic.hooks import kinds
 from kopiatomic.hooks.holder import Around, Finding, Wanted
 from kopiatomic.model.plan import Dataset, Plan, PlannedPath, Taken
 from kopiatomic.model.report import WriterReport
+from kopiatomic.output import document, summary
 from kopiatomic.runs import holds
 from tests.unit.support.reports import finished
 
@@ -54,14 +55,9 @@ def toy(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "text", "needed", "problem"),
     [
         ("down", "is down: nothing to hold", False, ""),
-        ("outside", "/srv is on ext4: NOT in this backup", False, "hold-not-in-backup"),
-        (
-            "shut",
-            "not known: the system refused something that kopiatomic needs: Permission denied (/srv/data)",
-            None,
-            "system",
-        ),
-        ("gone", "not known: no server is there", None, "hold-no-server"),
+        ("outside", "/srv is on ext4: NOT in this backup", True, "hold-not-in-backup"),
+        ("shut", "cannot be held", True, "system"),
+        ("gone", "cannot be held", True, "hold-no-server"),
     ],
 )
 def test_what_root_is_told(name: str, text: str, needed: bool | None, problem: str) -> None:
@@ -84,7 +80,42 @@ def test_what_root_is_told(name: str, text: str, needed: bool | None, problem: s
 def test_others_are_never_told_that_nothing_must_be_held(name: str, text: str) -> None:
     ((found,), _) = foreseen(name, as_root=False)
     assert found.text == text
-    assert found.needed is (False if name == "outside" else None)
+    assert found.needed is (True if name == "outside" else None)
+
+
+def sought(*wanted: Wanted) -> tuple[list[holds.Writer], list[str]]:
+    """What a run finds, and why what is not required is left out."""
+    plan = finished().plan
+    assert plan is not None
+    left_out: list[str] = []
+    return holds.find(wanted, plan, {}, lambda error: left_out.append(error.kind)), left_out
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "line"),
+    [
+        ("outside", "hold-not-in-backup", "toy outside NOT held: /srv is on ext4: NOT in this backup"),
+        ("gone", "hold-no-server", "toy:gone NOT held: no server is there"),
+    ],
+)
+def test_what_is_not_required_and_cannot_be_held_is_said(name: str, kind: str, line: str) -> None:
+    (writer,), left_out = sought(Wanted("toy", name, required=False))
+    assert (left_out, writer.holder) == ([kind], None)
+    report = finished()
+    report.writers = [writer.report]
+    assert summary.held(document.writers(report)) == [f"Held:     {line}"]
+    with pytest.raises(KopiatomicError) as caught:
+        sought(Wanted("toy", name))
+    assert caught.value.kind == kind
+
+
+def test_a_writer_that_is_wanted_twice_is_found_once() -> None:
+    down, other = Wanted("toy", "down"), Wanted("toy", "down", settings={"x": 1})
+    assert [one.report.label for one in sought(down, down)[0]] == ["toy down"]
+    known: list[tuple[Wanted, str]] = []
+    # Other settings may mean another one.
+    pairs = [(down, "toy down"), (Wanted("toy", ""), "toy down"), (other, "toy down"), (down, "toy up")]
+    assert [holds.is_new(one, label, known) for one, label in pairs] == [True, False, True, True]
 
 
 @pytest.mark.parametrize(
