@@ -32,7 +32,7 @@ from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
-from kopiatomic.schedules import here, trust
+from kopiatomic.schedules import here, started, trust
 from kopiatomic.schedules.environment import created
 from kopiatomic.secrets.masking import MASK, Secrets, found_in, is_secret
 from kopiatomic.secrets.masking import credentials as credentials_in
@@ -426,6 +426,15 @@ def _check(load: Callable[[], Profile], console: Console, called: Invocation, *,
     return ended(lambda: _checked(load(), console, called, offline=offline), console)
 
 
+def _warn_of_others_programs(options: Options, console: Console) -> None:
+    """Warn if others than root can change what the profile has root start: a schedule of it is refused."""
+    path = os.environ.get("PATH", os.defpath)
+    try:
+        started.check(options, {"PATH": path})
+    except KopiatomicError as error:
+        console.warning(f"{error.message}. {error.hint}" if error.hint else error.message)
+
+
 def _checked(found: Profile, console: Console, called: Invocation, *, offline: bool) -> int:
     """Check what a profile asks for. Raises KopiatomicError."""
     options = profiles.options(found, {})
@@ -442,6 +451,7 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
 
     options = replace(options, profile=found.name)
     _warn_of_callers_secrets(options, console)
+    _warn_of_others_programs(options, console)
 
     def reported(options: Options) -> Report:
         report = look(options, console, called)

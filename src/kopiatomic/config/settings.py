@@ -701,8 +701,8 @@ _HOLD = (
     _text("kind", "", Group.HOOKS, "KIND", "postgresql, mariadb, mysql, unit, container, cgroup or command."),
     # Not called as --name is, which has rules of its own.
     _text("hold_name", "name", Group.HOOKS, "NAME", "Which one, where there are several.", default=""),
-    _duration("timeout", "", Group.HOOKS, "Within which time it must be held.", default="10s"),
-    _duration("limit", "", Group.HOOKS, "How long it may be held at most."),
+    _duration("timeout", "", Group.HOOKS, "Within which time it must be held.", default="10s", least=0.1),
+    _duration("limit", "", Group.HOOKS, "How long it may be held at most.", least=0.1),
     _flag("required", "", Group.HOOKS, "Whether a backup fails where it cannot be held.", default=True),
 )
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from kopiatomic.errors import KopiatomicError, UsageError, unforeseen
+from kopiatomic.hooks import shell
 from kopiatomic.hooks.holder import LIMIT, Around, Finding, Held, Wanted, not_in_time
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.system.coprocess import Coprocess, EndedError
@@ -36,6 +37,12 @@ class _Command:
                 kind="hold-setting",
                 hint='Only a profile can say it: command = ["program", "argument"]',
             )
+        try:
+            shell.check_program(words[0], around.environment.get("PATH"))
+        except UsageError as error:
+            raise KopiatomicError(
+                f"--hold {wanted}: the command {error.message}", kind="hold-no-client", hint=error.hint
+            ) from None
         label = printable(f"command {wanted.name or os.path.basename(words[0])}")
         return [Finding(label, "holds what it knows", CommandHolder(label, wanted, words, around.environment))]
 

@@ -396,9 +396,19 @@ def frozen(
         count = require_freezable(label, group, around.place_of, user)
     except OSError as error:
         raise unforeseen(error) from None
+    if not count:
+        raise _no_processes(label)
     holder = FrozenHolder(label, wanted, group, around.place_of, first=first, user=user)
     what = "its process is" if count == 1 else f"its {count} processes are"
     return Finding(label, f"{text}{what} frozen for the snapshots", holder, frozen=True)
+
+
+def _no_processes(label: str) -> KopiatomicError:
+    return KopiatomicError(
+        f"{label} has no processes, so that nothing would be frozen",
+        kind="hold-no-process",
+        hint="Name what has them: 'systemd-cgls' shows all. Debian's PostgreSQL is unit:postgresql@15-main, not unit:postgresql.",
+    )
 
 
 def _ask(words: Sequence[str], kind: str) -> process.Finished:
@@ -448,8 +458,10 @@ class _Unit:
         label = f"unit {printable(told['Id'])}"
         pid = int(told["MainPID"] or 0)
         path = told["ControlGroup"]
-        if told["ActiveState"] in {"inactive", "failed"} or (not pid and not path):
+        if told["ActiveState"] in {"inactive", "failed"}:
             return [Finding(label, "does not run: nothing to hold")]
+        if not pid and not path:
+            raise _no_processes(label)
         if pid:
             main = cgroups.path_of(pid)
             path = path if path and is_at_or_below(main, path) else main

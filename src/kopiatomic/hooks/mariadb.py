@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from kopiatomic.errors import Interrupted, KopiatomicError
-from kopiatomic.hooks import servers
+from kopiatomic.hooks import activation, servers
 from kopiatomic.hooks.holder import SHORT_LIMIT, TIMEOUT, Around, Finding, Held, Wanted, not_in_time
 from kopiatomic.hooks.servers import Client
 from kopiatomic.immutable import immutable
@@ -40,6 +40,9 @@ _BUSY = "something that writes to a table of another engine than InnoDB, or DDL,
 
 _RELEASE_TIMEOUT = 5.0
 """Seconds that the server has to release the lock and say so."""
+
+_PORT = "3306"
+"""The port where none is set."""
 
 _VARIABLES = (
     "aria_log_dir_path",
@@ -130,6 +133,7 @@ class _MySQL:
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:
         """Ask the server that is set, or the one that the client's own files name."""
         client = self._client(wanted)
+        _require_running(wanted, client)
         told = _told(wanted, client)
         label = printable(f"{self.name} {wanted.name}" if wanted.name else self.name)
         data = told["datadir"].rstrip("/") or "/"
@@ -164,6 +168,23 @@ class _MySQL:
         argv += [f"--{key}={address[key]}" for key in ("host", "port", "socket", "user") if key in address]
         variables = {"MYSQL_PWD": settings["password"]} if "password" in settings else {}
         return Client(argv, servers.environment(who, variables), who, f"{self.name}-client")
+
+
+def _require_running(wanted: Wanted, client: Client) -> None:
+    """Refuse to ask a server that does not run and that systemd would start for it. Raises KopiatomicError, Interrupted."""
+    # What the client's own files say counts as well: it shows what it would use, and connects to nothing.
+    shown = client.shown(wanted, "--help")
+    host, port, path = (_variable(shown, name) for name in ("host", "port", "socket"))
+    if host in {"", "localhost"}:
+        activation.require_running(wanted, path, "")
+    else:
+        activation.require_running(wanted, "", port if port not in {"", "0"} else _PORT)
+
+
+def _variable(shown: str, name: str) -> str:
+    """Return the value of a variable in what the client shows; empty if it has none."""
+    match = re.search(rf"^{name} +(.+)$", shown, re.MULTILINE)
+    return "" if match is None or match[1].startswith("(") else match[1].strip()
 
 
 def _told(wanted: Wanted, client: Client) -> Mapping[str, str]:
@@ -271,6 +292,8 @@ class BackupStage:
 
     def prepare(self, deadline: float) -> None:
         """Connect."""
+        # It may have been stopped since the plan.
+        _require_running(self.wanted, self._client)
         self._program = self._client.start(self.wanted)
         self._say("", deadline, _SILENT)
 

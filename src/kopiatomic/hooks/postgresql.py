@@ -19,7 +19,7 @@ from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.hooks import servers
 from kopiatomic.hooks.holder import Around, Finding, Held, Wanted
-from kopiatomic.hooks.servers import Account, Client
+from kopiatomic.hooks.servers import Account, Client, Spot
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.system import coprocess, looking, process, sockets
@@ -139,7 +139,7 @@ class _PostgreSQL:
                 label = f"postgresql {printable(wanted.name or told['name'] or address.port)}"
                 found.append(_judged(wanted, around, client, label, told))
         if named:
-            found += _down(wanted, _listed(wanted, who), known, problems)
+            found += _down(wanted, around, _listed(wanted, who), known, problems)
         if not found and problems:
             raise problems[0]
         if not found:
@@ -198,7 +198,7 @@ def _told(wanted: Wanted, client: Client) -> Mapping[str, Any]:
         raise KopiatomicError(
             f"--hold {wanted}: the server is PostgreSQL {told['version'] // 10000}, and 13 is the oldest that is supported",
             kind="hold-version",
-            hint="Freeze its service instead: --hold unit:NAME",
+            hint="Freeze its service instead, such as --hold unit:postgresql@12-main",
         )
     return told
 
@@ -252,10 +252,44 @@ def _no_list(wanted: Wanted, why: str) -> KopiatomicError:
     )
 
 
+_DOWN = "is down: its files do not change"
+
+
+@immutable
+class _Files:
+    """Where the files of a server lie."""
+
+    real: Sequence[str]
+    """The data directory, and what lies in it or is linked from it."""
+    wal: str
+    places: Sequence[Spot]
+
+    @classmethod
+    def of(cls, wanted: Wanted, around: Around, data: str) -> _Files:
+        """Look at them. Raises KopiatomicError, OSError, Interrupted."""
+        real = servers.look(wanted, data, lambda: servers.real_entries(data, ("base", "pg_tblspc")))
+        (wal,) = servers.look(wanted, data, lambda: servers.real_paths([f"{data}/pg_wal"]))
+        return cls(real, wal, servers.spots(real, around))
+
+    @property
+    def outside(self) -> Spot | None:
+        """The first place that is not in the backup."""
+        return servers.outside(self.places)
+
+    def __str__(self) -> str:
+        apart = [path for path in self.real[1:] if not path.startswith(f"{self.real[0]}/") and path != self.wal]
+        more = [f"more in {first_few(apart)}"] if apart else []
+        return ", ".join([printable(self.real[0]), f"WAL in {printable(self.wal)}", *more])
+
+
 def _down(
-    wanted: Wanted, clusters: Sequence[_Cluster], known: Iterable[str], problems: Sequence[KopiatomicError]
+    wanted: Wanted,
+    around: Around,
+    clusters: Sequence[_Cluster],
+    known: Iterable[str],
+    problems: Sequence[KopiatomicError],
 ) -> list[Finding]:
-    """Return those of Debian's clusters that are down: no process works in their directories.
+    """Return those of Debian's clusters that are down: no process works in their directories. Their files must be there, too.
 
     The list says so also of one whose settings were changed since its start, or that has no socket of Unix. One that runs and is
     not ``known`` must not be missed. Raises KopiatomicError, Interrupted.
@@ -268,8 +302,12 @@ def _down(
         has_data = cluster.data != _UNKNOWN
         pid = servers.worker_in(wanted, f"{cluster.data}/{_PID}", cluster.data) if has_data else None
         if has_data and pid is None:
-            text = "is down: its files do not change, nothing to hold"
-            found.append(Finding(f"postgresql {printable(cluster.name)}", text))
+            label = f"postgresql {printable(cluster.name)}"
+            lies = _Files.of(wanted, around, cluster.data)
+            if lies.outside is not None:
+                found.append(Finding(label, f"{_DOWN}; {lies.outside}", in_backup=False))
+            else:
+                found.append(Finding(label, f"{_DOWN}, nothing to hold"))
         elif pid not in asked:
             raise next(iter(problems), _not_asked(wanted, cluster, pid))
     return found
@@ -289,32 +327,45 @@ def _judged(wanted: Wanted, around: Around, client: Client, label: str, told: Ma
     """Return what must be done about one server. Raises KopiatomicError, Interrupted."""
     data = told["data"]
     server = servers.process_of(wanted, f"{data}/{_PID}", data)
-    real = servers.look(wanted, data, lambda: servers.real_entries(data, ("base", "pg_tblspc")))
-    (wal,) = servers.look(wanted, data, lambda: servers.real_paths([f"{data}/pg_wal"]))
-    places = servers.spots(real, around)
+    lies = _Files.of(wanted, around, data)
     note = "fsync is off: a crash of this system would damage it in any case" if told["fsync"] == "off" else ""
-    outside = servers.outside(places)
-    if outside is not None:
-        return Finding(label, str(outside), in_backup=False, note=note)
-    apart = [path for path in real[1:] if not path.startswith(f"{real[0]}/") and path != wal]
-    text = ", ".join(
-        [
-            printable(real[0]),
-            f"WAL in {printable(wal)}",
-            *([f"more in {first_few(apart)}"] if apart else []),
-        ]
-    )
-    checkpoint = _Checkpoint(label, wanted, client) if wanted.settings.get("checkpoint") else None
-    if servers.share_one_instant(places):
+    if lies.outside is not None:
+        return Finding(label, str(lies.outside), in_backup=False, note=note)
+    text = str(lies)
+    checkpoint = _checkpoint(label, wanted, client)
+    if servers.share_one_instant(lies.places):
         return Finding(label, f"{text}: all in one instant, nothing to hold", checkpoint, note=note)
     return servers.frozen(
         label,
         wanted,
         server,
         around,
-        text=f"{text}: in {servers.datasets(places)}, which share no instant: ",
+        text=f"{text}: in {servers.datasets(lies.places)}, which share no instant: ",
         first=None if checkpoint is None else checkpoint.prepare,
     )
+
+
+_MAY_CHECKPOINT = """
+SELECT rolsuper OR EXISTS (SELECT FROM pg_roles WHERE rolname = 'pg_checkpoint' AND pg_has_role(oid, 'USAGE'))
+  FROM pg_roles WHERE rolname = current_user;
+"""
+"""Before version 15 there is no such role, and only superusers may."""
+
+
+def _checkpoint(label: str, wanted: Wanted, client: Client) -> _Checkpoint | None:
+    """Return what has the server write a checkpoint; None if none is wanted. Raises KopiatomicError, Interrupted."""
+    if not wanted.settings.get("checkpoint"):
+        return None
+    answer = client.ask(wanted, _MAY_CHECKPOINT)
+    if answer.status != 0:
+        raise _refused(wanted, answer)
+    if answer.stdout.strip() != b"t":
+        raise KopiatomicError(
+            f"--hold {wanted}: checkpoint = true, and its user may not make one",
+            kind="hold-no-right",
+            hint="GRANT pg_checkpoint TO ... (PostgreSQL 15 and later; before only superusers may), or leave out checkpoint.",
+        )
+    return _Checkpoint(label, wanted, client)
 
 
 class _Checkpoint:

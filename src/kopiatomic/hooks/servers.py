@@ -7,7 +7,7 @@ import pwd
 import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Any, TypeVar
 
 from kopiatomic import presence
@@ -81,6 +81,10 @@ class Client:
             ) from None
         except OSError as error:
             raise self.not_started(wanted, error) from None
+
+    def shown(self, wanted: Wanted, *words: str) -> str:
+        """Return what it prints with more words, asking no server. Raises KopiatomicError, Interrupted."""
+        return os.fsdecode(replace(self, argv=[*self.argv, *words]).ask(wanted, "").stdout)
 
     def start(self, wanted: Wanted) -> Coprocess:
         """Start it, for statements one after the other. Raises KopiatomicError."""

@@ -76,10 +76,11 @@ def test_what_does_not_hold_is_an_error_and_is_ended(line: str, kind: str, said:
 
 
 def test_a_program_that_is_not_there_is_an_error() -> None:
-    wanted = Wanted("command", settings={"command": ["/none/program"]})
-    with pytest.raises(KopiatomicError) as caught, held(holder_of(kinds.find(wanted, around()))):
-        pass
-    assert (caught.value.kind, "No such file" in caught.value.message) == ("hold-failed", True)
+    """Before anything is made."""
+    with pytest.raises(KopiatomicError) as caught:
+        kinds.find(Wanted("command", settings={"command": ["/none/program"]}), around())
+    assert caught.value.kind == "hold-no-client"
+    assert "begins with /none/program, which is not there or cannot be executed" in caught.value.message
 
 
 def test_it_notices_that_the_holder_was_killed(tmp_path: Path) -> None:

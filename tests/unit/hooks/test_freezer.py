@@ -250,6 +250,7 @@ def thawer_of(group_name: str) -> int:
 
 
 def test_nothing_is_frozen_without_a_thawer(group: Grouped, monkeypatch: pytest.MonkeyPatch) -> None:
+    group.start("sleep", "60")
     monkeypatch.setattr(sys, "executable", "/none/python")
     with pytest.raises(KopiatomicError) as caught, held(freezing(group)):
         pass
@@ -261,6 +262,7 @@ def test_nothing_is_frozen_without_a_thawer(group: Grouped, monkeypatch: pytest.
 
 
 def test_nothing_is_frozen_if_the_thawer_was_killed(group: Grouped) -> None:
+    group.start("sleep", "60")
     with used(freezing(group)) as holder:
         (name,) = thawers()
         os.kill(thawer_of(name), signal.SIGKILL)
@@ -271,6 +273,7 @@ def test_nothing_is_frozen_if_the_thawer_was_killed(group: Grouped) -> None:
 
 
 def test_a_thawer_that_is_killed_while_it_is_held_is_not_needed(group: Grouped) -> None:
+    group.start("sleep", "60")
     with held(freezing(group)) as holder:
         (name,) = thawers()
         os.kill(thawer_of(name), signal.SIGKILL)
@@ -279,6 +282,7 @@ def test_a_thawer_that_is_killed_while_it_is_held_is_not_needed(group: Grouped) 
 
 
 def test_a_stopped_thawer_is_ended_and_its_group_removed(group: Grouped) -> None:
+    group.start("sleep", "60")
     with held(freezing(group)) as holder:
         (name,) = thawers()
         os.kill(thawer_of(name), signal.SIGSTOP)
@@ -540,6 +544,14 @@ def test_a_unit_that_does_not_run_needs_nothing(programs: Path) -> None:
     stub(programs, "systemctl", shown("loaded", "inactive", 0, ""))
     (finding,) = kinds.find(Wanted("unit", "web"), around())
     assert (finding.holder, finding.text) == (None, "does not run: nothing to hold")
+
+
+def test_what_is_active_and_has_no_processes_is_an_error(group: Grouped, programs: Path) -> None:
+    """A service that has done its work and ended, such as Debian's postgresql.service; a group that is empty."""
+    for path in ("", group.path):
+        stub(programs, "systemctl", shown("loaded", "active", 0, path))
+        assert refused(Wanted("unit", "web")).kind == "hold-no-process"
+    assert refused(Wanted("cgroup", group.path)).kind == "hold-no-process"
 
 
 def test_a_unit_that_is_not_there_is_an_error(programs: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -271,6 +272,62 @@ def test_copies_made_one_after_the_other_do_not_recover_otherwise() -> None:
 
 def test_no_server_is_an_error(server: MariaDB) -> None:
     assert refused(server, socket="/none/socket").kind == "hold-no-server"
+
+
+LISTENS = "Id=dbus.socket\nSubState=running\nListen={other} (Stream)\n\n"
+LISTENS += "Id=mariadb.socket\nSubState={state}\nListen={path} (Stream)"
+
+
+@pytest.fixture
+def systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Makes a systemctl that says in what state it listens on an address."""
+
+    def says(state: str, path: str) -> None:
+        text = LISTENS.format(state=state, path=path, other=path)
+        (tmp_path / "systemctl").write_text(f"#!/bin/sh\ncat <<'X'\n{text}\nX\n")
+        (tmp_path / "systemctl").chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    tmp_path.chmod(0o755)
+    return says
+
+
+@pytest.mark.parametrize("way", ["socket", "link", "port", "own file"])
+def test_a_server_that_asking_would_start_is_not_asked(
+    way: str, tmp_path: Path, systemd: Callable[[str, str], None]
+) -> None:
+    """What listens is this test, and nobody connects to it."""
+    kind = socket.AF_INET if way == "port" else socket.AF_UNIX
+    with socket.socket(kind) as listener:
+        listener.bind(("127.0.0.1", 0) if way == "port" else str(tmp_path / "socket"))
+        listener.listen()
+        listener.settimeout(0.2)
+        settings: dict[str, Any] = {"socket": str(tmp_path / "socket")}
+        address = settings["socket"]
+        if way == "port":
+            settings = {"host": "127.0.0.1", "port": listener.getsockname()[1]}
+            address = f"[::]:{settings['port']}"
+        elif way == "link":
+            (tmp_path / "link").symlink_to(tmp_path)
+            settings = {"socket": f"{tmp_path}/link/socket"}
+        elif way == "own file":
+            (tmp_path / "file").write_text(f"[client]\nsocket={address}\n")
+            (tmp_path / "client").write_text(f'#!/bin/sh\nexec mariadb --defaults-file={tmp_path}/file "$@"\n')
+            (tmp_path / "client").chmod(0o755)
+            settings = {"client": str(tmp_path / "client")}
+        wanted = Wanted("mariadb", settings=settings, timeout=1)
+        systemd("listening", address)
+        with pytest.raises(KopiatomicError) as caught:
+            kinds.find(wanted, around())
+        assert (caught.value.kind, "mariadb.socket listens on" in caught.value.message) == ("hold-not-running", True)
+        with pytest.raises(TimeoutError):
+            listener.accept()
+        # The control: it runs, and is asked.
+        systemd("running", address)
+        with pytest.raises(KopiatomicError) as caught:
+            kinds.find(wanted, around())
+        assert caught.value.kind != "hold-not-running"
+        listener.accept()
 
 
 def test_a_missing_client_is_an_error(server: MariaDB) -> None:

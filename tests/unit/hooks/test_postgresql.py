@@ -297,11 +297,33 @@ def clusters(name: str, data: Path) -> str:
     return f"cat <<'X'\n{first}\n{line}\nX"
 
 
-def test_a_server_that_is_down_is_said(tmp_path: Path, listed: Callable[[str], None]) -> None:
-    for data in (tmp_path, tmp_path / "none"):
+def test_a_server_that_is_down_is_said_and_its_files_must_be_in_the_backup(listed: Callable[[str], None]) -> None:
+    with folder_of("postgres") as folder:
+        data, wal = folder / "data", folder / "wal"
+        for directory in (data, wal, data / "base"):
+            directory.mkdir()
+        (data / "pg_wal").symlink_to(wal)
         listed(clusters("old", data))
-        (finding,) = kinds.find(Wanted("postgresql", "15/old"), around())
+        whole = {str(data): Place("tank/data", POOL), str(wal): Place("tank/wal", OTHER)}
+        (finding,) = kinds.find(Wanted("postgresql", "15/old"), around(whole))
         assert str(finding) == "postgresql 15/old: is down: its files do not change, nothing to hold"
+        del whole[str(wal)]
+        (finding,) = kinds.find(Wanted("postgresql", "15/old"), around(whole))
+        assert not finding.in_backup
+        assert finding.text.startswith(f"is down: its files do not change; {wal} is on ")
+        # Not mounted, perhaps.
+        listed(clusters("old", folder / "none"))
+        with pytest.raises(KopiatomicError, match=r"its files cannot be examined: .*/none: No such file"):
+            kinds.find(Wanted("postgresql", "15/old"), around(whole))
+
+
+def test_a_checkpoint_needs_its_right(server: PostgreSQL) -> None:
+    server.sql("CREATE ROLE checks LOGIN IN ROLE pg_monitor")
+    error = refused(server, user="checks", checkpoint=True)
+    assert (error.kind, "may not make one" in error.message) == ("hold-no-right", True)
+    server.sql("GRANT pg_checkpoint TO checks")
+    with used(holder_of([found(server, user="checks", checkpoint=True)])):
+        pass
 
 
 def test_a_server_that_runs_and_cannot_be_asked_is_an_error(listed: Callable[[str], None]) -> None:
