@@ -201,6 +201,38 @@ def test_a_dry_run_of_roots_asks_with_the_password_of_the_profile(
     assert f"{folder}/pw" in ended.stderr
 
 
+def test_writers_of_the_profile_that_are_not_held_are_said(
+    profile: Callable[[str], Kopiatomic], group: Grouped
+) -> None:
+    group.start("sleep", "1000")
+    text = f'[[hold]]\nkind = "cgroup"\nname = "{group.path}"'
+    ended = profile(text)("run", "p", "--hold", f"cgroup:{group.path}", "--hold", f"cgroup:{group.path}/")
+    assert ended.returncode == 0, str(ended)
+    says = f"warning: --hold stands in place of the writers of the profile, which are not held: cgroup:{group.path}\n"
+    assert says in ended.stderr
+    assert ended.stdout.count(f"cgroup {group.path} ") == 1, ended.stdout
+    assert "--hold" not in profile(text)("run", "p").stderr
+
+
+def test_a_check_finds_what_a_run_would_not_hold(profile: Callable[[str], Kopiatomic], folder: Path) -> None:
+    """A program that is not there fails it; one that others can change is warned of; times of zero are refused."""
+    ended = profile('[[hold]]\nkind = "command"\ncommand = ["/nosuch"]')("profile", "check", "p")
+    assert (ended.returncode, "the command begins with /nosuch, which is not there" in ended.stderr) == (1, True), str(
+        ended
+    )
+    script = folder / "script"
+    script.write_text("#!/bin/sh\necho held; read -r line\n")
+    script.chmod(0o777)
+    text = f'[[hold]]\nkind = "command"\ncommand = ["{script}"]'
+    ended = profile(text)("profile", "check", "p")
+    assert f"warning: {script} in hold command: {script} is used by root, and " in ended.stderr, str(ended)
+    script.chmod(0o755)
+    assert "warning" not in profile(text)("profile", "check", "p").stderr
+    for key in ("timeout", "limit"):
+        ended = profile(f'{text}\n{key} = "0s"')("profile", "check", "p")
+        assert (ended.returncode, key in ended.stderr) == (2, True), str(ended)
+
+
 def test_the_summary_says_for_what_several_snapshots_are_one_instant(
     files: list[Path], group: Grouped, run: Run, kopiatomic: Kopiatomic
 ) -> None:

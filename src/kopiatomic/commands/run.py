@@ -15,6 +15,7 @@ from kopiatomic.commands.schedule import all_of, outdated
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.profile import Profile
 from kopiatomic.errors import SIGNAL_BASE, EndError, UsageError, end_of
+from kopiatomic.hooks.holder import Wanted
 from kopiatomic.immutable import immutable
 from kopiatomic.model.report import Report
 from kopiatomic.output.console import Console
@@ -103,6 +104,10 @@ def _one(
         found = profiles.options(profile, wanted.overrides)
         for text in older(profile):
             console.warning(text)
+        replaced = profile.entries("hold") if wanted.overrides.get("holds") else ()
+        if replaced:
+            writers = ", ".join(str(Wanted(one.value("kind"), one.value("name", ""))) for one in replaced)
+            console.warning(f"--hold stands in place of the writers of the profile, which are not held: {writers}")
         signals.check()
         options = replace(found, profile=name)
     return report if report.error is not None else backup(options, console, called)
