@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from kopiatomic import presence
@@ -17,7 +16,7 @@ from kopiatomic.config.settings import COMMANDS, STATE_DIRECTORY
 from kopiatomic.engines.ways import combined
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.hooks import kinds
-from kopiatomic.hooks.holder import TIMEOUT, Wanted, check_settings
+from kopiatomic.hooks.holder import TIMEOUT, Wanted
 from kopiatomic.hooks.hook import DEFAULT_TIMEOUT, Hook, Moment
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import Layout
@@ -176,26 +175,24 @@ def options(profile: Profile, overrides: Mapping[str, Any]) -> Options:
 
 
 def _hold(entry: Entry) -> HoldBlock:
-    """Return a writer that a profile wants held still. Raises ProfileError for what its kind does not have."""
-    common = {"kind", "name", "timeout", "limit", "required"}
-    own = {key: value for key, value in entry.values.items() if key not in common}
-    settings = {key: value.value for key, value in own.items() if not isinstance(value.value, dict)}
-    sources = tuple(source_of(key, value) for key, value in own.items() if isinstance(value.value, dict))
+    """Return a writer that a profile wants held still."""
+    values = {key: value.value for key, value in entry.values.items()}
+    settings: dict[str, Any] = {}
+    sources = []
+    for key, of in kinds.of(values["kind"]).settings.items():
+        if isinstance(values.get(key), dict):
+            sources.append(source_of(key, entry.values[key]))
+        elif key in values:
+            settings[key] = shlex.split(values[key]) if of.type is list else values[key]
     wanted = Wanted(
-        entry.value("kind"),
-        entry.value("name", ""),
-        entry.value("timeout", TIMEOUT),
-        entry.value("limit"),
-        entry.value("required", True),
+        values["kind"],
+        values.get("name", ""),
+        values.get("timeout", TIMEOUT),
+        values.get("limit"),
+        values.get("required", True),
         settings,
     )
-    try:
-        kind = kinds.of(wanted.kind)
-        check_settings(kind, replace(wanted, settings={**settings, **dict.fromkeys((one.name for one in sources), "")}))
-    except UsageError as error:
-        message = error.message.removeprefix(f"--hold {wanted}: ").removeprefix("--hold ")
-        raise ProfileError([Problem(message, entry.origin)], hint=error.hint) from None
-    return HoldBlock(wanted, sources)
+    return HoldBlock(wanted, tuple(sources))
 
 
 def _check_overrides(profile: Profile, overrides: Mapping[str, Any], layout: Layout) -> None:

@@ -364,22 +364,20 @@ class _File:
         self.values[place] = Value(tuple(entries), given, self.origin(*place))
 
     def _entry(self, block: Block, content: Mapping[str, Any], *place: str | int) -> Entry:
-        settings = {setting.key: setting for setting in block.settings}
+        kind = content.get("kind")
+        settings = block.of(kind)
         values: dict[str, Value] = {}
         variables: dict[str, Value] = {}
         for key, given in content.items():
             if key == "environment" and block.has_environment:
                 variables = self._variables(given, *place, key)
-            elif key not in settings and block.is_open:
-                problem = _bad_setting(key, given) or self._told_to_all(key, given)
-                if problem:
-                    self.wrong(problem, *place, key)
-                else:
-                    values[key] = Value(given, given, self.origin(*place, key))
             elif key not in settings:
                 known = [*settings, *(["environment"] if block.has_environment else [])]
-                near = _near(key, known) if self._asks else ""
+                near = (_near(key, known) or f"; its keys are {', '.join(known)}") if self._asks else ""
                 self.wrong(f"unknown key {printable(key)} in {_named(place)}{near}", *place, key)
+            elif settings[key].is_secret:
+                if variable := self._variable(given, *place, key):
+                    values[key] = variable
             elif value := self._value(settings[key], given, *place, key):
                 values[key] = value
         for key in block.needs:
@@ -456,14 +454,20 @@ class _File:
             if not is_variable(name):
                 self.wrong(f"{printable(name)} is not the name of a variable", *at)
                 continue
-            value = _replaced(given)
-            if problem := _bad_source(name, value):
-                self.wrong(problem, *at)
-            elif problem := self._told_to_all(name, given):
-                self._wrong_secret(problem, *at)
-            else:
-                found[name] = Value(value, given, self.origin(*at))
+            if variable := self._variable(given, *at):
+                found[name] = variable
         return found
+
+    def _variable(self, given: object, *place: str | int) -> Value | None:
+        """Return what a variable is, or where that is; None if it is wrong, which is noted."""
+        name, value = str(place[-1]), _replaced(given)
+        if problem := _bad_source(name, value):
+            self.wrong(problem, *place)
+        elif problem := self._told_to_all(name, given):
+            self._wrong_secret(problem, *place)
+        else:
+            return Value(value, given, self.origin(*place))
+        return None
 
     def _told_to_all(self, name: str, given: object) -> str:
         """Return why a secret may not stand here."""
@@ -580,20 +584,6 @@ def _duration(setting: Setting, given: object) -> float:
     else:
         seconds = float(given) if abs(given) < 1e18 else float("inf")
     return within(seconds, _shown(given), setting.least)
-
-
-def _bad_setting(key: str, given: object) -> str:
-    """Return what is wrong with a setting whose meaning is not known here."""
-    if _VARIABLE.fullmatch(key) is None:
-        return f"{printable(key)} is not the name of a setting"
-    if isinstance(given, dict):
-        return _bad_source(key, given)
-    if isinstance(given, list):
-        words = all(isinstance(word, str) and "\0" not in word for word in given)
-        return "" if words else f"{key} must be an array of texts"
-    if isinstance(given, str):
-        return f"{key} has a NUL character, which no argument can have" if "\0" in given else ""
-    return "" if isinstance(given, bool | int) else f"{key} must be a text, a number, true or false, not {_type(given)}"
 
 
 def _replaced(given: object) -> object:

@@ -225,25 +225,21 @@ _ENVIRONMENT_SCHEMA = {"$ref": "#/definitions/environment"}
 
 
 def _schema_of_block(block: Block) -> dict[str, Any]:
-    one: dict[str, Any] = {
+    several = [_schema_of_one(block, kind) for kind in block.kinds()] if block.kinds is not None else []
+    one = {"anyOf": several} if several else _schema_of_one(block)
+    return {"description": block.help, "anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}
+
+
+def _schema_of_one(block: Block, kind: str | None = None) -> dict[str, Any]:
+    return {
         "type": "object",
         "additionalProperties": False,
-        "properties": {setting.key: _schema_of(setting) for setting in block.settings}
+        "properties": {key: _schema_of(setting) for key, setting in block.of(kind).items()}
+        | ({} if kind is None else {"kind": {"const": kind}})
         | ({"environment": _ENVIRONMENT_SCHEMA} if block.has_environment else {}),
         **({"oneOf": [{"required": [key]} for key in block.one_of]} if block.one_of else {}),
         **({"required": list(block.needs)} if block.needs else {}),
     }
-    if block.is_open:
-        one["additionalProperties"] = {
-            "anyOf": [
-                {"$ref": "#/definitions/text"},
-                {"type": ["integer", "boolean"]},
-                {"type": "array", "items": {"$ref": "#/definitions/text"}},
-                *_sources(),
-            ]
-        }
-        one["propertyNames"] = {"pattern": "^[A-Za-z_][A-Za-z0-9_]*$"}
-    return {"description": block.help, "anyOf": [one, {"type": "array", "minItems": 1, "items": one}]}
 
 
 def _variable(pattern: str) -> dict[str, Any]:
@@ -311,6 +307,8 @@ def _schema_of(setting: Setting) -> dict[str, Any]:
         told["default"] = setting.of_profiles
     elif setting.default not in {None, ""}:
         told["default"] = setting.default
+    if setting.is_secret:
+        return told | _variable(_NOT_EMPTY)
     text = {"type": "string", "pattern": _pattern(setting)}
     if setting.repeated:
         return told | {"type": "array", "items": text}

@@ -4,11 +4,13 @@ against it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
 
+from kopiatomic.hooks import kinds
+from kopiatomic.hooks.holder import Key
 from kopiatomic.immutable import immutable
 from kopiatomic.model.user_property import PROPERTY
 
@@ -101,6 +103,8 @@ class Setting:
     variable: str | None = None
     """The environment variable that sets it."""
     completion: Completion | None = None
+    is_secret: bool = False
+    """Whether a file may also say where the value is, as of a variable."""
 
     @property
     def key(self) -> str:
@@ -671,8 +675,14 @@ class Block:
     """The keys that it must have."""
     has_environment: bool = False
     """Whether it may have a table ``environment``."""
-    is_open: bool = False
-    """Whether it may have other keys, which are for what its values name: a text, a number, an array, or where a text is."""
+    kinds: Callable[[], Mapping[str, tuple[Setting, ...]]] | None = None
+    """Returns the keys that it has besides, by its key ``kind``."""
+
+    def of(self, kind: object) -> dict[str, Setting]:
+        """Return the settings by key where its key ``kind`` says this; with those of all kinds if there is none of this name."""
+        kinds = {} if self.kinds is None else self.kinds()
+        own = [kinds[kind]] if isinstance(kind, str) and kind in kinds else kinds.values()
+        return {setting.key: setting for settings in (self.settings, *own) for setting in settings}
 
 
 _HOOK = (
@@ -698,16 +708,35 @@ _HOOKS = {
 }
 
 _HOLD = (
-    _text("kind", "", Group.HOOKS, "KIND", "postgresql, mariadb, mysql, unit, container, cgroup or command."),
+    _choice("kind", "", Group.HOOKS, tuple(kinds.KINDS), "What it is."),
     # Not called as --name is, which has rules of its own.
     _text("hold_name", "name", Group.HOOKS, "NAME", "Which one, where there are several.", default=""),
     _duration("timeout", "", Group.HOOKS, "Within which time it must be held.", default="10s", least=0.1),
-    _duration("limit", "", Group.HOOKS, "How long it may be held at most.", least=0.1),
+    _duration(
+        "limit", "", Group.HOOKS, "How long it may be held at most: 10s; frozen or locked in a database 2s.", least=0.1
+    ),
     _flag("required", "", Group.HOOKS, "Whether a backup fails where it cannot be held.", default=True),
 )
 
+
+def _of_kinds() -> dict[str, tuple[Setting, ...]]:
+    """Return the keys that each kind of writers has of its own."""
+    return {name: tuple(_own(key, of) for key, of in kinds.of(name).settings.items()) for name in kinds.KINDS}
+
+
+def _own(name: str, key: Key) -> Setting:
+    if key.type is bool:
+        return _flag(name, "", Group.HOOKS, key.help)
+    if key.type is int:
+        return Setting(name, (), Group.HOOKS, key.help, Form.NUMBER, value="PORT", least=1, most=65535)
+    more = {"words": key.type is list, "default": key.default, "is_secret": key.is_secret}
+    return _text(name, "", Group.HOOKS, "TEXT", key.help, **more)
+
+
 BLOCKS: Mapping[tuple[str, ...], Block] = {
-    ("hold",): Block("A writer that is held still while the snapshots are made.", _HOLD, needs=("kind",), is_open=True),
+    ("hold",): Block(
+        "A writer that is held still while the snapshots are made.", _HOLD, needs=("kind",), kinds=_of_kinds
+    ),
     **{
         ("hooks", moment): Block(
             text,

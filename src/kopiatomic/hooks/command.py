@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from kopiatomic.errors import KopiatomicError, UsageError, unforeseen
 from kopiatomic.hooks import shell
-from kopiatomic.hooks.holder import LIMIT, Around, Finding, Held, Wanted, not_in_time
+from kopiatomic.hooks.holder import LIMIT, Around, Finding, Held, Key, Wanted, not_in_time
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.system.coprocess import Coprocess, EndedError
 from kopiatomic.system.process import Finished
@@ -25,7 +25,9 @@ _KILL_AFTER = 2
 
 class _Command:
     name = "command"
-    settings: Mapping[str, type] = MappingProxyType({"command": list})
+    settings: Mapping[str, Key] = MappingProxyType(
+        {"command": Key(list, "The program with its arguments; no shell reads it.")}
+    )
     programs = ("command",)
 
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:

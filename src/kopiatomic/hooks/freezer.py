@@ -21,7 +21,7 @@ from typing import Any
 
 import kopiatomic
 from kopiatomic.errors import Interrupted, KopiatomicError, UsageError, unforeseen
-from kopiatomic.hooks.holder import SHORT_LIMIT, Around, Finding, Held, PlaceOf, Wanted, not_in_time
+from kopiatomic.hooks.holder import SHORT_LIMIT, Around, Finding, Held, Key, PlaceOf, Wanted, not_in_time
 from kopiatomic.hooks.leftovers import KIND as INTENT
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.mounts import visible
@@ -433,7 +433,7 @@ class _Unit:
     """A unit of systemd's: by the group of its main process, or the unit's where that is wider."""
 
     name = "unit"
-    settings: Mapping[str, type] = MappingProxyType({})
+    settings: Mapping[str, Key] = MappingProxyType({})
     programs = ()
 
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:
@@ -472,7 +472,9 @@ class _Container:
     """A container of Docker's or Podman's: by the group of its first process."""
 
     name = "container"
-    settings: Mapping[str, type] = MappingProxyType({"program": str})
+    settings: Mapping[str, Key] = MappingProxyType(
+        {"program": Key(str, "Docker or Podman, by its path; by default whichever knows the container.")}
+    )
     programs = ("program",)
 
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:
@@ -524,7 +526,7 @@ class _Cgroup:
     """A control group by its path, as in /proc/PID/cgroup or in the mounted hierarchy."""
 
     name = "cgroup"
-    settings: Mapping[str, type] = MappingProxyType({})
+    settings: Mapping[str, Key] = MappingProxyType({})
     programs = ()
 
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:

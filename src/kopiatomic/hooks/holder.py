@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, replace
 from typing import Any, Protocol
 
-from kopiatomic.errors import KopiatomicError, UsageError
+from kopiatomic.errors import KopiatomicError
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.text import printable
@@ -140,12 +140,24 @@ class Finding:
         return f"{self.label}: {self.text}"
 
 
+@immutable
+class Key:
+    """A key that a kind has of its own in a profile: what its value is, and what it means."""
+
+    type: type
+    """bool, int (a port), str, or list: words."""
+    help: str
+    default: str | None = None
+    is_secret: bool = False
+    """Whether the value may stand elsewhere."""
+
+
 class Kind(Protocol):
     """A sort of writers. One module for each, with a value ``KIND`` or several, and a line in ``hooks/kinds.py``."""
 
     name: str
     """As in ``--hold``."""
-    settings: Mapping[str, type]
+    settings: Mapping[str, Key]
     """Its own keys in a profile."""
     programs: Sequence[str]
     """Those of them that name a program which is started, alone or with its arguments."""
@@ -160,23 +172,6 @@ class Kind(Protocol):
 def with_secrets(wanted: Wanted, values: Mapping[str, Any]) -> Wanted:
     """Return what is wanted, with settings that were elsewhere."""
     return replace(wanted, settings={**wanted.settings, **values})
-
-
-def check_settings(kind: Kind, wanted: Wanted) -> None:
-    """Refuse settings that the kind does not have, and values of another type. Raises UsageError."""
-    for key, value in wanted.settings.items():
-        if key not in kind.settings:
-            raise UsageError(
-                f"--hold {wanted}: there is no setting {printable(key)}",
-                kind="hold-setting",
-                hint=f"This kind has: {', '.join(sorted(kind.settings)) or 'none'}.",
-            )
-        if type(value) is not kind.settings[key]:
-            raise UsageError(
-                f"--hold {wanted}: {key} must be a {kind.settings[key].__name__}",
-                kind="hold-setting",
-                hint="Correct it in the profile.",
-            )
 
 
 def not_in_backup(wanted: Wanted, findings: Sequence[Finding]) -> KopiatomicError | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 from typing import cast
 
 from kopiatomic.errors import UsageError
-from kopiatomic.hooks.holder import Around, Finding, Kind, Wanted, check_settings
+from kopiatomic.hooks.holder import Around, Finding, Kind, Wanted
 from kopiatomic.text import printable
 
 KINDS: dict[str, tuple[str, str]] = {
@@ -20,14 +21,20 @@ KINDS: dict[str, tuple[str, str]] = {
 }
 """By name: the module, and the name of its value."""
 
+_OTHERS = (
+    f"There are: {', '.join(KINDS)} (the last in a profile only). "
+    "What has all its files in one directory, as SQLite and Redis, needs none."
+)
+
 
 def of(name: str) -> Kind:
     """Return a kind. Raises UsageError if there is none of this name."""
     if name not in KINDS:
+        near = difflib.get_close_matches(name, KINDS, n=1)
         raise UsageError(
             f"--hold {printable(name)}: there is no such kind of writer",
             kind="hold-kind",
-            hint=f"There are: {', '.join(KINDS)}.",
+            hint=f"Did you mean {near[0]}?" if near else _OTHERS,
         )
     module, value = KINDS[name]
     return cast(Kind, getattr(importlib.import_module(module), value))
@@ -35,6 +42,4 @@ def of(name: str) -> Kind:
 
 def find(wanted: Wanted, around: Around) -> list[Finding]:
     """Ask what there is of a kind that is asked for. Raises as :meth:`kopiatomic.hooks.holder.Kind.find`."""
-    kind = of(wanted.kind)
-    check_settings(kind, wanted)
-    return kind.find(wanted, around)
+    return of(wanted.kind).find(wanted, around)

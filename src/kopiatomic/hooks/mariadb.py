@@ -20,7 +20,7 @@ from types import MappingProxyType
 
 from kopiatomic.errors import Interrupted, KopiatomicError
 from kopiatomic.hooks import activation, servers
-from kopiatomic.hooks.holder import SHORT_LIMIT, TIMEOUT, Around, Finding, Held, Wanted, not_in_time
+from kopiatomic.hooks.holder import SHORT_LIMIT, TIMEOUT, Around, Finding, Held, Key, Wanted, not_in_time
 from kopiatomic.hooks.servers import Client
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Intent
@@ -114,21 +114,21 @@ class _Layout:
 
 
 class _MySQL:
-    settings: Mapping[str, type] = MappingProxyType(
-        {
-            "client": str,
-            "host": str,
-            "password": str,
-            "port": int,
-            "socket": str,
-            "system_user": str,
-            "user": str,
-        }
-    )
     programs = ("client",)
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.settings: Mapping[str, Key] = MappingProxyType(
+            {
+                "socket": Key(str, "The path of its socket."),
+                "host": Key(str, "The host where it listens."),
+                "port": Key(int, "Its port."),
+                "user": Key(str, "The user to log in as."),
+                "password": Key(str, "Its password; ~/.my.cnf of system_user counts as well.", is_secret=True),
+                "system_user": Key(str, "The user of this system that the client runs as.", default="root"),
+                "client": Key(str, "The client, by its path.", default=name),
+            }
+        )
 
     def find(self, wanted: Wanted, around: Around) -> list[Finding]:
         """Ask the server that is set, or the one that the client's own files name."""

@@ -18,7 +18,7 @@ from typing import Any
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.hooks import servers
-from kopiatomic.hooks.holder import Around, Finding, Held, Wanted
+from kopiatomic.hooks.holder import Around, Finding, Held, Key, Wanted
 from kopiatomic.hooks.servers import Account, Client, Spot
 from kopiatomic.immutable import immutable
 from kopiatomic.model.leftovers import Intent
@@ -100,16 +100,16 @@ class _Address:
 
 class _PostgreSQL:
     name = "postgresql"
-    settings: Mapping[str, type] = MappingProxyType(
+    settings: Mapping[str, Key] = MappingProxyType(
         {
-            "checkpoint": bool,
-            "client": str,
-            "database": str,
-            "host": str,
-            "password": str,
-            "port": int,
-            "system_user": str,
-            "user": str,
+            "checkpoint": Key(bool, "Make a checkpoint before, so that what is restored recovers sooner."),
+            "host": Key(str, "The directory of its socket, or a host: where it listens."),
+            "port": Key(int, "Its port, 5432 where only host is said."),
+            "user": Key(str, "The role to log in as, by default that of system_user."),
+            "password": Key(str, "Its password; ~/.pgpass of system_user counts as well.", is_secret=True),
+            "database": Key(str, "The database to log in to.", default="postgres"),
+            "system_user": Key(str, "The user of this system that the client runs as.", default="postgres"),
+            "client": Key(str, "The client, by its path.", default="psql"),
         }
     )
     programs = ("client",)

@@ -122,7 +122,17 @@ def test_a_text_is_written_so_that_it_is_read_the_same() -> None:
 
 def table_of_keys() -> str:
     """The reference of docs/profiles.md, made from the table of settings."""
-    lines = []
+    hold = BLOCKS["hold",]
+    assert hold.kinds is not None
+    lines = ["### [[hold]]", "", "| key | value | by default | |", "|---|---|---|---|"]
+    lines += [f"| `{one.key}` | {value_of(one)} | {default_of(one)} | {one.help} |" for one in hold.settings]
+    rows: dict[str, list[str]] = {}
+    for kind, own in hold.kinds().items():
+        for one in own:
+            rows.setdefault(f"`{one.key}` | {value_of(one)} | {default_of(one)} | {one.help}", []).append(kind)
+    lines += ["", "And of its kind:", "", "| of | key | value | by default | |", "|---|---|---|---|---|"]
+    lines += [f"| {', '.join(kinds)} | {row} |" for row, kinds in rows.items()]
+    lines.append("")
     for table, settings in TABLES.items():
         lines += [f"### [{table}]", "", "| key | value | by default | |", "|---|---|---|---|"]
         for setting in settings:
@@ -149,7 +159,7 @@ def value_of(setting: Setting) -> str:
             return "true, false"
         case Form.ANSWER:
             return f'true, false, "{ASK}"'
-        case Form.CHOICE if len(setting.choices) > 4:
+        case Form.CHOICE if len(setting.choices) > 8:
             return f'"{setting.choices[0]}", "{setting.choices[1]}" to "{setting.choices[-1]}"'
         case Form.CHOICE:
             return ", ".join(f'"{choice}"' for choice in setting.choices)
@@ -157,7 +167,7 @@ def value_of(setting: Setting) -> str:
             return "duration, true" if setting.alone else "duration"
         case Form.NUMBER:
             return f"{setting.least:g} to {setting.most:g}"
-    return "text or words" if setting.words else "text"
+    return "text or words" if setting.words else "text, or where it is" if setting.is_secret else "text"
 
 
 def default_of(setting: Setting) -> str:

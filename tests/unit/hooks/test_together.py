@@ -175,19 +175,21 @@ def test_real_ones_are_held_at_one_time_and_all_released_after_a_kill(group: Gro
 def test_each_kind_has_the_name_that_it_is_found_by(name: str) -> None:
     kind = kinds.of(name)
     assert kind.name == name
-    assert all(isinstance(type_, type) for type_ in kind.settings.values())
+    assert set(kind.programs) <= kind.settings.keys()
 
 
 @pytest.mark.parametrize(
-    ("wanted", "said"),
+    ("name", "hint"),
     [
-        (Wanted("sqlite"), "--hold sqlite: there is no such kind of writer"),
-        (Wanted("unit", "x", settings={"user": "me"}), "--hold unit:x: there is no setting user"),
-        (Wanted("postgresql", settings={"port": "5432"}), "--hold postgresql: port must be a int"),
-        (Wanted("postgresql", settings={"checkpoint": 1}), "--hold postgresql: checkpoint must be a bool"),
+        ("postgres", "Did you mean postgresql?"),
+        (
+            "sqlite",
+            "There are: postgresql, mariadb, mysql, unit, container, cgroup, command (the last in a profile only). "
+            "What has all its files in one directory, as SQLite and Redis, needs none.",
+        ),
     ],
 )
-def test_what_makes_no_sense_is_refused(wanted: Wanted, said: str) -> None:
+def test_a_kind_that_does_not_exist_is_refused_with_what_was_meant(name: str, hint: str) -> None:
     with pytest.raises(UsageError) as caught:
-        kinds.find(wanted, around())
-    assert caught.value.message == said
+        kinds.find(Wanted(name), around())
+    assert (caught.value.message, caught.value.hint) == (f"--hold {name}: there is no such kind of writer", hint)
