@@ -340,5 +340,6 @@ def test_a_postgresql_in_one_subvolume_needs_nothing(
         assert ended.returncode == 1, str(ended)
         error = document(ended)["error"]
         assert error["kind"] == "hold-not-in-backup"
-        assert "NOT in this backup" in error["message"]
+        whole = f"lies in {server.folder}, which is NOT in this backup: name it as well"
+        assert error["message"].endswith(whole), error
     assert leftovers(root) == []

@@ -483,6 +483,8 @@ def _checked(found: Profile, console: Console, called: Invocation, *, offline: b
     console.result(
         f"{found.name}: {first_few(taken)}; {engine.name if engine is not None else 'the engine'}{where}{but}"
     )
+    for writer in report.writers:
+        console.result(f"  {writer.label}: {writer.text}")
     return report.exit_code
 
 

@@ -676,7 +676,7 @@ class Block:
     has_environment: bool = False
     """Whether it may have a table ``environment``."""
     kinds: Callable[[], Mapping[str, tuple[Setting, ...]]] | None = None
-    """Returns the keys that it has besides, by its key ``kind``."""
+    """Returns the further keys that it has, by its key ``kind``."""
 
     def of(self, kind: object) -> dict[str, Setting]:
         """Return the settings by key where its key ``kind`` says this; with those of all kinds if there is none of this name."""

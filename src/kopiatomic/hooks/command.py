@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -21,6 +22,10 @@ _RELEASE_TIMEOUT = 10.0
 
 _KILL_AFTER = 2
 """Seconds after which timeout(1) kills what does not end when it is asked to."""
+
+
+_BY_TIMEOUT = (124, 128 + signal.SIGKILL)
+"""The exit statuses of timeout(1) when it has ended a program, and when it had to kill it."""
 
 
 class _Command:
@@ -86,7 +91,7 @@ class CommandHolder:
         except OSError as error:
             raise unforeseen(error) from None
         except EndedError as error:
-            raise self._failed(f"it ended before it held anything: {error.finished.why}") from None
+            raise self._failed(_why(error.finished)) from None
         if line.strip() != _HELD:
             raise self._failed(f"it printed {printable(os.fsdecode(line))} and not 'held'")
 
@@ -105,6 +110,13 @@ class CommandHolder:
             return self._released(
                 False, f"it did not end within {_RELEASE_TIMEOUT:g} s after its input, and was killed"
             )
+        if finished.status in _BY_TIMEOUT:
+            why = (
+                f"it was ended by its limit of {self._limit:g} s"
+                if early
+                else "it did not end when its input had ended"
+            )
+            return self._released(False, why)
         if early:
             return self._released(False, f"it ended before it was asked to: {finished.why}")
         if finished.status != 0:
@@ -124,6 +136,13 @@ class CommandHolder:
         return KopiatomicError(
             f"{self.label} failed: {why}", kind="hold-failed", hint="Run it by hand, with its input open."
         )
+
+
+def _why(finished: Finished) -> str:
+    """Say why it ended before it held anything."""
+    if finished.why.startswith("timeout: "):
+        return f"it cannot be started: {finished.why.rpartition(': ')[2]}"
+    return f"it ended before it held anything: {finished.why}"
 
 
 def end_gently(program: Coprocess) -> Finished | None:

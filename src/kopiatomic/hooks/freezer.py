@@ -26,7 +26,7 @@ from kopiatomic.hooks.leftovers import KIND as INTENT
 from kopiatomic.model.leftovers import Intent
 from kopiatomic.model.mounts import visible
 from kopiatomic.paths import is_at_or_below, parents
-from kopiatomic.system import cgroups, host, mappings, process
+from kopiatomic.system import accounts, cgroups, host, mappings, process
 from kopiatomic.system.cgroups import Freezer, GoneError, Group
 from kopiatomic.system.coprocess import Coprocess, EndedError
 from kopiatomic.text import printable
@@ -101,35 +101,47 @@ def require_freezable(label: str, group: Group, place_of: PlaceOf, user: int | N
     (None: they may be anybody's). Raises KopiatomicError, OSError.
     """
     if is_at_or_below(cgroups.path_of(os.getpid()), group.path):
-        raise _refused(label, group, "kopiatomic itself runs in it")
+        raise _refused(label, group, "has kopiatomic itself", _LOGIN)
     members = cgroups.members(group)
     above = set(cgroups.forebears(os.getpid()))
     for member in members:
-        who = f"it has {printable(member.name)} (process {member.pid})"
+        has = f"has {printable(member.name)} (process {member.pid})"
         if member.pid == 1:
-            raise _refused(label, group, f"{who}, the first process")
+            raise _refused(label, group, f"{has}, the first process", _NEEDED_BY_OTHERS)
         if member.pid in above:
-            raise _refused(label, group, f"{who}, which kopiatomic was started by")
+            raise _refused(label, group, f"{has}, which kopiatomic was started by", _LOGIN)
         # Root as well: its shell may be what the server was started from.
-        if user is not None and cgroups.user_of(member.pid) not in {user, None}:
-            raise _refused(label, group, f"{who}, of another user than the server's files")
+        owner = cgroups.user_of(member.pid)
+        if user is not None and owner is not None and owner != user:
+            users = f"of the user {accounts.user(owner)}, and the server's files are {accounts.user(user)}'s"
+            raise _refused(label, group, f"{has} {printable(users)}", _SHARED)
         why = _NEEDED.get(member.name)
         if why is not None and (why == _STORAGE or cgroups.shares_our_numbers(member.pid)):
-            raise _refused(label, group, f"{who}, {why}")
+            raise _refused(label, group, f"{has}, {why}", _NEEDED_BY_OTHERS)
     mounts = _fuse_in_backup(place_of)
     if mounts:
         for member in members:
             if cgroups.has_open(member.pid, "/dev/fuse"):
-                who = f"it has {printable(member.name)} (process {member.pid})"
-                raise _refused(label, group, f"{who}, a FUSE daemon, and {printable(mounts[0])} is a mount of one")
+                has = f"has {printable(member.name)} (process {member.pid})"
+                fuse = f"a FUSE daemon, and {printable(mounts[0])} is a mount of one"
+                raise _refused(label, group, f"{has}, {fuse}", _NEEDED_BY_OTHERS)
     return len(members)
 
 
-def _refused(label: str, group: Group, why: str) -> KopiatomicError:
+_LOGIN = (
+    "Was it started from this login? Start it by its service ('systemctl start NAME'), or as one: "
+    "'systemd-run --unit=NAME COMMAND'."
+)
+_SHARED = (
+    "Start it by its service ('systemctl start NAME'), which has a control group of its own. Or name what may stand still with "
+    "all that is in it: --hold unit:NAME or --hold cgroup:PATH"
+)
+_NEEDED_BY_OTHERS = "That one must not stand still. Hold the service that writes the files, if it is another."
+
+
+def _refused(label: str, group: Group, why: str, hint: str) -> KopiatomicError:
     return KopiatomicError(
-        f"{label} cannot be frozen: in its control group {printable(group.path)} {why}",
-        kind="hold-refused",
-        hint="Run it as a service of its own, so that it has a control group of its own.",
+        f"{label} cannot be frozen: its control group {printable(group.path)} {why}", kind="hold-refused", hint=hint
     )
 
 

@@ -94,9 +94,9 @@ _MEANINGS = (
 """Numbers of the client's and the server's errors (MariaDB: "MariaDB Error Codes"), and what they mean."""
 
 _HINTS = {
-    "hold-password": "Who may log in: the client's own files (~/.my.cnf of system_user), or a password in the profile.",
+    "hold-password": "The user or the password is wrong. They are taken from the profile, or from ~/.my.cnf of system_user.",
     "hold-no-right": "Its user needs RELOAD and PROCESS: GRANT RELOAD, PROCESS ON *.* TO ...",
-    "hold-no-server": "Is it running? Name its socket: socket.",
+    "hold-no-server": "Is it running? Where it listens can be said in a profile: socket, or host and port.",
     "hold-lost": "See the server's log: it has ended, or has closed the connection.",
     "hold-recovering": "It is shutting down. Wait until it accepts connections again.",
     "hold-no-answer": "It has too many connections.",
@@ -252,7 +252,7 @@ def _try_lock(wanted: Wanted, client: Client) -> None:
 
 def _another_backup(what: str) -> KopiatomicError:
     return KopiatomicError(
-        f"{what}: another backup of this server is running, or holds its global read lock",
+        f"{what}: another backup of this server is running, in BACKUP STAGE",
         kind="hold-backup-running",
         hint="Wait for it; SHOW PROCESSLIST names it.",
     )

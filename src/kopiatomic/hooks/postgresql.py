@@ -70,7 +70,7 @@ _MEANINGS = (
     ("requirepeer", "hold-peer"),
     ("No such file or directory", "hold-no-server"),
     ("Connection refused", "hold-no-server"),
-    ("timeout expired", "hold-no-server"),
+    ("timeout expired", "hold-no-answer"),
 )
 """Words of libpq's and the server's messages, and what they mean. The first that is found counts."""
 
@@ -79,7 +79,8 @@ _HINTS = {
     "hold-no-right": "Its user must be able to read all settings: GRANT pg_monitor TO ..., or be a superuser.",
     "hold-password": "Who may log in is in pg_hba.conf; a password is taken from ~/.pgpass of system_user, or from the profile.",
     "hold-peer": "Its process runs as another user than system_user: name that.",
-    "hold-no-server": "Is it running? Name its socket's directory and its number: host, port.",
+    "hold-no-server": "Is it running? Where it listens can be said in a profile: host (the directory of its socket) and port.",
+    "hold-no-answer": "Something listens there and does not answer: is it frozen or stopped? See 'ps', and its log.",
 }
 
 
@@ -88,6 +89,7 @@ class _Cluster:
     """A line of pg_lsclusters. ``name`` is as in "15/main", ``data`` its directory."""
 
     name: str
+    port: str
     data: str
 
 
@@ -119,7 +121,7 @@ class _PostgreSQL:
         who = servers.account(wanted, "postgres")
         found = []
         named = not wanted.settings.keys() & {"host", "port"}
-        known: set[str] = set()
+        known: dict[str, str] = {}
         problems: list[KopiatomicError] = []
         for address in _addresses(wanted, who):
             client = _client(wanted, who, address)
@@ -134,20 +136,21 @@ class _PostgreSQL:
             if told["data"] in known:
                 # It listens in several directories.
                 continue
-            known.add(told["data"])
+            known[told["data"]] = f"{printable(told['name'] or '(without a name)')} on port {address.port}"
             if not named or not wanted.name or wanted.name in {told["name"], address.port}:
                 label = f"postgresql {printable(wanted.name or told['name'] or address.port)}"
                 found.append(_judged(wanted, around, client, label, told))
-        if named:
-            found += _down(wanted, around, _listed(wanted, who), known, problems)
+        clusters = _listed(wanted, who) if named else []
+        found += _down(wanted, around, clusters, known, problems)
         if not found and problems:
             raise problems[0]
+        there = {*known.values(), *(f"{printable(one.name)} on port {printable(one.port)}" for one in clusters)}
         if not found:
             raise KopiatomicError(
                 f"--hold {wanted}: no server of user {printable(who.name)} is there"
-                + (f"; known are: {first_few(sorted(known))}" if known else ""),
+                + (f" with this name or port; there are: {first_few(sorted(there))}" if there else ""),
                 kind="hold-no-server",
-                hint=_HINTS["hold-no-server"],
+                hint="The name or the port is what follows 'postgresql:'." if there else _HINTS["hold-no-server"],
             )
         return found
 
@@ -238,7 +241,9 @@ def _listed(wanted: Wanted, who: Account) -> list[_Cluster]:
         raise _no_list(wanted, f"failed: {listed.why}")
     owner, data, log = map(first.index, _COLUMNS)
     return [
-        _Cluster("/".join(os.fsdecode(line).split()[:2]), os.fsdecode(line[data:log].strip()))
+        _Cluster(
+            "/".join(os.fsdecode(line).split()[:2]), os.fsdecode(line).split()[2], os.fsdecode(line[data:log].strip())
+        )
         for line in lines
         if os.fsdecode(line[owner:data].strip()) in {who.name, _UNKNOWN}
     ]
@@ -297,7 +302,7 @@ def _down(
     asked = {servers.worker_in(wanted, f"{data}/{_PID}", data) for data in known}
     found = []
     for cluster in clusters:
-        if wanted.name not in {"", cluster.name}:
+        if wanted.name not in {"", cluster.name, cluster.port}:
             continue
         has_data = cluster.data != _UNKNOWN
         pid = servers.worker_in(wanted, f"{cluster.data}/{_PID}", cluster.data) if has_data else None

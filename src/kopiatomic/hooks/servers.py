@@ -12,11 +12,12 @@ from typing import Any, TypeVar
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError, unforeseen
+from kopiatomic.filesystems import KINDS
 from kopiatomic.hooks import freezer
 from kopiatomic.hooks.holder import Around, Finding, Place, Wanted
 from kopiatomic.immutable import immutable
 from kopiatomic.model.mounts import holder, visible
-from kopiatomic.paths import is_at_or_below
+from kopiatomic.paths import is_at_or_below, parents
 from kopiatomic.system import cgroups, coprocess, descriptors, host, looking, process
 from kopiatomic.system.coprocess import Coprocess
 from kopiatomic.system.process import Finished
@@ -154,22 +155,49 @@ def checked(wanted: Wanted, answer: object, needed: Mapping[str, Check]) -> Mapp
 
 @immutable
 class Spot:
-    """A path of a server's. ``real`` is without links; ``place`` None if it is not in the backup; ``fstype`` what it lies on."""
+    """A path of a server's. ``real`` is without links; ``place`` None if it is not in the backup.
+
+    Then ``outside`` says where it is.
+    """
 
     real: str
     place: Place | None
-    fstype: str
+    outside: str = ""
 
     def __str__(self) -> str:
         if self.place is None:
-            return f"{printable(self.real)} is on {printable(self.fstype)}: NOT in this backup"
+            return self.outside
         return f"{printable(self.real)} in {printable(self.place.dataset)}"
 
 
 def spots(paths: Iterable[str], around: Around) -> list[Spot]:
     """Return where real paths lie, in their order, each once. Raises KopiatomicError, OSError."""
     seen = visible(host.here().mounts())
-    return [Spot(path, around.place_of(path), holder(path, seen).fstype) for path in dict.fromkeys(paths)]
+    found = []
+    for path in dict.fromkeys(paths):
+        place = around.place_of(path)
+        found.append(Spot(path, place, "" if place is not None else _outside(path, holder(path, seen).fstype)))
+    return found
+
+
+def _outside(path: str, fstype: str) -> str:
+    """Say where a path lies that is not in the backup. Raises KopiatomicError, OSError."""
+    if fstype not in KINDS:
+        return f"{printable(path)} is on {printable(fstype)}: NOT in this backup"
+    top = looking.call(lambda: _top(path), path)
+    return f"{printable(path)} lies in {printable(top)}, which is NOT in this backup: name it as well"
+
+
+def _top(path: str) -> str:
+    """In a child: return the topmost directory of the dataset or subvolume of a path: what lies above has another number."""
+    looking.at(path)
+    device = os.stat(path).st_dev
+    for above in parents(path):
+        looking.at(above)
+        if os.stat(above).st_dev != device:
+            break
+        path = above
+    return path
 
 
 def share_one_instant(places: Iterable[Spot]) -> bool:

@@ -45,7 +45,7 @@ class Together:
             error = KopiatomicError(
                 f"{one.label} was not held still until the last snapshot existed: {one.why}",
                 kind="hold-lost",
-                hint="Nothing was saved. Run again; a higher limit gives the snapshots more time.",
+                hint="Nothing was saved. If its limit was over, a higher one gives the snapshots more time; else run again.",
             )
             if one.label in self._required:
                 raise error

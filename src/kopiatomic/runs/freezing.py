@@ -198,7 +198,7 @@ class Session:
                 if self._options.require_atomic and not sets.atomic:
                     raise not_atomic(
                         "Btrfs put the snapshots of the subvolumes into different transactions",
-                        "Hold the programs that write to them still, or take fewer subvolumes at once.",
+                        "Take fewer subvolumes at once. What --hold freezes has one instant without --require-atomic.",
                     )
                 # Only now, so that no snapshot shows it.
                 for directory in self._selecting.directories():

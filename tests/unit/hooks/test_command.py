@@ -56,7 +56,14 @@ def test_it_ends_when_the_limit_is_over(tmp_path: Path) -> None:
     line = f"trap 'touch {ended}; exit 0' TERM; echo held; while :; do sleep 0.05; done"
     with held(commanded(line, timeout=0.4, limit=0.4)) as holder:
         assert eventually(ended.exists, WITHIN)
-        assert not holder.release().proven
+        how = holder.release()
+    assert (how.proven, how.why) == (False, "it was ended by its limit of 0.4 s")
+
+
+def test_what_does_not_notice_the_end_of_its_input_is_not_proven() -> None:
+    with held(commanded("echo held; exec sleep 30", timeout=0.4, limit=0.4)) as holder:
+        how = holder.release()
+    assert (how.proven, how.why) == (False, "it did not end when its input had ended")
 
 
 @pytest.mark.parametrize(
@@ -81,6 +88,17 @@ def test_a_program_that_is_not_there_is_an_error() -> None:
         kinds.find(Wanted("command", settings={"command": ["/none/program"]}), around())
     assert caught.value.kind == "hold-no-client"
     assert "begins with /none/program, which is not there or cannot be executed" in caught.value.message
+
+
+def test_a_program_that_does_not_start_is_an_error(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/none/shell\n")
+    program.chmod(0o755)
+    wanted = Wanted("command", settings={"command": [str(program)]})
+    with pytest.raises(KopiatomicError) as caught, held(holder_of(kinds.find(wanted, around()))):
+        pass
+    said = "command program failed: it cannot be started: No such file or directory"
+    assert (caught.value.kind, caught.value.message) == ("hold-failed", said)
 
 
 def test_it_notices_that_the_holder_was_killed(tmp_path: Path) -> None:

@@ -325,7 +325,7 @@ kinds.find(Wanted("cgroup", {group.path!r}), around())
 
 
 def test_the_group_that_we_are_in_is_refused(group: Grouped) -> None:
-    assert "kopiatomic itself runs in it" in asked_for(group, 'exec "$0" -c "$1"')
+    assert " has kopiatomic itself" in asked_for(group, 'exec "$0" -c "$1"')
     assert refused(Wanted("cgroup", "/")).kind == "hold-refused"
 
 
@@ -372,7 +372,7 @@ def test_what_the_system_needs_is_refused(group: Grouped, named: Path, name: str
     assert eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text().strip() == name[:15])
     error = refused(Wanted("cgroup", group.path))
     assert error.kind == "hold-refused"
-    assert f"it has {name[:15]} (process {process.pid}), " in error.message
+    assert f" has {name[:15]} (process {process.pid}), " in error.message
 
 
 @pytest.mark.parametrize(("name", "is_refused"), [("dbus-daemon", False), ("iscsid", True)])

@@ -22,6 +22,7 @@ from kopiatomic.hooks.mariadb import BackupStage
 from tests.support.programs import command
 from tests.unit.support.databases import MariaDB, copied, mariadb, restored_mariadb, transfers_in_innodb
 from tests.unit.support.holders import (
+    OUTSIDE,
     WITHIN,
     around,
     eventually,
@@ -101,7 +102,7 @@ def test_it_is_frozen_where_innodb_has_two_instants(server: MariaDB) -> None:
 def test_what_is_not_in_the_backup_is_said(server: MariaDB) -> None:
     finding = found(server, log="")
     assert (finding.holder, finding.in_backup) == (None, False)
-    assert re.fullmatch(rf"{re.escape(str(server.apart))} is on \w+: NOT in this backup", finding.text)
+    assert re.fullmatch(rf"{re.escape(str(server.apart))} {OUTSIDE}", finding.text)
 
 
 def test_a_binary_log_elsewhere_is_noted(server: MariaDB) -> None:
@@ -472,7 +473,7 @@ def test_a_group_with_a_process_of_another_user_is_refused(server: MariaDB) -> N
     other = server.group.start("sleep", "60")
     try:
         with pytest.raises(
-            KopiatomicError, match=r"it has sleep .*, of another user than the server's files"
+            KopiatomicError, match=r"has sleep .* of the user root, and the server's files are \w+'s"
         ) as caught:
             found(server, log=OTHER)
         assert caught.value.kind == "hold-refused"

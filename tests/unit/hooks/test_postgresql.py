@@ -27,7 +27,17 @@ from tests.unit.support.databases import (
     restored,
     transfers,
 )
-from tests.unit.support.holders import WITHIN, around, eventually, held, held_elsewhere, holder_of, thawers, used
+from tests.unit.support.holders import (
+    OUTSIDE,
+    WITHIN,
+    around,
+    eventually,
+    held,
+    held_elsewhere,
+    holder_of,
+    thawers,
+    used,
+)
 
 POOL, OTHER = "tank", "other"
 WORD = "not-to-be-seen"
@@ -103,7 +113,7 @@ def test_a_database_or_a_tablespace_elsewhere_counts(server: PostgreSQL) -> None
     try:
         (finding,) = kinds.find(wanted(server), around(places))
         assert not finding.in_backup
-        assert re.match(rf"{re.escape(str(space))} is on \w+: NOT in this backup", finding.text)
+        assert re.match(rf"{re.escape(str(space))} {OUTSIDE}", finding.text)
         (finding,) = kinds.find(wanted(server), around(places | {str(space): Place("tank/space", POOL)}))
         assert (finding.holder, f", more in {space}: all in one instant" in finding.text) == (None, True)
     finally:
@@ -113,7 +123,7 @@ def test_a_database_or_a_tablespace_elsewhere_counts(server: PostgreSQL) -> None
 def test_what_is_not_in_the_backup_is_said_and_is_an_error(server: PostgreSQL) -> None:
     finding = found(server, wal="")
     assert (finding.holder, finding.in_backup) == (None, False)
-    assert re.fullmatch(rf"{re.escape(str(server.apart))} is on \w+: NOT in this backup", finding.text)
+    assert re.fullmatch(rf"{re.escape(str(server.apart))} {OUTSIDE}", finding.text)
     error = not_in_backup(wanted(server), [found(server), finding])
     assert error is not None
     assert (error.kind, str(finding) in error.message) == ("hold-not-in-backup", True)
@@ -274,7 +284,8 @@ def test_all_servers_of_the_user_are_found_by_what_they_listen_on(server: Postgr
     with pytest.raises(KopiatomicError) as caught:
         kinds.find(Wanted("postgresql", "none"), around())
     assert caught.value.kind == "hold-no-server"
-    assert str(server.data) in caught.value.message
+    assert "with this name or port; there are: " in caught.value.message
+    assert f"15/test on port {server.number}" in caught.value.message
 
 
 @pytest.fixture
@@ -388,9 +399,11 @@ def test_a_group_with_a_process_of_another_user_is_refused(server: PostgreSQL) -
     try:
         error = refused(server, wal=OTHER)
         assert error.kind == "hold-refused"
-        assert f"it has sleep (process {other.pid}), of another user than the server's files" in error.message
+        assert (
+            f"has sleep (process {other.pid}) of the user root, and the server's files are postgres's" in error.message
+        )
         # Also if it came to it since.
-        with pytest.raises(KopiatomicError, match="of another user"), used(holder_of([finding])):
+        with pytest.raises(KopiatomicError, match="of the user root"), used(holder_of([finding])):
             pass
     finally:
         other.kill()

@@ -59,6 +59,9 @@ while True:
 """
 """The same by a process for each file: each writes what the one before it has just written, and only then."""
 
+OUTSIDE = r"(is on \w+: NOT in this backup|lies in /\S*, which is NOT in this backup: name it as well)"
+"""What is said of a path that is not in the backup, wherever the tests run."""
+
 WITHIN = 2.0
 """Seconds after a kill within which nothing may be held any more."""
 
