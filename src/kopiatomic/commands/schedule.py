@@ -262,6 +262,8 @@ def _ask(scheduler: Scheduler, schedule: Schedule, console: Console) -> None:
     console.result(f"Checked:    {engine} in the schedule's own environment, {answer['datasets']} dataset(s)")
     console.result(f"Repository: {answer['repository'] or 'not known'}")
     console.result(f"Identity:   {answer['identity'] or 'not known'}")
+    for writer in answer["writers"]:
+        console.result(f"Writer:     {writer}")
 
 
 def _say_installed(scheduler: Scheduler, schedule: Schedule, console: Console) -> None:
@@ -291,6 +293,7 @@ def _answer(report: Report) -> dict[str, Any]:
         "repository": target.repository if target is not None else None,
         "identity": target.identity if target is not None else None,
         "datasets": len(report.plan.taken) if report.plan is not None else 0,
+        "writers": [f"{writer.label}: {writer.text}" for writer in report.writers],
         "warnings": report.warnings,
         "error": None if error is None else {"message": error.message, "kind": error.kind, "hint": error.hint},
     }
