@@ -316,12 +316,15 @@ def test_a_server_that_is_down_is_said_and_its_files_must_be_in_the_backup(liste
         (data / "pg_wal").symlink_to(wal)
         listed(clusters("old", data))
         whole = {str(data): Place("tank/data", POOL), str(wal): Place("tank/wal", OTHER)}
-        (finding,) = kinds.find(Wanted("postgresql", "15/old"), around(whole))
-        assert str(finding) == "postgresql 15/old: is down: its files do not change, nothing to hold"
+        for name in ("15/old", "5499"):
+            (finding,) = kinds.find(Wanted("postgresql", name), around(whole))
+            assert str(finding) == "postgresql 15/old: is down: its files do not change, nothing to hold"
+        with pytest.raises(KopiatomicError, match=r"with this name or port; there are: .*15/old on port 5499"):
+            kinds.find(Wanted("postgresql", "5498"), around(whole))
         del whole[str(wal)]
         (finding,) = kinds.find(Wanted("postgresql", "15/old"), around(whole))
         assert not finding.in_backup
-        assert finding.text.startswith(f"is down: its files do not change; {wal} is on ")
+        assert re.fullmatch(rf"is down: its files do not change; {wal} {OUTSIDE}", finding.text)
         # Not mounted, perhaps.
         listed(clusters("old", folder / "none"))
         with pytest.raises(KopiatomicError, match=r"its files cannot be examined: .*/none: No such file"):
