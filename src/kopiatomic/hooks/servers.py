@@ -184,20 +184,25 @@ def _outside(path: str, fstype: str) -> str:
     """Say where a path lies that is not in the backup. Raises KopiatomicError, OSError."""
     if fstype not in KINDS:
         return f"{printable(path)} is on {printable(fstype)}: NOT in this backup"
-    top = looking.call(lambda: _top(path), path)
-    return f"{printable(path)} lies in {printable(top)}, which is NOT in this backup: name it as well"
+    return f"{printable(path)} lies in {printable(_top(path))}, which is NOT in this backup: name it as well"
 
 
 def _top(path: str) -> str:
-    """In a child: return the topmost directory of the dataset or subvolume of a path: what lies above has another number."""
-    looking.at(path)
-    device = os.stat(path).st_dev
+    """Return the topmost directory of the dataset or subvolume of a path: what lies above has another number.
+
+    Raises KopiatomicError, OSError.
+    """
+    device = _device(path)
     for above in parents(path):
-        looking.at(above)
-        if os.stat(above).st_dev != device:
+        if _device(above) != device:
             break
         path = above
     return path
+
+
+def _device(path: str) -> int | None:
+    found = looking.call(lambda: presence.status(path), path)
+    return None if found is None else found.st_dev
 
 
 def share_one_instant(places: Iterable[Spot]) -> bool:
