@@ -30,7 +30,7 @@ def require_running(wanted: Wanted, path: str, port: str) -> None:
 
     Raises KopiatomicError, Interrupted.
     """
-    paths = {path, looking.call(lambda: _real(path), path)} if path else set()
+    paths = {path, looking.real(path)} if path else set()
     for unit, address in _listening(wanted):
         match = _PORT.fullmatch(address)
         if address in paths or (match and port and match[1] == port):
@@ -39,12 +39,6 @@ def require_running(wanted: Wanted, path: str, port: str) -> None:
                 kind="hold-not-running",
                 hint="Start it. Where a backup is to be made while it is stopped: required = false.",
             )
-
-
-def _real(path: str) -> str:
-    """In a child: return a path without links."""
-    looking.at(path)
-    return os.path.realpath(path)
 
 
 def _listening(wanted: Wanted) -> Iterator[tuple[str, str]]:
