@@ -321,7 +321,14 @@ CASES = [
         openat2_refused,
         *(1, "filtered", "the system call openat2 is refused", "RestrictSUIDSGID="),
     ),
-    Case("not atomic", not_atomic, 1, "not-atomic", "--require-atomic: Btrfs put the snapshots", "Take fewer subvolumes at once"),
+    Case(
+        "not atomic",
+        not_atomic,
+        1,
+        "not-atomic",
+        "--require-atomic: Btrfs put the snapshots",
+        "Take fewer subvolumes at once",
+    ),
     Case(
         "Btrfs full", full_btrfs, 1, "btrfs-snapshot", "snapshots? .*the filesystem is full", "btrfs filesystem usage"
     ),
