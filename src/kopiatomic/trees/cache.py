@@ -12,6 +12,7 @@ import os
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from kopiatomic import __version__, presence
 from kopiatomic.errors import KopiatomicError
@@ -79,7 +80,9 @@ class Cache:
 
     def __init__(self, directory: int, losses: Losses) -> None:
         self._directory = directory
-        self._of = f"{__version__} {VERSION} {losses!r}"
+        # A set's own order differs from process to process.
+        lost = replace(losses, hard_links=frozenset()), sorted(losses.hard_links)
+        self._of = f"{__version__} {VERSION} {lost}"
 
     def find(self, dataset: str, state: str) -> Parts | None:
         """Return what was recorded of a dataset in a state; ``dataset`` names it, and all else that the record depends on.
