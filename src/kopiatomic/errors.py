@@ -32,6 +32,11 @@ class EndError(Exception):
         self.kind = kind
         self.hint = hint
 
+    @property
+    def warning(self) -> str:
+        """What failed and what to do, for where that is a warning only."""
+        return f"{self.message}. {self.hint}" if self.hint else self.message
+
     def __reduce__(self) -> tuple[object, ...]:
         """Survive the transfer from keeper or launcher to the main process."""
         return _rebuild, (type(self), self.message, self.kind, self.hint)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.folders import roots_own
 from tests.support.killing import kill_together
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
@@ -177,3 +178,10 @@ class Listing:
         """Path below the view's root, and what find said of it."""
         records = self.file.read_bytes().split(b"\0")[:-1]
         return dict(record.split(b"|", 1) for record in records)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder of profiles that root alone can change."""
+    with roots_own() as made:
+        yield made

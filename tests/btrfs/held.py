@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from typing import Any
 from kopiatomic.config.profile_text import toml
 from kopiatomic.system import cgroups
 from tests.btrfs.conftest import wait_for
+from tests.support.folders import roots_own
 from tests.support.leftovers import processes
 from tests.support.moments import children
 from tests.support.programs import Kopiatomic
@@ -198,11 +197,8 @@ class Ground:
 @contextmanager
 def ground_of(datasets: Sequence[Path], kopiatomic: Kopiatomic, root: Path) -> Iterator[Ground]:
     """The ground with a folder of its own for the profile, where nothing is frozen."""
-    folder = Path(tempfile.mkdtemp(prefix="kopiatomic-profiles-", dir="/run"))
-    try:
+    with roots_own() as folder:
         yield Ground(folder, datasets, kopiatomic, root)
-    finally:
-        shutil.rmtree(folder)
 
 
 def thawed_after(group: Grouped, within: float) -> float:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,6 +19,7 @@ from jsonschema import Draft202012Validator
 from kopiatomic.config.profile_text import block, toml
 from tests.btrfs.conftest import wait_for
 from tests.support.filesystems import Btrfs
+from tests.support.folders import roots_own
 from tests.support.killing import kill_together
 from tests.support.leftovers import processes
 from tests.support.moments import children
@@ -117,9 +116,8 @@ def world(btrfs: Btrfs, kopiatomic: Kopiatomic, root: Path, tmp_path: Path) -> I
     notes = tmp_path / "notes"
     notes.mkdir()
     notes.chmod(0o777)
-    folder = Path(tempfile.mkdtemp(prefix="kopiatomic-profiles-", dir="/run"))
-    yield World(folder, data, notes, kopiatomic, root)
-    shutil.rmtree(folder)
+    with roots_own() as folder:
+        yield World(folder, data, notes, kopiatomic, root)
 
 
 Leftovers = Callable[..., list[str]]

@@ -6,14 +6,12 @@ import contextlib
 import json
 import os
 import shlex
-import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +27,6 @@ from tests.support.repositories import PASSWORD, Borg, Restic, make
 from tests.support.schema import valid
 
 pytestmark = pytest.mark.in_part(5)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder of profiles that root alone can change, as all above it: pytest's are below /tmp."""
-    made = Path(tempfile.mkdtemp(prefix="kopiatomic-profiles-", dir="/run"))
-    yield made
-    shutil.rmtree(made)
 
 
 @pytest.fixture

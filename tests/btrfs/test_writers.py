@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -149,14 +147,6 @@ def test_a_plan_of_roots_says_what_would_fail_a_run(files: list[Path], kopiatomi
     assert found["writers"][0]["why"] == "there is no control group /no/such/group"
     ended = kopiatomic("plan", files[0].parent, "--hold", "oracle")
     assert ended.returncode == 2, str(ended)
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """A folder that root alone can change, as all above it: pytest's are below /tmp."""
-    made = Path(tempfile.mkdtemp(prefix="kopiatomic-profiles-", dir="/run"))
-    yield made
-    shutil.rmtree(made)
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ from tests.support.database_cases import (
     snapshot_without_holding,
 )
 from tests.support.filesystems import imported_pool, mounted_btrfs
+from tests.support.folders import roots_own
 from tests.support.parts import share
 from tests.support.programs import command
 from tests.unit.support.databases import Sources
@@ -121,9 +122,8 @@ LAYOUTS = [
 @pytest.fixture
 def profiles() -> Iterator[Path]:
     """A folder of profiles that root alone can change."""
-    made = Path(tempfile.mkdtemp(prefix="kopiatomic-profiles-", dir="/run"))
-    yield made
-    shutil.rmtree(made)
+    with roots_own() as made:
+        yield made
 
 
 @pytest.mark.in_part(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import pytest
 
 from kopiatomic.config.profile_text import toml
 from tests.support.filesystems import imported_pool
+from tests.support.folders import roots_own
 from tests.support.parts import share
 from tests.unit.support.holders import Grouped, count_torn, grouped, is_torn, number, thawers, write_in_order
 from tests.zfs.runs import Runner
@@ -47,9 +46,8 @@ def writer(case: tuple[str, str], files: list[Path]) -> Iterator[Grouped]:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder of profiles that root alone can change."""
-    made = Path(tempfile.mkdtemp(prefix="kopiatomic-profiles-", dir="/run"))
-    yield made
-    shutil.rmtree(made)
+    with roots_own() as made:
+        yield made
 
 
 def is_whole(run: Runner, files: list[Path], folder: Path, held: str = "") -> bool:

@@ -23,6 +23,11 @@ _ALONE = {
 """Durations that may be given without a value, and what they then are."""
 
 
+def spellings(parameter: click.Parameter) -> list[str]:
+    """Return all flags of an option, with those that say its opposite."""
+    return [*parameter.opts, *parameter.secondary_opts]
+
+
 class Command(click.Command):
     """A command that takes datasets. In its help, the default command is called just ``kopiatomic``."""
 

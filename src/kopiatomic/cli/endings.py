@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 import click
 
+from kopiatomic.cli.arguments import spellings
 from kopiatomic.config.invocation import Invocation
 
 if TYPE_CHECKING:
@@ -88,9 +89,7 @@ def _having(option: str, commands: click.Group) -> list[str]:
         inner = command.commands.values() if isinstance(command, click.Group) else ()
         for one in (command, *inner):
             own = f"{name} {one.name}" if one is not command else name
-            if not one.hidden and any(
-                option in (*parameter.opts, *parameter.secondary_opts) for parameter in one.params
-            ):
+            if not one.hidden and any(option in spellings(parameter) for parameter in one.params):
                 found.append("kopiatomic" if own == "backup" else f"kopiatomic {own}")
     return found
 

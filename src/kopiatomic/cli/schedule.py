@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from kopiatomic.cli.arguments import COMMAND, HELP, Command, WithCommand
+from kopiatomic.cli.arguments import COMMAND, HELP, Command, WithCommand, spellings
 from kopiatomic.cli.endings import called, or_end
 from kopiatomic.cli.options import options
 
@@ -40,13 +40,11 @@ class WithWords(WithCommand):
 
     def _apart(self, ctx: click.Context, args: list[str]) -> tuple[list[str], list[str]]:
         """Return the options of this command alone, with their values, and all other words."""
-        backup = {
-            flag for one in all_commands(ctx).commands["backup"].params for flag in (*one.opts, *one.secondary_opts)
-        }
+        backup = {flag for one in all_commands(ctx).commands["backup"].params for flag in spellings(one)}
         own = {
             flag: isinstance(one, click.Option) and not one.is_flag
             for one in self.params
-            for flag in (*one.opts, *one.secondary_opts)
+            for flag in spellings(one)
             if flag not in backup
         }
         mine: list[str] = []

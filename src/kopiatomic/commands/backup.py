@@ -300,13 +300,9 @@ class _Run:
         self._listener.phase(_LOOKING)
         base = self._secrets.withheld_from(os.environ)
         wanted = [with_secrets(one, more) for one, more in self._wanted]
-        found = holds.find(wanted, selected, base, self._warn_of)
+        found = holds.find(wanted, selected, base, lambda error: self._selecting.warn(error.warning))
         self._report.writers = [one.report for one in found]
         return [one.holder for one in found if one.holder is not None]
-
-    def _warn_of(self, error: KopiatomicError) -> None:
-        """Warn of what would be an error elsewhere, and say what to do."""
-        self._selecting.warn(f"{error.message}. {error.hint}" if error.hint else error.message)
 
     def _plan_writers(self, selected: Plan) -> None:
         """Say what would be held still, as far as this user may know; the first that would fail a run fails the plan as well.
@@ -342,11 +338,11 @@ class _Run:
             if problem is None or not as_root:
                 continue
             if not one.required:
-                self._warn_of(problem)
+                self._selecting.warn(problem.warning)
             elif report.error is None:
                 report.error = problem
             elif problem.message != report.error.message:
-                self._warn_of(problem)
+                self._selecting.warn(problem.warning)
         unknown = [one.label for one in report.writers if one.needed is None]
         if unknown and not as_root:
             self._selecting.warn(

@@ -432,7 +432,7 @@ def _warn_of_others_programs(options: Options, console: Console) -> None:
     try:
         started.check(options, {"PATH": path})
     except KopiatomicError as error:
-        console.warning(f"{error.message}. {error.hint}" if error.hint else error.message)
+        console.warning(error.warning)
 
 
 def _checked(found: Profile, console: Console, called: Invocation, *, offline: bool) -> int:

@@ -12,7 +12,7 @@ import os
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict
 
 from kopiatomic import __version__, presence
 from kopiatomic.errors import KopiatomicError
@@ -81,7 +81,7 @@ class Cache:
     def __init__(self, directory: int, losses: Losses) -> None:
         self._directory = directory
         # A set's own order differs from process to process.
-        lost = replace(losses, hard_links=frozenset()), sorted(losses.hard_links)
+        lost = json.dumps(asdict(losses), default=sorted)
         self._of = f"{__version__} {VERSION} {lost}"
 
     def find(self, dataset: str, state: str) -> Parts | None:
