@@ -11,7 +11,12 @@ pytest_plugins = [
     "tests.support.repositories",
 ]
 if "KOPIATOMIC_TEST_WORKER" not in os.environ and "KOPIATOMIC_IN_VM" not in os.environ:
-    pytest_plugins += ["tests.support.parts", "tests.support.distribution", "tests.support.dead_sessions"]
+    pytest_plugins += [
+        "tests.support.parts",
+        "tests.support.distribution",
+        "tests.support.dead_sessions",
+        "tests.support.watchdog",
+    ]
 
 # Under nohup(1), and in the background of a shell, these are ignored, and stay so in every program that the tests start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

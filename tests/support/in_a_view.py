@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kopiatomic.config.options import Options
-from kopiatomic.errors import KopiatomicError
+from kopiatomic.errors import EndError, KopiatomicError
 from kopiatomic.model.engine import Command
 from kopiatomic.model.plan import Layout
 from kopiatomic.model.report import CommandReport, EngineReport, HoldReport, Report
@@ -139,7 +139,7 @@ def main() -> None:
         told = lambda found: print(json.dumps(found), flush=True)  # noqa: E731
         try:
             raise SystemExit(hold(Layout(shown), root, [dataset], int(process), float(seconds), told))
-        except KopiatomicError as error:
+        except EndError as error:
             Console().error(error)
             raise SystemExit(error.exit_code) from None
     layout, root, dataset, *steps = sys.argv[1:]

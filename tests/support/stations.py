@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from tests.support.worker import MODULE
+
 TREE = Path(__file__).resolve().parents[2]
 TESTS = TREE / "tests"
 HERE, BESIDE = "", "beside"
@@ -67,7 +69,7 @@ class Worker:
 
     def __init__(self, place: str, processor: int) -> None:
         self.log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - closed in end()
-        command = ["-m", "tests.support.worker"]
+        command = ["-m", MODULE]
         environment = dict(os.environ)
         if place == BESIDE:
             # Its machines have filesystems mounted that the tests in this process are not to find, nor what is left there.

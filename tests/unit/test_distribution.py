@@ -81,7 +81,7 @@ def tests(tmp_path: Path) -> Tests:
         (tmp_path / "dev/vm").chmod(0o755)
         conftest = tmp_path / "tests/conftest.py"
         conftest.write_text(conftest.read_text().replace("pytest_plugins += [", "pytest_plugins = ["))
-        for module in ("distribution.py", "parts.py", "stations.py", "worker.py"):
+        for module in ("distribution.py", "parts.py", "stations.py", "watchdog.py", "worker.py"):
             shutil.copy(SUPPORT / module, tmp_path / "tests/support")
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("KOPIATOMIC_")}
         return subprocess.run(

@@ -44,6 +44,15 @@ class _Ended:
     exit_code: int
 
 
+class _HolderKilledError(KopiatomicError):
+    def __init__(self) -> None:
+        super().__init__(
+            "the process that was to hold the view was killed",
+            kind="holder-killed",
+            hint="Was it the out-of-memory killer? See 'dmesg' or 'journalctl -k'. What was made is removed.",
+        )
+
+
 def start(hold: Callable[[Starter], int], tell: Callable[[object], None]) -> int:
     """Fork the holder, which calls ``hold``. Return 0 when it is on its own, else the exit code that ``hold`` returned.
 
@@ -54,7 +63,7 @@ def start(hold: Callable[[Starter], int], tell: Callable[[object], None]) -> int
     starter = os.getpid()
     # Before the fork: a signal that comes right after it is passed on, too.
     with signals.handled():
-        pid = os.fork()
+        pid = signals.fork()
         if pid == 0:
             try:
                 ours.close()
@@ -68,7 +77,11 @@ def start(hold: Callable[[Starter], int], tell: Callable[[object], None]) -> int
             with signals.deferred():
                 with suppress(ProcessLookupError):
                     os.kill(pid, error.signum)
-                return _follow(ours, None)
+                try:
+                    return _follow(ours, None)
+                except _HolderKilledError:
+                    # By the signal: nothing was there to be removed.
+                    raise error from None
         finally:
             ours.close()
 
@@ -84,11 +97,7 @@ def _follow(holder: Channel, tell: Callable[[object], None] | None) -> int:
                 holder.send(_LetGo())
                 return SAVED
         except ClosedError:
-            raise KopiatomicError(
-                "the process that was to hold the view was killed",
-                kind="holder-killed",
-                hint="Was it the out-of-memory killer? See 'dmesg' or 'journalctl -k'. What was made is removed.",
-            ) from None
+            raise _HolderKilledError from None
         if isinstance(message, KopiatomicError):
             raise message
         if isinstance(message, _Ended):

@@ -158,6 +158,21 @@ def deferred() -> Iterator[None]:
         _deferred -= 1
 
 
+def fork() -> int:
+    """Fork a child that ending signals are to reach: they are blocked there until :func:`forget`, or ``inherited.hand_on``.
+
+    Otherwise one that comes first would be noted by the parent's handler, and forgotten with it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    pid = -1
+    try:
+        pid = os.fork()
+    finally:
+        if pid != 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return pid
+
+
 def forget() -> None:
     """In a forked child: restore the default actions, without the parent's descriptors."""
     global _read_end, _write_end
@@ -170,3 +185,4 @@ def forget() -> None:
             os.close(end)
     _read_end = _write_end = -1
     _pending.clear()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)

@@ -13,7 +13,7 @@ from typing import NoReturn, Self
 
 from kopiatomic import presence
 from kopiatomic.immutable import immutable
-from kopiatomic.system import descriptors, host, inherited
+from kopiatomic.system import descriptors, host, inherited, signals
 
 
 @immutable
@@ -88,7 +88,8 @@ def start(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOpt
     """
     failure_read, failure_write = os.pipe2(os.O_CLOEXEC)
     starter = os.getpid()
-    pid = os.fork()
+    # The terminal's signals reach a program in its foreground from the first moment.
+    pid = signals.fork()
     if pid == 0:
         _become(argv, environment, options, failure_write, starter)
     os.close(failure_write)

@@ -397,6 +397,34 @@ def test_a_signal_is_passed_on_and_the_end_waited_for(
     assert told == []
 
 
+def test_a_signal_that_comes_before_the_holder_is_ready_for_it_is_not_lost(
+    told: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow start of the holder is injected: it still has its starter's handlers when it is asked to end."""
+    starter = os.getpid()
+
+    def fork(real: Callable[[], int] = os.fork) -> int:
+        pid = real()
+        if pid:
+            os.kill(starter, signal.SIGTERM)
+        else:
+            time.sleep(0.3)
+        return pid
+
+    monkeypatch.setattr(os, "fork", fork)
+
+    def hold(_: Starter) -> int:
+        with signals.handled():
+            signals.sleep(30)
+        return 0
+
+    began = time.monotonic()
+    with pytest.raises(Interrupted) as caught:
+        holding.start(hold, told.append)
+    assert (caught.value.exit_code, told) == (143, [])
+    assert time.monotonic() - began < 20
+
+
 KILLED = """if True:
     import os, signal, sys, time
     from kopiatomic.runs import holding
