@@ -283,8 +283,6 @@ def test_what_the_target_cannot_hold_is_named(ground: Ground, tmp_path: Path) ->
     subprocess.run(["chattr", "+C", ground.source / "sticky"], check=True)
     ground.run()
     ended = ground.restore("latest", ground.source, "--to", tmp_path / "elsewhere")
-    if ground.engine == "borg" and "when setting extended attribute" in ended.stderr:
-        pytest.xfail("Borg ends with 1 where it cannot set an attribute, and the restore ends with it")
     assert ended.returncode == 3, str(ended)
     assert f"{ground.source}/sticky: the set of flags is" in ended.stderr
 

@@ -100,6 +100,7 @@ def test_a_full_disk_is_an_error_and_the_same_command_goes_on(ground: Ground, tm
         ended = ground.restore(disk / "back")
         assert ended.returncode == 1, str(ended)
         assert "no space left on device" in ended.stderr.lower(), str(ended)
+        assert f"Make room in {disk / 'back'}, or" in ended.stderr, str(ended)
         assert sorted(os.listdir(disk)) == ["back", "mine"]
         command("mount", "-o", "remount,size=64m", disk)
         ended = ground.restore(disk / "back")

@@ -19,7 +19,7 @@ from kopiatomic.engines.ways import combined
 from kopiatomic.engines.written import WrittenDirectory, in_place, prepared, require_skipped
 from kopiatomic.errors import KopiatomicError, LockedError, UsageError
 from kopiatomic.hooks import shell
-from kopiatomic.hooks.holder import Holder, Wanted, with_secrets
+from kopiatomic.hooks.holder import Holder, with_secrets
 from kopiatomic.hooks.hook import Moment
 from kopiatomic.hooks.run import SKIP, HookError
 from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
@@ -321,7 +321,7 @@ class _Run:
         self._listener.phase(_LOOKING)
         as_root = os.geteuid() == 0
         base = self._secrets.withheld_from(os.environ)
-        known: list[tuple[Wanted, str]] = []
+        known = holds.Known()
         for block in self._blocks:
             one = block.wanted
             found: list[WriterReport]
@@ -334,7 +334,9 @@ class _Run:
             else:
                 one = with_secrets(one, more)
                 found, problem = holds.foreseen(one, selected, base, as_root=as_root)
-            report.writers += [each for each in found if holds.is_new(one, each.label, known)]
+            report.writers += [
+                replace(each, label=label) for each in found if (label := known.added(one, each.label)) is not None
+            ]
             if problem is None or not as_root:
                 continue
             if not one.required:

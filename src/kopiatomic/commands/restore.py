@@ -163,8 +163,8 @@ class _Restoring:
         """Restore; return what came of it. Raises KopiatomicError, OSError."""
         if new is None:
             self._look()
-        self._data()
         outcome = Outcome()
+        outcome.failures += self._data()
         if new is not None and new.inherited and not self.reader.form.keeps_attributes:
             # What had them is recorded.
             outcome.failures += without(self.target.fd, new.inherited)
@@ -194,13 +194,17 @@ class _Restoring:
             for text in self.target.lacks():
                 self.console.warning(text)
 
-    def _data(self) -> None:
-        """Have the engine restore, and put everything into its place. Raises KopiatomicError, OSError."""
+    def _data(self) -> list[str]:
+        """Have the engine restore, and put everything into its place; return what it could not give back, in words.
+
+        Raises KopiatomicError, OSError.
+        """
         reader, stored, target = self.reader, self.stored, self.target
+        failures: list[str] = []
         for path in self.paths or [""]:
             self.console.phase(f"{reader.name} is restoring {printable(path or 'everything')}")
             below_it = stored.path(path) if path or stored.root else ""
-            reader.restore(stored.snapshot, target.data, below=below_it)
+            failures += self._restored(below_it)
             for point in self.part.points if self.part is not None else ():
                 removal.hollow(target.fd, f"{target.inside_data}{reader.form.restored(stored.path(point))}")
             place = path if len(self.paths) > 1 else ""
@@ -213,6 +217,19 @@ class _Restoring:
             # What else the view had at its root, and no dataset.
             for name in (UNMOUNTED, VOLUMES):
                 removal.remove(target.fd, name.strip("/"))
+        return failures
+
+    def _restored(self, stored_path: str) -> Sequence[str]:
+        """Have the engine restore; return what it could not give back, in words. Raises KopiatomicError, OSError."""
+        try:
+            return self.reader.restore(self.stored.snapshot, self.target.data, below=stored_path)
+        except KopiatomicError as error:
+            if error.kind == f"{self.reader.name}-full":
+                place = printable(self.target.name)
+                error.hint = (
+                    f"Make room in {place}, or where {self.reader.name} has its cache. The same command goes on later."
+                )
+            raise
 
     def _remove_record(self) -> None:
         """Remove the metadata record from what was restored, unless it was asked for by its path. Raises OSError."""

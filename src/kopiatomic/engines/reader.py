@@ -210,10 +210,11 @@ class Reader(Protocol):
         The paths that the receiver gets are exact as far as the engine keeps names: kopia alone does not.
         """
 
-    def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
+    def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore what is at and below a path into a directory, each entry at its absolute path below that.
 
-        The directory must be empty or not exist; it is then made, for its owner alone. Raises also the kind target-not-empty.
+        The directory must be empty or not exist; it is then made, for its owner alone. Returns what the engine could not give
+        back although it goes on, in words. Raises also the kind target-not-empty.
         """
 
 

@@ -69,7 +69,7 @@ def find(
     """
     around = Around(Places(plan), environment)
     found: list[Writer] = []
-    known: list[tuple[Wanted, str]] = []
+    known = Known()
     for one in wanted:
         try:
             findings = _asked(one, around)
@@ -85,21 +85,32 @@ def find(
                 raise problem
             left_out(problem)
         for finding in findings:
-            if is_new(one, finding.label, known):
-                found.append(Writer(reported(finding, plan), finding.holder))
+            label = known.added(one, finding.label)
+            if label is None:
+                continue
+            if finding.holder is not None:
+                finding.holder.label = label
+            found.append(Writer(reported(replace(finding, label=label), plan), finding.holder))
     return found
 
 
-def is_new(one: Wanted, label: str, known: list[tuple[Wanted, str]]) -> bool:
-    """Whether a writer is not among those that are ``known``, to which it is added.
+class Known:
+    """The writers that have been found, each once and with a label of its own."""
 
-    Its label says which one it is among those that are wanted with the same settings.
-    """
-    key = (replace(one, name=""), label)
-    if key in known:
-        return False
-    known.append(key)
-    return True
+    def __init__(self) -> None:
+        self._found: list[tuple[Wanted, str]] = []
+
+    def added(self, one: Wanted, label: str) -> str | None:
+        """Add a writer; return its label, or None if it is known already.
+
+        Its label says which one it is among those that are wanted with the same settings; with others it gets a number.
+        """
+        key = (replace(one, name=""), label)
+        if key in self._found:
+            return None
+        self._found.append(key)
+        count = [known for _, known in self._found].count(label)
+        return label if count == 1 else f"{label} ({count})"
 
 
 def foreseen(

@@ -37,6 +37,9 @@ _PROBES = (
     ),
 )
 """What engines set, and may ignore if it cannot be set."""
+_NO_ATTRIBUTES = {errno.EOPNOTSUPP, errno.ENOSYS}
+_MARK = "trusted.kopiatomic.restoring"
+"""Root's own; others restore without it."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -72,15 +75,18 @@ class Target:
             # One was killed before it had said of what it is.
             removal.remove(self.fd, FOLDER)
             names = []
-        if FOLDER in names:
+        note = self._note() if FOLDER in names else self._mark()
+        if FOLDER in names or (names and note is not None and is_ours):
             # Ours is closed to all others until its end: nobody else can have put the note there.
-            if not is_ours or self._note() != what:
+            if not is_ours or note != what:
                 raise KopiatomicError(
                     f"{printable(self.name)} has what another restore, which was interrupted, has left",
                     kind="target-not-empty",
                     hint="Run that one again, or name a directory that does not exist yet.",
                 )
             # All of it is what that restore has made: until its end nobody else could enter.
+            if FOLDER not in names:
+                self._begin(what)
             for name in names:
                 removal.remove(self.fd, f"{FOLDER}/{_DATA}" if name == FOLDER else name)
         elif names:
@@ -88,10 +94,14 @@ class Target:
         else:
             self._close()
             _forget_attributes(self.fd)
-            os.mkdir(FOLDER, 0o700, dir_fd=self.fd)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            with closing(os.open(f"{FOLDER}/{_NOTE}", flags, 0o600, dir_fd=self.fd)) as file:
-                os.write(file, json.dumps(what).encode())
+            self._begin(what)
+
+    def _begin(self, what: Mapping[str, str]) -> None:
+        """Make our folder, with its note. Raises OSError."""
+        os.mkdir(FOLDER, 0o700, dir_fd=self.fd)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with closing(os.open(f"{FOLDER}/{_NOTE}", flags, 0o600, dir_fd=self.fd)) as file:
+            os.write(file, json.dumps(what).encode())
 
     def _close(self) -> None:
         """Close an empty directory to all others. Raises KopiatomicError if its owner puts something in or moves it meanwhile."""
@@ -115,6 +125,17 @@ class Target:
         except (FileNotFoundError, ValueError):
             return None
 
+    def _mark(self) -> object:
+        """Return what the attribute says that replaces the folder in the last moments; None where there is none."""
+        try:
+            return json.loads(os.getxattr(self.fd, _MARK))
+        except ValueError:
+            return None
+        except OSError as error:
+            if error.errno in {errno.ENODATA, *_NO_ATTRIBUTES}:
+                return None
+            raise
+
     @property
     def data(self) -> str:
         """The path of the directory that the engine restores into, which it makes."""
@@ -130,7 +151,7 @@ class Target:
             try:
                 os.setxattr(f"/proc/self/fd/{self.fd}/{FOLDER}", name, value)
             except OSError as error:
-                if error.errno not in {errno.EOPNOTSUPP, errno.ENOSYS}:
+                if error.errno not in _NO_ATTRIBUTES:
                     raise
                 found.append(
                     f"{printable(self.name)}: its filesystem has no {words}: what was saved with some comes back without"
@@ -197,12 +218,27 @@ class Target:
 
         Raises OSError.
         """
+        marked = self._set_mark()
         removal.remove(self.fd, FOLDER)
         if self._like is not None:
+            os.utime(self.fd, ns=(self._like.st_atime_ns, self._like.st_mtime_ns))
+            # Last: from then on others may enter.
             if os.geteuid() == 0:
                 os.fchown(self.fd, *owners.of(self._like.st_uid, self._like.st_gid))
             os.fchmod(self.fd, self._like.st_mode & 0o7777)
-            os.utime(self.fd, ns=(self._like.st_atime_ns, self._like.st_mtime_ns))
+        if marked:
+            os.removexattr(self.fd, _MARK)
+
+    def _set_mark(self) -> bool:
+        """Mark the target as what the folder's note says: the last times can be set only without the folder."""
+        try:
+            os.setxattr(self.fd, _MARK, json.dumps(self._note()).encode())
+        except OSError as error:
+            # A long list of paths may be too large for an attribute.
+            if error.errno in {errno.EPERM, errno.ENOSPC, errno.E2BIG, errno.ERANGE, *_NO_ATTRIBUTES}:
+                return False
+            raise
+        return True
 
 
 @contextmanager

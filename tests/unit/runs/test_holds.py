@@ -112,10 +112,11 @@ def test_what_is_not_required_and_cannot_be_held_is_said(name: str, kind: str, l
 def test_a_writer_that_is_wanted_twice_is_found_once() -> None:
     down, other = Wanted("toy", "down"), Wanted("toy", "down", settings={"x": 1})
     assert [one.report.label for one in sought(down, down)[0]] == ["toy down"]
-    known: list[tuple[Wanted, str]] = []
-    # Other settings may mean another one.
+    known = holds.Known()
+    # Other settings may mean another one, of which report and history have a line of its own.
     pairs = [(down, "toy down"), (Wanted("toy", ""), "toy down"), (other, "toy down"), (down, "toy up")]
-    assert [holds.is_new(one, label, known) for one, label in pairs] == [True, False, True, True]
+    assert [known.added(one, label) for one, label in pairs] == ["toy down", None, "toy down (2)", "toy up"]
+    assert [one.report.label for one in sought(down, other)[0]] == ["toy down", "toy down (2)"]
 
 
 @pytest.mark.parametrize(

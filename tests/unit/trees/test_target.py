@@ -105,3 +105,25 @@ def test_one_that_was_killed_before_its_note_can_be_run_again(note: str | None, 
         (path / FOLDER / "what.json").write_text(note)
     restored(path)
     assert os.listdir(path) == ["file"]
+
+
+def test_one_that_ends_in_the_last_moment_can_be_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our folder is gone by then, and the target is still closed to all others. The end is injected."""
+
+    class EndError(Exception):
+        pass
+
+    def end(*_: object, **__: object) -> None:
+        raise EndError
+
+    path = tmp_path / "back"
+    with monkeypatch.context() as patched, pytest.raises(EndError):
+        patched.setattr(os, "utime", end)
+        restored(path)
+    assert os.listdir(path) == ["file"]
+    with pytest.raises(KopiatomicError) as caught, Target.prepared(str(path), {**WHAT, "snapshot": "2"}):
+        pass
+    assert caught.value.kind == "target-not-empty"
+    assert (path / "file").read_text() == "secret"
+    restored(path)
+    assert (os.listdir(path), os.listxattr(path)) == (["file"], [])

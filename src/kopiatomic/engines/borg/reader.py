@@ -8,11 +8,12 @@ microseconds, and those before 1970 are not kept.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from kopiatomic.engines import reader
-from kopiatomic.engines.borg.client import Client
+from kopiatomic.engines.borg.client import WARNINGS, Client
 from kopiatomic.engines.borg.output import messages
 from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
 from kopiatomic.engines.tar import archive
@@ -29,6 +30,9 @@ _KINDS = {
     "c": Kind.DEVICE,
     "b": Kind.DEVICE,
 }
+
+_UNSET = re.compile(r"when setting extended attribute ", re.IGNORECASE)
+"""What it says where the target cannot have an attribute; it gives back the rest of the file, and all others."""
 
 
 class BorgReader:
@@ -79,12 +83,12 @@ class BorgReader:
         with archive("borg", receiver, lambda name: f"/{name.lstrip('/')}") as take:
             self._run("export-tar", name, "-", *patterns, snapshot=snapshot, below=below, take=take)
 
-    def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
+    def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
         place = reader.prepare(target)
         # It keeps some flags, and with those nothing could be moved to its place. By itself it takes owners by their names.
         words = ("--noflags", "--numeric-ids", *_where(snapshot, below))
-        self._run("extract", *words, snapshot=snapshot, below=below, within=place)
+        return self._run("extract", *words, snapshot=snapshot, below=below, within=place)
 
     def _run(
         self,
@@ -94,13 +98,19 @@ class BorgReader:
         below: str,
         take: Callable[[bytes], None] | None = None,
         within: str | None = None,
-    ) -> None:
-        """Run a command to its end; a warning is a failure, for something has not been read. Raises KopiatomicError."""
+    ) -> Sequence[str]:
+        """Run a command to its end; return the attributes that it could not set, in words. Raises KopiatomicError.
+
+        Any other warning is a failure, for something has not been read or written.
+        """
         all_words = [command, "--log-json", *self._client.shared, *words]
         finished = self._client.run(*all_words, timeout=reader.TIME_LIMIT, take=take, within=within)
         if finished.status == 0:
-            return
+            return ()
         log = messages(finished.stderr)
+        said = [str(message.get("message", "")) for message in log if message.get("levelname") != "INFO"]
+        if finished.status in WARNINGS and said and all(map(_UNSET.match, said)):
+            return [f"borg: {printable(text)}" for text in said]
         if any(message.get("msgid") == "Archive.DoesNotExist" for message in log):
             raise reader.no_snapshot("borg", snapshot.id)
         if any(str(message.get("message", "")).endswith("never matched.") for message in log):

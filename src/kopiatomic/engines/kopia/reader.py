@@ -111,7 +111,7 @@ class KopiaReader:
             with archive("kopia", receiver, lambda name: f"{base}/{name}") as take:
                 self._run("restore", *words, snapshot=snapshot, below=below, take=take)
 
-    def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
+    def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
         top = self._relative(snapshot, below)
         if top:
@@ -123,6 +123,7 @@ class KopiaReader:
         words = ["--mode=local", "--no-progress", "--no-ignore-errors", "--no-ignore-permission-errors"]
         words += ["--no-overwrite-files", "--no-overwrite-symlinks", _object(snapshot, top), place]
         self._run("restore", *words, snapshot=snapshot, below=below)
+        return ()
 
     def _relative(self, snapshot: StoredSnapshot, path: str) -> str:
         """Return a path below the snapshot's source, as kopia has it. Raises KopiatomicError of kind kopia-no-path."""

@@ -82,7 +82,7 @@ class ResticReader:
             with archive("restic", receiver, lambda name: f"/{name.lstrip('/')}") as take:
                 self._run("dump", "--archive=tar", *words, snapshot=snapshot, take=take)
 
-    def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> None:
+    def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
         words = ["--no-lock", *self._client.shared]
         if below.strip("/"):
@@ -90,6 +90,7 @@ class ResticReader:
             words += ["--include", re.sub(r"[\\*?\[]", r"\\\g<0>", below.rstrip("/"))]
         place = reader.prepare(target)
         self._run("restore", *words, "--target", place, "--", snapshot.id, snapshot=snapshot)
+        return ()
 
     def _entry(self, snapshot: StoredSnapshot, path: str) -> Entry:
         """Return the entry of a path. Raises KopiatomicError of kind restic-no-path."""
