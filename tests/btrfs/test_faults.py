@@ -25,7 +25,7 @@ def ground(btrfs: Btrfs, kopiatomic: Kopiatomic, kopia: Kopia, tmp_path: Path) -
     return BtrfsGround(btrfs, kopiatomic, tmp_path, kopia)
 
 
-@pytest.mark.in_part(8)
+@pytest.mark.in_part(6)
 @pytest.mark.parametrize("fault", [pytest.param(fault, id=fault.name) for fault in FAULTS])
 def test_a_fault_ends_as_it_has_to_and_leaves_nothing(fault: Fault, ground: BtrfsGround) -> None:
     examine(fault, ground, random.Random(fault.name))

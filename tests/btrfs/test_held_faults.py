@@ -24,7 +24,7 @@ from tests.support.state_faults import fill
 from tests.unit.support.databases import MariaDB, Server, mariadb, postgresql
 from tests.unit.support.holders import Grouped, eventually, thawers
 
-pytestmark = pytest.mark.in_part(4)
+pytestmark = pytest.mark.in_part(3)
 
 LIMIT = 1.0
 """Seconds for which frozen processes are held at most, here."""

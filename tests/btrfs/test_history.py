@@ -15,6 +15,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic
 from tests.support.schema import valid
 
+pytestmark = pytest.mark.in_part(7)
+
 Run = Callable[..., Completed]
 
 

@@ -23,7 +23,7 @@ from tests.support.programs import Kopia, command, kopia_in
 from tests.support.schema import valid
 from tests.support.system_tree import System
 
-pytestmark = pytest.mark.in_part(3)
+pytestmark = pytest.mark.in_part(2)
 
 
 @pytest.fixture(scope="module")

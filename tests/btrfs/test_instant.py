@@ -27,6 +27,8 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, command
 from tests.support.schema import valid
 
+pytestmark = pytest.mark.in_part(4)
+
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]
 

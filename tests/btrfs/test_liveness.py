@@ -17,7 +17,7 @@ from tests.support.filesystems import Btrfs, patiently
 from tests.support.other_run import recover_elsewhere
 from tests.support.programs import Kopiatomic, command
 
-pytestmark = pytest.mark.in_part(5)
+pytestmark = pytest.mark.in_part(4)
 
 OTHER_BOOT = "0f0f0f0f-0000-4000-8000-000000000000"
 

@@ -10,6 +10,8 @@ import pytest
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, command
 
+pytestmark = pytest.mark.in_part(3)
+
 Run = Callable[..., Completed]
 
 

@@ -22,7 +22,7 @@ from tests.support.programs import Completed, Kopia, Kopiatomic
 from tests.support.repositories import Borg, Restic
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(5)
+pytestmark = pytest.mark.in_part(4)
 
 FEW_KILOBYTES = 16_000
 

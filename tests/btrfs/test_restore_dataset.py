@@ -18,6 +18,8 @@ from tests.support.exact_tree import differences
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 
+pytestmark = pytest.mark.in_part(7)
+
 __all__ = ["ground"]
 
 

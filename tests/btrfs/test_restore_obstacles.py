@@ -20,7 +20,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.repositories import Borg, Restic
 
-pytestmark = pytest.mark.in_part(5)
+pytestmark = pytest.mark.in_part(4)
 
 ENGINES = ("kopia", "restic", "borg")
 

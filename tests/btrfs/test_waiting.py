@@ -25,7 +25,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopia, Kopiatomic, command
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(5)
+pytestmark = pytest.mark.in_part(4)
 
 Leftovers = Callable[..., list[str]]
 

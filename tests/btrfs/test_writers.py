@@ -21,6 +21,8 @@ from tests.support.without_root import as_nobody
 from tests.unit.support.databases import postgresql
 from tests.unit.support.holders import WRITERS, Grouped, count_torn, eventually, grouped, is_torn, thawers
 
+pytestmark = pytest.mark.in_part(16)
+
 Leftovers = Callable[..., list[str]]
 Start = Callable[[Grouped, Sequence[Path]], None]
 SETS = share(20, 2)

@@ -14,7 +14,7 @@ from tests.packages.conftest import OLDER
 from tests.packages.machine import Machine, living_run
 from tests.support.filesystems import Btrfs
 
-pytestmark = pytest.mark.in_part(5)
+pytestmark = pytest.mark.in_part(4)
 
 # apt's and dpkg's own accounts of what was done.
 ACCOUNTS = ("/var/lib/dpkg", "/var/lib/apt", "/var/log", "/var/cache")
@@ -252,7 +252,7 @@ def test_schedules_end_with_it(installed: Machine, deb: Path) -> None:
         )
 
 
-@pytest.mark.in_part(3)
+@pytest.mark.in_part(2)
 @pytest.mark.parametrize(("how", "where"), [("-t tmpfs -o mode=700 tmpfs", ""), ("--bind /srv", "/below")])
 def test_a_purge_removes_nothing_where_something_is_mounted(host: Machine, deb: Path, how: str, where: str) -> None:
     """A bind mount has the same device as what is around it."""

@@ -15,7 +15,7 @@ from tests.btrfs.conftest import wait_for
 from tests.packages.booted import UNITS, Host
 from tests.packages.machine import living_run
 
-pytestmark = pytest.mark.in_part(4)
+pytestmark = pytest.mark.in_part(3)
 
 
 @pytest.fixture

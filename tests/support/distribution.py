@@ -28,7 +28,7 @@ from tests.support.stations import BESIDE, BUDGET_S, EMULATORS, GUEST, HERE, TES
 OTHER_GUESTS = os.environ.get("KOPIATOMIC_TEST_OTHER_GUESTS", "").split()
 """Where the core runs as well."""
 
-OTHER_SHARE = {"qemu": 12, "uml": 24}
+OTHER_SHARE = {"qemu": 10, "uml": 20}
 """How many tests of the core each of them runs where the whole suite runs, by its emulator."""
 
 NOTES = os.environ.get("KOPIATOMIC_TEST_NOTES", "").splitlines()

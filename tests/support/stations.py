@@ -19,8 +19,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from tests.support.worker import MODULE
-
 TREE = Path(__file__).resolve().parents[2]
 TESTS = TREE / "tests"
 HERE, BESIDE = "", "beside"
@@ -48,6 +46,9 @@ QUICK = {
 at the same addresses, and one processor does not wait for another. Benchmarks run without."""
 
 SILENCE_LIMIT_S = 600
+
+MODULE = "tests.support.worker"
+"""What a worker is started as."""
 
 
 @dataclass

@@ -25,7 +25,7 @@ RANDOM = 100
 """At how many instants one process is killed, and at how many all are."""
 
 HELPERS = 20
-SAMPLE = int(os.environ.get("KOPIATOMIC_TEST_CASES", {"": "6", "qemu": "3"}.get(EMULATOR, "12")))
+SAMPLE = int(os.environ.get("KOPIATOMIC_TEST_CASES", {"": "5", "qemu": "3"}.get(EMULATOR, "9")))
 """How many cases of each kind plain `./test` makes: qemu is slow, and Btrfs shares its processor with everything else."""
 
 INSTANT = "instant"

@@ -17,8 +17,7 @@ from types import FrameType
 import pytest
 
 from tests.support.parts import IN_PART
-from tests.support.stations import SILENCE_LIMIT_S
-from tests.support.worker import MODULE
+from tests.support.stations import MODULE, SILENCE_LIMIT_S
 
 
 def children() -> Iterator[int]:

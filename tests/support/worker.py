@@ -18,9 +18,6 @@ from typing import Any
 import jsonschema  # noqa: F401 - so that each child has it
 import pytest
 
-MODULE = "tests.support.worker"
-"""What it is started as."""
-
 MARK = "KOPIATOMIC_TEST_WORKER"
 """Set in the environment of a worker: it hands nothing on."""
 

@@ -506,7 +506,7 @@ CASES = [
 ]
 
 
-@pytest.mark.in_part(13)
+@pytest.mark.in_part(10)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what.replace(" ", "-"))
 def test_error(case: Case, world: World, run: Runner) -> None:
     ended = run(*case.args(world), env=case.env(world), before=case.before(world))

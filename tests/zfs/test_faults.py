@@ -36,7 +36,7 @@ def ground_of(fault: Fault, tank: Pool, run: Runner, folder: Path) -> Iterator[Z
         yield ground
 
 
-@pytest.mark.in_part(4)
+@pytest.mark.in_part(3)
 @pytest.mark.parametrize("fault", [pytest.param(fault, id=fault.name) for fault in MADE_ALONE])
 def test_a_fault_ends_as_it_has_to_and_leaves_nothing(fault: Fault, tank: Pool, run: Runner, tmp_path: Path) -> None:
     with ground_of(fault, tank, run, tmp_path) as ground:

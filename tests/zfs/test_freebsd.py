@@ -28,7 +28,7 @@ from tests.zfs.test_in_place import RUNS
 from tests.zfs.test_killed_runs import ENGINE, processes_of
 from tests.zfs.test_one_instant import DATASETS, READER, is_whole, numbers_in, writing
 
-pytestmark = pytest.mark.in_part(9)
+pytestmark = pytest.mark.in_part(6)
 
 MOUNTS = 6
 """Of a view of two datasets, one of them in the other: a tmpfs, two snapshots, the top, and two in it."""
@@ -290,7 +290,7 @@ def test_recover_says_first_and_then_removes(
     assert on.left(pool) == []
 
 
-@pytest.mark.in_part(3)
+@pytest.mark.in_part(2)
 @pytest.mark.parametrize("alone", [False, True], ids=["all", "launcher"])
 @pytest.mark.parametrize("at", range(MOUNTS))
 def test_killed_before_any_mount(at: int, alone: bool, on: FreeBSDRunner, pool: Pool, names: tuple[str, str]) -> None:
@@ -305,7 +305,7 @@ def test_killed_before_any_mount(at: int, alone: bool, on: FreeBSDRunner, pool: 
     assert on.left(pool) == []
 
 
-@pytest.mark.in_part(3)
+@pytest.mark.in_part(2)
 @pytest.mark.parametrize("alone", [False, True], ids=["all", "launcher"])
 @pytest.mark.parametrize("at", range(MOUNTS))
 def test_killed_before_any_unmount(at: int, alone: bool, on: FreeBSDRunner, pool: Pool, names: tuple[str, str]) -> None:

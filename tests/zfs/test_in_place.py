@@ -19,7 +19,7 @@ from tests.support.schema import valid
 from tests.zfs.runs import Runner, children
 from tests.zfs.test_one_instant import DATASETS, is_whole, numbers_in, writing
 
-pytestmark = pytest.mark.in_part(3)
+pytestmark = pytest.mark.in_part(2)
 
 RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", "5"))
 KOPIA_RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_KOPIA_RUNS", "1"))

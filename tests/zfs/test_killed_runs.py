@@ -48,7 +48,7 @@ def processes_of(run: Run) -> dict[str, int]:
     return {"main": run.pid, "keeper": keeper, "launcher": launcher, "engine": engine}
 
 
-@pytest.mark.in_part(4)
+@pytest.mark.in_part(3)
 @pytest.mark.parametrize("helpers", [0, 20])
 @pytest.mark.parametrize("victim", ["main", "keeper", "launcher", "engine"])
 def test_a_killed_run_leaves_nothing(victim: str, helpers: int, pool: Pool, run: Runner, tmp_path: Path) -> None:

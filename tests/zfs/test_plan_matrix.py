@@ -23,6 +23,8 @@ from tests.support.schema import valid
 from tests.zfs.conftest import cgroup
 from tests.zfs.runs import Runner
 
+pytestmark = pytest.mark.in_part(6)
+
 MARKER = "marker"
 ODD = "/odd space\ttab\nline'\"\\#%\udcff"
 

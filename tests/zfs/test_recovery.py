@@ -14,7 +14,7 @@ from tests.support.programs import command
 from tests.zfs.killed import ENGINE, killed_run, ours, recovered
 from tests.zfs.runs import Runner
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.in_part(7)]
 
 
 @pytest.fixture(scope="module")

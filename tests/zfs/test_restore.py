@@ -21,7 +21,7 @@ from tests.support.programs import Completed, Kopia, command
 from tests.support.repositories import Borg, Restic
 from tests.zfs.runs import Runner
 
-pytestmark = pytest.mark.in_part(3)
+pytestmark = pytest.mark.in_part(2)
 
 LIMIT_S = 600
 

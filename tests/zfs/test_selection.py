@@ -19,7 +19,7 @@ from tests.zfs import obstacles
 from tests.zfs.runs import Runner
 from tests.zfs.suspended import WASTE, suspendable
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.in_part(11)]
 
 
 @pytest.fixture(scope="module")

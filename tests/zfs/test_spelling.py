@@ -13,7 +13,7 @@ from tests.support.filesystems import Pool
 from tests.support.programs import command
 from tests.zfs.runs import Runner
 
-pytestmark = pytest.mark.in_part(4)
+pytestmark = pytest.mark.in_part(3)
 
 NFC = "caf\u00e9"
 NFD = unicodedata.normalize("NFD", NFC)

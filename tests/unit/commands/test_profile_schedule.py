@@ -20,6 +20,8 @@ from kopiatomic.schedules.cron import Cron
 from kopiatomic.schedules.schedule import understood
 from tests.unit.commands.test_schedule import Machine, machine
 
+pytestmark = pytest.mark.in_part(5)
+
 __all__ = ["machine"]
 
 Install = Callable[[], int]

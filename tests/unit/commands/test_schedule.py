@@ -44,7 +44,7 @@ from tests.unit.support.schedules import HOUR, UNITS, error_of, on_freebsd, on_l
 
 __all__ = ["on_freebsd", "on_linux", "root"]
 
-pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="schedules are root's"), pytest.mark.in_part(17)]
+pytestmark = [pytest.mark.skipif(os.geteuid() != 0, reason="schedules are root's"), pytest.mark.in_part(13)]
 
 
 # What is asked of the command line

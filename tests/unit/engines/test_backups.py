@@ -26,7 +26,7 @@ from tests.support.small_disk import on_small_disk
 from tests.unit.support.engine_bench import EngineBench
 from tests.unit.support.kopia_fixtures import STARTED_NS, Driven, make_job
 
-pytestmark = pytest.mark.in_part(11)
+pytestmark = pytest.mark.in_part(8)
 
 BEFORE, AFTER = 1_793_511_000 * 10**9, 1_793_514_600 * 10**9
 """2026-11-01 05:30 and 06:30 UTC: 01:30 in New York both times, as the clocks are put back at 06:00 UTC."""

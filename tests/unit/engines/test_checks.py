@@ -31,7 +31,7 @@ from tests.support.small_disk import on_small_disk
 from tests.unit.support.engine_bench import EngineBench
 from tests.unit.support.kopia_fixtures import Driven, holding, make_job
 
-pytestmark = pytest.mark.in_part(11)
+pytestmark = pytest.mark.in_part(8)
 
 
 def test_all_is_well(bench: EngineBench) -> None:

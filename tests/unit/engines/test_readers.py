@@ -21,7 +21,7 @@ from kopiatomic.errors import KopiatomicError
 from tests.support import moments, repositories
 from tests.unit.support.kopia_fixtures import STARTED_NS, Bench
 
-pytestmark = pytest.mark.in_part(13)
+pytestmark = pytest.mark.in_part(9)
 
 
 ENGINES = ("kopia", "restic", "borg")

@@ -34,6 +34,8 @@ from tests.unit.support.holders import (
     used,
 )
 
+pytestmark = pytest.mark.in_part(24)
+
 POOL, OTHER = "tank", "other"
 WORD = "not-to-be-seen"
 COMMIT = "INSERT INTO test.plain VALUES (1)"

@@ -39,6 +39,8 @@ from tests.unit.support.holders import (
     used,
 )
 
+pytestmark = pytest.mark.in_part(22)
+
 POOL, OTHER = "tank", "other"
 WORD = "not-to-be-seen"
 

@@ -18,7 +18,7 @@ from kopiatomic.errors import UsageError
 from kopiatomic.model.engine import EngineEnd
 from tests.unit.support.kopia_fixtures import PASSWORD, Bench, back_up, make_job, taken
 
-pytestmark = pytest.mark.in_part(12)
+pytestmark = pytest.mark.in_part(9)
 
 
 @pytest.fixture

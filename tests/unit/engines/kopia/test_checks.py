@@ -24,6 +24,8 @@ from kopiatomic.text import printable
 from tests.support.small_disk import on_small_disk
 from tests.unit.support.kopia_fixtures import PASSWORD, Bench, holding, taken
 
+pytestmark = pytest.mark.in_part(32)
+
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
