@@ -151,7 +151,7 @@ class Runs:
         if ROOT.exists():
             found.append(str(ROOT))
         if os.path.isdir(locks.DIRECTORY):
-            found += set(os.listdir(locks.DIRECTORY)) - {"id"}
+            found += set(os.listdir(locks.DIRECTORY)) - {"id", "restoring"}
         return found + [f"{pid} {words}" for pid, (_, words) in processes().items() if str(self.folder) in words]
 
 
