@@ -18,7 +18,7 @@ from tests.btrfs.conftest import Listing
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 
-pytestmark = pytest.mark.in_part(4)
+pytestmark = pytest.mark.in_part(3)
 
 Leftovers = Callable[..., list[str]]
 Run = Callable[..., Completed]

@@ -28,6 +28,8 @@ from tests.support.programs import Kopiatomic
 from tests.support.schema import valid
 from tests.unit.support.databases import Sources
 
+pytestmark = pytest.mark.in_part(4)
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -57,7 +57,7 @@ def test_a_gigabyte_on_stderr_neither_fills_memory_nor_blocks(ground: BtrfsGroun
     examine(fault, ground, random.Random(0))
 
 
-@pytest.mark.parametrize("index", indexes(10))
+@pytest.mark.parametrize("index", indexes(6))
 def test_a_fault_chosen_by_the_seed(index: int, ground: BtrfsGround) -> None:
     fault, drawn = draw(FAULTS, index)
     try:

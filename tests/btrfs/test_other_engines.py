@@ -24,7 +24,7 @@ from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.repositories import Borg, Restic
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(4)
+pytestmark = pytest.mark.in_part(3)
 
 __all__ = ["in_place"]
 

@@ -24,7 +24,7 @@ from tests.support.programs import SOURCE, Completed, Kopia, Kopiatomic, command
 from tests.support.repositories import Borg, Restic
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(4)
+pytestmark = pytest.mark.in_part(3)
 
 ENGINES = ("kopia", "restic", "borg")
 RECORD = Draft202012Validator(json.loads((SOURCE / "kopiatomic/trees/record.schema.json").read_text()))

@@ -18,7 +18,7 @@ from tests.support.exact_tree import differences
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 
-pytestmark = pytest.mark.in_part(7)
+pytestmark = pytest.mark.in_part(4)
 
 __all__ = ["ground"]
 

@@ -14,7 +14,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 
-pytestmark = pytest.mark.in_part(6)
+pytestmark = pytest.mark.in_part(5)
 
 Run = Callable[..., Completed]
 Saved = Callable[..., Any]

@@ -20,7 +20,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Completed, Kopia, Kopiatomic, command
 from tests.support.without_root import as_nobody
 
-pytestmark = pytest.mark.in_part(6)
+pytestmark = pytest.mark.in_part(4)
 
 Run = Callable[..., Completed]
 FORMS = ["--password={}", "--password {}", "-p {}", "-p{}"]

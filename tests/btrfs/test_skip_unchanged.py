@@ -15,7 +15,7 @@ from tests.btrfs.test_in_place import InPlace, in_place, mounted
 from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopia, Kopiatomic, command, kopia_in
 
-pytestmark = pytest.mark.in_part(3)
+pytestmark = pytest.mark.in_part(2)
 
 __all__ = ["in_place"]
 

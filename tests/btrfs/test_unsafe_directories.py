@@ -15,7 +15,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import Kopia, command
 from tests.support.swapper import USER, exchange
 
-pytestmark = pytest.mark.in_part(3)
+pytestmark = pytest.mark.in_part(2)
 
 __all__ = ["in_place", "script"]
 

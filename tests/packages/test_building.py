@@ -13,7 +13,7 @@ from tests.packages.conftest import SUITES, built, copied_tree
 from tests.packages.machine import TREE
 from tests.support.programs import command
 
-pytestmark = pytest.mark.in_part(2)
+pytestmark = pytest.mark.in_part(1)
 
 # What shows or parses something with click or rich.
 UNIT_TESTS = [

@@ -14,7 +14,7 @@ from tests.packages.conftest import OLDER
 from tests.packages.machine import Machine, living_run
 from tests.support.filesystems import Btrfs
 
-pytestmark = pytest.mark.in_part(4)
+pytestmark = pytest.mark.in_part(3)
 
 # apt's and dpkg's own accounts of what was done.
 ACCOUNTS = ("/var/lib/dpkg", "/var/lib/apt", "/var/log", "/var/cache")

@@ -18,6 +18,8 @@ from tests.packages.machine import TREE, Machine
 from tests.support.filesystems import Btrfs
 from tests.support.programs import command
 
+pytestmark = pytest.mark.in_part(3)
+
 PROGRAM = "/usr/local/bin/kopiatomic"
 
 

@@ -14,6 +14,8 @@ from tests.support.filesystems import Pool
 from tests.support.programs import command
 from tests.zfs.runs import Run, Runner, children
 
+pytestmark = pytest.mark.in_part(7)
+
 USER = ("--user", "nobody")
 
 

@@ -43,7 +43,7 @@ def test_a_fault_ends_as_it_has_to_and_leaves_nothing(fault: Fault, tank: Pool, 
         examine(fault, ground, random.Random(fault.name))
 
 
-@pytest.mark.parametrize("index", indexes(5))
+@pytest.mark.parametrize("index", indexes(3))
 def test_a_fault_chosen_by_the_seed(index: int, tank: Pool, run: Runner, tmp_path: Path) -> None:
     fault, drawn = draw(FAULTS, index)
     try:

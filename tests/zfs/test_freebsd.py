@@ -28,7 +28,7 @@ from tests.zfs.test_in_place import RUNS
 from tests.zfs.test_killed_runs import ENGINE, processes_of
 from tests.zfs.test_one_instant import DATASETS, READER, is_whole, numbers_in, writing
 
-pytestmark = pytest.mark.in_part(6)
+pytestmark = pytest.mark.in_part(4)
 
 MOUNTS = 6
 """Of a view of two datasets, one of them in the other: a tmpfs, two snapshots, the top, and two in it."""

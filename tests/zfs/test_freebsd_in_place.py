@@ -26,7 +26,7 @@ from tests.zfs.test_in_place import READER, RUNS
 from tests.zfs.test_killed_runs import ENGINE, processes_of
 from tests.zfs.test_one_instant import DATASETS, is_whole, numbers_in, writing
 
-pytestmark = pytest.mark.in_part(3)
+pytestmark = pytest.mark.in_part(2)
 
 ALL = pytest.mark.parametrize("run", ["linux", "freebsd"], indirect=True)
 """The same assertions on both."""

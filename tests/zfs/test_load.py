@@ -18,6 +18,8 @@ from tests.support.programs import Completed, Kopiatomic, command
 from tests.support.schema import valid
 from tests.support.subvolumes import nested, opened
 
+pytestmark = pytest.mark.in_part(4)
+
 WHOLE = os.environ.get("KOPIATOMIC_TEST_LOAD") == "whole"
 DATASETS = 300 if WHOLE else 30
 MOUNTS = 10_000 if WHOLE else 1_000

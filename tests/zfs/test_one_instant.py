@@ -18,7 +18,7 @@ from tests.support.filesystems import Btrfs, Pool, imported_pool
 from tests.support.programs import IN_QEMU, Kopia, command
 from tests.zfs.runs import Runner
 
-pytestmark = [pytest.mark.core, pytest.mark.in_part(5)]
+pytestmark = [pytest.mark.core, pytest.mark.in_part(4)]
 
 DATASETS = [f"data{number}" for number in range(8)]
 RUNS = int(os.environ.get("KOPIATOMIC_TEST_TORN_RUNS", "8" if IN_QEMU else "20"))

@@ -22,7 +22,7 @@ from tests.support.programs import Completed, command
 from tests.zfs.killed import ENGINE, killed_run, ours, recovered
 from tests.zfs.runs import Runner
 
-pytestmark = [pytest.mark.core, pytest.mark.in_part(7)]
+pytestmark = [pytest.mark.core, pytest.mark.in_part(6)]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tests.support.schema import valid
 from tests.zfs.conftest import cgroup
 from tests.zfs.runs import Runner
 
-pytestmark = pytest.mark.in_part(6)
+pytestmark = pytest.mark.in_part(4)
 
 MARKER = "marker"
 ODD = "/odd space\ttab\nline'\"\\#%\udcff"

@@ -18,7 +18,7 @@ from tests.support.programs import IN_QEMU, SOURCE, Completed, Kopia, command
 from tests.zfs.runs import Runner
 from tests.zfs.tracing import tracing
 
-pytestmark = pytest.mark.core
+pytestmark = [pytest.mark.core, pytest.mark.in_part(2)]
 
 MANY = 10 if IN_QEMU else 40
 

@@ -18,7 +18,7 @@ from tests.support.filesystems import Pool, imported_pool
 from tests.support.programs import Completed, Kopia, command
 from tests.zfs.runs import Runner
 
-pytestmark = pytest.mark.in_part(2)
+pytestmark = pytest.mark.in_part(1)
 
 AT_ONCE = {
     "recordsize": "1048576",

@@ -14,6 +14,8 @@ from tests.support.programs import Completed, command
 from tests.support.without_root import as_anybody
 from tests.zfs.runs import Runner
 
+pytestmark = pytest.mark.in_part(7)
+
 
 def read(path: Path, out: Path, then: str = "") -> str:
     """An engine that copies a frozen file out of a merged view."""

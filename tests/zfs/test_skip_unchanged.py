@@ -15,7 +15,7 @@ from tests.support.filesystems import Pool, imported_pool
 from tests.support.programs import Kopia, command
 from tests.zfs.runs import Runner
 
-pytestmark = pytest.mark.in_part(2)
+pytestmark = pytest.mark.in_part(1)
 
 Skipping = Callable[..., dict[str, bool]]
 

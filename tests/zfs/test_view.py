@@ -19,6 +19,8 @@ from tests.support.programs import Kopiatomic, command
 from tests.zfs import obstacles
 from tests.zfs.runs import Run, Runner, children
 
+pytestmark = pytest.mark.in_part(9)
+
 # Writes down what it sees below the root (bytes of names kept), says so, and waits where it is told to.
 ENGINE = """
 import json, os, sys, time

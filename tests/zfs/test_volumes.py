@@ -19,7 +19,7 @@ from tests.support.programs import Kopia, command
 from tests.zfs import obstacles
 from tests.zfs.runs import Runner
 
-pytestmark = pytest.mark.in_part(2)
+pytestmark = pytest.mark.in_part(1)
 
 SIZE = (24 << 20) + 8192
 """Bytes; no multiple of what a stream or the kernel reads at once."""

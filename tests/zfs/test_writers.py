@@ -14,6 +14,8 @@ from tests.support.parts import share
 from tests.unit.support.holders import Grouped, count_torn, grouped, is_torn, number, thawers, write_in_order
 from tests.zfs.runs import Runner
 
+pytestmark = pytest.mark.in_part(4)
+
 SETS = share(20, 2)
 
 

@@ -59,7 +59,6 @@ def test_a_file_that_names_the_repository_holds_nothing_up(tmp_path: Path) -> No
         _ = Client([], {"HOME": "/", "RESTIC_REPOSITORY_FILE": f"{tmp_path}/pipe"}, None).where
 
 
-@pytest.mark.in_part(1)
 def test_a_repository_that_is_only_read_is_not_said_to_be_locked(bench: EngineBench) -> None:
     with on_small_disk(bench.repository.path, read_only=True):
         error = bench.refused()
