@@ -84,8 +84,9 @@ def swept() -> list[tuple[str, Chunk | None]]:
 def all_chunks(kind: str) -> list[Chunk]:
     """The whole sweep of a kind of run.
 
-    Right after one call a process is where it is right before its next: only the default kind is killed at both, and at all
-    instants; the other kinds at a third of these, as the processes are the same (see :func:`left_out` as well).
+    Right after one call a process is where it is right before its next: only the default kind is killed after some as well, a
+    third of them by the seed, and at all instants; the other kinds at a third of these, as the processes are the same (see
+    :func:`left_out` as well).
     """
     default = kind == KINDS[0]
     return [
@@ -138,6 +139,8 @@ def _at_points(chunk: Chunk, points: Sequence[Point], without: Set[Point]) -> li
     if chunk.helpers:
         # Up to the engine's start it makes no difference what that will do.
         points = points[[point.role for point in points].index("engine") :]
+    if chunk.when == "after":
+        without = without | set(random.Random(SEED).sample(points, len(points) * 2 // 3))
     return [
         Case(point.role, point.nth, chunk.when, chunk.everyone, chunk.helpers)
         for point in points
