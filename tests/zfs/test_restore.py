@@ -112,3 +112,29 @@ def test_what_a_dataset_cannot_hold_is_named(tank: Pool, source: Path, run: Runn
     assert any("a\\xff: " in one and "Invalid or incomplete multibyte" in one for one in failures), failures
     kept = command("find", target, "-name", "large", "-size", "300000c").stdout.split()
     assert len(kept) == 2
+
+
+@pytest.mark.parametrize("engine", ["kopia", "restic", "borg"])
+def test_what_a_dataset_without_attributes_cannot_hold_is_named(
+    engine: str, tank: Pool, source: Path, run: Runner, kopia: Kopia, tmp_path: Path
+) -> None:
+    tank.dataset(f"without-{engine}", acltype="off", xattr="off")
+    target = tank.path(f"without-{engine}") / "back"
+    if engine == "kopia":
+        saved = Saved(run, [], kopia.environment, f"{tank.name}/home")
+    else:
+        repository = (Restic if engine == "restic" else Borg)(tmp_path / engine)
+        saved = Saved(run, repository.words, repository.environment, f"{tank.name}/home")
+    ended = saved.restore(source, "--to", target, "--json")
+    assert ended.returncode == 3, ended
+    failures = "\n".join(json.loads(ended.stdout)["failures"])
+    if engine == "restic":
+        # It ignores that, and what it keeps is not recorded.
+        for what in ("extended attributes", "access control lists"):
+            assert f"its filesystem has no {what}: what was saved with some comes back without" in ended.stderr, ended
+    else:
+        attribute = "setting extended attribute user." if engine == "borg" else "its attribute user."
+        assert attribute in failures, failures
+        assert "not supported" in failures, failures
+    kept = command("rsync", "-rlHDn", "--checksum", "--delete", "-i", "-x", f"{source}/", f"{target}/").stdout
+    assert [line for line in kept.splitlines() if not line.startswith(".d") and " nested/" not in line] == []
