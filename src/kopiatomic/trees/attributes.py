@@ -20,7 +20,7 @@ from kopiatomic.trees.walk import walk
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
-_NONE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
+NONE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 """What a filesystem answers that has none."""
 
 
@@ -44,7 +44,7 @@ def _all(names: Callable[[], list[str]], value: Callable[[str], bytes]) -> dict[
     try:
         found = names()
     except OSError as error:
-        if error.errno in _NONE:
+        if error.errno in NONE:
             return {}
         raise
     if not all(map(_NO_SURROGATE, found)):

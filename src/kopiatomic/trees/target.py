@@ -20,7 +20,7 @@ from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
-from kopiatomic.trees import removal
+from kopiatomic.trees import attributes, removal
 from kopiatomic.trees.owners import Owners
 from kopiatomic.trees.walk import opened, walk
 
@@ -37,7 +37,6 @@ _PROBES = (
     ),
 )
 """What engines set, and may ignore if it cannot be set."""
-_NO_ATTRIBUTES = {errno.EOPNOTSUPP, errno.ENOSYS}
 _MARK = "trusted.kopiatomic.restoring"
 """Root's own; others restore without it."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -132,7 +131,7 @@ class Target:
         except ValueError:
             return None
         except OSError as error:
-            if error.errno in {errno.ENODATA, *_NO_ATTRIBUTES}:
+            if error.errno in {errno.ENODATA, *attributes.NONE}:
                 return None
             raise
 
@@ -151,7 +150,7 @@ class Target:
             try:
                 os.setxattr(f"/proc/self/fd/{self.fd}/{FOLDER}", name, value)
             except OSError as error:
-                if error.errno not in _NO_ATTRIBUTES:
+                if error.errno not in attributes.NONE:
                     raise
                 found.append(
                     f"{printable(self.name)}: its filesystem has no {words}: what was saved with some comes back without"
@@ -235,7 +234,7 @@ class Target:
             os.setxattr(self.fd, _MARK, json.dumps(self._note()).encode())
         except OSError as error:
             # A long list of paths may be too large for an attribute.
-            if error.errno in {errno.EPERM, errno.ENOSPC, errno.E2BIG, errno.ERANGE, *_NO_ATTRIBUTES}:
+            if error.errno in {errno.EPERM, errno.ENOSPC, errno.E2BIG, errno.ERANGE, *attributes.NONE}:
                 return False
             raise
         return True
