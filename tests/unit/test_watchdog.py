@@ -7,13 +7,15 @@ import subprocess
 import sys
 
 HANGING = """if True:
-    import subprocess
+    import subprocess, sys
     import pytest
     from tests.support.watchdog import limited
-    other = subprocess.Popen(["sleep", "5", "tests.support.worker"], stderr=subprocess.DEVNULL)
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "tests.support.worker"])
     with pytest.raises(pytest.fail.Exception, match="did not end"), limited(0.5), subprocess.Popen(["sleep", "1000"]) as hangs:
         # And once more in its clean-up.
         hangs.wait()
+    assert other.poll() is None, "a worker was killed"
+    other.kill()
     with limited(0.5):
         pass
     print(hangs.returncode)
