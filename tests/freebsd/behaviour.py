@@ -28,6 +28,7 @@ from kopiatomic.state import locks
 from kopiatomic.system import host
 from tests.support.filesystems import Pool, imported_pool
 from tests.support.killing import kill_together
+from tests.support.leftovers import STANDING
 from tests.support.programs import SLOWNESS, Completed, command
 
 __all__ = [
@@ -151,7 +152,7 @@ class Runs:
         if ROOT.exists():
             found.append(str(ROOT))
         if os.path.isdir(locks.DIRECTORY):
-            found += set(os.listdir(locks.DIRECTORY)) - {"id", "restoring"}
+            found += set(os.listdir(locks.DIRECTORY)) - STANDING
         return found + [f"{pid} {words}" for pid, (_, words) in processes().items() if str(self.folder) in words]
 
 

@@ -11,6 +11,9 @@ import pytest
 from tests.support.filesystems import Filesystem
 from tests.support.programs import SLOWNESS, Kopiatomic
 
+STANDING = frozenset({"id", "restoring"})
+"""What stands in the folder of locks and is no run's: the machine's id, and where datasets are mounted that are restored to."""
+
 
 def processes(mark: str) -> list[str]:
     """The living processes that a test's kopiatomic has started, known by their environment."""

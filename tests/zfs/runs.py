@@ -19,7 +19,7 @@ from typing import Any
 import kopiatomic.cli.entry
 from tests.support import forked
 from tests.support.filesystems import Pool
-from tests.support.leftovers import mounts
+from tests.support.leftovers import STANDING, mounts
 from tests.support.programs import Completed, command
 
 LOCKS = Path("/run/kopiatomic")
@@ -144,7 +144,7 @@ class Runner:
         found = [f"process {line}" for line in self.group.processes()]
         found += [f"mount {line}" for line in mounts(root)]
         # The directory's own id stays with it, and the empty directory that restores mount datasets over.
-        found += [f"lock {path}" for path in LOCKS.glob("*") if path.name not in {"id", "restoring"}]
+        found += [f"lock {path}" for path in LOCKS.glob("*") if path.name not in STANDING]
         if os.path.lexists(root):
             found.append(f"mount root {root}")
         if pools:
