@@ -52,21 +52,23 @@ def limited(seconds: float) -> Iterator[None]:
 
 def _watch() -> Iterator[None]:
     if not IN_PART:
-        return (yield)
+        yield
+        return
     with limited(SILENCE_LIMIT_S):
-        return (yield)
+        yield
 
 
-@pytest.hookimpl(wrapper=True)
+# The older kind of wrapper: Debian 12's pytest knows no other.
+@pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_setup() -> Iterator[None]:
-    return (yield from _watch())
+    yield from _watch()
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call() -> Iterator[None]:
-    return (yield from _watch())
+    yield from _watch()
 
 
-@pytest.hookimpl(wrapper=True)
+@pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_teardown() -> Iterator[None]:
-    return (yield from _watch())
+    yield from _watch()
