@@ -36,7 +36,7 @@ need_root() {
 }
 
 test_packages() {
-    printf '%s\n' acl attr borgbackup btrfs-progs mandoc mariadb-client mariadb-server-core mount postgresql restic rsync shellcheck strace systemd
+    printf '%s\n' acl attr borgbackup btrfs-progs fuse3 mandoc mariadb-client mariadb-server-core mount postgresql restic rsync shellcheck strace systemd
 }
 venv_packages() { printf '%s\n' ca-certificates python3 python3-venv; }
 uml_packages() { printf '%s\n' debian-archive-keyring e2fsprogs mmdebstrap python3 util-linux; }

@@ -77,13 +77,15 @@ class Program:
         keep: int = KEEP,
         take: Callable[[bytes], None] | None = None,
         within: str | None = None,
+        first: Callable[[], None] | None = None,
     ) -> process.Finished:
         """Run one command to its end, within TIME_LIMIT or ``timeout`` seconds; ``take`` gets its output piece by piece.
 
-        ``within`` is the absolute path of the directory that it works in; by default it is that of this process. Raises
-        KopiatomicError if it cannot be started (NAME-not-executable) or takes too long (NAME-unreachable).
+        ``within`` is the absolute path of the directory that it works in; by default it is that of this process. ``first`` is
+        that of :func:`kopiatomic.system.process.run`. Raises KopiatomicError if it cannot be started (NAME-not-executable) or
+        takes too long (NAME-unreachable).
         """
-        (finished,) = self.run_together([words], timeout=timeout, keep=keep, take=take, within=within)
+        (finished,) = self.run_together([words], timeout=timeout, keep=keep, take=take, within=within, first=first)
         return finished
 
     def run_together(
@@ -94,6 +96,7 @@ class Program:
         keep: int = KEEP,
         take: Callable[[bytes], None] | None = None,
         within: str | None = None,
+        first: Callable[[], None] | None = None,
     ) -> list[process.Finished]:
         """Run commands in parallel, each as :meth:`run` does: opening the repository is what takes long."""
         if take is None and all(tuple(words) in self._ahead for words in commands):
@@ -102,7 +105,9 @@ class Program:
         before = [] if within is None else [*_WITHIN, within]
         argvs = [[*before, self.path, *words] for words in commands]
         try:
-            return process.run_together(argvs, timeout=timeout, environment=self.environment, keep=keep, take=take)
+            return process.run_together(
+                argvs, timeout=timeout, environment=self.environment, keep=keep, take=take, first=first
+            )
         except process.TimeLimitError as error:
             words = error.argv[len(before) + 1 :]
             what = next((word for word in words if not word.startswith("-")), words[0])

@@ -183,6 +183,13 @@ class Receiver(Protocol):
         """Take another name of a file that has come before (a hard link)."""
 
 
+class ChosenReceiver(Receiver, Protocol):
+    """Takes files that were chosen, and learns which of them the repository cannot give back."""
+
+    def failed(self, path: str, why: str) -> None:
+        """Take that a file cannot be read to its end, and why, in words; if it has begun, it does not end."""
+
+
 class Reader(Protocol):
     """What can be asked of a repository. Nothing of it changes the repository.
 
@@ -208,6 +215,18 @@ class Reader(Protocol):
         """Hand on the content of each file at or below a path. All of a snapshot takes one process of the engine.
 
         The paths that the receiver gets are exact as far as the engine keeps names: kopia alone does not.
+        """
+
+    def read_chosen(
+        self, snapshot: StoredSnapshot, paths: Sequence[str], receiver: ChosenReceiver, *, place: str
+    ) -> None:
+        """Hand on the content of some files, through one process of the engine however many they are, in any order.
+
+        ``paths`` are exact to the byte, and so are the paths that the receiver gets. A file that is not in the snapshot is never
+        begun; one of which the engine cannot give every byte is failed, and the others are read all the same. An engine that
+        ends at its first error fails all that has not come, even what the snapshot may not have. Nothing comes from the
+        engine's cache of contents. ``place`` is the absolute path of an empty directory that only we can enter; the engine may
+        mount there, in a mount namespace of its own. Where it cannot, all of the snapshot is read, which takes longer.
         """
 
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:

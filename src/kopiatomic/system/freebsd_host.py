@@ -17,6 +17,7 @@ class FreeBSDHost:
 
     io_classes = False
     holds = False
+    secludes = False
     profiles = "/usr/local/etc/kopiatomic"
     zoned = "jailed"
     """zfs-jail(8); ``zoned`` is refused (``zfs_prop_init`` in OpenZFS's ``zcommon/zfs_prop.c``, 2.0 and later)."""

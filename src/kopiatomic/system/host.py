@@ -28,6 +28,9 @@ class Host(Protocol):
     holds: bool
     """Whether writers can be held still while snapshots are made (``hooks/holder.py``)."""
 
+    secludes: bool
+    """Whether a process can have mounts of its own, which nobody else sees and which end with it."""
+
     profiles: str
     """The folder of the profiles, where this system keeps such files (hier(7))."""
 

@@ -34,6 +34,7 @@ class LinuxHost:
     zoned = "zoned"
     io_classes = True
     holds = True
+    secludes = True
     profiles = "/etc/kopiatomic"
 
     def mounts(self) -> list[Mount]:

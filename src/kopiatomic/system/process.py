@@ -97,17 +97,25 @@ def run(
     keep: int = KEEP,
     take: Callable[[bytes], None] | None = None,
     killed_timeout: float = KILLED_TIMEOUT,
+    first: Callable[[], None] | None = None,
 ) -> Finished:
     """Run a program to its end and return its output (at most ``keep`` bytes of each stream).
 
     ``timeout`` is in seconds, and so is ``killed_timeout``: how long a killed program has to end. ``take`` is called with each
     piece of standard output, which is then not kept. The program has no terminal, so that it cannot ask for a password. However
-    this function is left, the program and its process group have ended; if this process is killed, so is the program.
+    this function is left, the program and its process group have ended; if this process is killed, so is the program. ``first``
+    is what the child does before it becomes the program; if that raises anything, SubprocessError is raised here.
 
     Raises FileNotFoundError, PermissionError, OSError as ``subprocess`` does, TimeLimitError, and Interrupted.
     """
     (finished,) = run_together(
-        [argv], timeout=timeout, environment=environment, keep=keep, take=take, killed_timeout=killed_timeout
+        [argv],
+        timeout=timeout,
+        environment=environment,
+        keep=keep,
+        take=take,
+        killed_timeout=killed_timeout,
+        first=first,
     )
     return finished
 
@@ -120,6 +128,7 @@ def run_together(
     keep: int = KEEP,
     take: Callable[[bytes], None] | None = None,
     killed_timeout: float = KILLED_TIMEOUT,
+    first: Callable[[], None] | None = None,
 ) -> list[Finished]:
     """Run programs in parallel, each as :func:`run` does, until the last has ended."""
     # A signal that came while signals were deferred no longer wakes a wait.
@@ -129,7 +138,7 @@ def run_together(
     running: list[_Running] = []
     try:
         for argv in argvs:
-            running.append(_Running(argv, _popen(argv, environment)))
+            running.append(_Running(argv, _popen(argv, environment, first)))
         _read(running, deadline, timeout, keep, take)
         for one in running:
             if not _ended(one.process.pid, deadline):
@@ -365,7 +374,9 @@ class _Running:
     stderr: bytearray = field(default_factory=bytearray)
 
 
-def _popen(argv: Sequence[str], environment: Mapping[str, str] | None) -> subprocess.Popen[bytes]:
+def _popen(
+    argv: Sequence[str], environment: Mapping[str, str] | None, first: Callable[[], None] | None
+) -> subprocess.Popen[bytes]:
     # Search PATH here instead of trying to execute it in one folder after the other. Popen reports what is not found.
     found = shutil.which(argv[0], path=(os.environ if environment is None else environment).get("PATH"))
     return subprocess.Popen(
@@ -376,12 +387,12 @@ def _popen(argv: Sequence[str], environment: Mapping[str, str] | None) -> subpro
         stderr=subprocess.PIPE,
         env=None if environment is None else dict(environment),
         start_new_session=True,
-        preexec_fn=_tied(),  # noqa: PLW1509 - this process has no threads
+        preexec_fn=_tied(first),  # noqa: PLW1509 - this process has no threads
     )
 
 
-def _tied() -> Callable[[], None]:
-    """Return what a child of this process does before it becomes a program that must not outlive this process.
+def _tied(first: Callable[[], None] | None) -> Callable[[], None]:
+    """Return what a child of this process does before it becomes a program that must not outlive this process; ``first`` is last.
 
     The kernel takes the thread that forks for the parent (prctl(2)); it waits here until the program has ended. A program that
     waits in the kernel for something else than our pipes would not notice our end otherwise.
@@ -395,6 +406,8 @@ def _tied() -> Callable[[], None]:
             # It had ended before the kernel was asked to signal that.
             os._exit(1)
         inherited.hand_on()
+        if first is not None:
+            first()
 
     return tie
 

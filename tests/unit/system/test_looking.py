@@ -204,7 +204,7 @@ IN_A_CHILD = {
 }
 ROOTS_OWN = {
     "engines/kopia/client.py": {"_find_config", "check_connected", "_invoking_users_config"},
-    "engines/kopia/location.py": {"cache"},  # kopia's configuration
+    "engines/kopia/location.py": {"_configuration"},  # kopia's configuration
     "engines/program.py": {"_why_not"},  # where programs are looked for
     "output/console.py": {"discard"},  # /dev/null
 }

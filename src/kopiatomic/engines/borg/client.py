@@ -205,6 +205,8 @@ class Client(RepositoryClient):
             return found.error("borg", "Borg")
         log = messages(finished.stderr)
         errors = [m for m in log if m.get("levelname") in {"ERROR", "CRITICAL"}] or log
+        # The traceback of an error that it has a name for is a message of its own, behind that.
+        errors = [m for m in errors if m.get("msgid")] or errors
         said = str(errors[-1].get("message", "")) if errors else finished.errors.strip().rpartition("\n")[2]
         message_id = str(errors[-1].get("msgid") or "") if errors else ""
         return self.meaning(message_id, printable(said.strip().partition("\n")[0]), finished.status)

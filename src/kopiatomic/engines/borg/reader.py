@@ -12,14 +12,16 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import reader
+from kopiatomic.engines import chosen, reader
 from kopiatomic.engines.borg.client import WARNINGS, Client
 from kopiatomic.engines.borg.output import messages
-from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
+from kopiatomic.engines.reader import ChosenReceiver, Entry, Form, Kind, Receiver, StoredSnapshot
 from kopiatomic.engines.tar import archive
 from kopiatomic.paths import below as lies_in
+from kopiatomic.system import process
 from kopiatomic.system.lines import JsonLines
-from kopiatomic.text import printable
+from kopiatomic.system.private_file import private_file
+from kopiatomic.text import is_text, printable
 
 _KINDS = {
     "-": Kind.FILE,
@@ -33,6 +35,9 @@ _KINDS = {
 
 _UNSET = re.compile(r"when setting extended attribute ", re.IGNORECASE)
 """What it says where the target cannot have an attribute; it gives back the rest of the file, and all others."""
+
+_NOTHING_ELSE = "- re:."
+"""The last line of a file of patterns: every path that no full path has included is left out."""
 
 
 class BorgReader:
@@ -80,8 +85,33 @@ class BorgReader:
     def read(self, snapshot: StoredSnapshot, receiver: Receiver, *, below: str = "") -> None:
         """Hand on the content of each file; one process. Raises KopiatomicError."""
         name, *patterns = _where(snapshot, below)
+        self._export(name, "-", *patterns, snapshot=snapshot, receiver=receiver, below=below)
+
+    def read_chosen(
+        self, snapshot: StoredSnapshot, paths: Sequence[str], receiver: ChosenReceiver, *, place: str
+    ) -> None:
+        """Hand on the content of some files; Borg ends at the first error. Raises KopiatomicError, OSError.
+
+        It reads its file of patterns line by line, without spaces at both ends. Other names are words of the command, and only
+        if there are thousands of those it takes more than one process.
+        """
+        plain = [path for path in paths if _fits_a_line(path)]
+        odd = [f"--pattern=+pf:{path.strip('/')}" for path in paths if not _fits_a_line(path)]
+        lines = [*(f"+ pf:{path.strip('/')}" for path in plain), _NOTHING_ELSE]
+        wanted = chosen.Chosen(receiver, paths, lambda path: path)
+
+        def run() -> None:
+            for group in process.parts(odd) or [[]]:
+                with private_file(place, "\n".join(lines).encode()) as name:
+                    words = ("--patterns-from", name, *group, f"::{snapshot.id}", "-")
+                    self._export(*words, snapshot=snapshot, receiver=wanted)
+                lines[:] = [_NOTHING_ELSE]
+
+        chosen.read("borg", wanted, run)
+
+    def _export(self, *words: str, snapshot: StoredSnapshot, receiver: Receiver, below: str = "") -> None:
         with archive("borg", receiver, lambda name: f"/{name.lstrip('/')}") as take:
-            self._run("export-tar", name, "-", *patterns, snapshot=snapshot, below=below, take=take)
+            self._run("export-tar", *words, snapshot=snapshot, below=below, take=take)
 
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
@@ -116,6 +146,11 @@ class BorgReader:
         if any(str(message.get("message", "")).endswith("never matched.") for message in log):
             raise reader.no_path("borg", snapshot, below)
         raise self._client.failure(finished)
+
+
+def _fits_a_line(path: str) -> bool:
+    """Whether a path can stand in a file of patterns, which is text."""
+    return is_text(path) and path.strip() == path and "\n" not in path and "\r" not in path
 
 
 def _where(snapshot: StoredSnapshot, below: str) -> list[str]:

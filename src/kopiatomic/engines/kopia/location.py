@@ -40,18 +40,32 @@ def folders(client: Client, options: Options) -> Iterator[tuple[str, str]]:
 
 def cache(client: Client) -> str | None:
     """Return kopia's cache, from its configuration (repo/local_config.go). Raises OSError if that cannot be read."""
-    try:
-        with open(client.config.path, "rb") as file:
-            found = (json.load(file).get("caching") or {}).get("cacheDirectory")
-    except OSError as error:
-        if presence.absent(error):
-            return None
-        raise
-    except (ValueError, AttributeError):
-        return None
+    caching = _configuration(client).get("caching")
+    found = caching.get("cacheDirectory") if isinstance(caching, dict) else None
     if not isinstance(found, str) or not found:
         return None
     return os.path.normpath(os.path.join(os.path.dirname(client.config.path), found))
+
+
+def uncached(client: Client) -> dict[str, bytes]:
+    """Return the configuration file's path, and its content without a cache; empty if it has none. Raises OSError."""
+    found = _configuration(client)
+    left = {key: value for key, value in found.items() if key != "caching"}
+    return {client.config.path: json.dumps(left).encode()} if left != found else {}
+
+
+def _configuration(client: Client) -> dict[str, Any]:
+    """Return kopia's configuration; empty if there is none that can be understood. Raises OSError."""
+    try:
+        with open(client.config.path, "rb") as file:
+            found = json.load(file)
+    except OSError as error:
+        if presence.absent(error):
+            return {}
+        raise
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def logs(client: Client, options: Options) -> str | None:

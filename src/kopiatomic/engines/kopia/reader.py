@@ -2,8 +2,8 @@
 
 ``restore`` of a path by itself silently loses owners, modes and times (kopia#5564); of ID/PATH it keeps them. Traps, seen with
 0.22.3: ``list`` writes one line for each entry, and a name may have line ends in it; ``show`` takes the root object alone; by
-default a restore ignores errors of permissions; an id that is no snapshot's any more is taken for an object's. Names that are not
-text have been changed when they were saved.
+default a restore ignores errors of permissions; an id that is no snapshot's any more is taken for an object's; a mount has EIO
+also for what does not exist. Names that are not text have been changed when they were saved.
 
 Its archives go to a file that it opens itself to read and write, so ``/dev/stdout``: then it is a reader of that pipe too, and
 gets no SIGPIPE. By itself, a kopia whose reader was killed would wait at the full pipe for ever: ``system/process.py`` ends it.
@@ -17,18 +17,20 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import reader
+from kopiatomic.engines import chosen, reader
+from kopiatomic.engines.kopia import location
 from kopiatomic.engines.kopia import options as kopia_options
 from kopiatomic.engines.kopia.client import Client
 from kopiatomic.engines.kopia.listing import HEAD, STAND_IN
 from kopiatomic.engines.kopia.output import Manifest, parse_manifest
 from kopiatomic.engines.numbers import number
-from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
+from kopiatomic.engines.reader import ChosenReceiver, Entry, Form, Kind, Receiver, StoredSnapshot
 from kopiatomic.engines.single import SingleFile
 from kopiatomic.engines.tar import archive
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.paths import below as lies_in
 from kopiatomic.paths import is_at_or_below
+from kopiatomic.system import process, served
 from kopiatomic.text import printable
 
 _KINDS = {
@@ -111,6 +113,26 @@ class KopiaReader:
             with archive("kopia", receiver, lambda name: f"{base}/{name}") as take:
                 self._run("restore", *words, snapshot=snapshot, below=below, take=take)
 
+    def read_chosen(
+        self, snapshot: StoredSnapshot, paths: Sequence[str], receiver: ChosenReceiver, *, place: str
+    ) -> None:
+        """Hand on the content of some files, from ``kopia mount``, which has no cache. Raises KopiatomicError, OSError."""
+        stored = {path: self.form.path(path) for path in paths}
+        names = {path: lies_in(name, snapshot.sources[0]) for path, name in stored.items()}
+        words = ("mount", *self._client.shared, snapshot.id, served.mount_point(place))
+        covers = location.uncached(self._client)
+        inside = {path: name for path, name in names.items() if name}
+        found = chosen.read_served(self._client, words, inside, receiver, place=place, covers=covers)
+        if found is None:
+            chosen.read_all(self, snapshot, paths, receiver)
+        elif found.finished is not None:
+            raise self._failure(found.finished, snapshot, "")
+        elif found.top:
+            # It serves what is no snapshot, too, as long as nobody looks.
+            if not self._client.has_manifest(snapshot.id):
+                raise reader.no_snapshot("kopia", snapshot.id)
+            found.fail(found.top)
+
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
         top = self._relative(snapshot, below)
@@ -159,13 +181,15 @@ class KopiaReader:
     ) -> None:
         """Run a command to its end. Raises KopiatomicError."""
         finished = self._client.run(*words, *self._client.shared, timeout=reader.TIME_LIMIT, take=take)
-        if finished.status == 0:
-            return
+        if finished.status != 0:
+            raise self._failure(finished, snapshot, below)
+
+    def _failure(self, finished: process.Finished, snapshot: StoredSnapshot, below: str) -> KopiatomicError:
         if any(text in finished.errors for text in (*_NO_SNAPSHOT, f"content {snapshot.id} not found")):
-            raise reader.no_snapshot("kopia", snapshot.id)
+            return reader.no_snapshot("kopia", snapshot.id)
         if any(text in finished.errors for text in _ABSENT):
-            raise reader.no_path("kopia", snapshot, below)
-        raise self._client.failure(finished)
+            return reader.no_path("kopia", snapshot, below)
+        return self._client.failure(finished)
 
 
 class _Lines:

@@ -12,13 +12,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import reader
-from kopiatomic.engines.reader import Entry, Form, Kind, Receiver, StoredSnapshot
+from kopiatomic.engines import chosen, reader
+from kopiatomic.engines.reader import ChosenReceiver, Entry, Form, Kind, Receiver, StoredSnapshot
 from kopiatomic.engines.restic.client import Client
 from kopiatomic.engines.single import SingleFile
 from kopiatomic.engines.tar import archive
 from kopiatomic.paths import below as lies_in
-from kopiatomic.system import process
+from kopiatomic.system import process, served
 from kopiatomic.system.lines import JsonLines
 from kopiatomic.text import printable
 
@@ -81,6 +81,25 @@ class ResticReader:
         elif entry is None or entry.kind is Kind.DIRECTORY:
             with archive("restic", receiver, lambda name: f"/{name.lstrip('/')}") as take:
                 self._run("dump", "--archive=tar", *words, snapshot=snapshot, take=take)
+
+    def read_chosen(
+        self, snapshot: StoredSnapshot, paths: Sequence[str], receiver: ChosenReceiver, *, place: str
+    ) -> None:
+        """Hand on the content of some files, from ``restic mount`` without a cache. Raises KopiatomicError."""
+        without_cache = () if "--no-cache" in self._client.shared else ("--no-cache",)
+        # Paths below a snapshot are absolute ones (fuse/dir.go).
+        words = ("mount", "--no-lock", *without_cache, "--path-template=%I", *self._client.shared)
+        names = {path: path.lstrip("/") for path in paths}
+        words = (*words, "--", served.mount_point(place))
+        found = chosen.read_served(self._client, words, names, receiver, place=place, top=snapshot.id)
+        if found is None:
+            chosen.read_all(self, snapshot, paths, receiver)
+        elif found.finished is not None:
+            raise self._client.failure(found.finished)
+        elif found.is_absent:
+            raise reader.no_snapshot("restic", snapshot.id)
+        elif found.top:
+            found.fail(found.top)
 
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
