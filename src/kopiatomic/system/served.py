@@ -181,7 +181,7 @@ class _Attendant:
     def _read_all(self) -> None:
         for number, name in enumerate(self._wanted.names):
             if not self._read(number, name):
-                # It is about to end: the kernel lets go of its mount first.
+                # It is about to end: the kernel has closed its mount first.
                 status = children.status(self._pid)
                 _send(Sign.DIED, number, b"%d" % status)
                 return
