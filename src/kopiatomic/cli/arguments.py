@@ -84,6 +84,23 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
             self.fail(str(error), param, ctx)
 
 
+class Converted(click.ParamType):  # type: ignore[type-arg,unused-ignore]
+    """A text of one of the forms that :mod:`kopiatomic.config.options` converts: a share, or a size."""
+
+    def __init__(self, form: Form) -> None:
+        self.name = str(form)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | int:
+        from kopiatomic.config.options import share, size
+
+        if isinstance(value, int | float):
+            return value
+        try:
+            return share(value) if self.name == Form.SHARE else size(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 def complete(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[Any]:
     """Complete names of datasets, and commands where one may appear. What begins as a path is left to the shell."""
     from click.shell_completion import CompletionItem

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from kopiatomic.cli.arguments import Duration, complete, complete_directory, complete_profile, complete_schedule
+from kopiatomic.cli.arguments import (
+    Converted,
+    Duration,
+    complete,
+    complete_directory,
+    complete_profile,
+    complete_schedule,
+)
 from kopiatomic.config.settings import COMMANDS, Completion, Form, Setting
 
 _COMPLETE = {
@@ -57,6 +64,8 @@ def _type(setting: Setting) -> Any:
             return click.Choice(list(setting.choices))
         case Form.DURATION:
             return Duration(least=setting.least)
+        case Form.SHARE | Form.SIZE:
+            return Converted(setting.form)
         case Form.COUNT:
             return click.IntRange(min=1)
         case Form.FILE:

@@ -118,7 +118,8 @@ def _given(words: Sequence[str], group: click.Group) -> dict[tuple[str, str], An
             if setting.group is not Group.OUTPUT:
                 raise click.UsageError(f"{setting.flags[0]} is nothing that a profile says; leave it out", context)
             continue
-        value: Any = raw.get(setting.name) if setting.form is Form.DURATION else context.params[setting.name]
+        as_written = setting.form in {Form.DURATION, Form.SHARE, Form.SIZE}
+        value: Any = raw.get(setting.name) if as_written else context.params[setting.name]
         if setting.alone is not None and value == setting.alone:
             value = True
         if setting.repeated:

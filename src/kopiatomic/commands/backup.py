@@ -13,7 +13,7 @@ from kopiatomic.commands.failures import require_root_to_freeze
 from kopiatomic.config import credentials
 from kopiatomic.config.invocation import Invocation
 from kopiatomic.config.options import HoldBlock, Options, check_name, words
-from kopiatomic.engines.engine import Backup, Job, Remembering, Repository
+from kopiatomic.engines.engine import KOPIA, Backup, Job, Remembering, Repository
 from kopiatomic.engines.numbers import understood
 from kopiatomic.engines.ways import combined
 from kopiatomic.engines.written import WrittenDirectory, in_place, prepared, require_skipped
@@ -26,8 +26,10 @@ from kopiatomic.model.engine import EngineEnd, EngineResult, Progress
 from kopiatomic.model.plan import RECORD, Layout, Plan
 from kopiatomic.model.record import FAILED
 from kopiatomic.model.report import EngineReport, Report, WriterReport
+from kopiatomic.model.verified import DIFFERS, Verified
 from kopiatomic.planning import plan
 from kopiatomic.runs import in_view, metadata, skipping
+from kopiatomic.runs.comparing import Comparing
 from kopiatomic.runs.freezing import Frozen, Session, failures_in, new_run_id, recorded
 from kopiatomic.runs.hooks import Hooks, Prepared
 from kopiatomic.runs.launcher import Checked, Start, StartOptions
@@ -157,6 +159,12 @@ class _Run:
             maintenance=options.maintenance,
             environment=combined(os.environ, self._handed),
         )
+        if options.verify is not None and options.command is not None:
+            raise UsageError(
+                "--verify: what a command of your own (-c) has saved cannot be read back",
+                kind="usage",
+                hint="Leave it out, or use --engine.",
+            )
         if options.skip_unchanged:
             skipping.require(engine, options.layout)
         self._secrets = Secrets(
@@ -463,7 +471,7 @@ class _Run:
 
     def _backup(self, session: Session, repository: Repository) -> Backup:
         """Freeze, mount, back up, check, and remove everything again; then examine what was saved. Returns what was done."""
-        report, engine = self._report, self._engine
+        report = self._report
         assert report.plan is not None
         assert report.engine is not None
         remembering = skipping.remembering(repository) if self._options.skip_unchanged else None
@@ -472,18 +480,53 @@ class _Run:
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
             if remembering is not None:
                 job = self._without_unchanged(session, job, remembering)
+            comparing = Comparing(self._options, self._engine, report, session.attempt)
+            if self._options.verify is not None:
+                job = replace(job, reads_all=comparing.known.reads_all)
             self._record_metadata(frozen, job, repository)
             self._in_view(frozen, job)
             made = repository.backup(job)
             checked = self._run_engine(frozen, job, made) if job.sources else _NOTHING_READ
+            if self._options.verify is not None:
+                self._judge(made, checked)
+                self._compare(frozen, job, repository, comparing, checked)
         report.engine.end = checked.end if job.sources else None
-        with report.phase("verify"), signals.deferred(), understood(engine.name):
-            report.engine.result = made.judge(checked.end, checked.odd)
+        if report.engine.result is None:
+            self._judge(made, checked)
+        assert report.engine.result is not None
         self._conclude(checked, report.engine.result)
         if remembering is not None:
             saved = skipping.saved(job, remembering, report.engine.result)
             session.attempt(lambda records: records.stand(report.series, saved))
         return made
+
+    def _judge(self, made: Backup, checked: Checked) -> None:
+        """Have the engine say what came of it."""
+        assert self._report.engine is not None
+        with self._report.phase("verify"), signals.deferred(), understood(self._engine.name):
+            self._report.engine.result = made.judge(checked.end, checked.odd)
+
+    def _compare(
+        self, frozen: Frozen, job: Job, repository: Repository, comparing: Comparing, checked: Checked
+    ) -> None:
+        """Compare what was saved with the frozen view, if it was saved. Raises KopiatomicError, Interrupted."""
+        engine = self._report.engine
+        assert engine is not None
+        assert engine.result is not None
+        result = engine.result
+        if checked.problems or checked.end.stopped or not result.saved or not job.sources:
+            return
+        self._listener.phase(f"comparing what {engine.name} has saved with the frozen view")
+        environment = combined(os.environ, self._handed)
+        if in_place(job.plan, inherited.temporary_directory()):
+            environment["TMPDIR"] = job.plan.scratch
+        with self._report.phase("verification"):
+            try:
+                self._report.verified = comparing.made(frozen.supervisor, job, repository, environment)
+            except KopiatomicError as error:
+                self._report.incomplete.append(f"what was saved is not verified: {error.message}")
+        for warning in comparing.warnings:
+            self._selecting.warn(warning)
 
     def _without_unchanged(self, session: Session, job: Job, repository: Remembering) -> Job:
         """Return the job without the sources in which nothing has changed (``--skip-unchanged``)."""
@@ -596,6 +639,8 @@ class _Run:
         self._require_read(checked, result)
         if not result.complete:
             report.incomplete.append(result.message)
+        if report.verified is not None and not report.verified.equal:
+            raise comparing_failed(report.engine.name, report.verified)
 
     def _require_read(self, checked: Checked, result: EngineResult) -> None:
         """Refuse the success of an engine that has not looked into the view: it, or its server, has read live files.
@@ -630,6 +675,18 @@ class _Run:
             f"service)? Use a {name} that runs by itself"
             + (f", and delete what was saved of live files ({kept})." if kept else "."),
         )
+
+
+def comparing_failed(name: str, verified: Verified) -> KopiatomicError:
+    """Return the error that a backup is not what was frozen."""
+    first = verified.differences[0]
+    more = f", and {verified.difference_count - 1} more" if verified.difference_count > 1 else ""
+    again = " The next run has kopia read every file again." if verified.changed_unseen and name == KOPIA else ""
+    return KopiatomicError(
+        f"what {name} has saved differs from the frozen view: {printable(first.path)}: {printable(first.what)}{more}",
+        kind=DIFFERS,
+        hint=f"Do not rely on this backup. Check the repository with {name}'s own means, and the disk.{again}",
+    )
 
 
 def _engine_failed(name: str, message: str, end: EngineEnd) -> KopiatomicError:

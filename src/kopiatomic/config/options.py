@@ -64,6 +64,11 @@ class Options:
     maintenance: bool = True
     metadata: bool | None = None
     """Whether what the engine would lose is recorded; None: where a person must agree first, one is asked."""
+    verify: float | None = None
+    """How many percent of the files are read back and compared; None: nothing is compared."""
+    verify_limit: int = 1 << 30
+    """The most bytes of that in a run."""
+    verify_time_limit: float = 3600.0
     timeout: float | None = None
     wait: float | None = None
     schedule: str | None = None
@@ -370,3 +375,33 @@ def within(seconds: float, shown: str, least: float) -> float:
     if seconds < least:
         raise ValueError(f"{shown} is shorter than {least:g} s")
     return seconds
+
+
+_SIZE_UNITS = {"": 1} | {
+    f"{letter}{ending}": base**power
+    for power, letter in enumerate("KMGT", 1)
+    for ending, base in (("", 1024), ("iB", 1024), ("B", 1000))
+}
+_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KkMGT]?(?:iB|B)?)")
+
+
+def size(text: str) -> int:
+    """Return bytes from ``1000``, ``10M``, ``1 GiB`` or ``1 GB``. Raises ValueError."""
+    found = _SIZE.fullmatch(text.strip())
+    unit = "" if found is None or found["unit"] == "B" else found["unit"].replace("k", "K")
+    if found is None or unit not in _SIZE_UNITS or float(found["number"]) * _SIZE_UNITS[unit] < 1:
+        raise ValueError(f"{text!r} is not a size such as 500M, 1 GiB or 2 GB")
+    return int(float(found["number"]) * _SIZE_UNITS[unit])
+
+
+_SHARE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*%?")
+
+
+def share(text: str) -> float:
+    """Return percent, from ``1%``, ``0.5`` or ``all``. Raises ValueError."""
+    if text.strip() == "all":
+        return 100.0
+    found = _SHARE.fullmatch(text.strip())
+    if found is None or not 0.0001 <= float(found["number"]) <= 100:
+        raise ValueError(f"{text!r} is not a share such as 1%, 0.1% or all")
+    return float(found["number"])

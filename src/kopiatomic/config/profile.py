@@ -19,7 +19,15 @@ from dataclasses import replace
 from typing import Any
 
 from kopiatomic import presence
-from kopiatomic.config.options import bad_program, duration, problem_with, problem_with_variable, within
+from kopiatomic.config.options import (
+    bad_program,
+    duration,
+    problem_with,
+    problem_with_variable,
+    share,
+    size,
+    within,
+)
 from kopiatomic.config.positions import Path, Position, index
 from kopiatomic.config.settings import ASK, BLOCKS, KEYS, TABLES, WITH_ENVIRONMENT, Block, Form, Setting
 from kopiatomic.errors import KopiatomicError, UsageError
@@ -551,6 +559,12 @@ def _converted(setting: Setting, given: object) -> Any:
                 raise ValueError(f"must be one of {wanted}, not {_shown(given)}{near}")
         case Form.DURATION:
             return _duration(setting, given)
+        case Form.SHARE | Form.SIZE:
+            convert, example = (share, '"1%" or "all"') if setting.form is Form.SHARE else (size, '"500M" or "1 GiB"')
+            try:
+                return convert(given if isinstance(given, str) else "")
+            except ValueError:
+                raise ValueError(f"must be a {setting.form} such as {example}, not {_shown(given)}") from None
         case Form.COUNT | Form.NUMBER:
             if isinstance(given, bool) or not isinstance(given, int):
                 raise ValueError(f"must be a whole number, not {_shown(given)}")

@@ -158,6 +158,8 @@ def _default(setting: Setting, name: str) -> str:
             return toml(setting.choices[0])
         case Form.DURATION:
             return toml("1h")
+        case Form.SHARE:
+            return toml("1%")
         case Form.NUMBER:
             return "0"
     if setting.words:
@@ -301,6 +303,12 @@ def _pattern(setting: Setting) -> str:
     return _RULES.get(setting.name, _TEXT if setting.default == "" else _FILLED)
 
 
+_MEASURES = {
+    Form.SHARE: r"^(all|\d+(\.\d+)?\s*%?)$",
+    Form.SIZE: r"^\d+(\.\d+)?\s*[KkMGT]?(iB|B)?$",
+}
+
+
 def _schema_of(setting: Setting) -> dict[str, Any]:
     told: dict[str, Any] = {"description": _help(setting)}
     if setting.of_profiles is not None:
@@ -322,6 +330,8 @@ def _schema_of(setting: Setting) -> dict[str, Any]:
         case Form.DURATION:
             rule: dict[str, Any] = {"$ref": "#/definitions/duration"}
             return told | ({"anyOf": [rule, {"const": True}]} if setting.alone is not None else {"allOf": [rule]})
+        case Form.SHARE | Form.SIZE:
+            return told | {"type": "string", "pattern": _MEASURES[setting.form]}
         case Form.NUMBER | Form.COUNT:
             return told | {"type": "integer", "minimum": int(setting.least), "maximum": int(setting.most)}
     if setting.words:

@@ -51,6 +51,10 @@ class Form(StrEnum):
     """A whole number from ``least`` to ``most``."""
     FILE = "file"
     """A file to read, or ``-``."""
+    SHARE = "share"
+    """A part of what there is, such as ``1%``, or ``all``."""
+    SIZE = "size"
+    """Bytes; with a unit, such as ``1 GiB``."""
     ANSWER = "answer"
     """Yes or no, each with a flag, or by default neither: ``ask``."""
 
@@ -380,6 +384,36 @@ _BACKUP = (
         "Whether what the engine would lose is recorded: attributes, access control lists, links, devices, times. "
         "In place kopia's users are asked once.",
         Form.ANSWER,
+        engines=("kopia", "restic", "borg"),
+    ),
+    Setting(
+        "verify",
+        ("--verify",),
+        Group.RUN,
+        "Compare what was saved with the frozen view: all names, and the contents of so many files.",
+        Form.SHARE,
+        value="PERCENT|all",
+        engines=("kopia", "restic", "borg"),
+    ),
+    Setting(
+        "verify_limit",
+        ("--verify-limit",),
+        Group.RUN,
+        "How much --verify reads back at most.",
+        Form.SIZE,
+        default="1 GiB",
+        value="SIZE",
+        shows_default=True,
+        engines=("kopia", "restic", "borg"),
+    ),
+    _duration(
+        "verify_time_limit",
+        "--verify-time-limit",
+        Group.RUN,
+        "How long --verify may take: the snapshots exist as much longer.",
+        default="1h",
+        shows_default=True,
+        least=0.1,
         engines=("kopia", "restic", "borg"),
     ),
     _text(

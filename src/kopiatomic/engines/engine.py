@@ -29,6 +29,8 @@ class Job:
     """The places (absolute, below the root) that are actually mounted in the view."""
     filled: Collection[str]
     """Those of them whose top directory contains files, directories or links."""
+    reads_all: bool = False
+    """Whether the engine is to read every file, whatever it takes for unchanged: a comparison has shown that it was wrong."""
     unchanged: Mapping[str, EngineResult] = field(default_factory=dict)
     """The sources that need not be read, and the results of the snapshots used instead (``--skip-unchanged``)."""
 

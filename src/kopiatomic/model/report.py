@@ -17,6 +17,7 @@ from kopiatomic.model.engine import EngineEnd, EngineResult, Target
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.record import Recorded
 from kopiatomic.model.snapshots import Sets
+from kopiatomic.model.verified import Verified
 
 
 @immutable
@@ -99,6 +100,8 @@ class Report:
     """The metadata record that was made; None if there is none."""
     without_metadata: str = ""
     """Why there is none although nobody said so for this run; empty otherwise."""
+    verified: Verified | None = None
+    """What came of comparing the backup with the frozen view; None if that was not asked for, or could not be done."""
     skipped: str = ""
     """Why there was nothing to back up, by the word of the hook ``before``; empty if it did not say so."""
 

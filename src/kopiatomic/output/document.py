@@ -12,6 +12,7 @@ from kopiatomic.model.changes import Changes
 from kopiatomic.model.plan import Plan
 from kopiatomic.model.report import EngineReport, HoldReport, Report
 from kopiatomic.model.snapshots import Sets, SnapshotSet
+from kopiatomic.model.verified import Verified
 
 FORMAT = "kopiatomic-run-1"
 
@@ -52,6 +53,7 @@ def _document(report: Report) -> dict[str, Any]:
         ],
         "writers": writers(report),
         "metadata": _metadata(report),
+        "verified": _verified(report.verified),
         "skipped": report.skipped or None,
         "atomic": report.sets.atomic if report.sets else None,
         "instant": instant_text(report.sets.started_ns) if report.sets else None,
@@ -84,6 +86,22 @@ def _metadata(report: Report) -> dict[str, Any] | None:
         "unreadable": made.unreadable,
         "cached": made.known,
         "saved": result.recorded if result else None,
+    }
+
+
+def _verified(found: Verified | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "equal": found.equal,
+        "entries": found.entries,
+        "files": found.files,
+        "bytes": found.size,
+        "all_files": found.all_files,
+        "rounds": found.rounds,
+        "left_out": dict(found.left_out),
+        "differences": [{"path": one.path, "what": one.what} for one in found.differences],
+        "difference_count": found.difference_count,
     }
 
 

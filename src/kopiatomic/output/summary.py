@@ -9,6 +9,7 @@ from kopiatomic.filesystems import KINDS
 from kopiatomic.model.plan import MIGHT_HANG, Plan, Uncovered
 from kopiatomic.model.report import ONE_INSTANT, EngineReport, Report, WriterReport
 from kopiatomic.model.snapshots import Sets
+from kopiatomic.model.verified import Verified
 from kopiatomic.output.document import instant_words, writers
 from kopiatomic.state import liveness
 from kopiatomic.text import few, first_few, printable
@@ -51,6 +52,7 @@ def summary(report: Report, *, verbose: bool) -> list[Line]:
     lines += [("", line) for line in held(writers(report))]
     lines += [("", line) for line in _engine_lines(report.engine)]
     lines += [("", line) for line in _metadata(report)]
+    lines += [("", line) for line in _verified(report.verified)]
     lines += [("", line) for line in _others(report.plan)]
     lines += [("", line) for line in _not_in_it(report.plan, all_of_it=verbose)]
     lines += [("", f"Shielded: {line}") for line in shielded(report.plan)[:_FEW]]
@@ -178,6 +180,23 @@ def _metadata(report: Report) -> list[str]:
     if not engine.result.recorded:
         return [f"Metadata: without metadata: its record is not in what {engine.name} saved"]
     return [f"Metadata: {made.entries:,} entries of which {engine.name} would lose something ({size(made.size)})"]
+
+
+def _verified(found: Verified | None) -> list[str]:
+    """Return what came of comparing the backup with the frozen view."""
+    if found is None:
+        return []
+    read = f"{found.files:,} of {found.all_files:,} files ({size(found.size)}) read back and equal"
+    covered = f"; {found.rounds} runs cover all" if found.rounds > 1 else ""
+    lines = [f"Verified: {read}{covered}; all {found.entries:,} names compared"]
+    count = sum(found.left_out.values())
+    if count:
+        where = first_few([f"{folder} ({number:,})" for folder, number in found.left_out.items()])
+        lines.append(f"          left out by rules, or missing: {count:,} in {where}")
+    lines += [f"  DIFFERS: {printable(one.path)}: {printable(one.what)}" for one in found.differences[:_LISTED]]
+    if found.difference_count > _LISTED:
+        lines.append(f"  and {found.difference_count - _LISTED} more")
+    return lines
 
 
 def planned_metadata(report: Report) -> list[str]:

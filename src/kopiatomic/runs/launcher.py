@@ -13,7 +13,7 @@ import select
 import signal
 import termios
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -59,6 +59,8 @@ class Start:
     """What must be looked into, or the program has read something else; with its paths."""
     foreground: bool = False
     """Whether it starts in the foreground of its terminal: the supervisor asks its streams."""
+    work: Callable[[], None] | None = None
+    """What is called in a process of ours, in place of a program; it can be pickled."""
 
 
 @immutable
@@ -419,6 +421,10 @@ class _Program:
             priority=options.priority,
             first=self._platform.tie,
         )
+        if start.work is not None:
+            pid = spawn.call(start.work, replace(spawn_options, cwd="/"))
+            self._channel.send(Started(elsewhere=False))
+            return pid
         try:
             try:
                 pid = spawn.start(argv, environment, spawn_options)

@@ -83,6 +83,20 @@ class StandingSnapshot:
     """The places in the source: for each the dataset, the part, and the state that it was in."""
 
 
+@immutable
+class Comparisons:
+    """What is known of a series' comparisons with the frozen view (``--verify``)."""
+
+    count: int = 0
+    """How many have been made."""
+    left_out: Mapping[str, int] | None = None
+    """How many entries the last one did not find in the engine's list, by folder; None before the first."""
+    reads_all: bool = False
+    """Whether the next run must have the engine read every file."""
+    instant_ns: int | None = None
+    """The instant that the last one was of (ns since the epoch)."""
+
+
 class Records(StateFile):
     """What the state database in a directory says. Nothing is opened before the first call.
 
@@ -228,6 +242,22 @@ class Records(StateFile):
             database.execute(
                 "INSERT OR REPLACE INTO agreement (series, repository, answer) VALUES (?, ?, ?)",
                 (os.fsencode(series), repository, int(answer)),
+            )
+
+    def comparisons(self, series: str) -> Comparisons:
+        """Return what is known of a series' comparisons."""
+        with self.transaction(create=False) as database:
+            row = database.execute(
+                "SELECT count, left_out, reads_all, instant FROM comparison WHERE series = ?", (os.fsencode(series),)
+            ).fetchone()
+        return Comparisons() if row is None else Comparisons(row[0], json.loads(row[1]), bool(row[2]), row[3])
+
+    def compared(self, series: str, now: Comparisons) -> None:
+        """Record what is known of them now."""
+        with self.transaction() as database:
+            database.execute(
+                "INSERT OR REPLACE INTO comparison (series, count, left_out, reads_all, instant) VALUES (?, ?, ?, ?, ?)",
+                (os.fsencode(series), now.count, json.dumps(now.left_out), int(now.reads_all), now.instant_ns),
             )
 
     def forget_standing(self) -> None:

@@ -79,6 +79,15 @@ _STEPS = (
         PRIMARY KEY (series, repository)
     ) WITHOUT ROWID
     """,
+    """
+    CREATE TABLE comparison (
+        series BLOB PRIMARY KEY,
+        count INTEGER NOT NULL,
+        left_out TEXT NOT NULL,
+        reads_all INTEGER NOT NULL,
+        instant INTEGER
+    ) WITHOUT ROWID
+    """,
 )
 """Each turns a database of schema N into one of schema N+1; a new one begins at 0."""
 

@@ -54,6 +54,11 @@ def keep_from_programs(most: int | None = None) -> None:
                 continue
 
 
+def close_all() -> None:
+    """Close all but the first three."""
+    close_all_but(2)
+
+
 def close_all_but(end: int) -> None:
     """Close all but the first three and this one."""
     found = _listed()

@@ -1,4 +1,4 @@
-"""Starts a program with its own root, working directory and user, which posix_spawn(3) cannot set."""
+"""Starts a program, or calls a function in a process, with its own root, working directory and user: posix_spawn(3) sets none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import pwd
 import shutil
 import signal
 import struct
+import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Self
 
@@ -86,12 +88,48 @@ def start(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOpt
 
     Raises DirectoryError, UserError, InterpreterError, and OSError if it cannot be executed for another reason.
     """
+
+    def execute() -> None:
+        # Not earlier: the caller's limit of open files may be below the descriptors that were moved.
+        inherited.hand_on()
+        os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - that is what this is for
+
+    def is_there() -> bool:
+        return shutil.which(argv[0], path=environment.get("PATH")) is not None
+
+    return _started(execute, is_there, options)
+
+
+def call(function: Callable[[], None], options: SpawnOptions) -> int:
+    """Call a function in a process that has nothing open but its streams. Return the process id. Raises as :func:`start` does.
+
+    Modules that it imports are found in the new root.
+    """
+
+    def execute() -> None:
+        signals.forget()
+        for signum in signals.ENDING:
+            signal.signal(signum, signal.SIG_DFL)
+        try:
+            descriptors.close_all()
+            function()
+            sys.stdout.flush()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+
+    return _started(execute, lambda: False, options)
+
+
+def _started(execute: Callable[[], None], is_there: Callable[[], bool], options: SpawnOptions) -> int:
+    """Fork a process with these options that executes something. Return its id. Raises as :func:`start` does."""
     failure_read, failure_write = os.pipe2(os.O_CLOEXEC)
     starter = os.getpid()
     # The terminal's signals reach a program in its foreground from the first moment.
     pid = signals.fork()
     if pid == 0:
-        _become(argv, environment, options, failure_write, starter)
+        _become(execute, is_there, options, failure_write, starter)
     os.close(failure_write)
     try:
         failure = os.read(failure_read, 16)
@@ -105,7 +143,11 @@ def start(argv: Sequence[str], environment: Mapping[str, str], options: SpawnOpt
 
 
 def _become(
-    argv: Sequence[str], environment: Mapping[str, str], options: SpawnOptions, failure_write: int, starter: int
+    execute: Callable[[], None],
+    is_there: Callable[[], bool],
+    options: SpawnOptions,
+    failure_write: int,
+    starter: int,
 ) -> NoReturn:
     at = _ELSE
     try:
@@ -135,11 +177,9 @@ def _become(
             host.here().end_with_parent(signal.SIGKILL)
             if os.getppid() != starter:
                 os._exit(127)
-        # Not earlier: the caller's limit of open files may be below the descriptors that were moved.
-        inherited.hand_on()
-        os.execvpe(argv[0], list(argv), dict(environment))  # noqa: S606 - that is what this is for
+        execute()
     except OSError as error:
-        if at == _ELSE and presence.absent(error) and shutil.which(argv[0], path=environment.get("PATH")):
+        if at == _ELSE and presence.absent(error) and is_there():
             at = _AT_INTERPRETER
         os.write(failure_write, struct.pack("=ii", error.errno or 0, at))
     finally:

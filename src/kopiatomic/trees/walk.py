@@ -1,7 +1,7 @@
 """Goes through a tree that does not change, directory by directory, each opened beneath the one that the walk began in.
 
-No call follows a link or crosses into another filesystem, and one directory is open at a time, so that neither depth nor breadth
-is limited.
+No call follows a link, or crosses into another filesystem unless that is wanted, and one directory is open at a time, so that
+neither depth nor breadth is limited.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ def opened(top: int, path: str) -> Iterator[int]:
         os.close(fd)
 
 
-def walk(top: int, unreadable: Callable[[str, OSError], None]) -> Iterator[Directory]:
+def walk(top: int, unreadable: Callable[[str, OSError], None], *, across: bool = False) -> Iterator[Directory]:
     """Yield each directory of a tree, ``top`` first and each before what is in it, sorted by the bytes of the names.
 
-    Mount points are entries, and are not entered. ``unreadable`` is called with the path of what cannot be read. Raises OSError
-    if a directory is gone.
+    Mount points are entries, and are entered only if ``across``. ``unreadable`` is called with the path of what cannot be read.
+    Raises OSError if a directory is gone.
     """
-    device = os.fstat(top).st_dev
+    device = None if across else os.fstat(top).st_dev
     waiting = [""]
     while waiting:
         path = waiting.pop()
@@ -85,9 +85,11 @@ def walk(top: int, unreadable: Callable[[str, OSError], None]) -> Iterator[Direc
         waiting += reversed(inside)
 
 
-def _is_directory(entry: os.DirEntry[str], device: int) -> bool:
-    """Whether it is a directory on that filesystem. Raises OSError."""
-    return entry.is_dir(follow_symlinks=False) and entry.stat(follow_symlinks=False).st_dev == device
+def _is_directory(entry: os.DirEntry[str], device: int | None) -> bool:
+    """Whether it is a directory, on that filesystem if one is given. Raises OSError."""
+    return entry.is_dir(follow_symlinks=False) and (
+        device is None or entry.stat(follow_symlinks=False).st_dev == device
+    )
 
 
 def _listed(fd: int) -> tuple[os.DirEntry[str], ...]:

@@ -57,6 +57,7 @@ class KopiaBackup:
             run_id=job.run_id,
             atomic="yes" if job.sets.atomic else "no",
             tag=_tag(job.plan),
+            reads_all=job.reads_all,
         )
         environment = dict(found.client.additions)
         logs = location.logs(found.client, found.options)
@@ -218,6 +219,7 @@ def argv(
     run_id: str,
     atomic: str,
     tag: str = "",
+    reads_all: bool = False,
 ) -> list[str]:
     """Return the argv; ``tag`` is that of a snapshot with a metadata record, empty without one.
 
@@ -234,6 +236,8 @@ def argv(
         words += ["--start-time", start_time]
     words += ["--tags", f"kopiatomic-run:{run_id}", "--tags", f"kopiatomic-atomic:{atomic}"]
     words += ["--tags", tag] if tag else []
+    if reads_all and not options.has("--force-hash"):
+        words.append("--force-hash=100")
     return [*words, *options.words]
 
 
