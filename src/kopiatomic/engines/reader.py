@@ -144,7 +144,9 @@ class Form:
     step_ns: int
     """The unit of its modification times (ns)."""
     first_ns: int | None = None
-    """The earliest modification time that it keeps, if there is one."""
+    """The earliest modification time that it lists, if there is one."""
+    last_ns: int | None = None
+    """The latest one, likewise."""
 
     skips_attributes: bool = False
     """Whether it restores without a word to where attributes and access control lists, which it keeps, cannot be set."""
@@ -163,8 +165,12 @@ class Form:
 
     def agrees(self, listed_ns: int, mtime_ns: int) -> bool:
         """Whether a listed modification time can be that of a file: some engines cut off, and some round by way of a float."""
+        return abs(listed_ns - self.listed(mtime_ns)) < self.step_ns
+
+    def listed(self, mtime_ns: int) -> int:
+        """Return a modification time as it is listed, but for its precision."""
         kept = mtime_ns if self.first_ns is None else max(mtime_ns, self.first_ns)
-        return abs(listed_ns - kept) < self.step_ns
+        return kept if self.last_ns is None else min(kept, self.last_ns)
 
 
 class Receiver(Protocol):

@@ -238,9 +238,7 @@ class _Comparison:
     def _time(self, kind: Kind, mtime_ns: int) -> int:
         if kind is Kind.DIRECTORY and self._wanted.losses.directory_times:
             return 0
-        if self._form.first_ns is not None:
-            mtime_ns = max(mtime_ns, self._form.first_ns)
-        return mtime_ns // self._form.step_ns
+        return self._form.listed(mtime_ns) // self._form.step_ns
 
     def _is_kept(self, kind: Kind) -> bool:
         """Whether the engine keeps entries of a kind at all."""
