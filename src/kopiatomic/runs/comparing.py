@@ -11,9 +11,10 @@ from kopiatomic.model.engine import Command
 from kopiatomic.model.report import Report
 from kopiatomic.model.verified import Verified, Wanted
 from kopiatomic.runs import verifying
-from kopiatomic.runs.launcher import Start
+from kopiatomic.runs.launcher import Start, StartOptions
 from kopiatomic.runs.streams import Pipes
 from kopiatomic.runs.supervisor import Supervisor
+from kopiatomic.state import lists
 from kopiatomic.state.records import Comparisons, Records
 from kopiatomic.system import process, signals
 from kopiatomic.text import first_few
@@ -66,16 +67,17 @@ class Comparing:
                 self.known.count,
                 self.known.instant_ns,
             ),
+            job.plan.scratch,
         )
-        found = self._ran(supervisor, verification)
+        found = self._ran(supervisor, verification, lists.mount_point(job.run_id))
         self._compare_with_last(found)
         now = Comparisons(self.known.count + 1, found.left_out, bool(found.changed_unseen), job.sets.started_ns)
         self._attempt(lambda records: records.compared(self._series, now))
         return found
 
-    def _ran(self, supervisor: Supervisor, verification: verifying.Verification) -> Verified:
+    def _ran(self, supervisor: Supervisor, verification: verifying.Verification, place: str) -> Verified:
         output: dict[str, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-        start = Start(Command((), {}), {}, work=verification)
+        start = Start(Command((), {}), {}, StartOptions(temporary=place), work=verification)
         limit = self._options.verify_time_limit
         try:
             checked = supervisor.run(

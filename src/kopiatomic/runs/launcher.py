@@ -59,8 +59,8 @@ class Start:
     """What must be looked into, or the program has read something else; with its paths."""
     foreground: bool = False
     """Whether it starts in the foreground of its terminal: the supervisor asks its streams."""
-    work: Callable[[], None] | None = None
-    """What is called in a process of ours, in place of a program; it can be pickled."""
+    work: Callable[[str], None] | None = None
+    """What is called in a process of ours, in place of a program, with what would be a program's TMPDIR. It can be pickled."""
 
 
 @immutable
@@ -422,7 +422,8 @@ class _Program:
             first=self._platform.tie,
         )
         if start.work is not None:
-            pid = spawn.call(start.work, replace(spawn_options, cwd="/"))
+            work, directory = start.work, environment.get("TMPDIR", "")
+            pid = spawn.call(lambda: work(directory), replace(spawn_options, cwd="/"))
             self._channel.send(Started(elsewhere=False))
             return pid
         try:

@@ -11,7 +11,7 @@ import hashlib
 import os
 import pickle
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 
 from kopiatomic import engines
@@ -23,7 +23,7 @@ from kopiatomic.model.engine import EngineResult
 from kopiatomic.model.record import Losses
 from kopiatomic.model.verified import Difference, Verified, Wanted
 from kopiatomic.paths import below, is_at_or_below
-from kopiatomic.text import is_text, printable
+from kopiatomic.text import printable
 from kopiatomic.trees.census import Census, number
 from kopiatomic.trees.walk import opened, walk
 
@@ -32,6 +32,9 @@ _SHOWN = 100
 
 _SUSPECTS = 10_000
 """The most files that are read back because an engine may not have noticed that they changed."""
+
+_AT_ONCE = 100_000
+"""How many files one process of the engine gives back: their paths are held."""
 
 _OLD = 8
 """How many files are read back, if there are any, that the last run has saved as they are."""
@@ -80,8 +83,6 @@ class Choice:
     """Which of these runs it is."""
     since_ns: int | None = None
     """The instant of the last complete run of the series (ns since the epoch)."""
-    always: tuple[str, ...] = ()
-    """Paths at and below which every file is read back."""
 
 
 @immutable
@@ -96,12 +97,14 @@ class Verification:
     live: tuple[str, ...]
     """Paths that are not frozen: what is at and below them is not compared."""
     choice: Choice
+    scratch: str
+    """A directory of ours for the engine, where there is no better one."""
 
-    def __call__(self) -> None:
-        """Make it, and write what came of it to stdout: a :class:`Verified`, or an error."""
+    def __call__(self, place: str) -> None:
+        """Make it, and write what came of it to stdout: a :class:`Verified`, or an error. ``place`` is a directory of ours."""
         outcome: object
         try:
-            outcome = _Comparison(self).verified()
+            outcome = _Comparison(self, place or self.scratch).verified()
         except Exception as error:
             outcome = end_of(error)
         with os.fdopen(os.dup(1), "wb") as out:
@@ -153,8 +156,9 @@ class _Frozen:
 class _Comparison:
     """One comparison, from the walk to the contents."""
 
-    def __init__(self, wanted: Verification) -> None:
+    def __init__(self, wanted: Verification, place: str) -> None:
         self._wanted = wanted
+        self._place = place
         self._reader = wanted.repository.reader()
         self._form: Form = self._reader.form
         self._differences: list[Difference] = []
@@ -173,7 +177,9 @@ class _Comparison:
             all_files += chosen.all_files
             self._compare_lists(source, snapshot, census, chosen)
             contents = _Contents(self, source, chosen)
-            contents.read(self._reader, snapshot)
+            for paths in self._paths(source, chosen):
+                self._reader.read_chosen(snapshot, paths, contents, place=self._place)
+            contents.finish()
             files += contents.files
             size += contents.size
         return Verified(
@@ -204,9 +210,21 @@ class _Comparison:
         """The directory ``/`` of the view, open."""
         return self._root
 
-    def true_form(self, path: str) -> str:
-        """Return a true path as the engine's contents have it."""
-        return self._form.restored(path)
+    def _paths(self, source: Source, chosen: _Chosen) -> Iterator[Sequence[str]]:
+        """Yield the paths that are read back, so many at a time that they can be held. Raises OSError."""
+        if not chosen.is_everything:
+            if chosen.paths:
+                yield chosen.paths
+            return
+        paths: list[str] = []
+        for one in self._entries(source):
+            if one.kind is Kind.FILE and chosen.has(one.true):
+                paths.append(one.true)
+                if len(paths) == _AT_ONCE:
+                    yield paths
+                    paths = []
+        if paths:
+            yield paths
 
     def _entries(self, source: Source) -> Iterator[_Frozen]:
         """Yield what is frozen of a source, except the top of each path. Raises KopiatomicError, OSError."""
@@ -247,7 +265,7 @@ class _Comparison:
     def _walked(self, source: Source) -> tuple[Census, _Chosen]:
         """Go through what is frozen of a source."""
         census = Census(os.urandom(32))
-        chosen = _Chosen(self._wanted.choice, self._form)
+        chosen = _Chosen(self._wanted.choice)
         for one in self._entries(source):
             if self._is_kept(one.kind):
                 census.add(one.path, one.kind.value, one.size, one.time)
@@ -334,81 +352,74 @@ def _how_listed(one: _Frozen, listed: Entry) -> str:
 class _Chosen:
     """The files of a source that are read back."""
 
-    def __init__(self, choice: Choice, form: Form) -> None:
+    def __init__(self, choice: Choice) -> None:
         self._choice = choice
-        self._form = form
         self._rounds = choice.wanted.rounds
-        self._everything = self._rounds == 1
+        self.is_everything = self._rounds == 1
         self.all_files = 0
-        self.total = 0
         self._numbers: set[int] = set()
-        self._sizes: list[tuple[int, int, str]] = []
-        """Of what was drawn: its number, size and path. Empty if everything is wanted."""
-        self._suspects: dict[str, int] = {}
+        self._drawn: list[tuple[int, int, str]] = []
+        """Number, size and path of what was drawn. Empty if everything is wanted."""
+        self._always: dict[str, int] = {}
+        """The sizes of what is read back in each run, by path."""
         self._old: list[tuple[int, str]] = []
-        self._odd: dict[str, str] = {}
-        """The true paths of those that the engine's contents have by another one."""
 
     def consider(self, path: str, status: os.stat_result) -> None:
         """Draw a file, or not."""
         choice = self._choice
         self.all_files += 1
-        one = number(choice.key, path)
-        if not is_text(path):
-            self._odd[self._form.restored(path)] = path
-        if self._everything:
-            self._numbers.add(one)
-            self.total += status.st_size
+        if self.is_everything:
+            self._numbers.add(number(choice.key, path))
             return
-        unseen = False
+        # All names of a file together: an engine that keeps them gives its content back with the first alone.
+        several = status.st_nlink > 1
+        one = number(choice.key, f"{status.st_ino}" if several else path)
         if choice.since_ns is not None and status.st_mtime_ns <= choice.since_ns:
             # What was changed since, and has an older time, an engine may take for what it has saved.
-            unseen = status.st_ctime_ns > choice.since_ns and len(self._suspects) < _SUSPECTS
-            if len(self._old) < _OLD or one < self._old[-1][0]:
+            if status.st_ctime_ns > choice.since_ns and len(self._always) < _SUSPECTS:
+                self._always[path] = status.st_size
+            if not several and (len(self._old) < _OLD or one < self._old[-1][0]):
                 self._old = sorted([*self._old, (one, path)])[:_OLD]
-        if unseen or any(is_at_or_below(path, top) for top in choice.always):
-            self._suspects[path] = status.st_size
-        elif one % self._rounds == choice.turn % self._rounds:
-            self._sizes.append((one, status.st_size, path))
+        if one % self._rounds == choice.turn % self._rounds:
+            self._drawn.append((one, status.st_size, path))
 
     def settle(self) -> None:
         """Leave away what is beyond the limit, evenly, so that later runs choose it."""
-        if self._everything:
+        if self.is_everything:
             return
         limit = self._choice.wanted.limit
-        drawn = sum(size for _, size, _ in self._sizes)
-        parts = max(1, -(-drawn // limit))
+        parts = max(1, -(-sum(size for _, size, _ in self._drawn) // limit))
         part = self._choice.turn // self._rounds % parts
-        chosen = [one for one in self._sizes if one[0] // self._rounds % parts == part]
-        self._sizes = []
-        self._numbers = {one for one, _, _ in chosen}
-        self.total = sum(size for _, size, _ in chosen)
-        room = limit
-        for path, size in self._suspects.items():
-            if size <= room:
-                room -= size
-                self._numbers.add(number(self._choice.key, path))
-        self._numbers.update(one for one, _ in self._old)
+        found = [path for one, _, path in self._drawn if one // self._rounds % parts == part]
+        self._drawn = []
+        for path, size in self._always.items():
+            limit -= size
+            if limit >= 0:
+                found.append(path)
+        found += [path for _, path in self._old]
+        self._always = dict.fromkeys(found, 0)
+        self._numbers = {number(self._choice.key, path) for path in found}
+
+    @property
+    def paths(self) -> Sequence[str]:
+        """The paths that are read back; only if that is not everything."""
+        return [path for path in self._always if self.has(path)]
 
     def __len__(self) -> int:
         """Return how many are still to be read back."""
         return len(self._numbers)
 
-    def true(self, path: str) -> str:
-        """Return the true path of one that the engine's contents have."""
-        return self._odd.get(path, path)
+    def has(self, path: str) -> bool:
+        """Whether a file is still to be read back."""
+        return number(self._choice.key, path) in self._numbers
 
-    def has(self, true: str) -> bool:
-        """Whether it is still to be read back."""
-        return number(self._choice.key, true) in self._numbers
-
-    def drop(self, true: str) -> None:
+    def drop(self, path: str) -> None:
         """Leave a file away, or note that it has been read back."""
-        self._numbers.discard(number(self._choice.key, true))
+        self._numbers.discard(number(self._choice.key, path))
 
 
 class _Contents:
-    """Compares contents as they come. Satisfies :class:`kopiatomic.engines.reader.Receiver`."""
+    """Compares contents as they come. Satisfies :class:`kopiatomic.engines.reader.ChosenReceiver`."""
 
     def __init__(self, comparison: _Comparison, source: Source, chosen: _Chosen) -> None:
         self._comparison = comparison
@@ -423,14 +434,9 @@ class _Contents:
         self.files = 0
         self.size = 0
 
-    def read(self, reader: Reader, snapshot: StoredSnapshot) -> None:
-        """Have the engine give the contents back. Raises KopiatomicError, OSError."""
-        if not len(self._chosen):
-            return
-        try:
-            reader.read(snapshot, self)
-        finally:
-            self._close()
+    def finish(self) -> None:
+        """Note what was not given back."""
+        self._close()
         if len(self._chosen):
             self._comparison.differs(
                 self._source.paths[0], f"{len(self._chosen)} files in it are in the list, and were not given back"
@@ -439,13 +445,10 @@ class _Contents:
     def begin(self, path: str, size: int) -> bool:  # noqa: ARG002 - its content says it
         """Open the frozen file. Raises OSError."""
         self._close()
-        true = self._chosen.true(path)
-        if not self._chosen.has(true):
-            return False
-        folder, _, name = true.rpartition("/")
+        folder, _, name = path.rpartition("/")
         with opened(self._comparison.root, folder.strip("/")) as inside:
             self._fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
-        self._path, self._at, self._equal = true, 0, True
+        self._path, self._at, self._equal = path, 0, True
         return True
 
     def piece(self, data: bytes) -> None:
@@ -473,15 +476,21 @@ class _Contents:
 
     def same(self, path: str, other: str) -> None:
         """Compare which file a second name is of. Raises OSError."""
-        true, first = self._chosen.true(path), self._chosen.true(other)
-        if not self._chosen.has(true):
-            return
-        status = self._comparison.status(true)
-        if not os.path.samestat(status, self._comparison.status(first)):
-            self._comparison.differs(true, f"in the backup it is another name of {printable(first)}")
+        status = self._comparison.status(path)
+        if not os.path.samestat(status, self._comparison.status(other)):
+            self._comparison.differs(path, f"in the backup it is another name of {printable(other)}")
         elif (status.st_dev, status.st_ino) in self._equal_links:
             self.files += 1
-        self._chosen.drop(true)
+        self._chosen.drop(path)
+
+    def failed(self, path: str, why: str) -> None:
+        """Note what the engine cannot give back, unless it is another name of what it has given back. Raises OSError."""
+        status = self._comparison.status(path)
+        if (status.st_dev, status.st_ino) in self._equal_links:
+            self.files += 1
+        else:
+            self._comparison.differs(path, f"it cannot be read back: {why}")
+        self._chosen.drop(path)
 
     def _differs(self, offset: int) -> None:
         self._equal = False
