@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
 
-from kopiatomic import engines
+from kopiatomic import engines, presence
 from kopiatomic.engines.engine import Job
 from kopiatomic.engines.reader import Entry, Form, Kind, Reader, StoredSnapshot, find
 from kopiatomic.errors import EndError, KopiatomicError, end_of
@@ -314,7 +314,9 @@ class _Comparison:
         assert entry.same_as is not None
         try:
             found, first = self.status(entry.path), self.status(entry.same_as)
-        except OSError:
+        except OSError as error:
+            if not presence.moved(error):
+                raise
             return None
         return found.st_size if os.path.samestat(found, first) else None
 

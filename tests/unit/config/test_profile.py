@@ -124,6 +124,9 @@ LANG = "C"
 timeout = 7200
 stop_timeout = "1m"
 wait = true
+verify = "1%"
+verify_limit = "500 MB"
+verify_time_limit = "30m"
 require_atomic = true
 
 [schedule]
@@ -159,6 +162,9 @@ def test_a_profile_says_what_the_command_line_says(write: Write) -> None:
         timeout=7200.0,
         stop_timeout=60.0,
         wait=3650 * 86400.0,
+        verify=1.0,
+        verify_limit=500_000_000,
+        verify_time_limit=1800.0,
         require_atomic=True,
         state_dir="/var/lib/other",
         keep_history=30 * 86400.0,
@@ -321,6 +327,16 @@ def test_a_base_is_merged_by_table_and_replaced_by_value(write: Write) -> None:
 
 
 WRONG = {
+    '[run]\nverify = "some"\n': [
+        'home.toml:2:1: verify must be a share such as "1%" or "all", not "some"',
+        '    verify = "some"',
+        "    ^^^^^^",
+    ],
+    "[run]\nverify_limit = 500\n": [
+        'home.toml:2:1: verify_limit must be a size such as "500M" or "1 GiB", not 500',
+        "    verify_limit = 500",
+        "    ^^^^^^^^^^^^",
+    ],
     "[selct]\n": ["home.toml:1:2: unknown table [selct]; did you mean select?", "    [selct]", "     ^^^^^"],
     "[select]\nrecursiv = true\n": [
         "home.toml:2:1: unknown key recursiv in [select]; did you mean recursive?",

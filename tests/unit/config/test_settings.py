@@ -11,7 +11,7 @@ import click
 import pytest
 
 from kopiatomic.cli.entry import cli
-from kopiatomic.config.options import Options, duration
+from kopiatomic.config.options import Options, duration, size
 from kopiatomic.config.settings import COMMANDS, Form, Setting
 from tests.support.programs import SOURCE
 
@@ -56,6 +56,8 @@ def value_of(setting: Setting) -> object:
         return False
     if setting.form is Form.DURATION and setting.default is not None:
         return duration(setting.default)
+    if setting.form is Form.SIZE:
+        return size(setting.default)
     return setting.default
 
 
