@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from urllib.parse import quote, unquote_to_bytes
 
 from kopiatomic import presence
@@ -120,9 +120,8 @@ def is_record(snapshot: StoredSnapshot) -> bool:
     return bool(snapshot.record) and snapshot.sources == (snapshot.record,)
 
 
-@immutable
-class Entry:
-    """An entry of a snapshot."""
+class Entry(NamedTuple):
+    """An entry of a snapshot. There are millions of them: a tuple is made in a third of the time of our immutable values."""
 
     path: str
     """Absolute, as it was when it was saved. Bytes that are not text are written as the engine does (:attr:`Form.stand_in`)."""

@@ -13,6 +13,7 @@ import pickle
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field
+from typing import NamedTuple
 
 from kopiatomic import engines, presence
 from kopiatomic.engines.engine import Job
@@ -140,9 +141,11 @@ def choice_key(series: str) -> bytes:
     return hashlib.sha256(b"kopiatomic verify\0" + os.fsencode(series)).digest()
 
 
-@immutable
-class _Frozen:
-    """An entry of the frozen trees. ``path`` is as the engine's list has it, ``true`` as it is."""
+class _Frozen(NamedTuple):
+    """An entry of the frozen trees. ``path`` is as the engine's list has it, ``true`` as it is.
+
+    There are millions of them: a tuple is made in a third of the time of our immutable values.
+    """
 
     true: str
     path: str
