@@ -329,3 +329,46 @@ def test_a_restore_that_was_interrupted_late_can_be_run_again(ground: Ground) ->
     ended = ground.restore("latest", *words)
     assert ended.returncode == 0, str(ended)
     assert differences(ground.source, target) == []
+
+
+@pytest.mark.parametrize("ground", ["kopia"], indirect=True)
+def test_a_name_that_others_have_become_as_well_is_not_restored_by_itself(ground: Ground) -> None:
+    """Which of them kopia has given back nobody can tell; in the directory above it keeps the name that kopia has."""
+    top = os.fsencode(ground.source)
+    os.mkdir(top + b"/alike")
+    for name in (b"lat\xe8in", b"lat\xe9in", b"f\xe8", b"one\xe8"):
+        with open(top + b"/alike/" + name, "wb") as file:
+            file.write(name)
+    os.mkfifo(top + b"/alike/f\xe9")
+    for name in (b"d\xe8", b"d\xe9"):
+        os.mkdir(top + b"/alike/" + name)
+        (Path(os.fsdecode(top + b"/alike/" + name)) / "file").write_bytes(name)
+    ended = ground.kopiatomic("--mount-root", ground.root, "-r", ground.source, env=ground.environment)
+    assert ended.returncode in {0, 3}, str(ended)
+    alike = ground.source / "alike"
+    one = alike / os.fsdecode(b"one\xe8")
+    for number, odd in enumerate((b"lat\xe8in", b"lat\xe9in", b"f\xe8", b"d\xe8/file", "lat\ufffdin".encode())):
+        path = alike / os.fsdecode(odd)
+        target = ground.target(f"back-{number}")
+        for paths in ([path], [one, path]):
+            ended = ground.restore("latest", *paths, "--to", target)
+            assert ended.returncode == 1, str(ended)
+            assert not target.exists()
+            if odd == "lat\ufffdin".encode():
+                assert "is not in kopia's snapshot" in ended.stderr
+            else:
+                assert "names have become the same in kopia's snapshot" in ended.stderr
+    for number, paths in enumerate(([one], [one, ground.source / "setuid"])):
+        target = ground.target(f"one-{number}")
+        ended = ground.restore("latest", *paths, "--to", target)
+        assert ended.returncode == 0, str(ended)
+        there = target / one.name if number == 0 else Path(f"{target}{one}")
+        assert there.read_bytes() == b"one\xe8"
+    # Without the record nobody knows what the name was.
+    target = ground.target("without")
+    ended = ground.restore("latest", one, ground.source / "setuid", "--to", target, "--no-metadata")
+    assert ended.returncode == 0, str(ended)
+    assert os.listdir(f"{target}{alike}") == ["one\ufffd"]
+    ended = ground.restore("latest", alike / os.fsdecode(b"lat\xe8in"), "--to", ground.target("no"), "--no-metadata")
+    assert ended.returncode == 1, str(ended)
+    assert "have become the same in kopia's snapshot" in ended.stderr

@@ -14,17 +14,17 @@ from kopiatomic.commands.failures import ended
 from kopiatomic.commands.folding import require_distinct
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.stored import Access, Stored, chosen, described, reader_of, record_of
-from kopiatomic.engines.reader import Reader, no_path
+from kopiatomic.engines.reader import Reader, no_path, same_names
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.filesystems.backends import NewDataset
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES
 from kopiatomic.output.console import Console
-from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.system import signals
 from kopiatomic.text import few, first_few, printable
 from kopiatomic.trees import removal
-from kopiatomic.trees.apply import Outcome, Restorer
+from kopiatomic.trees.apply import Outcome, Restorer, renamed
 from kopiatomic.trees.attributes import without
 from kopiatomic.trees.owners import Owners, give, here
 from kopiatomic.trees.shards import Changed, Group, Index
@@ -72,6 +72,9 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     stored, part = _chosen(reader, wanted, paths)
     if wanted.metadata and stored.problem is not None:
         raise stored.problem
+    applies = wanted.metadata and stored.index is not None
+    if applies:
+        _require_told(reader, stored, paths)
     if os.geteuid() != 0:
         console.warning("without root, owners, devices and attributes of the system cannot be restored")
     if not stored.snapshot.complete:
@@ -87,9 +90,9 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
             target = stack.enter_context(Target.prepared(wanted.to, what))
         else:
             new, target = stack.enter_context(datasets.made(part.dataset, wanted.new, what))
-        restoring = _Restoring(reader, stored, target, paths, part, console)
+        restoring = _Restoring(reader, stored, target, paths, part, applies, console)
         owners = _owners(stored.index, console) if wanted.names else Owners()
-        outcome = restoring.run(owners, new, metadata=wanted.metadata)
+        outcome = restoring.run(owners, new)
         return _said(restoring, outcome, new, as_json=as_json)
 
 
@@ -127,6 +130,22 @@ def _chosen(reader: Reader, wanted: Wanted, paths: list[str]) -> tuple[Stored, P
     return chosen(reader, wanted.what, holds if paths else None), None
 
 
+def _require_told(reader: Reader, stored: Stored, paths: Sequence[str]) -> None:
+    """Refuse a path that is not the one which the engine would restore, or of which nobody can tell. Raises KopiatomicError."""
+    form = reader.form
+    if not form.changes_names or not any(form.stand_in in form.path(path) for path in paths):
+        return
+    names = renamed(record_of(reader, stored).forward())
+    for path in paths:
+        for one in (path, *parents(path)):
+            directory, name = os.path.split(one)
+            found = names.get((directory, form.path(name)), {name})
+            if name not in found:
+                raise no_path(reader.name, stored.snapshot, path)
+            if len(found) > 1:
+                raise same_names(reader.name, path)
+
+
 def _owners(index: Index | None, console: Console) -> Owners:
     """Return what owners become by their names, and warn of names that nobody has here."""
     if index is None:
@@ -157,9 +176,11 @@ class _Restoring:
     paths: Sequence[str]
     part: Part | None
     """The dataset, if one is restored; ``paths`` is then its place."""
+    metadata: bool
+    """Whether it has a metadata record that is applied."""
     console: Console
 
-    def run(self, owners: Owners, new: NewDataset | None, *, metadata: bool) -> Outcome:
+    def run(self, owners: Owners, new: NewDataset | None) -> Outcome:
         """Restore; return what came of it. Raises KopiatomicError, OSError."""
         if new is None:
             self._look()
@@ -173,7 +194,7 @@ class _Restoring:
             outcome.failures += give(self.target.fd, owners)
         with ExitStack() as stack:
             restorers = []
-            if metadata and self.stored.index is not None:
+            if self.metadata:
                 self.console.phase(f"giving back what {self.reader.name} has lost")
                 restorers = list(self._restorers(self._record(owners), outcome, stack))
             for restorer in restorers:
@@ -207,7 +228,9 @@ class _Restoring:
             failures += self._restored(below_it)
             for point in self.part.points if self.part is not None else ():
                 removal.hollow(target.fd, f"{target.inside_data}{reader.form.restored(stored.path(point))}")
-            place = path if len(self.paths) > 1 else ""
+            # Without the record nobody can tell that the name is the one that was asked for.
+            place = path if self.metadata else reader.form.restored(path)
+            place = place if len(self.paths) > 1 else ""
             if not target.take_over(reader.form.restored(below_it), place):
                 raise no_path(reader.name, stored.snapshot, below_it)
             removal.remove(target.fd, target.inside_data)

@@ -200,7 +200,8 @@ class Reader(Protocol):
     """What can be asked of a repository. Nothing of it changes the repository.
 
     ``below`` is a path in the snapshot, exact to the byte and absolute as in :class:`Entry`; empty for all of it. Errors are
-    KopiatomicError: those of an engine's queries, and the kinds ENGINE-no-snapshot, ENGINE-no-path, ENGINE-cut-short.
+    KopiatomicError: those of an engine's queries, and the kinds ENGINE-no-snapshot, ENGINE-no-path, ENGINE-same-names,
+    ENGINE-cut-short.
     """
 
     @property
@@ -266,6 +267,15 @@ def no_path(engine: str, snapshot: StoredSnapshot, path: str) -> KopiatomicError
         f"{printable(path)} is not in {engine}'s snapshot {printable(snapshot.id)}",
         kind=f"{engine}-no-path",
         hint="Paths are absolute, as they were when the snapshot was made.",
+    )
+
+
+def same_names(engine: str, path: str) -> KopiatomicError:
+    """Return the error for a path of which it cannot be told which of several entries in the snapshot it is."""
+    return KopiatomicError(
+        f"several names have become the same in {engine}'s snapshot, and which of them is {printable(path)} cannot be told",
+        kind=f"{engine}-same-names",
+        hint="Restore the directory above: what there is of them comes back with the name that they have become.",
     )
 
 

@@ -11,8 +11,7 @@ import errno
 import os
 import secrets
 import stat
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -77,8 +76,7 @@ class Restorer:
 
     def apply(self) -> None:
         """Do all of it but for the top directory itself. Raises KopiatomicError if the record is damaged."""
-        stored = Counter(one for path, entries in self._forward() for one in _stored(path, entries))
-        self._alike = {name for name, count in stored.items() if count > 1}
+        self._alike = {place for place, names in renamed(self._forward()).items() if len(names) > 1}
         for path, entries in self._forward():
             self._name(path, entries)
             self._each(path, partial(self._make, path, entries))
@@ -294,11 +292,18 @@ def _set_project(fd: int, name: str, project: int) -> None:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 
-def _stored(path: str, entries: list[RecordedEntry]) -> Iterator[tuple[str, str]]:
-    """Yield the names that the engine has changed, each with its directory."""
-    for entry in entries:
-        if entry.stored is not None:
-            yield (os.path.dirname(path) if entry.name == HERE else path), entry.stored
+def renamed(groups: Iterable[Group]) -> dict[tuple[str, str], set[str]]:
+    """Return the names that the engine has changed, by their directory and what each has become there.
+
+    Where several have become the same, all of them are there, also one that was so before.
+    """
+    found: dict[tuple[str, str], set[str]] = {}
+    for path, entries in groups:
+        for entry in entries:
+            if entry.stored is not None:
+                directory, name = os.path.split(joined(path, entry))
+                found.setdefault((directory, entry.stored), set()).add(name)
+    return found
 
 
 def _below(directory: str, name: str) -> str:

@@ -157,8 +157,15 @@ class KopiaReader:
         return lies_in(wanted, source)
 
     def _entry(self, snapshot: StoredSnapshot, path: str, top: str) -> Mapping[str, Any]:
-        """Return kopia's own entry of a path. Raises KopiatomicError."""
-        parent, _, name = top.rpartition("/")
+        """Return kopia's own entry of a path. Raises KopiatomicError, also where others have become the same in it."""
+        names = top.split("/")
+        for depth, name in enumerate(names[:-1]):
+            if STAND_IN in name:
+                self._entry_in(snapshot, path, "/".join(names[:depth]), name)
+        return self._entry_in(snapshot, path, "/".join(names[:-1]), names[-1])
+
+    def _entry_in(self, snapshot: StoredSnapshot, path: str, parent: str, name: str) -> Mapping[str, Any]:
+        """Return the only entry of a directory with a name. Raises KopiatomicError."""
         finished = self._client.show(snapshot.root + (f"/{parent}" if parent else ""))
         if finished.status != 0:
             if any(text in finished.errors for text in _ABSENT):
@@ -169,12 +176,14 @@ class KopiaReader:
             raise reader.no_path("kopia", snapshot, path)
         try:
             entries = json.loads(finished.stdout)["entries"] or ()
-            found = next((dict(entry) for entry in entries if entry["name"] == name), None)
+            found = [dict(entry) for entry in entries if entry["name"] == name]
         except (ValueError, RecursionError, KeyError, TypeError):
             raise reader.cut_short("kopia", f"the directory of {printable(path)} cannot be read") from None
-        if found is None:
+        if not found:
             raise reader.no_path("kopia", snapshot, path)
-        return found
+        if len(found) > 1:
+            raise reader.same_names("kopia", path)
+        return found[0]
 
     def _run(
         self, *words: str, snapshot: StoredSnapshot, below: str, take: Callable[[bytes], None] | None = None
