@@ -230,9 +230,14 @@ def test_nothing_is_overwritten_and_nothing_else_touched(ground: Ground, tmp_pat
 
 def test_a_path_that_is_not_in_it_is_an_error(ground: Ground) -> None:
     ground.run()
-    ended = ground.restore("latest", f"{ground.source}/no/such", "--to", ground.target("back"))
-    assert ended.returncode == 1, str(ended)
-    assert "is not in" in ended.stderr
+    good, wrong, target = ground.source / "setuid", f"{ground.source}/no/such", ground.target("back")
+    for paths in ([wrong], [good, wrong]):
+        ended = ground.restore("latest", *paths, "--to", target)
+        assert ended.returncode == 1, str(ended)
+        assert f"{wrong} is not in {ground.engine}'s snapshot" in ended.stderr
+        assert not target.exists()
+    ended = ground.restore("latest", good, "--to", target)
+    assert ended.returncode == 0, str(ended)
 
 
 @pytest.mark.parametrize("after", [0.2, 0.6, 1.2])

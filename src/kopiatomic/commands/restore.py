@@ -75,6 +75,8 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     applies = wanted.metadata and stored.index is not None
     if applies:
         _require_told(reader, stored, paths)
+    for path in filter(None, paths):
+        reader.require(stored.snapshot, stored.path(path))
     if os.geteuid() != 0:
         console.warning("without root, owners, devices and attributes of the system cannot be restored")
     if not stored.snapshot.complete:

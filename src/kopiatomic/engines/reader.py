@@ -236,6 +236,9 @@ class Reader(Protocol):
         mount there, in a mount namespace of its own. Where it cannot, all of the snapshot is read, which takes longer.
         """
 
+    def require(self, snapshot: StoredSnapshot, path: str) -> None:
+        """Raise the kind ENGINE-no-path unless something is at a path, or below it."""
+
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore what is at and below a path into a directory, each entry at its absolute path below that.
 

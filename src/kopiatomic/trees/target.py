@@ -78,11 +78,7 @@ class Target:
         if FOLDER in names or (names and note is not None and is_ours):
             # Ours is closed to all others until its end: nobody else can have put the note there.
             if not is_ours or note != what:
-                raise KopiatomicError(
-                    f"{printable(self.name)} has what another restore, which was interrupted, has left",
-                    kind="target-not-empty",
-                    hint="Run that one again, or name a directory that does not exist yet.",
-                )
+                raise _of_another(self.name, note if is_ours else None)
             # All of it is what that restore has made: until its end nobody else could enter.
             if FOLDER not in names:
                 self._begin(what)
@@ -281,6 +277,19 @@ def _not_empty(name: str) -> KopiatomicError:
         f"{printable(name)} is not an empty directory, and nothing may be overwritten",
         kind="target-not-empty",
         hint="Name a directory that does not exist yet.",
+    )
+
+
+def _of_another(name: str, note: object) -> KopiatomicError:
+    """Return the error for what another restore has left, whose note, if it is to be believed, says of what it is."""
+    of = ""
+    if isinstance(note, dict):
+        what = str(note.get("dataset") or note.get("paths") or "everything").replace("\n", ", ")
+        of = f": of {note.get('engine')}'s snapshot {note.get('snapshot')}, {what}"
+    return KopiatomicError(
+        f"{printable(name)} has what another restore, which was interrupted, has left{printable(of)}",
+        kind="target-not-empty",
+        hint=f"Run that one again, or remove {printable(name)} with what is in it, or name one that does not exist yet.",
     )
 
 

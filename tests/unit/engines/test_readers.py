@@ -428,8 +428,18 @@ def calls(store: Store, snapshot: StoredSnapshot, below: str = "") -> list[Calla
 @pytest.mark.parametrize("below", ["not there", "plain/x", "dir/not there/x", "../source2"])
 def test_a_path_that_is_not_in_it(store: Store, below: str) -> None:
     path = os.path.normpath(f"{store.source}/{below}")
-    for call in calls(store, store.snapshot, path):
+    snapshot = store.snapshot
+    for call in (*calls(store, snapshot, path), lambda: store.reader.require(snapshot, path)):
         assert path in failed(f"{store.engine}-no-path", call)
+
+
+def test_a_path_that_is_in_it(store: Store) -> None:
+    snapshot = store.snapshot
+    for name in (b"", *ODD, b"dir/sub", b"[o]dd*\n/f4"):
+        store.reader.require(snapshot, store.path(name))
+    if store.kopia is None:
+        # kopia alone has nothing of what is above.
+        store.reader.require(snapshot, str(store.base))
 
 
 def test_a_snapshot_that_is_not_there(store: Store) -> None:

@@ -125,6 +125,7 @@ def test_one_that_ends_in_the_last_moment_can_be_run_again(tmp_path: Path, monke
     with pytest.raises(KopiatomicError) as caught, Target.prepared(str(path), {**WHAT, "snapshot": "2"}):
         pass
     assert caught.value.kind == "target-not-empty"
+    assert str(caught.value).endswith("has left: of kopia's snapshot 1, everything")
     assert (path / "file").read_text() == "secret"
     restored(path)
     assert (os.listdir(path), os.listxattr(path)) == (["file"], [])

@@ -116,6 +116,18 @@ class BorgReader:
         with archive("borg", receiver, lambda name: f"/{name.lstrip('/')}") as take:
             self._run("export-tar", *words, snapshot=snapshot, below=below, take=take)
 
+    def require(self, snapshot: StoredSnapshot, path: str) -> None:
+        """Look for a path; one process, two for one that has no entry of its own. Raises KopiatomicError."""
+        # Only what was given to it has an entry, and none of what is above that.
+        for style in ("pf", "pp") if path.strip("/") else ():
+            pieces: list[bytes] = []
+            words = ("--format={type}", f"::{snapshot.id}", f"{style}:{path.strip('/')}")
+            self._run("list", *words, snapshot=snapshot, below=path, take=pieces.append)
+            if any(pieces):
+                return
+        if path.strip("/"):
+            raise reader.no_path("borg", snapshot, path)
+
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
         place = reader.prepare(target)

@@ -133,11 +133,16 @@ class KopiaReader:
                 raise reader.no_snapshot("kopia", snapshot.id)
             found.fail(found.top)
 
+    def require(self, snapshot: StoredSnapshot, path: str) -> None:
+        """Look for a path; one process. Raises KopiatomicError."""
+        top = self._relative(snapshot, path)
+        if top:
+            self._entry(snapshot, path, top)
+
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
+        self.require(snapshot, below)
         top = self._relative(snapshot, below)
-        if top:
-            self._entry(snapshot, below, top)
         inside = snapshot.sources[0].rstrip("/") + (f"/{top}" if top else "")
         reader.require_plain(inside or "/")
         # kopia makes the directories above a directory, but not those above a file.
