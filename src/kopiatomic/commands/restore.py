@@ -28,7 +28,7 @@ from kopiatomic.trees.apply import Outcome, Restorer, renamed
 from kopiatomic.trees.attributes import without
 from kopiatomic.trees.owners import Owners, give, here
 from kopiatomic.trees.shards import Changed, Group, Index
-from kopiatomic.trees.target import Target
+from kopiatomic.trees.target import Done, Target
 from kopiatomic.trees.walk import opened
 
 FORMAT = "kopiatomic-restore-1"
@@ -95,7 +95,10 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
         restoring = _Restoring(reader, stored, target, paths, part, applies, console)
         owners = _owners(stored.index, console) if wanted.names else Owners()
         outcome = restoring.run(owners, new)
-        return _said(restoring, outcome, new, as_json=as_json)
+        code = _said(restoring, outcome, new, as_json=as_json)
+        # From now on it need not be run again.
+        target.release()
+        return code
 
 
 def _require_sense(wanted: Wanted) -> None:
@@ -184,29 +187,50 @@ class _Restoring:
 
     def run(self, owners: Owners, new: NewDataset | None) -> Outcome:
         """Restore; return what came of it. Raises KopiatomicError, OSError."""
-        if new is None:
-            self._look()
-        outcome = Outcome()
-        outcome.failures += self._data()
-        if new is not None and new.inherited and not self.reader.form.keeps_attributes:
-            # What had them is recorded.
-            outcome.failures += without(self.target.fd, new.inherited)
-        if owners:
-            self.console.phase("setting owners by their names")
-            outcome.failures += give(self.target.fd, owners)
+        outcome, done = Outcome(), self.target.done
+        if done is None:
+            outcome.failures += self._filled(owners, new)
+        else:
+            self.console.notice("all of it is there already: only the last part is done again, and the comparison")
+            outcome.applied = done.applied
+            if done.failures:
+                outcome.failures.append(
+                    f"the restore that was interrupted could not give back {done.failures} things, which only it could name: "
+                    "restore into another place to see them"
+                )
         with ExitStack() as stack:
             restorers = []
             if self.metadata:
-                self.console.phase(f"giving back what {self.reader.name} has lost")
+                self.console.phase(
+                    f"giving back what {self.reader.name} has lost"
+                    if done is None
+                    else "comparing with what is recorded"
+                )
                 restorers = list(self._restorers(self._record(owners), outcome, stack))
             for restorer in restorers:
-                restorer.apply()
+                restorer.apply() if done is None else restorer.compare()
             if new is not None:
                 outcome.failures += new.settle()
-            self.target.finish(owners)
+            self.target.finish(owners, Done(outcome.applied, len(outcome.failures)))
             for restorer in restorers:
                 restorer.last()
         return outcome
+
+    def _filled(self, owners: Owners, new: NewDataset | None) -> list[str]:
+        """Have the engine restore into the target; return what could not be given back, in words.
+
+        Raises KopiatomicError, OSError.
+        """
+        if new is None:
+            self._look()
+        failures = self._data()
+        if new is not None and new.inherited and not self.reader.form.keeps_attributes:
+            # What had them is recorded.
+            failures += without(self.target.fd, new.inherited)
+        if owners:
+            self.console.phase("setting owners by their names")
+            failures += give(self.target.fd, owners)
+        return failures
 
     def _look(self) -> None:
         """Refuse, or warn of, what the target cannot hold and the engine loses in silence. Raises KopiatomicError, OSError."""

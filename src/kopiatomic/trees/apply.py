@@ -27,9 +27,6 @@ from kopiatomic.trees.compare import PATH, Difference, compare
 from kopiatomic.trees.shards import Group
 from kopiatomic.trees.walk import opened
 
-_HELD = 0x10 | 0x20
-"""Flags with which nothing can be changed: immutable, append only."""
-
 _MODES = {
     EntryKind.FIFO: stat.S_IFIFO,
     EntryKind.SOCKET: stat.S_IFSOCK,
@@ -82,6 +79,10 @@ class Restorer:
             self._each(path, partial(self._make, path, entries))
         for path, entries in self._backward():
             self._each(path, partial(self._dress, path, entries))
+        self.compare()
+
+    def compare(self) -> None:
+        """Compare all of it but the top directory itself. Raises KopiatomicError if the record is damaged."""
         for path, entries in self._forward():
             if self._is_there(path):
                 self._each(path, partial(self._compare, path, entries))
@@ -218,7 +219,7 @@ class Restorer:
             is_plain = entry.kind in {EntryKind.FILE, EntryKind.DIRECTORY}
             if is_plain and self._flagged:
                 with self._noted(whole, "its flags cannot be set"):
-                    _set_flags(fd, entry.name, entry.flags & ~_HELD)
+                    _set_flags(fd, entry.name, entry.flags & ~inodes.HELD)
             with self._noted(whole, "its owner cannot be set"):
                 os.chown(entry.name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
             if entry.kind is not EntryKind.LINK:
@@ -230,7 +231,7 @@ class Restorer:
                     _set_project(fd, entry.name, entry.project)
             with self._noted(whole, "its time cannot be set"):
                 os.utime(entry.name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=fd, follow_symlinks=False)
-            if is_plain and entry.flags & _HELD:
+            if is_plain and entry.flags & inodes.HELD:
                 with self._noted(whole, "its flags cannot be set"):
                     _set_flags(fd, entry.name, entry.flags)
         self._outcome.applied += 1
@@ -254,6 +255,7 @@ class Restorer:
             if entry.name != HERE and presence.status(entry.name, follow_links=False, directory=fd) is None:
                 self._outcome.absent.append(whole)
                 continue
+            self._first.setdefault(entry.same_as or whole, whole)
             with self._noted(whole, "it cannot be compared"):
                 self._outcome.differences += compare(whole, fd, entry, flagged=self._flagged)
                 if entry.same_as is not None:
