@@ -112,6 +112,25 @@ def test_parts_of_it_come_back(ground: Ground) -> None:
     assert differences(ground.source, Path(f"{whole}{ground.source}")) == []
 
 
+def test_what_is_in_the_record_alone_can_be_restored_by_itself(ground: Ground) -> None:
+    """kopia keeps no FIFO and no device, and no engine keeps a socket."""
+    ground.run()
+    odd = [ground.source / name for name in ("d/pipe", "d/null", "s")]
+    for number, paths in enumerate(([odd[0]], [odd[2]], [*odd, ground.source / "setuid"])):
+        target = ground.target(f"back-{number}")
+        ended = ground.restore("latest", *paths, "--to", target)
+        assert ended.returncode == 0, str(ended)
+        for path in paths:
+            there = target / path.name if len(paths) == 1 else Path(f"{target}{path}")
+            was, now = (os.lstat(one) for one in (path, there))
+            kept = ("st_mode", "st_uid", "st_gid", "st_rdev", "st_mtime_ns")
+            assert [getattr(was, one) for one in kept] == [getattr(now, one) for one in kept]
+            assert os.listxattr(path, follow_symlinks=False) == os.listxattr(there, follow_symlinks=False)
+    ended = ground.restore("latest", odd[2], "--to", ground.target("none"), "--no-metadata")
+    assert ended.returncode == 1, str(ended)
+    assert f"{odd[2]} is not in {ground.engine}'s snapshot" in ended.stderr
+
+
 def test_the_record_is_what_its_schema_says(ground: Ground) -> None:
     ground.run()
     target = ground.target("raw")

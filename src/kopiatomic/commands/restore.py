@@ -19,12 +19,13 @@ from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.filesystems.backends import NewDataset
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES
+from kopiatomic.model.record import MADE
 from kopiatomic.output.console import Console
 from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.system import signals
 from kopiatomic.text import few, first_few, printable
 from kopiatomic.trees import removal
-from kopiatomic.trees.apply import Outcome, Restorer, renamed
+from kopiatomic.trees.apply import Outcome, Restorer, joined, renamed
 from kopiatomic.trees.attributes import without
 from kopiatomic.trees.owners import Owners, give, here
 from kopiatomic.trees.shards import Changed, Group, Index
@@ -75,8 +76,7 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     applies = wanted.metadata and stored.index is not None
     if applies:
         _require_told(reader, stored, paths)
-    for path in filter(None, paths):
-        reader.require(stored.snapshot, stored.path(path))
+    made = _require_there(reader, stored, paths, applies=applies)
     if os.geteuid() != 0:
         console.warning("without root, owners, devices and attributes of the system cannot be restored")
     if not stored.snapshot.complete:
@@ -92,7 +92,7 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
             target = stack.enter_context(Target.prepared(wanted.to, what))
         else:
             new, target = stack.enter_context(datasets.made(part.dataset, wanted.new, what))
-        restoring = _Restoring(reader, stored, target, paths, part, applies, console)
+        restoring = _Restoring(reader, stored, target, paths, part, made, applies, console)
         owners = _owners(stored.index, console) if wanted.names else Owners()
         outcome = restoring.run(owners, new)
         code = _said(restoring, outcome, new, as_json=as_json)
@@ -151,6 +151,27 @@ def _require_told(reader: Reader, stored: Stored, paths: Sequence[str]) -> None:
                 raise same_names(reader.name, path)
 
 
+def _require_there(reader: Reader, stored: Stored, paths: Sequence[str], *, applies: bool) -> frozenset[str]:
+    """Refuse paths that are not there; return those that are in the metadata record alone, which is enough to make them.
+
+    Raises KopiatomicError.
+    """
+    absent: dict[str, KopiatomicError] = {}
+    for path in filter(None, paths):
+        try:
+            reader.require(stored.snapshot, stored.path(path))
+        except KopiatomicError as error:
+            if error.kind != f"{reader.name}-no-path" or not applies:
+                raise
+            absent[path] = error
+    made: set[str] = set()
+    for directory, entries in record_of(reader, stored).forward() if absent else ():
+        made |= {path for one in entries if one.kind in MADE and (path := joined(directory, one)) in absent}
+    for path in absent.keys() - made:
+        raise absent[path]
+    return frozenset(made)
+
+
 def _owners(index: Index | None, console: Console) -> Owners:
     """Return what owners become by their names, and warn of names that nobody has here."""
     if index is None:
@@ -181,6 +202,8 @@ class _Restoring:
     paths: Sequence[str]
     part: Part | None
     """The dataset, if one is restored; ``paths`` is then its place."""
+    made: frozenset[str]
+    """The paths that the engine does not have: they are made as they are recorded."""
     metadata: bool
     """Whether it has a metadata record that is applied."""
     console: Console
@@ -249,6 +272,9 @@ class _Restoring:
         reader, stored, target = self.reader, self.stored, self.target
         failures: list[str] = []
         for path in self.paths or [""]:
+            if path in self.made:
+                target.make_way(below(os.path.dirname(path), "/") if len(self.paths) > 1 else "")
+                continue
             self.console.phase(f"{reader.name} is restoring {printable(path or 'everything')}")
             below_it = stored.path(path) if path or stored.root else ""
             failures += self._restored(below_it)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from kopiatomic import presence
-from kopiatomic.model.record import HERE, SPECIAL, EntryKind, RecordedEntry
+from kopiatomic.model.record import HERE, MADE, EntryKind, RecordedEntry
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
@@ -161,7 +161,7 @@ class Restorer:
                 if entry.same_as is not None and self._link(fd, entry):
                     continue
                 self._first.setdefault(entry.same_as or whole, whole)
-                if entry.kind in SPECIAL or entry.kind is EntryKind.SOCKET:
+                if entry.kind in MADE:
                     self._special(fd, entry)
 
     def _rename(self, directory: str, stored: str, name: str, fd: int) -> None:

@@ -13,7 +13,7 @@ import os
 import stat
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Self
 
 from kopiatomic import presence
@@ -212,20 +212,17 @@ class Target:
             os.rename(one, one, src_dir_fd=whole, dst_dir_fd=self.fd)
 
     def _move(self, source: int, name: str, place: str) -> None:
-        *above, last = place.strip("/").split("/")
-        parent = os.dup(self.fd)
-        try:
-            for one in above:
-                try:
-                    os.mkdir(one, 0o755, dir_fd=parent)
-                except FileExistsError:
-                    pass
-                inside = os.open(one, _DIRECTORY, dir_fd=parent)
-                os.close(parent)
-                parent = inside
+        above, _, last = place.strip("/").rpartition("/")
+        self.make_way(above)
+        with opened(self.fd, above) as parent:
             os.rename(name, last, src_dir_fd=source, dst_dir_fd=parent)
-        finally:
-            os.close(parent)
+
+    def make_way(self, above: str) -> None:
+        """Make a directory below the target, and those above it. Raises OSError."""
+        names = above.split("/") if above else []
+        for depth, name in enumerate(names):
+            with opened(self.fd, "/".join(names[:depth])) as parent, suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=parent)
 
     _like: _Like | None = None
 
