@@ -23,6 +23,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import SOURCE, Completed, Kopia, Kopiatomic, command
 from tests.support.repositories import Borg, Restic
 from tests.support.schema import valid
+from tests.support.without_root import NOBODY, as_nobody
 
 pytestmark = pytest.mark.in_part(3)
 
@@ -217,6 +218,41 @@ def test_without_a_record_it_says_so(ground: Ground) -> None:
     ended = ground.restore("latest", "--to", target)
     assert ended.returncode == 0, str(ended)
     assert "has no metadata record" in ended.stderr
+
+
+def test_a_user_has_all_but_what_only_root_can_give_back(ground: Ground, tmp_path: Path) -> None:
+    """Also of files that belong to others: those are then the user's."""
+    folder = ground.source / "of-others"
+    (folder / "not-to-be-written-to").mkdir(parents=True)
+    for path in (folder / "not-to-be-written-to/file", folder / "of-root"):
+        path.write_text("hello")
+        path.chmod(0o644)
+    (folder / "not-to-be-written-to").chmod(0o555)
+    os.mkfifo(folder / "pipe")
+    ground.run()
+    repository = tmp_path / (ground.engine if ground.words else "kopia")
+    own = ground.target("of-a-user")
+    own.mkdir()
+    for path in (repository, own):
+        command("chown", "-R", str(NOBODY), path)
+    argv = Kopiatomic.argv("restore", "latest", folder, "--to", own / "back", *ground.words)
+    environment = {**ground.kopiatomic.environment, **ground.environment}
+    if not ground.words:
+        # The way to the one on PATH may be closed to users.
+        for above in (tmp_path, *tmp_path.parents[:2]):
+            above.chmod(0o711)
+        environment["KOPIATOMIC_KOPIA"] = shutil.copy(str(shutil.which("kopia")), str(tmp_path / "program"))
+    ended = command(*as_nobody(*argv), env=environment, check=False)
+    # Of directories and FIFOs kopia has recorded the owners.
+    assert ended.returncode == (0 if ground.words else 3), str(ended)
+    assert ("the owner is 65534:65534 and was 0:0" in ended.stderr) == (not ground.words)
+    assert "without root, owners, devices and attributes of the system cannot be restored" in ended.stderr
+    for name in ("of-root", "not-to-be-written-to/file"):
+        status = (own / "back" / name).stat()
+        assert (status.st_uid, status.st_mode & 0o777) == (NOBODY, 0o644)
+        assert status.st_mtime_ns == (folder / name).stat().st_mtime_ns
+        assert (own / "back" / name).read_text() == "hello"
+    assert (own / "back/not-to-be-written-to").stat().st_mode & 0o777 == 0o555
 
 
 def test_nothing_is_overwritten_and_nothing_else_touched(ground: Ground, tmp_path: Path) -> None:

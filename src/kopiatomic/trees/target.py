@@ -209,13 +209,13 @@ class Target:
 
     def _take_entries(self, whole: int) -> None:
         for one in os.listdir(whole):
-            os.rename(one, one, src_dir_fd=whole, dst_dir_fd=self.fd)
+            _move(one, whole, one, self.fd)
 
     def _move(self, source: int, name: str, place: str) -> None:
         above, _, last = place.strip("/").rpartition("/")
         self.make_way(above)
         with opened(self.fd, above) as parent:
-            os.rename(name, last, src_dir_fd=source, dst_dir_fd=parent)
+            _move(name, source, last, parent)
 
     def make_way(self, above: str) -> None:
         """Make a directory below the target, and those above it. Raises OSError."""
@@ -351,6 +351,20 @@ def _forget_attributes(fd: int) -> None:
     for name in names:
         if name.startswith("system."):
             os.removexattr(fd, name)
+
+
+def _move(name: str, source: int, new: str, parent: int) -> None:
+    """Move an entry from one open directory to another. Raises OSError."""
+    try:
+        os.rename(name, new, src_dir_fd=source, dst_dir_fd=parent)
+    except PermissionError:
+        if os.geteuid() == 0 or not _is_directory(source, name):
+            raise
+        # Only root can move a directory that is not to be written to.
+        mode = stat.S_IMODE(os.stat(name, dir_fd=source, follow_symlinks=False).st_mode)
+        os.chmod(name, 0o700, dir_fd=source)
+        os.rename(name, new, src_dir_fd=source, dst_dir_fd=parent)
+        os.chmod(new, mode, dir_fd=parent)
 
 
 def _is_directory(parent: int, name: str) -> bool:

@@ -12,7 +12,7 @@ gets no SIGPIPE. By itself, a kopia whose reader was killed would wait at the fu
 from __future__ import annotations
 
 import json
-import os.path
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -147,7 +147,9 @@ class KopiaReader:
         reader.require_plain(inside or "/")
         # kopia makes the directories above a directory, but not those above a file.
         place = reader.prepare(target, os.path.dirname(inside) if inside else "") + inside
-        words = ["--mode=local", "--no-progress", "--no-ignore-errors", "--no-ignore-permission-errors"]
+        words = ["--mode=local", "--no-progress", "--no-ignore-errors"]
+        # Only root can give a file to another.
+        words += ["--no-ignore-permission-errors" if os.geteuid() == 0 else "--ignore-permission-errors"]
         words += ["--no-overwrite-files", "--no-overwrite-symlinks", _object(snapshot, top), place]
         self._run("restore", *words, snapshot=snapshot, below=below)
         return ()
