@@ -137,6 +137,9 @@ def test_the_record_is_what_its_schema_says(ground: Ground) -> None:
     target = ground.target("raw")
     ended = ground.restore("latest", "/.kopiatomic", "--to", target, "--no-metadata")
     assert ended.returncode == 0, str(ended)
+    # Nothing was compared.
+    assert ended.stdout.startswith("Restored ")
+    assert ended.stdout.count("\n") == 1
     RECORD.validate(json.loads((target / INDEX).read_text()))
     index = shards.read_index((target / INDEX).read_bytes())
     entries = 0

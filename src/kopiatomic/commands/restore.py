@@ -363,7 +363,7 @@ def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, as
             "engine": reader.name,
             "snapshot": stored.snapshot.id,
             "target": target.name,
-            "metadata": stored.index is not None,
+            "metadata": restoring.metadata,
             "applied": outcome.applied,
             "absent": [printable(path) for path in outcome.absent],
             "differences": [str(one) for one in outcome.differences],
@@ -379,7 +379,7 @@ def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, as
         console.document(document)
     else:
         console.result(f"Restored {described(stored.snapshot)} to {printable(target.name)}")
-        if stored.index is not None:
+        if restoring.metadata:
             console.result(
                 f"Metadata: {outcome.applied:,} entries given back what {reader.name} had lost, and compared"
             )
