@@ -199,6 +199,23 @@ def test_several_sources_have_one_record(with_kopia: InPlace) -> None:
     assert differences(other, Path(f"{with_kopia.target('all')}{other}")) == []
 
 
+@pytest.mark.parametrize("engine", ["restic", "borg"])
+def test_latest_of_several_selections_is_none_of_them(engine: str, make: Make, tmp_path: Path) -> None:
+    ground = make(engine)
+    other = ground.btrfs.subvolume("other")
+    ground.run()
+    ground.run(sources=(ground.source, other))
+    ended = ground.restore("latest", ground.source, "--to", ground.target("back"))
+    assert ended.returncode == 1, str(ended)
+    assert "latest means 2 snapshots" in ended.stderr
+    ended = ground.restore("latest", other, "--to", ground.target("back"))
+    assert ended.returncode == 0, str(ended)
+    # On another machine nothing else is known of them.
+    words: list[str | Path] = ["list", "--state-dir", tmp_path / "none", *ground.words]
+    shown = ground.kopiatomic(*words, env={**ground.environment, "COLUMNS": "1000"}).stdout
+    assert [str(other) in line for line in shown.splitlines()] == [False, True, False]
+
+
 # Agreement
 
 

@@ -25,9 +25,6 @@ LATEST = "latest"
 NO_SUCH = "no-such-snapshot"
 """The kind of the error where no snapshot is meant."""
 
-_LOOKED_AT = 100
-"""How many archives are looked at for the newest one that has a path."""
-
 _LARGEST = 1 << 30
 """Bytes of a metadata record that are taken."""
 
@@ -244,34 +241,21 @@ def chosen(reader: Reader, what: str, holds: Callable[[Stored], bool] | None = N
     def look(snapshot: StoredSnapshot, *, whole: bool) -> Stored:
         return examined(reader, snapshot, snapshots, whole=whole)
 
-    def only(found: Sequence[StoredSnapshot]) -> Stored:
-        """Return the one that may hold what is wanted."""
-        if holds is not None or len(found) == 1:
-            examined_ones = [look(one, whole=len(found) == 1) for one in found]
-            held = [one for one in examined_ones if holds is None or holds(one)]
-            if len(held) == 1:
-                return held[0]
-            found = [one.snapshot for one in held]
-        raise _not_one(reader.name, what, found)
-
     # One of a record alone is meant only by its id.
     candidates = [one for one in snapshots if not is_record(one)]
-    if what != LATEST:
+    if what == LATEST:
+        found = list({(one.host, one.user, one.sources): one for one in candidates if one.complete}.values())
+    else:
         found = [one for one in candidates if _is_meant(one, what)]
         found = found or [one for one in snapshots if one.id.startswith(what)]
-        if len(found) == 1:
-            return look(found[0], whole=True)
-        return only(found)
-    complete = [one for one in candidates if one.complete]
-    if any(one.sources for one in complete):
-        newest = {(one.host, one.user, one.sources): one for one in complete}
-        return only(list(newest.values()))
-    # The engine does not keep what they are of: the newest one that has the paths.
-    for one in reversed(complete[-_LOOKED_AT:]):
-        archive = look(one, whole=True)
-        if holds is None or holds(archive):
-            return archive
-    raise _not_one(reader.name, LATEST, [])
+    if len(found) == 1 and (holds is None or what != LATEST):
+        return look(found[0], whole=True)
+    if holds is None:
+        raise _not_one(reader.name, what, found)
+    held = list(filter(holds, (look(one, whole=len(found) == 1) for one in found)))
+    if len(held) != 1:
+        raise _not_one(reader.name, what, [one.snapshot for one in held])
+    return held[0]
 
 
 def _is_meant(snapshot: StoredSnapshot, what: str) -> bool:

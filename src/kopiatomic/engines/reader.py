@@ -80,7 +80,7 @@ class StoredSnapshot:
     host: str
     user: str
     sources: tuple[str, ...]
-    """What it is of. Empty for Borg, which does not keep it."""
+    """What it is of; empty where that cannot be told. Borg keeps the command alone that has made it."""
     complete: bool
     """False if the engine says that it is only a part, or lacks files; restic and Borg do not say that of what they list."""
     run: str | None = None
