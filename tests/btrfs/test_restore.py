@@ -221,6 +221,10 @@ def test_without_a_record_it_says_so(ground: Ground) -> None:
     ended = ground.restore("latest", "--to", target)
     assert ended.returncode == 0, str(ended)
     assert "has no metadata record" in ended.stderr
+    ended = ground.restore("latest", "--names", "--to", ground.target("names"))
+    assert ended.returncode == 1, str(ended)
+    assert "--names needs the metadata record, and" in ended.stderr
+    assert not ground.target("names").exists()
 
 
 def test_a_user_has_all_but_what_only_root_can_give_back(ground: Ground, tmp_path: Path) -> None:

@@ -74,6 +74,12 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     if wanted.metadata and stored.problem is not None:
         raise stored.problem
     applies = wanted.metadata and stored.index is not None
+    if wanted.names and not applies:
+        raise KopiatomicError(
+            f"--names needs the metadata record, and {described(stored.snapshot)} {stored.without}",
+            kind="no-record",
+            hint="Without --names owners are the numbers that they were.",
+        )
     if applies:
         _require_told(reader, stored, paths)
     made = _require_there(reader, stored, paths, applies=applies)
@@ -86,6 +92,7 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     what = {"engine": reader.name, "snapshot": stored.snapshot.id, "paths": "\n".join(map(printable, paths))}
     if part is not None:
         what["dataset"] = printable(part.dataset.name)
+    whole = stored.snapshot.complete and not (wanted.metadata and stored.is_gone)
     with ExitStack() as stack:
         new = None
         if part is None:
@@ -95,7 +102,7 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
         restoring = _Restoring(reader, stored, target, paths, part, made, applies, console)
         owners = _owners(stored.index, console) if wanted.names else Owners()
         outcome = restoring.run(owners, new)
-        code = _said(restoring, outcome, new, as_json=as_json)
+        code = _said(restoring, outcome, new, whole=whole, as_json=as_json)
         # From now on it need not be run again.
         target.release()
         return code
@@ -353,10 +360,10 @@ def _is_directory(target: Target, inside: str) -> bool:
         raise
 
 
-def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, as_json: bool) -> int:
-    """Say what came of it; return the exit code."""
+def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, whole: bool, as_json: bool) -> int:
+    """Say what came of it; return the exit code. ``whole``: whether the snapshot lacks nothing that it should have."""
     reader, stored, target, console = restoring.reader, restoring.stored, restoring.target, restoring.console
-    wrong = bool(outcome.differences or outcome.failures or not stored.snapshot.complete)
+    wrong = bool(outcome.differences or outcome.failures or not whole)
     if as_json:
         document: dict[str, Any] = {
             "format": FORMAT,
