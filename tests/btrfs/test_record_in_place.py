@@ -190,10 +190,27 @@ def test_several_sources_have_one_record(with_kopia: InPlace) -> None:
         ended = with_kopia.restore("latest", source, "--to", target)
         assert ended.returncode == 0, str(ended)
         assert differences(source, target) == []
-    ended = with_kopia.restore("latest", "--to", with_kopia.target("all"))
-    assert "latest means 2 snapshots" in ended.stderr, str(ended)
+    # All of the run, by whatever it is named: each path comes from the snapshot that has it.
+    (one, _) = listed = with_kopia.listed()
+    for number, words in enumerate((["latest"], [one["run_id"]], [one["instant"][:19]], ["latest", other, "/etc"])):
+        target = with_kopia.target(f"all-{number}")
+        ended = with_kopia.restore(*words, "--to", target)
+        if "/etc" in words:
+            assert ended.returncode == 1, str(ended)
+            assert not target.exists()
+            continue
+        assert (ended.returncode, ended.stderr.count("warning")) == (0, 0), str(ended)
+        for source in (with_kopia.source, other):
+            assert differences(source, Path(f"{target}{source}")) == []
+    parts = [with_kopia.source / "d", other / "d"]
+    ended = with_kopia.restore(one["run_id"], *parts, "--to", with_kopia.target("parts"))
+    assert ended.returncode == 0, str(ended)
+    for part in parts:
+        assert differences(part, Path(f"{with_kopia.target('parts')}{part}")) == []
+    shown = with_kopia.kopiatomic("list", env={**with_kopia.environment, "COLUMNS": "1000"}).stdout.splitlines()[1:]
+    assert [of["sources"][0] in line for of, line in zip(listed, shown, strict=True)] == [True, True]
     # All of one: what is recorded of the other is not missed.
-    one = next(one for one in with_kopia.listed() if one["sources"] == [str(other)])
+    one = next(one for one in listed if one["sources"] == [str(other)])
     ended = with_kopia.restore(one["id"], "--to", with_kopia.target("all"))
     assert (ended.returncode, ended.stderr.count("warning")) == (0, 0), str(ended)
     assert differences(other, Path(f"{with_kopia.target('all')}{other}")) == []

@@ -14,7 +14,7 @@ from kopiatomic.commands.failures import ended
 from kopiatomic.commands.folding import require_distinct
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.stored import Access, Stored, chosen, described, reader_of, record_of
-from kopiatomic.engines.reader import Reader, no_path, same_names
+from kopiatomic.engines.reader import Reader, StoredSnapshot, no_path, same_names
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.filesystems.backends import NewDataset
 from kopiatomic.immutable import immutable
@@ -76,7 +76,7 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     applies = wanted.metadata and stored.index is not None
     if wanted.names and not applies:
         raise KopiatomicError(
-            f"--names needs the metadata record, and {described(stored.snapshot)} {stored.without}",
+            f"--names needs the metadata record, and {stored.described} {stored.without}",
             kind="no-record",
             hint="Without --names owners are the numbers that they were.",
         )
@@ -85,14 +85,19 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     made = _require_there(reader, stored, paths, applies=applies)
     if os.geteuid() != 0:
         console.warning("without root, owners, devices and attributes of the system cannot be restored")
-    if not stored.snapshot.complete:
-        console.warning(f"{described(stored.snapshot)} is not complete: files are missing in it")
+    for one in stored.snapshots:
+        if not one.complete:
+            console.warning(f"{described(one)} is not complete: files are missing in it")
     if wanted.metadata and stored.index is None:
-        console.warning(f"{described(stored.snapshot)} {stored.without}: what {reader.name} loses does not come back")
-    what = {"engine": reader.name, "snapshot": stored.snapshot.id, "paths": "\n".join(map(printable, paths))}
+        console.warning(f"{stored.described} {stored.without}: what {reader.name} loses does not come back")
+    what = {
+        "engine": reader.name,
+        "snapshot": ", ".join(one.id for one in stored.snapshots),
+        "paths": "\n".join(map(printable, paths)),
+    }
     if part is not None:
         what["dataset"] = printable(part.dataset.name)
-    whole = stored.snapshot.complete and not (wanted.metadata and stored.is_gone)
+    whole = stored.complete and not (wanted.metadata and stored.is_gone)
     with ExitStack() as stack:
         new = None
         if part is None:
@@ -134,12 +139,16 @@ def _chosen(reader: Reader, wanted: Wanted, paths: list[str]) -> tuple[Stored, P
         stored = datasets.find(reader, wanted.what, wanted.dataset)
         part = datasets.part_of(stored, wanted.dataset)
         paths.append(part.place.rstrip("/"))
-        return stored, part
+        return stored.narrowed(paths), part
 
     def holds(one: Stored) -> bool:
         return not one.known or all(map(one.holds, paths))
 
-    return chosen(reader, wanted.what, holds if paths else None), None
+    stored = chosen(reader, wanted.what, holds if paths else None)
+    if stored.others and not any(paths):
+        # All of the run: each of its paths.
+        paths[:] = stored.tops()
+    return stored.narrowed(paths), None
 
 
 def _require_told(reader: Reader, stored: Stored, paths: Sequence[str]) -> None:
@@ -153,7 +162,7 @@ def _require_told(reader: Reader, stored: Stored, paths: Sequence[str]) -> None:
             directory, name = os.path.split(one)
             found = names.get((directory, form.path(name)), {name})
             if name not in found:
-                raise no_path(reader.name, stored.snapshot, path)
+                raise no_path(reader.name, stored.of(path), path)
             if len(found) > 1:
                 raise same_names(reader.name, path)
 
@@ -166,7 +175,7 @@ def _require_there(reader: Reader, stored: Stored, paths: Sequence[str], *, appl
     absent: dict[str, KopiatomicError] = {}
     for path in filter(None, paths):
         try:
-            reader.require(stored.snapshot, stored.path(path))
+            reader.require(stored.of(path), stored.path(path))
         except KopiatomicError as error:
             if error.kind != f"{reader.name}-no-path" or not applies:
                 raise
@@ -265,8 +274,8 @@ class _Restoring:
     def _look(self) -> None:
         """Refuse, or warn of, what the target cannot hold and the engine loses in silence. Raises KopiatomicError, OSError."""
         if self.target.folds_case:
-            places = [self.stored.path(path) for path in self.paths or [""]]
-            require_distinct(self.reader, self.stored.snapshot, places, self.target.path)
+            places = [(self.stored.of(path), self.stored.path(path)) for path in self.paths or [""]]
+            require_distinct(self.reader, places, self.target.path)
         if self.reader.form.skips_attributes:
             for text in self.target.lacks():
                 self.console.warning(text)
@@ -284,14 +293,14 @@ class _Restoring:
                 continue
             self.console.phase(f"{reader.name} is restoring {printable(path or 'everything')}")
             below_it = stored.path(path) if path or stored.root else ""
-            failures += self._restored(below_it)
+            failures += self._restored(stored.of(path), below_it)
             for point in self.part.points if self.part is not None else ():
                 removal.hollow(target.fd, f"{target.inside_data}{reader.form.restored(stored.path(point))}")
             # Without the record nobody can tell that the name is the one that was asked for.
             place = path if self.metadata else reader.form.restored(path)
             place = place if len(self.paths) > 1 else ""
             if not target.take_over(reader.form.restored(below_it), place):
-                raise no_path(reader.name, stored.snapshot, below_it)
+                raise no_path(reader.name, stored.of(path), below_it)
             removal.remove(target.fd, target.inside_data)
         if stored.holder is not None:
             self._remove_record()
@@ -301,10 +310,10 @@ class _Restoring:
                 removal.remove(target.fd, name.strip("/"))
         return failures
 
-    def _restored(self, stored_path: str) -> Sequence[str]:
+    def _restored(self, snapshot: StoredSnapshot, stored_path: str) -> Sequence[str]:
         """Have the engine restore; return what it could not give back, in words. Raises KopiatomicError, OSError."""
         try:
-            return self.reader.restore(self.stored.snapshot, self.target.data, below=stored_path)
+            return self.reader.restore(snapshot, self.target.data, below=stored_path)
         except KopiatomicError as error:
             if error.kind == f"{self.reader.name}-full":
                 place = printable(self.target.name)
@@ -369,6 +378,7 @@ def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, wh
             "format": FORMAT,
             "engine": reader.name,
             "snapshot": stored.snapshot.id,
+            "snapshots": [one.id for one in stored.snapshots],
             "target": target.name,
             "metadata": restoring.metadata,
             "applied": outcome.applied,
@@ -385,7 +395,7 @@ def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, wh
             }
         console.document(document)
     else:
-        console.result(f"Restored {described(stored.snapshot)} to {printable(target.name)}")
+        console.result(f"Restored {stored.described} to {printable(target.name)}")
         if restoring.metadata:
             console.result(
                 f"Metadata: {outcome.applied:,} entries given back what {reader.name} had lost, and compared"
