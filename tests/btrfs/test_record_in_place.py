@@ -190,13 +190,47 @@ def test_several_sources_have_one_record(with_kopia: InPlace) -> None:
         ended = with_kopia.restore("latest", source, "--to", target)
         assert ended.returncode == 0, str(ended)
         assert differences(source, target) == []
-    ended = with_kopia.restore("latest", "--to", with_kopia.target("all"))
-    assert "latest means 2 snapshots" in ended.stderr, str(ended)
+    # All of the run, by whatever it is named: each path comes from the snapshot that has it.
+    (one, _) = listed = with_kopia.listed()
+    for number, words in enumerate((["latest"], [one["run_id"]], [one["instant"][:19]], ["latest", other, "/etc"])):
+        target = with_kopia.target(f"all-{number}")
+        ended = with_kopia.restore(*words, "--to", target)
+        if "/etc" in words:
+            assert ended.returncode == 1, str(ended)
+            assert not target.exists()
+            continue
+        assert (ended.returncode, ended.stderr.count("warning")) == (0, 0), str(ended)
+        for source in (with_kopia.source, other):
+            assert differences(source, Path(f"{target}{source}")) == []
+    parts = [with_kopia.source / "d", other / "d"]
+    ended = with_kopia.restore(one["run_id"], *parts, "--to", with_kopia.target("parts"))
+    assert ended.returncode == 0, str(ended)
+    for part in parts:
+        assert differences(part, Path(f"{with_kopia.target('parts')}{part}")) == []
+    shown = with_kopia.kopiatomic("list", env={**with_kopia.environment, "COLUMNS": "1000"}).stdout.splitlines()[1:]
+    assert [of["sources"][0] in line for of, line in zip(listed, shown, strict=True)] == [True, True]
     # All of one: what is recorded of the other is not missed.
-    one = next(one for one in with_kopia.listed() if one["sources"] == [str(other)])
+    one = next(one for one in listed if one["sources"] == [str(other)])
     ended = with_kopia.restore(one["id"], "--to", with_kopia.target("all"))
     assert (ended.returncode, ended.stderr.count("warning")) == (0, 0), str(ended)
     assert differences(other, Path(f"{with_kopia.target('all')}{other}")) == []
+
+
+@pytest.mark.parametrize("engine", ["restic", "borg"])
+def test_latest_of_several_selections_is_none_of_them(engine: str, make: Make, tmp_path: Path) -> None:
+    ground = make(engine)
+    other = ground.btrfs.subvolume("other")
+    ground.run()
+    ground.run(sources=(ground.source, other))
+    ended = ground.restore("latest", ground.source, "--to", ground.target("back"))
+    assert ended.returncode == 1, str(ended)
+    assert "latest means 2 snapshots" in ended.stderr
+    ended = ground.restore("latest", other, "--to", ground.target("back"))
+    assert ended.returncode == 0, str(ended)
+    # On another machine nothing else is known of them.
+    words: list[str | Path] = ["list", "--state-dir", tmp_path / "none", *ground.words]
+    shown = ground.kopiatomic(*words, env={**ground.environment, "COLUMNS": "1000"}).stdout
+    assert [str(other) in line for line in shown.splitlines()] == [False, True, False]
 
 
 # Agreement
@@ -265,7 +299,8 @@ def test_a_record_that_is_gone_is_named(with_kopia: InPlace, kopia: Kopia) -> No
     assert re.search(r" gone *$", ended.stdout, re.MULTILINE), ended.stdout
     target = with_kopia.target("back")
     ended = with_kopia.restore("latest", with_kopia.source, "--to", target)
-    assert ended.returncode == 0, str(ended)
+    # Something has been lost that was kept.
+    assert ended.returncode == 3, str(ended)
     assert f"without metadata record: it is gone; the snapshot of {record} of the same run had it" in ended.stderr
     assert (target / "setuid").exists()
 

@@ -23,6 +23,7 @@ from tests.support.filesystems import Btrfs
 from tests.support.programs import SOURCE, Completed, Kopia, Kopiatomic, command
 from tests.support.repositories import Borg, Restic
 from tests.support.schema import valid
+from tests.support.without_root import NOBODY, as_nobody
 
 pytestmark = pytest.mark.in_part(3)
 
@@ -112,11 +113,33 @@ def test_parts_of_it_come_back(ground: Ground) -> None:
     assert differences(ground.source, Path(f"{whole}{ground.source}")) == []
 
 
+def test_what_is_in_the_record_alone_can_be_restored_by_itself(ground: Ground) -> None:
+    """kopia keeps no FIFO and no device, and no engine keeps a socket."""
+    ground.run()
+    odd = [ground.source / name for name in ("d/pipe", "d/null", "s")]
+    for number, paths in enumerate(([odd[0]], [odd[2]], [*odd, ground.source / "setuid"])):
+        target = ground.target(f"back-{number}")
+        ended = ground.restore("latest", *paths, "--to", target)
+        assert ended.returncode == 0, str(ended)
+        for path in paths:
+            there = target / path.name if len(paths) == 1 else Path(f"{target}{path}")
+            was, now = (os.lstat(one) for one in (path, there))
+            kept = ("st_mode", "st_uid", "st_gid", "st_rdev", "st_mtime_ns")
+            assert [getattr(was, one) for one in kept] == [getattr(now, one) for one in kept]
+            assert os.listxattr(path, follow_symlinks=False) == os.listxattr(there, follow_symlinks=False)
+    ended = ground.restore("latest", odd[2], "--to", ground.target("none"), "--no-metadata")
+    assert ended.returncode == 1, str(ended)
+    assert f"{odd[2]} is not in {ground.engine}'s snapshot" in ended.stderr
+
+
 def test_the_record_is_what_its_schema_says(ground: Ground) -> None:
     ground.run()
     target = ground.target("raw")
     ended = ground.restore("latest", "/.kopiatomic", "--to", target, "--no-metadata")
     assert ended.returncode == 0, str(ended)
+    # Nothing was compared.
+    assert ended.stdout.startswith("Restored ")
+    assert ended.stdout.count("\n") == 1
     RECORD.validate(json.loads((target / INDEX).read_text()))
     index = shards.read_index((target / INDEX).read_bytes())
     entries = 0
@@ -198,6 +221,45 @@ def test_without_a_record_it_says_so(ground: Ground) -> None:
     ended = ground.restore("latest", "--to", target)
     assert ended.returncode == 0, str(ended)
     assert "has no metadata record" in ended.stderr
+    ended = ground.restore("latest", "--names", "--to", ground.target("names"))
+    assert ended.returncode == 1, str(ended)
+    assert "--names needs the metadata record, and" in ended.stderr
+    assert not ground.target("names").exists()
+
+
+def test_a_user_has_all_but_what_only_root_can_give_back(ground: Ground, tmp_path: Path) -> None:
+    """Also of files that belong to others: those are then the user's."""
+    folder = ground.source / "of-others"
+    (folder / "not-to-be-written-to").mkdir(parents=True)
+    for path in (folder / "not-to-be-written-to/file", folder / "of-root"):
+        path.write_text("hello")
+        path.chmod(0o644)
+    (folder / "not-to-be-written-to").chmod(0o555)
+    os.mkfifo(folder / "pipe")
+    ground.run()
+    repository = tmp_path / (ground.engine if ground.words else "kopia")
+    own = ground.target("of-a-user")
+    own.mkdir()
+    for path in (repository, own):
+        command("chown", "-R", str(NOBODY), path)
+    argv = Kopiatomic.argv("restore", "latest", folder, "--to", own / "back", *ground.words)
+    environment = {**ground.kopiatomic.environment, **ground.environment}
+    if not ground.words:
+        # The way to the one on PATH may be closed to users.
+        for above in (tmp_path, *tmp_path.parents[:2]):
+            above.chmod(0o711)
+        environment["KOPIATOMIC_KOPIA"] = shutil.copy(str(shutil.which("kopia")), str(tmp_path / "program"))
+    ended = command(*as_nobody(*argv), env=environment, check=False)
+    # Of directories and FIFOs kopia has recorded the owners.
+    assert ended.returncode == (0 if ground.words else 3), str(ended)
+    assert ("the owner is 65534:65534 and was 0:0" in ended.stderr) == (not ground.words)
+    assert "without root, owners, devices and attributes of the system cannot be restored" in ended.stderr
+    for name in ("of-root", "not-to-be-written-to/file"):
+        status = (own / "back" / name).stat()
+        assert (status.st_uid, status.st_mode & 0o777) == (NOBODY, 0o644)
+        assert status.st_mtime_ns == (folder / name).stat().st_mtime_ns
+        assert (own / "back" / name).read_text() == "hello"
+    assert (own / "back/not-to-be-written-to").stat().st_mode & 0o777 == 0o555
 
 
 def test_nothing_is_overwritten_and_nothing_else_touched(ground: Ground, tmp_path: Path) -> None:
@@ -230,9 +292,14 @@ def test_nothing_is_overwritten_and_nothing_else_touched(ground: Ground, tmp_pat
 
 def test_a_path_that_is_not_in_it_is_an_error(ground: Ground) -> None:
     ground.run()
-    ended = ground.restore("latest", f"{ground.source}/no/such", "--to", ground.target("back"))
-    assert ended.returncode == 1, str(ended)
-    assert "is not in" in ended.stderr
+    good, wrong, target = ground.source / "setuid", f"{ground.source}/no/such", ground.target("back")
+    for paths in ([wrong], [good, wrong]):
+        ended = ground.restore("latest", *paths, "--to", target)
+        assert ended.returncode == 1, str(ended)
+        assert f"{wrong} is not in {ground.engine}'s snapshot" in ended.stderr
+        assert not target.exists()
+    ended = ground.restore("latest", good, "--to", target)
+    assert ended.returncode == 0, str(ended)
 
 
 @pytest.mark.parametrize("after", [0.2, 0.6, 1.2])
@@ -329,3 +396,46 @@ def test_a_restore_that_was_interrupted_late_can_be_run_again(ground: Ground) ->
     ended = ground.restore("latest", *words)
     assert ended.returncode == 0, str(ended)
     assert differences(ground.source, target) == []
+
+
+@pytest.mark.parametrize("ground", ["kopia"], indirect=True)
+def test_a_name_that_others_have_become_as_well_is_not_restored_by_itself(ground: Ground) -> None:
+    """Which of them kopia has given back nobody can tell; in the directory above it keeps the name that kopia has."""
+    top = os.fsencode(ground.source)
+    os.mkdir(top + b"/alike")
+    for name in (b"lat\xe8in", b"lat\xe9in", b"f\xe8", b"one\xe8"):
+        with open(top + b"/alike/" + name, "wb") as file:
+            file.write(name)
+    os.mkfifo(top + b"/alike/f\xe9")
+    for name in (b"d\xe8", b"d\xe9"):
+        os.mkdir(top + b"/alike/" + name)
+        (Path(os.fsdecode(top + b"/alike/" + name)) / "file").write_bytes(name)
+    ended = ground.kopiatomic("--mount-root", ground.root, "-r", ground.source, env=ground.environment)
+    assert ended.returncode in {0, 3}, str(ended)
+    alike = ground.source / "alike"
+    one = alike / os.fsdecode(b"one\xe8")
+    for number, odd in enumerate((b"lat\xe8in", b"lat\xe9in", b"f\xe8", b"d\xe8/file", "lat\ufffdin".encode())):
+        path = alike / os.fsdecode(odd)
+        target = ground.target(f"back-{number}")
+        for paths in ([path], [one, path]):
+            ended = ground.restore("latest", *paths, "--to", target)
+            assert ended.returncode == 1, str(ended)
+            assert not target.exists()
+            if odd == "lat\ufffdin".encode():
+                assert "is not in kopia's snapshot" in ended.stderr
+            else:
+                assert "names have become the same in kopia's snapshot" in ended.stderr
+    for number, paths in enumerate(([one], [one, ground.source / "setuid"])):
+        target = ground.target(f"one-{number}")
+        ended = ground.restore("latest", *paths, "--to", target)
+        assert ended.returncode == 0, str(ended)
+        there = target / one.name if number == 0 else Path(f"{target}{one}")
+        assert there.read_bytes() == b"one\xe8"
+    # Without the record nobody knows what the name was.
+    target = ground.target("without")
+    ended = ground.restore("latest", one, ground.source / "setuid", "--to", target, "--no-metadata")
+    assert ended.returncode == 0, str(ended)
+    assert os.listdir(f"{target}{alike}") == ["one\ufffd"]
+    ended = ground.restore("latest", alike / os.fsdecode(b"lat\xe8in"), "--to", ground.target("no"), "--no-metadata")
+    assert ended.returncode == 1, str(ended)
+    assert "have become the same in kopia's snapshot" in ended.stderr

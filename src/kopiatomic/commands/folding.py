@@ -11,8 +11,8 @@ from kopiatomic.text import few, printable
 _SHOWN = 5
 
 
-def require_distinct(reader: Reader, snapshot: StoredSnapshot, paths: Iterable[str], target: str) -> None:
-    """Refuse what has names that differ in case alone; ``paths`` as the engine has them. Raises KopiatomicError."""
+def require_distinct(reader: Reader, places: Iterable[tuple[StoredSnapshot, str]], target: str) -> None:
+    """Refuse what has names that differ in case alone; paths as the engine has them. Raises KopiatomicError."""
     seen: set[int] = set()
     alike: list[str] = []
 
@@ -23,7 +23,7 @@ def require_distinct(reader: Reader, snapshot: StoredSnapshot, paths: Iterable[s
             alike.append(entry.path)
         seen.add(folded)
 
-    for path in paths:
+    for snapshot, path in places:
         reader.entries(snapshot, take, below=path)
     if alike:
         raise KopiatomicError(

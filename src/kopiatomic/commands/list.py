@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -56,11 +57,13 @@ def _run(access: Access, folder: Folder, state_dir: str, console: Console, *, as
         console.result(f"{reader.name}'s repository has no snapshot")
     else:
         rows = [("INSTANT (UTC)", f"{reader.name.upper()} ID", "SERIES", "RECORD", "")]
+        of_run = Counter(one.run or one.id for one in snapshots)
         ids = _shortened([printable(one.id) for one in snapshots])
         for one, shown in zip(snapshots, ids, strict=True):
             known = runs.get(_key(one))
             record = _SHOWN[metadata[one.id]]
-            rows.append((instant_words(one.started_ns)[:19], shown, _series(one, known), record, _note(one, known)))
+            series = _series(one, known, alone=of_run[one.run or one.id] == 1)
+            rows.append((instant_words(one.started_ns)[:19], shown, series, record, _note(one, known)))
         console.table(rows)
     return errors.SAVED
 
@@ -104,11 +107,14 @@ def _shortened(ids: Sequence[str]) -> list[str]:
     return [one[:length] for one in ids]
 
 
-def _series(snapshot: StoredSnapshot, known: RunRecord | None) -> str:
-    """Return what a snapshot is one of: by the name that it has here, or by what the engine knows of it."""
-    if known is not None:
-        return printable(known.profile or known.schedule or known.series)
+def _series(snapshot: StoredSnapshot, known: RunRecord | None, *, alone: bool) -> str:
+    """Return what a snapshot is one of: by the name that it has here, or by what the engine knows of it.
+
+    ``alone``: whether it is the only one of its run. Of several the path is shown as well.
+    """
     sources = first_few(snapshot.sources)
+    if known is not None:
+        return printable(known.profile or known.schedule or known.series) + ("" if alone else f" {sources}")
     return f"{printable(snapshot.user)}@{printable(snapshot.host)}" + (f":{sources}" if sources else "")
 
 

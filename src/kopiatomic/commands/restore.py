@@ -14,21 +14,22 @@ from kopiatomic.commands.failures import ended
 from kopiatomic.commands.folding import require_distinct
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.stored import Access, Stored, chosen, described, reader_of, record_of
-from kopiatomic.engines.reader import Reader, no_path
+from kopiatomic.engines.reader import Reader, StoredSnapshot, no_path, same_names
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.filesystems.backends import NewDataset
 from kopiatomic.immutable import immutable
 from kopiatomic.model.plan import UNMOUNTED, VOLUMES
+from kopiatomic.model.record import MADE
 from kopiatomic.output.console import Console
-from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.system import signals
 from kopiatomic.text import few, first_few, printable
 from kopiatomic.trees import removal
-from kopiatomic.trees.apply import Outcome, Restorer
+from kopiatomic.trees.apply import Outcome, Restorer, joined, renamed
 from kopiatomic.trees.attributes import without
 from kopiatomic.trees.owners import Owners, give, here
 from kopiatomic.trees.shards import Changed, Group, Index
-from kopiatomic.trees.target import Target
+from kopiatomic.trees.target import Done, Target
 from kopiatomic.trees.walk import opened
 
 FORMAT = "kopiatomic-restore-1"
@@ -72,25 +73,44 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     stored, part = _chosen(reader, wanted, paths)
     if wanted.metadata and stored.problem is not None:
         raise stored.problem
+    applies = wanted.metadata and stored.index is not None
+    if wanted.names and not applies:
+        raise KopiatomicError(
+            f"--names needs the metadata record, and {stored.described} {stored.without}",
+            kind="no-record",
+            hint="Without --names owners are the numbers that they were.",
+        )
+    if applies:
+        _require_told(reader, stored, paths)
+    made = _require_there(reader, stored, paths, applies=applies)
     if os.geteuid() != 0:
         console.warning("without root, owners, devices and attributes of the system cannot be restored")
-    if not stored.snapshot.complete:
-        console.warning(f"{described(stored.snapshot)} is not complete: files are missing in it")
+    for one in stored.snapshots:
+        if not one.complete:
+            console.warning(f"{described(one)} is not complete: files are missing in it")
     if wanted.metadata and stored.index is None:
-        console.warning(f"{described(stored.snapshot)} {stored.without}: what {reader.name} loses does not come back")
-    what = {"engine": reader.name, "snapshot": stored.snapshot.id, "paths": "\n".join(map(printable, paths))}
+        console.warning(f"{stored.described} {stored.without}: what {reader.name} loses does not come back")
+    what = {
+        "engine": reader.name,
+        "snapshot": ", ".join(one.id for one in stored.snapshots),
+        "paths": "\n".join(map(printable, paths)),
+    }
     if part is not None:
         what["dataset"] = printable(part.dataset.name)
+    whole = stored.complete and not (wanted.metadata and stored.is_gone)
     with ExitStack() as stack:
         new = None
         if part is None:
             target = stack.enter_context(Target.prepared(wanted.to, what))
         else:
             new, target = stack.enter_context(datasets.made(part.dataset, wanted.new, what))
-        restoring = _Restoring(reader, stored, target, paths, part, console)
+        restoring = _Restoring(reader, stored, target, paths, part, made, applies, console)
         owners = _owners(stored.index, console) if wanted.names else Owners()
-        outcome = restoring.run(owners, new, metadata=wanted.metadata)
-        return _said(restoring, outcome, new, as_json=as_json)
+        outcome = restoring.run(owners, new)
+        code = _said(restoring, outcome, new, whole=whole, as_json=as_json)
+        # From now on it need not be run again.
+        target.release()
+        return code
 
 
 def _require_sense(wanted: Wanted) -> None:
@@ -119,12 +139,53 @@ def _chosen(reader: Reader, wanted: Wanted, paths: list[str]) -> tuple[Stored, P
         stored = datasets.find(reader, wanted.what, wanted.dataset)
         part = datasets.part_of(stored, wanted.dataset)
         paths.append(part.place.rstrip("/"))
-        return stored, part
+        return stored.narrowed(paths), part
 
     def holds(one: Stored) -> bool:
         return not one.known or all(map(one.holds, paths))
 
-    return chosen(reader, wanted.what, holds if paths else None), None
+    stored = chosen(reader, wanted.what, holds if paths else None)
+    if stored.others and not any(paths):
+        # All of the run: each of its paths.
+        paths[:] = stored.tops()
+    return stored.narrowed(paths), None
+
+
+def _require_told(reader: Reader, stored: Stored, paths: Sequence[str]) -> None:
+    """Refuse a path that is not the one which the engine would restore, or of which nobody can tell. Raises KopiatomicError."""
+    form = reader.form
+    if not form.changes_names or not any(form.stand_in in form.path(path) for path in paths):
+        return
+    names = renamed(record_of(reader, stored).forward())
+    for path in paths:
+        for one in (path, *parents(path)):
+            directory, name = os.path.split(one)
+            found = names.get((directory, form.path(name)), {name})
+            if name not in found:
+                raise no_path(reader.name, stored.of(path), path)
+            if len(found) > 1:
+                raise same_names(reader.name, path)
+
+
+def _require_there(reader: Reader, stored: Stored, paths: Sequence[str], *, applies: bool) -> frozenset[str]:
+    """Refuse paths that are not there; return those that are in the metadata record alone, which is enough to make them.
+
+    Raises KopiatomicError.
+    """
+    absent: dict[str, KopiatomicError] = {}
+    for path in filter(None, paths):
+        try:
+            reader.require(stored.of(path), stored.path(path))
+        except KopiatomicError as error:
+            if error.kind != f"{reader.name}-no-path" or not applies:
+                raise
+            absent[path] = error
+    made: set[str] = set()
+    for directory, entries in record_of(reader, stored).forward() if absent else ():
+        made |= {path for one in entries if one.kind in MADE and (path := joined(directory, one)) in absent}
+    for path in absent.keys() - made:
+        raise absent[path]
+    return frozenset(made)
 
 
 def _owners(index: Index | None, console: Console) -> Owners:
@@ -157,39 +218,64 @@ class _Restoring:
     paths: Sequence[str]
     part: Part | None
     """The dataset, if one is restored; ``paths`` is then its place."""
+    made: frozenset[str]
+    """The paths that the engine does not have: they are made as they are recorded."""
+    metadata: bool
+    """Whether it has a metadata record that is applied."""
     console: Console
 
-    def run(self, owners: Owners, new: NewDataset | None, *, metadata: bool) -> Outcome:
+    def run(self, owners: Owners, new: NewDataset | None) -> Outcome:
         """Restore; return what came of it. Raises KopiatomicError, OSError."""
-        if new is None:
-            self._look()
-        outcome = Outcome()
-        outcome.failures += self._data()
-        if new is not None and new.inherited and not self.reader.form.keeps_attributes:
-            # What had them is recorded.
-            outcome.failures += without(self.target.fd, new.inherited)
-        if owners:
-            self.console.phase("setting owners by their names")
-            outcome.failures += give(self.target.fd, owners)
+        outcome, done = Outcome(), self.target.done
+        if done is None:
+            outcome.failures += self._filled(owners, new)
+        else:
+            self.console.notice("all of it is there already: only the last part is done again, and the comparison")
+            outcome.applied = done.applied
+            if done.failures:
+                outcome.failures.append(
+                    f"the restore that was interrupted could not give back {done.failures} things, which only it could name: "
+                    "restore into another place to see them"
+                )
         with ExitStack() as stack:
             restorers = []
-            if metadata and self.stored.index is not None:
-                self.console.phase(f"giving back what {self.reader.name} has lost")
+            if self.metadata:
+                self.console.phase(
+                    f"giving back what {self.reader.name} has lost"
+                    if done is None
+                    else "comparing with what is recorded"
+                )
                 restorers = list(self._restorers(self._record(owners), outcome, stack))
             for restorer in restorers:
-                restorer.apply()
+                restorer.apply() if done is None else restorer.compare()
             if new is not None:
                 outcome.failures += new.settle()
-            self.target.finish(owners)
+            self.target.finish(owners, Done(outcome.applied, len(outcome.failures)))
             for restorer in restorers:
                 restorer.last()
         return outcome
 
+    def _filled(self, owners: Owners, new: NewDataset | None) -> list[str]:
+        """Have the engine restore into the target; return what could not be given back, in words.
+
+        Raises KopiatomicError, OSError.
+        """
+        if new is None:
+            self._look()
+        failures = self._data()
+        if new is not None and new.inherited and not self.reader.form.keeps_attributes:
+            # What had them is recorded.
+            failures += without(self.target.fd, new.inherited)
+        if owners:
+            self.console.phase("setting owners by their names")
+            failures += give(self.target.fd, owners)
+        return failures
+
     def _look(self) -> None:
         """Refuse, or warn of, what the target cannot hold and the engine loses in silence. Raises KopiatomicError, OSError."""
         if self.target.folds_case:
-            places = [self.stored.path(path) for path in self.paths or [""]]
-            require_distinct(self.reader, self.stored.snapshot, places, self.target.path)
+            places = [(self.stored.of(path), self.stored.path(path)) for path in self.paths or [""]]
+            require_distinct(self.reader, places, self.target.path)
         if self.reader.form.skips_attributes:
             for text in self.target.lacks():
                 self.console.warning(text)
@@ -202,14 +288,19 @@ class _Restoring:
         reader, stored, target = self.reader, self.stored, self.target
         failures: list[str] = []
         for path in self.paths or [""]:
+            if path in self.made:
+                target.make_way(below(os.path.dirname(path), "/") if len(self.paths) > 1 else "")
+                continue
             self.console.phase(f"{reader.name} is restoring {printable(path or 'everything')}")
             below_it = stored.path(path) if path or stored.root else ""
-            failures += self._restored(below_it)
+            failures += self._restored(stored.of(path), below_it)
             for point in self.part.points if self.part is not None else ():
                 removal.hollow(target.fd, f"{target.inside_data}{reader.form.restored(stored.path(point))}")
-            place = path if len(self.paths) > 1 else ""
+            # Without the record nobody can tell that the name is the one that was asked for.
+            place = path if self.metadata else reader.form.restored(path)
+            place = place if len(self.paths) > 1 else ""
             if not target.take_over(reader.form.restored(below_it), place):
-                raise no_path(reader.name, stored.snapshot, below_it)
+                raise no_path(reader.name, stored.of(path), below_it)
             removal.remove(target.fd, target.inside_data)
         if stored.holder is not None:
             self._remove_record()
@@ -219,10 +310,10 @@ class _Restoring:
                 removal.remove(target.fd, name.strip("/"))
         return failures
 
-    def _restored(self, stored_path: str) -> Sequence[str]:
+    def _restored(self, snapshot: StoredSnapshot, stored_path: str) -> Sequence[str]:
         """Have the engine restore; return what it could not give back, in words. Raises KopiatomicError, OSError."""
         try:
-            return self.reader.restore(self.stored.snapshot, self.target.data, below=stored_path)
+            return self.reader.restore(snapshot, self.target.data, below=stored_path)
         except KopiatomicError as error:
             if error.kind == f"{self.reader.name}-full":
                 place = printable(self.target.name)
@@ -278,17 +369,18 @@ def _is_directory(target: Target, inside: str) -> bool:
         raise
 
 
-def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, as_json: bool) -> int:
-    """Say what came of it; return the exit code."""
+def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, whole: bool, as_json: bool) -> int:
+    """Say what came of it; return the exit code. ``whole``: whether the snapshot lacks nothing that it should have."""
     reader, stored, target, console = restoring.reader, restoring.stored, restoring.target, restoring.console
-    wrong = bool(outcome.differences or outcome.failures or not stored.snapshot.complete)
+    wrong = bool(outcome.differences or outcome.failures or not whole)
     if as_json:
         document: dict[str, Any] = {
             "format": FORMAT,
             "engine": reader.name,
             "snapshot": stored.snapshot.id,
+            "snapshots": [one.id for one in stored.snapshots],
             "target": target.name,
-            "metadata": stored.index is not None,
+            "metadata": restoring.metadata,
             "applied": outcome.applied,
             "absent": [printable(path) for path in outcome.absent],
             "differences": [str(one) for one in outcome.differences],
@@ -303,8 +395,8 @@ def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, as
             }
         console.document(document)
     else:
-        console.result(f"Restored {described(stored.snapshot)} to {printable(target.name)}")
-        if stored.index is not None:
+        console.result(f"Restored {stored.described} to {printable(target.name)}")
+        if restoring.metadata:
             console.result(
                 f"Metadata: {outcome.applied:,} entries given back what {reader.name} had lost, and compared"
             )

@@ -25,9 +25,6 @@ LATEST = "latest"
 NO_SUCH = "no-such-snapshot"
 """The kind of the error where no snapshot is meant."""
 
-_LOOKED_AT = 100
-"""How many archives are looked at for the newest one that has a path."""
-
 _LARGEST = 1 << 30
 """Bytes of a metadata record that are taken."""
 
@@ -107,6 +104,33 @@ class Stored:
     """All files of its metadata record, by their paths as the engine has them; None if only the list has been read."""
     holder: StoredSnapshot | None = None
     """The snapshot that has the record: in place kopia may have it in one of its own. None if there is none."""
+    others: tuple[StoredSnapshot, ...] = ()
+    """The others of the same run that are meant as well: in place kopia makes one of each path."""
+
+    @property
+    def snapshots(self) -> tuple[StoredSnapshot, ...]:
+        """All that are meant."""
+        return self.snapshot, *self.others
+
+    def of(self, path: str) -> StoredSnapshot:
+        """Return the one that has an absolute path, or none of it if no other does."""
+        held = (one for one in self.others if any(is_at_or_below(path, source) for source in one.sources))
+        return next(held, self.snapshot)
+
+    def narrowed(self, paths: Sequence[str]) -> Stored:
+        """Return it with the snapshots alone that have some of these absolute paths; with all if there are none."""
+        first, *others = dict.fromkeys(map(self.of, paths)) or self.snapshots
+        return replace(self, snapshot=first, others=tuple(others))
+
+    @property
+    def complete(self) -> bool:
+        """Whether the engine says that nothing lacks files."""
+        return all(one.complete for one in self.snapshots)
+
+    @property
+    def described(self) -> str:
+        """What is meant, in words."""
+        return ", ".join(map(described, self.snapshots))
 
     @property
     def record(self) -> str:
@@ -136,7 +160,7 @@ class Stored:
     def _sources(self) -> Sequence[str]:
         """Return the paths that the engine was given, in place; one that does not keep them has them in the record."""
         if self.snapshot.sources or self.index is None:
-            return self.snapshot.sources
+            return [source for one in self.snapshots for source in one.sources]
         return topmost([*self.index.places, self.record])
 
     @property
@@ -244,34 +268,28 @@ def chosen(reader: Reader, what: str, holds: Callable[[Stored], bool] | None = N
     def look(snapshot: StoredSnapshot, *, whole: bool) -> Stored:
         return examined(reader, snapshot, snapshots, whole=whole)
 
-    def only(found: Sequence[StoredSnapshot]) -> Stored:
-        """Return the one that may hold what is wanted."""
-        if holds is not None or len(found) == 1:
-            examined_ones = [look(one, whole=len(found) == 1) for one in found]
-            held = [one for one in examined_ones if holds is None or holds(one)]
-            if len(held) == 1:
-                return held[0]
-            found = [one.snapshot for one in held]
-        raise _not_one(reader.name, what, found)
-
     # One of a record alone is meant only by its id.
     candidates = [one for one in snapshots if not is_record(one)]
-    if what != LATEST:
+    if what == LATEST:
+        found = list({(one.host, one.user, one.sources): one for one in candidates if one.complete}.values())
+    else:
         found = [one for one in candidates if _is_meant(one, what)]
         found = found or [one for one in snapshots if one.id.startswith(what)]
-        if len(found) == 1:
-            return look(found[0], whole=True)
-        return only(found)
-    complete = [one for one in candidates if one.complete]
-    if any(one.sources for one in complete):
-        newest = {(one.host, one.user, one.sources): one for one in complete}
-        return only(list(newest.values()))
-    # The engine does not keep what they are of: the newest one that has the paths.
-    for one in reversed(complete[-_LOOKED_AT:]):
-        archive = look(one, whole=True)
-        if holds is None or holds(archive):
-            return archive
-    raise _not_one(reader.name, LATEST, [])
+    runs: dict[str, list[StoredSnapshot]] = {}
+    for one in found:
+        runs.setdefault(one.run or one.id, []).append(one)
+
+    def of_run(ones: Sequence[StoredSnapshot]) -> Stored:
+        return replace(look(ones[0], whole=len(runs) == 1), others=tuple(ones[1:]))
+
+    if len(runs) == 1 and (holds is None or what != LATEST):
+        return of_run(found)
+    if holds is None:
+        raise _not_one(reader.name, what, found)
+    held = list(filter(holds, map(of_run, runs.values())))
+    if len(held) != 1:
+        raise _not_one(reader.name, what, [one for stored in held for one in stored.snapshots])
+    return held[0]
 
 
 def _is_meant(snapshot: StoredSnapshot, what: str) -> bool:

@@ -80,7 +80,7 @@ class StoredSnapshot:
     host: str
     user: str
     sources: tuple[str, ...]
-    """What it is of. Empty for Borg, which does not keep it."""
+    """What it is of; empty where that cannot be told. Borg keeps the command alone that has made it."""
     complete: bool
     """False if the engine says that it is only a part, or lacks files; restic and Borg do not say that of what they list."""
     run: str | None = None
@@ -199,7 +199,8 @@ class Reader(Protocol):
     """What can be asked of a repository. Nothing of it changes the repository.
 
     ``below`` is a path in the snapshot, exact to the byte and absolute as in :class:`Entry`; empty for all of it. Errors are
-    KopiatomicError: those of an engine's queries, and the kinds ENGINE-no-snapshot, ENGINE-no-path, ENGINE-cut-short.
+    KopiatomicError: those of an engine's queries, and the kinds ENGINE-no-snapshot, ENGINE-no-path, ENGINE-same-names,
+    ENGINE-cut-short.
     """
 
     @property
@@ -234,6 +235,9 @@ class Reader(Protocol):
         mount there, in a mount namespace of its own. Where it cannot, all of the snapshot is read, which takes longer.
         """
 
+    def require(self, snapshot: StoredSnapshot, path: str) -> None:
+        """Raise the kind ENGINE-no-path unless something is at a path, or below it."""
+
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore what is at and below a path into a directory, each entry at its absolute path below that.
 
@@ -265,6 +269,15 @@ def no_path(engine: str, snapshot: StoredSnapshot, path: str) -> KopiatomicError
         f"{printable(path)} is not in {engine}'s snapshot {printable(snapshot.id)}",
         kind=f"{engine}-no-path",
         hint="Paths are absolute, as they were when the snapshot was made.",
+    )
+
+
+def same_names(engine: str, path: str) -> KopiatomicError:
+    """Return the error for a path of which it cannot be told which of several entries in the snapshot it is."""
+    return KopiatomicError(
+        f"several names have become the same in {engine}'s snapshot, and which of them is {printable(path)} cannot be told",
+        kind=f"{engine}-same-names",
+        hint="Restore the directory above: what there is of them comes back with the name that they have become.",
     )
 
 

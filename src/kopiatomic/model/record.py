@@ -59,6 +59,8 @@ class EntryKind(StrEnum):
 
 
 SPECIAL = frozenset({EntryKind.FIFO, EntryKind.CHARACTER, EntryKind.BLOCK})
+MADE = SPECIAL | {EntryKind.SOCKET}
+"""What a restore makes by itself: it needs nothing of it from the engine."""
 LINKED = frozenset(EntryKind) - {EntryKind.DIRECTORY}
 """What can have several names."""
 

@@ -44,6 +44,9 @@ SETTABLE = (
 )
 """The flags that somebody may have set. The others say how the filesystem stores the file."""
 
+HELD = 0x10 | 0x20
+"""Those with which nothing can be changed: immutable, append only."""
+
 _NONE = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 """What a filesystem answers that has no such thing."""
 

@@ -11,14 +11,13 @@ import errno
 import os
 import secrets
 import stat
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
 from kopiatomic import presence
-from kopiatomic.model.record import HERE, SPECIAL, EntryKind, RecordedEntry
+from kopiatomic.model.record import HERE, MADE, EntryKind, RecordedEntry
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
@@ -27,9 +26,6 @@ from kopiatomic.trees import attributes, shards
 from kopiatomic.trees.compare import PATH, Difference, compare
 from kopiatomic.trees.shards import Group
 from kopiatomic.trees.walk import opened
-
-_HELD = 0x10 | 0x20
-"""Flags with which nothing can be changed: immutable, append only."""
 
 _MODES = {
     EntryKind.FIFO: stat.S_IFIFO,
@@ -77,13 +73,16 @@ class Restorer:
 
     def apply(self) -> None:
         """Do all of it but for the top directory itself. Raises KopiatomicError if the record is damaged."""
-        stored = Counter(one for path, entries in self._forward() for one in _stored(path, entries))
-        self._alike = {name for name, count in stored.items() if count > 1}
+        self._alike = {place for place, names in renamed(self._forward()).items() if len(names) > 1}
         for path, entries in self._forward():
             self._name(path, entries)
             self._each(path, partial(self._make, path, entries))
         for path, entries in self._backward():
             self._each(path, partial(self._dress, path, entries))
+        self.compare()
+
+    def compare(self) -> None:
+        """Compare all of it but the top directory itself. Raises KopiatomicError if the record is damaged."""
         for path, entries in self._forward():
             if self._is_there(path):
                 self._each(path, partial(self._compare, path, entries))
@@ -162,7 +161,7 @@ class Restorer:
                 if entry.same_as is not None and self._link(fd, entry):
                     continue
                 self._first.setdefault(entry.same_as or whole, whole)
-                if entry.kind in SPECIAL or entry.kind is EntryKind.SOCKET:
+                if entry.kind in MADE:
                     self._special(fd, entry)
 
     def _rename(self, directory: str, stored: str, name: str, fd: int) -> None:
@@ -220,7 +219,7 @@ class Restorer:
             is_plain = entry.kind in {EntryKind.FILE, EntryKind.DIRECTORY}
             if is_plain and self._flagged:
                 with self._noted(whole, "its flags cannot be set"):
-                    _set_flags(fd, entry.name, entry.flags & ~_HELD)
+                    _set_flags(fd, entry.name, entry.flags & ~inodes.HELD)
             with self._noted(whole, "its owner cannot be set"):
                 os.chown(entry.name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
             if entry.kind is not EntryKind.LINK:
@@ -232,7 +231,7 @@ class Restorer:
                     _set_project(fd, entry.name, entry.project)
             with self._noted(whole, "its time cannot be set"):
                 os.utime(entry.name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=fd, follow_symlinks=False)
-            if is_plain and entry.flags & _HELD:
+            if is_plain and entry.flags & inodes.HELD:
                 with self._noted(whole, "its flags cannot be set"):
                     _set_flags(fd, entry.name, entry.flags)
         self._outcome.applied += 1
@@ -256,6 +255,7 @@ class Restorer:
             if entry.name != HERE and presence.status(entry.name, follow_links=False, directory=fd) is None:
                 self._outcome.absent.append(whole)
                 continue
+            self._first.setdefault(entry.same_as or whole, whole)
             with self._noted(whole, "it cannot be compared"):
                 self._outcome.differences += compare(whole, fd, entry, flagged=self._flagged)
                 if entry.same_as is not None:
@@ -294,11 +294,18 @@ def _set_project(fd: int, name: str, project: int) -> None:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 
-def _stored(path: str, entries: list[RecordedEntry]) -> Iterator[tuple[str, str]]:
-    """Yield the names that the engine has changed, each with its directory."""
-    for entry in entries:
-        if entry.stored is not None:
-            yield (os.path.dirname(path) if entry.name == HERE else path), entry.stored
+def renamed(groups: Iterable[Group]) -> dict[tuple[str, str], set[str]]:
+    """Return the names that the engine has changed, by their directory and what each has become there.
+
+    Where several have become the same, all of them are there, also one that was so before.
+    """
+    found: dict[tuple[str, str], set[str]] = {}
+    for path, entries in groups:
+        for entry in entries:
+            if entry.stored is not None:
+                directory, name = os.path.split(joined(path, entry))
+                found.setdefault((directory, entry.stored), set()).add(name)
+    return found
 
 
 def _below(directory: str, name: str) -> str:

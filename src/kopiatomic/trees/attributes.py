@@ -24,6 +24,10 @@ NONE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 """What a filesystem answers that has none."""
 
 
+RESTORING = "trusted.kopiatomic.restoring"
+"""An attribute of root's: a restore has filled this directory, and not reported it yet. It belongs to no tree."""
+
+
 _NO_SURROGATE = re.compile("[^\ud800-\udfff]*").fullmatch
 
 
@@ -49,7 +53,7 @@ def _all(names: Callable[[], list[str]], value: Callable[[str], bytes]) -> dict[
         raise
     if not all(map(_NO_SURROGATE, found)):
         raise OSError(errno.EILSEQ, "an attribute has a name that is not UTF-8")
-    return {one: value(one) for one in found}
+    return {one: value(one) for one in found if one != RESTORING}
 
 
 def set_xattr(directory: int, name: str, attribute: str, value: bytes) -> None:

@@ -1,7 +1,8 @@
 """The directory that a backup is restored into: ours alone until everything is in it.
 
 While a restore goes on, or after one was interrupted, it has a folder with what the engine has restored so far, and a note of
-what that is; so the same restore can be run again, and no other one goes on in it.
+what that is; so the same restore can be run again, and no other one goes on in it. From the time when all of it is in its place
+until the report an attribute stands for the folder: with that, only the last part is done again, and the comparison.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import os
 import stat
 import struct
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import Self
+from contextlib import contextmanager, suppress
+from typing import Any, Self
 
 from kopiatomic import presence
 from kopiatomic.errors import KopiatomicError
-from kopiatomic.system import safety
+from kopiatomic.immutable import immutable
+from kopiatomic.system import inodes, safety
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 from kopiatomic.trees import attributes, removal
@@ -37,9 +39,28 @@ _PROBES = (
     ),
 )
 """What engines set, and may ignore if it cannot be set."""
-_MARK = "trusted.kopiatomic.restoring"
-"""Root's own; others restore without it."""
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@immutable
+class Done:
+    """What a restore has done that has put everything into its place."""
+
+    applied: int
+    """To how many entries it has given what the engine had lost."""
+    failures: int
+    """How much it could not give back."""
+
+
+@immutable
+class _Like:
+    """The owner, mode and times of the directory that the target stands for."""
+
+    uid: int
+    gid: int
+    mode: int
+    atime_ns: int
+    mtime_ns: int
 
 
 class Target:
@@ -49,6 +70,8 @@ class Target:
         self.path = path
         self.fd = fd
         self.name = name
+        self.done: Done | None = None
+        """What is known of the same restore, if it has put everything into its place already."""
 
     @classmethod
     @contextmanager
@@ -70,22 +93,25 @@ class Target:
     def _take(self, what: Mapping[str, str]) -> None:
         names = os.listdir(self.fd)
         is_ours = safety.is_own(os.fstat(self.fd), shut=True)
+        mark = _mark(self.fd)
+        if mark is not None:
+            # Root alone can set it.
+            if mark.get("of") != what:
+                raise _of_another(self.name, mark.get("of"))
+            self._like = _Like(*mark["like"]) if mark["like"] else None
+            self.done = Done(mark["applied"], mark["failures"])
+            _loosened(self.fd)
+            return
         if names == [FOLDER] and is_ours and self._note() is None:
             # One was killed before it had said of what it is.
             removal.remove(self.fd, FOLDER)
             names = []
-        note = self._note() if FOLDER in names else self._mark()
-        if FOLDER in names or (names and note is not None and is_ours):
+        if FOLDER in names:
             # Ours is closed to all others until its end: nobody else can have put the note there.
-            if not is_ours or note != what:
-                raise KopiatomicError(
-                    f"{printable(self.name)} has what another restore, which was interrupted, has left",
-                    kind="target-not-empty",
-                    hint="Run that one again, or name a directory that does not exist yet.",
-                )
+            note = self._note() if is_ours else None
+            if note != what:
+                raise _of_another(self.name, note)
             # All of it is what that restore has made: until its end nobody else could enter.
-            if FOLDER not in names:
-                self._begin(what)
             for name in names:
                 removal.remove(self.fd, f"{FOLDER}/{_DATA}" if name == FOLDER else name)
         elif names:
@@ -123,17 +149,6 @@ class Target:
                 return json.load(file)
         except (FileNotFoundError, ValueError):
             return None
-
-    def _mark(self) -> object:
-        """Return what the attribute says that replaces the folder in the last moments; None where there is none."""
-        try:
-            return json.loads(os.getxattr(self.fd, _MARK))
-        except ValueError:
-            return None
-        except OSError as error:
-            if error.errno in {errno.ENODATA, *attributes.NONE}:
-                return None
-            raise
 
     @property
     def data(self) -> str:
@@ -184,7 +199,9 @@ class Target:
                     self._move(source, name, place or name)
                     return True
                 with closing(os.open(name, _DIRECTORY, dir_fd=source)) as whole:
-                    self._like = os.fstat(whole)
+                    status = os.fstat(whole)
+                    times = status.st_atime_ns, status.st_mtime_ns
+                    self._like = _Like(status.st_uid, status.st_gid, status.st_mode & 0o7777, *times)
                     self._take_entries(whole)
         except FileNotFoundError:
             return False
@@ -192,52 +209,59 @@ class Target:
 
     def _take_entries(self, whole: int) -> None:
         for one in os.listdir(whole):
-            os.rename(one, one, src_dir_fd=whole, dst_dir_fd=self.fd)
+            _move(one, whole, one, self.fd)
 
     def _move(self, source: int, name: str, place: str) -> None:
-        *above, last = place.strip("/").split("/")
-        parent = os.dup(self.fd)
-        try:
-            for one in above:
-                try:
-                    os.mkdir(one, 0o755, dir_fd=parent)
-                except FileExistsError:
-                    pass
-                inside = os.open(one, _DIRECTORY, dir_fd=parent)
-                os.close(parent)
-                parent = inside
-            os.rename(name, last, src_dir_fd=source, dst_dir_fd=parent)
-        finally:
-            os.close(parent)
+        above, _, last = place.strip("/").rpartition("/")
+        self.make_way(above)
+        with opened(self.fd, above) as parent:
+            _move(name, source, last, parent)
 
-    _like: os.stat_result | None = None
+    def make_way(self, above: str) -> None:
+        """Make a directory below the target, and those above it. Raises OSError."""
+        names = above.split("/") if above else []
+        for depth, name in enumerate(names):
+            with opened(self.fd, "/".join(names[:depth])) as parent, suppress(FileExistsError):
+                os.mkdir(name, 0o755, dir_fd=parent)
 
-    def finish(self, owners: Owners) -> None:
+    _like: _Like | None = None
+
+    def finish(self, owners: Owners, done: Done) -> None:
         """Remove our folder, and give the target the owner, mode and times of the directory that it stands for.
 
-        Raises OSError.
+        The target stays marked as what the same restore has made, where it can be, until :meth:`release`. Raises OSError.
         """
-        marked = self._set_mark()
+        if self.done is None:
+            self._set_mark(done)
         removal.remove(self.fd, FOLDER)
         if self._like is not None:
-            os.utime(self.fd, ns=(self._like.st_atime_ns, self._like.st_mtime_ns))
+            os.utime(self.fd, ns=(self._like.atime_ns, self._like.mtime_ns))
             # Last: from then on others may enter.
             if os.geteuid() == 0:
-                os.fchown(self.fd, *owners.of(self._like.st_uid, self._like.st_gid))
-            os.fchmod(self.fd, self._like.st_mode & 0o7777)
-        if marked:
-            os.removexattr(self.fd, _MARK)
+                os.fchown(self.fd, *owners.of(self._like.uid, self._like.gid))
+            os.fchmod(self.fd, self._like.mode)
 
-    def _set_mark(self) -> bool:
+    def release(self) -> None:
+        """Remove the mark, when it has been reported what came of the restore. Raises OSError."""
+        if _mark(self.fd) is None:
+            return
+        flags = _loosened(self.fd)
+        os.removexattr(self.fd, attributes.RESTORING)
+        if flags & inodes.HELD:
+            inodes.set_flags(self.fd, flags)
+
+    def _set_mark(self, done: Done) -> None:
         """Mark the target as what the folder's note says: the last times can be set only without the folder."""
+        like = None
+        if self._like is not None:
+            like = [self._like.uid, self._like.gid, self._like.mode, self._like.atime_ns, self._like.mtime_ns]
+        mark = {"of": self._note(), "like": like, "applied": done.applied, "failures": done.failures}
         try:
-            os.setxattr(self.fd, _MARK, json.dumps(self._note()).encode())
+            os.setxattr(self.fd, attributes.RESTORING, json.dumps(mark).encode())
         except OSError as error:
             # A long list of paths may be too large for an attribute.
-            if error.errno in {errno.EPERM, errno.ENOSPC, errno.E2BIG, errno.ERANGE, *attributes.NONE}:
-                return False
-            raise
-        return True
+            if error.errno not in {errno.EPERM, errno.ENOSPC, errno.E2BIG, errno.ERANGE, *attributes.NONE}:
+                raise
 
 
 @contextmanager
@@ -251,7 +275,26 @@ def understood(name: str) -> Iterator[None]:
 
 def is_restoring(fd: int) -> bool:
     """Whether an open directory has what a restore leaves until its end. Raises OSError."""
-    return FOLDER in os.listdir(fd)
+    return FOLDER in os.listdir(fd) or _mark(fd) is not None
+
+
+def _loosened(fd: int) -> int:
+    """Clear the flags with which nothing can be changed in an open directory; return all that it had. Raises OSError."""
+    flags = inodes.flags(fd) or 0
+    if flags & inodes.HELD:
+        inodes.set_flags(fd, flags & ~inodes.HELD)
+    return flags
+
+
+def _mark(fd: int) -> Mapping[str, Any] | None:
+    """Return what the attribute says that stands for the folder at last; None where there is none. Raises OSError."""
+    try:
+        mark = json.loads(os.getxattr(fd, attributes.RESTORING))
+    except OSError as error:
+        if error.errno in {errno.ENODATA, *attributes.NONE}:
+            return None
+        raise
+    return mark if isinstance(mark, dict) else None
 
 
 def has_data(fd: int) -> bool:
@@ -284,6 +327,19 @@ def _not_empty(name: str) -> KopiatomicError:
     )
 
 
+def _of_another(name: str, note: object) -> KopiatomicError:
+    """Return the error for what another restore has left, whose note, if it is to be believed, says of what it is."""
+    of = ""
+    if isinstance(note, dict):
+        what = str(note.get("dataset") or note.get("paths") or "everything").replace("\n", ", ")
+        of = f": of {note.get('engine')}'s snapshot {note.get('snapshot')}, {what}"
+    return KopiatomicError(
+        f"{printable(name)} has what another restore, which was interrupted, has left{printable(of)}",
+        kind="target-not-empty",
+        hint=f"Run that one again, or remove {printable(name)} with what is in it, or name one that does not exist yet.",
+    )
+
+
 def _forget_attributes(fd: int) -> None:
     """Remove what a new directory has inherited: access control lists and the like, which what is made in it would inherit."""
     try:
@@ -295,6 +351,20 @@ def _forget_attributes(fd: int) -> None:
     for name in names:
         if name.startswith("system."):
             os.removexattr(fd, name)
+
+
+def _move(name: str, source: int, new: str, parent: int) -> None:
+    """Move an entry from one open directory to another. Raises OSError."""
+    try:
+        os.rename(name, new, src_dir_fd=source, dst_dir_fd=parent)
+    except PermissionError:
+        if os.geteuid() == 0 or not _is_directory(source, name):
+            raise
+        # Only root can move a directory that is not to be written to.
+        mode = stat.S_IMODE(os.stat(name, dir_fd=source, follow_symlinks=False).st_mode)
+        os.chmod(name, 0o700, dir_fd=source)
+        os.rename(name, new, src_dir_fd=source, dst_dir_fd=parent)
+        os.chmod(new, mode, dir_fd=parent)
 
 
 def _is_directory(parent: int, name: str) -> bool:

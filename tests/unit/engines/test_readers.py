@@ -16,6 +16,7 @@ import pytest
 
 from kopiatomic import engines
 from kopiatomic.engines import reader
+from kopiatomic.engines.borg.reader import _sources
 from kopiatomic.engines.reader import Entry, Kind, Reader, StoredSnapshot
 from kopiatomic.errors import KopiatomicError
 from tests.support import moments, repositories
@@ -214,10 +215,29 @@ def test_snapshots_are_listed(store: Store) -> None:
     snapshot = store.snapshot
     assert snapshot.started_ns == STARTED_NS // 10**9 * 10**9
     assert (snapshot.host, snapshot.user) == (os.uname().nodename, "root")
-    assert snapshot.sources == (() if store.engine == "borg" else (str(store.source),))
+    assert snapshot.sources == (str(store.source),)
     assert snapshot.complete
     assert snapshot.run == ("RUN" if store.engine == "kopia" else None)
     assert reader.find(store.reader, snapshot.id) == snapshot
+
+
+@pytest.mark.parametrize(
+    ("words", "sources"),
+    [
+        (["/usr/bin/borg", "create", "--comment", "x", "::a b", "/home", "/srv/x y"], ("/home", "/srv/x y")),
+        (["borg", "create", "ssh://host/./repository::a", "/home"], ("/home",)),
+        (["borg", "create", "::a", "/home", "--exclude", "/home/x"], ()),
+        (["borg", "create", "--patterns-from", "file", "::a", "/home"], ()),
+        (["borg", "create", "::a", "home"], ()),
+        (["borg", "create", "::a", "/home/?"], ()),
+        (["borg", "create", "::a"], ()),
+        (["borg"], ()),
+        ("borg create ::a /home", ()),
+        (None, ()),
+    ],
+)
+def test_what_an_archive_is_of_is_read_from_the_command_that_made_it(words: object, sources: tuple[str, ...]) -> None:
+    assert _sources(words) == sources
 
 
 def test_a_repository_without_snapshots_has_none(store: Store) -> None:
@@ -428,8 +448,18 @@ def calls(store: Store, snapshot: StoredSnapshot, below: str = "") -> list[Calla
 @pytest.mark.parametrize("below", ["not there", "plain/x", "dir/not there/x", "../source2"])
 def test_a_path_that_is_not_in_it(store: Store, below: str) -> None:
     path = os.path.normpath(f"{store.source}/{below}")
-    for call in calls(store, store.snapshot, path):
+    snapshot = store.snapshot
+    for call in (*calls(store, snapshot, path), lambda: store.reader.require(snapshot, path)):
         assert path in failed(f"{store.engine}-no-path", call)
+
+
+def test_a_path_that_is_in_it(store: Store) -> None:
+    snapshot = store.snapshot
+    for name in (b"", *ODD, b"dir/sub", b"[o]dd*\n/f4"):
+        store.reader.require(snapshot, store.path(name))
+    if store.kopia is None:
+        # kopia alone has nothing of what is above.
+        store.reader.require(snapshot, str(store.base))
 
 
 def test_a_snapshot_that_is_not_there(store: Store) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import subprocess
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -13,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.errors import KopiatomicError
+from kopiatomic.system import inodes
 from kopiatomic.trees.owners import Owners
-from kopiatomic.trees.target import FOLDER, Target
+from kopiatomic.trees.target import FOLDER, Done, Target
 from tests.support.parts import share
 from tests.support.swapper import USER, at_work, unsettle
 
@@ -40,13 +42,19 @@ def ground(tmp_path: Path) -> Path:
 def restored(path: Path) -> None:
     """Do to a target what a restore does: the engine writes by path, the rest goes by descriptors."""
     with Target.prepared(str(path), WHAT) as target:
-        inside = Path(target.data)
-        (inside / "home").mkdir(parents=True)
-        (inside / "home/file").write_text("secret")
-        assert os.listdir(f"/proc/self/fd/{target.fd}/{FOLDER}/data/home") == ["file"]
-        assert target.take_over("/home", "")
-        target.finish(Owners())
+        if target.done is None:
+            fill(target)
+        target.finish(Owners(), Done(3, 1))
         assert os.listdir(target.fd) == ["file"]
+        target.release()
+
+
+def fill(target: Target) -> None:
+    inside = Path(target.data)
+    (inside / "home").mkdir(parents=True)
+    (inside / "home/file").write_text("secret")
+    assert os.listdir(f"/proc/self/fd/{target.fd}/{FOLDER}/data/home") == ["file"]
+    assert target.take_over("/home", "")
 
 
 def test_a_user_who_replaces_it_meanwhile_gets_nothing_written_elsewhere(ground: Path) -> None:
@@ -96,6 +104,31 @@ def test_an_empty_directory_of_a_user_is_closed_until_everything_is_in_it(tmp_pa
         assert (status.st_uid, status.st_mode & 0o777) == (0, 0o700)
 
 
+def test_one_that_was_not_reported_is_ended_when_it_is_run_again(tmp_path: Path) -> None:
+    """Its owner can enter it by then: nothing that is in it is made again."""
+    path = tmp_path / "back"
+    with Target.prepared(str(path), WHAT) as target:
+        fill(target)
+        os.chown(Path(target.data) / "home", USER, USER)
+        target.finish(Owners(), Done(3, 1))
+    with pytest.raises(KopiatomicError) as caught, Target.prepared(str(path), {**WHAT, "snapshot": "2"}):
+        pass
+    assert caught.value.kind == "target-not-empty"
+    (path / "of-the-user").touch()
+    subprocess.run(["chattr", "+i", path], check=True)
+    with Target.prepared(str(path), WHAT) as target:
+        assert target.done == Done(3, 1)
+        target.finish(Owners(), Done(0, 0))
+        # As it is recorded.
+        inodes.set_flags(target.fd, 0x10)
+        target.release()
+        assert inodes.flags(target.fd) == 0x10
+    subprocess.run(["chattr", "-i", path], check=True)
+    with pytest.raises(KopiatomicError), Target.prepared(str(path), WHAT):
+        pass
+    assert (sorted(os.listdir(path)), os.listxattr(path)) == (["file", "of-the-user"], [])
+
+
 @pytest.mark.parametrize("note", [None, "", '{"engine": '])
 def test_one_that_was_killed_before_its_note_can_be_run_again(note: str | None, tmp_path: Path) -> None:
     path = tmp_path / "back"
@@ -125,6 +158,7 @@ def test_one_that_ends_in_the_last_moment_can_be_run_again(tmp_path: Path, monke
     with pytest.raises(KopiatomicError) as caught, Target.prepared(str(path), {**WHAT, "snapshot": "2"}):
         pass
     assert caught.value.kind == "target-not-empty"
+    assert str(caught.value).endswith("has left: of kopia's snapshot 1, everything")
     assert (path / "file").read_text() == "secret"
     restored(path)
     assert (os.listdir(path), os.listxattr(path)) == (["file"], [])

@@ -8,6 +8,7 @@ microseconds, and those before 1970 are not kept.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ class BorgReader:
 
     def snapshots(self) -> list[StoredSnapshot]:
         """Return all archives, the oldest first; one process, and no checkpoints. Raises KopiatomicError."""
-        finished = self._client.ask("list", "--json", "--format={hostname}{username}{end}{comment}")
+        finished = self._client.ask("list", "--json", "--format={hostname}{username}{end}{comment}{command_line}")
         if finished.status != 0:
             raise self._client.failure(finished)
         try:
@@ -116,6 +117,18 @@ class BorgReader:
         with archive("borg", receiver, lambda name: f"/{name.lstrip('/')}") as take:
             self._run("export-tar", *words, snapshot=snapshot, below=below, take=take)
 
+    def require(self, snapshot: StoredSnapshot, path: str) -> None:
+        """Look for a path; one process, two for one that has no entry of its own. Raises KopiatomicError."""
+        # Only what was given to it has an entry, and none of what is above that.
+        for style in ("pf", "pp") if path.strip("/") else ():
+            pieces: list[bytes] = []
+            words = ("--format={type}", f"::{snapshot.id}", f"{style}:{path.strip('/')}")
+            self._run("list", *words, snapshot=snapshot, below=path, take=pieces.append)
+            if any(pieces):
+                return
+        if path.strip("/"):
+            raise reader.no_path("borg", snapshot, path)
+
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
         place = reader.prepare(target)
@@ -170,11 +183,24 @@ def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
         ended_ns=reader.nanoseconds(document["end"]),
         host=str(document["hostname"]),
         user=str(document["username"]),
-        sources=(),
+        sources=_sources(document.get("command_line")),
         complete=True,
         recorded=recorded,
         record=record,
     )
+
+
+def _sources(words: object) -> tuple[str, ...]:
+    """Return the paths that an archive is of, by the command that made it; nothing where that cannot be told.
+
+    Borg keeps no more of it. Paths may also come from files of patterns, and behind them there may be options.
+    """
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        return ()
+    at = next((number for number, word in enumerate(words) if "::" in word), len(words))
+    paths = tuple(words[at + 1 :])
+    is_plain = all(path.startswith("/") and os.path.normpath(path) == path and "?" not in path for path in paths)
+    return paths if is_plain and not any(word.startswith("--pattern") for word in words) else ()
 
 
 def _entry(document: Mapping[str, Any]) -> Entry:

@@ -12,7 +12,7 @@ gets no SIGPIPE. By itself, a kopia whose reader was killed would wait at the fu
 from __future__ import annotations
 
 import json
-import os.path
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -133,16 +133,23 @@ class KopiaReader:
                 raise reader.no_snapshot("kopia", snapshot.id)
             found.fail(found.top)
 
+    def require(self, snapshot: StoredSnapshot, path: str) -> None:
+        """Look for a path; one process. Raises KopiatomicError."""
+        top = self._relative(snapshot, path)
+        if top:
+            self._entry(snapshot, path, top)
+
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
+        self.require(snapshot, below)
         top = self._relative(snapshot, below)
-        if top:
-            self._entry(snapshot, below, top)
         inside = snapshot.sources[0].rstrip("/") + (f"/{top}" if top else "")
         reader.require_plain(inside or "/")
         # kopia makes the directories above a directory, but not those above a file.
         place = reader.prepare(target, os.path.dirname(inside) if inside else "") + inside
-        words = ["--mode=local", "--no-progress", "--no-ignore-errors", "--no-ignore-permission-errors"]
+        words = ["--mode=local", "--no-progress", "--no-ignore-errors"]
+        # Only root can give a file to another.
+        words += ["--no-ignore-permission-errors" if os.geteuid() == 0 else "--ignore-permission-errors"]
         words += ["--no-overwrite-files", "--no-overwrite-symlinks", _object(snapshot, top), place]
         self._run("restore", *words, snapshot=snapshot, below=below)
         return ()
@@ -157,8 +164,15 @@ class KopiaReader:
         return lies_in(wanted, source)
 
     def _entry(self, snapshot: StoredSnapshot, path: str, top: str) -> Mapping[str, Any]:
-        """Return kopia's own entry of a path. Raises KopiatomicError."""
-        parent, _, name = top.rpartition("/")
+        """Return kopia's own entry of a path. Raises KopiatomicError, also where others have become the same in it."""
+        names = top.split("/")
+        for depth, name in enumerate(names[:-1]):
+            if STAND_IN in name:
+                self._entry_in(snapshot, path, "/".join(names[:depth]), name)
+        return self._entry_in(snapshot, path, "/".join(names[:-1]), names[-1])
+
+    def _entry_in(self, snapshot: StoredSnapshot, path: str, parent: str, name: str) -> Mapping[str, Any]:
+        """Return the only entry of a directory with a name. Raises KopiatomicError."""
         finished = self._client.show(snapshot.root + (f"/{parent}" if parent else ""))
         if finished.status != 0:
             if any(text in finished.errors for text in _ABSENT):
@@ -169,12 +183,14 @@ class KopiaReader:
             raise reader.no_path("kopia", snapshot, path)
         try:
             entries = json.loads(finished.stdout)["entries"] or ()
-            found = next((dict(entry) for entry in entries if entry["name"] == name), None)
+            found = [dict(entry) for entry in entries if entry["name"] == name]
         except (ValueError, RecursionError, KeyError, TypeError):
             raise reader.cut_short("kopia", f"the directory of {printable(path)} cannot be read") from None
-        if found is None:
+        if not found:
             raise reader.no_path("kopia", snapshot, path)
-        return found
+        if len(found) > 1:
+            raise reader.same_names("kopia", path)
+        return found[0]
 
     def _run(
         self, *words: str, snapshot: StoredSnapshot, below: str, take: Callable[[bytes], None] | None = None

@@ -101,11 +101,16 @@ class ResticReader:
         elif found.top:
             found.fail(found.top)
 
+    def require(self, snapshot: StoredSnapshot, path: str) -> None:
+        """Look for a path; one process. Raises KopiatomicError."""
+        if path.strip("/"):
+            self._entry(snapshot, path)
+
     def restore(self, snapshot: StoredSnapshot, target: str, *, below: str = "") -> Sequence[str]:
         """Restore into a new or empty directory. Raises KopiatomicError, OSError."""
         words = ["--no-lock", *self._client.shared]
+        self.require(snapshot, below)
         if below.strip("/"):
-            self._entry(snapshot, below)
             words += ["--include", re.sub(r"[\\*?\[]", r"\\\g<0>", below.rstrip("/"))]
         place = reader.prepare(target)
         self._run("restore", *words, "--target", place, "--", snapshot.id, snapshot=snapshot)
