@@ -219,8 +219,9 @@ class Restorer:
                 return
             is_plain = entry.kind in {EntryKind.FILE, EntryKind.DIRECTORY}
             if is_plain and self._flagged:
-                with self._noted(whole, "its flags cannot be set"):
-                    _set_flags(fd, entry.name, entry.flags & ~_HELD)
+                with self._noted(whole, "its flags cannot be cleared"):
+                    _keep_flags(fd, entry.name, entry.flags & ~_HELD)
+                self._add_flags(whole, fd, entry.name, entry.flags & ~_HELD)
             with self._noted(whole, "its owner cannot be set"):
                 os.chown(entry.name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
             if entry.kind is not EntryKind.LINK:
@@ -232,10 +233,20 @@ class Restorer:
                     _set_project(fd, entry.name, entry.project)
             with self._noted(whole, "its time cannot be set"):
                 os.utime(entry.name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=fd, follow_symlinks=False)
-            if is_plain and entry.flags & _HELD:
-                with self._noted(whole, "its flags cannot be set"):
-                    _set_flags(fd, entry.name, entry.flags)
+            if is_plain and self._flagged:
+                self._add_flags(whole, fd, entry.name, entry.flags & _HELD)
         self._outcome.applied += 1
+
+    def _add_flags(self, whole: str, fd: int, name: str, flags: int) -> None:
+        """Set flags, each by itself: a filesystem that has not one of them refuses all that come with it."""
+        if not flags:
+            return
+        with self._noted(whole, "its flags cannot be set"), attributes.opened(fd, name) as file:
+            for letter, flag in inodes.LETTERS.items():
+                there = inodes.flags(file) or 0
+                if flags & flag & ~there:
+                    with self._noted(whole, f"its flag {letter} cannot be set"):
+                        inodes.set_flags(file, there | flag)
 
     def _give_xattrs(self, whole: str, fd: int, entry: RecordedEntry) -> None:
         with self._noted(whole, "its attributes cannot be read"):
@@ -275,14 +286,12 @@ class Restorer:
 _FORMATS = {EntryKind.FILE: stat.S_IFREG, EntryKind.DIRECTORY: stat.S_IFDIR, EntryKind.LINK: stat.S_IFLNK, **_MODES}
 
 
-def _set_flags(fd: int, name: str, flags: int) -> None:
+def _keep_flags(fd: int, name: str, flags: int) -> None:
+    """Clear all other flags."""
     with attributes.opened(fd, name) as file:
         before = inodes.flags(file) or 0
         if before & ~flags:
-            # By itself: Btrfs does not change a file from compressed (c) to not copied on write (C).
             inodes.set_flags(file, before & flags)
-        if before & flags != flags:
-            inodes.set_flags(file, flags)
 
 
 def _set_project(fd: int, name: str, project: int) -> None:

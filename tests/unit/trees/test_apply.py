@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 
 from kopiatomic.model.record import INDEX, LINKED, Losses, Recorded
+from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
 from kopiatomic.trees import shards
 from kopiatomic.trees.apply import Outcome, Restorer
 from kopiatomic.trees.record import Recorder
-from kopiatomic.trees.shards import Reading, Writer
+from kopiatomic.trees.shards import Changed, Reading, Writer
 from tests.support.exact_tree import furnish, grow
 
 ALL = Losses(xattrs=True, hard_links=LINKED, specials=True, directory_times=True, link_step_ns=1000, stand_in="\ufffd")
@@ -59,11 +60,15 @@ class Ground:
                     shutil.copyfile(path, copy)
                     _like(path, copy)
 
-    def applied(self, base: str = "/home") -> Outcome:
+    def applied(self, base: str = "/home", flags: int = 0) -> Outcome:
+        """Apply the record, with these flags on all that has some."""
         index = shards.read_index((self.record / INDEX).read_bytes())
         with closing(os.open(self.target, os.O_RDONLY)) as top:
             outcome = Outcome()
-            record = Reading(index, lambda path: (self.record / path).read_bytes())
+            record = Changed(
+                Reading(index, lambda path: (self.record / path).read_bytes()),
+                lambda group: (group[0], [one._replace(flags=one.flags and one.flags | flags) for one in group[1]]),
+            )
             restorer = Restorer(record, outcome, top, base)
             restorer.apply()
             restorer.last()
@@ -119,6 +124,27 @@ def test_flags_come_last_and_again(ground: Ground) -> None:
     ]
     assert listed[0] == listed[1]
     assert listed[0].count("i") > 1
+
+
+def test_a_flag_that_the_target_lacks_takes_no_other_with_it(ground: Ground) -> None:
+    """Only Btrfs has C, and only ext4 has T, which is for directories."""
+    for name in ("file", "append-only"):
+        (ground.source / name).touch()
+        subprocess.run(["chattr", "+dA", ground.source / name], check=True)
+    subprocess.run(["chattr", "+ai", ground.source / "append-only"], check=True)
+    ground.made()
+    ground.copied()
+    outcome = ground.applied(flags=inodes.LETTERS["C"] | inodes.LETTERS["T"])
+    with closing(os.open(ground.target / "file", os.O_RDONLY)) as file:
+        assert inodes.flags(file) == inodes.LETTERS["d"] | inodes.LETTERS["A"]
+    with closing(os.open(ground.target / "append-only", os.O_RDONLY)) as file:
+        assert inodes.flags(file) == sum(inodes.LETTERS[letter] for letter in "dAai")
+    assert outcome.failures == [
+        f"/home/{name}: its flag {letter} cannot be set: Operation not supported"
+        for name in ("file", "append-only")
+        for letter in "TC"
+    ]
+    assert len(outcome.differences) == 2
 
 
 def test_a_part_is_given_what_belongs_to_it(ground: Ground) -> None:
