@@ -24,8 +24,9 @@ from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import signals
 from kopiatomic.text import few, first_few, printable
 from kopiatomic.trees import removal
-from kopiatomic.trees.apply import Outcome, Restorer
+from kopiatomic.trees.apply import Restorer
 from kopiatomic.trees.attributes import without
+from kopiatomic.trees.outcome import Outcome
 from kopiatomic.trees.owners import Owners, give, here
 from kopiatomic.trees.shards import Changed, Group, Index
 from kopiatomic.trees.target import Target
@@ -164,7 +165,7 @@ class _Restoring:
         if new is None:
             self._look()
         outcome = Outcome()
-        outcome.failures += self._data()
+        outcome.said += self._data()
         if new is not None and new.inherited and not self.reader.form.keeps_attributes:
             # What had them is recorded.
             outcome.failures += without(self.target.fd, new.inherited)
@@ -179,7 +180,7 @@ class _Restoring:
             for restorer in restorers:
                 restorer.apply()
             if new is not None:
-                outcome.failures += new.settle()
+                outcome.said += new.settle()
             self.target.finish(owners)
             for restorer in restorers:
                 restorer.last()
@@ -281,7 +282,7 @@ def _is_directory(target: Target, inside: str) -> bool:
 def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, as_json: bool) -> int:
     """Say what came of it; return the exit code."""
     reader, stored, target, console = restoring.reader, restoring.stored, restoring.target, restoring.console
-    wrong = bool(outcome.differences or outcome.failures or not stored.snapshot.complete)
+    wrong = bool(outcome.differences or outcome.reasons or not stored.snapshot.complete)
     if as_json:
         document: dict[str, Any] = {
             "format": FORMAT,
@@ -292,7 +293,7 @@ def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, as
             "applied": outcome.applied,
             "absent": [printable(path) for path in outcome.absent],
             "differences": [str(one) for one in outcome.differences],
-            "failures": outcome.failures,
+            "failures": outcome.reasons,
         }
         if new is not None and restoring.part is not None:
             document |= {
@@ -313,11 +314,11 @@ def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, as
             f"{len(outcome.absent)} recorded entries are not in what {reader.name} saved; rules or errors left them out: "
             f"{first_few([printable(path) for path in outcome.absent])}"
         )
-    for text in [*outcome.failures, *map(str, outcome.differences)][:_SHOWN]:
+    kinds = outcome.kinds()
+    for text in kinds[:_SHOWN]:
         console.warning(text)
-    more = len(outcome.failures) + len(outcome.differences) - _SHOWN
-    if more > 0:
-        console.warning(f"and {more} more (--json has all)")
+    if len(kinds) > _SHOWN:
+        console.warning(f"and {len(kinds) - _SHOWN} kinds of differences more (--json has all)")
     if new is not None and restoring.part is not None:
         _say_rest(restoring.part, new, target.name, console, as_json=as_json)
     return errors.INCOMPLETE if wrong else errors.SAVED

@@ -48,6 +48,14 @@ LETTERS = MappingProxyType(
 """The flags that somebody may have set, by the letters of chattr(1). The others say how the filesystem stores the file."""
 SETTABLE = sum(LETTERS.values())
 
+
+def named(flags: int) -> list[str]:
+    """Return the letters of some flags; of one that has none here, its number."""
+    letters = [letter for letter, flag in LETTERS.items() if flags & flag]
+    others = flags & ~SETTABLE
+    return letters + ([f"{others:#x}"] if others else [])
+
+
 _NONE = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS})
 """What a filesystem answers that has no such thing."""
 

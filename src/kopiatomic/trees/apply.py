@@ -14,7 +14,6 @@ import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 
 from kopiatomic import presence
@@ -24,7 +23,8 @@ from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 from kopiatomic.trees import attributes, shards
-from kopiatomic.trees.compare import PATH, Difference, compare
+from kopiatomic.trees.compare import PATH, compare
+from kopiatomic.trees.outcome import Difference, Failure, Outcome
 from kopiatomic.trees.shards import Group
 from kopiatomic.trees.walk import opened
 
@@ -37,18 +37,6 @@ _MODES = {
     EntryKind.CHARACTER: stat.S_IFCHR,
     EntryKind.BLOCK: stat.S_IFBLK,
 }
-
-
-@dataclass
-class Outcome:
-    """What came of it, of all parts of a restore together. Paths are those of the record."""
-
-    applied: int = 0
-    absent: list[str] = field(default_factory=list)
-    """What is recorded and is not in the restored tree: the engine left it out."""
-    differences: list[Difference] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    """Why something could not be set; what differs because of it is among the differences as well."""
 
 
 class Restorer:
@@ -133,13 +121,17 @@ class Restorer:
             return not presence.absent(error)
 
     @contextmanager
-    def _noted(self, path: str, what: str) -> Iterator[None]:
+    def _noted(self, path: str, words: str, what: str = "") -> Iterator[None]:
         """Note what fails in the block. What is not there is not noted here: the comparison counts it."""
         try:
             yield
         except OSError as error:
             if not presence.absent(error):
-                self._outcome.failures.append(f"{printable(path)}: {what}: {error.strerror}")
+                self._outcome.failures.append(Failure(path, words, error.strerror or str(error), what))
+
+    def _setting(self, path: str, what: str) -> AbstractContextManager[None]:
+        """Note if what a difference is about cannot be set in the block."""
+        return self._noted(path, f"its {what} cannot be set", what)
 
     # Names, links, special files
 
@@ -170,8 +162,11 @@ class Restorer:
         there = presence.status(stored, follow_links=False, directory=fd) is not None
         if there and (directory, stored) in self._alike:
             self._outcome.failures.append(
-                f"{printable(_below(directory, name))}: another entry has become the same in the backup, and which of them "
-                f"{printable(stored)} is cannot be told"
+                Failure(
+                    _below(directory, name),
+                    "another entry has become the same in the backup",
+                    f"which of them {printable(stored)} is cannot be told",
+                )
             )
         elif there and presence.status(name, follow_links=False, directory=fd) is None:
             os.rename(stored, name, src_dir_fd=fd, dst_dir_fd=fd)
@@ -222,16 +217,16 @@ class Restorer:
                 with self._noted(whole, "its flags cannot be cleared"):
                     _keep_flags(fd, entry.name, entry.flags & ~_HELD)
                 self._add_flags(whole, fd, entry.name, entry.flags & ~_HELD)
-            with self._noted(whole, "its owner cannot be set"):
+            with self._setting(whole, "owner"):
                 os.chown(entry.name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
             if entry.kind is not EntryKind.LINK:
-                with self._noted(whole, "its mode cannot be set"):
+                with self._setting(whole, "mode"):
                     os.chmod(f"/proc/self/fd/{handle}", entry.mode)
             self._give_xattrs(whole, fd, entry)
             if is_plain and self._flagged:
-                with self._noted(whole, "its project cannot be set"):
+                with self._setting(whole, "project"):
                     _set_project(fd, entry.name, entry.project)
-            with self._noted(whole, "its time cannot be set"):
+            with self._setting(whole, "modification time"):
                 os.utime(entry.name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=fd, follow_symlinks=False)
             if is_plain and self._flagged:
                 self._add_flags(whole, fd, entry.name, entry.flags & _HELD)
@@ -245,18 +240,19 @@ class Restorer:
             for letter, flag in inodes.LETTERS.items():
                 there = inodes.flags(file) or 0
                 if flags & flag & ~there:
-                    with self._noted(whole, f"its flag {letter} cannot be set"):
+                    with self._setting(whole, f"flag {letter}"):
                         inodes.set_flags(file, there | flag)
 
     def _give_xattrs(self, whole: str, fd: int, entry: RecordedEntry) -> None:
         with self._noted(whole, "its attributes cannot be read"):
             there = attributes.xattrs(fd, entry.name)
             for name in there.keys() - entry.xattrs.keys():
-                with self._noted(whole, f"its attribute {printable(name)} cannot be removed"):
+                what = f"attribute {printable(name)}"
+                with self._noted(whole, f"its {what} cannot be removed", what):
                     attributes.remove_xattr(fd, entry.name, name)
             for name, value in entry.xattrs.items():
                 if there.get(name) != value:
-                    with self._noted(whole, f"its attribute {printable(name)} cannot be set"):
+                    with self._setting(whole, f"attribute {printable(name)}"):
                         attributes.set_xattr(fd, entry.name, name, value)
 
     # Comparison
@@ -279,7 +275,7 @@ class Restorer:
         other = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
         if one is not None and not os.path.samestat(one, other):
             self._outcome.differences.append(
-                Difference(whole, "the file", f"another name of {printable(first)}", "a file of its own")
+                Difference(whole, "file", f"another name of {printable(first)}", "a file of its own")
             )
 
 

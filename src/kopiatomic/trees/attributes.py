@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from kopiatomic import presence
 from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
-from kopiatomic.text import printable
+from kopiatomic.trees.outcome import Failure
 from kopiatomic.trees.walk import walk
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -62,15 +62,15 @@ def remove_xattr(directory: int, name: str, attribute: str) -> None:
     os.removexattr(_path(directory, name), attribute, follow_symlinks=False)
 
 
-def without(top: int, names: Collection[str]) -> list[str]:
-    """Remove attributes from all files and directories below an open directory; return what could not be done, in words.
+def without(top: int, names: Collection[str]) -> list[Failure]:
+    """Remove attributes from all files and directories below an open directory; return what could not be done.
 
     Raises OSError if something is gone.
     """
-    failures: list[str] = []
+    failures: list[Failure] = []
 
     def note(path: str, error: OSError) -> None:
-        failures.append(f"/{printable(path)}: an inherited attribute cannot be removed: {error.strerror}")
+        failures.append(Failure(f"/{path}", "an inherited attribute cannot be removed", error.strerror or str(error)))
 
     for directory in walk(top, note):
         for entry in directory.entries:

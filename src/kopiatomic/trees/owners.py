@@ -18,6 +18,7 @@ from kopiatomic.model.record import OwnerNames, RecordedEntry
 from kopiatomic.system import accounts, inodes
 from kopiatomic.text import printable
 from kopiatomic.trees import attributes
+from kopiatomic.trees.outcome import Failure
 from kopiatomic.trees.walk import walk
 
 _LISTS = ("system.posix_acl_access", "system.posix_acl_default")
@@ -126,14 +127,14 @@ def _here(names: Mapping[int, str], number_of: Callable[[str], int | None]) -> t
     return changed, [names[number] for number, other in found.items() if other is None]
 
 
-def give(top: int, owners: Owners) -> list[str]:
-    """Give all entries below an open directory their owners; return what could not be done, in words. Raises OSError."""
-    failures: list[str] = []
+def give(top: int, owners: Owners) -> list[Failure]:
+    """Give all entries below an open directory their owners; return what could not be done. Raises OSError."""
+    failures: list[Failure] = []
     done: set[int] = set()
     """The files with several names: a number may be that of one and become that of another."""
 
     def note(path: str, error: OSError) -> None:
-        failures.append(f"/{printable(path)}: its owner cannot be set: {error.strerror}")
+        failures.append(Failure(f"/{path}", "its owner cannot be set", error.strerror or str(error)))
 
     for directory in walk(top, note):
         for entry in directory.entries:

@@ -10,6 +10,7 @@ import pytest
 
 from kopiatomic.model.record import OwnerNames
 from kopiatomic.system.descriptors import closing
+from kopiatomic.trees.outcome import Failure
 from kopiatomic.trees.owners import Occurring, Owners, give, here
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners are set by root")
@@ -18,7 +19,7 @@ SWAPPED = Owners({1000: 1001, 1001: 1000}, {50: 51})
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 
 
-def given(top: Path) -> list[str]:
+def given(top: Path) -> list[Failure]:
     with closing(os.open(top, os.O_RDONLY)) as fd:
         return give(fd, SWAPPED)
 
