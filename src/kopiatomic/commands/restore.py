@@ -24,11 +24,11 @@ from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import signals
 from kopiatomic.text import few, first_few, printable
 from kopiatomic.trees import removal
-from kopiatomic.trees.apply import Restorer
+from kopiatomic.trees.apply import Restorer, joined
 from kopiatomic.trees.attributes import without
 from kopiatomic.trees.outcome import Outcome
-from kopiatomic.trees.owners import Owners, give, here
-from kopiatomic.trees.shards import Changed, Group, Index
+from kopiatomic.trees.owners import Occurring, Owners, give, here
+from kopiatomic.trees.shards import Changed, Group
 from kopiatomic.trees.target import Target
 from kopiatomic.trees.walk import opened
 
@@ -89,7 +89,7 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
         else:
             new, target = stack.enter_context(datasets.made(part.dataset, wanted.new, what))
         restoring = _Restoring(reader, stored, target, paths, part, console)
-        owners = _owners(stored.index, console) if wanted.names else Owners()
+        owners = here(stored.index.names) if wanted.names and stored.index is not None else Owners()
         outcome = restoring.run(owners, new, metadata=wanted.metadata)
         return _said(restoring, outcome, new, as_json=as_json)
 
@@ -128,16 +128,6 @@ def _chosen(reader: Reader, wanted: Wanted, paths: list[str]) -> tuple[Stored, P
     return chosen(reader, wanted.what, holds if paths else None), None
 
 
-def _owners(index: Index | None, console: Console) -> Owners:
-    """Return what owners become by their names, and warn of names that nobody has here."""
-    if index is None:
-        return Owners()
-    owners, unknown = here(index.names)
-    if unknown:
-        console.warning(f"nobody has these names here, and the numbers stay: {', '.join(few(unknown, 100))}")
-    return owners
-
-
 def _checked(path: str) -> str:
     if not os.path.isabs(path) or os.path.normpath(path) != path.rstrip("/"):
         raise UsageError(
@@ -164,19 +154,19 @@ class _Restoring:
         """Restore; return what came of it. Raises KopiatomicError, OSError."""
         if new is None:
             self._look()
-        outcome = Outcome()
+        outcome, owned = Outcome(), Occurring()
         outcome.said += self._data()
         if new is not None and new.inherited and not self.reader.form.keeps_attributes:
             # What had them is recorded.
             outcome.failures += without(self.target.fd, new.inherited)
         if owners:
             self.console.phase("setting owners by their names")
-            outcome.failures += give(self.target.fd, owners)
+            outcome.failures += give(self.target.fd, owners, owned)
         with ExitStack() as stack:
             restorers = []
             if metadata and self.stored.index is not None:
                 self.console.phase(f"giving back what {self.reader.name} has lost")
-                restorers = list(self._restorers(self._record(owners), outcome, stack))
+                restorers = list(self._restorers(self._record(owners, owned), outcome, stack))
             for restorer in restorers:
                 restorer.apply()
             if new is not None:
@@ -184,6 +174,8 @@ class _Restoring:
             self.target.finish(owners)
             for restorer in restorers:
                 restorer.last()
+        if strange := owned.among(owners.strange):
+            self.console.warning(f"nobody has these names here, and the numbers stay: {', '.join(few(strange, 100))}")
         return outcome
 
     def _look(self) -> None:
@@ -241,15 +233,22 @@ class _Restoring:
         if not self.paths and self.stored.is_beside:
             removal.remove_empty(fd, os.path.dirname(below(record, "/")))
 
-    def _record(self, owners: Owners) -> Changed:
-        """Return the metadata record of what is restored."""
+    def _record(self, owners: Owners, owned: Occurring) -> Changed:
+        """Return the metadata record of what is restored; what its entries belonged to is noted when it is read."""
         points = self.part.points if self.part is not None else ()
+        tops = [path or "/" for path in self.paths or [""]]
 
         def change(group: Group) -> Group | None:
             path, entries = group
             if any(is_at_or_below(path, point) for point in points):
                 return None
-            return (path, list(map(owners.entry, entries))) if owners else group
+            if not owners:
+                return group
+            for entry in entries:
+                if any(is_at_or_below(joined(path, entry), top) for top in tops):
+                    owned.add(entry.uid, entry.gid)
+                    owned.add_lists(entry.xattrs)
+            return path, list(map(owners.entry, entries))
 
         return Changed(record_of(self.reader, self.stored), change)
 
