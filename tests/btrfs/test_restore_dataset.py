@@ -105,7 +105,8 @@ def test_what_is_read_only_is_said_as_a_command(one: Ground) -> None:
     ended = one.kopiatomic("--mount-root", one.root, frozen, env=one.environment)
     assert ended.returncode == 0, str(ended)
     target = one.target("it's back")
-    ended = one.restore("latest", "--dataset", frozen, "--as", target)
+    # A shell completes the path of a directory with a slash.
+    ended = one.restore("latest", "--dataset", f"{frozen}/", "--as", target)
     assert ended.returncode == 0, str(ended)
     assert "ro=false" in properties(target)
     (printed,) = [line for line in ended.stdout.splitlines() if line.startswith("btrfs ")]

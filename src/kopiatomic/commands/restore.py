@@ -13,7 +13,7 @@ from kopiatomic.commands.datasets import Part
 from kopiatomic.commands.failures import ended
 from kopiatomic.commands.folding import require_distinct
 from kopiatomic.commands.profiles import Folder
-from kopiatomic.commands.stored import Access, Stored, chosen, described, reader_of, record_of
+from kopiatomic.commands.stored import NO_SUCH, Access, Stored, chosen, described, reader_of, record_of
 from kopiatomic.engines.reader import Reader, no_path
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.filesystems.backends import NewDataset
@@ -22,7 +22,7 @@ from kopiatomic.model.plan import UNMOUNTED, VOLUMES
 from kopiatomic.output.console import Console
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.system import signals
-from kopiatomic.text import few, first_few, printable
+from kopiatomic.text import counted, few, first_few, printable
 from kopiatomic.trees import removal
 from kopiatomic.trees.apply import Restorer, joined
 from kopiatomic.trees.attributes import without
@@ -68,6 +68,8 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
             hint="The engine's own restore brings the data back: see docs/restore.md, By hand.",
         )
     paths = [_checked(path) for path in wanted.paths]
+    # All of it is below the root.
+    paths = paths if all(paths) else []
     reader = reader_of(access, folder)
     console.phase(f"asking {reader.name} what there is")
     stored, part = _chosen(reader, wanted, paths)
@@ -97,7 +99,13 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
 def _require_sense(wanted: Wanted) -> None:
     """Refuse options that do not go together. Raises UsageError, and KopiatomicError without root."""
     problem = None
-    if wanted.to and (wanted.dataset or wanted.new):
+    example = "restore latest /home/ann --to /srv/back"
+    if not wanted.what or os.path.isabs(wanted.what):
+        problem = (
+            f"{printable(wanted.what) or 'nothing'} is no snapshot: "
+            "the first word is 'latest', or the beginning of an id or a time"
+        )
+    elif wanted.to and (wanted.dataset or wanted.new):
         problem = "--to is for a directory, --dataset and --as are for a dataset"
     elif bool(wanted.dataset) != bool(wanted.new):
         problem = "--dataset and --as go together: what was saved, and the new dataset"
@@ -108,7 +116,9 @@ def _require_sense(wanted: Wanted) -> None:
     elif not wanted.metadata and (wanted.dataset or wanted.names):
         problem = f"{'--dataset' if wanted.dataset else '--names'} needs the metadata record"
     if problem is not None:
-        raise UsageError(problem, kind="usage", hint="For example: kopiatomic restore latest /home/ann --to /srv/back")
+        if wanted.dataset or wanted.new:
+            example = "restore latest --dataset tank/home --as tank/home.restored"
+        raise UsageError(problem, kind="usage", hint=f"For example: kopiatomic {example}")
     if (wanted.dataset or wanted.names) and os.geteuid() != 0:
         what = "datasets are made and mounted" if wanted.dataset else "owners are set"
         raise KopiatomicError(f"{what} by root alone", kind="not-root", hint="Run it as root.")
@@ -117,19 +127,44 @@ def _require_sense(wanted: Wanted) -> None:
 def _chosen(reader: Reader, wanted: Wanted, paths: list[str]) -> tuple[Stored, Part | None]:
     """Return the snapshot, and the dataset of it if one is wanted, whose place is then the one path. Raises KopiatomicError."""
     if wanted.dataset:
-        stored = datasets.find(reader, wanted.what, wanted.dataset)
-        part = datasets.part_of(stored, wanted.dataset)
+        # A path, of a Btrfs subvolume, may be completed with a slash.
+        name = wanted.dataset.rstrip("/") or "/"
+        stored = datasets.find(reader, wanted.what, name)
+        part = datasets.part_of(stored, name)
         paths.append(part.place.rstrip("/"))
         return stored, part
 
+    looked_at: list[Stored] = []
+
     def holds(one: Stored) -> bool:
+        looked_at.append(one)
         return not one.known or all(map(one.holds, paths))
 
-    return chosen(reader, wanted.what, holds if paths else None), None
+    try:
+        stored = chosen(reader, wanted.what, holds if paths else None)
+    except KopiatomicError as error:
+        if error.kind != NO_SUCH or not looked_at:
+            raise
+        raise _nowhere(looked_at, paths) from None
+    if not holds(stored):
+        raise _nowhere([stored], paths)
+    return stored, None
+
+
+def _nowhere(looked_at: Sequence[Stored], paths: Sequence[str]) -> KopiatomicError:
+    """Return the error for paths that are in none of some snapshots."""
+    roots = {one.root for one in looked_at if one.root.strip("/")}
+    with_root = [path for path in paths if any(is_at_or_below(path, root) for root in roots)]
+    hint = f"Saved were: {first_few(list(dict.fromkeys(place for one in looked_at for place in one.places())))}"
+    if with_root:
+        hint = f"The view root is no part of a path: name it without {first_few(sorted(roots))}. {hint}"
+    return KopiatomicError(
+        f"no snapshot that is meant has {first_few(list(with_root or paths))}", kind="no-such-path", hint=hint
+    )
 
 
 def _checked(path: str) -> str:
-    if not os.path.isabs(path) or os.path.normpath(path) != path.rstrip("/"):
+    if not os.path.isabs(path) or os.path.normpath(path) != (path.rstrip("/") or "/"):
         raise UsageError(
             f"{printable(path)} must be an absolute path, as it was when it was saved",
             kind="usage",
@@ -303,15 +338,16 @@ def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, as
             }
         console.document(document)
     else:
-        console.result(f"Restored {described(stored.snapshot)} to {printable(target.name)}")
+        how = ", but not exactly: " if wrong else " "
+        console.result(f"Restored{how}{described(stored.snapshot)} to {printable(target.name)}")
         if stored.index is not None:
             console.result(
-                f"Metadata: {outcome.applied:,} entries given back what {reader.name} had lost, and compared"
+                f"Metadata: {counted(outcome.applied, 'entry', 'entries')} given back what {reader.name} had lost, and compared"
             )
     if outcome.absent:
         console.warning(
-            f"{len(outcome.absent)} recorded entries are not in what {reader.name} saved; rules or errors left them out: "
-            f"{first_few([printable(path) for path in outcome.absent])}"
+            f"not in what {reader.name} saved, because of rules or errors: "
+            f"{counted(len(outcome.absent), 'recorded entry', 'recorded entries')}: {first_few(outcome.absent)}"
         )
     kinds = outcome.kinds()
     for text in kinds[:_SHOWN]:

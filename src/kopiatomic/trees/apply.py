@@ -18,7 +18,7 @@ from functools import partial
 
 from kopiatomic import presence
 from kopiatomic.model.record import HERE, SPECIAL, EntryKind, RecordedEntry
-from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
@@ -61,6 +61,8 @@ class Restorer:
         """Where the first name of each file with several is, by the recorded path of the first of all."""
         self._alike: set[tuple[str, str]] = set()
         """Names, each with its directory, that the engine has given to several entries: which is which cannot be told."""
+        self._untold: set[str] = set()
+        """The paths of those, where what the engine has restored is one of them."""
         self._flagged = inodes.flags(top) is not None
 
     def apply(self) -> None:
@@ -69,10 +71,14 @@ class Restorer:
         self._alike = {name for name, count in stored.items() if count > 1}
         for path, entries in self._forward():
             self._name(path, entries)
-            self._each(path, partial(self._make, path, entries))
+            if not self._is_untold(path):
+                self._each(path, partial(self._make, path, entries))
         for path, entries in self._backward():
-            self._each(path, partial(self._dress, path, entries))
+            if not self._is_untold(path):
+                self._each(path, partial(self._dress, path, entries))
         for path, entries in self._forward():
+            if self._is_untold(path):
+                continue
             if self._is_there(path):
                 self._each(path, partial(self._compare, path, entries))
             else:
@@ -107,6 +113,10 @@ class Restorer:
         """Act on a directory of the record, if it is there."""
         with self._noted(path, "it cannot be opened"), self._opened(path) as fd:
             act(fd)
+
+    def _is_untold(self, path: str) -> bool:
+        """Whether it cannot be told which entry of the restored tree it is, if any: nothing is given to it."""
+        return bool(self._untold) and not self._untold.isdisjoint((path, *parents(path)))
 
     def _opened(self, path: str) -> AbstractContextManager[int]:
         """Open a directory of the record. Raises OSError."""
@@ -151,6 +161,8 @@ class Restorer:
             with self._noted(whole, "it cannot be made"):
                 if entry.stored is not None:
                     self._rename(path, entry.stored, entry.name, fd)
+                    if whole in self._untold:
+                        continue
                 if entry.same_as is not None and self._link(fd, entry):
                     continue
                 self._first.setdefault(entry.same_as or whole, whole)
@@ -161,6 +173,7 @@ class Restorer:
         """Give an entry its name back, unless another one may be meant by the one that it has. Raises OSError."""
         there = presence.status(stored, follow_links=False, directory=fd) is not None
         if there and (directory, stored) in self._alike:
+            self._untold.add(_below(directory, name))
             self._outcome.failures.append(
                 Failure(
                     _below(directory, name),
@@ -203,6 +216,8 @@ class Restorer:
         # The directory itself, which is the first, comes last.
         for entry in reversed(entries):
             whole = joined(path, entry)
+            if whole in self._untold:
+                continue
             with self._noted(whole, "it cannot be opened"):
                 self._give(whole, fd, entry)
 
@@ -260,6 +275,8 @@ class Restorer:
     def _compare(self, path: str, entries: list[RecordedEntry], fd: int) -> None:
         for entry in entries:
             whole = joined(path, entry)
+            if whole in self._untold:
+                continue
             if entry.name != HERE and presence.status(entry.name, follow_links=False, directory=fd) is None:
                 self._outcome.absent.append(whole)
                 continue
