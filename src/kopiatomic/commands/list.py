@@ -108,7 +108,7 @@ def _series(snapshot: StoredSnapshot, known: RunRecord | None) -> str:
     """Return what a snapshot is one of: by the name that it has here, or by what the engine knows of it."""
     if known is not None:
         return printable(known.profile or known.schedule or known.series)
-    sources = first_few(snapshot.sources)
+    sources = first_few(snapshot.shown_sources)
     return f"{printable(snapshot.user)}@{printable(snapshot.host)}" + (f":{sources}" if sources else "")
 
 

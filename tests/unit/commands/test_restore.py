@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from kopiatomic.commands.stored import described
+from kopiatomic.engines.reader import StoredSnapshot
+from kopiatomic.model.record import place_in
 from tests.support.programs import Kopiatomic
 
 DIRECTORY = "For example: kopiatomic restore latest /home/ann --to /srv/back"
@@ -39,3 +43,11 @@ def test_words_that_make_no_sense_are_refused_with_an_example(
     assert said in ended.stderr
     assert example in ended.stderr
     assert list(tmp_path.glob("back")) == []
+
+
+def test_the_place_of_the_record_is_not_shown_among_the_sources() -> None:
+    record = place_in("/var/lib/kopiatomic", "in place: restic -r /home")
+    in_place = StoredSnapshot("1", "1", 0, None, "host", "root", ("/home", record), True, None, True, record)
+    assert described(in_place) == "1 (1970-01-01 00:00:00, /home)"
+    # One of the record alone has nothing else.
+    assert described(replace(in_place, sources=(record,))) == f"1 (1970-01-01 00:00:00, {record})"
