@@ -44,6 +44,15 @@ def spelled(name: str, stand_in: str) -> str:
     return name if is_text(name) else _NO_TEXT.sub(lambda _: stand_in, name)
 
 
+def counted(number: int, one: str, many: str) -> str:
+    """Return a number with what it is of, in the singular or plural.
+
+    >>> counted(1, "entry", "entries")
+    '1 entry'
+    """
+    return f"{number:,} {one if number == 1 else many}"
+
+
 def first_few(names: Sequence[str]) -> str:
     """Return the first three of some names as shown to a person, and how many more there are."""
     shown = ", ".join(map(printable, names[:3]))

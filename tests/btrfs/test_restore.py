@@ -106,7 +106,7 @@ def test_parts_of_it_come_back(ground: Ground) -> None:
     assert differences(paths[0], Path(f"{several}{paths[0]}")) == []
     # A snapshot is also known by the run that made it, where the engine keeps that, or by its time.
     what = run if not ground.words else f"{time.strftime('%Y-')}"
-    ended = ground.restore(what, "--to", whole, "--json")
+    ended = ground.restore(what, "/", "--to", whole, "--json")
     assert ended.returncode == 0, str(ended)
     assert json.loads(ended.stdout)["differences"] == []
     assert not (whole / ".kopiatomic").exists()
@@ -300,6 +300,16 @@ def test_a_path_that_is_not_in_it_is_an_error(ground: Ground) -> None:
         assert not target.exists()
     ended = ground.restore("latest", good, "--to", target)
     assert ended.returncode == 0, str(ended)
+    for what in ("latest", time.strftime("%Y-")):
+        ended = ground.restore(what, f"{ground.root}{ground.source}", "--to", ground.target("none"))
+        assert ended.returncode == 1, str(ended)
+        assert f"no snapshot that is meant has {ground.root}{ground.source}" in ended.stderr
+        assert f"The view root is no part of a path: name it without {ground.root}. Saved were: " in ended.stderr
+        ended = ground.restore(what, "/no/such", "--to", ground.target("none"))
+        assert ended.returncode == 1, str(ended)
+        assert "no snapshot that is meant has /no/such" in ended.stderr
+        assert "view root" not in ended.stderr
+    assert not ground.target("none").exists()
 
 
 @pytest.mark.parametrize("after", [0.2, 0.6, 1.2])
@@ -348,10 +358,22 @@ def test_list_shows_what_there_is_and_what_is_recorded_of_it(ground: Ground, tmp
 
 def test_what_the_target_cannot_hold_is_named(ground: Ground, tmp_path: Path) -> None:
     subprocess.run(["chattr", "+C", ground.source / "sticky"], check=True)
+    (ground.source / "compressed").mkdir()
+    command("btrfs", "property", "set", ground.source / "compressed", "compression", "zstd")
+    for number in range(40):
+        (ground.source / f"compressed/{number}").touch()
     ground.run()
     ended = ground.restore("latest", ground.source, "--to", tmp_path / "elsewhere")
     assert ended.returncode == 3, str(ended)
-    assert f"{ground.source}/sticky: the set of flags is" in ended.stderr
+    assert ended.stdout.startswith("Restored, but not exactly: ")
+    # Once for each kind, and not for each file. Borg says itself what it cannot set.
+    said = [line.rpartition("/")[2] for line in ended.stderr.splitlines() if "btrfs.compression" in line]
+    cannot = "btrfs.compression cannot be set: Operation not supported (the first of 43 entries)"
+    by_itself = "borg: when setting extended attribute btrfs.compression: [Errno 95] Operation not supported (43 times)"
+    assert said == [f"kopiatomic: warning: {by_itself}"] * (ground.engine == "borg") + [
+        f"directory-c: its attribute {cannot}"
+    ]
+    assert f"{ground.source}/sticky: its flag C cannot be set: Operation not supported" in ended.stderr
 
 
 def test_a_record_that_a_user_has_put_there_is_none(ground: Ground) -> None:

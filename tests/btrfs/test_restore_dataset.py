@@ -105,7 +105,8 @@ def test_what_is_read_only_is_said_as_a_command(one: Ground) -> None:
     ended = one.kopiatomic("--mount-root", one.root, frozen, env=one.environment)
     assert ended.returncode == 0, str(ended)
     target = one.target("it's back")
-    ended = one.restore("latest", "--dataset", frozen, "--as", target)
+    # A shell completes the path of a directory with a slash.
+    ended = one.restore("latest", "--dataset", f"{frozen}/", "--as", target)
     assert ended.returncode == 0, str(ended)
     assert "ro=false" in properties(target)
     (printed,) = [line for line in ended.stdout.splitlines() if line.startswith("btrfs ")]
@@ -237,12 +238,17 @@ def accounts(kopiatomic: Kopiatomic, folder: Path, users: dict[str, int], groups
 @pytest.mark.in_part(1)
 def test_owners_come_back_by_name(ground: Ground, tmp_path: Path) -> None:
     """Also where the number of one is that of another: both are changed once."""
-    there, here = {"ann": 1234, "bob": 1000, "eve": 12}, {"ann": 1000, "bob": 1234}
-    groups, groups_here = {"users": 5678, "crew": 1001}, {"users": 5679, "crew": 1002}
+    there, here = {"ann": 1234, "bob": 1000, "eve": 12, "fay": 4001}, {"ann": 1000, "bob": 1234, "fay": 4101}
+    groups, groups_here = {"users": 5678, "crew": 1001, "club": 4002}, {"users": 5679, "crew": 1002, "club": 4102}
     (ground.source / "two").write_text("names")
     os.link(ground.source / "two", ground.source / "names")
     os.chown(ground.source / "two", 1234, 5678)
     os.chown(ground.nested, 1000, 1001)
+    # Some stand in lists alone, of entries that an engine keeps.
+    (ground.source / "shared").mkdir()
+    (ground.source / "shared/file").touch()
+    command("setfacl", "-m", "u:4001:r", ground.source / "shared/file")
+    command("setfacl", "-d", "-m", "g:4002:rx", ground.source / "shared")
     usual = ground.kopiatomic
     ground.kopiatomic = accounts(usual, tmp_path / "there", there, groups)
     # What the second takes from the cache has the names as well.
@@ -264,6 +270,11 @@ def test_owners_come_back_by_name(ground: Ground, tmp_path: Path) -> None:
     ended = ground.restore("latest", ground.source, "--to", by_name, "--names")
     assert ended.returncode == 0, str(ended)
     assert "nobody has these names here, and the numbers stay: user eve" in ended.stderr
+    shared = command("getfacl", "-R", "-n", "-p", by_name / "shared").stdout
+    assert ("user:4101:r--" in shared, "default:group:4102:r-x" in shared) == (True, True), shared
+    ended = ground.restore("latest", ground.source / "shared", "--to", ground.target("part"), "--names")
+    assert ended.returncode == 0, str(ended)
+    assert "nobody has these names" not in ended.stderr
     # The same again by other means.
     change_owners(by_number, {1234: 1000, 1000: 1234}, {5678: 5679, 1001: 1002})
     listed = command("getfacl", "-n", "-p", by_name / "setuid").stdout

@@ -26,8 +26,10 @@ Other commands: 'kopiatomic plan' says what would be taken and why,
 'kopiatomic exec' and 'kopiatomic shell' run any command, or a shell, inside
 the frozen instant, 'kopiatomic history' shows what runs did, 'kopiatomic
 recover' removes what killed runs left, 'kopiatomic schedule' puts a backup
-on a timer. 'kopiatomic profile' keeps backups as files, 'kopiatomic run'
-makes them, and 'kopiatomic engine' starts the engine of one by hand.
+on a timer. 'kopiatomic list' shows what there is to restore, and 'kopiatomic
+restore' brings it back. 'kopiatomic profile' keeps backups as files,
+'kopiatomic run' makes them, and 'kopiatomic engine' starts the engine of one
+by hand.
 'kopiatomic backup NAME...' reaches a pool of any name.
 """
 

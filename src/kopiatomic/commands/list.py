@@ -112,7 +112,7 @@ def _series(snapshot: StoredSnapshot, known: RunRecord | None, *, alone: bool) -
 
     ``alone``: whether it is the only one of its run. Of several the path is shown as well.
     """
-    sources = first_few(snapshot.sources)
+    sources = first_few(snapshot.shown_sources)
     if known is not None:
         return printable(known.profile or known.schedule or known.series) + ("" if alone else f" {sources}")
     return f"{printable(snapshot.user)}@{printable(snapshot.host)}" + (f":{sources}" if sources else "")

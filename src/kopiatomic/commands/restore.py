@@ -13,7 +13,7 @@ from kopiatomic.commands.datasets import Part
 from kopiatomic.commands.failures import ended
 from kopiatomic.commands.folding import require_distinct
 from kopiatomic.commands.profiles import Folder
-from kopiatomic.commands.stored import Access, Stored, chosen, described, reader_of, record_of
+from kopiatomic.commands.stored import NO_SUCH, Access, Stored, chosen, described, reader_of, record_of
 from kopiatomic.engines.reader import Reader, StoredSnapshot, no_path, same_names
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.filesystems.backends import NewDataset
@@ -23,12 +23,13 @@ from kopiatomic.model.record import MADE
 from kopiatomic.output.console import Console
 from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.system import signals
-from kopiatomic.text import few, first_few, printable
+from kopiatomic.text import counted, few, first_few, printable
 from kopiatomic.trees import removal
-from kopiatomic.trees.apply import Outcome, Restorer, joined, renamed
+from kopiatomic.trees.apply import Restorer, joined, renamed
 from kopiatomic.trees.attributes import without
-from kopiatomic.trees.owners import Owners, give, here
-from kopiatomic.trees.shards import Changed, Group, Index
+from kopiatomic.trees.outcome import Outcome
+from kopiatomic.trees.owners import Occurring, Owners, give, here
+from kopiatomic.trees.shards import Changed, Group
 from kopiatomic.trees.target import Done, Target
 from kopiatomic.trees.walk import opened
 
@@ -68,6 +69,8 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
             hint="The engine's own restore brings the data back: see docs/restore.md, By hand.",
         )
     paths = [_checked(path) for path in wanted.paths]
+    # All of it is below the root.
+    paths = paths if all(paths) else []
     reader = reader_of(access, folder)
     console.phase(f"asking {reader.name} what there is")
     stored, part = _chosen(reader, wanted, paths)
@@ -105,7 +108,7 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
         else:
             new, target = stack.enter_context(datasets.made(part.dataset, wanted.new, what))
         restoring = _Restoring(reader, stored, target, paths, part, made, applies, console)
-        owners = _owners(stored.index, console) if wanted.names else Owners()
+        owners = here(stored.index.names) if wanted.names and stored.index is not None else Owners()
         outcome = restoring.run(owners, new)
         code = _said(restoring, outcome, new, whole=whole, as_json=as_json)
         # From now on it need not be run again.
@@ -116,7 +119,13 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
 def _require_sense(wanted: Wanted) -> None:
     """Refuse options that do not go together. Raises UsageError, and KopiatomicError without root."""
     problem = None
-    if wanted.to and (wanted.dataset or wanted.new):
+    example = "restore latest /home/ann --to /srv/back"
+    if not wanted.what or os.path.isabs(wanted.what):
+        problem = (
+            f"{printable(wanted.what) or 'nothing'} is no snapshot: "
+            "the first word is 'latest', or the beginning of an id or a time"
+        )
+    elif wanted.to and (wanted.dataset or wanted.new):
         problem = "--to is for a directory, --dataset and --as are for a dataset"
     elif bool(wanted.dataset) != bool(wanted.new):
         problem = "--dataset and --as go together: what was saved, and the new dataset"
@@ -127,7 +136,9 @@ def _require_sense(wanted: Wanted) -> None:
     elif not wanted.metadata and (wanted.dataset or wanted.names):
         problem = f"{'--dataset' if wanted.dataset else '--names'} needs the metadata record"
     if problem is not None:
-        raise UsageError(problem, kind="usage", hint="For example: kopiatomic restore latest /home/ann --to /srv/back")
+        if wanted.dataset or wanted.new:
+            example = "restore latest --dataset tank/home --as tank/home.restored"
+        raise UsageError(problem, kind="usage", hint=f"For example: kopiatomic {example}")
     if (wanted.dataset or wanted.names) and os.geteuid() != 0:
         what = "datasets are made and mounted" if wanted.dataset else "owners are set"
         raise KopiatomicError(f"{what} by root alone", kind="not-root", hint="Run it as root.")
@@ -136,15 +147,27 @@ def _require_sense(wanted: Wanted) -> None:
 def _chosen(reader: Reader, wanted: Wanted, paths: list[str]) -> tuple[Stored, Part | None]:
     """Return the snapshot, and the dataset of it if one is wanted, whose place is then the one path. Raises KopiatomicError."""
     if wanted.dataset:
-        stored = datasets.find(reader, wanted.what, wanted.dataset)
-        part = datasets.part_of(stored, wanted.dataset)
+        # A path, of a Btrfs subvolume, may be completed with a slash.
+        name = wanted.dataset.rstrip("/") or "/"
+        stored = datasets.find(reader, wanted.what, name)
+        part = datasets.part_of(stored, name)
         paths.append(part.place.rstrip("/"))
         return stored.narrowed(paths), part
 
+    looked_at: list[Stored] = []
+
     def holds(one: Stored) -> bool:
+        looked_at.append(one)
         return not one.known or all(map(one.holds, paths))
 
-    stored = chosen(reader, wanted.what, holds if paths else None)
+    try:
+        stored = chosen(reader, wanted.what, holds if paths else None)
+    except KopiatomicError as error:
+        if error.kind != NO_SUCH or not looked_at:
+            raise
+        raise _nowhere(looked_at, paths) from None
+    if not holds(stored):
+        raise _nowhere([stored], paths)
     if stored.others and not any(paths):
         # All of the run: each of its paths.
         paths[:] = stored.tops()
@@ -188,18 +211,20 @@ def _require_there(reader: Reader, stored: Stored, paths: Sequence[str], *, appl
     return frozenset(made)
 
 
-def _owners(index: Index | None, console: Console) -> Owners:
-    """Return what owners become by their names, and warn of names that nobody has here."""
-    if index is None:
-        return Owners()
-    owners, unknown = here(index.names)
-    if unknown:
-        console.warning(f"nobody has these names here, and the numbers stay: {', '.join(few(unknown, 100))}")
-    return owners
+def _nowhere(looked_at: Sequence[Stored], paths: Sequence[str]) -> KopiatomicError:
+    """Return the error for paths that are in none of some snapshots."""
+    roots = {one.root for one in looked_at if one.root.strip("/")}
+    with_root = [path for path in paths if any(is_at_or_below(path, root) for root in roots)]
+    hint = f"Saved were: {first_few(list(dict.fromkeys(place for one in looked_at for place in one.places())))}"
+    if with_root:
+        hint = f"The view root is no part of a path: name it without {first_few(sorted(roots))}. {hint}"
+    return KopiatomicError(
+        f"no snapshot that is meant has {first_few(list(with_root or paths))}", kind="no-such-path", hint=hint
+    )
 
 
 def _checked(path: str) -> str:
-    if not os.path.isabs(path) or os.path.normpath(path) != path.rstrip("/"):
+    if not os.path.isabs(path) or os.path.normpath(path) != (path.rstrip("/") or "/"):
         raise UsageError(
             f"{printable(path)} must be an absolute path, as it was when it was saved",
             kind="usage",
@@ -226,14 +251,14 @@ class _Restoring:
 
     def run(self, owners: Owners, new: NewDataset | None) -> Outcome:
         """Restore; return what came of it. Raises KopiatomicError, OSError."""
-        outcome, done = Outcome(), self.target.done
+        outcome, owned, done = Outcome(), Occurring(), self.target.done
         if done is None:
-            outcome.failures += self._filled(owners, new)
+            self._fill(outcome, owners, owned, new)
         else:
             self.console.notice("all of it is there already: only the last part is done again, and the comparison")
             outcome.applied = done.applied
             if done.failures:
-                outcome.failures.append(
+                outcome.said.append(
                     f"the restore that was interrupted could not give back {done.failures} things, which only it could name: "
                     "restore into another place to see them"
                 )
@@ -245,31 +270,29 @@ class _Restoring:
                     if done is None
                     else "comparing with what is recorded"
                 )
-                restorers = list(self._restorers(self._record(owners), outcome, stack))
+                restorers = list(self._restorers(self._record(owners, owned), outcome, stack))
             for restorer in restorers:
                 restorer.apply() if done is None else restorer.compare()
             if new is not None:
-                outcome.failures += new.settle()
-            self.target.finish(owners, Done(outcome.applied, len(outcome.failures)))
+                outcome.said += new.settle()
+            self.target.finish(owners, Done(outcome.applied, len(outcome.reasons)))
             for restorer in restorers:
                 restorer.last()
+        if strange := owned.among(owners.strange):
+            self.console.warning(f"nobody has these names here, and the numbers stay: {', '.join(few(strange, 100))}")
         return outcome
 
-    def _filled(self, owners: Owners, new: NewDataset | None) -> list[str]:
-        """Have the engine restore into the target; return what could not be given back, in words.
-
-        Raises KopiatomicError, OSError.
-        """
+    def _fill(self, outcome: Outcome, owners: Owners, owned: Occurring, new: NewDataset | None) -> None:
+        """Have the engine restore into the target. Raises KopiatomicError, OSError."""
         if new is None:
             self._look()
-        failures = self._data()
+        outcome.said += self._data()
         if new is not None and new.inherited and not self.reader.form.keeps_attributes:
             # What had them is recorded.
-            failures += without(self.target.fd, new.inherited)
+            outcome.failures += without(self.target.fd, new.inherited)
         if owners:
             self.console.phase("setting owners by their names")
-            failures += give(self.target.fd, owners)
-        return failures
+            outcome.failures += give(self.target.fd, owners, owned)
 
     def _look(self) -> None:
         """Refuse, or warn of, what the target cannot hold and the engine loses in silence. Raises KopiatomicError, OSError."""
@@ -331,15 +354,22 @@ class _Restoring:
         if not self.paths and self.stored.is_beside:
             removal.remove_empty(fd, os.path.dirname(below(record, "/")))
 
-    def _record(self, owners: Owners) -> Changed:
-        """Return the metadata record of what is restored."""
+    def _record(self, owners: Owners, owned: Occurring) -> Changed:
+        """Return the metadata record of what is restored; what its entries belonged to is noted when it is read."""
         points = self.part.points if self.part is not None else ()
+        tops = [path or "/" for path in self.paths or [""]]
 
         def change(group: Group) -> Group | None:
             path, entries = group
             if any(is_at_or_below(path, point) for point in points):
                 return None
-            return (path, list(map(owners.entry, entries))) if owners else group
+            if not owners:
+                return group
+            for entry in entries:
+                if any(is_at_or_below(joined(path, entry), top) for top in tops):
+                    owned.add(entry.uid, entry.gid)
+                    owned.add_lists(entry.xattrs)
+            return path, list(map(owners.entry, entries))
 
         return Changed(record_of(self.reader, self.stored), change)
 
@@ -372,7 +402,7 @@ def _is_directory(target: Target, inside: str) -> bool:
 def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, whole: bool, as_json: bool) -> int:
     """Say what came of it; return the exit code. ``whole``: whether the snapshot lacks nothing that it should have."""
     reader, stored, target, console = restoring.reader, restoring.stored, restoring.target, restoring.console
-    wrong = bool(outcome.differences or outcome.failures or not whole)
+    wrong = bool(outcome.differences or outcome.reasons or not whole)
     if as_json:
         document: dict[str, Any] = {
             "format": FORMAT,
@@ -384,7 +414,7 @@ def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, wh
             "applied": outcome.applied,
             "absent": [printable(path) for path in outcome.absent],
             "differences": [str(one) for one in outcome.differences],
-            "failures": outcome.failures,
+            "failures": outcome.reasons,
         }
         if new is not None and restoring.part is not None:
             document |= {
@@ -395,21 +425,22 @@ def _said(restoring: _Restoring, outcome: Outcome, new: NewDataset | None, *, wh
             }
         console.document(document)
     else:
-        console.result(f"Restored {stored.described} to {printable(target.name)}")
+        how = ", but not exactly: " if wrong else " "
+        console.result(f"Restored{how}{stored.described} to {printable(target.name)}")
         if restoring.metadata:
             console.result(
-                f"Metadata: {outcome.applied:,} entries given back what {reader.name} had lost, and compared"
+                f"Metadata: {counted(outcome.applied, 'entry', 'entries')} given back what {reader.name} had lost, and compared"
             )
     if outcome.absent:
         console.warning(
-            f"{len(outcome.absent)} recorded entries are not in what {reader.name} saved; rules or errors left them out: "
-            f"{first_few([printable(path) for path in outcome.absent])}"
+            f"not in what {reader.name} saved, because of rules or errors: "
+            f"{counted(len(outcome.absent), 'recorded entry', 'recorded entries')}: {first_few(outcome.absent)}"
         )
-    for text in [*outcome.failures, *map(str, outcome.differences)][:_SHOWN]:
+    kinds = outcome.kinds()
+    for text in kinds[:_SHOWN]:
         console.warning(text)
-    more = len(outcome.failures) + len(outcome.differences) - _SHOWN
-    if more > 0:
-        console.warning(f"and {more} more (--json has all)")
+    if len(kinds) > _SHOWN:
+        console.warning(f"and {len(kinds) - _SHOWN} kinds of differences more (--json has all)")
     if new is not None and restoring.part is not None:
         _say_rest(restoring.part, new, target.name, console, as_json=as_json)
     return errors.INCOMPLETE if wrong else errors.SAVED

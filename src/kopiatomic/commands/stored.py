@@ -317,5 +317,5 @@ def _not_one(engine: str, what: str, found: Sequence[StoredSnapshot]) -> Kopiato
 
 def described(snapshot: StoredSnapshot) -> str:
     """Return a snapshot in words."""
-    of = first_few(snapshot.sources) if snapshot.sources else printable(snapshot.host)
+    of = first_few(snapshot.shown_sources) if snapshot.sources else printable(snapshot.host)
     return f"{printable(snapshot.id)} ({instant_words(snapshot.started_ns)[:19]}, {of})"

@@ -580,7 +580,8 @@ _NO_METADATA = _flag(
 )
 
 _REPOSITORY = (
-    *(one for one in _ENGINE if one.name in {"engine", "repository", "options"}),
+    replace(next(one for one in _ENGINE if one.name == "engine"), help="What made the backup.  [default: kopia]"),
+    *(one for one in _ENGINE if one.name in {"repository", "options"}),
     _text(
         "profile",
         "--profile",
@@ -595,7 +596,7 @@ _REPOSITORY = (
 
 _RESTORE = (
     _text("what", "", Group.SELECT, "WHAT", "What is restored: 'latest', or the beginning of an id or a time."),
-    _text("paths", "", Group.SELECT, "PATH...", "Absolute paths as they were; all without any.", repeated=True),
+    _text("paths", "", Group.SELECT, "[PATH]...", "Absolute paths as they were; all without any.", repeated=True),
     _text(
         "to",
         "--to",

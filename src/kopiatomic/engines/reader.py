@@ -92,6 +92,11 @@ class StoredSnapshot:
     count: int | None = None
     """How many entries are below its source, if the engine keeps that."""
 
+    @property
+    def shown_sources(self) -> tuple[str, ...]:
+        """What it is of for a person: without the place of ours beside that, in which the metadata record is."""
+        return tuple(source for source in self.sources if source != self.record) or self.sources
+
 
 def holders(snapshots: Sequence[StoredSnapshot]) -> dict[str, StoredSnapshot]:
     """Return the snapshot that has the metadata record of each that is marked, by their ids; without those whose record is gone.

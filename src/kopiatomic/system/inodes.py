@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import struct
+from types import MappingProxyType
 
 _POWER = os.uname().machine.startswith("ppc")
 """There the two bits for the direction stand for other values (arch/powerpc/include/uapi/asm/ioctl.h)."""
@@ -25,24 +26,35 @@ _FSSETXATTR = _WRITE | _FSXATTR.size << 16 | ord("X") << 8 | 32
 
 _PROJECT = 3
 
-SETTABLE = (
-    0x1  # s: secure deletion
-    | 0x2  # u: undeletable
-    | 0x4  # c: compressed
-    | 0x8  # S: synchronous
-    | 0x10  # i: immutable
-    | 0x20  # a: append only
-    | 0x40  # d: no dump
-    | 0x80  # A: no access times
-    | 0x400  # m: not compressed
-    | 0x4000  # j: data journalled
-    | 0x8000  # t: no tail merging
-    | 0x10000  # D: synchronous directory
-    | 0x20000  # T: top of a directory tree
-    | 0x800000  # C: no copy on write
-    | 0x20000000  # P: children inherit the project
+LETTERS = MappingProxyType(
+    {
+        "s": 0x1,  # secure deletion
+        "u": 0x2,  # undeletable
+        "S": 0x8,  # synchronous
+        "D": 0x10000,  # synchronous directory
+        "d": 0x40,  # no dump
+        "A": 0x80,  # no access times
+        "c": 0x4,  # compressed
+        "m": 0x400,  # not compressed
+        "j": 0x4000,  # data journalled
+        "t": 0x8000,  # no tail merging
+        "T": 0x20000,  # top of a directory tree
+        "C": 0x800000,  # no copy on write
+        "P": 0x20000000,  # children inherit the project
+        "a": 0x20,  # append only
+        "i": 0x10,  # immutable: no other can be changed after it
+    }
 )
-"""The flags that somebody may have set. The others say how the filesystem stores the file."""
+"""The flags that somebody may have set, by the letters of chattr(1). The others say how the filesystem stores the file."""
+SETTABLE = sum(LETTERS.values())
+
+
+def named(flags: int) -> list[str]:
+    """Return the letters of some flags; of one that has none here, its number."""
+    letters = [letter for letter, flag in LETTERS.items() if flags & flag]
+    others = flags & ~SETTABLE
+    return letters + ([f"{others:#x}"] if others else [])
+
 
 HELD = 0x10 | 0x20
 """Those with which nothing can be changed: immutable, append only."""

@@ -13,17 +13,17 @@ import secrets
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass, field
 from functools import partial
 
 from kopiatomic import presence
 from kopiatomic.model.record import HERE, MADE, EntryKind, RecordedEntry
-from kopiatomic.paths import below, is_at_or_below
+from kopiatomic.paths import below, is_at_or_below, parents
 from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
 from kopiatomic.text import printable
 from kopiatomic.trees import attributes, shards
-from kopiatomic.trees.compare import PATH, Difference, compare
+from kopiatomic.trees.compare import PATH, compare
+from kopiatomic.trees.outcome import Difference, Failure, Outcome
 from kopiatomic.trees.shards import Group
 from kopiatomic.trees.walk import opened
 
@@ -33,18 +33,6 @@ _MODES = {
     EntryKind.CHARACTER: stat.S_IFCHR,
     EntryKind.BLOCK: stat.S_IFBLK,
 }
-
-
-@dataclass
-class Outcome:
-    """What came of it, of all parts of a restore together. Paths are those of the record."""
-
-    applied: int = 0
-    absent: list[str] = field(default_factory=list)
-    """What is recorded and is not in the restored tree: the engine left it out."""
-    differences: list[Difference] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
-    """Why something could not be set; what differs because of it is among the differences as well."""
 
 
 class Restorer:
@@ -69,6 +57,8 @@ class Restorer:
         """Where the first name of each file with several is, by the recorded path of the first of all."""
         self._alike: set[tuple[str, str]] = set()
         """Names, each with its directory, that the engine has given to several entries: which is which cannot be told."""
+        self._untold: set[str] = set()
+        """The paths of those, where what the engine has restored is one of them."""
         self._flagged = inodes.flags(top) is not None
 
     def apply(self) -> None:
@@ -76,14 +66,18 @@ class Restorer:
         self._alike = {place for place, names in renamed(self._forward()).items() if len(names) > 1}
         for path, entries in self._forward():
             self._name(path, entries)
-            self._each(path, partial(self._make, path, entries))
+            if not self._is_untold(path):
+                self._each(path, partial(self._make, path, entries))
         for path, entries in self._backward():
-            self._each(path, partial(self._dress, path, entries))
+            if not self._is_untold(path):
+                self._each(path, partial(self._dress, path, entries))
         self.compare()
 
     def compare(self) -> None:
         """Compare all of it but the top directory itself. Raises KopiatomicError if the record is damaged."""
         for path, entries in self._forward():
+            if self._is_untold(path):
+                continue
             if self._is_there(path):
                 self._each(path, partial(self._compare, path, entries))
             else:
@@ -119,6 +113,10 @@ class Restorer:
         with self._noted(path, "it cannot be opened"), self._opened(path) as fd:
             act(fd)
 
+    def _is_untold(self, path: str) -> bool:
+        """Whether it cannot be told which entry of the restored tree it is, if any: nothing is given to it."""
+        return bool(self._untold) and not self._untold.isdisjoint((path, *parents(path)))
+
     def _opened(self, path: str) -> AbstractContextManager[int]:
         """Open a directory of the record. Raises OSError."""
         return opened(self._top, below(path, self._base))
@@ -132,13 +130,17 @@ class Restorer:
             return not presence.absent(error)
 
     @contextmanager
-    def _noted(self, path: str, what: str) -> Iterator[None]:
+    def _noted(self, path: str, words: str, what: str = "") -> Iterator[None]:
         """Note what fails in the block. What is not there is not noted here: the comparison counts it."""
         try:
             yield
         except OSError as error:
             if not presence.absent(error):
-                self._outcome.failures.append(f"{printable(path)}: {what}: {error.strerror}")
+                self._outcome.failures.append(Failure(path, words, error.strerror or str(error), what))
+
+    def _setting(self, path: str, what: str) -> AbstractContextManager[None]:
+        """Note if what a difference is about cannot be set in the block."""
+        return self._noted(path, f"its {what} cannot be set", what)
 
     # Names, links, special files
 
@@ -158,6 +160,8 @@ class Restorer:
             with self._noted(whole, "it cannot be made"):
                 if entry.stored is not None:
                     self._rename(path, entry.stored, entry.name, fd)
+                    if whole in self._untold:
+                        continue
                 if entry.same_as is not None and self._link(fd, entry):
                     continue
                 self._first.setdefault(entry.same_as or whole, whole)
@@ -168,9 +172,13 @@ class Restorer:
         """Give an entry its name back, unless another one may be meant by the one that it has. Raises OSError."""
         there = presence.status(stored, follow_links=False, directory=fd) is not None
         if there and (directory, stored) in self._alike:
+            self._untold.add(_below(directory, name))
             self._outcome.failures.append(
-                f"{printable(_below(directory, name))}: another entry has become the same in the backup, and which of them "
-                f"{printable(stored)} is cannot be told"
+                Failure(
+                    _below(directory, name),
+                    "another entry has become the same in the backup",
+                    f"which of them {printable(stored)} is cannot be told",
+                )
             )
         elif there and presence.status(name, follow_links=False, directory=fd) is None:
             os.rename(stored, name, src_dir_fd=fd, dst_dir_fd=fd)
@@ -207,6 +215,8 @@ class Restorer:
         # The directory itself, which is the first, comes last.
         for entry in reversed(entries):
             whole = joined(path, entry)
+            if whole in self._untold:
+                continue
             with self._noted(whole, "it cannot be opened"):
                 self._give(whole, fd, entry)
 
@@ -218,33 +228,45 @@ class Restorer:
                 return
             is_plain = entry.kind in {EntryKind.FILE, EntryKind.DIRECTORY}
             if is_plain and self._flagged:
-                with self._noted(whole, "its flags cannot be set"):
-                    _set_flags(fd, entry.name, entry.flags & ~inodes.HELD)
-            with self._noted(whole, "its owner cannot be set"):
+                with self._noted(whole, "its flags cannot be cleared"):
+                    _keep_flags(fd, entry.name, entry.flags & ~inodes.HELD)
+                self._add_flags(whole, fd, entry.name, entry.flags & ~inodes.HELD)
+            with self._setting(whole, "owner"):
                 os.chown(entry.name, entry.uid, entry.gid, dir_fd=fd, follow_symlinks=False)
             if entry.kind is not EntryKind.LINK:
-                with self._noted(whole, "its mode cannot be set"):
+                with self._setting(whole, "mode"):
                     os.chmod(f"/proc/self/fd/{handle}", entry.mode)
             self._give_xattrs(whole, fd, entry)
             if is_plain and self._flagged:
-                with self._noted(whole, "its project cannot be set"):
+                with self._setting(whole, "project"):
                     _set_project(fd, entry.name, entry.project)
-            with self._noted(whole, "its time cannot be set"):
+            with self._setting(whole, "modification time"):
                 os.utime(entry.name, ns=(entry.mtime_ns, entry.mtime_ns), dir_fd=fd, follow_symlinks=False)
-            if is_plain and entry.flags & inodes.HELD:
-                with self._noted(whole, "its flags cannot be set"):
-                    _set_flags(fd, entry.name, entry.flags)
+            if is_plain and self._flagged:
+                self._add_flags(whole, fd, entry.name, entry.flags & inodes.HELD)
         self._outcome.applied += 1
+
+    def _add_flags(self, whole: str, fd: int, name: str, flags: int) -> None:
+        """Set flags, each by itself: a filesystem that has not one of them refuses all that come with it."""
+        if not flags:
+            return
+        with self._noted(whole, "its flags cannot be set"), attributes.opened(fd, name) as file:
+            for letter, flag in inodes.LETTERS.items():
+                there = inodes.flags(file) or 0
+                if flags & flag & ~there:
+                    with self._setting(whole, f"flag {letter}"):
+                        inodes.set_flags(file, there | flag)
 
     def _give_xattrs(self, whole: str, fd: int, entry: RecordedEntry) -> None:
         with self._noted(whole, "its attributes cannot be read"):
             there = attributes.xattrs(fd, entry.name)
             for name in there.keys() - entry.xattrs.keys():
-                with self._noted(whole, f"its attribute {printable(name)} cannot be removed"):
+                what = f"attribute {printable(name)}"
+                with self._noted(whole, f"its {what} cannot be removed", what):
                     attributes.remove_xattr(fd, entry.name, name)
             for name, value in entry.xattrs.items():
                 if there.get(name) != value:
-                    with self._noted(whole, f"its attribute {printable(name)} cannot be set"):
+                    with self._setting(whole, f"attribute {printable(name)}"):
                         attributes.set_xattr(fd, entry.name, name, value)
 
     # Comparison
@@ -252,6 +274,8 @@ class Restorer:
     def _compare(self, path: str, entries: list[RecordedEntry], fd: int) -> None:
         for entry in entries:
             whole = joined(path, entry)
+            if whole in self._untold:
+                continue
             if entry.name != HERE and presence.status(entry.name, follow_links=False, directory=fd) is None:
                 self._outcome.absent.append(whole)
                 continue
@@ -268,21 +292,19 @@ class Restorer:
         other = os.stat(entry.name, dir_fd=fd, follow_symlinks=False)
         if one is not None and not os.path.samestat(one, other):
             self._outcome.differences.append(
-                Difference(whole, "the file", f"another name of {printable(first)}", "a file of its own")
+                Difference(whole, "file", f"another name of {printable(first)}", "a file of its own")
             )
 
 
 _FORMATS = {EntryKind.FILE: stat.S_IFREG, EntryKind.DIRECTORY: stat.S_IFDIR, EntryKind.LINK: stat.S_IFLNK, **_MODES}
 
 
-def _set_flags(fd: int, name: str, flags: int) -> None:
+def _keep_flags(fd: int, name: str, flags: int) -> None:
+    """Clear all other flags."""
     with attributes.opened(fd, name) as file:
         before = inodes.flags(file) or 0
         if before & ~flags:
-            # By itself: Btrfs does not change a file from compressed (c) to not copied on write (C).
             inodes.set_flags(file, before & flags)
-        if before & flags != flags:
-            inodes.set_flags(file, flags)
 
 
 def _set_project(fd: int, name: str, project: int) -> None:

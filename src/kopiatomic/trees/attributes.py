@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from kopiatomic import presence
 from kopiatomic.system import inodes
 from kopiatomic.system.descriptors import closing
-from kopiatomic.text import printable
+from kopiatomic.trees.outcome import Failure
 from kopiatomic.trees.walk import walk
 
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
@@ -36,22 +36,28 @@ def _path(directory: int, name: str) -> str:
     return f"/proc/self/fd/{directory}/{name}"
 
 
-def xattrs(directory: int, name: str) -> dict[str, bytes]:
-    """Return all extended attributes of an entry of an open directory. Raises OSError."""
+def xattrs(directory: int, name: str, only: Collection[str] | None = None) -> dict[str, bytes]:
+    """Return all extended attributes of an entry of an open directory, or only some of them. Raises OSError."""
     path = _path(directory, name)
-    return _all(
-        lambda: os.listxattr(path, follow_symlinks=False), lambda one: os.getxattr(path, one, follow_symlinks=False)
+    return _read(
+        lambda: os.listxattr(path, follow_symlinks=False),
+        lambda one: os.getxattr(path, one, follow_symlinks=False),
+        only,
     )
 
 
-def _all(names: Callable[[], list[str]], value: Callable[[str], bytes]) -> dict[str, bytes]:
+def _read(
+    names: Callable[[], list[str]], value: Callable[[str], bytes], only: Collection[str] | None
+) -> dict[str, bytes]:
     try:
         found = names()
     except OSError as error:
         if error.errno in NONE:
             return {}
         raise
-    if not all(map(_NO_SURROGATE, found)):
+    if only is not None:
+        found = [one for one in found if one in only]
+    elif not all(map(_NO_SURROGATE, found)):
         raise OSError(errno.EILSEQ, "an attribute has a name that is not UTF-8")
     return {one: value(one) for one in found if one != RESTORING}
 
@@ -66,15 +72,15 @@ def remove_xattr(directory: int, name: str, attribute: str) -> None:
     os.removexattr(_path(directory, name), attribute, follow_symlinks=False)
 
 
-def without(top: int, names: Collection[str]) -> list[str]:
-    """Remove attributes from all files and directories below an open directory; return what could not be done, in words.
+def without(top: int, names: Collection[str]) -> list[Failure]:
+    """Remove attributes from all files and directories below an open directory; return what could not be done.
 
     Raises OSError if something is gone.
     """
-    failures: list[str] = []
+    failures: list[Failure] = []
 
     def note(path: str, error: OSError) -> None:
-        failures.append(f"/{printable(path)}: an inherited attribute cannot be removed: {error.strerror}")
+        failures.append(Failure(f"/{path}", "an inherited attribute cannot be removed", error.strerror or str(error)))
 
     for directory in walk(top, note):
         for entry in directory.entries:
@@ -103,14 +109,14 @@ def flags(directory: int, name: str) -> tuple[int, int]:
         return inodes.flags(fd) or 0, inodes.project(fd) or 0
 
 
-def everything(directory: int, name: str) -> tuple[dict[str, bytes], int, int]:
-    """Return extended attributes, flags and project id of a file or directory. Raises OSError.
+def everything(directory: int, name: str, only: Collection[str] | None = None) -> tuple[dict[str, bytes], int, int]:
+    """Return extended attributes, or only some of them, flags and project id of a file or directory. Raises OSError.
 
     It is opened once: by the path that the calls for attributes take otherwise, all of it would take half as long again.
     """
     fd = os.open(name, _READ, dir_fd=directory)
     try:
-        found = _all(lambda: os.listxattr(fd), lambda one: os.getxattr(fd, one))
+        found = _read(lambda: os.listxattr(fd), lambda one: os.getxattr(fd, one), only)
         return found, inodes.flags(fd) or 0, inodes.project(fd) or 0
     finally:
         os.close(fd)

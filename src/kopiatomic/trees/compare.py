@@ -5,28 +5,17 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import field
 
-from kopiatomic.immutable import immutable
 from kopiatomic.model.record import EntryKind, RecordedEntry
+from kopiatomic.system import inodes
 from kopiatomic.text import printable
 from kopiatomic.trees import attributes
+from kopiatomic.trees.outcome import Difference
 from kopiatomic.trees.walk import kind_of
 
+_LONGEST = 64
+"""Characters of an attribute's value that are shown."""
 PATH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-@immutable
-class Difference:
-    """What is not as it is recorded: the path, what of it, and both in words."""
-
-    path: str
-    what: str
-    recorded: str
-    found: str = field(default="")
-
-    def __str__(self) -> str:
-        return f"{printable(self.path)}: {self.what} is {self.found} and was {self.recorded}"
 
 
 def compare(path: str, directory: int, entry: RecordedEntry, *, flagged: bool) -> Iterator[Difference]:
@@ -37,29 +26,30 @@ def compare(path: str, directory: int, entry: RecordedEntry, *, flagged: bool) -
     status = os.stat(entry.name, dir_fd=directory, follow_symlinks=False)
     kind = kind_of(status)
     if kind is not entry.kind:
-        yield Difference(path, "the kind of entry", entry.kind.value, kind.value)
+        yield Difference(path, "kind of entry", entry.kind.value, kind.value)
         return
     if (status.st_uid, status.st_gid) != (entry.uid, entry.gid):
-        yield Difference(path, "the owner", f"{entry.uid}:{entry.gid}", f"{status.st_uid}:{status.st_gid}")
+        yield Difference(path, "owner", f"{entry.uid}:{entry.gid}", f"{status.st_uid}:{status.st_gid}")
     if kind is not EntryKind.LINK and stat.S_IMODE(status.st_mode) != entry.mode:
-        yield Difference(path, "the mode", f"{entry.mode:04o}", f"{stat.S_IMODE(status.st_mode):04o}")
+        yield Difference(path, "mode", f"{entry.mode:04o}", f"{stat.S_IMODE(status.st_mode):04o}")
     if status.st_mtime_ns != entry.mtime_ns:
-        yield Difference(path, "the modification time (ns)", str(entry.mtime_ns), str(status.st_mtime_ns))
+        yield Difference(path, "modification time", f"{entry.mtime_ns} ns", f"{status.st_mtime_ns} ns")
     if entry.size is not None and status.st_size != entry.size:
-        yield Difference(path, "the size", str(entry.size), str(status.st_size))
+        yield Difference(path, "size", str(entry.size), str(status.st_size))
     if entry.target is not None and (target := os.readlink(entry.name, dir_fd=directory)) != entry.target:
-        yield Difference(path, "the link's target", printable(entry.target), printable(target))
+        yield Difference(path, "link's target", printable(entry.target), printable(target))
     if entry.device is not None:
         device = os.major(status.st_rdev), os.minor(status.st_rdev)
         if device != entry.device:
-            yield Difference(path, "the device", "{}:{}".format(*entry.device), "{}:{}".format(*device))
+            yield Difference(path, "device", "{}:{}".format(*entry.device), "{}:{}".format(*device))
     yield from _xattrs(path, directory, entry)
     if kind in {EntryKind.FILE, EntryKind.DIRECTORY}:
         flags, project = attributes.flags(directory, entry.name) if flagged else (0, 0)
-        if flags != entry.flags:
-            yield Difference(path, "the set of flags", f"{entry.flags:#x}", f"{flags:#x}")
+        for flag in inodes.named(flags ^ entry.flags):
+            is_set = flag in inodes.named(flags)
+            yield Difference(path, f"flag {flag}", *("unset", "set") if is_set else ("set", "unset"))
         if project != entry.project:
-            yield Difference(path, "the project", str(entry.project), str(project))
+            yield Difference(path, "project", str(entry.project), str(project))
 
 
 def _xattrs(path: str, directory: int, entry: RecordedEntry) -> Iterator[Difference]:
@@ -67,11 +57,22 @@ def _xattrs(path: str, directory: int, entry: RecordedEntry) -> Iterator[Differe
     for name in sorted(found.keys() | entry.xattrs.keys()):
         if found.get(name) != entry.xattrs.get(name):
             yield Difference(
-                path, f"the attribute {printable(name)}", _shown(entry.xattrs.get(name)), _shown(found.get(name))
+                path, f"attribute {printable(name)}", _shown(entry.xattrs.get(name)), _shown(found.get(name))
             )
 
 
 def _shown(value: bytes | None) -> str:
     if value is None:
         return "absent"
-    return f"{value[:32].hex() or 'empty'}{'...' if len(value) > 32 else ''}"
+    if not value:
+        return "empty"
+    try:
+        text = value.decode()
+    except UnicodeDecodeError:
+        text = ""
+    # What is no text has numbers of the kernel's: access control lists, capabilities.
+    return f'"{_cut(text)}"' if text and text.isprintable() else f"0x{_cut(value.hex())}"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -14,13 +14,15 @@ from dataclasses import field
 
 from kopiatomic import presence
 from kopiatomic.immutable import immutable
-from kopiatomic.model.record import OwnerNames, RecordedEntry
+from kopiatomic.model.record import NOBODY, OwnerNames, RecordedEntry
 from kopiatomic.system import accounts, inodes
 from kopiatomic.text import printable
 from kopiatomic.trees import attributes
+from kopiatomic.trees.outcome import Failure
 from kopiatomic.trees.walk import walk
 
-_LISTS = ("system.posix_acl_access", "system.posix_acl_default")
+LISTS = ("system.posix_acl_access", "system.posix_acl_default")
+"""The attributes that have numbers of users and groups."""
 _CAPABILITY = "security.capability"
 _HEAD = struct.Struct("<I")
 """The version of a list (linux/posix_acl_xattr.h)."""
@@ -35,9 +37,11 @@ class Owners:
 
     users: Mapping[int, int] = field(default_factory=dict)
     groups: Mapping[int, int] = field(default_factory=dict)
+    strange: OwnerNames = NOBODY
+    """The names that nobody has here, by the numbers that stay."""
 
     def __bool__(self) -> bool:
-        return bool(self.users or self.groups)
+        return bool(self.users or self.groups or self.strange.users or self.strange.groups)
 
     def of(self, uid: int, gid: int) -> tuple[int, int]:
         """Return what an owner becomes."""
@@ -51,7 +55,7 @@ class Owners:
     def lists(self, xattrs: Mapping[str, bytes]) -> dict[str, bytes]:
         """Return the access control lists among attributes that become others."""
         found = {}
-        for name in _LISTS:
+        for name in LISTS:
             lines = list(_lines(xattrs.get(name, b"")))
             renamed = [(tag, allowed, self._number(tag, number)) for tag, allowed, number in lines]
             if renamed != lines:
@@ -90,7 +94,7 @@ class Occurring:
 
     def add_lists(self, xattrs: Mapping[str, bytes]) -> None:
         """Note those that its access control lists name."""
-        for name in _LISTS:
+        for name in LISTS:
             for tag, _, number in _lines(xattrs.get(name, b"")):
                 if tag == _USER:
                     self.users.add(number)
@@ -102,6 +106,11 @@ class Occurring:
         self.users |= other.users
         self.groups |= other.groups
 
+    def among(self, names: OwnerNames) -> list[str]:
+        """Return those of some names whose numbers have occurred, in words."""
+        users = [f"user {printable(name)}" for number, name in names.users.items() if number in self.users]
+        return users + [f"group {printable(name)}" for number, name in names.groups.items() if number in self.groups]
+
     def names(self) -> OwnerNames:
         """Return their names, of those that have one that is a text."""
         return OwnerNames(_named(self.users, accounts.user_name), _named(self.groups, accounts.group_name))
@@ -112,28 +121,33 @@ def _named(numbers: set[int], name_of: Callable[[int], str | None]) -> dict[int,
     return {number: name for number, name in found if name is not None and name.isprintable()}
 
 
-def here(names: OwnerNames) -> tuple[Owners, list[str]]:
-    """Return the owners by the names that are recorded, and the names that nobody has here, in words."""
+def here(names: OwnerNames) -> Owners:
+    """Return the owners by the names that are recorded."""
     users, strange = _here(names.users, accounts.uid_of)
     groups, strange_groups = _here(names.groups, accounts.gid_of)
-    unknown = [f"user {printable(name)}" for name in strange]
-    return Owners(users, groups), unknown + [f"group {printable(name)}" for name in strange_groups]
+    return Owners(users, groups, OwnerNames(strange, strange_groups))
 
 
-def _here(names: Mapping[int, str], number_of: Callable[[str], int | None]) -> tuple[dict[int, int], list[str]]:
+def _here(
+    names: Mapping[int, str], number_of: Callable[[str], int | None]
+) -> tuple[Mapping[int, int], Mapping[int, str]]:
+    """Return the numbers that become others, and the names that nobody has."""
     found = {number: number_of(name) for number, name in names.items()}
     changed = {number: other for number, other in found.items() if other is not None and other != number}
-    return changed, [names[number] for number, other in found.items() if other is None]
+    return changed, {number: names[number] for number, other in found.items() if other is None}
 
 
-def give(top: int, owners: Owners) -> list[str]:
-    """Give all entries below an open directory their owners; return what could not be done, in words. Raises OSError."""
-    failures: list[str] = []
+def give(top: int, owners: Owners, before: Occurring) -> list[Failure]:
+    """Give all entries below an open directory their owners; return what could not be done. Raises OSError.
+
+    The numbers that they had are noted in ``before``.
+    """
+    failures: list[Failure] = []
     done: set[int] = set()
     """The files with several names: a number may be that of one and become that of another."""
 
     def note(path: str, error: OSError) -> None:
-        failures.append(f"/{printable(path)}: its owner cannot be set: {error.strerror}")
+        failures.append(Failure(f"/{path}", "its owner cannot be set", error.strerror or str(error)))
 
     for directory in walk(top, note):
         for entry in directory.entries:
@@ -143,7 +157,7 @@ def give(top: int, owners: Owners) -> list[str]:
                     continue
                 done.add(status.st_ino)
             try:
-                _give(directory.fd, entry.name, status, owners)
+                _give(directory.fd, entry.name, status, owners, before)
             except OSError as error:
                 if presence.moved(error):
                     # Nobody else is in this tree.
@@ -152,10 +166,12 @@ def give(top: int, owners: Owners) -> list[str]:
     return failures
 
 
-def _give(fd: int, name: str, status: os.stat_result, owners: Owners) -> None:
+def _give(fd: int, name: str, status: os.stat_result, owners: Owners, before: Occurring) -> None:
     """Give an entry of an open directory its owner, and keep all else that it has. Raises OSError."""
     owner = owners.of(status.st_uid, status.st_gid)
     found = {} if stat.S_ISLNK(status.st_mode) else attributes.xattrs(fd, name)
+    before.add(status.st_uid, status.st_gid)
+    before.add_lists(found)
     lists = owners.lists(found)
     if owner == (status.st_uid, status.st_gid) and not lists:
         return

@@ -11,7 +11,7 @@ from kopiatomic.system import inodes
 from kopiatomic.text import is_text, spelled
 from kopiatomic.trees import attributes
 from kopiatomic.trees.cache import Part
-from kopiatomic.trees.owners import Occurring
+from kopiatomic.trees.owners import LISTS, Occurring
 from kopiatomic.trees.shards import Writer
 from kopiatomic.trees.walk import Directory, kind_of, walk
 
@@ -111,18 +111,21 @@ class Recorder:
         reads = losses.xattrs or (losses.link_xattrs and kind is EntryKind.LINK)
         flags, project = 0, 0
         flagged = kind in _FLAGGED and self._flagged.get(status.st_dev)
+        # The names of those that lists are about are recorded, whoever keeps the lists.
+        only = None if reads else LISTS
         try:
-            if flagged and reads:
-                found, flags, project = attributes.everything(fd, name)
-            elif flagged:
-                flags, project = attributes.flags(fd, name)
-            elif reads:
-                found = attributes.xattrs(fd, name)
+            if flagged:
+                found, flags, project = attributes.everything(fd, name, only)
+            elif reads or kind is not EntryKind.LINK:
+                found = attributes.xattrs(fd, name, only)
         except OSError as error:
             if presence.moved(error):
                 # Nothing in a frozen tree can be gone.
                 raise
             self._unreadable(whole, error)
+        self._occurring.add_lists(found)
+        if not reads:
+            found = {}
         same_as = None
         if status.st_nlink > 1 and kind in losses.hard_links:
             same_as = self._first.setdefault((status.st_dev, status.st_ino), whole)
@@ -158,7 +161,6 @@ class Recorder:
                 # Nothing in a frozen tree can be gone.
                 raise
             self._unreadable(whole, error)
-        self._occurring.add_lists(found)
         is_device = kind in {EntryKind.CHARACTER, EntryKind.BLOCK}
         return RecordedEntry(
             name=name,

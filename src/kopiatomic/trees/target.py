@@ -372,10 +372,27 @@ def _is_directory(parent: int, name: str) -> bool:
     return status is not None and stat.S_ISDIR(status.st_mode)
 
 
+_NO_ROOM = "Make room there. The same command goes on later."
+_FORBIDDEN = "Name a directory in one to which you may write, or run it as root."
+_HINTS = {
+    errno.ENOSPC: _NO_ROOM,
+    errno.EDQUOT: _NO_ROOM,
+    errno.EROFS: "Its filesystem is read-only: mount it writable, or name a directory elsewhere.",
+    errno.ENOENT: "The directory above it must exist: make that first.",
+    errno.ENOTDIR: "Name a directory that does not exist yet; what is there, or leads there, is none.",
+    errno.ELOOP: "Name the directory itself, not a link.",
+    errno.EACCES: _FORBIDDEN,
+    errno.EPERM: _FORBIDDEN,
+    errno.ENAMETOOLONG: "Name a directory with a shorter path.",
+}
+_HINT = "Is its filesystem in order? The same command goes on later."
+"""For what is none of these."""
+
+
 def unusable(name: str, error: OSError) -> KopiatomicError:
     """Return the error for a target that cannot be written to."""
     return KopiatomicError(
         f"{printable(name)} cannot be restored into: {error.strerror}",
         kind="target",
-        hint="Is the filesystem full or read-only, and does the directory above it exist? The same command goes on later.",
+        hint=_HINTS.get(error.errno or 0, _HINT),
     )

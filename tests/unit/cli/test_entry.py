@@ -329,6 +329,17 @@ def test_help_tells_every_flag_and_every_exit_code(kopiatomic: Kopiatomic) -> No
     assert kopiatomic("--help").stdout == kopiatomic("backup", "-h").stdout == ended.stdout
 
 
+def test_help_names_every_command(kopiatomic: Kopiatomic) -> None:
+    help_text = " ".join(kopiatomic("-h").stdout.split())
+    assert [name for name in cli.cli.commands if f"'kopiatomic {name}" not in help_text] == []
+
+
+def test_the_help_of_restore_says_what_may_be_left_out_and_is_about_a_restore(kopiatomic: Kopiatomic) -> None:
+    help_text = " ".join(kopiatomic("restore", "-h").stdout.split())
+    assert help_text.startswith("Usage: kopiatomic restore [OPTIONS] WHAT [PATH]... ")
+    assert "What made the backup." in help_text
+
+
 def test_the_profile_of_that_name_is_suggested(kopiatomic: Kopiatomic, tmp_path: Path) -> None:
     (tmp_path / "home.toml").touch()
     ended = kopiatomic("-n", "home", env={"KOPIATOMIC_CONFIG_DIR": str(tmp_path)})

@@ -113,6 +113,14 @@ def test_no_repository(bench: EngineBench) -> None:
     assert "--repository" in str(error.hint)
 
 
+def test_of_a_traceback_of_borgs_the_cause_is_told(borg_bench: EngineBench) -> None:
+    """A folder that is no repository of its own may have a file of that name, as restic's has."""
+    (borg_bench.repository.path / "config").write_bytes(b"\xdb\xff")
+    error = borg_bench.refused()
+    assert "UnicodeDecodeError: 'utf-8' codec can't decode byte" in error.message
+    assert "Traceback" not in error.message
+
+
 def test_a_repository_that_cannot_be_reached(bench: EngineBench) -> None:
     remote = {"restic": "rest:http://127.0.0.1:1/x", "borg": "ssh://nobody@127.0.0.1:1/./x"}
     bench.environment[bench.repository.variable] = remote[bench.repository.engine]

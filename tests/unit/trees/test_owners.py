@@ -10,6 +10,7 @@ import pytest
 
 from kopiatomic.model.record import OwnerNames
 from kopiatomic.system.descriptors import closing
+from kopiatomic.trees.outcome import Failure
 from kopiatomic.trees.owners import Occurring, Owners, give, here
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners are set by root")
@@ -18,9 +19,9 @@ SWAPPED = Owners({1000: 1001, 1001: 1000}, {50: 51})
 CAPABILITY = bytes.fromhex("0100000200200000000000000000000000000000")
 
 
-def given(top: Path) -> list[str]:
+def given(top: Path) -> list[Failure]:
     with closing(os.open(top, os.O_RDONLY)) as fd:
-        return give(fd, SWAPPED)
+        return give(fd, SWAPPED, Occurring())
 
 
 def test_each_file_is_changed_once_whatever_its_names(tmp_path: Path) -> None:
@@ -75,7 +76,9 @@ def test_access_control_lists_name_the_same_people(tmp_path: Path) -> None:
 
 
 def test_names_are_looked_up_here() -> None:
-    owners, unknown = here(OwnerNames({0: "root", 77: "root", 78: "nobody-has-this"}, {78: "nor-this"}))
+    owners = here(OwnerNames({0: "root", 77: "root", 78: "nobody-has-this", 79: "nor-this"}, {78: "nor-that"}))
     assert (dict(owners.users), dict(owners.groups)) == ({77: 0}, {})
-    assert unknown == ["user nobody-has-this", "group nor-this"]
+    occurring = Occurring([0, 77, 78], [78])
+    assert occurring.among(owners.strange) == ["user nobody-has-this", "group nor-that"]
+    assert Occurring([0, 77], [79]).among(owners.strange) == []
     assert Occurring([0, 4_000_000_000], [0]).names() == OwnerNames({0: "root"}, {0: "root"})

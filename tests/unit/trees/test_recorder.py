@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,22 @@ def test_attributes_that_cannot_be_read_are_named(
     assert found.unreadable == 2
     # The directories, and the one file whose attributes are known.
     assert found.entries == 5
+
+
+def test_those_that_a_list_is_about_have_names_also_where_the_engine_keeps_the_list(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "d").mkdir(parents=True)
+    (source / "file").touch()
+    os.mkfifo(source / "fifo")
+    for words in (("-m", "u:1:r", "file"), ("-m", "g:2:r", "fifo"), ("-d", "-m", "u:3:rx", "d")):
+        subprocess.run(["setfacl", *words], check=True, cwd=source)
+    (tmp_path / "record").mkdir()
+    with closing(os.open(tmp_path / "record", os.O_RDONLY)) as fd, closing(os.open(source, os.O_RDONLY)) as top:
+        recorder = Recorder(Writer(fd), Losses())
+        recorder.add(top, "/home")
+    assert recorder.recorded().entries == 0
+    names = recorder.names()
+    assert ({1, 3} <= names.users.keys(), 2 in names.groups) == (True, True)
 
 
 def test_an_attribute_with_a_name_that_is_no_text_is_named(source: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -16,7 +17,7 @@ import pytest
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import inodes
 from kopiatomic.trees.owners import Owners
-from kopiatomic.trees.target import FOLDER, Done, Target
+from kopiatomic.trees.target import FOLDER, Done, Target, unusable
 from tests.support.parts import share
 from tests.support.swapper import USER, at_work, unsettle
 
@@ -55,6 +56,36 @@ def fill(target: Target) -> None:
     (inside / "home/file").write_text("secret")
     assert os.listdir(f"/proc/self/fd/{target.fd}/{FOLDER}/data/home") == ["file"]
     assert target.take_over("/home", "")
+
+
+@pytest.mark.parametrize(
+    ("place", "said", "hint"),
+    [
+        ("file", "Not a directory", "Name a directory that does not exist yet"),
+        ("file/back", "Not a directory", "Name a directory that does not exist yet"),
+        ("no/back", "No such file or directory", "The directory above it must exist"),
+        ("n" * 256, "File name too long", "with a shorter path"),
+    ],
+)
+def test_what_cannot_be_restored_into_has_a_hint_of_its_own(place: str, said: str, hint: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(KopiatomicError) as raised, Target.prepared(str(tmp_path / place), WHAT):
+        pass
+    assert raised.value.message.endswith(f"cannot be restored into: {said}")
+    assert hint in str(raised.value.hint)
+
+
+@pytest.mark.parametrize(
+    ("number", "hint"),
+    [
+        (errno.ENOSPC, "Make room there"),
+        (errno.EROFS, "read-only"),
+        (errno.EACCES, "may write"),
+        (errno.EIO, "in order"),
+    ],
+)
+def test_each_error_of_the_target_has_its_hint(number: int, hint: str) -> None:
+    assert hint in str(unusable("/srv/back", OSError(number, os.strerror(number))).hint)
 
 
 def test_a_user_who_replaces_it_meanwhile_gets_nothing_written_elsewhere(ground: Path) -> None:

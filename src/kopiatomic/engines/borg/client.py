@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 
 from kopiatomic.engines import flags, known_options
-from kopiatomic.engines.borg.output import messages
+from kopiatomic.engines.borg.output import first_line, messages
 from kopiatomic.engines.causes import cause
 from kopiatomic.engines.repository_client import RepositoryClient
 from kopiatomic.errors import KopiatomicError
@@ -209,7 +209,7 @@ class Client(RepositoryClient):
         errors = [m for m in errors if m.get("msgid")] or errors
         said = str(errors[-1].get("message", "")) if errors else finished.errors.strip().rpartition("\n")[2]
         message_id = str(errors[-1].get("msgid") or "") if errors else ""
-        return self.meaning(message_id, printable(said.strip().partition("\n")[0]), finished.status)
+        return self.meaning(message_id, printable(first_line(said)), finished.status)
 
     def meaning(self, message_id: str, said: str, status: int) -> KopiatomicError:
         """Return what an error means, by Borg's own code for it."""

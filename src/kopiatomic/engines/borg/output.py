@@ -82,7 +82,7 @@ class Output:
             self._listing.take(path, _KINDS.get(status, "?"))
 
     def _message(self, level: str, message: str, message_id: str) -> str:
-        text = printable(_first_line(message))
+        text = printable(first_line(message))
         self._last.append(text)
         if level in {"ERROR", "CRITICAL"}:
             self.message_id = message_id
@@ -109,7 +109,7 @@ class Output:
         return archive_in(bytes(self._result))
 
 
-def _first_line(message: str) -> str:
+def first_line(message: str) -> str:
     """Return a message in one line: for a traceback the exception, which comes after it."""
     lines = message.strip().split("\n")
     if lines[0].startswith("Traceback "):

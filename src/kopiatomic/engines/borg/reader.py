@@ -40,6 +40,9 @@ _LAST = (2**31 - 1 - 48 * 3600) * 10**9
 _UNSET = re.compile(r"when setting extended attribute ", re.IGNORECASE)
 """What it says where the target cannot have an attribute; it gives back the rest of the file, and all others."""
 
+_WHERE = re.compile(r""": ('<FD \d+>'|b'.*'|b".*")(?=\)?$)""")
+"""Where it says that it is: for files the number of a descriptor, for others a path in a folder of ours."""
+
 _NOTHING_ELSE = "- re:."
 """The last line of a file of patterns: every path that no full path has included is left out."""
 
@@ -156,7 +159,7 @@ class BorgReader:
         log = messages(finished.stderr)
         said = [str(message.get("message", "")) for message in log if message.get("levelname") != "INFO"]
         if finished.status in WARNINGS and said and all(map(_UNSET.match, said)):
-            return [f"borg: {printable(text)}" for text in said]
+            return [f"borg: {printable(_WHERE.sub('', text))}" for text in said]
         if any(message.get("msgid") == "Archive.DoesNotExist" for message in log):
             raise reader.no_snapshot("borg", snapshot.id)
         if any(str(message.get("message", "")).endswith("never matched.") for message in log):
