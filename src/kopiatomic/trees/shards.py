@@ -49,6 +49,12 @@ _BOUND = 1 << 63
 
 _LARGEST = 1 << 30
 """Bytes of a shard's lines that are taken: those of a directory with some five million entries."""
+_LONGEST_LINE = 1 << 26
+"""Bytes of one line that are taken."""
+_LARGEST_INDEX = 1 << 27
+"""Bytes of the list that are taken: some million shards."""
+_PIECE = 1 << 16
+"""Bytes that are unpacked at once; 1000 times as many can be in as many packed ones."""
 
 
 def put(document: dict[str, Any], key: str, text: str) -> None:
@@ -269,6 +275,8 @@ class Index:
 
 def read_index(content: bytes) -> Index:
     """Return the list of a record. Raises KopiatomicError if it is not one, or of a newer version."""
+    if len(content) > _LARGEST_INDEX:
+        raise _damaged(INDEX)
     try:
         document = json.loads(content)
         if document["format"] != FORMAT or type(document["version"]) is not int:
@@ -283,6 +291,8 @@ def read_index(content: bytes) -> Index:
         )
     try:
         shards = tuple(map(unlisted, document.pop("shards")))
+        if len({shard.name for shard in shards}) < len(shards):
+            raise ValueError("shards")
         datasets = tuple(map(_dataset, document["datasets"]))
         names = OwnerNames(_names(document, "users"), _names(document, "groups"))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -318,32 +328,72 @@ def _names(document: Mapping[str, Any], key: str) -> dict[int, str]:
 
 
 def read_shard(shard: Shard, content: bytes) -> Iterator[tuple[str, list[RecordedEntry]]]:
-    """Yield each directory of a shard's file, with its entries. Raises KopiatomicError if it is not what was written."""
+    """Yield each directory of a shard's file, with its entries. Raises KopiatomicError if it is not what was written.
+
+    It is unpacked twice, first for its digest. At any time one piece of it is held, and the entries of one directory.
+    """
     try:
-        unpacked = zlib.decompressobj(wbits=31)
-        lines = unpacked.decompress(content, _LARGEST)
-    except zlib.error:
+        digest, lines = hashlib.sha256(), 0
+        for piece in _unpacked(content):
+            digest.update(piece)
+            lines += piece.count(b"\n")
+            if lines > shard.directories + shard.entries:
+                raise ValueError("lines")
+        if digest.hexdigest() != shard.name:
+            raise ValueError("digest")
+        yield from _groups(_lines(_unpacked(content)))
+    except (zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(shard.name) from None
-    if not unpacked.eof:
-        raise _damaged(shard.name)
-    if hashlib.sha256(lines).hexdigest() != shard.name:
-        raise _damaged(shard.name)
+
+
+def _unpacked(content: bytes) -> Iterator[bytes]:
+    """Yield what is in a compressed file, in pieces. Raises zlib.error, and ValueError if it is cut short or too large."""
+    unpacker = zlib.decompressobj(wbits=31)
+    size = 0
+    for start in range(0, len(content), _PIECE):
+        packed = content[start : start + _PIECE]
+        while packed:
+            piece = unpacker.decompress(packed, _PIECE)
+            packed = unpacker.unconsumed_tail
+            size += len(piece)
+            if size > _LARGEST:
+                raise ValueError("size")
+            yield piece
+    if not unpacker.eof:
+        raise ValueError("end")
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield lines without their ends. Raises ValueError if one is too long."""
+    begun: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        first, *others = piece.split(b"\n")
+        begun.append(first)
+        size += len(first)
+        if size > _LONGEST_LINE:
+            raise ValueError("line")
+        if others:
+            yield b"".join(begun)
+            yield from others[:-1]
+            begun, size = others[-1:], len(others[-1])
+
+
+def _groups(lines: Iterable[bytes]) -> Iterator[tuple[str, list[RecordedEntry]]]:
+    """Yield each directory of some lines, with its entries. Raises ValueError, KeyError, TypeError, AttributeError."""
     path: str | None = None
     entries: list[RecordedEntry] = []
-    try:
-        for line in lines.split(b"\n")[:-1]:
-            document = json.loads(line)
-            begins = take(document, "directory")
-            if begins is None:
-                entries.append(decoded(document))
-                continue
-            if not _is_plain(begins):
-                raise ValueError("directory")
-            if path is not None:
-                yield path, entries
-            path, entries = begins, []
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise _damaged(shard.name) from None
+    for line in lines:
+        document = json.loads(line)
+        begins = take(document, "directory")
+        if begins is None:
+            entries.append(decoded(document))
+            continue
+        if not _is_plain(begins):
+            raise ValueError("directory")
+        if path is not None:
+            yield path, entries
+        path, entries = begins, []
     if path is not None:
         yield path, entries
 

@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import json
 import os
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -143,4 +145,41 @@ def test_a_directory_that_leads_elsewhere_is_refused(path: str) -> None:
     shard = Shard(hashlib.sha256(lines).hexdigest(), 1, 1, "/")
     with pytest.raises(KopiatomicError) as error:
         list(shards.read_shard(shard, gzip.compress(lines)))
+    assert error.value.kind == "record-damaged"
+
+
+def packed(head: bytes, repeated: bytes, times: int) -> tuple[bytes, str]:
+    """Return a compressed file with very many equal parts, and the digest of what is in it."""
+    digest, packer = hashlib.sha256(head), zlib.compressobj(wbits=31)
+    parts = [packer.compress(head)]
+    for _ in range(times):
+        digest.update(repeated)
+        parts.append(packer.compress(repeated))
+    return b"".join([*parts, packer.flush()]), digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [b"\n" * (1 << 20), b"{}\n" * (1 << 18), b"[" * (1 << 20), b" " * (1 << 20)],
+    ids=["empty lines", "objects", "nested", "a long line"],
+)
+def test_a_small_file_does_not_become_a_large_one_in_memory(repeated: bytes) -> None:
+    content, name = packed(b'{"directory":"/"}\n', repeated, 100)
+    assert len(content) < 1 << 19
+    tracemalloc.start()
+    try:
+        with pytest.raises(KopiatomicError) as error:
+            list(shards.read_shard(Shard(name, 1, 1, "/"), content))
+        assert tracemalloc.get_traced_memory()[1] < 80 << 20
+    finally:
+        tracemalloc.stop()
+    assert error.value.kind == "record-damaged"
+
+
+def test_a_shard_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    """A small list would otherwise have the same entries applied any number of times."""
+    written(tmp_path / "record", {"/": ENTRIES})
+    document = json.loads((tmp_path / "record" / INDEX).read_text())
+    with pytest.raises(KopiatomicError) as error:
+        shards.read_index(json.dumps({**document, "shards": document["shards"] * 2}).encode())
     assert error.value.kind == "record-damaged"
