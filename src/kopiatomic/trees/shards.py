@@ -339,9 +339,16 @@ def read_shard(shard: Shard, content: bytes) -> Iterator[tuple[str, list[Recorde
             lines += piece.count(b"\n")
             if lines > shard.directories + shard.entries:
                 raise ValueError("lines")
-        if digest.hexdigest() != shard.name:
-            raise ValueError("digest")
-        yield from _groups(_lines(_unpacked(content)))
+        if digest.hexdigest() != shard.name or lines < shard.directories + shard.entries:
+            raise ValueError("lines")
+        directories = 0
+        for path, entries in _groups(_lines(_unpacked(content))):
+            if not directories and path != shard.first:
+                raise ValueError("first")
+            directories += 1
+            yield path, entries
+        if directories != shard.directories:
+            raise ValueError("directories")
     except (zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(shard.name) from None
 
@@ -364,7 +371,7 @@ def _unpacked(content: bytes) -> Iterator[bytes]:
 
 
 def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield lines without their ends. Raises ValueError if one is too long."""
+    """Yield lines without their ends. Raises ValueError if one is too long, or the last one has no end."""
     begun: list[bytes] = []
     size = 0
     for piece in pieces:
@@ -377,6 +384,8 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
             yield b"".join(begun)
             yield from others[:-1]
             begun, size = others[-1:], len(others[-1])
+    if size:
+        raise ValueError("end")
 
 
 def _groups(lines: Iterable[bytes]) -> Iterator[tuple[str, list[RecordedEntry]]]:
@@ -387,6 +396,8 @@ def _groups(lines: Iterable[bytes]) -> Iterator[tuple[str, list[RecordedEntry]]]
         document = json.loads(line)
         begins = take(document, "directory")
         if begins is None:
+            if path is None:
+                raise ValueError("no directory")
             entries.append(decoded(document))
             continue
         if not _is_plain(begins):

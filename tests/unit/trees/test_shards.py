@@ -139,13 +139,25 @@ def test_an_entry_that_no_filesystem_can_have_is_refused(more: dict[str, object]
         shards.decoded({**shards.encoded(entry("x")), **more})
 
 
+def lines(*parts: RecordedEntry | dict[str, object]) -> bytes:
+    documents = (part if isinstance(part, dict) else shards.encoded(part) for part in parts)
+    return b"".join(json.dumps(one).encode() + b"\n" for one in documents)
+
+
+def read_lines(content: bytes, directories: int = 1, entries: int = 1, first: str = "/") -> list[shards.Group]:
+    shard = Shard(hashlib.sha256(content).hexdigest(), directories, entries, first)
+    return list(shards.read_shard(shard, gzip.compress(content)))
+
+
+def refuse(content: bytes, directories: int = 1, entries: int = 1, first: str = "/") -> None:
+    with pytest.raises(KopiatomicError) as error:
+        read_lines(content, directories, entries, first)
+    assert error.value.kind == "record-damaged"
+
+
 @pytest.mark.parametrize("path", ["/../../etc", "etc", "/a/./b", "/a/", "/a\0b"])
 def test_a_directory_that_leads_elsewhere_is_refused(path: str) -> None:
-    lines = b"".join(json.dumps(one).encode() + b"\n" for one in ({"directory": path}, shards.encoded(entry("x"))))
-    shard = Shard(hashlib.sha256(lines).hexdigest(), 1, 1, "/")
-    with pytest.raises(KopiatomicError) as error:
-        list(shards.read_shard(shard, gzip.compress(lines)))
-    assert error.value.kind == "record-damaged"
+    refuse(lines({"directory": path}, entry("x")), first=path)
 
 
 def packed(head: bytes, repeated: bytes, times: int) -> tuple[bytes, str]:
@@ -183,3 +195,17 @@ def test_a_shard_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KopiatomicError) as error:
         shards.read_index(json.dumps({**document, "shards": document["shards"] * 2}).encode())
     assert error.value.kind == "record-damaged"
+
+
+HEAD: dict[str, object] = {"directory": "/"}
+
+
+def test_nothing_of_a_shard_is_dropped() -> None:
+    assert read_lines(lines(HEAD, entry("x"))) == [("/", [entry("x")])]
+    refuse(lines(entry("before"), HEAD, entry("x")), entries=2)
+    refuse(lines(HEAD, entry("x")) + lines(entry("y")).rstrip(b"\n"))
+    refuse(lines(HEAD, entry("x")), entries=2)
+    refuse(lines(HEAD, entry("x")), directories=2)
+    refuse(lines(HEAD, entry("x"), entry("y")), directories=2)
+    refuse(lines(HEAD, entry("x"), entry("y")))
+    refuse(lines(HEAD, entry("x")), first="/home")
