@@ -389,24 +389,38 @@ def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _groups(lines: Iterable[bytes]) -> Iterator[tuple[str, list[RecordedEntry]]]:
-    """Yield each directory of some lines, with its entries. Raises ValueError, KeyError, TypeError, AttributeError."""
+    """Yield each directory of some lines, with its entries. Raises ValueError, KeyError, TypeError, AttributeError.
+
+    They come in the order of the walk, so none comes twice; the directory itself, which is given back last, is the first.
+    """
     path: str | None = None
     entries: list[RecordedEntry] = []
+    last = b""
     for line in lines:
         document = json.loads(line)
         begins = take(document, "directory")
         if begins is None:
             if path is None:
                 raise ValueError("no directory")
-            entries.append(decoded(document))
+            entry = decoded(document)
+            place = b"" if entry.name == HERE else os.fsencode(entry.name)
+            if (entries and place <= last) or (not place and entry.kind is not EntryKind.DIRECTORY):
+                raise ValueError("order")
+            entries.append(entry)
+            last = place
             continue
-        if not _is_plain(begins):
+        if not _is_plain(begins) or (path is not None and _place(begins) <= _place(path)):
             raise ValueError("directory")
         if path is not None:
             yield path, entries
         path, entries = begins, []
     if path is not None:
         yield path, entries
+
+
+def _place(path: str) -> bytes:
+    """Return what puts paths into the order of the walk, a directory before what is in it and that before the next one."""
+    return os.fsencode(path).replace(b"/", b"\0")
 
 
 Group = tuple[str, list[RecordedEntry]]

@@ -24,7 +24,7 @@ def entry(name: str, **more: object) -> RecordedEntry:
 
 
 ENTRIES = [
-    entry("."),
+    entry(".", kind=EntryKind.DIRECTORY),
     entry("a b\n\\ü", size=0, xattrs={"user.x": b"\0\xff", "system.posix_acl_access": b"1"}),
     entry("a\udcff", stored="a\ufffd", size=7, same_as="/top/z\udcfe"),
     entry("link", kind=EntryKind.LINK, target="../\udc80"),
@@ -62,7 +62,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def many(changed: int | None = None) -> dict[str, list[RecordedEntry]]:
-    names = {f"/d{number:04}": [entry(f"f{one}") for one in range(20)] for number in range(1000)}
+    names = {f"/d{number:04}": [entry(f"f{one:02}") for one in range(20)] for number in range(1000)}
     if changed is not None:
         names[f"/d{changed:04}"].append(entry("new"))
     return names
@@ -209,3 +209,21 @@ def test_nothing_of_a_shard_is_dropped() -> None:
     refuse(lines(HEAD, entry("x"), entry("y")), directories=2)
     refuse(lines(HEAD, entry("x"), entry("y")))
     refuse(lines(HEAD, entry("x")), first="/home")
+
+
+def test_the_order_is_that_of_the_walk() -> None:
+    here = entry(".", kind=EntryKind.DIRECTORY)
+    top: dict[str, object] = {"directory": "/a"}
+    inside: dict[str, object] = {"directory": "/a/b"}
+    beside: dict[str, object] = {"directory": "/a-b"}
+    found = read_lines(lines(top, here, entry("-"), entry("x"), inside, here, beside, here), 3, 5, first="/a")
+    assert [path for path, _ in found] == ["/a", "/a/b", "/a-b"]
+    # What comes behind the directory itself would be given back when its owner can enter it already.
+    refuse(lines(top, entry("-"), here), entries=2, first="/a")
+    refuse(lines(top, here, here), entries=2, first="/a")
+    refuse(lines(top, entry(".")), first="/a")
+    refuse(lines(top, entry("x"), entry("x")), entries=2, first="/a")
+    refuse(lines(top, entry("y"), entry("x")), entries=2, first="/a")
+    refuse(lines(top, here, top, here), 2, 2, first="/a")
+    refuse(lines(inside, here, top, here), 2, 2, first="/a/b")
+    refuse(lines(beside, here, inside, here), 2, 2, first="/a-b")
