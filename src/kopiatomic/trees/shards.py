@@ -71,24 +71,26 @@ def take(document: Mapping[str, Any], key: str) -> str | None:
     """Return what :func:`put` has put there; None if it has not. Raises ValueError, TypeError."""
     found = document.get(f"{key}{_BASE64}")
     if found is not None:
-        return os.fsdecode(base64.b64decode(found, validate=True))
+        return _text(os.fsdecode(base64.b64decode(found, validate=True)))
     text = document.get(key)
-    if text is not None and not isinstance(text, str):
-        raise TypeError(key)
+    return None if text is None else _text(text)
+
+
+def _text(text: object) -> str:
+    """Return a text that the system can be given: names of users, of files, of attributes. Raises ValueError, TypeError."""
+    if not isinstance(text, str):
+        raise TypeError("text")
+    if b"\0" in os.fsencode(text):
+        raise ValueError("text")
     return text
 
 
-def _is_name(name: object) -> bool:
-    return isinstance(name, str) and name not in {"", ".."} and "/" not in name and "\0" not in name and _is_text(name)
+def _is_name(name: str) -> bool:
+    return name not in {"", ".."} and "/" not in name
 
 
 def _is_plain(path: str) -> bool:
-    return path.startswith("/") and os.path.normpath(path) == path and "\0" not in path and _is_text(path)
-
-
-def _is_text(text: str) -> bool:
-    """Whether a file can have this name: ``os.fsencode`` takes it. Raises UnicodeEncodeError, a ValueError, if not."""
-    return bool(os.fsencode(text))
+    return path.startswith("/") and os.path.normpath(path) == path
 
 
 def encoded(entry: RecordedEntry) -> dict[str, Any]:
@@ -121,8 +123,9 @@ def encoded(entry: RecordedEntry) -> dict[str, Any]:
 def decoded(document: Mapping[str, Any]) -> RecordedEntry:
     """Return the entry of such an object. Raises ValueError, TypeError, KeyError."""
     name, device = take(document, "name"), document.get("device")
-    stored, same_as = document.get("stored"), take(document, "same_as")
-    if name is None or not _is_name(name) or (stored is not None and (not _is_name(stored) or stored == HERE)):
+    stored = document.get("stored")
+    same_as = take(document, "same_as")
+    if name is None or not _is_name(name) or (stored is not None and (not _is_name(_text(stored)) or stored == HERE)):
         raise ValueError("name")
     if same_as is not None and not _is_plain(same_as):
         raise ValueError("same_as")
@@ -134,8 +137,6 @@ def decoded(document: Mapping[str, Any]) -> RecordedEntry:
         raise ValueError("number")
     if device is not None and not (len(device) == 2 and all(type(n) is int and 0 <= n < 1 << 20 for n in device)):
         raise ValueError("device")
-    if any("\0" in name or not _is_text(name) for name in document.get("xattrs", {})):
-        raise ValueError("xattrs")
     return RecordedEntry(
         name=name,
         kind=EntryKind(document["kind"]),
@@ -147,7 +148,9 @@ def decoded(document: Mapping[str, Any]) -> RecordedEntry:
         target=take(document, "target"),
         device=None if device is None else (int(device[0]), int(device[1])),
         same_as=same_as,
-        xattrs={str(key): base64.b64decode(value, validate=True) for key, value in document.get("xattrs", {}).items()},
+        xattrs={
+            _text(key): base64.b64decode(value, validate=True) for key, value in document.get("xattrs", {}).items()
+        },
         flags=document.get("flags", 0),
         project=document.get("project", 0),
         stored=stored,
@@ -311,20 +314,15 @@ def _dataset(document: Mapping[str, Any]) -> RecordedDataset:
     properties = {}
     for name, one in document["properties"].items():
         value = take(one, "value")
-        if value is None or "\0" in value or not isinstance(one["source"], str):
+        if value is None:
             raise ValueError("properties")
-        properties[name] = PropertySetting(value, one["source"])
-    kind = document["filesystem"]
-    if not isinstance(kind, str):
-        raise TypeError("filesystem")
+        properties[_text(name)] = PropertySetting(value, _text(one["source"]))
+    kind = _text(document["filesystem"])
     return RecordedDataset(take(document, "dataset") or "", kind, tuple(places), properties)
 
 
 def _names(document: Mapping[str, Any], key: str) -> dict[int, str]:
-    found = {int(number): name for number, name in document.get(key, {}).items()}
-    if not all(isinstance(name, str) for name in found.values()):
-        raise TypeError(key)
-    return found
+    return {int(number): _text(name) for number, name in document.get(key, {}).items()}
 
 
 def read_shard(shard: Shard, content: bytes) -> Iterator[tuple[str, list[RecordedEntry]]]:
@@ -409,12 +407,16 @@ def _groups(lines: Iterable[bytes]) -> Iterator[tuple[str, list[RecordedEntry]]]
             entries.append(entry)
             last = place
             continue
-        if not _is_plain(begins) or (path is not None and _place(begins) <= _place(path)):
+        if not _is_plain(begins):
             raise ValueError("directory")
         if path is not None:
+            if not entries or _place(begins) <= _place(path):
+                raise ValueError("directory")
             yield path, entries
         path, entries = begins, []
     if path is not None:
+        if not entries:
+            raise ValueError("directory")
         yield path, entries
 
 

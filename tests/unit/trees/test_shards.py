@@ -129,6 +129,9 @@ def test_a_damaged_shard_is_refused(damage: object, tmp_path: Path) -> None:
         {"device": [1]},
         {"mode": "0644"},
         {"xattrs": {"user.a\0b": ""}},
+        {"xattrs": {"user.\ud800": ""}},
+        {"target": "a\0b"},
+        {"target_base64": "AA=="},
         {"xattrs": {"user.a": "no base 64"}},
         {"kind": "door"},
     ],
@@ -227,3 +230,45 @@ def test_the_order_is_that_of_the_walk() -> None:
     refuse(lines(top, here, top, here), 2, 2, first="/a")
     refuse(lines(inside, here, top, here), 2, 2, first="/a/b")
     refuse(lines(beside, here, inside, here), 2, 2, first="/a-b")
+
+
+def test_a_directory_without_entries_is_refused() -> None:
+    inside: dict[str, object] = {"directory": "/a"}
+    refuse(lines(HEAD), entries=0)
+    refuse(lines(HEAD, inside, entry("x")), directories=2)
+    refuse(lines(HEAD, entry("x"), inside), directories=2)
+
+
+DATASET = {"dataset": "a", "filesystem": "btrfs", "places": [], "properties": {}}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"users": {"0": "a\0b"}},
+        {"groups": {"0": "\ud800"}},
+        {"users": {"0": 5}},
+        *(
+            {"datasets": [{**DATASET, **one}]}
+            for one in (
+                {"dataset": "\ud800"},
+                {"filesystem": "b\0"},
+                {"places": [{"path": "/a\ud800"}]},
+                {"properties": {"compression": {"value": "\ud800", "source": "local"}}},
+                {"properties": {"compression": {"value_base64": "AA==", "source": "local"}}},
+                {"properties": {"a\0b": {"value": "x", "source": "local"}}},
+            )
+        ),
+    ],
+    ids=ascii,
+)
+def test_a_text_that_the_system_cannot_be_given_is_refused(more: dict[str, object], tmp_path: Path) -> None:
+    written(tmp_path / "record", {"/": ENTRIES})
+    content = json.dumps({**json.loads((tmp_path / "record" / INDEX).read_text()), **more}).encode()
+    if not more:
+        shards.read_index(content)
+        return
+    with pytest.raises(KopiatomicError) as error:
+        shards.read_index(content)
+    assert error.value.kind == "record-damaged"
