@@ -181,7 +181,7 @@ def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
     recorded, record = reader.marked([str(document.get("comment"))])
     return StoredSnapshot(
         id=str(document["name"]),
-        root=str(document["id"]),
+        root=reader.plain_id(document["id"]),
         started_ns=reader.nanoseconds(document["start"]),
         ended_ns=reader.nanoseconds(document["end"]),
         host=str(document["hostname"]),
