@@ -31,6 +31,7 @@ from kopiatomic.model.record import (
     Shard,
 )
 from kopiatomic.text import printable
+from kopiatomic.trees import attributes
 
 FORMAT = "kopiatomic-record"
 FOLDER = "shards"
@@ -149,7 +150,9 @@ def decoded(document: Mapping[str, Any]) -> RecordedEntry:
         device=None if device is None else (int(device[0]), int(device[1])),
         same_as=same_as,
         xattrs={
-            _text(key): base64.b64decode(value, validate=True) for key, value in document.get("xattrs", {}).items()
+            _text(key): base64.b64decode(value, validate=True)
+            for key, value in document.get("xattrs", {}).items()
+            if not key.startswith(attributes.OURS)
         },
         flags=document.get("flags", 0),
         project=document.get("project", 0),

@@ -278,6 +278,19 @@ def test_a_link_in_the_way_is_not_followed(ground: Ground, tmp_path: Path) -> No
     assert os.listdir(decoy) == ["f"]
 
 
+def test_a_mark_of_ours_is_neither_recorded_nor_removed(ground: Ground) -> None:
+    (ground.source / "d").mkdir()
+    for name in ("user.a", "trusted.kopiatomic.run"):
+        os.setxattr(ground.source / "d", name, b"1")
+    ground.made()
+    ground.copied()
+    assert os.listxattr(ground.target / "d") == []
+    os.setxattr(ground.target / "d", "trusted.kopiatomic.restoring", b"2")
+    outcome = ground.applied()
+    assert (outcome.differences, outcome.failures) == ([], [])
+    assert sorted(os.listxattr(ground.target / "d")) == ["trusted.kopiatomic.restoring", "user.a"]
+
+
 def test_what_is_no_directory_where_one_is_recorded_is_a_difference(ground: Ground) -> None:
     """The names in it are lost, and no rule has left them out."""
     furnish(ground.source)

@@ -272,3 +272,10 @@ def test_a_text_that_the_system_cannot_be_given_is_refused(more: dict[str, objec
     with pytest.raises(KopiatomicError) as error:
         shards.read_index(content)
     assert error.value.kind == "record-damaged"
+
+
+def test_a_mark_of_ours_is_not_taken_from_a_record() -> None:
+    """A directory would otherwise say that a restore has left it, or that it is a snapshot of a run."""
+    attributes = {"user.a": b"1", "trusted.kopiatomic.restoring": b"2", "trusted.kopiatomic.run": b"3"}
+    (found,) = read_lines(lines(HEAD, entry("x", xattrs=attributes)))[0][1]
+    assert found.xattrs == {"user.a": b"1"}
