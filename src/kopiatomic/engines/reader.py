@@ -156,7 +156,7 @@ class Form:
     """The latest one, likewise."""
 
     skips_attributes: bool = False
-    """Whether it restores without a word to where attributes and access control lists, which it keeps, cannot be set."""
+    """Whether it restores without a word to where owners, attributes or access control lists, which it keeps, cannot be set."""
     changes_names: bool = False
     """Whether names are so in contents and in what is restored, too."""
     keeps_attributes: bool = True

@@ -29,6 +29,7 @@ from kopiatomic.trees.walk import opened, walk
 FOLDER = ".kopiatomic-restoring"
 _DATA = "data"
 _NOTE = "what.json"
+_PROBE = "probe"
 _PROBES = (
     ("extended attributes", "user.kopiatomic", b""),
     # The permission bits alone: version 2, and user, group and others with no id.
@@ -159,8 +160,11 @@ class Target:
     """The same, relative to the target."""
 
     def lacks(self) -> list[str]:
-        """Return what its filesystem has not, in words: some engines leave that out in silence. Raises OSError."""
+        """Return what cannot be set there, in words: some engines leave that out in silence. Raises OSError."""
         found = []
+        why = self._refuses_owners() if os.geteuid() == 0 else None
+        if why is not None:
+            found.append(f"{printable(self.name)}: owners cannot be set there ({why}): all that is restored is root's")
         for words, name, value in _PROBES:
             try:
                 os.setxattr(f"/proc/self/fd/{self.fd}/{FOLDER}", name, value)
@@ -171,6 +175,22 @@ class Target:
                     f"{printable(self.name)}: its filesystem has no {words}: what was saved with some comes back without"
                 )
         return found
+
+    def _refuses_owners(self) -> str | None:
+        """Return why owners cannot be set there; None if they can. Raises OSError."""
+        inside = f"{FOLDER}/{_PROBE}"
+        with suppress(FileExistsError):
+            os.mkdir(inside, 0o700, dir_fd=self.fd)
+        try:
+            os.chown(inside, 1, 1, dir_fd=self.fd, follow_symlinks=False)
+            status = os.stat(inside, dir_fd=self.fd, follow_symlinks=False)
+            return None if (status.st_uid, status.st_gid) == (1, 1) else "they are not kept"
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EINVAL, *attributes.NONE}:
+                raise
+            return error.strerror
+        finally:
+            os.rmdir(inside, dir_fd=self.fd)
 
     @property
     def folds_case(self) -> bool:

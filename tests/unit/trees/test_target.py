@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -193,3 +194,19 @@ def test_one_that_ends_in_the_last_moment_can_be_run_again(tmp_path: Path, monke
     assert (path / "file").read_text() == "secret"
     restored(path)
     assert (os.listdir(path), os.listxattr(path)) == (["file"], [])
+
+
+def test_owners_that_cannot_be_set_are_named(tmp_path: Path) -> None:
+    """Borg says nothing of them, and in some containers root can give nothing away."""
+    script = f"""
+from kopiatomic.trees.target import Target
+with Target.prepared({str(tmp_path / "back")!r}, {WHAT!r}) as target:
+    print(target.lacks())
+"""
+    words = [sys.executable, "-c", script]
+    said = f"{tmp_path}/back: owners cannot be set there (Operation not permitted): all that is restored is root's"
+    for before, lacks in (([], []), (["setpriv", "--bounding-set", "-chown", "--"], [said])):
+        shown = subprocess.run([*before, *words], capture_output=True, text=True, check=True).stdout
+        assert shown == f"{lacks}\n"
+    assert os.listdir(tmp_path / "back") == [FOLDER]
+    assert os.listdir(tmp_path / "back" / FOLDER) == ["what.json"]
