@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
@@ -29,6 +29,8 @@ from kopiatomic.trees.walk import opened, walk
 FOLDER = ".kopiatomic-restoring"
 _DATA = "data"
 _NOTE = "what.json"
+_LONGEST_NOTE = 1 << 26
+"""Bytes; it has all paths of a command."""
 _PROBE = "probe"
 _PROBES = (
     ("extended attributes", "user.kopiatomic", b""),
@@ -93,7 +95,7 @@ class Target:
 
     def _take(self, what: Mapping[str, str]) -> None:
         names = os.listdir(self.fd)
-        is_ours = safety.is_own(os.fstat(self.fd), shut=True)
+        is_ours = self._is_ours(names)
         mark = _mark(self.fd)
         if mark is not None:
             # Root alone can set it.
@@ -142,13 +144,23 @@ class Target:
         os.fchown(self.fd, before.st_uid, before.st_gid)
         raise _not_empty(self.name)
 
+    def _is_ours(self, names: Collection[str]) -> bool:
+        """Whether nobody else can have put anything into the target, or into our folder if it is there. Raises OSError."""
+        found = [os.fstat(self.fd)]
+        if FOLDER in names:
+            found.append(os.stat(FOLDER, dir_fd=self.fd, follow_symlinks=False))
+        return all(safety.is_own(status, shut=True) for status in found)
+
     def _note(self) -> object:
-        """Return what the folder says that it is of; None if it says nothing."""
+        """Return what our folder says that it is of; None if it says nothing. Raises OSError."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            with open(os.open(f"{FOLDER}/{_NOTE}", flags, dir_fd=self.fd), encoding="utf-8") as file:
-                return json.load(file)
-        except (FileNotFoundError, ValueError):
+            with opened(self.fd, FOLDER) as folder, closing(os.open(_NOTE, flags, dir_fd=folder)) as file:
+                status = os.fstat(file)
+                if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST_NOTE:
+                    return None
+                return json.loads(os.read(file, status.st_size))
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
 
     @property
@@ -314,6 +326,9 @@ def _mark(fd: int) -> Mapping[str, Any] | None:
         if error.errno in {errno.ENODATA, *attributes.NONE}:
             return None
         raise
+    except (ValueError, RecursionError):
+        # An engine gives back what a repository has.
+        return None
     return mark if isinstance(mark, dict) else None
 
 
