@@ -154,8 +154,8 @@ def test_a_target_without_attributes_has_the_rest_and_names_what_is_missing(grou
         if "borg" in ground.words:
             said = [line for line in failures if line.startswith("borg: when setting extended attribute user.note: ")]
             assert any("not supported" in line for line in said), failures
-        elif ground.words:
-            # restic ignores that, and what it keeps is not recorded.
+        if ground.words:
+            # They ignore that, Borg only of lists, and what they keep is not recorded.
             for what in ("extended attributes", "access control lists"):
                 assert f"its filesystem has no {what}: what was saved with some comes back without" in ended.stderr
         attributes = () if ground.words else ("user.note", "security.capability", "system.posix_acl_access")

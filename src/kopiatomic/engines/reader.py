@@ -35,6 +35,9 @@ TIME_LIMIT = 14 * 86400.0
 A wait of 2^31 ms, some 24 days, or more is refused (epoll_wait(2), as Python calls it).
 """
 
+_ID = re.compile("[0-9A-Za-z]+")
+"""What the ids of snapshots, archives and objects are made of, of all engines."""
+
 _TIME = re.compile(r"(\d{4,}-\d\d-\d\d)[T ](\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z| UTC|[+-]\d\d:\d\d)?")
 
 
@@ -153,7 +156,7 @@ class Form:
     """The latest one, likewise."""
 
     skips_attributes: bool = False
-    """Whether it restores without a word to where attributes and access control lists, which it keeps, cannot be set."""
+    """Whether it restores without a word to where owners, attributes or access control lists, which it keeps, cannot be set."""
     changes_names: bool = False
     """Whether names are so in contents and in what is restored, too."""
     keeps_attributes: bool = True
@@ -293,6 +296,13 @@ def cut_short(engine: str, what: str) -> KopiatomicError:
         kind=f"{engine}-cut-short",
         hint=f"Nothing is concluded from it. Try again; if it stays so, check the repository with {engine}'s own means.",
     )
+
+
+def plain_id(found: object) -> str:
+    """Return an id that a repository has, which becomes a word of a command: it is no option and no path. Raises ValueError."""
+    if not isinstance(found, str) or not _ID.fullmatch(found):
+        raise ValueError("id")
+    return found
 
 
 def nanoseconds(text: str) -> int:

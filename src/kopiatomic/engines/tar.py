@@ -107,6 +107,9 @@ class TarStream:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise TarError(f"a header is damaged ({error})") from None
+        if header.size < 0:
+            # Numbers in the form of GNU may be.
+            raise TarError("a header is damaged (a negative size)")
         attributes = self._attributes
         size = _number(attributes["size"]) if "size" in attributes else header.size
         if header.type in _EXTENSIONS:

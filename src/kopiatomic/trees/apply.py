@@ -25,7 +25,7 @@ from kopiatomic.trees import attributes, shards
 from kopiatomic.trees.compare import PATH, compare
 from kopiatomic.trees.outcome import Difference, Failure, Outcome
 from kopiatomic.trees.shards import Group
-from kopiatomic.trees.walk import opened
+from kopiatomic.trees.walk import kind_of, opened
 
 _MODES = {
     EntryKind.FIFO: stat.S_IFIFO,
@@ -126,8 +126,26 @@ class Restorer:
         try:
             with self._opened(path):
                 return True
+        except NotADirectoryError:
+            with self._noted(path, "it cannot be compared"):
+                self._compare_way(path)
+            return False
         except OSError as error:
             return not presence.absent(error)
+
+    def _compare_way(self, path: str) -> None:
+        """Note what stands where a recorded directory, or one above it, should be. Raises OSError."""
+        names = below(path, self._base).split("/")
+        for depth, name in enumerate(names):
+            with opened(self._top, "/".join(names[:depth])) as fd:
+                kind = kind_of(os.stat(name, dir_fd=fd, follow_symlinks=False))
+            if kind is not EntryKind.DIRECTORY:
+                where = _below(self._base, "/".join(names[: depth + 1]))
+                found = Difference(where, "kind of entry", EntryKind.DIRECTORY.value, kind.value)
+                # It is in the way of all that is recorded below it, which comes next.
+                if self._outcome.differences[-1:] != [found]:
+                    self._outcome.differences.append(found)
+                return
 
     @contextmanager
     def _noted(self, path: str, words: str, what: str = "") -> Iterator[None]:

@@ -24,8 +24,11 @@ NONE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS})
 """What a filesystem answers that has none."""
 
 
-RESTORING = "trusted.kopiatomic.restoring"
-"""An attribute of root's: a restore has filled this directory, and not reported it yet. It belongs to no tree."""
+OURS = "trusted.kopiatomic."
+"""What attributes begin with that say something to kopiatomic itself, and belong to no tree. Root alone can set them."""
+
+RESTORING = f"{OURS}restoring"
+"""Says that a restore has filled this directory, and has not reported it yet."""
 
 
 _NO_SURROGATE = re.compile("[^\ud800-\udfff]*").fullmatch
@@ -59,7 +62,7 @@ def _read(
         found = [one for one in found if one in only]
     elif not all(map(_NO_SURROGATE, found)):
         raise OSError(errno.EILSEQ, "an attribute has a name that is not UTF-8")
-    return {one: value(one) for one in found if one != RESTORING}
+    return {one: value(one) for one in found if not one.startswith(OURS)}
 
 
 def set_xattr(directory: int, name: str, attribute: str, value: bytes) -> None:

@@ -31,6 +31,7 @@ from kopiatomic.model.record import (
     Shard,
 )
 from kopiatomic.text import printable
+from kopiatomic.trees import attributes
 
 FORMAT = "kopiatomic-record"
 FOLDER = "shards"
@@ -49,6 +50,12 @@ _BOUND = 1 << 63
 
 _LARGEST = 1 << 30
 """Bytes of a shard's lines that are taken: those of a directory with some five million entries."""
+_LONGEST_LINE = 1 << 26
+"""Bytes of one line that are taken."""
+_LARGEST_INDEX = 1 << 27
+"""Bytes of the list that are taken: some million shards."""
+_PIECE = 1 << 16
+"""Bytes that are unpacked at once; 1000 times as many can be in as many packed ones."""
 
 
 def put(document: dict[str, Any], key: str, text: str) -> None:
@@ -65,24 +72,26 @@ def take(document: Mapping[str, Any], key: str) -> str | None:
     """Return what :func:`put` has put there; None if it has not. Raises ValueError, TypeError."""
     found = document.get(f"{key}{_BASE64}")
     if found is not None:
-        return os.fsdecode(base64.b64decode(found, validate=True))
+        return _text(os.fsdecode(base64.b64decode(found, validate=True)))
     text = document.get(key)
-    if text is not None and not isinstance(text, str):
-        raise TypeError(key)
+    return None if text is None else _text(text)
+
+
+def _text(text: object) -> str:
+    """Return a text that the system can be given: names of users, of files, of attributes. Raises ValueError, TypeError."""
+    if not isinstance(text, str):
+        raise TypeError("text")
+    if b"\0" in os.fsencode(text):
+        raise ValueError("text")
     return text
 
 
-def _is_name(name: object) -> bool:
-    return isinstance(name, str) and name not in {"", ".."} and "/" not in name and "\0" not in name and _is_text(name)
+def _is_name(name: str) -> bool:
+    return name not in {"", ".."} and "/" not in name
 
 
 def _is_plain(path: str) -> bool:
-    return path.startswith("/") and os.path.normpath(path) == path and "\0" not in path and _is_text(path)
-
-
-def _is_text(text: str) -> bool:
-    """Whether a file can have this name: ``os.fsencode`` takes it. Raises UnicodeEncodeError, a ValueError, if not."""
-    return bool(os.fsencode(text))
+    return path.startswith("/") and os.path.normpath(path) == path
 
 
 def encoded(entry: RecordedEntry) -> dict[str, Any]:
@@ -115,8 +124,9 @@ def encoded(entry: RecordedEntry) -> dict[str, Any]:
 def decoded(document: Mapping[str, Any]) -> RecordedEntry:
     """Return the entry of such an object. Raises ValueError, TypeError, KeyError."""
     name, device = take(document, "name"), document.get("device")
-    stored, same_as = document.get("stored"), take(document, "same_as")
-    if name is None or not _is_name(name) or (stored is not None and (not _is_name(stored) or stored == HERE)):
+    stored = document.get("stored")
+    same_as = take(document, "same_as")
+    if name is None or not _is_name(name) or (stored is not None and (not _is_name(_text(stored)) or stored == HERE)):
         raise ValueError("name")
     if same_as is not None and not _is_plain(same_as):
         raise ValueError("same_as")
@@ -128,8 +138,6 @@ def decoded(document: Mapping[str, Any]) -> RecordedEntry:
         raise ValueError("number")
     if device is not None and not (len(device) == 2 and all(type(n) is int and 0 <= n < 1 << 20 for n in device)):
         raise ValueError("device")
-    if any("\0" in name or not _is_text(name) for name in document.get("xattrs", {})):
-        raise ValueError("xattrs")
     return RecordedEntry(
         name=name,
         kind=EntryKind(document["kind"]),
@@ -141,7 +149,11 @@ def decoded(document: Mapping[str, Any]) -> RecordedEntry:
         target=take(document, "target"),
         device=None if device is None else (int(device[0]), int(device[1])),
         same_as=same_as,
-        xattrs={str(key): base64.b64decode(value, validate=True) for key, value in document.get("xattrs", {}).items()},
+        xattrs={
+            _text(key): base64.b64decode(value, validate=True)
+            for key, value in document.get("xattrs", {}).items()
+            if not key.startswith(attributes.OURS)
+        },
         flags=document.get("flags", 0),
         project=document.get("project", 0),
         stored=stored,
@@ -269,6 +281,8 @@ class Index:
 
 def read_index(content: bytes) -> Index:
     """Return the list of a record. Raises KopiatomicError if it is not one, or of a newer version."""
+    if len(content) > _LARGEST_INDEX:
+        raise _damaged(INDEX)
     try:
         document = json.loads(content)
         if document["format"] != FORMAT or type(document["version"]) is not int:
@@ -283,6 +297,8 @@ def read_index(content: bytes) -> Index:
         )
     try:
         shards = tuple(map(unlisted, document.pop("shards")))
+        if len({shard.name for shard in shards}) < len(shards):
+            raise ValueError("shards")
         datasets = tuple(map(_dataset, document["datasets"]))
         names = OwnerNames(_names(document, "users"), _names(document, "groups"))
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -301,51 +317,115 @@ def _dataset(document: Mapping[str, Any]) -> RecordedDataset:
     properties = {}
     for name, one in document["properties"].items():
         value = take(one, "value")
-        if value is None or "\0" in value or not isinstance(one["source"], str):
+        if value is None:
             raise ValueError("properties")
-        properties[name] = PropertySetting(value, one["source"])
-    kind = document["filesystem"]
-    if not isinstance(kind, str):
-        raise TypeError("filesystem")
+        properties[_text(name)] = PropertySetting(value, _text(one["source"]))
+    kind = _text(document["filesystem"])
     return RecordedDataset(take(document, "dataset") or "", kind, tuple(places), properties)
 
 
 def _names(document: Mapping[str, Any], key: str) -> dict[int, str]:
-    found = {int(number): name for number, name in document.get(key, {}).items()}
-    if not all(isinstance(name, str) for name in found.values()):
-        raise TypeError(key)
-    return found
+    return {int(number): _text(name) for number, name in document.get(key, {}).items()}
 
 
 def read_shard(shard: Shard, content: bytes) -> Iterator[tuple[str, list[RecordedEntry]]]:
-    """Yield each directory of a shard's file, with its entries. Raises KopiatomicError if it is not what was written."""
+    """Yield each directory of a shard's file, with its entries. Raises KopiatomicError if it is not what was written.
+
+    It is unpacked twice, first for its digest. At any time one piece of it is held, and the entries of one directory.
+    """
     try:
-        unpacked = zlib.decompressobj(wbits=31)
-        lines = unpacked.decompress(content, _LARGEST)
-    except zlib.error:
+        digest, lines = hashlib.sha256(), 0
+        for piece in _unpacked(content):
+            digest.update(piece)
+            lines += piece.count(b"\n")
+            if lines > shard.directories + shard.entries:
+                raise ValueError("lines")
+        if digest.hexdigest() != shard.name or lines < shard.directories + shard.entries:
+            raise ValueError("lines")
+        directories = 0
+        for path, entries in _groups(_lines(_unpacked(content))):
+            if not directories and path != shard.first:
+                raise ValueError("first")
+            directories += 1
+            yield path, entries
+        if directories != shard.directories:
+            raise ValueError("directories")
+    except (zlib.error, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise _damaged(shard.name) from None
-    if not unpacked.eof:
-        raise _damaged(shard.name)
-    if hashlib.sha256(lines).hexdigest() != shard.name:
-        raise _damaged(shard.name)
+
+
+def _unpacked(content: bytes) -> Iterator[bytes]:
+    """Yield what is in a compressed file, in pieces. Raises zlib.error, and ValueError if it is cut short or too large."""
+    unpacker = zlib.decompressobj(wbits=31)
+    size = 0
+    for start in range(0, len(content), _PIECE):
+        packed = content[start : start + _PIECE]
+        while packed:
+            piece = unpacker.decompress(packed, _PIECE)
+            packed = unpacker.unconsumed_tail
+            size += len(piece)
+            if size > _LARGEST:
+                raise ValueError("size")
+            yield piece
+    if not unpacker.eof:
+        raise ValueError("end")
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield lines without their ends. Raises ValueError if one is too long, or the last one has no end."""
+    begun: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        first, *others = piece.split(b"\n")
+        begun.append(first)
+        size += len(first)
+        if size > _LONGEST_LINE:
+            raise ValueError("line")
+        if others:
+            yield b"".join(begun)
+            yield from others[:-1]
+            begun, size = others[-1:], len(others[-1])
+    if size:
+        raise ValueError("end")
+
+
+def _groups(lines: Iterable[bytes]) -> Iterator[tuple[str, list[RecordedEntry]]]:
+    """Yield each directory of some lines, with its entries. Raises ValueError, KeyError, TypeError, AttributeError.
+
+    They come in the order of the walk, so none comes twice; the directory itself, which is given back last, is the first.
+    """
     path: str | None = None
     entries: list[RecordedEntry] = []
-    try:
-        for line in lines.split(b"\n")[:-1]:
-            document = json.loads(line)
-            begins = take(document, "directory")
-            if begins is None:
-                entries.append(decoded(document))
-                continue
-            if not _is_plain(begins):
+    last = b""
+    for line in lines:
+        document = json.loads(line)
+        begins = take(document, "directory")
+        if begins is None:
+            if path is None:
+                raise ValueError("no directory")
+            entry = decoded(document)
+            place = b"" if entry.name == HERE else os.fsencode(entry.name)
+            if (entries and place <= last) or (not place and entry.kind is not EntryKind.DIRECTORY):
+                raise ValueError("order")
+            entries.append(entry)
+            last = place
+            continue
+        if not _is_plain(begins):
+            raise ValueError("directory")
+        if path is not None:
+            if not entries or _place(begins) <= _place(path):
                 raise ValueError("directory")
-            if path is not None:
-                yield path, entries
-            path, entries = begins, []
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise _damaged(shard.name) from None
+            yield path, entries
+        path, entries = begins, []
     if path is not None:
+        if not entries:
+            raise ValueError("directory")
         yield path, entries
+
+
+def _place(path: str) -> bytes:
+    """Return what puts paths into the order of the walk, a directory before what is in it and that before the next one."""
+    return os.fsencode(path).replace(b"/", b"\0")
 
 
 Group = tuple[str, list[RecordedEntry]]

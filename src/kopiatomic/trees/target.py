@@ -12,7 +12,7 @@ import json
 import os
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Self
 
@@ -29,6 +29,9 @@ from kopiatomic.trees.walk import opened, walk
 FOLDER = ".kopiatomic-restoring"
 _DATA = "data"
 _NOTE = "what.json"
+_LONGEST_NOTE = 1 << 26
+"""Bytes; it has all paths of a command."""
+_PROBE = "probe"
 _PROBES = (
     ("extended attributes", "user.kopiatomic", b""),
     # The permission bits alone: version 2, and user, group and others with no id.
@@ -92,7 +95,7 @@ class Target:
 
     def _take(self, what: Mapping[str, str]) -> None:
         names = os.listdir(self.fd)
-        is_ours = safety.is_own(os.fstat(self.fd), shut=True)
+        is_ours = self._is_ours(names)
         mark = _mark(self.fd)
         if mark is not None:
             # Root alone can set it.
@@ -141,13 +144,23 @@ class Target:
         os.fchown(self.fd, before.st_uid, before.st_gid)
         raise _not_empty(self.name)
 
+    def _is_ours(self, names: Collection[str]) -> bool:
+        """Whether nobody else can have put anything into the target, or into our folder if it is there. Raises OSError."""
+        found = [os.fstat(self.fd)]
+        if FOLDER in names:
+            found.append(os.stat(FOLDER, dir_fd=self.fd, follow_symlinks=False))
+        return all(safety.is_own(status, shut=True) for status in found)
+
     def _note(self) -> object:
-        """Return what the folder says that it is of; None if it says nothing."""
+        """Return what our folder says that it is of; None if it says nothing. Raises OSError."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
-            with open(os.open(f"{FOLDER}/{_NOTE}", flags, dir_fd=self.fd), encoding="utf-8") as file:
-                return json.load(file)
-        except (FileNotFoundError, ValueError):
+            with opened(self.fd, FOLDER) as folder, closing(os.open(_NOTE, flags, dir_fd=folder)) as file:
+                status = os.fstat(file)
+                if not stat.S_ISREG(status.st_mode) or status.st_size > _LONGEST_NOTE:
+                    return None
+                return json.loads(os.read(file, status.st_size))
+        except (FileNotFoundError, ValueError, RecursionError):
             return None
 
     @property
@@ -159,8 +172,11 @@ class Target:
     """The same, relative to the target."""
 
     def lacks(self) -> list[str]:
-        """Return what its filesystem has not, in words: some engines leave that out in silence. Raises OSError."""
+        """Return what cannot be set there, in words: some engines leave that out in silence. Raises OSError."""
         found = []
+        why = self._refuses_owners() if os.geteuid() == 0 else None
+        if why is not None:
+            found.append(f"{printable(self.name)}: owners cannot be set there ({why}): all that is restored is root's")
         for words, name, value in _PROBES:
             try:
                 os.setxattr(f"/proc/self/fd/{self.fd}/{FOLDER}", name, value)
@@ -171,6 +187,22 @@ class Target:
                     f"{printable(self.name)}: its filesystem has no {words}: what was saved with some comes back without"
                 )
         return found
+
+    def _refuses_owners(self) -> str | None:
+        """Return why owners cannot be set there; None if they can. Raises OSError."""
+        inside = f"{FOLDER}/{_PROBE}"
+        with suppress(FileExistsError):
+            os.mkdir(inside, 0o700, dir_fd=self.fd)
+        try:
+            os.chown(inside, 1, 1, dir_fd=self.fd, follow_symlinks=False)
+            status = os.stat(inside, dir_fd=self.fd, follow_symlinks=False)
+            return None if (status.st_uid, status.st_gid) == (1, 1) else "they are not kept"
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EINVAL, *attributes.NONE}:
+                raise
+            return error.strerror
+        finally:
+            os.rmdir(inside, dir_fd=self.fd)
 
     @property
     def folds_case(self) -> bool:
@@ -294,6 +326,9 @@ def _mark(fd: int) -> Mapping[str, Any] | None:
         if error.errno in {errno.ENODATA, *attributes.NONE}:
             return None
         raise
+    except (ValueError, RecursionError):
+        # An engine gives back what a repository has.
+        return None
     return mark if isinstance(mark, dict) else None
 
 

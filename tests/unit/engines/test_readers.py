@@ -240,6 +240,15 @@ def test_what_an_archive_is_of_is_read_from_the_command_that_made_it(words: obje
     assert _sources(words) == sources
 
 
+def test_an_id_that_is_another_word_of_a_command_is_refused(store: Store) -> None:
+    """A repository may be anybody's."""
+    for key in ("id", {"kopia": "obj", "restic": "tree", "borg": "id"}[store.engine]):
+        for odd in ("--log-dir=x", "", "a/b"):
+            old, new = f'"{key}": *"[0-9A-Za-z]*"', f'"{key}":"{odd}"'
+            store.fake(f'"$REAL" "$@" | sed -E \'s#{old}#{new}#g\'')
+            failed(f"{store.engine}-cut-short", store.reader.snapshots)
+
+
 def test_a_repository_without_snapshots_has_none(store: Store) -> None:
     if store.kopia is not None:
         store.kopia.kopia("snapshot", "delete", store.snapshot.id, "--delete")

@@ -94,9 +94,18 @@ def test_an_archive_that_is_cut_anywhere_is_not_whole(form: int) -> None:
         assert all(kept.files[path] == FILES[path] for path in kept.ended)
 
 
+def negative() -> bytes:
+    """Return the header of a file of -1 bytes, which the form of GNU can say."""
+    header = tarfile.TarInfo("x")
+    header.size = -1
+    return header.tobuf(tarfile.GNU_FORMAT)
+
+
 @pytest.mark.parametrize(
     ("data", "why"),
     [
+        # Its first byte of content would be taken for ever.
+        (negative(), "a negative size"),
         (b"x" * 512, "a header is damaged"),
         (b"no archive at all".ljust(512, b"\0"), "a header is damaged"),
         (b"\0" * 512 + archive(tarfile.GNU_FORMAT), "behind a block of zeros"),

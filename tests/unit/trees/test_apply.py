@@ -278,6 +278,36 @@ def test_a_link_in_the_way_is_not_followed(ground: Ground, tmp_path: Path) -> No
     assert os.listdir(decoy) == ["f"]
 
 
+def test_a_mark_of_ours_is_neither_recorded_nor_removed(ground: Ground) -> None:
+    (ground.source / "d").mkdir()
+    for name in ("user.a", "trusted.kopiatomic.run"):
+        os.setxattr(ground.source / "d", name, b"1")
+    ground.made()
+    ground.copied()
+    assert os.listxattr(ground.target / "d") == []
+    os.setxattr(ground.target / "d", "trusted.kopiatomic.restoring", b"2")
+    outcome = ground.applied()
+    assert (outcome.differences, outcome.failures) == ([], [])
+    assert sorted(os.listxattr(ground.target / "d")) == ["trusted.kopiatomic.restoring", "user.a"]
+
+
+def test_what_is_no_directory_where_one_is_recorded_is_a_difference(ground: Ground) -> None:
+    """The names in it are lost, and no rule has left them out."""
+    furnish(ground.source)
+    ground.made()
+    ground.copied()
+    for name in ("d", "sticky"):
+        shutil.rmtree(ground.target / name)
+    (ground.target / "d").touch()
+    (ground.target / "sticky").symlink_to("d")
+    outcome = ground.applied()
+    assert [str(one) for one in outcome.differences] == [
+        "/home/d: the kind of entry is file and was directory",
+        "/home/sticky: the kind of entry is link and was directory",
+    ]
+    assert {"/home/d/e/g", "/home/sticky"} <= set(outcome.absent)
+
+
 def test_what_was_changed_afterwards_is_named(ground: Ground) -> None:
     furnish(ground.source)
     ground.made()

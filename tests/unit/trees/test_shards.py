@@ -6,6 +6,8 @@ import gzip
 import hashlib
 import json
 import os
+import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ def entry(name: str, **more: object) -> RecordedEntry:
 
 
 ENTRIES = [
-    entry("."),
+    entry(".", kind=EntryKind.DIRECTORY),
     entry("a b\n\\ü", size=0, xattrs={"user.x": b"\0\xff", "system.posix_acl_access": b"1"}),
     entry("a\udcff", stored="a\ufffd", size=7, same_as="/top/z\udcfe"),
     entry("link", kind=EntryKind.LINK, target="../\udc80"),
@@ -60,7 +62,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 
 def many(changed: int | None = None) -> dict[str, list[RecordedEntry]]:
-    names = {f"/d{number:04}": [entry(f"f{one}") for one in range(20)] for number in range(1000)}
+    names = {f"/d{number:04}": [entry(f"f{one:02}") for one in range(20)] for number in range(1000)}
     if changed is not None:
         names[f"/d{changed:04}"].append(entry("new"))
     return names
@@ -127,6 +129,9 @@ def test_a_damaged_shard_is_refused(damage: object, tmp_path: Path) -> None:
         {"device": [1]},
         {"mode": "0644"},
         {"xattrs": {"user.a\0b": ""}},
+        {"xattrs": {"user.\ud800": ""}},
+        {"target": "a\0b"},
+        {"target_base64": "AA=="},
         {"xattrs": {"user.a": "no base 64"}},
         {"kind": "door"},
     ],
@@ -137,10 +142,140 @@ def test_an_entry_that_no_filesystem_can_have_is_refused(more: dict[str, object]
         shards.decoded({**shards.encoded(entry("x")), **more})
 
 
+def lines(*parts: RecordedEntry | dict[str, object]) -> bytes:
+    documents = (part if isinstance(part, dict) else shards.encoded(part) for part in parts)
+    return b"".join(json.dumps(one).encode() + b"\n" for one in documents)
+
+
+def read_lines(content: bytes, directories: int = 1, entries: int = 1, first: str = "/") -> list[shards.Group]:
+    shard = Shard(hashlib.sha256(content).hexdigest(), directories, entries, first)
+    return list(shards.read_shard(shard, gzip.compress(content)))
+
+
+def refuse(content: bytes, directories: int = 1, entries: int = 1, first: str = "/") -> None:
+    with pytest.raises(KopiatomicError) as error:
+        read_lines(content, directories, entries, first)
+    assert error.value.kind == "record-damaged"
+
+
 @pytest.mark.parametrize("path", ["/../../etc", "etc", "/a/./b", "/a/", "/a\0b"])
 def test_a_directory_that_leads_elsewhere_is_refused(path: str) -> None:
-    lines = b"".join(json.dumps(one).encode() + b"\n" for one in ({"directory": path}, shards.encoded(entry("x"))))
-    shard = Shard(hashlib.sha256(lines).hexdigest(), 1, 1, "/")
-    with pytest.raises(KopiatomicError) as error:
-        list(shards.read_shard(shard, gzip.compress(lines)))
+    refuse(lines({"directory": path}, entry("x")), first=path)
+
+
+def packed(head: bytes, repeated: bytes, times: int) -> tuple[bytes, str]:
+    """Return a compressed file with very many equal parts, and the digest of what is in it."""
+    digest, packer = hashlib.sha256(head), zlib.compressobj(wbits=31)
+    parts = [packer.compress(head)]
+    for _ in range(times):
+        digest.update(repeated)
+        parts.append(packer.compress(repeated))
+    return b"".join([*parts, packer.flush()]), digest.hexdigest()
+
+
+@pytest.mark.parametrize(
+    "repeated",
+    [b"\n" * (1 << 20), b"{}\n" * (1 << 18), b"[" * (1 << 20), b" " * (1 << 20)],
+    ids=["empty lines", "objects", "nested", "a long line"],
+)
+def test_a_small_file_does_not_become_a_large_one_in_memory(repeated: bytes) -> None:
+    content, name = packed(b'{"directory":"/"}\n', repeated, 100)
+    assert len(content) < 1 << 19
+    tracemalloc.start()
+    try:
+        with pytest.raises(KopiatomicError) as error:
+            list(shards.read_shard(Shard(name, 1, 1, "/"), content))
+        assert tracemalloc.get_traced_memory()[1] < 80 << 20
+    finally:
+        tracemalloc.stop()
     assert error.value.kind == "record-damaged"
+
+
+def test_a_shard_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    """A small list would otherwise have the same entries applied any number of times."""
+    written(tmp_path / "record", {"/": ENTRIES})
+    document = json.loads((tmp_path / "record" / INDEX).read_text())
+    with pytest.raises(KopiatomicError) as error:
+        shards.read_index(json.dumps({**document, "shards": document["shards"] * 2}).encode())
+    assert error.value.kind == "record-damaged"
+
+
+HEAD: dict[str, object] = {"directory": "/"}
+
+
+def test_nothing_of_a_shard_is_dropped() -> None:
+    assert read_lines(lines(HEAD, entry("x"))) == [("/", [entry("x")])]
+    refuse(lines(entry("before"), HEAD, entry("x")), entries=2)
+    refuse(lines(HEAD, entry("x")) + lines(entry("y")).rstrip(b"\n"))
+    refuse(lines(HEAD, entry("x")), entries=2)
+    refuse(lines(HEAD, entry("x")), directories=2)
+    refuse(lines(HEAD, entry("x"), entry("y")), directories=2)
+    refuse(lines(HEAD, entry("x"), entry("y")))
+    refuse(lines(HEAD, entry("x")), first="/home")
+
+
+def test_the_order_is_that_of_the_walk() -> None:
+    here = entry(".", kind=EntryKind.DIRECTORY)
+    top: dict[str, object] = {"directory": "/a"}
+    inside: dict[str, object] = {"directory": "/a/b"}
+    beside: dict[str, object] = {"directory": "/a-b"}
+    found = read_lines(lines(top, here, entry("-"), entry("x"), inside, here, beside, here), 3, 5, first="/a")
+    assert [path for path, _ in found] == ["/a", "/a/b", "/a-b"]
+    # What comes behind the directory itself would be given back when its owner can enter it already.
+    refuse(lines(top, entry("-"), here), entries=2, first="/a")
+    refuse(lines(top, here, here), entries=2, first="/a")
+    refuse(lines(top, entry(".")), first="/a")
+    refuse(lines(top, entry("x"), entry("x")), entries=2, first="/a")
+    refuse(lines(top, entry("y"), entry("x")), entries=2, first="/a")
+    refuse(lines(top, here, top, here), 2, 2, first="/a")
+    refuse(lines(inside, here, top, here), 2, 2, first="/a/b")
+    refuse(lines(beside, here, inside, here), 2, 2, first="/a-b")
+
+
+def test_a_directory_without_entries_is_refused() -> None:
+    inside: dict[str, object] = {"directory": "/a"}
+    refuse(lines(HEAD), entries=0)
+    refuse(lines(HEAD, inside, entry("x")), directories=2)
+    refuse(lines(HEAD, entry("x"), inside), directories=2)
+
+
+DATASET = {"dataset": "a", "filesystem": "btrfs", "places": [], "properties": {}}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"users": {"0": "a\0b"}},
+        {"groups": {"0": "\ud800"}},
+        {"users": {"0": 5}},
+        *(
+            {"datasets": [{**DATASET, **one}]}
+            for one in (
+                {"dataset": "\ud800"},
+                {"filesystem": "b\0"},
+                {"places": [{"path": "/a\ud800"}]},
+                {"properties": {"compression": {"value": "\ud800", "source": "local"}}},
+                {"properties": {"compression": {"value_base64": "AA==", "source": "local"}}},
+                {"properties": {"a\0b": {"value": "x", "source": "local"}}},
+            )
+        ),
+    ],
+    ids=ascii,
+)
+def test_a_text_that_the_system_cannot_be_given_is_refused(more: dict[str, object], tmp_path: Path) -> None:
+    written(tmp_path / "record", {"/": ENTRIES})
+    content = json.dumps({**json.loads((tmp_path / "record" / INDEX).read_text()), **more}).encode()
+    if not more:
+        shards.read_index(content)
+        return
+    with pytest.raises(KopiatomicError) as error:
+        shards.read_index(content)
+    assert error.value.kind == "record-damaged"
+
+
+def test_a_mark_of_ours_is_not_taken_from_a_record() -> None:
+    """A directory would otherwise say that a restore has left it, or that it is a snapshot of a run."""
+    attributes = {"user.a": b"1", "trusted.kopiatomic.restoring": b"2", "trusted.kopiatomic.run": b"3"}
+    (found,) = read_lines(lines(HEAD, entry("x", xattrs=attributes)))[0][1]
+    assert found.xattrs == {"user.a": b"1"}

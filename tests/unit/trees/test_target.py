@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from kopiatomic.errors import KopiatomicError
 from kopiatomic.system import inodes
+from kopiatomic.trees.attributes import RESTORING
 from kopiatomic.trees.owners import Owners
 from kopiatomic.trees.target import FOLDER, Done, Target, unusable
 from tests.support.parts import share
@@ -160,7 +162,45 @@ def test_one_that_was_not_reported_is_ended_when_it_is_run_again(tmp_path: Path)
     assert (sorted(os.listdir(path)), os.listxattr(path)) == (["file", "of-the-user"], [])
 
 
-@pytest.mark.parametrize("note", [None, "", '{"engine": '])
+def test_a_folder_of_a_user_is_not_believed_in_a_directory_of_roots(tmp_path: Path) -> None:
+    """It is one that has become root's, or is restored from a backup of the user's."""
+    path = tmp_path / "home"
+    (path / FOLDER).mkdir(parents=True)
+    path.chmod(0o700)
+    (path / FOLDER / "what.json").write_text(json.dumps(WHAT))
+    (path / "kept").touch()
+    os.chown(path / FOLDER, USER, USER)
+    for names in ([FOLDER, "kept"], [FOLDER]):
+        with pytest.raises(KopiatomicError) as raised, Target.prepared(str(path), WHAT):
+            pass
+        assert raised.value.kind == "target-not-empty"
+        assert sorted(os.listdir(path)) == names
+        (path / "kept").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("what", ["FIFO", "large"])
+def test_a_note_that_is_none_is_not_read(what: str, tmp_path: Path) -> None:
+    note = tmp_path / "back" / FOLDER / "what.json"
+    for folder in (note.parents[1], note.parent):
+        folder.mkdir(0o700)
+    if what == "FIFO":
+        os.mkfifo(note)
+    else:
+        with note.open("wb") as file:
+            file.truncate(1 << 40)
+    restored(tmp_path / "back")
+    assert os.listdir(tmp_path / "back") == ["file"]
+
+
+@pytest.mark.parametrize("mark", [b"no JSON", b"[" * 3000], ids=["none", "deep"])
+def test_a_mark_that_an_engine_has_set_is_none(mark: bytes, tmp_path: Path) -> None:
+    (tmp_path / "back").mkdir(0o700)
+    os.setxattr(tmp_path / "back", RESTORING, mark)
+    restored(tmp_path / "back")
+    assert os.listdir(tmp_path / "back") == ["file"]
+
+
+@pytest.mark.parametrize("note", [None, "", '{"engine": ', "[" * 200_000], ids=["none", "empty", "begun", "deep"])
 def test_one_that_was_killed_before_its_note_can_be_run_again(note: str | None, tmp_path: Path) -> None:
     path = tmp_path / "back"
     path.mkdir(0o700)
@@ -193,3 +233,19 @@ def test_one_that_ends_in_the_last_moment_can_be_run_again(tmp_path: Path, monke
     assert (path / "file").read_text() == "secret"
     restored(path)
     assert (os.listdir(path), os.listxattr(path)) == (["file"], [])
+
+
+def test_owners_that_cannot_be_set_are_named(tmp_path: Path) -> None:
+    """Borg says nothing of them, and in some containers root can give nothing away."""
+    script = f"""
+from kopiatomic.trees.target import Target
+with Target.prepared({str(tmp_path / "back")!r}, {WHAT!r}) as target:
+    print(target.lacks())
+"""
+    words = [sys.executable, "-c", script]
+    said = f"{tmp_path}/back: owners cannot be set there (Operation not permitted): all that is restored is root's"
+    for before, lacks in (([], []), (["setpriv", "--bounding-set", "-chown", "--"], [said])):
+        shown = subprocess.run([*before, *words], capture_output=True, text=True, check=True).stdout
+        assert shown == f"{lacks}\n"
+    assert os.listdir(tmp_path / "back") == [FOLDER]
+    assert os.listdir(tmp_path / "back" / FOLDER) == ["what.json"]

@@ -2,7 +2,8 @@
 
 Traps, seen with 1.2.4: ``list`` of a path that is not in the archive ends with 0, and ``{bpath}`` has a question mark for each
 byte that is not text, as JSON has; archives of ``export-tar`` and what is extracted have the bytes. Times are rounded to
-microseconds, and those before 1970 are not kept.
+microseconds, and those before 1970 are not kept. ``extract`` says nothing of owners, access control lists and
+times that it cannot set.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class BorgReader:
     """A reader of Borg's repository."""
 
     name = "borg"
-    form = Form(stand_in="?", step_ns=1000, first_ns=0, last_ns=_LAST)
+    form = Form(stand_in="?", step_ns=1000, first_ns=0, last_ns=_LAST, skips_attributes=True)
 
     def __init__(self, options: Sequence[str], environment: Mapping[str, str], named: str | None) -> None:
         self._client = Client(options, environment, named)
@@ -181,7 +182,7 @@ def _snapshot(document: Mapping[str, Any]) -> StoredSnapshot:
     recorded, record = reader.marked([str(document.get("comment"))])
     return StoredSnapshot(
         id=str(document["name"]),
-        root=str(document["id"]),
+        root=reader.plain_id(document["id"]),
         started_ns=reader.nanoseconds(document["start"]),
         ended_ns=reader.nanoseconds(document["end"]),
         host=str(document["hostname"]),

@@ -287,8 +287,8 @@ def snapshot_of(document: Mapping[str, Any]) -> StoredSnapshot:
     recorded, record = reader.marked([reader.RECORDED if tag == "yes" else f"{reader.RECORDED}:{tag}"])
     is_directory = document["rootEntry"].get("type") == "d"
     return StoredSnapshot(
-        id=manifest.id,
-        root=manifest.root_object,
+        id=reader.plain_id(manifest.id),
+        root=reader.plain_id(manifest.root_object),
         started_ns=reader.nanoseconds(document["startTime"]),
         ended_ns=reader.nanoseconds(document["endTime"]),
         host=str(source.get("host", "")),

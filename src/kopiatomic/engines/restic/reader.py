@@ -166,8 +166,8 @@ def snapshot_of(document: Mapping[str, Any]) -> StoredSnapshot:
     summary = document.get("summary") or {}
     recorded, record = reader.marked(document.get("tags") or ())
     return StoredSnapshot(
-        id=str(document["id"]),
-        root=str(document["tree"]),
+        id=reader.plain_id(document["id"]),
+        root=reader.plain_id(document["tree"]),
         started_ns=reader.nanoseconds(document["time"]),
         ended_ns=reader.nanoseconds(summary["backup_end"]) if "backup_end" in summary else None,
         host=str(document.get("hostname", "")),
