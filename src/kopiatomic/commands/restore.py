@@ -14,6 +14,7 @@ from kopiatomic.commands.failures import ended
 from kopiatomic.commands.folding import require_distinct
 from kopiatomic.commands.profiles import Folder
 from kopiatomic.commands.stored import NO_SUCH, Access, Stored, chosen, described, reader_of, record_of
+from kopiatomic.engines import confining
 from kopiatomic.engines.reader import Reader, StoredSnapshot, no_path, same_names
 from kopiatomic.errors import KopiatomicError, UsageError
 from kopiatomic.filesystems.backends import NewDataset
@@ -88,6 +89,11 @@ def _restore(wanted: Wanted, access: Access, folder: Folder, console: Console, *
     made = _require_there(reader, stored, paths, applies=applies)
     if os.geteuid() != 0:
         console.warning("without root, owners, devices and attributes of the system cannot be restored")
+    if (why := confining.refusal()) is not None:
+        console.warning(
+            f"{reader.name} can write outside of the target here ({why}): this is safe only if you trust whoever can write to "
+            "its repository"
+        )
     for one in stored.snapshots:
         if not one.complete:
             console.warning(f"{described(one)} is not complete: files are missing in it")

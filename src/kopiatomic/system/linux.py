@@ -1,7 +1,7 @@
-"""Linux system calls that Python does not offer (mount, unshare, openat2, fsmount), through ctypes.
+"""Linux system calls that Python does not offer (mount, unshare, openat2, fsmount, mount_setattr), through ctypes.
 
 Numbers of the calls made through syscall(2) are the same on every architecture that Linux added after 5.1 (openat2:
-437, fsopen: 430, fsconfig: 431, fsmount: 432).
+437, fsopen: 430, fsconfig: 431, fsmount: 432, mount_setattr: 442).
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ _SYS_FSOPEN = 430
 _SYS_FSCONFIG = 431
 _SYS_FSMOUNT = 432
 _SYS_OPENAT2 = 437
+_SYS_MOUNT_SETATTR = 442
 _SYS_KEYCTL = MappingProxyType(
     {"x86_64": 250, "aarch64": 219, "riscv64": 219, "loongarch64": 219, "ppc64le": 271, "s390x": 280}
     if sys.maxsize > 1 << 32
@@ -69,6 +70,7 @@ _IOPRIO_CLASSES = MappingProxyType({"best-effort": 2, "idle": 3})
 _IOPRIO_CLASS_SHIFT = 13
 _KEYCTL_JOIN_SESSION_KEYRING = 1
 _CAPABILITY_VERSION_3 = 0x20080522
+_AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _AT_STATX_DONT_SYNC = 0x4000
 _FSCONFIG_SET_FLAG = 0
@@ -330,20 +332,54 @@ def device_of(fd: int) -> int:
     return os.makedev(found[34], found[35])
 
 
-def bind_onto_itself(fd: int, *, recursive: bool) -> int:
-    """Bind an open directory onto itself; return the new mount, open with O_PATH. Raises OSError.
-
-    The mount is never looked for by its path, where another may have been put over it meanwhile (open_tree(2), move_mount(2)).
-    """
+def clone_mount(fd: int, *, recursive: bool) -> int:
+    """Return a mount of an open file or directory that is attached nowhere, open with O_PATH (open_tree(2)). Raises OSError."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_EMPTY_PATH | (_AT_RECURSIVE if recursive else 0)
     tree = _libc().syscall(_SYS_OPEN_TREE, fd, b"", flags)
     if tree < 0:
         raise _failed()
-    if _libc().syscall(_SYS_MOVE_MOUNT, tree, b"", fd, b"", _MOVE_MOUNT_EMPTY_PATHS) < 0:
-        error = _failed()
-        os.close(tree)
-        raise error
     return int(tree)
+
+
+def attach_mount(tree: int, fd: int) -> None:
+    """Attach such a mount to an open file or directory, never looked for by its path (move_mount(2)). Raises OSError."""
+    if _libc().syscall(_SYS_MOVE_MOUNT, tree, b"", fd, b"", _MOVE_MOUNT_EMPTY_PATHS) < 0:
+        raise _failed()
+
+
+def bind_onto_itself(fd: int, *, recursive: bool) -> int:
+    """Bind an open directory onto itself; return the new mount, open with O_PATH. Raises OSError.
+
+    The mount is never looked for by its path, where another may have been put over it meanwhile.
+    """
+    tree = clone_mount(fd, recursive=recursive)
+    try:
+        attach_mount(tree, fd)
+    except OSError:
+        os.close(tree)
+        raise
+    return tree
+
+
+def restrict_mounts(top: str, flags: int) -> None:
+    """Set MS_RDONLY, MS_NOSUID, MS_NODEV or MS_NOEXEC of a mount, and of all below it (mount_setattr(2), Linux 5.12).
+
+    Raises OSError.
+    """
+    # These flags have the same numbers as attributes (MOUNT_ATTR_RDONLY and so on).
+    wanted = (ctypes.c_uint64 * 4)(flags)
+    if (
+        _libc().syscall(
+            _SYS_MOUNT_SETATTR,
+            _AT_FDCWD,
+            os.fsencode(top),
+            _AT_RECURSIVE,
+            ctypes.byref(wanted),
+            ctypes.c_size_t(ctypes.sizeof(wanted)),
+        )
+        != 0
+    ):
+        raise _failed(top)
 
 
 def detached_mount(fstype: str, source: str, options: dict[str, str], *, read_only: bool = False) -> int:

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import chosen, reader
+from kopiatomic.engines import chosen, confining, reader, repository
 from kopiatomic.engines.borg.client import WARNINGS, Client
 from kopiatomic.engines.borg.output import messages
 from kopiatomic.engines.reader import ChosenReceiver, Entry, Form, Kind, Receiver, StoredSnapshot
@@ -138,7 +138,12 @@ class BorgReader:
         place = reader.prepare(target)
         # It keeps some flags, and with those nothing could be moved to its place. By itself it takes owners by their names.
         words = ("--noflags", "--numeric-ids", *_where(snapshot, below))
-        return self._run("extract", *words, snapshot=snapshot, below=below, within=place)
+        written = [place, *self._client.caches.values()]
+        # It locks the repository, also to read.
+        if (folder := repository.folder(self._client.where)) is not None:
+            written.append(folder)
+        with confining.only("borg", written) as first:
+            return self._run("extract", *words, snapshot=snapshot, below=below, within=place, first=first)
 
     def _run(
         self,
@@ -148,13 +153,14 @@ class BorgReader:
         below: str,
         take: Callable[[bytes], None] | None = None,
         within: str | None = None,
+        first: Callable[[], None] | None = None,
     ) -> Sequence[str]:
         """Run a command to its end; return the attributes that it could not set, in words. Raises KopiatomicError.
 
         Any other warning is a failure, for something has not been read or written.
         """
         all_words = [command, "--log-json", *self._client.shared, *words]
-        finished = self._client.run(*all_words, timeout=reader.TIME_LIMIT, take=take, within=within)
+        finished = self._client.run(*all_words, timeout=reader.TIME_LIMIT, take=take, within=within, first=first)
         if finished.status == 0:
             return ()
         log = messages(finished.stderr)

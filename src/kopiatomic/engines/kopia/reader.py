@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import chosen, reader
+from kopiatomic.engines import chosen, confining, reader
 from kopiatomic.engines.kopia import location
 from kopiatomic.engines.kopia import options as kopia_options
 from kopiatomic.engines.kopia.client import Client
@@ -64,7 +64,8 @@ class KopiaReader:
     form = Form(stand_in=STAND_IN, step_ns=10**9, changes_names=True, keeps_attributes=False)
 
     def __init__(self, options: Sequence[str], environment: Mapping[str, str], invoking_user: str | None) -> None:
-        self._client = Client(kopia_options.parse(options), environment, invoking_user)
+        self._options = kopia_options.parse(options)
+        self._client = Client(self._options, environment, invoking_user)
         # Times in its lists are in the process's time zone.
         self._client.additions["TZ"] = "UTC"
 
@@ -146,12 +147,14 @@ class KopiaReader:
         inside = snapshot.sources[0].rstrip("/") + (f"/{top}" if top else "")
         reader.require_plain(inside or "/")
         # kopia makes the directories above a directory, but not those above a file.
-        place = reader.prepare(target, os.path.dirname(inside) if inside else "") + inside
+        place = reader.prepare(target, os.path.dirname(inside) if inside else "")
         words = ["--mode=local", "--no-progress", "--no-ignore-errors"]
         # Only root can give a file to another.
         words += ["--no-ignore-permission-errors" if os.geteuid() == 0 else "--ignore-permission-errors"]
-        words += ["--no-overwrite-files", "--no-overwrite-symlinks", _object(snapshot, top), place]
-        self._run("restore", *words, snapshot=snapshot, below=below)
+        words += ["--no-overwrite-files", "--no-overwrite-symlinks", _object(snapshot, top), place + inside]
+        written = [place, *(path for _, path in location.folders(self._client, self._options))]
+        with confining.only("kopia", written) as first:
+            self._run("restore", *words, snapshot=snapshot, below=below, first=first)
         return ()
 
     def _relative(self, snapshot: StoredSnapshot, path: str) -> str:
@@ -193,10 +196,15 @@ class KopiaReader:
         return found[0]
 
     def _run(
-        self, *words: str, snapshot: StoredSnapshot, below: str, take: Callable[[bytes], None] | None = None
+        self,
+        *words: str,
+        snapshot: StoredSnapshot,
+        below: str,
+        take: Callable[[bytes], None] | None = None,
+        first: Callable[[], None] | None = None,
     ) -> None:
         """Run a command to its end. Raises KopiatomicError."""
-        finished = self._client.run(*words, *self._client.shared, timeout=reader.TIME_LIMIT, take=take)
+        finished = self._client.run(*words, *self._client.shared, timeout=reader.TIME_LIMIT, take=take, first=first)
         if finished.status != 0:
             raise self._failure(finished, snapshot, below)
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from kopiatomic.engines import chosen, reader
+from kopiatomic.engines import chosen, confining, reader
 from kopiatomic.engines.reader import ChosenReceiver, Entry, Form, Kind, Receiver, StoredSnapshot
 from kopiatomic.engines.restic.client import Client
 from kopiatomic.engines.single import SingleFile
@@ -113,7 +113,9 @@ class ResticReader:
         if below.strip("/"):
             words += ["--include", re.sub(r"[\\*?\[]", r"\\\g<0>", below.rstrip("/"))]
         place = reader.prepare(target)
-        self._run("restore", *words, "--target", place, "--", snapshot.id, snapshot=snapshot)
+        words += ["--target", place]
+        with confining.only("restic", [place, *self._client.caches.values()]) as first:
+            self._run("restore", *words, "--", snapshot.id, snapshot=snapshot, first=first)
         return ()
 
     def _entry(self, snapshot: StoredSnapshot, path: str) -> Entry:
@@ -152,9 +154,15 @@ class ResticReader:
         if shown != snapshot.id:
             raise reader.no_snapshot("restic", snapshot.id)
 
-    def _run(self, *words: str, snapshot: StoredSnapshot, take: Callable[[bytes], None] | None = None) -> None:
+    def _run(
+        self,
+        *words: str,
+        snapshot: StoredSnapshot,
+        take: Callable[[bytes], None] | None = None,
+        first: Callable[[], None] | None = None,
+    ) -> None:
         """Run a command to its end. Raises KopiatomicError."""
-        finished: process.Finished = self._client.run(*words, timeout=reader.TIME_LIMIT, take=take)
+        finished: process.Finished = self._client.run(*words, timeout=reader.TIME_LIMIT, take=take, first=first)
         if "no matching ID found" in finished.errors:
             raise reader.no_snapshot("restic", snapshot.id)
         if finished.status != 0:
