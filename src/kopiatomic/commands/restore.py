@@ -349,6 +349,11 @@ class _Restoring:
                 error.hint = (
                     f"Make room in {place}, or where {self.reader.name} has its cache. The same command goes on later."
                 )
+            elif error.kind == f"{self.reader.name}-read-only":
+                error.hint = (
+                    f"{self.reader.name} can write into {printable(self.target.name)} alone: does the snapshot lead "
+                    "elsewhere, by a link or by '..'? Or is that filesystem, or the repository's, mounted read-only?"
+                )
             raise
 
     def _remove_record(self) -> None:
