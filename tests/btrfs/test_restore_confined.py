@@ -173,7 +173,7 @@ def test_what_an_archive_of_borgs_leads_to_is_not_written(ground: Ground, borg: 
 
 def test_what_a_snapshot_of_kopias_leads_to_is_not_written(ground: Ground, saved: Path, kopia: Kopia) -> None:
     name = "../" * 40 + str(ground.outside / "new").lstrip("/")
-    words = ["kopia", "snapshot", "create", saved, f"--stdin-file={name}"]
+    words = ["kopia", "snapshot", "create", str(saved), f"--stdin-file={name}"]
     subprocess.run(words, input=b"theirs", env={**os.environ, **kopia.environment}, check=True, capture_output=True)
     ended = ground.restore([], kopia.environment)
     assert ended.returncode == 1, str(ended)
