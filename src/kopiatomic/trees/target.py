@@ -8,6 +8,7 @@ until the report an attribute stands for the folder: with that, only the last pa
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import stat
@@ -94,6 +95,7 @@ class Target:
         return target
 
     def _take(self, what: Mapping[str, str]) -> None:
+        self._lock()
         names = os.listdir(self.fd)
         is_ours = self._is_ours(names)
         mark = _mark(self.fd)
@@ -123,6 +125,24 @@ class Target:
             self._close()
             _forget_attributes(self.fd)
             self._begin(what)
+
+    def _lock(self) -> None:
+        """Keep other restores out as long as it is open: the same command would take this one for interrupted.
+
+        Raises KopiatomicError, OSError.
+        """
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise KopiatomicError(
+                f"{printable(self.name)} is locked: another restore into it is going on",
+                kind="target-locked",
+                hint="Wait for its end, or restore into another directory.",
+            ) from None
+        except OSError as error:
+            # Some network filesystems lock no directory, or nothing.
+            if error.errno not in {errno.EBADF, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL}:
+                raise
 
     def _begin(self, what: Mapping[str, str]) -> None:
         """Make our folder, with its note. Raises OSError."""

@@ -52,6 +52,18 @@ def restored(path: Path) -> None:
         target.release()
 
 
+def test_two_restores_into_one_target_at_once_are_refused(tmp_path: Path) -> None:
+    """The second of the same command would take the first for interrupted, and remove what it has made."""
+    path = str(tmp_path / "back")
+    with Target.prepared(path, WHAT) as target:
+        fill(target)
+        with pytest.raises(KopiatomicError, match="another restore into it is going on"), Target.prepared(path, WHAT):
+            pass
+        assert sorted(os.listdir(target.fd)) == [FOLDER, "file"]
+    with Target.prepared(path, WHAT) as again:
+        assert os.listdir(again.fd) == [FOLDER]
+
+
 def fill(target: Target) -> None:
     inside = Path(target.data)
     (inside / "home").mkdir(parents=True)
