@@ -164,9 +164,10 @@ def test_nothing_is_read_again_and_nothing_new_is_a_few_kilobytes(ground: InPlac
     for found in (first, second):
         assert found["files_cached"] >= without["files_cached"]
         assert found["files_hashed"] <= without["files_hashed"] + (0 if ground.engine == "kopia" else 3)
-    # restic saves what it keeps of all entries again where device numbers are new: 2 to 17 kB here, with a record or without.
+    # restic saves what it keeps of all entries again where device numbers are new: 2 to 17 kB here, with a record or without,
+    # and once 37 kB.
     for found in (first, second) if "bytes_added" in second else ():
-        assert found["bytes_added"] < without["bytes_added"] + 2 * FEW_KILOBYTES
+        assert found["bytes_added"] < without["bytes_added"] + 3 * FEW_KILOBYTES
 
 
 def test_a_second_run_adds_a_few_kilobytes_to_kopias_repository(with_kopia: InPlace, kopia: Kopia) -> None:
