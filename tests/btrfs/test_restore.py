@@ -247,7 +247,7 @@ def test_a_user_has_all_but_what_only_root_can_give_back(ground: Ground, tmp_pat
     if not ground.words:
         # The way to the one on PATH may be closed to users.
         for above in (tmp_path, *tmp_path.parents[:2]):
-            above.chmod(0o711)
+            above.chmod(above.stat().st_mode | 0o011)
         environment["KOPIATOMIC_KOPIA"] = shutil.copy(str(shutil.which("kopia")), str(tmp_path / "program"))
     ended = command(*as_nobody(*argv), env=environment, check=False)
     # Of directories and FIFOs kopia has recorded the owners.
