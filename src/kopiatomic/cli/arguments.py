@@ -85,18 +85,19 @@ class Duration(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 
 
 class Converted(click.ParamType):  # type: ignore[type-arg,unused-ignore]
-    """A text of one of the forms that :mod:`kopiatomic.config.options` converts: a share, or a size."""
+    """A text of one of the forms in :data:`kopiatomic.config.options.MEASURES`: a share, or a size."""
 
     def __init__(self, form: Form) -> None:
         self.name = str(form)
+        self._form = form
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | int:
-        from kopiatomic.config.options import share, size
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        from kopiatomic.config.options import MEASURES
 
         if isinstance(value, int | float):
             return value
         try:
-            return share(value) if self.name == Form.SHARE else size(value)
+            return MEASURES[self._form](value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
 

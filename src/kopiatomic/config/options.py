@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
-from kopiatomic.config.settings import LONGEST, MOUNT_ROOT, STATE_DIRECTORY, Setting
+from kopiatomic.config.settings import LONGEST, MOUNT_ROOT, STATE_DIRECTORY, Form, Setting
 from kopiatomic.errors import UsageError
 from kopiatomic.hooks.holder import Wanted
 from kopiatomic.hooks.hook import Hook
@@ -405,3 +407,7 @@ def share(text: str) -> float:
     if found is None or not 0.0001 <= float(found["number"]) <= 100:
         raise ValueError(f"{text!r} is not a share such as 1%, 0.1% or all")
     return float(found["number"])
+
+
+MEASURES: Mapping[Form, Callable[[str], float]] = MappingProxyType({Form.SHARE: share, Form.SIZE: size})
+"""What converts a text of each form that is a number with a unit, and no duration."""

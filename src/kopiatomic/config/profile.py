@@ -20,12 +20,11 @@ from typing import Any
 
 from kopiatomic import presence
 from kopiatomic.config.options import (
+    MEASURES,
     bad_program,
     duration,
     problem_with,
     problem_with_variable,
-    share,
-    size,
     within,
 )
 from kopiatomic.config.positions import Path, Position, index
@@ -560,9 +559,9 @@ def _converted(setting: Setting, given: object) -> Any:
         case Form.DURATION:
             return _duration(setting, given)
         case Form.SHARE | Form.SIZE:
-            convert, example = (share, '"1%" or "all"') if setting.form is Form.SHARE else (size, '"500M" or "1 GiB"')
+            example = '"1%" or "all"' if setting.form is Form.SHARE else '"500M" or "1 GiB"'
             try:
-                return convert(given if isinstance(given, str) else "")
+                return MEASURES[setting.form](given if isinstance(given, str) else "")
             except ValueError:
                 raise ValueError(f"must be a {setting.form} such as {example}, not {_shown(given)}") from None
         case Form.COUNT | Form.NUMBER:
