@@ -80,8 +80,7 @@ def _tried() -> None:
 
 def _confine(paths: Iterable[str]) -> None:
     """In a child: give this process mounts of its own, in which it can write only below some paths. Raises OSError."""
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    linux.take_own_mounts(linux.MS_PRIVATE)
     with ExitStack() as ends:
 
         def mounts_of(path: str) -> tuple[int, int]:

@@ -144,6 +144,12 @@ def unshare(flags: int) -> None:
         raise _failed()
 
 
+def take_own_mounts(propagation: int) -> None:
+    """Enter a mount namespace of our own, with one propagation (MS_PRIVATE, MS_SLAVE) for all of it. Raises OSError."""
+    unshare(CLONE_NEWNS)
+    mount("none", "/", None, MS_REC | propagation)
+
+
 def fork_into_pid_namespace() -> int:
     """Call fork(2) so that the child is the first process of a new PID namespace. Raises OSError.
 

@@ -116,8 +116,7 @@ def attended(wanted: Wanted) -> Callable[[], None]:
 
 def _seclude(wanted: Wanted) -> None:
     """Take a mount namespace of our own, and prepare it. Raises OSError."""
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.mount("none", "/", None, linux.MS_REC | linux.MS_PRIVATE)
+    linux.take_own_mounts(linux.MS_PRIVATE)
     flags = linux.MS_NOSUID | linux.MS_NODEV | linux.MS_NOEXEC
     linux.mount("kopiatomic", wanted.place, "tmpfs", flags, f"mode=700,size={_SIZE}")
     os.mkdir(mount_point(wanted.place), 0o700)

@@ -8,7 +8,6 @@ import pwd
 import shutil
 import signal
 import struct
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn, Self
@@ -113,7 +112,6 @@ def call(function: Callable[[], None], options: SpawnOptions) -> int:
         try:
             descriptors.close_all()
             function()
-            sys.stdout.flush()
         except BaseException:
             traceback.print_exc()
             os._exit(1)

@@ -17,7 +17,7 @@ class Difference:
     path: str
     what: str
     recorded: str
-    found: str = field(default="")
+    found: str
 
     def __str__(self) -> str:
         return f"{printable(self.path)}: the {self.what} is {self.found} and was {self.recorded}"
@@ -30,7 +30,7 @@ class Failure:
     path: str
     words: str
     why: str
-    what: str = field(default="")
+    what: str = ""
 
     def __str__(self) -> str:
         return f"{printable(self.path)}: {self.words}: {self.why}"

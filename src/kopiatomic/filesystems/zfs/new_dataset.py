@@ -186,8 +186,7 @@ def _mounted(name: str) -> Iterator[int]:
         os.mkdir(PLACE, 0o700)
     except FileExistsError:
         pass
-    linux.unshare(linux.CLONE_NEWNS)
-    linux.mount("none", "/", None, linux.MS_REC | linux.MS_SLAVE)
+    linux.take_own_mounts(linux.MS_SLAVE)
     try:
         linux.mount(name, PLACE, "zfs", linux.MS_NOSUID | linux.MS_NODEV)
     except OSError as error:
