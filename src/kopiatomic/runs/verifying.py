@@ -10,23 +10,23 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import field
 from typing import NamedTuple
 
 from kopiatomic import engines, presence
 from kopiatomic.engines.engine import Job
-from kopiatomic.engines.reader import Entry, Form, Kind, Reader, StoredSnapshot, find
+from kopiatomic.engines.reader import Entry, Form, Kind, Reader, StoredSnapshot, no_snapshot
 from kopiatomic.errors import EndError, KopiatomicError, end_of
 from kopiatomic.immutable import immutable
 from kopiatomic.model.engine import EngineResult
-from kopiatomic.model.record import Losses
+from kopiatomic.model.record import EntryKind, Losses
 from kopiatomic.model.verified import Difference, Verified, Wanted
 from kopiatomic.paths import below, is_at_or_below
 from kopiatomic.text import printable
 from kopiatomic.trees.census import Census, number
-from kopiatomic.trees.walk import opened, walk
+from kopiatomic.trees.walk import kind_of, opened, walk
 
 _SHOWN = 100
 """How many differences are named; the rest are counted."""
@@ -41,14 +41,9 @@ _OLD = 8
 """How many files are read back, if there are any, that the last run has saved as they are."""
 
 _KINDS = {
-    stat.S_IFREG: Kind.FILE,
-    stat.S_IFDIR: Kind.DIRECTORY,
-    stat.S_IFLNK: Kind.LINK,
-    stat.S_IFIFO: Kind.FIFO,
-    stat.S_IFSOCK: Kind.SOCKET,
-    stat.S_IFCHR: Kind.DEVICE,
-    stat.S_IFBLK: Kind.DEVICE,
+    kind: Kind.DEVICE if kind in {EntryKind.CHARACTER, EntryKind.BLOCK} else Kind(kind.value) for kind in EntryKind
 }
+"""What the engines' lists call each kind of entry."""
 
 
 @immutable
@@ -173,8 +168,11 @@ class _Comparison:
     def verified(self) -> Verified:
         """Compare everything. Raises KopiatomicError, OSError."""
         entries = files = size = all_files = 0
+        snapshots = {one.id: one for one in self._reader.snapshots()}
         for source in self._wanted.sources:
-            snapshot = find(self._reader, source.snapshot)
+            snapshot = snapshots.get(source.snapshot)
+            if snapshot is None:
+                raise no_snapshot(self._reader.name, source.snapshot)
             census, chosen = self._walked(source)
             entries += census.count
             all_files += chosen.all_files
@@ -207,11 +205,6 @@ class _Comparison:
         """Note a content that differs, although its size and times agree."""
         self.differs(path, what)
         self._unseen.update(dict.fromkeys(top for top in source.paths if is_at_or_below(path, top)))
-
-    @property
-    def root(self) -> int:
-        """The directory ``/`` of the view, open."""
-        return self._root
 
     def _paths(self, source: Source, chosen: _Chosen) -> Iterator[Sequence[str]]:
         """Yield the paths that are read back, so many at a time that they can be held. Raises OSError."""
@@ -252,7 +245,7 @@ class _Comparison:
         return any(is_at_or_below(path, top) for top in self._wanted.live)
 
     def _frozen(self, true: str, status: os.stat_result) -> _Frozen:
-        kind = _KINDS[stat.S_IFMT(status.st_mode)]
+        kind = _KINDS[kind_of(status)]
         size = status.st_size if kind is Kind.FILE else 0
         return _Frozen(true, self._form.path(true), kind, size, self._time(kind, status.st_mtime_ns), status)
 
@@ -325,9 +318,20 @@ class _Comparison:
 
     def status(self, path: str) -> os.stat_result:
         """Return what is frozen at a path. Raises OSError."""
+        with self._folder_of(path) as (folder, name):
+            return os.stat(name, dir_fd=folder, follow_symlinks=False)
+
+    def opened(self, path: str) -> int:
+        """Open a frozen file. Raises OSError."""
+        with self._folder_of(path) as (folder, name):
+            return os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+
+    @contextmanager
+    def _folder_of(self, path: str) -> Iterator[tuple[int, str]]:
+        """Yield the directory that has an entry, open, and its name in that. Raises OSError."""
         folder, _, name = path.rpartition("/")
         with opened(self._root, folder.strip("/")) as inside:
-            return os.stat(name, dir_fd=inside, follow_symlinks=False)
+            yield inside, name
 
     def _name_lacking(self, source: Source, census: Census, extra: dict[str, Entry], chosen: _Chosen) -> None:
         """Name what the engine's list does not have as it is: another walk, since only numbers are kept."""
@@ -365,9 +369,11 @@ class _Chosen:
         self._numbers: set[int] = set()
         self._drawn: list[tuple[int, int, str]] = []
         """Number, size and path of what was drawn. Empty if everything is wanted."""
-        self._always: dict[str, int] = {}
-        """The sizes of what is read back in each run, by path."""
+        self._suspects: dict[str, int] = {}
+        """The sizes of what an engine may have taken for unchanged, by path."""
         self._old: list[tuple[int, str]] = []
+        self._settled: list[str] = []
+        """The paths of what has been chosen. Empty if everything is wanted."""
 
     def consider(self, path: str, status: os.stat_result) -> None:
         """Draw a file, or not."""
@@ -381,8 +387,8 @@ class _Chosen:
         one = number(choice.key, f"{status.st_ino}" if several else path)
         if choice.since_ns is not None and status.st_mtime_ns <= choice.since_ns:
             # What was changed since, and has an older time, an engine may take for what it has saved.
-            if status.st_ctime_ns > choice.since_ns and len(self._always) < _SUSPECTS:
-                self._always[path] = status.st_size
+            if status.st_ctime_ns > choice.since_ns and len(self._suspects) < _SUSPECTS:
+                self._suspects[path] = status.st_size
             if not several and (len(self._old) < _OLD or one < self._old[-1][0]):
                 self._old = sorted([*self._old, (one, path)])[:_OLD]
         if one % self._rounds == choice.turn % self._rounds:
@@ -397,18 +403,18 @@ class _Chosen:
         part = self._choice.turn // self._rounds % parts
         found = [path for one, _, path in self._drawn if one // self._rounds % parts == part]
         self._drawn = []
-        for path, size in self._always.items():
+        for path, size in self._suspects.items():
             limit -= size
             if limit >= 0:
                 found.append(path)
         found += [path for _, path in self._old]
-        self._always = dict.fromkeys(found, 0)
-        self._numbers = {number(self._choice.key, path) for path in found}
+        self._settled = list(dict.fromkeys(found))
+        self._numbers = {number(self._choice.key, path) for path in self._settled}
 
     @property
     def paths(self) -> Sequence[str]:
         """The paths that are read back; only if that is not everything."""
-        return [path for path in self._always if self.has(path)]
+        return [path for path in self._settled if self.has(path)]
 
     def __len__(self) -> int:
         """Return how many are still to be read back."""
@@ -450,9 +456,7 @@ class _Contents:
     def begin(self, path: str, size: int) -> bool:  # noqa: ARG002 - its content says it
         """Open the frozen file. Raises OSError."""
         self._close()
-        folder, _, name = path.rpartition("/")
-        with opened(self._comparison.root, folder.strip("/")) as inside:
-            self._fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=inside)
+        self._fd = self._comparison.opened(path)
         self._path, self._at, self._equal = path, 0, True
         return True
 
