@@ -480,14 +480,15 @@ class _Run:
             job = Job(report.run_id, report.plan, frozen.sets, frozen.view.mounted, frozenset(frozen.view.filled))
             if remembering is not None:
                 job = self._without_unchanged(session, job, remembering)
-            comparing = Comparing(self._options, self._engine, report, session.attempt)
+            comparing = None
             if self._options.verify is not None:
+                comparing = Comparing(self._options, self._options.verify, self._engine, report, session.attempt)
                 job = replace(job, reads_all=comparing.known.reads_all)
             self._record_metadata(frozen, job, repository)
             self._in_view(frozen, job)
             made = repository.backup(job)
             checked = self._run_engine(frozen, job, made) if job.sources else _NOTHING_READ
-            if self._options.verify is not None:
+            if comparing is not None:
                 self._judge(made, checked)
                 self._compare(frozen, job, repository, comparing, checked)
         report.engine.end = checked.end if job.sources else None
@@ -517,12 +518,10 @@ class _Run:
         if checked.problems or checked.end.stopped or not result.saved or not job.sources:
             return
         self._listener.phase(f"comparing what {engine.name} has saved with the frozen view")
-        environment = combined(os.environ, self._handed)
-        if in_place(job.plan, inherited.temporary_directory()):
-            environment["TMPDIR"] = job.plan.scratch
         with self._report.phase("verification"):
             try:
-                self._report.verified = comparing.made(frozen.supervisor, job, repository, environment)
+                found = comparing.made(frozen.supervisor, job, repository, self._engine_environment(job))
+                self._report.verified = found
             except KopiatomicError as error:
                 self._report.incomplete.append(f"what was saved is not verified: {error.message}")
         for warning in comparing.warnings:
@@ -601,9 +600,7 @@ class _Run:
         self._listener.phase(f"{engine.name} is backing up {first_few(job.sources)}")
         # What is taken may have changed meanwhile.
         lists.write(job.run_id, job.plan)
-        environment = shell.environment(combined(os.environ, self._handed), shell.variables(job.run_id, job.plan))
-        if in_place(job.plan, inherited.temporary_directory()):
-            environment["TMPDIR"] = job.plan.scratch
+        environment = shell.environment(self._engine_environment(job), shell.variables(job.run_id, job.plan))
 
         def take(stream: str, data: bytes) -> None:
             for found in made.feed(stream, data):
@@ -616,6 +613,13 @@ class _Run:
             priority = spawn.Priority(self._options.nice, self._options.ionice)
             start = Start(command, environment, StartOptions(priority=priority), sources=job.sources)
             return frozen.supervisor.run(start, Pipes(take), self._options.stop_timeout)
+
+    def _engine_environment(self, job: Job) -> dict[str, str]:
+        """Return what the engine has in its environment, but for what says which run it is of."""
+        environment = combined(os.environ, self._handed)
+        if in_place(job.plan, inherited.temporary_directory()):
+            environment["TMPDIR"] = job.plan.scratch
+        return environment
 
     def _conclude(self, checked: Checked, result: EngineResult) -> None:
         """Combine the engine's end, its own output and the check of the mounts into the run's outcome."""
@@ -640,7 +644,7 @@ class _Run:
         if not result.complete:
             report.incomplete.append(result.message)
         if report.verified is not None and not report.verified.equal:
-            raise comparing_failed(report.engine.name, report.verified)
+            raise _differs(report.engine.name, report.verified)
 
     def _require_read(self, checked: Checked, result: EngineResult) -> None:
         """Refuse the success of an engine that has not looked into the view: it, or its server, has read live files.
@@ -677,7 +681,7 @@ class _Run:
         )
 
 
-def comparing_failed(name: str, verified: Verified) -> KopiatomicError:
+def _differs(name: str, verified: Verified) -> KopiatomicError:
     """Return the error that a backup is not what was frozen."""
     first = verified.differences[0]
     more = f", and {verified.difference_count - 1} more" if verified.difference_count > 1 else ""

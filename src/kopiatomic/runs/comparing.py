@@ -21,23 +21,25 @@ from kopiatomic.text import first_few
 
 
 class Comparing:
-    """The comparisons of one run. ``attempt`` makes a call to the records."""
+    """The comparison of one run, of so many percent of the files. ``attempt`` makes a call to the records."""
 
     def __init__(
         self,
         options: Options,
+        percent: float,
         engine: Engine,
         report: Report,
         attempt: Callable[[Callable[[Records], object]], object],
     ) -> None:
         self._options = options
+        self._percent = percent
         self._engine = engine
         self._report = report
         self._attempt = attempt
         self.warnings: list[str] = []
         # Each engine leaves out what its own rules say.
         self._series = f"{engine.name} {report.series}"
-        known = attempt(lambda records: records.comparisons(self._series)) if options.verify is not None else None
+        known = attempt(lambda records: records.comparisons(self._series))
         self.known = known if isinstance(known, Comparisons) else Comparisons()
         """What earlier runs of the series have found."""
 
@@ -49,7 +51,6 @@ class Comparing:
         assert result is not None
         assert repository.losses is not None
         options = self._options
-        assert options.verify is not None
         asked = verifying.Repository(
             self._engine.name, tuple(words("-o", options.options)), options.repository, dict(environment)
         )
@@ -62,7 +63,7 @@ class Comparing:
             (*job.plan.given, *map(job.plan.path, job.mounted)),
             (*job.plan.writable, *(one.point for one in job.plan.uncovered if one.live)),
             verifying.Choice(
-                Wanted(options.verify, options.verify_limit),
+                Wanted(self._percent, options.verify_limit),
                 verifying.choice_key(self._series),
                 self.known.count,
                 self.known.instant_ns,
